@@ -1,0 +1,87 @@
+"""The model card: everything a verdict needs besides the weights, and everything a reader needs to judge it."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detector.answer import Verdict
+from detector.errors import UserError
+from detector.presets import Preset, preset_from_dict, preset_to_dict
+
+CARD_FILE = "card.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class CardError(UserError):
+    """A card.json that is missing, malformed or does not belong to the weights beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """How a logit becomes a verdict: p_ai = sigmoid(logit / temperature + bias); `ai` from `threshold` up; `uncertain`
+    where abstain_low <= p_ai < abstain_high. `chosen_by` says in words how the numbers were found."""
+
+    temperature: float = 1.0
+    bias: float = 0.0
+    threshold: float = 0.5
+    abstain_low: float = 0.5
+    abstain_high: float = 0.5
+    chosen_by: str = "default: p_ai 0.5, not calibrated"
+
+    def p_ai(self, logit: float) -> float:
+        """The calibrated probability that the image is AI-generated, 0..1."""
+        z = logit / self.temperature + self.bias
+        return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+    def verdict(self, p_ai: float) -> Verdict:
+        """The verdict at this probability."""
+        if self.abstain_low <= p_ai < self.abstain_high:
+            return "uncertain"
+        return "ai" if p_ai >= self.threshold else "real"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """card.json. `training` tells the data (digest, seen and unseen generators), the recipe and its course; `metrics`
+    and `robustness` are what evaluation measured; `warnings` must be shown wherever the model's verdicts are."""
+
+    name: str
+    version: str
+    architecture: str
+    preset: Preset
+    weights_sha256: str
+    decision: Decision = field(default_factory=Decision)
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    robustness: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Names what decides a verdict (architecture, preset, weights, decision): equal digests, equal answers."""
+        parts = [self.architecture, preset_to_dict(self.preset), self.weights_sha256, asdict(self.decision)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write card.json into the run folder, whole or not at all."""
+        partial = folder / f"{CARD_FILE}.partial"
+        partial.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+        partial.replace(folder / CARD_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Card":
+        """Read card.json from a run folder. Raises CardError, naming the file and what is wrong with it."""
+        path = folder / CARD_FILE
+        try:
+            values = json.loads(path.read_text())
+            values["preset"] = preset_from_dict(values["preset"])
+            values["decision"] = Decision(**values["decision"])
+            return cls(**values)
+        except FileNotFoundError as error:
+            raise CardError(f"{path} is missing: is {folder} a run folder made by `patchscan train`?") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise CardError(f"{path} is not a card this version reads: {error}") from error

@@ -1,0 +1,5 @@
+"""The base of every error a user can mend. The command line prints such an error as one line and exits with 2."""
+
+
+class UserError(Exception):
+    """Something the user must change: a path, an option, a file. The message says what is wrong and what to do."""

@@ -1,0 +1,147 @@
+"""Encoded bytes to RGB pixels, or one of a fixed set of reasons why not.
+
+The limits are checked on the header, before any pixel is decoded. EXIF orientation is not applied: the pixels are
+scored as stored, because a rotation moves the compression grid that detectors look at. Alpha is dropped, CMYK is
+converted, 16-bit samples keep their high byte, and an animation is represented by its first frame.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from PIL import Image
+
+try:
+    import pillow_heif
+except ImportError:  # a stock TorchServe has no HEIC decoder: such files are then `unsupported_format`
+    pass
+else:
+    pillow_heif.register_heif_opener()
+
+# `decode` checks its own limits; Pillow's would answer the same question a second time, as a warning.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
+
+
+class ErrorCode(StrEnum):
+    """Why an image cannot be scored; the same codes stand in answers, rows, reports and docs."""
+
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    TRUNCATED = "truncated"
+    TOO_LARGE = "too_large"
+    TOO_SMALL = "too_small"
+
+
+class ImageError(ValueError):
+    """The image is at fault, for good: `code` is one of `ErrorCode`, `message` one line for a person."""
+
+    def __init__(self, code: ErrorCode, message: str):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is refused before decoding: encoded bytes, pixels, and the shorter side in pixels."""
+
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 64_000_000
+    min_side: int = 8
+
+
+@dataclass(frozen=True)
+class RGBImage:
+    """Decoded pixels: `rgb` is uint8, height x width x 3; `frames` counts an animation's frames (1 for a still)."""
+
+    rgb: np.ndarray
+    format: str
+    frames: int
+
+    @property
+    def width(self) -> int:
+        return self.rgb.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.rgb.shape[0]
+
+
+def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
+    """Decode one encoded image to RGB.
+
+    Raises ImageError: `empty`, `too_large` (bytes or pixels), `too_small` (shorter side under `limits.min_side`),
+    `not_an_image`, `unsupported_format` (an image, but not one of FORMATS), `truncated` (damaged or cut short).
+    """
+    if not data:
+        raise ImageError(ErrorCode.EMPTY, "the file holds no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageError(ErrorCode.TOO_LARGE, f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
+    with _open(data) as image:
+        _check_size(image, limits)
+        try:
+            frames = getattr(image, "n_frames", 1)
+            rgb = _to_rgb(image)
+        # Pillow's decoders raise all of these on damaged files, with memory addresses in the texts.
+        except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+            raise ImageError(ErrorCode.TRUNCATED, f"the {image.format} data is damaged or cut short") from error
+        except MemoryError as error:
+            raise ImageError(ErrorCode.TOO_LARGE, "the pixels do not fit in memory") from error
+        return RGBImage(rgb, image.format or "", frames)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known_formats()])
+    except Image.DecompressionBombError as error:
+        raise ImageError(ErrorCode.TOO_LARGE, "the header promises more pixels than the limit") from error
+    except Exception as error:  # a plugin's header parser may raise anything on hostile bytes
+        claimed = _claimed_format(data)
+        if claimed is None:
+            raise ImageError(ErrorCode.NOT_AN_IMAGE, "the bytes are not an image of any known format") from error
+        if claimed in FORMATS:
+            raise ImageError(ErrorCode.TRUNCATED, f"the {claimed} header is damaged or cut short") from error
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"{claimed} images are not supported") from error
+
+
+def _known_formats() -> set[str]:
+    Image.init()
+    return set(Image.OPEN)
+
+
+def _claimed_format(data: bytes) -> str | None:
+    """The format whose signature the bytes begin with, by Pillow's own tests; None where no signature fits."""
+    brand = data[4:12]
+    if brand[:4] == b"ftyp" and brand[4:] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "HEIF" if "HEIF" in _known_formats() else "HEIC"
+    for name in _known_formats():
+        accept = Image.OPEN[name][1]
+        try:
+            if accept is not None and accept(data[:16]) is True:
+                return name
+        except (IndexError, ValueError):
+            continue
+    return None
+
+
+def _check_size(image: Image.Image, limits: Limits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        message = f"{width} x {height} pixels; the limit is {limits.max_pixels:,} pixels"
+        raise ImageError(ErrorCode.TOO_LARGE, message)
+    if min(width, height) < limits.min_side:
+        message = f"{width} x {height} pixels; the shorter side must be at least {limits.min_side}"
+        raise ImageError(ErrorCode.TOO_SMALL, message)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow would clip 16-bit grey to white at 255; the high byte is the picture.
+        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

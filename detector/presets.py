@@ -1,0 +1,86 @@
+"""How an image becomes a model's input: the one place that training, evaluation, serving and scanning all use.
+
+A preset turns RGB pixels into uint8 crops without torch, so that a scan worker can do it; `to_tensor` turns crops into
+the normalised tensor a model takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from detector.patches import Patches, Rule, choose_patches
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchPreset:
+    """`count` patches of `size` x `size` pixels, chosen by `rule` among `candidates` draws; their logits are
+    averaged."""
+
+    kind: Literal["patch"] = "patch"
+    size: int = 32
+    rule: Rule = "simplest"
+    candidates: int = 30
+    count: int = 1
+
+    def crops(self, rgb: np.ndarray, seed: int) -> Patches:
+        """`rgb` uint8 (H, W, 3) to crops uint8 (count, size, size, 3); the same seed gives the same crops."""
+        return choose_patches(
+            rgb, rule=self.rule, size=self.size, candidates=self.candidates, count=self.count, seed=seed
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholePreset:
+    """The whole image: shorter side resized to `resize`, then the central `size` x `size` (torchvision's ImageNet
+    evaluation preset). No randomness: the seed changes nothing."""
+
+    kind: Literal["whole"] = "whole"
+    size: int = 224
+    resize: int = 256
+
+    def crops(self, rgb: np.ndarray, seed: int) -> Patches:
+        """`rgb` uint8 (H, W, 3) to one crop, uint8 (1, size, size, 3)."""
+        height, width = rgb.shape[:2]
+        scale = self.resize / min(height, width)
+        resized = Image.fromarray(rgb).resize(
+            (max(self.size, round(width * scale)), max(self.size, round(height * scale))), Image.Resampling.BILINEAR
+        )
+        x, y = (resized.width - self.size) // 2, (resized.height - self.size) // 2
+        pixels = np.asarray(resized.crop((x, y, x + self.size, y + self.size)))[None]
+        corner = np.array([[round(x / scale), round(y / scale)]])
+        return Patches(pixels, corner, np.zeros(1, dtype=np.int64), upscaled=scale > 8)
+
+
+Preset = PatchPreset | WholePreset
+
+
+def preset_from_dict(values: dict[str, Any]) -> Preset:
+    """The preset that `asdict` wrote. Raises TypeError on an unknown field, ValueError on an unknown kind."""
+    kinds = {"patch": PatchPreset, "whole": WholePreset}
+    if values.get("kind") not in kinds:
+        raise ValueError(f"preset kind must be one of {', '.join(kinds)}, not {values.get('kind')!r}")
+    return kinds[values["kind"]](**values)
+
+
+def preset_to_dict(preset: Preset) -> dict[str, Any]:
+    """The preset as it is written in card.json."""
+    return asdict(preset)
+
+
+def to_tensor(crops: np.ndarray) -> torch.Tensor:
+    """uint8 (n, size, size, 3) to float32 (n, 3, size, size), scaled to 0..1 and normalised as for ImageNet."""
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float().div_(255.0)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return pixels.sub_(mean).div_(std)

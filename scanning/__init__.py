@@ -1,0 +1,1 @@
+"""Scoring buckets: exactly one row an object, resumable, incremental. Imports no torch."""
