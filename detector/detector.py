@@ -1,7 +1,6 @@
 """A run folder loaded and ready to score: the one path from bytes to answers, in serving and in evaluation alike."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +8,11 @@ import torch
 
 from detector.answer import Answer
 from detector.card import WEIGHTS_FILE, Card, CardError
-from detector.images import ImageError, Limits, RGBImage, decode
+from detector.images import ImageError, Limits
 from detector.models import ai_logit, build
-from detector.patches import Patches, seed_from_bytes
+from detector.prepared import Prepared, answer, prepare
 from detector.presets import to_tensor
 from detector.weights import read_safetensors, sha256_of
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One decoded image and its crops, ready for the model."""
-
-    image: RGBImage
-    crops: Patches
 
 
 class Detector:
@@ -52,8 +43,7 @@ class Detector:
 
     def prepare(self, data: bytes) -> Prepared:
         """Decode one encoded image and choose its crops. Raises ImageError."""
-        image = decode(data, self.limits)
-        return Prepared(image, self.card.preset.crops(image.rgb, seed_from_bytes(data)))
+        return prepare(data, self.card, self.limits)
 
     @torch.inference_mode()
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
@@ -68,8 +58,8 @@ class Detector:
         return [part.mean().item() for part in together.split([len(one) for one in crops])]
 
     def _crop_logits(self, crops: np.ndarray) -> torch.Tensor:
-        inputs = to_tensor(crops).to(self.device, memory_format=torch.channels_last)
-        return ai_logit(self.model(inputs)).double()
+        pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)
+        return ai_logit(self.model(to_tensor(pixels))).double()
 
     def score(self, images: Sequence[bytes]) -> list[Answer | ImageError]:
         """Score encoded images: one answer each, in order; an image that cannot be scored is its ImageError."""
@@ -85,31 +75,4 @@ class Detector:
 
     def answer(self, prepared: Prepared, logit: float) -> Answer:
         """The answer to a prepared image whose logit is known."""
-        decision = self.card.decision
-        p_ai = decision.p_ai(logit)
-        verdict = decision.verdict(p_ai)
-        reason = "abstain_band" if verdict == "uncertain" else None
-        if prepared.crops.upscaled:
-            verdict, reason = "uncertain", "small_image"
-        x, y = (int(value) for value in prepared.crops.corners[0])
-        return Answer(
-            p_ai=p_ai,
-            logit=logit,
-            verdict=verdict,
-            reason=reason,
-            patch={
-                "x": x,
-                "y": y,
-                "size": self.card.preset.size,
-                "complexity": int(prepared.crops.complexity[0]),
-            },
-            image={
-                "width": prepared.image.width,
-                "height": prepared.image.height,
-                "format": prepared.image.format,
-                "frames": prepared.image.frames,
-            },
-            model=self.card.name,
-            version=self.card.version,
-            digest=self.card.digest,
-        )
+        return answer(prepared, logit, self.card)

@@ -1,0 +1,48 @@
+"""The two halves of scoring that need no torch: bytes to crops before the model, logit to answer after it."""
+
+from dataclasses import dataclass
+
+from detector.answer import Answer
+from detector.card import Card
+from detector.images import Limits, RGBImage, decode
+from detector.patches import Patches, seed_from_bytes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One decoded image and its crops, ready for the model."""
+
+    image: RGBImage
+    crops: Patches
+
+
+def prepare(data: bytes, card: Card, limits: Limits = Limits()) -> Prepared:
+    """Decode one encoded image and choose its crops by the card's preset. Raises ImageError."""
+    image = decode(data, limits)
+    return Prepared(image, card.preset.crops(image.rgb, seed_from_bytes(data)))
+
+
+def answer(prepared: Prepared, logit: float, card: Card) -> Answer:
+    """The answer to a prepared image whose logit is known."""
+    p_ai = card.decision.p_ai(logit)
+    verdict = card.decision.verdict(p_ai)
+    reason = "abstain_band" if verdict == "uncertain" else None
+    if prepared.crops.upscaled:
+        verdict, reason = "uncertain", "small_image"
+    x, y = (int(value) for value in prepared.crops.corners[0])
+    return Answer(
+        p_ai=p_ai,
+        logit=logit,
+        verdict=verdict,
+        reason=reason,
+        patch={"x": x, "y": y, "size": card.preset.size, "complexity": int(prepared.crops.complexity[0])},
+        image={
+            "width": prepared.image.width,
+            "height": prepared.image.height,
+            "format": prepared.image.format,
+            "frames": prepared.image.frames,
+        },
+        model=card.name,
+        version=card.version,
+        digest=card.digest,
+    )
