@@ -1,0 +1,199 @@
+"""Intervals and tests: Wilson, DeLong, Newcombe, Agresti-Min, McNemar, Holm, Friedman.
+
+Every interval is two-sided at 95 % unless `level` says otherwise. Labels are 1 for AI, 0 for real; a higher score means
+more likely AI. Nothing here needs torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval. `None` stands for "not defined on these data" (one class only, nothing to divide by,
+    or, for the bounds alone, resampling that never moved); `method` names how the interval was made."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    method: str
+
+
+def undefined(method: str) -> Estimate:
+    """The estimate of something these data cannot tell."""
+    return Estimate(None, None, None, method)
+
+
+def normal_quantile(level: float = LEVEL) -> float:
+    """Half-width of a two-sided normal interval in standard deviations: 1.96 at 95 %."""
+    return float(stats.norm.ppf(0.5 + level / 2))
+
+
+def wilson(successes: int, trials: int, level: float = LEVEL) -> Estimate:
+    """A proportion with Wilson's score interval (Wilson, JASA 1927); undefined for no trials."""
+    if trials == 0:
+        return undefined("wilson")
+    low, high = proportion_confint(successes, trials, alpha=1 - level, method="wilson")
+    return Estimate(successes / trials, float(low), float(high), "wilson")
+
+
+def mean_of_rates(first: Estimate, second: Estimate) -> Estimate:
+    """The mean of two independent rates, by squaring and adding their intervals' arms (Newcombe, Stat Med 1998)."""
+    if None in (first.value, second.value):
+        return undefined("newcombe")
+    a, a_low, a_high = _numbers(first)
+    b, b_low, b_high = _numbers(second)
+    low = (a + b) / 2 - np.hypot(a - a_low, b - b_low) / 2
+    high = (a + b) / 2 + np.hypot(a_high - a, b_high - b) / 2
+    return Estimate((a + b) / 2, float(low), float(high), "newcombe")
+
+
+def precision_at(prevalence: float, recall: Estimate, false_positive_rate: Estimate) -> Estimate:
+    """The share of alarms that are right where `prevalence` of all images are AI (Bayes' theorem).
+
+    The interval takes both rates at their worse and better ends at once, so it covers at least 95 %.
+    """
+    if None in (recall.value, false_positive_rate.value):
+        return undefined("wilson bounds")
+    tpr, tpr_low, tpr_high = _numbers(recall)
+    fpr, fpr_low, fpr_high = _numbers(false_positive_rate)
+
+    def share(hit: float, alarm: float) -> float | None:
+        alarms = prevalence * hit + (1 - prevalence) * alarm
+        return prevalence * hit / alarms if alarms else None
+
+    return Estimate(share(tpr, fpr), share(tpr_low, fpr_high), share(tpr_high, fpr_low), "wilson bounds")
+
+
+def complement(rate: Estimate) -> Estimate:
+    """1 - rate, with the interval turned round."""
+    if rate.value is None:
+        return rate
+    value, low, high = _numbers(rate)
+    return Estimate(1 - value, 1 - high, 1 - low, rate.method)
+
+
+def _numbers(estimate: Estimate) -> tuple[float, float, float]:
+    assert estimate.value is not None and estimate.low is not None and estimate.high is not None
+    return estimate.value, estimate.low, estimate.high
+
+
+def delong_components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """AUCs and their covariance for several scores of the same images (DeLong et al., Biometrics 1988; the fast form
+    of Sun & Xu, IEEE SPL 2014). label (n,) of 0 and 1, both present; scores (k, n). Returns (k,), (k, k)."""
+    positive, negative = scores[:, label == 1], scores[:, label == 0]
+    m, n = positive.shape[1], negative.shape[1]
+    both = stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
+    over_negatives = (both[:, :m] - stats.rankdata(positive, axis=1)) / n  # (k, m)
+    under_positives = 1 - (both[:, m:] - stats.rankdata(negative, axis=1)) / m  # (k, n)
+    auc = over_negatives.mean(axis=1)
+    covariance = sum(np.atleast_2d(np.cov(part, ddof=1)) / part.shape[1] if part.shape[1] > 1 else np.nan
+                     for part in (over_negatives, under_positives))  # fmt: skip
+    return auc, np.atleast_2d(covariance) * np.ones((len(scores), len(scores)))
+
+
+def auc_interval(label: np.ndarray, score: np.ndarray, level: float = LEVEL) -> Estimate:
+    """AUC with DeLong's interval, computed for its log odds so that it stays within 0..1.
+
+    Where DeLong's variance is zero or undefined (perfect separation, one image a class) the interval is Newcombe's
+    method 5. Undefined where a class is missing.
+    """
+    if len(np.unique(label)) < 2:
+        return undefined("delong")
+    auc, covariance = delong_components(label, score[None])
+    value, variance = float(auc[0]), float(covariance[0, 0])
+    if not variance > 0 or value in (0.0, 1.0):
+        return newcombe_auc(value, int((label == 1).sum()), int((label == 0).sum()), level)
+    odds = np.log(value / (1 - value))
+    arm = normal_quantile(level) * np.sqrt(variance) / (value * (1 - value))
+    low, high = 1 / (1 + np.exp(-(odds - arm))), 1 / (1 + np.exp(-(odds + arm)))
+    return Estimate(value, float(low), float(high), "delong")
+
+
+def newcombe_auc(auc: float, positives: int, negatives: int, level: float = LEVEL) -> Estimate:
+    """Newcombe's method 5 for an AUC: a score-type interval that is sensible at 0 and 1 (Stat Med 2006, 25:559)."""
+    size = (positives + negatives) / 2
+    z = normal_quantile(level)
+
+    def distance(theta: float) -> float:
+        spread = (1 - theta) / (2 - theta) + theta / (1 + theta)
+        variance = theta * (1 - theta) / (positives * negatives) * (1 + (size - 1) * spread)
+        return (theta - auc) ** 2 - z**2 * variance
+
+    low = 0.0 if auc == 0 else float(optimize.brentq(distance, 0, auc - 1e-9 if auc == 1 else auc))
+    high = 1.0 if auc == 1 else float(optimize.brentq(distance, auc + 1e-9 if auc == 0 else auc, 1))
+    return Estimate(auc, low, high, "newcombe")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference, first minus second, with its interval and p-value."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+def auc_difference(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> Difference | None:
+    """DeLong's paired test of two scores of the same images; None where a class is missing."""
+    if len(np.unique(label)) < 2:
+        return None
+    auc, covariance = delong_components(label, np.stack([first, second]))
+    value = float(auc[0] - auc[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    if not variance > 1e-12:
+        # Both order the images alike (or there is one image a class): the data hold no evidence of a difference.
+        return Difference(value, value, value, 1.0) if abs(value) < 1e-12 else None
+    error = np.sqrt(variance)
+    arm = normal_quantile() * error
+    p_value = float(2 * stats.norm.sf(abs(value) / error))
+    return Difference(value, max(-1.0, value - arm), min(1.0, value + arm), p_value)
+
+
+def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray) -> Difference | None:
+    """Two models' decisions on the same images (bool (n,), whether right): difference of accuracy with Agresti & Min's
+    interval (Stat Med 2005) and McNemar's exact test. None for no images."""
+    n = len(first_right)
+    if n == 0:
+        return None
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((~first_right & second_right).sum())
+    p_value = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
+    a, b, total = only_first + 0.5, only_second + 0.5, n + 2
+    arm = normal_quantile() * np.sqrt(a + b - (a - b) ** 2 / total) / total
+    centre = (a - b) / total
+    low, high = max(-1.0, centre - arm), min(1.0, centre + arm)
+    return Difference((only_first - only_second) / n, float(low), float(high), min(1.0, p_value))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm, 1979)."""
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+
+
+def friedman(values: np.ndarray, draws: int = 20_000, seed: int = 0) -> float | None:
+    """Do the treatments (columns) differ over the blocks (rows)? Friedman's rank test, its p-value from `draws` random
+    permutations within the blocks, because chi-square needs more blocks than generators there usually are.
+
+    values: (blocks, treatments). Returns p, or None for fewer than 2 blocks or 3 treatments.
+    """
+    blocks, treatments = values.shape
+    if blocks < 2 or treatments < 3:
+        return None
+    ranks = stats.rankdata(values, axis=1)
+    rng = np.random.default_rng(seed)
+    order = rng.random((draws, blocks, treatments)).argsort(axis=2)
+    shuffled = np.take_along_axis(np.broadcast_to(ranks, order.shape), order, axis=2)
+    centre = (treatments + 1) / 2
+    observed = ((ranks.mean(axis=0) - centre) ** 2).sum()
+    permuted = ((shuffled.mean(axis=1) - centre) ** 2).sum(axis=1)
+    return float((1 + (permuted >= observed - 1e-12).sum()) / (draws + 1))

@@ -1,0 +1,1 @@
+"""The pages' templates: base.html is what evaluation and scan reports share."""
