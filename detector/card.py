@@ -73,14 +73,17 @@ class Card:
         partial.replace(folder / CARD_FILE)
 
     @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Card":
+        """The card whose card.json holds `values`. Raises ValueError, TypeError or KeyError where they are no card."""
+        preset, decision = preset_from_dict(values["preset"]), Decision(**values["decision"])
+        return cls(**(values | {"preset": preset, "decision": decision}))
+
+    @classmethod
     def read(cls, folder: Path) -> "Card":
         """Read card.json from a run folder. Raises CardError, naming the file and what is wrong with it."""
         path = folder / CARD_FILE
         try:
-            values = json.loads(path.read_text())
-            values["preset"] = preset_from_dict(values["preset"])
-            values["decision"] = Decision(**values["decision"])
-            return cls(**values)
+            return cls.from_dict(json.loads(path.read_text()))
         except FileNotFoundError as error:
             raise CardError(f"{path} is missing: is {folder} a run folder made by `patchscan train`?") from error
         except (ValueError, TypeError, KeyError) as error:
