@@ -1,0 +1,69 @@
+"""Exact and near duplicates in an index: a copy of a training image in the val split makes every figure too good."""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+# Perceptual hashes (64 bits) this near are one picture, re-encoded or slightly retouched.
+NEAR_BITS = 4
+BLOCK = 512
+
+
+def find_duplicates(index: pd.DataFrame, bits: int = NEAR_BITS) -> pd.DataFrame:
+    """Every file that has a copy, one row a file: kind (`exact`, equal bytes; `near`, perceptual hashes chained by at
+    most `bits` differing bits), group (a number), path, generator, split, class.
+
+    A near group that holds only exact copies of one file is not repeated as near. Sorted by kind, group, path.
+    """
+    exact = pd.Series(pd.factorize(index["sha256"])[0], index.index)
+    hashes, of_file = np.unique([int(text, 16) for text in index["phash"]], return_inverse=True)
+    near = pd.Series(_chained(hashes.astype(np.uint64), bits)[of_file] if len(index) else [], index.index)
+    files_per_group = index.groupby(near)["sha256"].transform("nunique")
+    columns = ["path", "generator", "split", "class"]
+    found = pd.concat(
+        [
+            index.loc[exact.duplicated(keep=False), columns].assign(kind="exact", group=exact),
+            index.loc[files_per_group > 1, columns].assign(kind="near", group=near),
+        ]
+    )
+    found["group"] = found.groupby("kind")["group"].transform(lambda group: pd.factorize(group)[0])
+    return found[["kind", "group", *columns]].sort_values(["kind", "group", "path"], ignore_index=True)
+
+
+def _chained(hashes: np.ndarray, bits: int) -> np.ndarray:
+    """A group number for each distinct hash (uint64, n): the connected components of "at most `bits` bits apart"."""
+    pairs = near_pairs(hashes, bits)
+    edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(hashes), len(hashes)))
+    return connected_components(edges, directed=False)[1]
+
+
+def near_pairs(hashes: np.ndarray, bits: int) -> np.ndarray:
+    """All pairs i < j of `hashes` (uint64, n) at most `bits` bits apart, int (m, 2), sorted.
+
+    Cut into `bits` + 1 bands, two such hashes agree in at least one whole band (pigeonhole), so only hashes that share
+    a band are compared.
+    """
+    edges = np.linspace(0, 64, bits + 2).astype(int)
+    found = [np.empty((0, 2), dtype=np.int64)]
+    for low, high in pairwise(edges):
+        band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+        order = np.argsort(band, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
+            found += [_compare(hashes, bucket, bits)] if len(bucket) > 1 else []
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _compare(hashes: np.ndarray, bucket: np.ndarray, bits: int) -> np.ndarray:
+    """The near pairs within one bucket (indices into `hashes`), int (m, 2); in blocks, as a bucket may be large."""
+    bucket = np.sort(bucket)
+    found = []
+    for start in range(0, len(bucket), BLOCK):
+        block = bucket[start : start + BLOCK]
+        distance = np.bitwise_count(hashes[block][:, None] ^ hashes[bucket][None, :])
+        first, second = np.nonzero(distance <= bits)
+        ordered = block[first] < bucket[second]
+        found.append(np.stack([block[first[ordered]], bucket[second[ordered]]], axis=1))
+    return np.concatenate(found)
