@@ -1,7 +1,54 @@
 """The command line of evaluation."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 
 def add_to(app: typer.Typer) -> None:
     """Register this room's commands."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    run: Annotated[list[Path], typer.Option(help="A run folder (card.json, model.safetensors); repeat to compare.")],
+    data: Annotated[Path, typer.Option(help="A data set: DATA/<generator>/val/{ai,nature}.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report.")],
+    matched: Annotated[
+        Path | None, typer.Option(help="The same data under the matched protocol, reported beside the raw.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Fit temperature, threshold and abstain band anew and write them to the card.")
+    ] = True,
+    max_fpr: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Of real images, the share called AI at most.")
+    ] = 0.05,
+    max_fnr: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Of AI images, the share called real at most.")
+    ] = 0.05,
+    device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many images of each generator and class.")
+    ] = None,
+) -> None:
+    """Score the validation split, calibrate on the seen generators, and write a report one can decide from.
+
+    OUT gets report.html, report.json, RESULTS_SUMMARY.txt, RESULTS_TABLE.md, figures/ and the scores. A second run with
+    the same weights and images scores nothing again.
+
+    \b
+    Examples:
+      patchscan evaluate --run runs/ssp --data data/genimage --out build/report
+      patchscan evaluate --run runs/ssp --run runs/resnet50 --data data/genimage --out build/report --max-fpr 0.01
+    """
+    from evaluation.calibration import Target
+    from evaluation.evaluate import Options
+    from evaluation.evaluate import evaluate as run_evaluation
+
+    folders = {"raw": data} | ({"matched": matched} if matched else {})
+    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit)
+    report = run_evaluation(run, folders, out, options)
+    for sentence in report["findings"]:
+        typer.echo(f"- {sentence}")
+    typer.echo(f"report: {out / 'report.html'}")

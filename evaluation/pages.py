@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 MISSING = "–"
@@ -62,10 +62,12 @@ def show(value: Any, style: str = "") -> str:
     return str(value)
 
 
-def render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
-    """Render a template of this package over a report; the template sees `report`, its `figures` and `extra`."""
+def render(template: str, report: Mapping[str, Any], package: str = "evaluation", **extra: Any) -> str:
+    """Render a template of `package` (it may extend evaluation's base.html) over a report; the template sees `report`,
+    its `figures` and `extra`."""
+    loader = ChoiceLoader([PackageLoader(package), PackageLoader("evaluation")])
     environment = Environment(
-        loader=PackageLoader("evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["show"] = show
     return environment.get_template(template).render(report=report, figures=Figures(report), escape=escape, **extra)

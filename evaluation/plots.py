@@ -217,7 +217,9 @@ def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, referen
                 axis.plot([value], [y], marker, color=COLOURS[number % len(COLOURS)], markersize=5,
                           label=name if line == 0 else None)  # fmt: skip
     axis.axvline(reference, color="#7b8794", linewidth=1, linestyle="--")
-    axis.set(yticks=range(len(rows)), xlabel=xlabel, xlim=(min(0.4, axis.get_xlim()[0]), 1.01), ylim=(len(rows) - 0.5, -0.5))
+    axis.set(
+        yticks=range(len(rows)), xlabel=xlabel, xlim=(min(0.4, axis.get_xlim()[0]), 1.01), ylim=(len(rows) - 0.5, -0.5)
+    )
     axis.set_yticklabels([name for name, _ in rows])
     axis.grid(True, axis="x")
     if len(models) > 1:
