@@ -6,6 +6,7 @@ converted, 16-bit samples keep their high byte, and an animation is represented 
 """
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
@@ -124,7 +125,7 @@ def _claimed_format(data: bytes) -> str | None:
         try:
             if accept is not None and accept(data[:16]) is True:
                 return name
-        except (IndexError, ValueError):
+        except (IndexError, ValueError, struct.error):
             continue
     return None
 

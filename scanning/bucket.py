@@ -1,0 +1,227 @@
+"""An S3 bucket, or a prefix of one, as a `Store`. Credentials come from boto3's own chain and from nowhere else."""
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import boto3
+from botocore import exceptions as boto_errors
+from botocore.config import Config
+
+from scanning.retries import Retries, Transient
+from scanning.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+Result = TypeVar("Result")
+
+# Prefixes listed side by side; a level of '/' is opened until there are that many.
+LISTING_THREADS = 16
+BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"}
+CREDENTIAL_CODES = {
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "RequestTimeTooSkewed",
+}
+NETWORK_ERRORS = (boto_errors.HTTPClientError, boto_errors.ConnectionError, boto_errors.IncompleteReadError)
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """`s3://bucket/some/prefix` to (bucket, prefix). Raises StoreError where no bucket is named."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise StoreError(f"{url} names no bucket; write s3://bucket/prefix")
+    return bucket, prefix
+
+
+class Bucket:
+    """The objects of a bucket; keys are whole keys, names of results are relative to the URL's prefix."""
+
+    def __init__(self, url: str, *, endpoint_url: str | None, requester_pays: bool, threads: int):
+        self.url = url
+        self.bucket, self.prefix = split_url(url)
+        self.requests: Counter[str] = Counter()
+        self.bytes_read = 0
+        self._lock = threading.Lock()
+        self._retries = Retries()
+        self._payer: Any = {"RequestPayer": "requester"} if requester_pays else {}
+        # One try a call: our own retries cover the download of the body too, and are counted in the row.
+        config = Config(
+            max_pool_connections=max(threads, LISTING_THREADS),
+            retries={"total_max_attempts": 1},
+            connect_timeout=10,
+            read_timeout=60,
+        )
+        try:
+            self._client: S3Client = boto3.Session().client("s3", endpoint_url=endpoint_url, config=config)
+        except (boto_errors.BotoCoreError, ValueError) as error:
+            raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
+        self._client.meta.events.register("before-send.s3", self._count)
+
+    def _count(self, event_name: str, **_: Any) -> None:
+        with self._lock:
+            self.requests[event_name.rpartition(".")[2]] += 1
+
+    def objects(self) -> Iterator[ObjectInfo]:
+        """Objects under the URL's prefix in any order, listed side by side under the sub-prefixes that `/` gives."""
+        level = [self.prefix]
+        while level and len(level) < LISTING_THREADS:
+            below: list[str] = []
+            for one in level:
+                for page in self._pages(one, "/"):
+                    yield from map(_info, page.get("Contents", []))
+                    below += [common["Prefix"] for common in page.get("CommonPrefixes", [])]
+            level = below
+        yield from self._list_side_by_side(level)
+
+    def _list_side_by_side(self, prefixes: list[str]) -> Iterator[ObjectInfo]:
+        pages: queue.Queue[list[ObjectInfo] | Exception | None] = queue.Queue(maxsize=2 * LISTING_THREADS)
+
+        def collect(prefix: str) -> None:
+            try:
+                for page in self._pages(prefix, ""):
+                    pages.put([_info(one) for one in page.get("Contents", [])])
+                pages.put(None)
+            except Exception as error:  # raised again where the listing is consumed
+                pages.put(error)
+
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            unfinished = [pool.submit(collect, prefix) for prefix in prefixes]
+            while unfinished:
+                page = pages.get()
+                if isinstance(page, Exception):
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise page
+                if page is None:
+                    unfinished.pop()
+                else:
+                    yield from page
+
+    def _pages(self, prefix: str, delimiter: str) -> Iterator[Any]:
+        where: Any = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": delimiter, **self._payer}
+        while True:
+            page = self._call(partial(self._client.list_objects_v2, **where))
+            yield page
+            if not page["IsTruncated"]:
+                return
+            where["ContinuationToken"] = page["NextContinuationToken"]
+
+    def fetch(self, info: ObjectInfo, limit: int) -> Fetched:
+        """One try at the object, compared with the listing by ETag."""
+        condition: Any = {"IfMatch": f'"{info.etag}"'} if info.etag else {}
+        version: Any = {"VersionId": info.version_id} if info.version_id else {}
+        try:
+            reply = self._client.get_object(Bucket=self.bucket, Key=info.key, **condition, **version, **self._payer)
+            with reply["Body"] as body:
+                data = body.read(limit + 1)
+        except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
+            raise self._translate(error) from None
+        with self._lock:
+            self.bytes_read += len(data)
+        etag = reply["ETag"].strip('"')
+        if info.etag and etag != info.etag:
+            raise ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
+        if len(data) < min(reply["ContentLength"], limit + 1):
+            raise Transient("the download ended early")
+        return Fetched(data, reply["ContentLength"], etag, reply.get("VersionId"), reply["LastModified"])
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """Names of the results that begin with `prefix`."""
+        root = self._key("")
+        for page in self._pages(self._key(prefix), ""):
+            yield from (one["Key"].removeprefix(root) for one in page.get("Contents", []))
+
+    def read(self, name: str) -> bytes | None:
+        """A result's bytes, or None."""
+
+        def whole() -> bytes:
+            return self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+
+        return self._call(whole, {FailureCode.VANISHED: None})
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a result; S3's PUT is atomic."""
+        self._call(partial(self._client.put_object, Bucket=self.bucket, Key=self._key(name), Body=data))
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a result unless it exists (If-None-Match: *). A store that ignores the condition always answers True;
+        `plan.conditional_writes` finds that out."""
+
+        def put() -> bool:
+            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+            return True
+
+        return self._call(put, {FailureCode.CHANGED: False})
+
+    def delete(self, name: str) -> None:
+        """Remove a result."""
+        self._call(partial(self._client.delete_object, Bucket=self.bucket, Key=self._key(name)))
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix.rstrip('/')}/{name}".lstrip("/")
+
+    def _call(
+        self, function: Callable[[], Result], expected: Mapping[FailureCode, Result] = MappingProxyType({})
+    ) -> Result:
+        """The function's result after as many tries as it takes; `expected` answers for the errors that are answers."""
+
+        def once() -> Result:
+            try:
+                return function()
+            except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
+                raise self._translate(error) from None
+
+        try:
+            return self._retries.call(once)[0]
+        except Transient as error:
+            raise StoreError(f"{self.url}: the store does not answer ({error}); run the same command again") from None
+        except ObjectError as error:
+            if error.code in expected:
+                return expected[error.code]
+            raise StoreError(f"{self.url}: {error.message}") from None
+
+    def _translate(self, error: Exception) -> Exception:
+        """Our error for boto3's. Its text is left behind: it can hold keys, signed URLs and host names."""
+        if isinstance(error, boto_errors.ClientError):
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            return self._translate_reply(code, status)
+        if isinstance(error, NETWORK_ERRORS):
+            return Transient(type(error).__name__)
+        return StoreError(f"{self.url}: {type(error).__name__}; check credentials and region (docs/scan.md)")
+
+    def _translate_reply(self, code: str, status: int) -> Exception:
+        if status >= 500 or status == 429 or code in BUSY_CODES:
+            return Transient(f"{status} {code}")
+        if code in CREDENTIAL_CODES:
+            return StoreError(f"{self.url}: the store refuses the credentials ({code}); renew them and run again")
+        if code == "NoSuchBucket":
+            return StoreError(f"{self.url}: there is no bucket {self.bucket}")
+        if status == 404:
+            return ObjectError(FailureCode.VANISHED, "the object was deleted after it was listed")
+        if status == 412:
+            return ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
+        if status == 409:
+            return Transient(f"{status} {code}")
+        if code == "InvalidObjectState":
+            return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
+        if status == 403:
+            return ObjectError(FailureCode.ACCESS_DENIED, "access denied")
+        return ObjectError(FailureCode.STORE_ERROR, f"the store answers {status} {code}")
+
+
+def _info(listed: Any) -> ObjectInfo:
+    return ObjectInfo(
+        key=listed["Key"],
+        size=listed["Size"],
+        etag=listed["ETag"].strip('"'),
+        last_modified=listed["LastModified"],
+    )

@@ -1,0 +1,183 @@
+"""Who scores: TorchServe over HTTP, or a run folder in this process, behind one `Scorer`.
+
+This is the one file of the scan that knows TorchServe. Errors: ImageError where the image is at fault, Transient where
+trying again may help, Refused where the server will not take this one image, ScorerError where it will take none.
+"""
+
+import io
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import numpy as np
+
+from detector.answer import Answer
+from detector.card import Card
+from detector.errors import UserError
+from detector.images import ErrorCode, ImageError
+from scanning.retries import Retries, Transient
+
+NPY = "application/x-npy"
+NOT_AN_IMAGE = "the bytes are not an image of any known format"  # as detector.images says it
+
+
+class ScorerError(UserError):
+    """The server or run folder cannot score anything: wrong address, name, token, or another model than planned."""
+
+
+class Refused(Exception):
+    """The server does not take this image, though nothing is wrong with it."""
+
+
+class Scorer(Protocol):
+    """Scores images with the model of `card`. Safe to use from many threads; more than `parallel` calls at once gain
+    nothing."""
+
+    card: Card
+    parallel: int
+
+    def answer(self, data: bytes) -> Answer:
+        """Score one encoded image."""
+
+    def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+        """Score images whose crops, each uint8 (count, size, size, 3), were cut here: one logit an image."""
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Where TorchServe is. The token's file is read for every request, so that a renewed token is used at once."""
+
+    url: str
+    model: str
+    token_file: Path | None = None
+    timeout_s: float = 60.0
+    connections: int = 64
+
+
+class TorchServe:
+    """A model served by TorchServe 0.12, through its inference API alone."""
+
+    def __init__(self, settings: ServerSettings, retries: Retries | None = None):
+        self.settings = settings
+        self.parallel = settings.connections
+        limits = httpx.Limits(max_connections=settings.connections, max_keepalive_connections=settings.connections)
+        # Only the pool waits without limit: how many requests are under way is the worker's decision.
+        timeout = httpx.Timeout(settings.timeout_s, connect=10.0, pool=None)
+        self._http = httpx.Client(base_url=settings.url, limits=limits, timeout=timeout)
+        try:
+            ask = json.dumps({"card": True}).encode()
+            reply, _ = (retries or Retries(deadline_s=60)).call(lambda: self._post(ask, "application/json"))
+            self.card = Card.from_dict(reply["card"])
+        except (Transient, httpx.InvalidURL) as error:
+            raise ScorerError(f"no TorchServe answers for {settings.model} at {settings.url}: {error}") from error
+        except (KeyError, TypeError, ValueError, Refused) as error:
+            raise ScorerError(f"{settings.model} at {settings.url} is no patchscan model: it has no card") from error
+
+    def answer(self, data: bytes) -> Answer:
+        """Send the encoded bytes."""
+        reply = self._post(data, "application/octet-stream")
+        # The server also takes tars, zips and arrays of crops; an object of a bucket that is one is not an image.
+        if "p_ai" not in reply:
+            raise ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
+        check_digest(self.card, reply["digest"])
+        return Answer(**reply)
+
+    def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+        """Send the crops of several images as one array, uint8 (images x count, size, size, 3)."""
+        body = io.BytesIO()
+        np.save(body, np.concatenate(crops))
+        reply = self._post(body.getvalue(), NPY)
+        check_digest(self.card, reply["digest"])
+        return [float(logit) for logit in reply["logits"]]
+
+    def close(self) -> None:
+        """Close the connections; requests under way fail."""
+        self._http.close()
+
+    def _post(self, body: bytes, content_type: str) -> dict[str, Any]:
+        headers = {"Content-Type": content_type}
+        if self.settings.token_file:
+            headers["Authorization"] = f"Bearer {_read_token(self.settings.token_file)}"
+        try:
+            reply = self._http.post(f"/predictions/{self.settings.model}", content=body, headers=headers)
+        except (httpx.TimeoutException, httpx.TransportError) as error:
+            raise Transient(f"the server: {type(error).__name__}") from None
+        if reply.status_code == 200:
+            answer: dict[str, Any] = reply.json()
+            return answer
+        raise self._error(reply, len(body))
+
+    def _error(self, reply: httpx.Response, sent: int) -> Exception:
+        """What a reply other than 200 means (docs/serve.md; measured on TorchServe 0.12)."""
+        if reply.status_code >= 500 or reply.status_code in (408, 429):
+            return Transient(f"the server answers {reply.status_code}")
+        if reply.status_code == 413:
+            return Refused(f"{sent:,} bytes are more than the server's max_request_size")
+        try:
+            problem = reply.json()
+        except ValueError:
+            problem = {}
+        error = problem.get("error")
+        if isinstance(error, dict) and error.get("code") == "bad_request":
+            return ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
+        if isinstance(error, dict) and error.get("code") in set(ErrorCode):
+            return ImageError(ErrorCode(error["code"]), str(error["message"]))
+        kind = problem.get("type", "")
+        if kind == "InvalidKeyException" or reply.status_code in (401, 403):
+            return ScorerError(f"{self.settings.url} refuses the token; pass the inference key with --token-file")
+        if kind in ("ModelNotFoundException", "ModelVersionNotFoundException") or reply.status_code == 404:
+            return ScorerError(f"{self.settings.url} serves no model {self.settings.model}")
+        return Refused(f"the server answers {reply.status_code} {kind}".rstrip())
+
+
+class InProcess:
+    """A run folder loaded in this process; needs the `train` extra (torch). A batch at a time uses all cores."""
+
+    parallel = 1
+
+    def __init__(self, run: Path, device: str = "cpu"):
+        try:
+            from detector.detector import Detector
+        except ImportError as error:
+            raise ScorerError("scoring in this process needs torch: pip install 'patchscan[train]'") from error
+        self._detector = Detector.load(run, device)
+        self._lock = threading.Lock()
+        self.card = self._detector.card
+
+    def answer(self, data: bytes) -> Answer:
+        """Score one encoded image."""
+        with self._lock:
+            result = self._detector.score([data])[0]
+        if isinstance(result, ImageError):
+            raise result
+        return result
+
+    def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+        """Score crops that were cut before."""
+        with self._lock:
+            return self._detector.logits(crops)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def check_digest(card: Card, digest: str) -> None:
+    """Raises ScorerError where an answer comes from another model than the card's: it was replaced mid-scan."""
+    if digest != card.digest:
+        raise ScorerError(f"the server now serves another version of {card.name}; run the same command again")
+
+
+def _read_token(path: Path) -> str:
+    """The inference key: the file's text, or the one that TorchServe wrote where the file is its key_file.json."""
+    try:
+        text = path.read_text().strip()
+        return str(json.loads(text)["inference"]["key"]) if text.startswith("{") else text
+    except (OSError, ValueError, KeyError) as error:
+        raise ScorerError(f"the token file {path} cannot be read ({type(error).__name__})") from error

@@ -1,0 +1,233 @@
+"""What a scan will do, found out once and written down: the listing, what is unchanged, and the shards of the rest.
+
+The results folder holds
+
+    history/000001.json         one entry a scan, claimed with a conditional write: who comes second follows the first
+    scans/<scan>/plan.json      this module's Plan
+    scans/<scan>/shards/        one listing a shard (rows.LISTED)
+    scans/<scan>/rows/          one Parquet part a shard (rows.SCHEMA), and the rows carried over unchanged
+    scans/<scan>/progress/      rows of shards that are not finished
+    scans/<scan>/report.*       the reports; `_SUCCESS` comes last
+"""
+
+import json
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from detector.card import Card
+from detector.errors import UserError
+from scanning import shards
+from scanning.listing import Filters, ListingJoin
+from scanning.rows import LISTED, table_to_parquet
+from scanning.store import ObjectInfo, Store, open_store
+
+PLAN_FILE = "plan.json"
+SUCCESS_FILE = "_SUCCESS"
+PLAN_FORMAT = 1
+
+
+class PlanError(UserError):
+    """A results folder or a plan that does not fit what was asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the objects are. `manifest` names a file that lists the keys; None lists the store itself."""
+
+    url: str
+    endpoint_url: str | None = None
+    requester_pays: bool = False
+    manifest: str | None = None
+
+    def open(self, threads: int = 32) -> Store:
+        """The source's store, serving `threads` calls at once."""
+        return open_store(self.url, endpoint_url=self.endpoint_url, requester_pays=self.requester_pays, threads=threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSize:
+    """A shard ends at whichever comes first."""
+
+    max_objects: int = 5_000
+    max_bytes: int = 4 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """plan.json. Counts: `listed` = objects in the shards + `unchanged`; `filtered` and `duplicates` were left out
+    before that; `deleted` were in the previous scan's table and are gone. `listing` is what the listing cost."""
+
+    scan: str
+    source: Source
+    filters: Filters
+    model: str
+    version: str
+    digest: str
+    shards: int
+    listed: int
+    listed_bytes: int
+    unchanged: int
+    deleted: int
+    filtered: int
+    duplicates: int
+    previous: str | None
+    listing: dict[str, Any]
+    conditional_writes: bool
+    created_at: str
+    card: dict[str, Any] = field(default_factory=dict)
+    format: int = PLAN_FORMAT
+
+    def write(self, out: Store) -> None:
+        """Write plan.json."""
+        out.write(f"scans/{self.scan}/{PLAN_FILE}", json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def read(cls, out: Store, scan: str) -> "Plan":
+        """Read the plan of a scan. Raises PlanError."""
+        name = f"scans/{scan}/{PLAN_FILE}"
+        data = out.read(name)
+        if data is None:
+            raise PlanError(f"{out.url}/{name} is missing: is this a results folder of `patchscan scan`?")
+        values = json.loads(data)
+        if values.get("format") != PLAN_FORMAT:
+            raise PlanError(f"{out.url}/{name} was made by another version of patchscan; choose a new results folder")
+        values["source"] = Source(**values["source"])
+        values["filters"] = Filters(**values["filters"])
+        return cls(**values)
+
+
+def locate(plan_url: str) -> tuple[str, str]:
+    """`OUT/scans/<scan>/plan.json`, or the folder of it, to (OUT, scan). Raises PlanError."""
+    root, _, scan = plan_url.removesuffix(PLAN_FILE).rstrip("/").rpartition("/scans/")
+    if not root or "/" in scan:
+        raise PlanError(f"{plan_url} is not the address of a plan: OUT/scans/SCAN/{PLAN_FILE}")
+    return root, scan
+
+
+def is_done(out: Store, scan: str) -> bool:
+    """Whether the scan is complete."""
+    return out.read(f"scans/{scan}/{SUCCESS_FILE}") is not None
+
+
+def history(out: Store) -> list[str]:
+    """The scans of a results folder, oldest first."""
+    entries = sorted(out.names("history/"))
+    return [json.loads(data)["scan"] for name in entries if (data := out.read(name)) is not None]
+
+
+def last_complete(out: Store) -> Plan | None:
+    """The plan of the newest complete scan, or None."""
+    return next((Plan.read(out, scan) for scan in reversed(history(out)) if is_done(out, scan)), None)
+
+
+def plan(source: Source, filters: Filters, card: Card, out: Store, shard_size: ShardSize = ShardSize()) -> Plan:
+    """The plan to work on: the unfinished one of the same source, filters and model where there is one, else a new
+    one, incremental on the last complete scan. Of planners that run at once, all get the plan of the first.
+
+    Raises PlanError where `out` belongs to another source, or lies inside it.
+    """
+    check_apart(source, out)
+    while True:
+        scans = history(out)
+        if scans:
+            newest = Plan.read(out, scans[-1])
+            if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
+                raise PlanError(
+                    f"{out.url} holds scans of {newest.source.url}; give each source its own results folder"
+                )
+            same = newest.digest == card.digest and newest.filters == filters
+            if same and not is_done(out, newest.scan):
+                return newest
+        ours = _make(source, filters, card, out, shard_size)
+        if out.write_new(f"history/{len(scans) + 1:06d}.json", json.dumps({"scan": ours.scan}).encode()):
+            return ours
+        _discard(out, ours.scan)
+
+
+def check_apart(source: Source, out: Store) -> None:
+    """Results inside the source would be scanned themselves, and shown as new objects every time."""
+    inner, outer = (_absolute(out.url), _absolute(source.url))
+    if source.manifest is None and f"{inner}/".startswith(f"{outer}/" if "://" not in outer else outer):
+        raise PlanError(
+            f"the results ({out.url}) would lie inside what is scanned ({source.url}); choose another --out"
+        )
+
+
+def conditional_writes(out: Store) -> bool:
+    """Whether the store honours If-None-Match: several S3 look-alikes accept it and overwrite all the same."""
+    probe = f"history/.probe-{uuid.uuid4().hex}"
+    honoured = out.write_new(probe, b"1") and not out.write_new(probe, b"2")
+    out.delete(probe)
+    return honoured
+
+
+def _make(source: Source, filters: Filters, card: Card, out: Store, shard_size: ShardSize) -> Plan:
+    scan = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    store = source.open()
+    started = time.monotonic()
+    previous = last_complete(out)
+    with tempfile.TemporaryDirectory(prefix="patchscan-plan-") as scratch:
+        join = ListingJoin(Path(scratch), filters)
+        join.add_listing(_objects(source, store))
+        listing = {"seconds": time.monotonic() - started, "requests": dict(store.requests)}
+        if previous:
+            join.add_previous(tables(out, previous.scan), card.digest)
+        for index, table in enumerate(join.unchanged()):
+            out.write(f"scans/{scan}/rows/unchanged-{shards.name(index)}.parquet", table_to_parquet(table))
+        count = 0
+        for table in _shard_tables(join, shard_size):
+            out.write(f"scans/{scan}/shards/{shards.name(count)}.parquet", table_to_parquet(table))
+            count += 1
+        made = Plan(
+            scan=scan,
+            source=source,
+            filters=filters,
+            model=card.name,
+            version=card.version,
+            digest=card.digest,
+            card=asdict(card),
+            shards=count,
+            previous=previous.scan if previous else None,
+            listing=listing,
+            conditional_writes=conditional_writes(out),
+            created_at=datetime.now(UTC).isoformat(),
+            **join.counts(),
+        )
+    made.write(out)
+    return made
+
+
+def _objects(source: Source, store: Store) -> Iterator[ObjectInfo]:
+    return store.objects()
+
+
+def tables(out: Store, scan: str) -> Iterator[bytes]:
+    """The Parquet files of a scan's table: its shards' parts and the rows carried over."""
+    for name in sorted(out.names(f"scans/{scan}/rows/")):
+        data = out.read(name)
+        assert data is not None
+        yield data
+
+
+def _shard_tables(join: ListingJoin, shard_size: ShardSize) -> Iterator[pa.Table]:
+    """The objects to score, cut into shards, one at a time."""
+    rows = join.to_score()
+    for first, end in shards.cut(join.sizes_to_score(), shard_size.max_objects, shard_size.max_bytes):
+        yield pa.Table.from_pylist([next(rows) for _ in range(end - first)], schema=LISTED)
+
+
+def _discard(out: Store, scan: str) -> None:
+    for name in list(out.names(f"scans/{scan}/")):
+        out.delete(name)
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else str(Path(url).resolve())

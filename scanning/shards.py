@@ -1,0 +1,27 @@
+"""How a listing is cut into shards: pure functions, so that the same listing always gives the same shards."""
+
+from collections.abc import Iterable, Iterator
+
+
+def cut(sizes: Iterable[int | None], max_objects: int, max_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cut consecutive objects into shards of at most `max_objects` objects and `max_bytes` bytes, in one pass.
+
+    Yields (first, end) index pairs that cover every object exactly once, in order. An object larger than `max_bytes`
+    is a shard of its own; an unknown size (None) counts as 0.
+    """
+    first = end = 0
+    held = 0
+    for size in sizes:
+        size = size or 0
+        if end > first and (end - first == max_objects or held + size > max_bytes):
+            yield first, end
+            first, held = end, 0
+        end += 1
+        held += size
+    if end > first:
+        yield first, end
+
+
+def name(index: int) -> str:
+    """A shard's part of a file name: `00042`; names sort as the shards do, up to 100,000 of them."""
+    return f"{index:05d}"

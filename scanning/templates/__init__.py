@@ -1,0 +1,1 @@
+"""The pages of scans; base.html is evaluation's."""

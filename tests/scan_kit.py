@@ -1,0 +1,65 @@
+"""What the scan's tests share: a scorer that needs no model, small images, and rows without their circumstances."""
+
+import io
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from detector.answer import Answer
+from detector.card import Card
+from detector.prepared import answer, prepare
+from detector.presets import PatchPreset
+from scanning import rows
+from scanning.plan import tables
+from scanning.store import Store
+
+
+def card(version: str = "1", **values: Any) -> Card:
+    """A card of no real model; another version has another digest."""
+    return Card(
+        name="stub", version=version, architecture="ssp", preset=PatchPreset(), weights_sha256=version * 64, **values
+    )
+
+
+class StubScorer:
+    """Scores a crop by the mean of its pixels; counts the images it scored."""
+
+    def __init__(self, card: Card | None = None, parallel: int = 8):
+        self.card = card or globals()["card"]()
+        self.parallel = parallel
+        self.scored = 0
+        self._lock = threading.Lock()
+
+    def answer(self, data: bytes) -> Answer:
+        prepared = prepare(data, self.card)
+        return answer(prepared, self.logits([prepared.crops.pixels])[0], self.card)
+
+    def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+        with self._lock:
+            self.scored += len(crops)
+        return [float(one.mean()) / 16 - 8 for one in crops]
+
+    def close(self) -> None:
+        pass
+
+
+def image(seed: int, side: int = 40, kind: str = "PNG") -> bytes:
+    """A small image of noise about a grey that the seed chooses."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 40, (side, side, 3)) + random.integers(0, 200)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def table_of(out: Store, scan: str) -> dict[str, dict[str, Any]]:
+    """A scan's rows by key, without the fields that may differ between two scans; fails on a key that comes twice."""
+    found: dict[str, dict[str, Any]] = {}
+    for data in tables(out, scan):
+        for row in rows.from_parquet(data).to_pylist():
+            assert row["key"] not in found, f"{row['key']} has two rows"
+            found[row["key"]] = {name: value for name, value in row.items() if name not in rows.CIRCUMSTANCES}
+    return found
