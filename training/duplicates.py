@@ -33,6 +33,22 @@ def find_duplicates(index: pd.DataFrame, bits: int = NEAR_BITS) -> pd.DataFrame:
     return found[["kind", "group", *columns]].sort_values(["kind", "group", "path"], ignore_index=True)
 
 
+def describe(duplicates: pd.DataFrame) -> list[str]:
+    """The table of `find_duplicates` in sentences: how many copies, how many across train and val, across classes."""
+    lines = []
+    for kind, word in (("exact", "identical"), ("near", "nearly identical")):
+        rows = duplicates[duplicates["kind"] == kind]
+        groups = rows.groupby("group")
+        lines.append(f"{word} files: {len(rows):,} in {groups.ngroups:,} groups")
+        leaked = rows[(rows["split"] == "val") & (groups["split"].transform("nunique") > 1)]
+        if len(leaked):
+            lines.append(f"LEAK: {len(leaked):,} val files are {word} to train files; results on them are too good")
+        contradicting = int((groups["class"].nunique() > 1).sum())
+        if contradicting:
+            lines.append(f"CONTRADICTION: {contradicting:,} groups of {word} files hold both ai and nature")
+    return lines
+
+
 def _chained(hashes: np.ndarray, bits: int) -> np.ndarray:
     """A group number for each distinct hash (uint64, n): the connected components of "at most `bits` bits apart"."""
     pairs = near_pairs(hashes, bits)

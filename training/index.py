@@ -89,7 +89,8 @@ def build_index(data: Path, out: Path | None = None, workers: int | None = None)
     sources = find_sources(data)
     known = _known(out, parts)
     missing = [source for source in sources if not _is_known(source, known)]
-    _read_missing(data, missing, parts, total=len(sources), workers=workers)
+    if missing:
+        _read_missing(data, missing, parts, workers)
     records = _known(out, parts)
     table = pa.Table.from_pylist([_record(source, records[source.path]) for source in sources], RECORD)
     index = _write_index(table, out)
@@ -138,20 +139,21 @@ def _record(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
     return facts | place
 
 
-def _read_missing(data: Path, missing: list[Source], parts: Path, total: int, workers: int | None) -> None:
+def _read_missing(data: Path, missing: list[Source], parts: Path, workers: int | None) -> None:
     """Read the files and keep their records, in a new part file every few seconds."""
     rows: list[dict[str, Any]] = []
     broken, last_part = 0, time.monotonic()
-    with ProgressReport("index", total) as progress:
-        progress.advance(total - len(missing))
-        for source, facts in spread(partial(_read_source, data), missing, workers):
-            rows.append(_record(source, facts))
-            broken += "code" in facts
-            progress.advance(notes=f"{broken} quarantined" if broken else None)
-            if time.monotonic() - last_part > PART_SECONDS:
-                _write_part(rows, parts)
-                rows, last_part = [], time.monotonic()
-    _write_part(rows, parts)
+    with ProgressReport("index", len(missing)) as progress:
+        try:
+            for source, facts in spread(partial(_read_source, data), missing, workers):
+                rows.append(_record(source, facts))
+                broken += "code" in facts
+                progress.advance(notes=f"{broken} quarantined" if broken else None)
+                if time.monotonic() - last_part > PART_SECONDS:
+                    _write_part(rows, parts)
+                    rows, last_part = [], time.monotonic()
+        finally:
+            _write_part(rows, parts)
 
 
 def _read_source(data: Path, source: Source) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +31,7 @@ def spread(
         return
     chunks = iter([items[start : start + CHUNK] for start in range(0, len(items), CHUNK)])
     # Spawned, not forked: a fork copies the locks of whatever threads this process runs, in whatever state.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_obey_the_parent) as pool:
         running: dict[Future[list[Result]], Sequence[Item]] = {}
         try:
             while True:
@@ -46,6 +48,19 @@ def spread(
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _obey_the_parent() -> None:
+    """Leave Ctrl-C to the parent, and end with it even where it was killed outright."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(function: Callable[[Item], Result], chunk: Sequence[Item]) -> list[Result]:

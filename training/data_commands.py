@@ -1,0 +1,158 @@
+"""The command line of training data: index it, audit it for bias, build its matched version."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evaluation.statistics import Estimate
+    from training.bias import Audit
+
+EXIT_INTERRUPTED = 75
+
+DATA = Annotated[Path, typer.Argument(help="Folder in GenImage's layout: <generator>/{train,val}/{ai,nature}.")]
+INDEX = Annotated[Path | None, typer.Option(help="Index file, where it is not DATA/index.parquet.")]
+WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands on training data."""
+    app.command("index")(index_data)
+    app.command("audit")(audit_data)
+    app.command("match")(match_data)
+
+
+def index_data(
+    data: DATA,
+    out: Annotated[Path | None, typer.Option(help="Index file to write, where DATA cannot be written to.")] = None,
+    workers: WORKERS = None,
+) -> None:
+    """Decode every image once and write index.parquet; quarantine what cannot be read; find duplicates.
+
+    Beside the index appear quarantine.parquet (path, code, message) and duplicates.parquet. Interrupted, the same
+    command goes on where it stopped; later it reads only files that are new or changed.
+
+    \b
+    Examples:
+      patchscan index /data/genimage
+      patchscan index /read-only/genimage --out build/genimage/index.parquet --workers 16
+    """
+    from training.duplicates import describe
+    from training.index import build_index
+
+    with _resumable():
+        index = build_index(data, out, workers)
+    typer.echo(_counts(index.table).to_string())
+    typer.echo(f"quarantined: {len(index.quarantine):,}")
+    for code, files in index.quarantine.groupby("code"):
+        typer.echo(f"  {code}: {len(files):,}, such as {files['path'].iloc[0]}")
+    for line in describe(index.duplicates):
+        typer.echo(line)
+    typer.echo(f"index: {index.path} ({index.read:,} files read in {index.seconds:.0f} s)")
+
+
+def audit_data(
+    data: DATA,
+    index: INDEX = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+) -> None:
+    """Ask whether AI and real can be told apart without looking at a pixel, generator by generator.
+
+    AUC 0.5 is chance. `storage` is format, size, JPEG quality and chroma subsampling; `all` adds the bytes. Fair data
+    stay near 0.5 in both.
+
+    \b
+    Examples:
+      patchscan audit /data/genimage
+      patchscan audit /data/genimage --out build/audit.json
+    """
+    from evaluation.pages import write_json
+    from training.bias import audit
+    from training.index import load_index
+
+    with _resumable():
+        found = audit(load_index(data, index))
+    typer.echo(_audit_table(found).to_string(index=False))
+    for warning in found.warnings:
+        typer.echo(f"\n{warning}")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, found.as_dict())
+        typer.echo(f"\nfigures: {out}")
+
+
+def match_data(
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for the matched version, outside DATA.")],
+    size: Annotated[int, typer.Option(min=32, help="Side of the crops in pixels; smaller images are left out.")] = 256,
+    min_quality: Annotated[int, typer.Option(min=1, max=100, help="Least JPEG quality of the crops.")] = 85,
+    max_quality: Annotated[int, typer.Option(min=1, max=100, help="Greatest JPEG quality of the crops.")] = 98,
+    seed: Annotated[int, typer.Option(help="Which images, crops and qualities are drawn.")] = 0,
+    index: INDEX = None,
+    workers: WORKERS = None,
+) -> None:
+    """Build the fair version of a data set: crops at native resolution, both classes encoded alike and balanced.
+
+    OUT is again in GenImage's layout and indexed; crops.parquet says where each crop came from, left_out.parquet what
+    was not used and why. Interrupted, the same command goes on where it stopped.
+
+    \b
+    Examples:
+      patchscan match /data/genimage /data/genimage-matched
+      patchscan match /data/genimage /data/genimage-matched-128 --size 128 --min-quality 75
+    """
+    from training.bias import audit
+    from training.protocol import build_matched
+
+    if min_quality > max_quality:
+        raise typer.BadParameter("--min-quality is greater than --max-quality")
+    with _resumable():
+        matched = build_matched(data, out, size, seed, (min_quality, max_quality), index, workers)
+    typer.echo(_counts(matched.index.table).to_string())
+    for reason, rows in matched.left_out.groupby("reason"):
+        typer.echo(f"left out, {reason}: {len(rows):,}")
+    for warning in audit(matched.index.table).warnings:
+        typer.echo(f"\n{warning}")
+    typer.echo(f"matched: {out}")
+
+
+def _counts(index: "pd.DataFrame") -> "pd.DataFrame":
+    return index.groupby(["generator", "split", "class"]).size().unstack(fill_value=0)
+
+
+def _audit_table(found: "Audit") -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = [
+        {
+            "generator": one.generator,
+            "AI": one.ai,
+            "real": one.real,
+            "AUC storage": _interval(one.storage),
+            "AUC all": _interval(one.everything),
+            "verdict": one.verdict.upper() if one.verdict == "biased" else one.verdict,
+        }
+        for one in found.generators
+    ]
+    return pd.DataFrame(rows)
+
+
+def _interval(auc: "Estimate") -> str:
+    return "-" if auc.value is None else f"{auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command with exit code 75: what is done is kept."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
