@@ -1,6 +1,6 @@
 """`patchscan evaluate`: run folders and a data set to scores tables, calibrated cards and a report."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Options:
 
     device: str = "cpu"
     calibrate: bool = True
-    target: Target = Target()
+    target: Target = field(default_factory=Target)
     limit: int | None = None
 
 
@@ -89,7 +89,7 @@ def _evaluate(
             images[protocol],
             out / "scores" / f"{card.name}-{protocol}.parquet",
             options.device,
-        )  # fmt: skip
+        )
         for protocol in data
     }
     basis = card.training.get("protocol", "raw")

@@ -40,6 +40,10 @@ class Figures:
         value = self.at(path)["value"]
         if value is None:
             return Markup('<td data-sort="">{}</td>').format(self.text(f"{path}.value", style))
+        if self.at(path)["low"] is None:
+            return Markup('<td data-sort="{}">{}<small>no interval</small></td>').format(
+                value, self.text(f"{path}.value", style)
+            )
         low, high = self.text(f"{path}.low", style), self.text(f"{path}.high", style)
         return Markup('<td data-sort="{}">{}<small>{} to {}</small></td>').format(
             value, self.text(f"{path}.value", style), low, high
@@ -56,7 +60,7 @@ def show(value: Any, style: str = "") -> str:
     if style == "p":
         return "< 0.001" if value < 0.001 else f"{value:.3f}"
     if style.startswith("%"):
-        return f"{value:.{style[1:] or 0}%}".replace("%", " %")
+        return f"{value:.{style[1:] or 0}%}".replace("%", "\u00a0%")
     if style:
         return f"{value:.{style}f}"
     return str(value)

@@ -43,7 +43,7 @@ def of_model(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure
         "precision-recall": plots.precision_recall(by_logit),
         "histograms": plots.histograms(
             {name: (one.label, one.p_ai) for name, one in scored.items()}, decision.threshold, band
-        ),  # fmt: skip
+        ),
         "reliability": plots.reliability(_reliability_panels(evaluated, protocol)),
         "confusion": plots.confusions(_confusions(evaluated, protocol)),
         "risk-coverage": _risk_coverage(evaluated, protocol),
@@ -57,7 +57,7 @@ def of_model(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure
 def _reliability_panels(evaluated: Evaluated, protocol: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     table = evaluated.tables[protocol]
     seen = seen_rows(evaluated, table)
-    panels = {}
+    panels: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, part in (("seen", table[seen]), ("unseen", table[~seen])):
         scored = scored_of(part)
         if len(scored):

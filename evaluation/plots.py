@@ -3,8 +3,11 @@ into bytes. Shared by evaluation and scan reports; needs no torch and no display
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +20,8 @@ AI_COLOUR, REAL_COLOUR, INK, FAINT = "#D55E00", "#0072B2", "#1d2733", "#c9d1da"
 MARKERS = "osD^vPX*"
 DPI = 144
 
-_STYLE = {
+P = ParamSpec("P")
+_STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.edgecolor": "#7b8794",
@@ -34,14 +38,21 @@ _STYLE = {
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
-    """An empty figure of width x height inches in the house style and its axes, always a (rows, columns) array."""
-    import matplotlib as mpl
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """The house style for a function that draws."""
 
-    with mpl.rc_context(_STYLE):
-        drawing = Figure(figsize=(width, height), layout="constrained")
-        axes = drawing.subplots(rows, columns, squeeze=False)
-    return drawing, axes
+    @wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context(rc=_STYLE):  # type: ignore[arg-type]
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """An empty figure of width x height inches and its axes, always a (rows, columns) array."""
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 
 def png(drawing: Figure) -> bytes:
@@ -51,11 +62,17 @@ def png(drawing: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def page_width(drawing: Figure) -> int:
+    """How wide the figure stands on a page, in CSS pixels, so that its letters are as large in every picture."""
+    return round(107 * drawing.get_figwidth())
+
+
 def data_uri(data: bytes, kind: str = "image/png") -> str:
     """Bytes as a data URI, so that a page needs no file beside it."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
+@styled
 def roc(groups: Curves) -> Figure:
     """ROC of each group (name: label (n,), score (n,)): whole, and its beginning on a logarithmic axis, where bulk
     scans live. A group of one class is left out."""
@@ -85,6 +102,7 @@ def roc(groups: Curves) -> Figure:
     return drawing
 
 
+@styled
 def precision_recall(groups: Curves) -> Figure:
     """Precision over recall of the AI class, for the class shares of the evaluated images."""
     drawing, axes = figure(5.6, 4.3)
@@ -100,6 +118,7 @@ def precision_recall(groups: Curves) -> Figure:
     return drawing
 
 
+@styled
 def reliability(panels: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> Figure:
     """Reliability diagrams, one panel a name (label (n,), p_ai (n,)): the share of AI images in each bin of p_ai, with
     Wilson's interval, and how many images each bin holds."""
@@ -111,16 +130,16 @@ def reliability(panels: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10
         axis.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1)
         for number in np.unique(which):
             inside = which == number
-            share = wilson(int(label[inside].sum()), int(inside.sum()))
+            share, low, high = wilson(int(label[inside].sum()), int(inside.sum())).bounds
             x = float(p_ai[inside].mean())
-            assert share.value is not None and share.low is not None and share.high is not None
-            axis.vlines(x, share.low, share.high, color=COLOURS[0], linewidth=1.4)
-            axis.plot([x], [share.value], "o", color=COLOURS[0], markersize=3 + 5 * np.sqrt(inside.mean()))
+            axis.vlines(x, low, high, color=COLOURS[0], linewidth=1.4)
+            axis.plot([x], [share], "o", color=COLOURS[0], markersize=3 + 5 * np.sqrt(inside.mean()))
         axis.set(title=name, xlabel="p_ai", ylabel="share that is AI", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.grid(True)
     return drawing
 
 
+@styled
 def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> Figure:
     """p_ai of AI and of real images, one panel a group (label (n,), p_ai (n,)), with threshold and abstain band."""
     columns = min(3, max(1, len(groups)))
@@ -152,8 +171,9 @@ def mark_decision(axis: Axes, threshold: float, band: tuple[float, float]) -> No
     axis.axvline(threshold, color=INK, linewidth=1, linestyle="-")
 
 
+@styled
 def confusions(groups: dict[str, dict[str, int]]) -> Figure:
-    """Confusion matrices, one panel a group (counts as `metrics.confusion` gives them); shade is the share of the row."""
+    """Confusion matrices, one panel a group (counts as `metrics.confusion` gives them), shaded by the row's share."""
     columns = min(4, max(1, len(groups)))
     rows = int(np.ceil(max(1, len(groups)) / columns))
     drawing, axes = figure(2.4 * columns, 2.5 * rows, rows, columns)
@@ -174,6 +194,7 @@ def confusions(groups: dict[str, dict[str, int]]) -> Figure:
     return drawing
 
 
+@styled
 def risk_coverage(groups: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict[str, tuple[float, float]]) -> Figure:
     """Risk over coverage (name: confidence (n,), whether right (n,)): the error among the most confident share of the
     images. `chosen` marks where each group stands with the card's abstain band, as (coverage, risk)."""
@@ -200,10 +221,11 @@ def risk_coverage(groups: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict
 Interval = tuple[float | None, float | None, float | None]
 
 
+@styled
 def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, reference: float) -> Figure:
     """Estimates with intervals: one line a row, one mark a model (name: value, low, high); `reference` is no skill."""
     models = list(dict.fromkeys(name for _, values in rows for name in values))
-    drawing, axes = figure(7.6, 0.8 + len(rows) * (0.24 + 0.13 * len(models)))
+    drawing, axes = figure(4.7, 0.9 + len(rows) * (0.2 + 0.14 * len(models)))
     axis = axes[0, 0]
     step = 0.7 / max(1, len(models))
     for line, (_, values) in enumerate(rows):
@@ -223,10 +245,11 @@ def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, referen
     axis.set_yticklabels([name for name, _ in rows])
     axis.grid(True, axis="x")
     if len(models) > 1:
-        drawing.legend(loc="outside upper center", fontsize=8, ncols=min(4, len(models)))
+        drawing.legend(loc="outside upper center", fontsize=8, ncols=min(3, len(models)))
     return drawing
 
 
+@styled
 def principal_components(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
     """The first two principal components of penultimate features, one panel a moment (features (n, width), label (n,),
     generator (n,)), each with its own axes and their share of the variance."""

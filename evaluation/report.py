@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from detector.presets import preset_to_dict
 from evaluation import pictures, plots
 from evaluation.comparison import compare
@@ -66,15 +68,15 @@ def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Pat
     for name, drawing in _drawings(report, models, runs).items():
         data = plots.png(drawing)
         (folder / f"{name}.png").write_bytes(data)
-        images[name] = plots.data_uri(data)
+        images[name] = {"uri": plots.data_uri(data), "width": plots.page_width(drawing)}
     write_json(out / "report.json", report)
     write_text(out / "report.html", render("evaluation.html", report, images=images))
     write_text(out / "RESULTS_SUMMARY.txt", summary_text(report))
     write_text(out / "RESULTS_TABLE.md", results_table(report))
 
 
-def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path]) -> dict[str, Any]:
-    drawings = {}
+def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path]) -> dict[str, Figure]:
+    drawings: dict[str, Figure] = {}
     for protocol in report["protocols"]:
         drawings |= pictures.overview(report, protocol)
         for model, run in zip(models, runs, strict=True):

@@ -36,7 +36,8 @@ def score_images(detector: "Detector", data: Path, images: pd.DataFrame, task: s
     split, label (1 AI, 0 real), logit (NaN where rejected), small (had to be enlarged), status ('scored', 'rejected')
     and error_code (None where scored).
     """
-    logits, small, codes = np.full(len(images), np.nan), np.zeros(len(images), bool), [None] * len(images)
+    logits, small = np.full(len(images), np.nan), np.zeros(len(images), bool)
+    codes: list[str | None] = [None] * len(images)
     done = 0
     with ProgressReport(task, len(images)) as progress:
         for batch in _prepared(detector, [data / path for path in images.path]):
@@ -132,7 +133,7 @@ def apply_decision(
     decided = decide(table.logit.to_numpy()[good], decision)
     p_ai[good], ai[good], uncertain[good] = decided.p_ai, decided.says_ai, decided.uncertain
     verdict = np.where(uncertain | table.small, "uncertain", np.where(ai, "ai", "real"))
-    table["p_ai"], table["verdict"] = p_ai, pd.Series(np.where(good, verdict, None), dtype="string")
+    table["p_ai"], table["verdict"] = p_ai, pd.Series(verdict, index=table.index, dtype="string").where(good)
     if calibrated_on is not None and target is not None:
         where = calibrated_on.to_numpy() & good
         part = table[where]

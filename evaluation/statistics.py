@@ -26,6 +26,14 @@ class Estimate:
     high: float | None
     method: str
 
+    @property
+    def bounds(self) -> tuple[float, float, float]:
+        """Value, low and high of an estimate that is known to have them."""
+        assert self.value is not None
+        assert self.low is not None
+        assert self.high is not None
+        return self.value, self.low, self.high
+
 
 def undefined(method: str) -> Estimate:
     """The estimate of something these data cannot tell."""
@@ -49,8 +57,8 @@ def mean_of_rates(first: Estimate, second: Estimate) -> Estimate:
     """The mean of two independent rates, by squaring and adding their intervals' arms (Newcombe, Stat Med 1998)."""
     if None in (first.value, second.value):
         return undefined("newcombe")
-    a, a_low, a_high = _numbers(first)
-    b, b_low, b_high = _numbers(second)
+    a, a_low, a_high = first.bounds
+    b, b_low, b_high = second.bounds
     low = (a + b) / 2 - np.hypot(a - a_low, b - b_low) / 2
     high = (a + b) / 2 + np.hypot(a_high - a, b_high - b) / 2
     return Estimate((a + b) / 2, float(low), float(high), "newcombe")
@@ -63,8 +71,8 @@ def precision_at(prevalence: float, recall: Estimate, false_positive_rate: Estim
     """
     if None in (recall.value, false_positive_rate.value):
         return undefined("wilson bounds")
-    tpr, tpr_low, tpr_high = _numbers(recall)
-    fpr, fpr_low, fpr_high = _numbers(false_positive_rate)
+    tpr, tpr_low, tpr_high = recall.bounds
+    fpr, fpr_low, fpr_high = false_positive_rate.bounds
 
     def share(hit: float, alarm: float) -> float | None:
         alarms = prevalence * hit + (1 - prevalence) * alarm
@@ -77,13 +85,8 @@ def complement(rate: Estimate) -> Estimate:
     """1 - rate, with the interval turned round."""
     if rate.value is None:
         return rate
-    value, low, high = _numbers(rate)
+    value, low, high = rate.bounds
     return Estimate(1 - value, 1 - high, 1 - low, rate.method)
-
-
-def _numbers(estimate: Estimate) -> tuple[float, float, float]:
-    assert estimate.value is not None and estimate.low is not None and estimate.high is not None
-    return estimate.value, estimate.low, estimate.high
 
 
 def delong_components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
