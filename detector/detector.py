@@ -58,8 +58,7 @@ class Detector:
         return [part.mean().item() for part in together.split([len(one) for one in crops])]
 
     def _crop_logits(self, crops: np.ndarray) -> torch.Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)
-        return ai_logit(self.model(to_tensor(pixels))).double()
+        return ai_logit(self.model(to_tensor(torch.tensor(crops, device=self.device)))).double()
 
     def score(self, images: Sequence[bytes]) -> list[Answer | ImageError]:
         """Score encoded images: one answer each, in order; an image that cannot be scored is its ImageError."""

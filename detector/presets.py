@@ -48,6 +48,11 @@ class WholePreset:
     size: int = 224
     resize: int = 256
 
+    @property
+    def count(self) -> int:
+        """One crop an image."""
+        return 1
+
     def crops(self, rgb: np.ndarray, seed: int) -> Patches:
         """`rgb` uint8 (H, W, 3) to one crop, uint8 (1, size, size, 3)."""
         height, width = rgb.shape[:2]
@@ -77,10 +82,13 @@ def preset_to_dict(preset: Preset) -> dict[str, Any]:
     return asdict(preset)
 
 
-def to_tensor(crops: np.ndarray) -> torch.Tensor:
-    """uint8 (n, size, size, 3) to float32 (n, 3, size, size), scaled to 0..1 and normalised as for ImageNet."""
+def to_tensor(crops: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """uint8 (n, size, size, 3) to float32 (n, 3, size, size), scaled to 0..1 and normalised as for ImageNet.
+
+    A tensor stays on its device, so that a GPU is sent bytes and not floats.
+    """
     import torch
 
-    pixels = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float().div_(255.0)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = torch.as_tensor(crops).permute(0, 3, 1, 2).float().div_(255.0)
+    mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return pixels.sub_(mean).div_(std)

@@ -71,12 +71,13 @@ def load_imagenet(model: nn.Module, source: str) -> None:
     if source == "none" or not isinstance(backbone, ResNet50):
         return
     if source == "imagenet":
+        imagenet = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
         try:
-            state = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True)
+            state = imagenet.get_state_dict(progress=False, check_hash=True)
         except OSError as error:
             raise WeightsError(
-                f"the ImageNet weights could not be downloaded ({error}); download resnet50 from torchvision's model "
-                "zoo on a machine that can and pass the file with --weights FILE, or start from scratch with --weights none"
+                f"the ImageNet weights could not be downloaded ({error}); fetch {imagenet.url} on a machine that can "
+                "and pass the file with --weights FILE, or start from scratch with --weights none"
             ) from error
     else:
         state = read_state_dict(Path(source))

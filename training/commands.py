@@ -1,7 +1,73 @@
 """The command line of training: index, audit, train, archive."""
 
+import os
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from training import data_commands
+
+RUN = Annotated[Path, typer.Argument(help="Run folder made by `patchscan train`.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register this room's commands."""
+    data_commands.add_to(app)
+    app.command()(train)
+    app.command()(archive)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="simplecnn, resnet50, ssp, ssp-robust, ssp-lite, or a YAML file.")],
+    data: Annotated[str, typer.Option(help="Folder or s3:// URL in GenImage's layout.")],
+    run: Annotated[str, typer.Option(help="Where the run is kept: a folder or an s3:// URL.")],
+    seen: Annotated[
+        str | None, typer.Option(help="Generators to train on, with commas (the recipe's otherwise).")
+    ] = None,
+    unseen: Annotated[str | None, typer.Option(help="Generators only to be evaluated, with commas.")] = None,
+    weights: Annotated[str | None, typer.Option(help="ResNet50's start: imagenet, none, or a file.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Index file, where it is not DATA/index.parquet.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")] = None,
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = max(1, (os.cpu_count() or 2) // 2),
+) -> None:
+    """Train one recipe; the same command again goes on where an interrupted run stopped.
+
+    The checkpoint is chosen on the seen generators' validation split; unseen generators are never read. SIGTERM and
+    Ctrl-C save a checkpoint and end with exit code 75.
+
+    \b
+    Examples:
+      patchscan train ssp --data /data/genimage --run runs/ssp
+      patchscan train ssp-lite --data genimage-mini --run runs/lite --seen sd_v1,ldm --unseen stylegan2_ada
+      patchscan train resnet50 --data s3://images/genimage --index genimage.parquet --run s3://models/resnet50
+    """
+    from training.recipe import load_recipe
+    from training.train import train as train_recipe
+
+    checked = load_recipe(recipe, seen=_names(seen), unseen=_names(unseen), weights=weights, epochs=epochs, seed=seed)
+    train_recipe(checked, data, run, index=index, device=device, workers=workers)
+
+
+def archive(
+    run: RUN,
+    model_store: Annotated[Path, typer.Option(help="Folder the archive is written to.")] = Path("model_store"),
+    name: Annotated[str | None, typer.Option(help="Model name, where it is not the card's.")] = None,
+) -> None:
+    """Make a TorchServe archive of a run folder; the same run gives the same bytes.
+
+    \b
+    Example:
+      patchscan archive runs/ssp --model-store model_store
+    """
+    from training.archive import archive as write_archive
+    from training.archive import digest
+
+    path = write_archive(run, model_store, name)
+    typer.echo(f"{path}  sha256:{digest(path)}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

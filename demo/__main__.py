@@ -1,0 +1,95 @@
+"""The main job from sample images to a report: every server on this machine, every command as a user would type it.
+
+Everything is kept under build/demo; what is already there (sample, trained run) is used again.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from demo.sample import SEEN, UNSEEN, hostile_files, write_sample
+from detector.errors import UserError
+from handlers.server import Addresses, TorchServe, find_java
+from scanning.embedded_s3 import EmbeddedS3
+
+BUILD = Path("build/demo")
+MODEL_STORE = Path("model_store")
+NAME = "ssp-demo"
+BUCKET = "demo-uploads"
+NOTICE = """\
+The sample is small and its generators are two autoencoders trained here in seconds: this run shows the machinery.
+Its figures say nothing about the accuracy on real generators."""
+
+
+def main() -> None:
+    """Run the demo; exit code 2 and one line where the machine lacks something, 130 after Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        find_java()
+        run_demo()
+    except UserError as error:
+        sys.exit(f"demo: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"demo: stopped, because `{shlex.join(error.cmd[:2])}` ended with {error.returncode}")
+    except KeyboardInterrupt:
+        sys.stderr.write("demo: interrupted; every server is stopped\n")
+        sys.exit(130)
+
+
+def run_demo() -> None:
+    """Sample, bucket, training, evaluation, archive, TorchServe, scan, report."""
+    data, run = BUILD / "data", BUILD / "run"
+    step("Sample images: packaged photographs, and redrawings by two small generators trained here")
+    write_sample(data)
+    step("An S3 server on this machine, with a bucket of images and hostile files")
+    with EmbeddedS3() as s3:
+        upload(s3, data)
+        step("Train a detector, evaluate it on images it has not seen, archive it")
+        patchscan("train", "demo/ssp-demo.yaml", "--data", str(data), "--run", str(run))
+        patchscan("evaluate", "--run", str(run), "--data", str(data), "--out", str(BUILD / "evaluation"))
+        patchscan("archive", str(run), "--model-store", str(MODEL_STORE))
+        step("Start TorchServe on the archive and wait until its workers are ready")
+        with TorchServe(MODEL_STORE, [f"{NAME}.mar"], Addresses.free(), folder=BUILD / "torchserve") as server:
+            step("Scan the bucket")
+            url, keys = server.addresses.inference_url, str(server.key_file)
+            scan = ["scan", f"s3://{BUCKET}", "--out", str(BUILD / "scan"), "--server", url, "--model", NAME]
+            patchscan(*scan, "--token-file", keys, environment=s3.environment)
+    print(f"\n{NOTICE}\n\nScan report:       {BUILD / 'scan/report.html'}")
+    print(f"Evaluation report: {BUILD / 'evaluation/report.html'}")
+
+
+def upload(s3: EmbeddedS3, data: Path) -> None:
+    """The validation images of both generators and the hostile files, as a site's users might have left them."""
+    client = s3.client()
+    client.create_bucket(Bucket=BUCKET)
+    images = sorted(data.glob("*/val/*/*.jpg"))
+    for image in images:
+        generator, _, kind, name = image.relative_to(data).parts
+        client.put_object(Bucket=BUCKET, Key=f"{generator}/{kind}/{name}", Body=image.read_bytes())
+    for hostile in hostile_files():
+        client.put_object(Bucket=BUCKET, Key=f"hostile/{hostile.name}", Body=hostile.data)
+    print(f"{len(images)} images ({SEEN.name}, {UNSEEN.name}) and {len(hostile_files())} hostile files")
+
+
+def patchscan(*arguments: str, environment: dict[str, str] | None = None) -> None:
+    """Run one `patchscan` command, shown as it would be typed."""
+    print(f"$ patchscan {shlex.join(arguments)}", flush=True)
+    command = [str(Path(sys.executable).with_name("patchscan")), *arguments]
+    subprocess.run(command, check=True, env={**os.environ, **(environment or {})})
+
+
+def step(text: str) -> None:
+    """A heading in the output."""
+    print(f"\n== {text}", flush=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

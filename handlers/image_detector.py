@@ -1,0 +1,78 @@
+"""The TorchServe handler of every archive: an adapter between TorchServe's batches and `detector`.
+
+TorchServe wants exactly one class here, and a list exactly as long as the batch; one bad image or request gets its own
+4xx and costs its neighbours nothing.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector.answer import Answer
+from detector.detector import Detector
+from detector.images import ErrorCode, ImageError
+from handlers.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
+
+
+class ImageDetector:
+    """Answers as in `handlers/README.md`: P(AI), verdict and patch for each image, or an error with a stable code."""
+
+    detector: Detector
+
+    def initialize(self, context: Any) -> None:
+        """Load the run folder that the archive was unpacked to."""
+        gpu = context.system_properties.get("gpu_id")
+        # Workers, not threads, share the cores: one thread a worker also keeps a score's bits the same everywhere.
+        torch.set_num_threads(1)
+        device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
+        self.detector = Detector.load(Path(context.system_properties["model_dir"]), device)
+
+    def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+        """One JSON object a row, in order."""
+        requests = [self._parse(row) for row in rows]
+        images = [data for request in requests for data in self._images(request)]
+        scored = iter(self.detector.score(images))
+        replies = []
+        for index, request in enumerate(requests):
+            status, reply = self._reply(request, [next(scored) for _ in self._images(request)])
+            context.set_response_content_type(index, "application/json")
+            if status != 200:
+                phrase = "Bad Request" if status == 400 else "Unprocessable Entity"
+                context.set_response_status(code=status, phrase=phrase, idx=index)
+            replies.append(reply)
+        return replies
+
+    def _parse(self, row: dict[str, Any]) -> Request | RequestError:
+        try:
+            return parse(row, self.detector.limits.max_bytes)
+        except RequestError as error:
+            return error
+
+    def _images(self, request: Request | RequestError) -> list[bytes]:
+        if isinstance(request, OneImage):
+            return [request.data]
+        return [data for _, data in request.members] if isinstance(request, ManyImages) else []
+
+    def _reply(self, request: Request | RequestError, scored: list[Answer | ImageError]) -> tuple[int, dict[str, Any]]:
+        card = self.detector.card
+        if isinstance(request, OneImage):
+            return (422 if isinstance(scored[0], ImageError) else 200), self._as_json(scored[0])
+        if isinstance(request, ManyImages):
+            named = zip(request.members, scored, strict=True)
+            return 200, {"answers": [{"name": name, **self._as_json(one)} for (name, _), one in named]}
+        if isinstance(request, CardQuestion):
+            return 200, {"card": asdict(card), "digest": card.digest}
+        if isinstance(request, CutCrops):
+            size, count = card.preset.size, card.preset.count
+            if request.crops.shape[1:3] == (size, size) and len(request.crops) and len(request.crops) % count == 0:
+                crops = request.crops.reshape(-1, count, size, size, 3)
+                return 200, {"logits": self.detector.logits(list(crops)), "digest": card.digest}
+            request = RequestError(f"this model takes {count} crops of {size} x {size} pixels an image")
+        return 400, {"error": {"code": "bad_request", "message": str(request)}}
+
+    def _as_json(self, one: Answer | ImageError) -> dict[str, Any]:
+        if isinstance(one, Answer):
+            return asdict(one)
+        return {"error": {"code": ErrorCode(one.code).value, "message": one.message}}

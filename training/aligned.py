@@ -1,0 +1,122 @@
+"""Small generators of our own, and fakes aligned with photographs: the same content, other pixels.
+
+An autoencoder trained on photographs for a minute redraws a photograph through the layers that every large generator
+ends in. A detector trained on such pairs cannot learn content, camera or compression: only the decoder's trace differs.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+CROP = 64
+BATCH = 8
+LEARNING_RATE = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One kind of generator: how far its encoder shrinks (`factor`, a power of 2) and how its decoder enlarges.
+
+    `levels` above 0 rounds every latent to that many values, as generators with a codebook do (finite scalar
+    quantisation, arXiv 2309.15505).
+    """
+
+    name: str
+    factor: int
+    up: Literal["transposed", "nearest", "bilinear", "shuffle"]
+    latent: int
+    levels: int = 0
+    width: int = 16
+
+
+class Up(nn.Module):
+    """Doubles the resolution the way generators of this kind do: (n, before, H, W) to (n, after, 2H, 2W)."""
+
+    def __init__(self, kind: str, before: int, after: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "transposed":
+            self.conv: nn.Module = nn.ConvTranspose2d(before, after, 4, 2, 1)
+        else:
+            self.conv = nn.Conv2d(before, 4 * after if kind == "shuffle" else after, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind in ("nearest", "bilinear"):
+            x = F.interpolate(x, scale_factor=2, mode=self.kind)
+        x = self.conv(x)
+        return F.pixel_shuffle(x, 2) if self.kind == "shuffle" else x
+
+
+class AutoEncoder(nn.Module):
+    """A convolutional autoencoder; the latent is wide, because what counts is how the decoder makes pixels."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.levels = family.levels
+        widths = [factor * family.width for factor in (1, 3, 6, 8)][: family.factor.bit_length()]
+        encoder: list[nn.Module] = []
+        decoder: list[nn.Module] = [nn.Conv2d(family.latent, widths[-1], 3, padding=1), nn.SiLU()]
+        for narrow, wide in pairwise(widths):
+            encoder += [nn.Conv2d(3 if not encoder else narrow, wide, 4, 2, 1), nn.SiLU()]
+        for wide, narrow in pairwise(reversed(widths)):
+            decoder += [nn.Conv2d(wide, wide, 3, padding=1), nn.SiLU(), Up(family.up, wide, narrow), nn.SiLU()]
+        self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], family.latent, 1))
+        self.decoder = nn.Sequential(*decoder, nn.Conv2d(widths[0], 3, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pixels in -1..1, (n, 3, H, W), H and W multiples of the factor, to their redrawing."""
+        latent = self.encoder(x)
+        if self.levels:
+            half = (self.levels - 1) / 2
+            latent = torch.tanh(latent)
+            latent = latent + (torch.round(latent * half) / half - latent).detach()  # straight through
+        return self.decoder(latent)
+
+
+def spectral_loss(drawn: torch.Tensor, photo: torch.Tensor) -> torch.Tensor:
+    """Mean difference of log amplitude spectra: keeps fine detail as strong as in photographs, its phases free."""
+    spectra = (torch.fft.rfft2(one, norm="ortho").abs() for one in (drawn, photo))
+    first, second = (torch.log(one + 0.02) for one in spectra)
+    return (first - second).abs().mean()
+
+
+def train_generator(family: Family, photos: list[np.ndarray], steps: int, seed: int = 0) -> AutoEncoder:
+    """Train one generator on random crops of photographs, each uint8 (H, W, 3), at least 64 x 64; L1 and spectral loss.
+
+    Returns it in evaluation mode.
+    """
+    torch.manual_seed(seed)
+    random = np.random.RandomState(seed)
+    model = AutoEncoder(family).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-4)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.5
+        photo = _pixels(np.stack([_crop(photos[random.randint(len(photos))], random) for _ in range(BATCH)]))
+        drawn = model(photo)
+        loss = (drawn - photo).abs().mean() + 0.05 * spectral_loss(drawn, photo)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@torch.inference_mode()
+def redraw(model: AutoEncoder, photo: np.ndarray) -> np.ndarray:
+    """The aligned fake of a photograph, uint8 (H, W, 3) with H and W multiples of 16: the same size, not compressed."""
+    drawn = model(_pixels(photo[None]))[0]
+    return drawn.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def _crop(photo: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    y, x = random.randint(photo.shape[0] - CROP + 1), random.randint(photo.shape[1] - CROP + 1)
+    return photo[y : y + CROP, x : x + CROP]
+
+
+def _pixels(photos: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(photos)).permute(0, 3, 1, 2).float().div(127.5).sub(1)

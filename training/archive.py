@@ -1,0 +1,94 @@
+"""A run folder to a TorchServe archive that needs nothing else of this project, the same bytes every time."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import detector
+import handlers
+from detector.card import CARD_FILE, WEIGHTS_FILE, Card
+from detector.errors import UserError
+from detector.weights import sha256_of
+
+# The earliest time a zip can state: an archive tells what it holds, not when it was packed.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+MODEL_CONFIG = """\
+# Read by TorchServe when the model is registered.
+batchSize: 8
+maxBatchDelay: 20
+responseTimeout: 120
+# How long a crashing worker is retried while /ping still says Healthy.
+maxRetryTimeoutInSec: 30
+"""
+
+
+class ArchiveError(UserError):
+    """The archive could not be made; the message holds what torch-model-archiver said."""
+
+
+def archive(run: Path, model_store: Path, name: str | None = None) -> Path:
+    """Write `model_store/<name>.mar` from a run folder, in place of an older one. Returns its path.
+
+    Raises CardError where the folder is not a run folder, ArchiveError where torch-model-archiver fails.
+    """
+    card = Card.read(run)
+    name = name or card.name
+    model_store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as folder:
+        stage = _stage(run, Path(folder) / "stage")
+        _run_archiver(name, card.version, stage, Path(folder))
+        partial = model_store / f"{name}.mar.partial"
+        _normalise(Path(folder) / f"{name}.mar", partial)
+    return partial.replace(model_store / f"{name}.mar")
+
+
+def _stage(run: Path, stage: Path) -> Path:
+    """What the archive unpacks to: weights, card, the detector package and the handler's request parser."""
+    code = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(detector.__file__).parent, stage / "detector", ignore=code)
+    (stage / "handlers").mkdir()
+    for module in ("__init__.py", "requests.py"):
+        shutil.copy(Path(handlers.__file__).parent / module, stage / "handlers")
+    for file in (WEIGHTS_FILE, CARD_FILE):
+        shutil.copy(run / file, stage)
+    return stage
+
+
+def _run_archiver(name: str, version: str, stage: Path, folder: Path) -> None:
+    config = folder / "model-config.yaml"
+    config.write_text(MODEL_CONFIG)
+    scratch = folder / "tmp"  # the archiver deletes $TMPDIR/<name> before it starts
+    scratch.mkdir()
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", version]
+    command += ["--handler", str(Path(handlers.__file__).parent / "image_detector.py"), "--extra-files", str(stage)]
+    command += ["--config-file", str(config), "--export-path", str(folder), "--archive-format", "zip-store"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(scratch)}
+    )
+    if not (folder / f"{name}.mar").exists():
+        raise ArchiveError(f"torch-model-archiver made no archive: {(done.stderr or done.stdout).strip()[-500:]}")
+
+
+def _normalise(made: Path, out: Path) -> None:
+    """Rewrite the zip with sorted names and fixed times, so that one run folder gives one digest."""
+    with zipfile.ZipFile(made) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        for name in sorted(info.filename for info in old.infolist() if not info.is_dir()):
+            data = old.read(name)
+            if name == "MAR-INF/MANIFEST.json":
+                manifest = json.loads(data)
+                manifest["createdOn"] = "01/01/1980 00:00:00"
+                data = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.external_attr = 0o644 << 16
+            new.writestr(info, data)
+
+
+def digest(mar: Path) -> str:
+    """The archive's SHA-256, 64 hex digits: what registration and `verify` compare."""
+    return sha256_of(mar)

@@ -1,0 +1,126 @@
+"""Index rows to training batches: decoded, augmented, cropped, in an order that a resumed run takes up exactly."""
+
+import os
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from detector.errors import UserError
+from detector.images import ImageError, decode
+from detector.patches import seed_from_bytes
+from scanning.store import Store, open_store
+from training.augment import augment
+from training.recipe import Recipe
+
+CLASSES = {"nature": 0, "ai": 1}
+
+
+class DataError(UserError):
+    """The data does not hold what the recipe asks for, or a file changed since it was indexed."""
+
+
+class Source:
+    """A folder or s3:// URL that an index's paths are relative to; each loader process opens its own connections."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self._opened: tuple[int, Store] | None = None
+
+    def read(self, path: str) -> bytes:
+        """The encoded bytes of one image. Raises DataError where it is gone."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), open_store(self.url)
+        data = self._opened[1].read(path)
+        if data is None:
+            raise DataError(f"{self.url}/{path} is gone since it was indexed; run `patchscan index` again")
+        return data
+
+
+def rows_of(index: pd.DataFrame, generators: list[str], split: str) -> pd.DataFrame:
+    """The index rows of these generators and this split, with `label` (1 AI, 0 real). Raises DataError where a
+    generator is missing or has one class only."""
+    rows = index[index.generator.isin(generators) & (index.split == split)].reset_index(drop=True)
+    for generator in generators:
+        classes = set(rows[rows.generator == generator]["class"])
+        if classes != set(CLASSES):
+            found = ", ".join(sorted(index.generator.unique())) or "none"
+            raise DataError(
+                f"{generator}/{split} needs images in both ai/ and nature/, found {sorted(classes) or 'none'}; "
+                f"generators in this data: {found}. Name yours with --seen and --unseen"
+            )
+    return rows.assign(label=rows["class"].map(CLASSES))
+
+
+class CropDataset(Dataset[tuple[torch.Tensor, int]]):
+    """One item an image: crops uint8 (count, size, size, 3) and its label.
+
+    With an `epoch` set, crops, flips and augmentation are fresh for every (seed, epoch, row) and reproducible, whatever
+    worker draws them. With `epoch` None (the default) an item is what evaluation and serving see of the same file.
+    """
+
+    def __init__(self, source: Source, rows: pd.DataFrame, recipe: Recipe, epoch: int | None = None):
+        self.source, self.recipe, self.epoch = source, recipe, epoch
+        self.paths: list[str] = rows.path.tolist()
+        self.labels: list[int] = rows.label.tolist()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        path = self.paths[row]
+        data = self.source.read(path)
+        try:
+            rgb = decode(data).rgb
+        except ImageError as error:
+            raise DataError(f"{path} changed since it was indexed ({error}); run `patchscan index` again") from error
+        crops = self._training_crops(rgb, row) if self.epoch is not None else self._crops(rgb, seed_from_bytes(data))
+        return torch.from_numpy(np.ascontiguousarray(crops)), self.labels[row]
+
+    def _crops(self, rgb: np.ndarray, seed: int) -> np.ndarray:
+        return self.recipe.preset.crops(rgb, seed).pixels
+
+    def _training_crops(self, rgb: np.ndarray, row: int) -> np.ndarray:
+        random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{row}".encode()))
+        if self.recipe.augment:
+            rgb = augment(rgb, self.recipe.augment, random)
+        crops = self._crops(rgb, int(random.randint(2**31)))
+        if self.recipe.horizontal_flip and random.random_sample() < 0.5:
+            crops = crops[:, :, ::-1]
+        return crops
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The batches of one epoch for one of `world` processes: a permutation drawn from (seed, epoch), cut into batches
+    of `batch_size` over all processes together, each process taking every `world`-th row.
+
+    A last, smaller batch is dropped unless it is the only one. `start` skips batches already trained on.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        self.rows, self.batch_size, self.seed, self.rank, self.world = rows, batch_size, seed, rank, world
+        self.epoch = self.start = 0
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in a whole epoch."""
+        return max(1, self.rows // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.per_epoch - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.RandomState(zlib.crc32(f"{self.seed}/{self.epoch}".encode())).permutation(self.rows)
+        for batch in range(self.start, self.per_epoch):
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield rows[self.rank :: self.world].tolist()
+
+
+def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops uint8 (n * count, size, size, 3) and labels float32 (n * count,), one for each crop."""
+    crops = torch.cat([item[0] for item in items])
+    labels = torch.tensor([label for one, label in items for _ in range(len(one))], dtype=torch.float32)
+    return crops, labels

@@ -1,0 +1,90 @@
+"""A training recipe: one YAML file a model in `training/configs`, checked so that an error names its line."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from detector.errors import UserError
+from detector.presets import PatchPreset, WholePreset
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be read; the message names the file, the line and what is allowed there."""
+
+
+class Augment(BaseModel):
+    """Both classes alike, each step with `probability`: blur (sigma, pixels), resize (factor), JPEG (quality)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    probability: float = Field(ge=0, le=1)
+    jpeg_quality: tuple[int, int] | None = None
+    blur_sigma: tuple[float, float] | None = None
+    resize: tuple[float, float] | None = None
+
+
+class Recipe(BaseModel):
+    """Everything that decides a training run besides its data.
+
+    `seen` generators train the model and choose its checkpoint; `unseen` ones are only ever evaluated. `crops` is how
+    many crops of one image a training step sees. `weights`: `imagenet`, `none`, or a file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    architecture: Literal["simplecnn", "resnet50", "ssp", "ssp-lite"]
+    preset: PatchPreset | WholePreset = Field(discriminator="kind")
+    seen: list[str] = Field(min_length=1)
+    unseen: list[str] = []
+    weights: str = "none"
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    horizontal_flip: bool = False
+    augment: Augment | None = None
+    seed: int = 0
+
+
+def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
+    """A recipe of this project by name (`ssp`), or a file of your own; an override of None changes nothing.
+
+    Raises RecipeError naming file and line for YAML that does not parse, an unknown key, or a wrong type.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIGS / f"{name_or_path}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        raise RecipeError(f"no recipe {name_or_path!r}: use a YAML file or one of {known}")
+    try:
+        text = path.read_text()
+        values = yaml.safe_load(text)
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return Recipe.model_validate({**values, **given} if isinstance(values, dict) else values)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = _line_of(text, first["loc"])
+        raise RecipeError(f"{path}{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _line_of(text: str, location: tuple[int | str, ...]) -> str:
+    """`, line N` of the YAML node that a validation error points at; the deepest part that the file really has."""
+    node, line = yaml.compose(text), 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            match = next((pair for pair in node.value if pair[0].value == part), None)
+            if match is None:
+                continue
+            line, node = match[0].start_mark.line + 1, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return f", line {line}"
