@@ -28,6 +28,7 @@ def evaluate(
         float, typer.Option(min=0.0001, max=0.5, help="Of AI images, the share called real at most.")
     ] = 0.05,
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
+    index: Annotated[Path | None, typer.Option(help="The data's index, where it is not DATA/index.parquet.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many images of each generator and class.")
     ] = None,
@@ -47,7 +48,7 @@ def evaluate(
     from evaluation.evaluate import evaluate as run_evaluation
 
     folders = {"raw": data} | ({"matched": matched} if matched else {})
-    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit)
+    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, index)
     report = run_evaluation(run, folders, out, options)
     for sentence in report["findings"]:
         typer.echo(f"- {sentence}")

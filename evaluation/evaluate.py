@@ -23,12 +23,14 @@ class EvaluationError(UserError):
 @dataclass(frozen=True)
 class Options:
     """What `evaluate` was asked: the device to score on, whether to fit the decision anew, for which error rates, and
-    the share of images to take of each generator and class at most (None: all)."""
+    the number of images to take of each generator and class at most (None: all), and the raw data's index where it
+    is not beside the data."""
 
     device: str = "cpu"
     calibrate: bool = True
     target: Target = field(default_factory=Target)
     limit: int | None = None
+    index: Path | None = None
 
 
 def evaluate(runs: list[Path], data: dict[str, Path], out: Path, options: Options = Options()) -> dict[str, Any]:
@@ -41,7 +43,10 @@ def evaluate(runs: list[Path], data: dict[str, Path], out: Path, options: Option
     names = [card.name for card in cards]
     if len(set(names)) < len(names):
         raise EvaluationError(f"two runs have the same name ({', '.join(names)}): rename one in its card.json")
-    images = {protocol: validation_images(folder, options.limit) for protocol, folder in data.items()}
+    images = {
+        protocol: validation_images(folder, options.limit, options.index if protocol == "raw" else None)
+        for protocol, folder in data.items()
+    }
     (out / "scores").mkdir(parents=True, exist_ok=True)
     models = [_evaluate(run, card, data, images, out, options) for run, card in zip(runs, cards, strict=True)]
     report = build_report(models, _describe(data, images))
@@ -52,13 +57,15 @@ def evaluate(runs: list[Path], data: dict[str, Path], out: Path, options: Option
     return report
 
 
-def validation_images(data: Path, limit: int | None = None) -> pd.DataFrame:
+def validation_images(data: Path, limit: int | None = None, index_file: Path | None = None) -> pd.DataFrame:
     """The validation split of a data set, readable or not: path, generator, split, class, sha256, in_train (whether
-    the same file is also in the training split). `limit` keeps so many of each generator and class, evenly spread."""
-    from training.index import QUARANTINE_FILE, load_index
+    the same file is also in the training split). `limit` keeps so many of each generator and class, evenly spread;
+    `index_file` is the data's index where it is not DATA/index.parquet."""
+    from training.index import INDEX_FILE, QUARANTINE_FILE, load_index
 
-    index = load_index(data)
-    quarantine = data / QUARANTINE_FILE
+    index_file = index_file or data / INDEX_FILE
+    index = load_index(data, index_file)
+    quarantine = index_file.with_name(QUARANTINE_FILE)
     columns = ["path", "generator", "split", "class", "sha256"]
     parts = [index[columns]]
     if quarantine.exists():

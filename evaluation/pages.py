@@ -3,6 +3,7 @@ carries that path in `data-json`, so a reader (or a test) can trace it to the JS
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,12 @@ class Figures:
 
 def show(value: Any, style: str = "") -> str:
     """A value as a page prints it. Styles: a digit (decimals), `%` and `%1` (per cent, decimals), `n` (thousands
-    separated), `p` (p-value), empty (as it is)."""
+    separated), `p` (p-value), `time` (an ISO time in
+    UTC), empty (as it is)."""
     if value is None:
         return MISSING
+    if style == "time":
+        return datetime.fromisoformat(value).strftime("%Y-%m-%d %H:%M UTC")
     if style == "n":
         return f"{value:,}"
     if style == "p":

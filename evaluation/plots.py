@@ -11,12 +11,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#666666", "#000000")
-AI_COLOUR, REAL_COLOUR, INK, FAINT = "#D55E00", "#0072B2", "#1d2733", "#c9d1da"
+AI_COLOUR, REAL_COLOUR, BAND_COLOUR = "#D55E00", "#0072B2", "#f1e7cf"
+INK, FAINT = "#1d2733", "#c9d1da"
 MARKERS = "osD^vPX*"
 DPI = 144
 
@@ -105,7 +107,7 @@ def roc(groups: Curves) -> Figure:
 @styled
 def precision_recall(groups: Curves) -> Figure:
     """Precision over recall of the AI class, for the class shares of the evaluated images."""
-    drawing, axes = figure(5.6, 4.3)
+    drawing, axes = figure(7.2, 3.9)
     axis = axes[0, 0]
     for number, (name, (label, score)) in enumerate(two_class(groups).items()):
         precision, recall, _ = precision_recall_curve(label, score)
@@ -114,7 +116,7 @@ def precision_recall(groups: Curves) -> Figure:
     axis.set_title("Precision and recall")
     axis.grid(True)
     if axis.lines:
-        axis.legend(loc="lower left", fontsize=8)
+        drawing.legend(loc="outside right upper", fontsize=8)
     return drawing
 
 
@@ -124,7 +126,7 @@ def reliability(panels: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10
     Wilson's interval, and how many images each bin holds."""
     from evaluation.statistics import wilson
 
-    drawing, axes = figure(3.5 * max(1, len(panels)), 4.0, 1, max(1, len(panels)))
+    drawing, axes = figure(2.4 * max(1, len(panels)), 2.8, 1, max(1, len(panels)))
     for axis, (name, (label, p_ai)) in zip(axes[0], panels.items(), strict=False):
         which = np.minimum((p_ai * bins).astype(int), bins - 1)
         axis.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1)
@@ -151,23 +153,25 @@ def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> F
     for axis, (name, (label, p_ai)) in zip(axes.flat, groups.items(), strict=False):
         score_histogram(axis, {"real": (p_ai[label == 0], REAL_COLOUR), "AI": (p_ai[label == 1], AI_COLOUR)}, edges)
         mark_decision(axis, threshold, band)
-        axis.set(title=name, xlabel="p_ai", ylabel="images", xlim=(0, 1))
+        axis.set(title=f"{name} ({len(label)})", xlabel="p_ai", ylabel="images", xlim=(0, 1))
     if len(groups):
-        axes.flat[0].legend(fontsize=7.5, loc="upper center")
+        handles = [Patch(color=REAL_COLOUR, alpha=0.5, label="real"), Patch(color=AI_COLOUR, alpha=0.5, label="AI")]
+        handles += [Patch(color=BAND_COLOUR, label="uncertain")] if band[1] > band[0] else []
+        drawing.legend(handles=handles, fontsize=8, loc="outside upper right", ncols=3)
     return drawing
 
 
 def score_histogram(axis: Axes, values: dict[str, tuple[np.ndarray, str]], edges: np.ndarray) -> None:
     """Overlaid histograms on one axis: name: (values, colour)."""
     for name, (scores, colour) in values.items():
-        axis.hist(scores, bins=list(edges), color=colour, alpha=0.5, label=f"{name} ({len(scores)})")
+        axis.hist(scores, bins=list(edges), color=colour, alpha=0.5, label=name)
         axis.hist(scores, bins=list(edges), color=colour, histtype="step", linewidth=1)
 
 
 def mark_decision(axis: Axes, threshold: float, band: tuple[float, float]) -> None:
     """The threshold as a line and the abstain band as a shade, on an axis whose x is p_ai."""
     if band[1] > band[0]:
-        axis.axvspan(*band, color="#f1e7cf", zorder=0, label="uncertain")
+        axis.axvspan(*band, color=BAND_COLOUR, zorder=0)
     axis.axvline(threshold, color=INK, linewidth=1, linestyle="-")
 
 
