@@ -113,8 +113,8 @@ def _inputs(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "format": rows["format"],
             "size": rows["width"].astype(str) + "x" + rows["height"].astype(str),
-            "quality": rows["jpeg_quality"].astype(str),
-            "subsampling": rows["jpeg_subsampling"].astype(str),
+            "quality": rows["jpeg_quality"].map("{:.0f}".format),
+            "subsampling": rows["jpeg_subsampling"].astype(object).fillna("none"),
             "quality_number": rows["jpeg_quality"].fillna(rows["jpeg_quality"].median()).fillna(0.0),
             "log_width": np.log(rows["width"]),
             "log_height": np.log(rows["height"]),
@@ -193,7 +193,7 @@ def _difference(rows: pd.DataFrame, clue: str) -> str:
 
 def _commonest(values: pd.Series) -> str:
     shares = values.value_counts(normalize=True)
-    return f"{str(shares.index[0]).replace('nan', 'none')} in {shares.iloc[0]:.0%}"
+    return f"{shares.index[0]} in {shares.iloc[0]:.0%}".replace("nan", "none")
 
 
 def _median(logarithms: pd.Series) -> str:

@@ -102,6 +102,11 @@ def build_matched(
     return Matched(build_index(out, workers=workers), crops, left_out)
 
 
+def protocol_of(data: Path) -> str:
+    """`matched` where this module made the data set, `raw` otherwise."""
+    return "matched" if (data / SETTINGS_FILE).exists() else "raw"
+
+
 def plan_matched(index: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What to cut from where, and what to leave out and why; the same index and settings give the same plan.
 
@@ -121,9 +126,10 @@ def plan_matched(index: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame,
         random = np.random.default_rng([settings.seed, crc32(f"{generator}/{split}".encode())])
         kept = _balance(rows.sort_values("path"), random)
         left_out.append(_reason(rows.drop(kept.index), "more of its class than of the other"))
-        crops.append(_crops(kept, settings, random))
-    columns = [frame for frame in crops if len(frame)] or [pd.DataFrame(columns=CROP_COLUMNS)]
-    return pd.concat(columns, ignore_index=True), pd.concat(left_out, ignore_index=True)
+        if len(kept):
+            crops.append(_crops(kept, settings, random))
+    planned = pd.concat(crops, ignore_index=True) if crops else pd.DataFrame(columns=CROP_COLUMNS)
+    return planned, pd.concat(left_out, ignore_index=True)
 
 
 def _reason(rows: pd.DataFrame, reason: str) -> pd.DataFrame:

@@ -1,0 +1,255 @@
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import training.index
+from detector.errors import UserError
+from detector.images import ErrorCode
+from tests.image_tree import picture, write
+from training.facts import jpeg_settings, read_facts
+from training.index import INDEX_COLUMNS, build_index, data_digest, load_index
+from training.layout import LayoutError, find_sources, generator_name
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two generators, twelve images: PNG fakes, JPEG photographs."""
+    for number in range(12):
+        generator = ("imagenet_ai_0424_sdv5", "my_gan")[number % 2]
+        split = ("train", "val")[number // 2 % 2]
+        label, ending = (("ai", "png"), ("nature", "jpg"))[number // 4 % 2]
+        write(tmp_path / "data" / generator / split / label / f"{number}.{ending}", picture(number))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that an index reads."""
+    names: list[str] = []
+
+    def counted(path: Path) -> dict[str, object]:
+        names.append(path.name)
+        return read_facts(path)
+
+    monkeypatch.setattr(training.index, "read_facts", counted)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("folder", "generator"),
+    [
+        ("imagenet_ai_0419_biggan", "biggan"),
+        ("imagenet_ai_0424_sdv5", "sd_v1_5"),
+        ("imagenet_ai_0419_sdv4", "sd_v1_4"),
+        ("imagenet_ai_0508_adm", "adm"),
+        ("imagenet_glide", "glide"),
+        ("imagenet_midjourney", "midjourney"),
+        ("imagenet_ai_0419_vqdm", "vqdm"),
+        ("imagenet_ai_0424_wukong", "wukong"),
+        ("stable_diffusion_v_1_5", "sd_v1_5"),
+        ("BigGAN", "biggan"),
+        ("stylegan2_ada", "stylegan2_ada"),
+        ("Our Own GAN", "Our Own GAN"),
+    ],
+)
+def test_folder_names_become_generators(folder: str, generator: str) -> None:
+    assert generator_name(folder) == generator
+
+
+@pytest.mark.parametrize("place", ["", "imagenet_glide", "GLIDE/imagenet_glide"])
+def test_layout_is_found_as_archives_unpack(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "glide"
+    write(root / place / "train" / "nature" / "n01440764" / "a.JPEG", picture(0))
+    write(root / place / "train" / "nature" / ".hidden.JPEG", picture(0))
+    (source,) = find_sources(root)
+    assert (source.generator, source.split, source.label) == ("glide", "train", "nature")
+    assert (root / source.path).exists()
+
+
+@pytest.mark.parametrize("content", [None, "readme.txt", "train/ai"])
+def test_a_folder_in_another_layout_is_an_error(tmp_path: Path, content: str | None) -> None:
+    if content:
+        (tmp_path / "data" / content).mkdir(parents=True)
+    with pytest.raises(LayoutError, match="generator"):
+        build_index(tmp_path / "data", tmp_path / "index.parquet")
+
+
+def test_every_image_has_its_row(data: Path) -> None:
+    table = build_index(data, workers=1).table
+    assert list(table.columns) == INDEX_COLUMNS
+    assert len(table) == 12
+    assert set(table["generator"]) == {"sd_v1_5", "my_gan"}
+    row = table.set_index("path").loc["imagenet_ai_0424_sdv5/train/nature/4.jpg"]
+    assert (row["split"], row["class"], row["format"]) == ("train", "nature", "JPEG")
+    assert (row["width"], row["height"], row["jpeg_quality"], row["jpeg_subsampling"]) == (64, 64, 75, "4:2:0")
+    assert row["bytes"] == (data / row.name).stat().st_size
+    assert table[table["format"] == "PNG"]["jpeg_quality"].isna().all()
+    pd.testing.assert_frame_equal(load_index(data), table)
+
+
+def test_processes_find_what_one_process_finds(data: Path, tmp_path: Path) -> None:
+    for number in range(60):
+        write(data / "my_gan" / "train" / "ai" / f"more{number}.png", picture(100 + number, 16, 16))
+    alone = build_index(data, tmp_path / "alone.parquet", workers=1).table
+    together = build_index(data, tmp_path / "together" / "index.parquet", workers=2).table
+    pd.testing.assert_frame_equal(alone, together)
+
+
+def test_broken_files_are_quarantined_and_never_swapped(data: Path) -> None:
+    folder = data / "my_gan" / "train" / "ai"
+    whole = write(folder / "whole.png", picture(99)).read_bytes()
+    broken = {
+        "empty.png": (b"", ErrorCode.EMPTY),
+        "text.jpg": (b"no picture at all", ErrorCode.NOT_AN_IMAGE),
+        "cut.png": (whole[: len(whole) // 2], ErrorCode.TRUNCATED),
+    }
+    for name, (content, _) in broken.items():
+        (folder / name).write_bytes(content)
+    index = build_index(data, workers=1)
+    kept = index.quarantine.set_index("path")
+    assert {Path(path).name: code for path, code in kept["code"].items()} == {
+        name: str(code) for name, (_, code) in broken.items()
+    }
+    assert kept["message"].str.len().min() > 0
+    assert set(pq.read_table(data / "quarantine.parquet")["path"].to_pylist()) == set(kept.index)
+    assert len(index.table) == 13
+    for path, digest in zip(index.table["path"], index.table["sha256"], strict=True):
+        assert read_facts(data / path)["sha256"] == digest
+
+
+def test_only_new_and_changed_files_are_read_again(data: Path, reads: list[str]) -> None:
+    (data / "my_gan" / "train" / "ai" / "empty.png").touch()
+    build_index(data, workers=1)
+    assert len(reads) == 13
+    reads.clear()
+    assert build_index(data, workers=1).read == 0
+    write(data / "my_gan" / "train" / "ai" / "new.png", picture(50))
+    write(data / "my_gan" / "train" / "ai" / "1.png", picture(51))
+    (data / "imagenet_ai_0424_sdv5" / "train" / "ai" / "0.png").unlink()
+    index = build_index(data, workers=1)
+    assert sorted(reads) == ["1.png", "new.png"]
+    assert len(index.table) == 12
+    assert len(index.quarantine) == 1
+
+
+def test_an_interrupted_index_goes_on_where_it_stopped(
+    data: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = training.index.read_facts
+
+    def stopped(path: Path) -> dict[str, object]:
+        if len(reads) == 5:
+            raise KeyboardInterrupt
+        return counted(path)
+
+    monkeypatch.setattr(training.index, "read_facts", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(data, workers=1)
+    assert not (data / "index.parquet").exists()
+    monkeypatch.setattr(training.index, "read_facts", counted)
+    index = build_index(data, workers=1)
+    assert index.read == 7
+    assert sorted(reads) == sorted(Path(path).name for path in index.table["path"])
+    assert not (data / "index.parts").exists()
+
+
+def test_a_killed_index_keeps_its_parts_and_leaves_no_process(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for number in range(40):
+        write(data / "gan" / "train" / "ai" / f"{number}.png", picture(number, 16, 16))
+    script = (
+        "import sys, time, training.index as index\n"
+        "from pathlib import Path\n"
+        "read = index.read_facts\n"
+        "index.PART_SECONDS = 0\n"
+        "def slow(path):\n"
+        "    time.sleep(0.05)\n"
+        "    return read(path)\n"
+        "index.read_facts = slow\n"
+        "if __name__ == '__main__':\n"
+        "    index.build_index(Path(sys.argv[1]), workers=2)\n"
+    )
+    file = tmp_path / "slow_index.py"
+    file.write_text(script)
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, str(file), str(data)], env=os.environ | {"PYTHONPATH": str(root)}, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(data.glob("index.parts/*.parquet")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = sum(pq.read_metadata(part).num_rows for part in data.glob("index.parts/*.parquet"))
+    assert 0 < done < 40
+    assert build_index(data, workers=1).read == 40 - done
+    while _group_lives(process.pid):
+        assert time.monotonic() < deadline, "worker processes outlived the command that started them"
+        time.sleep(0.05)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_unreadable_file_stops_the_index_with_its_name(data: Path) -> None:
+    (data / "my_gan" / "train" / "ai" / "folder.png").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"cannot read .*folder\.png"):
+        build_index(data, workers=1)
+
+
+def test_an_index_that_cannot_be_written_says_what_to_do(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out"):
+        build_index(data, tmp_path / "file" / "index.parquet")
+
+
+def test_digest_names_the_training_data_and_nothing_else(data: Path) -> None:
+    table = build_index(data, workers=1).table
+    digest = data_digest(table)
+    assert data_digest(table.sample(frac=1, random_state=0).assign(width=0)) == digest
+    assert data_digest(table.iloc[1:]) != digest
+    assert data_digest(table.assign(split="val")) != digest
+
+
+@pytest.mark.parametrize("quality", [1, 2, 10, 37, 49, 50, 51, 75, 85, 90, 95, 96, 99, 100])
+def test_jpeg_quality_is_read_exactly_from_libjpegs_tables(quality: int) -> None:
+    assert jpeg_settings(_jpeg(quality=quality)) == (quality, "4:2:0")
+
+
+@pytest.mark.parametrize(("mode", "save", "expected"), [
+    ("RGB", {"subsampling": "4:4:4"}, "4:4:4"),
+    ("RGB", {"subsampling": "4:2:2"}, "4:2:2"),
+    ("L", {}, "grey"),
+    ("CMYK", {}, "other"),
+])  # fmt: skip
+def test_subsampling_is_read_from_the_frame_header(mode: str, save: dict[str, str], expected: str) -> None:
+    assert jpeg_settings(_jpeg(mode, **save))[1] == expected
+
+
+def test_quality_of_foreign_tables_is_the_nearest() -> None:
+    reference = Image.open(io.BytesIO(_jpeg(quality=80))).quantization
+    tables = {key: (np.array(table) + np.arange(64) % 2).tolist() for key, table in reference.items()}
+    assert abs(jpeg_settings(_jpeg(qtables=tables))[0] - 80) <= 3
+
+
+def _jpeg(mode: str = "RGB", **save: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture(1)).convert(mode).save(buffer, "JPEG", **save)
+    return buffer.getvalue()
