@@ -10,6 +10,8 @@ from scipy.special import expit
 from detector.card import Decision
 
 FOLDS = 5
+# Two implementations of the same exponential may differ in the last digits.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -33,36 +35,40 @@ def fit_temperature(logit: np.ndarray, label: np.ndarray) -> tuple[float, float]
     target = np.where(ai, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     weight = np.where(ai, 0.5 / positives, 0.5 / negatives)
 
-    def loss(parameters: np.ndarray) -> float:
-        z = logit * np.exp(-parameters[0]) + parameters[1]
-        return float((weight * (np.logaddexp(0, z) - target * z)).sum())
+    unit = max(float(np.std(logit)), 1e-3)
+    scaled = logit / unit
 
-    log_temperature = np.log(max(float(np.std(logit)), 1e-3))
-    best = optimize.minimize(
-        loss, [log_temperature, 0.0], method="L-BFGS-B", bounds=[(log_temperature - 6, log_temperature + 6), (-50, 50)]
-    )
-    return float(np.exp(best.x[0])), float(best.x[1])
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        z = scaled * parameters[0] + parameters[1]
+        excess = weight * (expit(z) - target)
+        value = (weight * (np.logaddexp(0, z) - target * z)).sum()
+        return float(value), np.array([(excess * scaled).sum(), excess.sum()])
+
+    # Convex in slope and bias; the slope stays positive, because calibration must not turn the order round.
+    best = optimize.minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3), (-50, 50)])
+    return float(unit / best.x[0]), float(best.x[1])
 
 
 def conformal_bound(values: np.ndarray, share: float) -> float:
-    """The value that at most `share` of further values like these will exceed, on average (split conformal prediction;
-    Vovk et al. 2005): the ceil((n + 1)(1 - share))-th smallest, moved half-way to its successor so that no value seen
-    lies on it. With fewer than 1 / share - 1 values the promise cannot be kept and the bound lies above all of them."""
+    """The bound that at most `share` of further values like these will reach, on average (split conformal prediction;
+    Vovk et al. 2005): above the ceil((n + 1)(1 - share))-th smallest, half-way to the next greater value. With fewer
+    than 1 / share - 1 values the promise cannot be kept and the bound lies just above all of them."""
     ordered = np.sort(values)
-    rank = int(np.ceil((len(ordered) + 1) * (1 - share)))
-    if rank >= len(ordered):
-        return float(np.nextafter(ordered[-1], np.inf))
-    return float((ordered[rank - 1] + ordered[rank]) / 2)
+    rank = min(int(np.ceil((len(ordered) + 1) * (1 - share))), len(ordered))
+    last = float(ordered[rank - 1])
+    greater = ordered[ordered > last]
+    just_above = max(float(np.nextafter(last, np.inf)), last + ROUNDING)
+    return max(just_above, (last + float(greater[0])) / 2) if len(greater) else just_above
 
 
 def fit_decision(logit: np.ndarray, label: np.ndarray, target: Target, basis: str) -> Decision:
     """The decision for these calibration images (logit (n,), label (n,), both classes present); `basis` says in words
     what they are and becomes part of `chosen_by`."""
     temperature, bias = fit_temperature(logit, label)
-    real, ai = logit[label == 0], logit[label == 1]
-    at_threshold = conformal_bound(real, target.max_fpr)
-    at_low = min(at_threshold, -conformal_bound(-ai, target.max_fnr))
-    low, threshold = (float(expit(edge / temperature + bias)) for edge in (at_low, at_threshold))
+    p_ai = expit(logit / temperature + bias)
+    real, ai = p_ai[label == 0], p_ai[label == 1]
+    threshold = conformal_bound(real, target.max_fpr)
+    low = min(threshold, -conformal_bound(-ai, target.max_fnr))
     short = [
         f"{len(values)} {name} images are too few to promise {share:.1%}"
         for name, values, share in (("real", real, target.max_fpr), ("AI", ai, target.max_fnr))

@@ -1,0 +1,176 @@
+"""Intervals and tests against independent libraries, and on the data where formulas break."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from MLstatkit import Delong_test
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from evaluation.statistics import (
+    Estimate,
+    accuracy_difference,
+    auc_difference,
+    auc_interval,
+    delong_components,
+    friedman,
+    holm,
+    mean_of_rates,
+    newcombe_auc,
+    precision_at,
+    wilson,
+)
+
+RNG = np.random.default_rng(7)
+LABEL = np.repeat([1, 0], [60, 90])
+FIRST = RNG.normal(LABEL * 1.2, 1.0).round(1)  # rounded, so that there are ties
+SECOND = RNG.normal(LABEL * 0.8, 1.0).round(1)
+
+
+@given(st.integers(0, 400), st.integers(1, 400))
+def test_wilson_agrees_with_scipy(successes: int, trials: int) -> None:
+    successes = min(successes, trials)
+    expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    value, low, high = wilson(successes, trials).bounds
+    assert (value, low, high) == pytest.approx((successes / trials, expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_of_no_trials_is_undefined() -> None:
+    assert wilson(0, 0) == Estimate(None, None, None, "wilson")
+
+
+def test_auc_with_ties_agrees_with_sklearn() -> None:
+    assert auc_interval(LABEL, FIRST).value == pytest.approx(roc_auc_score(LABEL, FIRST), abs=1e-12)
+
+
+def test_delong_of_a_pair_agrees_with_mlstatkit() -> None:
+    z, p_value = Delong_test(LABEL, FIRST, SECOND, return_ci=False, return_auc=False)[:2]
+    ours = auc_difference(LABEL, FIRST, SECOND)
+    assert ours is not None
+    assert ours.p_value == pytest.approx(float(p_value), rel=1e-6)
+    auc, covariance = delong_components(LABEL, np.stack([FIRST, SECOND]))
+    error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    assert abs(auc[0] - auc[1]) / error == pytest.approx(abs(float(z)), rel=1e-6)
+
+
+def test_delong_interval_agrees_with_its_definition() -> None:
+    """The variance written out over all pairs, as DeLong et al. define it."""
+    positive, negative = FIRST[LABEL == 1], FIRST[LABEL == 0]
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    variance = wins.mean(1).var(ddof=1) / len(positive) + wins.mean(0).var(ddof=1) / len(negative)
+    _, covariance = delong_components(LABEL, FIRST[None])
+    assert covariance[0, 0] == pytest.approx(variance, rel=1e-9)
+
+
+def test_shuffled_labels_leave_the_auc_interval_on_one_half_in_95_of_100_cases() -> None:
+    rng = np.random.default_rng(2024)
+    covered = 0
+    for _ in range(200):
+        value, low, high = auc_interval(rng.permutation(LABEL), FIRST).bounds
+        assert low <= value <= high
+        covered += low <= 0.5 <= high
+    # 200 repeats of a true 95 %: 99.9 % of such counts lie between 179 and 199.
+    assert 179 <= covered <= 199
+
+
+@pytest.mark.parametrize("auc", [0.0, 1.0])
+def test_perfect_separation_still_has_an_interval(auc: float) -> None:
+    label = np.repeat([1, 0], 20)
+    score = label if auc else -label
+    value, low, high = auc_interval(label, score.astype(float)).bounds
+    assert value == auc
+    assert 0.1 < high - low < 0.25
+
+
+@given(st.floats(0, 1), st.integers(1, 500), st.integers(1, 500))
+def test_newcombe_interval_holds_its_estimate(auc: float, positives: int, negatives: int) -> None:
+    value, low, high = newcombe_auc(auc, positives, negatives).bounds
+    assert 0 <= low <= value <= high <= 1
+    assert low < high
+
+
+def test_auc_of_one_class_is_undefined_and_of_two_images_is_not() -> None:
+    assert auc_interval(np.ones(5), np.arange(5.0)).value is None
+    assert auc_interval(np.array([]), np.array([])).value is None
+    assert auc_difference(np.ones(5), np.arange(5.0), np.arange(5.0)) is None
+    value, low, high = auc_interval(np.array([1, 0]), np.array([0.3, 0.1])).bounds
+    assert (value, high) == (1.0, 1.0)
+    assert low < 0.3
+
+
+def test_equal_scores_differ_by_nothing() -> None:
+    ours = auc_difference(LABEL, FIRST, FIRST)
+    assert ours is not None
+    assert (ours.value, ours.p_value) == (0.0, 1.0)
+
+
+def test_mcnemar_agrees_with_the_exact_binomial_test() -> None:
+    first, second = RNG.random(200) < 0.8, RNG.random(200) < 0.7
+    ours = accuracy_difference(first, second)
+    assert ours is not None
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    expected = stats.binomtest(only_first, only_first + only_second, 0.5).pvalue
+    assert ours.p_value == pytest.approx(expected, rel=1e-9)
+    assert ours.value == pytest.approx(first.mean() - second.mean())
+
+
+def test_accuracy_difference_covers_the_truth() -> None:
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(600):
+        shared = rng.random(120) < 0.6
+        first, second = shared | (rng.random(120) < 0.4), shared | (rng.random(120) < 0.2)
+        ours = accuracy_difference(first, second)
+        assert ours is not None
+        covered += ours.low <= 0.4 * 0.2 <= ours.high
+    assert covered / 600 == pytest.approx(0.95, abs=0.03)
+
+
+def test_accuracy_difference_without_disagreement_or_images() -> None:
+    same = accuracy_difference(np.ones(10, bool), np.ones(10, bool))
+    assert same is not None
+    assert (same.value, same.p_value) == (0.0, 1.0)
+    assert same.low < 0 < same.high
+    assert accuracy_difference(np.array([], bool), np.array([], bool)) is None
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+def test_friedman_approaches_chi_square_with_many_blocks() -> None:
+    values = RNG.normal(size=(40, 3)) + np.array([0.0, 0.2, 0.35])
+    expected = stats.friedmanchisquare(*values.T).pvalue
+    assert friedman(values) == pytest.approx(expected, abs=0.02)
+
+
+def test_friedman_counts_permutations_where_chi_square_fails() -> None:
+    """Two blocks ranked alike: 6 of the 36 orders are as extreme, so p is 1/6 and not chi-square's 0.14."""
+    assert friedman(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])) == pytest.approx(1 / 6, abs=0.01)
+
+
+def test_friedman_needs_two_blocks_and_three_models() -> None:
+    assert friedman(np.ones((1, 3))) is None
+    assert friedman(np.ones((5, 2))) is None
+
+
+def test_rare_ai_makes_most_alarms_false() -> None:
+    recall, alarms = Estimate(0.9, 0.85, 0.95, ""), Estimate(0.05, 0.03, 0.08, "")
+    value, low, high = precision_at(0.01, recall, alarms).bounds
+    assert 1 - value == pytest.approx(0.846, abs=0.001)
+    assert low == pytest.approx(0.01 * 0.85 / (0.01 * 0.85 + 0.99 * 0.08))
+    assert high == pytest.approx(0.01 * 0.95 / (0.01 * 0.95 + 0.99 * 0.03))
+
+
+def test_precision_without_any_alarm_is_undefined() -> None:
+    assert precision_at(0.01, Estimate(0.0, 0.0, 0.1, ""), Estimate(0.0, 0.0, 0.1, "")).value is None
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mean_of_rates_stays_between_its_bounds(first: int, second: int) -> None:
+    value, low, high = mean_of_rates(wilson(first, 60), wilson(second, 60)).bounds
+    assert 0 <= low + 1e-12
+    assert low <= value <= high
+    assert high <= 1 + 1e-12
