@@ -1,9 +1,11 @@
+import contextlib
 import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -163,41 +165,55 @@ def test_an_interrupted_index_goes_on_where_it_stopped(
     assert not (data / "index.parts").exists()
 
 
-def test_a_killed_index_keeps_its_parts_and_leaves_no_process(tmp_path: Path) -> None:
-    data = tmp_path / "data"
+SLOW_INDEX = """
+import sys, time
+from pathlib import Path
+import training.index as index
+
+read = index.read_facts
+index.PART_SECONDS = 0
+
+def slow(path):
+    time.sleep(0.05)
+    return read(path)
+
+index.read_facts = slow
+if __name__ == "__main__":
+    index.build_index(Path(sys.argv[1]), workers=2)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A data set of 40 images whose index was killed (-9) in the middle, and the process group it ran in."""
+    data, script = tmp_path / "data", tmp_path / "slow_index.py"
     for number in range(40):
         write(data / "gan" / "train" / "ai" / f"{number}.png", picture(number, 16, 16))
-    script = (
-        "import sys, time, training.index as index\n"
-        "from pathlib import Path\n"
-        "read = index.read_facts\n"
-        "index.PART_SECONDS = 0\n"
-        "def slow(path):\n"
-        "    time.sleep(0.05)\n"
-        "    return read(path)\n"
-        "index.read_facts = slow\n"
-        "if __name__ == '__main__':\n"
-        "    index.build_index(Path(sys.argv[1]), workers=2)\n"
-    )
-    file = tmp_path / "slow_index.py"
-    file.write_text(script)
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, str(file), str(data)], env=os.environ | {"PYTHONPATH": str(root)}, start_new_session=True
-    )
-    deadline = time.monotonic() + 60
-    while not list(data.glob("index.parts/*.parquet")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    script.write_text(SLOW_INDEX)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, script, data], env=environment, start_new_session=True)
+    _wait_until(lambda: list(data.glob("index.parts/*.parquet")))
+    process.kill()
     process.wait()
+    yield data, process.pid
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_killed_index_keeps_what_it_had_read_and_leaves_no_process(killed: tuple[Path, int]) -> None:
+    data, group = killed
     done = sum(pq.read_metadata(part).num_rows for part in data.glob("index.parts/*.parquet"))
     assert 0 < done < 40
-    assert build_index(data, workers=1).read == 40 - done
-    while _group_lives(process.pid):
-        assert time.monotonic() < deadline, "worker processes outlived the command that started them"
-        time.sleep(0.05)
+    index = build_index(data, workers=1)
+    assert (index.read, len(index.table)) == (40 - done, 40)
+    _wait_until(lambda: not _group_lives(group))
+
+
+def _wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _group_lives(group: int) -> bool:

@@ -1,0 +1,40 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import training.index
+from cli import app
+from tests.image_tree import jpeg_versus_png
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_index_audit_and_match_lead_from_a_biased_to_a_fair_data_set(tmp_path: Path) -> None:
+    data = jpeg_versus_png(tmp_path / "data", count=20)
+    (data / "imagenet_ai_0419_biggan" / "train" / "ai" / "empty.png").touch()
+    said = run("index", data, "--workers", 1)
+    assert "quarantined: 1" in said
+    assert "empty: 1, such as imagenet_ai_0419_biggan/train/ai/empty.png" in said
+    assert "81 files read" in said
+    said = run("audit", data, "--out", tmp_path / "audit.json")
+    assert "BIASED DATA: biggan" in said
+    assert json.loads((tmp_path / "audit.json").read_text())["biased"] is True
+    said = run("match", data, tmp_path / "matched", "--size", 64, "--workers", 1)
+    assert "left out, smaller than 64 x 64" not in said
+    assert "BIASED" not in said
+
+
+def test_an_interrupted_command_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.index, "read_facts", interrupted)
+    result = CliRunner().invoke(app, ["index", str(jpeg_versus_png(tmp_path, count=1)), "--workers", "1"])
+    assert result.exit_code == 75
+    assert "the same command goes on" in result.output
