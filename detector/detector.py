@@ -9,7 +9,7 @@ import torch
 from detector.answer import Answer
 from detector.card import WEIGHTS_FILE, Card, CardError
 from detector.images import ImageError, Limits
-from detector.models import ai_logit, build
+from detector.models import ai_logit, assemble
 from detector.prepared import Prepared, answer, prepare
 from detector.presets import to_tensor
 from detector.weights import read_safetensors, sha256_of
@@ -37,7 +37,7 @@ class Detector:
             raise CardError(f"{weights} is missing")
         if sha256_of(weights) != card.weights_sha256:
             raise CardError(f"{weights} is not the file that {folder}/card.json describes: its sha256 differs")
-        model = build(card.architecture)
+        model = assemble(card.architecture)
         model.load_state_dict(read_safetensors(weights))
         return cls(card, model, device, limits)
 

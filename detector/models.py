@@ -139,6 +139,39 @@ class SSPLite(Network):
         return self.fc(self.dropout(self.penultimate(x)))
 
 
+class Ensemble(nn.Module):
+    """Several models as one: the mean of their calibrated logits, each logit / temperature + bias.
+
+    Takes the crops of an EnsemblePreset. What describes the members are buffers, so it travels with the weights.
+    """
+
+    sizes: torch.Tensor
+    counts: torch.Tensor
+    temperatures: torch.Tensor
+    biases: torch.Tensor
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.register_buffer("sizes", torch.zeros(len(members), dtype=torch.int64))
+        self.register_buffer("counts", torch.ones(len(members), dtype=torch.int64))
+        self.register_buffer("temperatures", torch.ones(len(members)))
+        self.register_buffer("biases", torch.zeros(len(members)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(images * count, 3, S, S), each image's crops member by member, to (images * count, 1), scaled so that the
+        plain mean over an image's crops is the mean over the members."""
+        counts = self.counts.tolist()
+        parts = x.unflatten(0, (-1, sum(counts))).split(counts, dim=1)  # (images, count of one, 3, S, S) each
+        outputs = []
+        for number, (member, part) in enumerate(zip(self.members, parts, strict=True)):
+            size = int(self.sizes[number])
+            logit = ai_logit(member(part[..., :size, :size].flatten(0, 1))).unflatten(0, part.shape[:2])
+            calibrated = logit / self.temperatures[number] + self.biases[number]
+            outputs.append(calibrated * (sum(counts) / (len(counts) * counts[number])))
+        return torch.cat(outputs, dim=1).flatten()[:, None]
+
+
 ARCHITECTURES: dict[str, Callable[[], Network]] = {
     "simplecnn": SimpleCNN,
     "resnet50": ResNet50,
@@ -152,6 +185,12 @@ def build(architecture: str) -> Network:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
     return ARCHITECTURES[architecture]()
+
+
+def assemble(architecture: str) -> nn.Module:
+    """What a card names: one architecture, or several joined by `+` as an Ensemble. Raises ValueError as `build`."""
+    names = architecture.split("+")
+    return build(names[0]) if len(names) == 1 else Ensemble([build(name) for name in names])
 
 
 def ai_logit(outputs: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from detector.answer import Answer
 from detector.card import Card
 from detector.images import Limits, RGBImage, decode
 from detector.patches import Patches, seed_from_bytes
+from detector.presets import EnsemblePreset
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ def answer(prepared: Prepared, logit: float, card: Card) -> Answer:
     reason = "abstain_band" if verdict == "uncertain" else None
     if prepared.crops.upscaled:
         verdict, reason = "uncertain", "small_image"
+    first = card.preset.members[0] if isinstance(card.preset, EnsemblePreset) else card.preset
     x, y = (int(value) for value in prepared.crops.corners[0])
     return Answer(
         p_ai=p_ai,
         logit=logit,
         verdict=verdict,
         reason=reason,
-        patch={"x": x, "y": y, "size": card.preset.size, "complexity": int(prepared.crops.complexity[0])},
+        patch={"x": x, "y": y, "size": first.size, "complexity": int(prepared.crops.complexity[0])},
         image={
             "width": prepared.image.width,
             "height": prepared.image.height,

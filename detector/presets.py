@@ -66,14 +66,50 @@ class WholePreset:
         return Patches(pixels, corner, np.zeros(1, dtype=np.int64), upscaled=scale > 8)
 
 
-Preset = PatchPreset | WholePreset
+@dataclass(frozen=True, kw_only=True)
+class EnsemblePreset:
+    """Every member's own crops of the image, in the members' order, each padded with zeros to the largest member's
+    size so that they travel as one array; the model cuts the padding off again."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: tuple[PatchPreset | WholePreset, ...]
+
+    @property
+    def size(self) -> int:
+        """The padded side of a crop in pixels."""
+        return max(member.size for member in self.members)
+
+    @property
+    def count(self) -> int:
+        """Crops of one image, all members together."""
+        return sum(member.count for member in self.members)
+
+    def crops(self, rgb: np.ndarray, seed: int) -> Patches:
+        """`rgb` uint8 (H, W, 3) to crops uint8 (count, size, size, 3); each member's are those it takes alone."""
+        parts = [member.crops(rgb, seed) for member in self.members]
+        padded = [
+            np.pad(part.pixels, ((0, 0), (0, self.size - member.size), (0, self.size - member.size), (0, 0)))
+            for member, part in zip(self.members, parts, strict=True)
+        ]
+        return Patches(
+            np.concatenate(padded),
+            np.concatenate([part.corners for part in parts]),
+            np.concatenate([part.complexity for part in parts]),
+            upscaled=any(part.upscaled for part in parts),
+        )
+
+
+Preset = PatchPreset | WholePreset | EnsemblePreset
 
 
 def preset_from_dict(values: dict[str, Any]) -> Preset:
     """The preset that `asdict` wrote. Raises TypeError on an unknown field, ValueError on an unknown kind."""
+    if values.get("kind") == "ensemble":
+        members = tuple(preset_from_dict(member) for member in values["members"])
+        return EnsemblePreset(members=tuple(one for one in members if not isinstance(one, EnsemblePreset)))
     kinds = {"patch": PatchPreset, "whole": WholePreset}
     if values.get("kind") not in kinds:
-        raise ValueError(f"preset kind must be one of {', '.join(kinds)}, not {values.get('kind')!r}")
+        raise ValueError(f"preset kind must be one of {', '.join(kinds)}, ensemble, not {values.get('kind')!r}")
     return kinds[values["kind"]](**values)
 
 

@@ -9,6 +9,7 @@ import typer
 def add_to(app: typer.Typer) -> None:
     """Register this room's commands."""
     app.command()(evaluate)
+    app.command()(ensemble)
 
 
 def evaluate(
@@ -53,3 +54,22 @@ def evaluate(
     for sentence in report["findings"]:
         typer.echo(f"- {sentence}")
     typer.echo(f"report: {out / 'report.html'}")
+
+
+def ensemble(
+    run: Annotated[list[Path], typer.Option(help="A calibrated run folder; give two or more.")],
+    out: Annotated[Path, typer.Option(help="The new run folder.")],
+    name: Annotated[str, typer.Option(help="The new model's name.")] = "ensemble",
+) -> None:
+    """Join several runs into one model: the mean of their calibrated logits.
+
+    The result is a run folder like any other: evaluate it (which calibrates it), archive it, serve it.
+
+    \b
+    Example:
+      patchscan ensemble --run runs/ssp --run runs/ssp-lite --out runs/both --name both
+    """
+    from evaluation.ensemble import build_ensemble
+
+    card = build_ensemble(run, out, name)
+    typer.echo(f"{out}: {card.architecture}; next: patchscan evaluate --run {out} --data DATA --out REPORT")

@@ -1,0 +1,102 @@
+"""An ensemble is the mean of its members' calibrated logits, whatever their sizes and numbers of crops."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from detector.answer import Answer
+from detector.card import WEIGHTS_FILE, Card, Decision
+from detector.detector import Detector
+from detector.models import build
+from detector.presets import PatchPreset, Preset, WholePreset, preset_from_dict, preset_to_dict
+from detector.weights import sha256_of
+from evaluation.ensemble import EnsembleError, build_ensemble
+
+
+def run_folder(folder: Path, architecture: str, preset: Preset, decision: Decision, seen: list[str]) -> Path:
+    torch.manual_seed(len(folder.name))
+    folder.mkdir()
+    save_file(build(architecture).state_dict(), folder / WEIGHTS_FILE)
+    Card(
+        name=folder.name,
+        version="1.0",
+        architecture=architecture,
+        preset=preset,
+        weights_sha256=sha256_of(folder / WEIGHTS_FILE),
+        decision=decision,
+        training={"seen": seen, "unseen": ["gan", "adm"]},
+        warnings=["shared warning", f"{folder.name}'s own"],
+    ).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    base = tmp_path_factory.mktemp("runs")
+    return [
+        run_folder(base / "lite", "ssp-lite", PatchPreset(count=3), Decision(temperature=0.25, bias=0.5), ["sd"]),
+        run_folder(base / "lite-2", "ssp-lite", PatchPreset(rule="random"), Decision(), ["sd"]),
+        run_folder(base / "cnn", "simplecnn", WholePreset(), Decision(temperature=3.0, bias=-1.0), ["gan"]),
+    ]
+
+
+def photographs() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    images = []
+    for height, width in ((90, 70), (64, 128), (20, 40)):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "PNG")
+        images.append(file.getvalue())
+    return images
+
+
+def test_ensemble_scores_the_mean_of_calibrated_logits(runs: list[Path], tmp_path: Path) -> None:
+    build_ensemble(runs, tmp_path / "all", "all")
+    together = Detector.load(tmp_path / "all").score(photographs())
+    alone = [Detector.load(run) for run in runs]
+    for number, answer in enumerate(together):
+        assert isinstance(answer, Answer)
+        logits = []
+        for member in alone:
+            one = member.score(photographs())[number]
+            assert isinstance(one, Answer)
+            logits.append(one.logit / member.card.decision.temperature + member.card.decision.bias)
+        assert answer.logit == pytest.approx(np.mean(logits), abs=1e-5)
+    assert isinstance(together[0], Answer)
+    assert together[0].patch["size"] == 32
+    assert isinstance(together[2], Answer)
+    assert together[2].reason == "small_image"
+
+
+def test_a_batch_of_ensemble_crops_is_scored_image_by_image(runs: list[Path], tmp_path: Path) -> None:
+    """One pass over several images' crops, as a GPU does it, gives the logits of one pass each."""
+    build_ensemble(runs, tmp_path / "all", "all")
+    detector = Detector.load(tmp_path / "all")
+    crops = [detector.prepare(data).crops.pixels for data in photographs()]
+    together = detector._crop_logits(np.concatenate(crops)).view(3, -1).mean(dim=1)
+    assert together.tolist() == pytest.approx(detector.logits(crops), abs=1e-4)
+
+
+def test_card_of_an_ensemble(runs: list[Path], tmp_path: Path) -> None:
+    build_ensemble(runs, tmp_path / "all", "all")
+    card = Card.read(tmp_path / "all")
+    assert card.architecture == "ssp-lite+ssp-lite+simplecnn"
+    assert card.training["seen"] == ["gan", "sd"]
+    assert card.training["unseen"] == ["adm"]
+    assert card.warnings == ["shared warning", "lite's own", "lite-2's own", "cnn's own"]
+    assert preset_from_dict(preset_to_dict(card.preset)) == card.preset
+    assert replace(card, decision=Decision(threshold=0.7)).digest != card.digest
+
+
+def test_what_cannot_be_joined(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(EnsembleError, match="two runs"):
+        build_ensemble(runs[:1], tmp_path / "one", "one")
+    build_ensemble(runs[:2], tmp_path / "two", "two")
+    with pytest.raises(EnsembleError, match="cannot be a member"):
+        build_ensemble([tmp_path / "two", runs[2]], tmp_path / "nested", "nested")
