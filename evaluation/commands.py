@@ -51,7 +51,7 @@ def evaluate(
     folders = {"raw": data} | ({"matched": matched} if matched else {})
     options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, index)
     report = run_evaluation(run, folders, out, options)
-    for sentence in report["findings"]:
+    for sentence in report["findings"]["models"]:
         typer.echo(f"- {sentence}")
     typer.echo(f"report: {out / 'report.html'}")
 

@@ -7,16 +7,16 @@ from evaluation.pages import show
 SIGNIFICANT = 0.05
 
 
-def findings(report: dict[str, Any]) -> list[str]:
-    """One sentence for each thing a reader should take away, the models first, then their comparison."""
+def findings(report: dict[str, Any]) -> dict[str, list[str]]:
+    """Sentences for a reader to take away: `models`, each for itself, and `comparisons` between them."""
     several = len(report["protocols"]) > 1
-    sentences = []
+    models, comparisons = [], []
     for protocol in report["protocols"]:
         prefix = f"[{protocol}] " if several else ""
         for model in report["models"]:
-            sentences += [prefix + text for text in _of_model(model, protocol)]
-        sentences += [prefix + text for text in _of_comparison(report["comparisons"].get(protocol))]
-    return sentences
+            models += [prefix + text for text in _of_model(model, protocol)]
+        comparisons += [prefix + text for text in _of_comparison(report["comparisons"].get(protocol))]
+    return {"models": models, "comparisons": comparisons}
 
 
 def _of_model(model: dict[str, Any], protocol: str) -> list[str]:

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
@@ -232,16 +233,18 @@ def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, referen
     drawing, axes = figure(4.7, 0.9 + len(rows) * (0.2 + 0.14 * len(models)))
     axis = axes[0, 0]
     step = 0.7 / max(1, len(models))
+    looks: dict[str, dict[str, Any]] = {
+        name: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        for number, name in enumerate(models)
+    }
     for line, (_, values) in enumerate(rows):
         for number, name in enumerate(models):
             value, low, high = values.get(name, (None, None, None))
             y = line + (number - (len(models) - 1) / 2) * step
             if low is not None and high is not None:
-                axis.hlines(y, low, high, color=COLOURS[number % len(COLOURS)], linewidth=2)
+                axis.hlines(y, low, high, color=looks[name]["color"], linewidth=2)
             if value is not None:
-                marker = MARKERS[number % len(MARKERS)]
-                axis.plot([value], [y], marker, color=COLOURS[number % len(COLOURS)], markersize=5,
-                          label=name if line == 0 else None)  # fmt: skip
+                axis.plot([value], [y], linestyle="none", markersize=5, **looks[name])
     axis.axvline(reference, color="#7b8794", linewidth=1, linestyle="--")
     axis.set(
         yticks=range(len(rows)), xlabel=xlabel, xlim=(min(0.4, axis.get_xlim()[0]), 1.01), ylim=(len(rows) - 0.5, -0.5)
@@ -249,7 +252,8 @@ def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, referen
     axis.set_yticklabels([name for name, _ in rows])
     axis.grid(True, axis="x")
     if len(models) > 1:
-        drawing.legend(loc="outside upper center", fontsize=8, ncols=min(3, len(models)))
+        handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+        drawing.legend(handles=handles, loc="outside upper center", fontsize=8, ncols=min(3, len(models)))
     return drawing
 
 

@@ -93,7 +93,7 @@ def summary_text(report: dict[str, Any]) -> str:
         f"Written: {report['created']} by patchscan",
         "",
         "What was found",
-        *(f"- {sentence}" for sentence in report["findings"]),
+        *(f"- {sentence}" for part in report["findings"].values() for sentence in part),
     ]
     for model in report["models"]:
         lines += ["", f"{model['name']} {model['version']} (digest {model['digest'][:16]})"]

@@ -1,0 +1,212 @@
+"""The report: every figure on the page comes from report.json, nothing is fetched from outside, and poor data are
+reported instead of failing."""
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from detector.card import Card, Decision
+from detector.presets import PatchPreset
+from evaluation import plots
+from evaluation.calibration import Target, fit_decision
+from evaluation.pages import Figures, show
+from evaluation.report import build_report, write_report
+from evaluation.results import Evaluated
+from evaluation.scoring import apply_decision, read_scores, usable, write_scores
+
+SEEN = ["sd", "ldm"]
+
+
+def table(generators: dict[str, tuple[int, int]], skill: float, seed: int = 0) -> pd.DataFrame:
+    """Scores of so many AI and real images a generator; a higher skill tells them better apart."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for name, (ai, real) in generators.items():
+        label = np.repeat([1, 0], [ai, real])
+        logit = rng.normal(label * skill, 1)
+        path = [f"{name}/{number}.png" for number in range(len(label))]
+        parts.append(pd.DataFrame({"path": path, "generator": name, "split": "val", "label": label, "logit": logit}))
+    scores = pd.concat(parts, ignore_index=True)
+    return scores.assign(small=False, status="scored", error_code=pd.Series([None] * len(scores), dtype="string"))
+
+
+def evaluated(
+    name: str, scores: pd.DataFrame, seen: list[str] = SEEN, protocols: tuple[str, ...] = ("raw",)
+) -> Evaluated:
+    rows = usable(scores) & scores.generator.isin(seen)
+    fit = scores.label[rows].nunique() == 2
+    part = scores[rows]
+    decision = fit_decision(part.logit.to_numpy(), part.label.to_numpy(), Target(), "a test") if fit else Decision()
+    card = Card(
+        name=name,
+        version="1.0",
+        architecture="ssp-lite",
+        preset=PatchPreset(),
+        weights_sha256="0" * 64,
+        decision=decision,
+        training={"seen": seen},
+        warnings=["<b>trained</b> on little"],
+    )
+    decided = apply_decision(scores, decision, rows if fit else None, Target())
+    return Evaluated(card, {protocol: decided for protocol in protocols}, "raw" if fit else None, Target())
+
+
+def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
+    data = {"name": "test", "digest": "d" * 64, "images": 1234, "in_train": 3, "repeated": 0, "generators": []}
+    write_report(build_report(models, data), models, [out] * len(models), out)
+    return json.loads((out / "report.json").read_text()), (out / "report.html").read_text()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pictures() -> Iterator[None]:
+    """Pictures are drawn whole, but small: what they show is looked at by people."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "DPI", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    out = tmp_path_factory.mktemp("report")
+    sizes = {"sd": (60, 60), "ldm": (50, 40), "gan": (45, 45)}
+    models = [
+        evaluated(name, table(sizes, skill, seed))
+        for seed, (name, skill) in enumerate({"good": 3.0, "fair": 1.5, "blind": 0.0}.items())
+    ]
+    report, page = written(models, out)
+    return report, page, out
+
+
+class Traced(HTMLParser):
+    """Collects what elements with `data-json` print, and the digits that stand in table cells outside of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.printed: list[tuple[str, str, str]] = []
+        self.loose: list[str] = []
+        self._path: tuple[str, str] | None = None
+        self._cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self._cell = tag == "td" or (self._cell and tag != "tr")
+        if "data-json" in values:
+            self._path = (values["data-json"] or "", values["data-style"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._path = None if tag == "span" else self._path
+        self._cell = False if tag == "td" else self._cell
+
+    def handle_data(self, data: str) -> None:
+        if self._path:
+            self.printed.append((*self._path, data))
+        elif self._cell and re.search(r"\d", data):
+            self.loose.append(data)
+
+
+def test_every_figure_on_the_page_is_traced_to_the_json(three: tuple[dict[str, Any], str, Path]) -> None:
+    report, page, _ = three
+    reader = Traced()
+    reader.feed(page)
+    figures = Figures(report)
+    assert len(reader.printed) > 1000
+    for path, style, text in reader.printed:
+        assert text == show(figures.at(path), style), path
+    assert reader.loose == []
+
+
+def test_every_metric_of_every_generator_is_on_the_page(three: tuple[dict[str, Any], str, Path]) -> None:
+    report, page, _ = three
+    for number, model in enumerate(report["models"]):
+        for row, values in enumerate(model["results"]["raw"]["rows"]):
+            for name in values["metrics"]:
+                assert f"models.{number}.results.raw.rows.{row}.metrics.{name}.value" in page
+
+
+def test_page_needs_no_other_file_and_escapes_what_it_shows(three: tuple[dict[str, Any], str, Path]) -> None:
+    _, page, out = three
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert "url(" not in page
+    assert "<b>trained</b>" not in page
+    assert len(list((out / "figures").glob("*.png"))) == 2 + 3 * 6
+
+
+def test_findings_say_what_the_data_carry_and_no_more(three: tuple[dict[str, Any], str, Path]) -> None:
+    findings = three[0]["findings"]
+    blind = [text for text in findings["models"] if text.startswith("blind on")]
+    assert len(blind) == 3
+    assert all("guessing" in text for text in blind)
+    assert sum("cannot be told from guessing" in text for text in blind) >= 2
+    assert any(text.startswith("good beats blind on gan by") for text in findings["comparisons"])
+    for row in three[0]["comparisons"]["raw"]["pairs"]:
+        for test in ("accuracy", "auc"):
+            assert row[test]["p_corrected"] >= row[test]["p_value"]
+
+
+def test_text_and_markdown_carry_the_same_accuracy(three: tuple[dict[str, Any], str, Path]) -> None:
+    report, _, out = three
+    accuracy = report["models"][0]["results"]["raw"]["rows"][2]["metrics"]["accuracy"]
+    markdown = (out / "RESULTS_TABLE.md").read_text()
+    assert f"{accuracy['value'] * 100:.2f}* [{accuracy['low'] * 100:.2f}, {accuracy['high'] * 100:.2f}]" in markdown
+    summary = (out / "RESULTS_SUMMARY.txt").read_text()
+    assert f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]" in summary
+
+
+def test_seen_images_are_measured_by_decisions_made_without_them() -> None:
+    """On noise a threshold fitted to the very images looks as promised to the digit; held-out decisions scatter."""
+    scores = table({"sd": (40, 40), "gan": (40, 40)}, skill=0.0)
+    model = evaluated("noise", scores, seen=["sd"])
+    decided = model.tables["raw"]
+    seen = decided.generator == "sd"
+    served = decided.p_ai >= model.card.decision.threshold
+    assert (decided.measured_ai[~seen] == served[~seen]).all()
+    assert (decided.measured_p_ai[seen] != decided.p_ai[seen]).any()
+
+
+POOR = {
+    "one class": table({"sd": (30, 0), "gan": (0, 20)}, 1.0),
+    "three images": table({"sd": (2, 1)}, 1.0),
+    "one image": table({"gan": (1, 0)}, 1.0),
+    "ties": table({"sd": (20, 20), "gan": (20, 20)}, 1.0).assign(logit=0.25),
+    "nothing scored": table({"sd": (4, 4)}, 1.0).assign(status="rejected", error_code="truncated", logit=np.nan),
+    "some not finite": table({"sd": (9, 9), "gan": (9, 9)}, 1.0).assign(
+        logit=lambda one: one.logit.where(np.arange(36) % 3 > 0, np.nan)
+    ),
+    "saturated": table({"sd": (20, 20), "gan": (20, 20)}, 1.0).assign(logit=lambda one: (one.label * 2 - 1) * 1e6),
+}
+
+
+@pytest.mark.parametrize("kind", POOR)
+def test_poor_data_are_reported(kind: str, tmp_path: Path) -> None:
+    models = [evaluated(name, POOR[kind]) for name in ("first", "second")[: 1 + (kind in ("ties", "one class"))]]
+    report, page = written(models, tmp_path)
+    reader = Traced()
+    reader.feed(page)
+    assert not [text for _, _, text in reader.printed if "nan" in re.split(r"\W+", text.lower())]
+    for model in report["models"]:
+        row = model["results"]["raw"]["rows"][-1]
+        assert row["counts"]["images"] == len(POOR[kind])
+        assert row["counts"]["scored"] + row["counts"]["rejected"] + row["counts"]["not_finite"] == len(POOR[kind])
+
+
+def test_protocols_stand_side_by_side() -> None:
+    report = build_report([evaluated("one", table({"sd": (9, 9)}, 1.0), protocols=("raw", "matched"))], {})
+    assert [text.split()[0] for text in report["findings"]["models"]] == ["[raw]", "[raw]", "[matched]", "[matched]"]
+    assert set(report["models"][0]["results"]) == {"raw", "matched"}
+
+
+def test_scores_tables_are_reused_only_under_their_key(tmp_path: Path) -> None:
+    scores = table({"sd": (3, 3)}, 1.0)
+    write_scores(tmp_path / "scores.parquet", scores, "one key")
+    kept = read_scores(tmp_path / "scores.parquet", "one key")
+    assert kept is not None
+    pd.testing.assert_frame_equal(kept, scores, check_dtype=False)
+    assert read_scores(tmp_path / "scores.parquet", "another key") is None
+    assert read_scores(tmp_path / "missing.parquet", "one key") is None
