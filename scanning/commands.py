@@ -1,42 +1,61 @@
-"""The command line of scanning."""
+"""The command line of scanning: `scan` on one machine, or its three steps apart: plan, work a shard, reduce."""
 
-import signal
+import json
 import sys
-import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detector.errors import UserError
+from scanning import options as o
 
 if TYPE_CHECKING:
     from scanning.client import Scorer
-    from scanning.plan import Plan
-    from scanning.rows import Row
+    from scanning.listing import Filters
+    from scanning.plan import Plan, Source
     from scanning.store import Store
+    from scanning.worker import Worker
 
 EXIT_FAILED_ROWS = 1
 EXIT_INTERRUPTED = 75
-STARTER = Path("model_store/ssp-lite")
 
 
 def add_to(app: typer.Typer) -> None:
     """Register this room's commands."""
     app.command()(scan)
     app.command("report")(report)
+    app.command("scan-plan")(scan_plan)
+    app.command("scan-worker")(scan_worker)
+    app.command("scan-reduce")(scan_reduce)
 
 
 def scan(
-    source: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.")],
-    out: Annotated[str, typer.Option(help="Where results go: s3://bucket/prefix, or a folder.")] = "scan-results",
-    server: Annotated[str | None, typer.Option(help="TorchServe's inference address, http://host:8080.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name on the server.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="File with the server's inference key.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Score in this process with this run folder, no server.")] = None,
-    device: Annotated[str, typer.Option(help="Where --run computes: cpu or cuda.")] = "cpu",
+    source: o.SourceUrl,
+    out: o.Out = "scan-results",
+    server: o.Server = None,
+    model: o.Model = None,
+    token_file: o.TokenFile = None,
+    run: o.Run = None,
+    device: o.Device = "cpu",
+    select: o.SelectBy = "worker",
+    manifest: o.Manifest = None,
+    suffix: o.Suffix = None,
+    min_size: o.MinSize = None,
+    max_size: o.MaxSize = None,
+    since: o.Since = None,
+    until: o.Until = None,
+    endpoint_url: o.EndpointUrl = None,
+    requester_pays: o.RequesterPays = False,
+    shard_objects: o.ShardObjects = 5_000,
+    shard_mb: o.ShardMB = 4_096,
+    threads: o.Threads = 32,
+    in_flight: o.InFlight = 32,
+    batch: o.Batch = 8,
+    memory_mb: o.MemoryMB = 256,
+    metrics_port: o.MetricsPort = None,
 ) -> None:
-    """Score every image of a bucket or folder: one row an object, a report, and on the next run only what changed.
+    """Score every image of a bucket or folder: one row an object, a report, and the next time only what changed.
 
     Stopped at any moment, the same command goes on where it was.
 
@@ -44,28 +63,119 @@ def scan(
     Examples:
       patchscan scan ./photos
       patchscan scan s3://photos/2026/ --out s3://results/photos --server http://127.0.0.1:8080 --model ssp
-      patchscan scan s3://photos --out ./results --run runs/ssp
+      patchscan scan s3://photos --out ./results --run runs/ssp --suffix .jpg --suffix .png --since 2026-01-01
     """
-    from scanning.plan import Filters, Source, plan
-    from scanning.report import reduce
+    from console import ProgressReport
+    from scanning.observers import Bar
     from scanning.store import open_store
 
-    stop = stop_on_signals()
-    scorer = open_scorer(server, model, token_file, run, device)
-    results = open_store(out)
-    made = plan(Source(url=source), Filters(), scorer.card, results)
-    if work(made, results, scorer, stop):
-        raise typer.Exit(EXIT_INTERRUPTED)
-    found = reduce(results, made)
-    print(summary_text(found, f"{out}/report.html"))
-    if found["totals"]["failed"]:
-        raise typer.Exit(EXIT_FAILED_ROWS)
+    scorer = o.scorer_of(server, model, token_file, run, device, in_flight)
+    results = open_store(out, endpoint_url=endpoint_url)
+    where = o.source_of(source, endpoint_url, requester_pays, manifest)
+    filters = o.filters_of(suffix, min_size, max_size, since, until)
+    made = _plan(where, filters, scorer, results, shard_objects, shard_mb)
+    worker = o.worker_of(made, results, scorer, o.settings_of(select, threads, in_flight, batch, memory_mb))
+    with ProgressReport("scanning", made.listed - made.unchanged, "objects") as progress:
+        worker.observers = [Bar(progress), *o.metrics_of(metrics_port)]
+        _work(worker, range(made.shards))
+    _finish(results, made)
+
+
+def scan_plan(
+    source: o.SourceUrl,
+    out: o.Out,
+    server: o.Server = None,
+    model: o.Model = None,
+    token_file: o.TokenFile = None,
+    run: o.Run = None,
+    manifest: o.Manifest = None,
+    suffix: o.Suffix = None,
+    min_size: o.MinSize = None,
+    max_size: o.MaxSize = None,
+    since: o.Since = None,
+    until: o.Until = None,
+    endpoint_url: o.EndpointUrl = None,
+    requester_pays: o.RequesterPays = False,
+    shard_objects: o.ShardObjects = 5_000,
+    shard_mb: o.ShardMB = 4_096,
+) -> None:
+    """First step of a scan in many processes: list, compare with the last scan, cut into shards; prints JSON.
+
+    \b
+    Examples:
+      patchscan scan-plan s3://photos --out s3://results/photos --server http://serve:8080 --model ssp
+    """
+    from scanning.store import open_store
+
+    scorer = o.scorer_of(server, model, token_file, run, "cpu")
+    results = open_store(out, endpoint_url=endpoint_url)
+    where = o.source_of(source, endpoint_url, requester_pays, manifest)
+    filters = o.filters_of(suffix, min_size, max_size, since, until)
+    made = _plan(where, filters, scorer, results, shard_objects, shard_mb)
+    counts = {name: getattr(made, name) for name in ("shards", "listed", "unchanged", "deleted")}
+    print(json.dumps({"plan": made.address(results), **counts}))
+
+
+def scan_worker(
+    plan_url: o.PlanUrl,
+    index: o.Index,
+    server: o.Server = None,
+    model: o.Model = None,
+    token_file: o.TokenFile = None,
+    run: o.Run = None,
+    device: o.Device = "cpu",
+    select: o.SelectBy = "worker",
+    endpoint_url: o.EndpointUrl = None,
+    threads: o.Threads = 32,
+    in_flight: o.InFlight = 32,
+    batch: o.Batch = 8,
+    memory_mb: o.MemoryMB = 256,
+    metrics_port: o.MetricsPort = None,
+) -> None:
+    """Second step: work one shard of a plan; any number of these may run at once, and each may be run again.
+
+    Progress and findings are JSON lines on standard error.
+
+    \b
+    Examples:
+      patchscan scan-worker --plan s3://results/photos/scans/SCAN/plan.json --index $JOB_COMPLETION_INDEX \\
+        --server http://serve:8080 --model ssp
+    """
+    from scanning.observers import EventStream
+    from scanning.plan import Plan, locate
+    from scanning.store import open_store
+
+    scorer = o.scorer_of(server, model, token_file, run, device, in_flight)
+    out, name = locate(plan_url)
+    results = open_store(out, endpoint_url=endpoint_url)
+    made = Plan.read(results, name)
+    worker = o.worker_of(made, results, scorer, o.settings_of(select, threads, in_flight, batch, memory_mb))
+    stream = EventStream(sys.stderr, made.scan, len(worker.objects(index)))
+    worker.observers = [stream, *o.metrics_of(metrics_port)]
+    _work(worker, [index])
+    stream.progress()
+
+
+def scan_reduce(plan_url: o.PlanUrl, endpoint_url: o.EndpointUrl = None) -> None:
+    """Last step: count the rows of all shards, write the reports and _SUCCESS.
+
+    \b
+    Examples:
+      patchscan scan-reduce --plan s3://results/photos/scans/SCAN/plan.json
+    """
+    from scanning.plan import Plan, locate
+    from scanning.store import open_store
+
+    out, name = locate(plan_url)
+    results = open_store(out, endpoint_url=endpoint_url)
+    _finish(results, Plan.read(results, name))
 
 
 def report(
     out: Annotated[str, typer.Argument(help="The results folder of a scan: s3://bucket/prefix, or a folder.")],
+    endpoint_url: o.EndpointUrl = None,
 ) -> None:
-    """Write a scan's report again and print its short form.
+    """Write the newest scan's report again and print its short form.
 
     \b
     Examples:
@@ -73,85 +183,48 @@ def report(
       patchscan report s3://results/photos
     """
     from scanning.plan import last_complete
-    from scanning.report import reduce
     from scanning.store import open_store
 
-    results = open_store(out)
+    results = open_store(out, endpoint_url=endpoint_url)
     made = last_complete(results)
     if made is None:
         raise UserError(f"{out} holds no complete scan; run `patchscan scan` first")
-    print(summary_text(reduce(results, made), f"{out}/report.html"))
+    _finish(results, made)
 
 
-def work(made: "Plan", results: "Store", scorer: "Scorer", stop: threading.Event) -> bool:
-    """Work all shards of a plan here; whether it was interrupted before the end."""
-    from console import ProgressReport
-    from scanning.retries import Interrupted
-    from scanning.worker import Worker
+def _plan(
+    source: "Source", filters: "Filters", scorer: "Scorer", results: "Store", shard_objects: int, shard_mb: int
+) -> "Plan":
+    from scanning.plan import ShardSize, plan
 
-    with ProgressReport("scanning", made.listed - made.unchanged, "objects") as progress:
-        worker = Worker(made, results, scorer, stop=stop, observers=[Bar(progress)])
-        try:
-            for index in range(made.shards):
-                worker.work(index)
-        except Interrupted:
-            print("patchscan: interrupted; the same command goes on from here", file=sys.stderr)
-            return True
-    return False
+    made = plan(source, filters, scorer.card, results, ShardSize(max_objects=shard_objects, max_bytes=shard_mb * o.MB))
+    if not made.conditional_writes:
+        message = f"{results.url} ignores conditional writes: do not start two scans of it at once"
+        print(f"patchscan: warning: {message}", file=sys.stderr)
+    return made
 
 
-class Bar:
-    """Shows finished rows on a progress report."""
+def _work(worker: "Worker", indexes: Iterable[int]) -> None:
+    """Work these shards; exits with 75 where the scan is stopped before the end."""
+    from scanning.retries import Interrupted, Outage
 
-    def __init__(self, progress: Any):
-        self.progress = progress
-        self.bytes = self.errors = 0
-
-    def row(self, row: "Row", fetched_bytes: int) -> None:
-        """One object more."""
-        self.bytes += fetched_bytes
-        self.errors += row["status"] != "scored"
-        self.progress.advance(1, f"{self.bytes / 1e6:,.0f} MB, {self.errors:,} without a score")
-
-
-def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and Ctrl-C set; a second Ctrl-C ends the process at once."""
-    stop = threading.Event()
-
-    def ask(number: int, _: Any) -> None:
-        if stop.is_set():
-            signal.signal(number, signal.SIG_DFL)
-        stop.set()
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    return stop
+    try:
+        for index in indexes:
+            worker.work(index)
+    except Interrupted:
+        print("patchscan: interrupted; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except Outage as error:
+        print(f"patchscan: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def open_scorer(
-    server: str | None, model: str | None, token_file: Path | None, run: Path | None, device: str
-) -> "Scorer":
-    """The scorer that the options name: a server, a run folder, or else the starter run folder."""
-    from scanning.client import InProcess, ServerSettings, TorchServe
+def _finish(results: "Store", made: "Plan") -> None:
+    """Reduce, print the short form, and exit with 1 where objects failed."""
+    from scanning.report import reduce, summary_text
 
-    if server and run:
-        raise UserError("give --server or --run, not both")
-    if server:
-        if not model:
-            raise UserError("--server also needs --model, the model's name there")
-        return TorchServe(ServerSettings(url=server, model=model, token_file=token_file))
-    return InProcess(run or Path(__file__).parent.parent / STARTER, device)
-
-
-def summary_text(found: dict[str, Any], where: str) -> str:
-    """The short form of a report, for a terminal."""
-    totals, verdicts = found["totals"], found["verdicts"]
-    counts = ", ".join(f"{totals[name]:,} {name}" for name in ("scored", "rejected", "failed", "unchanged"))
-    lines = [
-        f"{found['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone",
-        f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
-        *(f"{row['status']} {row['code']}: {row['n']:,}, e.g. {row['examples'][0]['key']}" for row in found["errors"]),
-        *(f"warning: {warning}" for warning in found["model"]["warnings"]),
-        f"report: {where}",
-    ]
-    return "\n".join(lines)
+    found = reduce(results, made)
+    print(summary_text(found))
+    print(f"report: {results.url.rstrip('/')}/report.html")
+    if found["totals"]["failed"]:
+        raise typer.Exit(EXIT_FAILED_ROWS)

@@ -99,7 +99,7 @@ class Window:
     SETTLE_S = 1.0
 
     def __init__(self, start: int = 8, largest: int = 64):
-        self.size = float(min(start, largest))
+        self.size = float(max(1, min(start, largest)))
         self.largest = largest
         self.busy_s = 0.0
         self._under_way = 0

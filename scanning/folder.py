@@ -38,6 +38,8 @@ class Folder:
 
     def fetch(self, info: ObjectInfo, limit: int) -> Fetched:
         """The file, compared with the listing by modification time and size."""
+        if Path(info.key).is_absolute() or ".." in Path(info.key).parts:
+            raise ObjectError(FailureCode.ACCESS_DENIED, "the path leads out of the folder")
         try:
             with (self.root / info.key).open("rb") as file:
                 data = file.read(limit + 1)

@@ -24,7 +24,8 @@ import pyarrow as pa
 
 from detector.card import Card
 from detector.errors import UserError
-from scanning import shards
+from scanning import manifest, shards
+from scanning.bucket import split_url
 from scanning.listing import Filters, ListingJoin
 from scanning.rows import LISTED, table_to_parquet
 from scanning.store import ObjectInfo, Store, open_store
@@ -89,6 +90,10 @@ class Plan:
         """Write plan.json."""
         out.write(f"scans/{self.scan}/{PLAN_FILE}", json.dumps(asdict(self), indent=1).encode())
 
+    def address(self, out: Store) -> str:
+        """Where plan.json stands."""
+        return f"{out.url.rstrip('/')}/scans/{self.scan}/{PLAN_FILE}"
+
     @classmethod
     def read(cls, out: Store, scan: str) -> "Plan":
         """Read the plan of a scan. Raises PlanError."""
@@ -105,9 +110,9 @@ class Plan:
 
 
 def locate(plan_url: str) -> tuple[str, str]:
-    """`OUT/scans/<scan>/plan.json`, or the folder of it, to (OUT, scan). Raises PlanError."""
-    root, _, scan = plan_url.removesuffix(PLAN_FILE).rstrip("/").rpartition("/scans/")
-    if not root or "/" in scan:
+    """The address of a plan, `OUT/scans/<scan>/plan.json`, to (OUT, scan). Raises PlanError."""
+    root, _, scan = plan_url.removesuffix(f"/{PLAN_FILE}").rpartition("/scans/")
+    if not root or not plan_url.endswith(f"/{PLAN_FILE}") or "/" in scan:
         raise PlanError(f"{plan_url} is not the address of a plan: OUT/scans/SCAN/{PLAN_FILE}")
     return root, scan
 
@@ -147,14 +152,16 @@ def plan(source: Source, filters: Filters, card: Card, out: Store, shard_size: S
             if same and not is_done(out, newest.scan):
                 return newest
         ours = _make(source, filters, card, out, shard_size)
-        if out.write_new(f"history/{len(scans) + 1:06d}.json", json.dumps({"scan": ours.scan}).encode()):
+        entry, claim = f"history/{len(scans) + 1:06d}.json", json.dumps({"scan": ours.scan}).encode()
+        # The second look is for stores that ignore the condition: there the last planner wins, and the others see it.
+        if out.write_new(entry, claim) and out.read(entry) == claim:
             return ours
         _discard(out, ours.scan)
 
 
 def check_apart(source: Source, out: Store) -> None:
     """Results inside the source would be scanned themselves, and shown as new objects every time."""
-    inner, outer = (_absolute(out.url), _absolute(source.url))
+    inner, outer = absolute(out.url), absolute(source.url)
     if source.manifest is None and f"{inner}/".startswith(f"{outer}/" if "://" not in outer else outer):
         raise PlanError(
             f"the results ({out.url}) would lie inside what is scanned ({source.url}); choose another --out"
@@ -206,7 +213,11 @@ def _make(source: Source, filters: Filters, card: Card, out: Store, shard_size: 
 
 
 def _objects(source: Source, store: Store) -> Iterator[ObjectInfo]:
-    return store.objects()
+    if source.manifest is None:
+        return store.objects()
+    bucket, prefix = split_url(source.url) if source.url.startswith("s3://") else (None, "")
+    listed = manifest.objects(source.manifest, bucket, source.endpoint_url)
+    return (info for info in listed if info.key.startswith(prefix))
 
 
 def tables(out: Store, scan: str) -> Iterator[bytes]:
@@ -229,5 +240,6 @@ def _discard(out: Store, scan: str) -> None:
         out.delete(name)
 
 
-def _absolute(url: str) -> str:
+def absolute(url: str) -> str:
+    """An s3:// URL as it is, a folder as its absolute path."""
     return url if "://" in url else str(Path(url).resolve())

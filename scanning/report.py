@@ -28,6 +28,8 @@ def reduce(out: Store, plan: Plan) -> Report:
     for folder in (f"scans/{plan.scan}/", ""):
         out.write(f"{folder}report.json", text)
         out.write(f"{folder}report.html", page.encode())
+    for name in list(out.names(f"scans/{plan.scan}/progress/")):
+        out.delete(name)
     out.write(f"scans/{plan.scan}/{SUCCESS_FILE}", json.dumps(report["totals"]).encode())
     return report
 
@@ -83,3 +85,16 @@ def _histogram(report: Report) -> Any:
     plots.mark_decision(axis, threshold, tuple(report["model"]["abstain"]))
     axis.set(xlabel="p_ai", ylabel="images", xlim=(0, 1))
     return drawing
+
+
+def summary_text(report: Report) -> str:
+    """The short form of a report, for a terminal."""
+    totals, verdicts = report["totals"], report["verdicts"]
+    counts = ", ".join(f"{totals[name]:,} {name}" for name in ("scored", "rejected", "failed", "unchanged"))
+    lines = [
+        f"{report['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone",
+        f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
+        *(f"{row['status']} {row['code']}: {row['n']:,}, e.g. {row['examples'][0]['key']}" for row in report["errors"]),
+        *(f"warning: {warning}" for warning in report["model"]["warnings"]),
+    ]
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from detector.prepared import answer, prepare
 from scanning import rows, shards
 from scanning.client import Refused, Scorer, ScorerError
 from scanning.flow import Batcher, ByteBudget, Window, each
+from scanning.observers import Observer
 from scanning.plan import Plan, PlanError
 from scanning.retries import Interrupted, Retries, Transient, Watchdog
 from scanning.rows import STATS_KEY, Row
@@ -47,13 +48,6 @@ class WorkSettings:
     keep_every_s: float = 30.0
     drain_s: float = 15.0
     limits: Limits = field(default_factory=Limits)
-
-
-class Observer(Protocol):
-    """Hears of every finished row: a bar, a log line and a metric share it."""
-
-    def row(self, row: Row, fetched_bytes: int) -> None:
-        """One object is done."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ class Worker:
         )
         if self.out.read(part) is not None:
             return
-        objects = self._listed(f"{folder}/shards/{shards.name(index)}.parquet")
+        objects = self.objects(index)
         shard = _Shard(self.out.read(progress), self._meter)
         todo = [info for info in objects if info.key not in shard.done]
         try:
@@ -120,10 +114,11 @@ class Worker:
         self.out.write_new(part, shard.parquet())
         self.out.delete(progress)
 
-    def _listed(self, name: str) -> list[ObjectInfo]:
-        data = self.out.read(name)
+    def objects(self, index: int) -> list[ObjectInfo]:
+        """The objects of a shard. Raises PlanError where the plan has no such shard."""
+        data = self.out.read(f"scans/{self.plan.scan}/shards/{shards.name(index)}.parquet")
         if data is None:
-            raise PlanError(f"{self.out.url}/{name} is missing: the plan has {self.plan.shards} shards, from 0")
+            raise PlanError(f"there is no shard {index}: the plan has {self.plan.shards} shards, from 0")
         return [ObjectInfo(**row) for row in rows.from_parquet(data).to_pylist()]
 
     def _one(self, info: ObjectInfo) -> Done:

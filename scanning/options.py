@@ -1,0 +1,124 @@
+"""The options that the scan commands share, and what is made of them."""
+
+import signal
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from detector.errors import UserError
+
+if TYPE_CHECKING:
+    from scanning.client import Scorer
+    from scanning.listing import Filters
+    from scanning.observers import Observer
+    from scanning.plan import Plan, Source
+    from scanning.store import Store
+    from scanning.worker import Worker, WorkSettings
+
+STARTER = Path(__file__).parent.parent / "model_store" / "ssp-lite"
+MB = 2**20
+
+SourceUrl = Annotated[str, typer.Argument(metavar="SOURCE", help="s3://bucket/prefix, or a folder.")]
+Out = Annotated[str, typer.Option(help="Where results go: s3://bucket/prefix, or a folder.")]
+PlanUrl = Annotated[str, typer.Option("--plan", help="Address of the plan.json that `patchscan scan-plan` printed.")]
+Index = Annotated[int, typer.Option(min=0, help="Which shard, from 0.")]
+Server = Annotated[str | None, typer.Option(help="TorchServe's inference address, e.g. http://127.0.0.1:8080.")]
+Model = Annotated[str | None, typer.Option(help="The model's name on the server.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with the inference key, or TorchServe's key_file.json.")]
+Run = Annotated[Path | None, typer.Option(help="Score in this process with this run folder instead of a server.")]
+Device = Annotated[str, typer.Option(help="Where --run computes: cpu or cuda.")]
+EndpointUrl = Annotated[str | None, typer.Option(help="Address of an S3 store that is not AWS.")]
+RequesterPays = Annotated[bool, typer.Option("--requester-pays", help="Agree to pay for the source's requests.")]
+Manifest = Annotated[
+    str | None,
+    typer.Option(help="Scan the objects this file lists: .csv, .jsonl, .parquet, or an S3 Inventory's manifest.json."),
+]
+Suffix = Annotated[list[str] | None, typer.Option(help="Only keys that end so, in any case; may be repeated.")]
+MinSize = Annotated[int | None, typer.Option(help="Only objects of at least so many bytes.")]
+MaxSize = Annotated[int | None, typer.Option(help="Only objects of at most so many bytes.")]
+Since = Annotated[datetime | None, typer.Option(help="Only objects changed at or after this time (UTC).")]
+Until = Annotated[datetime | None, typer.Option(help="Only objects changed before this time (UTC).")]
+ShardObjects = Annotated[int, typer.Option(min=1, help="Most objects in a shard.")]
+ShardMB = Annotated[int, typer.Option(min=1, help="Most megabytes in a shard.")]
+SelectBy = Annotated[
+    Literal["worker", "server"],
+    typer.Option(help="Who decodes and cuts the patch: this worker, which sends 3 KB a patch, or the server."),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Objects under way at once.")]
+InFlight = Annotated[int, typer.Option(min=1, help="Most requests at the server at once.")]
+Batch = Annotated[int, typer.Option(min=1, help="Most images in one request of patches.")]
+MemoryMB = Annotated[int, typer.Option(min=1, help="Most megabytes of encoded images held at once.")]
+MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics on this port.")]
+
+
+def source_of(source: str, endpoint_url: str | None, requester_pays: bool, manifest: str | None) -> "Source":
+    """The source that the options name; folders by their absolute path, so that a plan holds anywhere."""
+    from scanning.plan import Source, absolute
+
+    listed = absolute(manifest) if manifest else None
+    return Source(url=absolute(source), endpoint_url=endpoint_url, requester_pays=requester_pays, manifest=listed)
+
+
+def filters_of(
+    suffix: list[str] | None, min_size: int | None, max_size: int | None, since: datetime | None, until: datetime | None
+) -> "Filters":
+    """The filters that the options name."""
+    from scanning.listing import Filters
+
+    first, end = (time.replace(tzinfo=UTC).isoformat() if time else None for time in (since, until))
+    return Filters(suffixes=tuple(suffix or ()), min_size=min_size, max_size=max_size, since=first, until=end)
+
+
+def scorer_of(
+    server: str | None, model: str | None, token_file: Path | None, run: Path | None, device: str, in_flight: int = 32
+) -> "Scorer":
+    """The scorer that the options name: a server, a run folder, or else the starter run folder."""
+    from scanning.client import InProcess, ServerSettings, TorchServe
+
+    if server and run:
+        raise UserError("give --server or --run, not both")
+    if server:
+        if not model:
+            raise UserError("--server also needs --model, the model's name there")
+        return TorchServe(ServerSettings(url=server, model=model, token_file=token_file, connections=in_flight))
+    return InProcess(run or STARTER, device)
+
+
+def settings_of(select: str, threads: int, in_flight: int, batch: int, memory_mb: int) -> "WorkSettings":
+    """How a worker works."""
+    from scanning.worker import WorkSettings
+
+    return WorkSettings(
+        select="server" if select == "server" else "worker",
+        threads=threads,
+        in_flight=in_flight,
+        batch=batch,
+        memory=memory_mb * MB,
+    )
+
+
+def worker_of(plan: "Plan", results: "Store", scorer: "Scorer", settings: "WorkSettings") -> "Worker":
+    """A worker that stops in order on SIGTERM and Ctrl-C; a second signal ends the process at once."""
+    from scanning.worker import Worker
+
+    stop = threading.Event()
+
+    def ask(number: int, _: Any) -> None:
+        if stop.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return Worker(plan, results, scorer, settings, stop)
+
+
+def metrics_of(port: int | None) -> list["Observer"]:
+    """The metrics observer, where a port is given."""
+    from scanning.observers import Metrics
+
+    return [Metrics(port)] if port is not None else []
