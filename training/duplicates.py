@@ -21,12 +21,12 @@ def find_duplicates(index: pd.DataFrame, bits: int = NEAR_BITS) -> pd.DataFrame:
     exact = pd.Series(pd.factorize(index["sha256"])[0], index.index)
     hashes, of_file = np.unique([int(text, 16) for text in index["phash"]], return_inverse=True)
     near = pd.Series(_chained(hashes.astype(np.uint64), bits)[of_file] if len(index) else [], index.index)
-    files_per_group = index.groupby(near)["sha256"].transform("nunique")
+    several_files = index.groupby(near)["sha256"].transform("nunique") > 1
     columns = ["path", "generator", "split", "class"]
     found = pd.concat(
         [
-            index.loc[exact.duplicated(keep=False), columns].assign(kind="exact", group=exact),
-            index.loc[files_per_group > 1, columns].assign(kind="near", group=near),
+            index[columns].assign(kind="exact", group=exact)[exact.duplicated(keep=False)],
+            index[columns].assign(kind="near", group=near)[several_files],
         ]
     )
     found["group"] = found.groupby("kind")["group"].transform(lambda group: pd.factorize(group)[0])

@@ -111,8 +111,8 @@ def plan_matched(index: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame,
     """What to cut from where, and what to leave out and why; the same index and settings give the same plan.
 
     Within each generator and split: images smaller than the crop, and val images whose very bytes are in any train
-    split, are left out; then as many AI images as real ones are kept, at random. The k-th of either class gets the
-    same final quality, so both have one distribution.
+    split, are left out; then as many AI images as real ones are kept, at random. Corners and qualities are drawn from
+    one distribution for both classes.
     """
     trained = set(index["sha256"][index["split"] == "train"])
     small = index[["width", "height"]].min(axis=1) < settings.size
@@ -137,15 +137,14 @@ def _reason(rows: pd.DataFrame, reason: str) -> pd.DataFrame:
 
 
 def _balance(rows: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
-    """As many of each class, in random order: the k-th AI image before the k-th real one."""
+    """As many of each class, in random order: first all AI images, then all real ones."""
     classes = [rows[rows["class"] == label] for label in CLASSES]
     count = min(len(part) for part in classes)
     return pd.concat([part.iloc[random.permutation(len(part))[:count]] for part in classes])
 
 
 def _crops(kept: pd.DataFrame, settings: Settings, random: np.random.Generator) -> pd.DataFrame:
-    pairs = len(kept) // 2
-    number = np.tile(np.arange(pairs), 2)
+    number = np.tile(np.arange(len(kept) // 2), 2)
     low, high = settings.qualities
     places = kept["generator"] + "/" + kept["split"] + "/" + kept["class"] + "/"
     crops = pd.DataFrame(
@@ -157,7 +156,7 @@ def _crops(kept: pd.DataFrame, settings: Settings, random: np.random.Generator) 
             "class": kept["class"],
             "x": GRID * random.integers(0, (kept["width"] - settings.size) // GRID + 1),
             "y": GRID * random.integers(0, (kept["height"] - settings.size) // GRID + 1),
-            "quality": np.tile(random.integers(low, high + 1, pairs), 2),
+            "quality": random.integers(low, high + 1, len(kept)),
         }
     )
     return pd.concat([crops, _first_pass(kept, random)], axis=1)[CROP_COLUMNS]

@@ -41,6 +41,14 @@ def test_one_image_in_both_classes_is_called_a_contradiction(tmp_path: Path) -> 
     assert "LEAK" not in said
 
 
+def test_without_copies_nothing_is_reported(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / "gan" / "train" / "ai" / f"{number}.png", picture(number))
+    duplicates = build_index(tmp_path, workers=1).duplicates
+    assert len(duplicates) == 0
+    assert describe(duplicates) == ["identical files: 0 in 0 groups", "nearly identical files: 0 in 0 groups"]
+
+
 @given(
     st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6),
     st.lists(st.tuples(st.integers(0, 5), st.sets(st.integers(0, 63), max_size=6)), max_size=20),
