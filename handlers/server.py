@@ -123,7 +123,7 @@ class TorchServe:
         """Start the Java process; `wait_ready` says when it serves."""
         java = find_java()
         self.addresses = self.addresses.settled()
-        self.folder = self.folder or Path(tempfile.mkdtemp(prefix="patchscan-torchserve-"))
+        self.folder = (self.folder or Path(tempfile.mkdtemp(prefix="patchscan-torchserve-"))).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.properties"
         config.write_text(self._properties())
