@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detector.answer import Answer
+from scanning import provenance
 from scanning.store import ObjectInfo
 
 Status = Literal["scored", "rejected", "failed"]
@@ -47,6 +48,7 @@ SCHEMA = pa.schema(
         ("error_code", pa.string()),
         ("error_message", pa.string()),
         *ANSWER,
+        ("provenance", provenance.TYPE),
         ("scored_at", TIME),
         ("attempts", pa.int32()),
     ]
@@ -57,9 +59,9 @@ STATS_KEY = b"patchscan.stats"
 CIRCUMSTANCES = ("scored_at", "attempts")
 
 
-def scored(info: ObjectInfo, answer: Answer, attempts: int) -> Row:
-    """The row of an object that was scored."""
-    return _row(info, "scored", attempts) | asdict(answer)
+def scored(info: ObjectInfo, answer: Answer, claims: provenance.Provenance | None, attempts: int) -> Row:
+    """The row of an object that was scored; `claims` is what the file says of its own origin."""
+    return _row(info, "scored", attempts) | asdict(answer) | {"provenance": claims}
 
 
 def rejected(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:

@@ -23,6 +23,7 @@ from scanning.client import Refused, Scorer, ScorerError
 from scanning.flow import Batcher, ByteBudget, Window, each
 from scanning.observers import Observer
 from scanning.plan import Plan, PlanError
+from scanning.provenance import provenance
 from scanning.retries import Interrupted, Retries, Transient, Watchdog
 from scanning.rows import STATS_KEY, Row
 from scanning.store import FailureCode, Fetched, ObjectError, ObjectInfo, Store
@@ -153,7 +154,7 @@ class Worker:
         except (Refused, Transient) as error:
             return self._failed(info, error)
         else:
-            row = rows.scored(info, result, tries + more - 1)
+            row = rows.scored(info, result, provenance(data, result.image["format"]), tries + more - 1)
         self._watchdog.success()
         return row
 
