@@ -1,0 +1,98 @@
+"""The simplest patch is the least complex of those drawn, inside the image, and the same for the same file."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.patches import choose_patches, complexity, random_corners, seed_from_bytes, simplest_patch
+from detector.presets import PatchPreset, WholePreset, preset_from_dict, preset_to_dict
+
+sizes = st.integers(32, 80)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def naive_complexity(patch: np.ndarray) -> int:
+    """The definition, a pixel pair at a time."""
+    p = patch.astype(int)
+    height, width, _ = p.shape
+    total = 0
+    for y in range(height):
+        for x in range(width):
+            for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+                if y + dy < height and 0 <= x + dx < width:
+                    total += int(np.abs(p[y + dy, x + dx] - p[y, x]).sum())
+    return total
+
+
+def test_complexity_is_the_definition() -> None:
+    patches = np.stack([noise(9, 9, seed) for seed in range(3)])
+    assert complexity(patches).tolist() == [naive_complexity(patch) for patch in patches]
+
+
+@given(height=sizes, width=sizes, seed=seeds)
+def test_the_simplest_of_the_candidates_is_chosen(height: int, width: int, seed: int) -> None:
+    rgb = noise(height, width, seed=1)
+    chosen = simplest_patch(rgb, candidates=12, seed=seed)
+    drawn = choose_patches(rgb, rule="random", count=12, seed=seed)
+    assert chosen.complexity[0] == drawn.complexity.min()
+    assert np.array_equal(chosen.corners[0], drawn.corners[drawn.complexity.argmin()])
+
+
+@given(height=sizes, width=sizes, seed=seeds)
+def test_patches_are_cut_from_inside_the_image(height: int, width: int, seed: int) -> None:
+    rgb = noise(height, width)
+    chosen = choose_patches(rgb, rule="random", count=5, seed=seed)
+    for (x, y), pixels in zip(chosen.corners, chosen.pixels, strict=True):
+        assert np.array_equal(pixels, rgb[y : y + 32, x : x + 32])
+        assert pixels.shape == (32, 32, 3)
+
+
+@given(height=sizes, width=sizes, count=st.integers(1, 20))
+def test_a_grid_lies_inside_and_draws_nothing(height: int, width: int, count: int) -> None:
+    rgb = noise(height, width)
+    first, second = (choose_patches(rgb, rule="grid", count=count, seed=seed) for seed in (1, 2))
+    assert np.array_equal(first.corners, second.corners)
+    assert len(first.pixels) == count
+    assert (first.corners >= 0).all()
+    assert (first.corners <= [width - 32, height - 32]).all()
+
+
+def test_equal_candidates_keep_the_first_drawn() -> None:
+    flat = np.full((64, 64, 3), 7, np.uint8)
+    first = random_corners(64, 64, 32, 30, seed=5)[0]
+    assert np.array_equal(simplest_patch(flat, seed=5).corners[0], first)
+
+
+def test_corners_of_a_seed_never_change() -> None:
+    # A stored verdict can only be checked years later if the same file still gets the same patch.
+    assert seed_from_bytes(b"patchscan") == 1496407926
+    assert random_corners(375, 500, 32, 3, seed=1496407926).tolist() == [[235, 179], [287, 240], [183, 177]]
+
+
+def test_every_place_can_be_drawn() -> None:
+    corners = random_corners(33, 34, 32, 500, seed=0)
+    assert {tuple(corner) for corner in corners.tolist()} == {(x, y) for x in range(3) for y in range(2)}
+
+
+def test_an_image_smaller_than_a_patch_is_enlarged_first() -> None:
+    chosen = simplest_patch(noise(20, 300))
+    assert chosen.upscaled
+    assert chosen.pixels.shape == (1, 32, 32, 3)
+    assert not simplest_patch(noise(32, 32)).upscaled
+
+
+@pytest.mark.parametrize("preset", [PatchPreset(rule="grid", count=4), WholePreset()])
+def test_presets_survive_the_card(preset: PatchPreset | WholePreset) -> None:
+    assert preset_from_dict(preset_to_dict(preset)) == preset
+    with pytest.raises(TypeError):
+        preset_from_dict({**preset_to_dict(preset), "unknown": 1})
+
+
+@pytest.mark.parametrize("shape", [(100, 400), (400, 100), (224, 224), (9, 500)])
+def test_the_whole_preset_gives_one_crop_of_its_size(shape: tuple[int, int]) -> None:
+    assert WholePreset().crops(noise(*shape), seed=0).pixels.shape == (1, 224, 224, 3)
