@@ -30,6 +30,9 @@ def evaluate(
     ] = 0.05,
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
     index: Annotated[Path | None, typer.Option(help="The data's index, where it is not DATA/index.parquet.")] = None,
+    robustness: Annotated[
+        int, typer.Option(min=0, help="Also measure robustness on so many images of each generator and class.")
+    ] = 0,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many images of each generator and class.")
     ] = None,
@@ -43,13 +46,14 @@ def evaluate(
     Examples:
       patchscan evaluate --run runs/ssp --data data/genimage --out build/report
       patchscan evaluate --run runs/ssp --run runs/resnet50 --data data/genimage --out build/report --max-fpr 0.01
+      patchscan evaluate --run runs/ssp --data data/genimage --out build/report --robustness 50
     """
     from evaluation.calibration import Target
     from evaluation.evaluate import Options
     from evaluation.evaluate import evaluate as run_evaluation
 
     folders = {"raw": data} | ({"matched": matched} if matched else {})
-    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, index)
+    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, index, robustness)
     report = run_evaluation(run, folders, out, options)
     for sentence in report["findings"]["models"]:
         typer.echo(f"- {sentence}")

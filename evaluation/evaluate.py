@@ -23,14 +23,15 @@ class EvaluationError(UserError):
 @dataclass(frozen=True)
 class Options:
     """What `evaluate` was asked: the device to score on, whether to fit the decision anew, for which error rates, and
-    the number of images to take of each generator and class at most (None: all), and the raw data's index where it
-    is not beside the data."""
+    the number of images to take of each generator and class at most (None: all), the raw data's index where it is
+    not beside the data, and how many images of each generator and class to measure robustness on (0: none)."""
 
     device: str = "cpu"
     calibrate: bool = True
     target: Target = field(default_factory=Target)
     limit: int | None = None
     index: Path | None = None
+    robustness: int = 0
 
 
 def evaluate(runs: list[Path], data: dict[str, Path], out: Path, options: Options = Options()) -> dict[str, Any]:
@@ -76,13 +77,16 @@ def validation_images(data: Path, limit: int | None = None, index_file: Path | N
     if images.empty:
         raise EvaluationError(f"{data} has no val split: put images under {data}/<generator>/val/ai and .../val/nature")
     images["in_train"] = images.sha256.isin(trained)
-    if limit is not None:
-        chosen = [
-            part.iloc[np.linspace(0, len(part) - 1, min(limit, len(part))).round().astype(int)]
-            for _, part in images.groupby(["generator", "class"])
-        ]
-        images = pd.concat(chosen).sort_values("path").reset_index(drop=True)
-    return images
+    return images if limit is None else spread(images, limit)
+
+
+def spread(images: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """At most `limit` images of each generator and class, evenly spread over their paths."""
+    chosen = [
+        part.iloc[np.linspace(0, len(part) - 1, min(limit, len(part))).round().astype(int)]
+        for _, part in images.groupby(["generator", "class"])
+    ]
+    return pd.concat(chosen).sort_values("path").reset_index(drop=True)
 
 
 def _evaluate(
@@ -110,6 +114,8 @@ def _evaluate(
             f"{int((rows.label == 1).sum())} AI and {int((rows.label == 0).sum())} real images ({seen}; val, {basis})"
         )
         card = replace(card, decision=fit_decision(rows.logit.to_numpy(), rows.label.to_numpy(), options.target, what))
+    if options.robustness:
+        card = _with_robustness(run, card, data[basis], spread(images[basis], options.robustness), options.device)
     tables = {
         protocol: apply_decision(table, card.decision, _calibration_rows(card, table) if fit else None, options.target)
         for protocol, table in logits.items()
@@ -132,6 +138,20 @@ def _scores(run: Path, card: Card, data: Path, images: pd.DataFrame, kept: Path,
     from detector.detector import Detector
 
     return score_images(Detector.load(run, device), data, images, f"score {card.name}, {kept.stem.rpartition('-')[2]}")
+
+
+def _with_robustness(run: Path, card: Card, data: Path, images: pd.DataFrame, device: str) -> Card:
+    """The card with its robustness measured, unless it was measured on these images with this very decision."""
+    from detector.detector import Detector
+    from evaluation.robustness import measure_robustness
+
+    key = scores_key(card, images)
+    known = card.robustness
+    if (known.get("digest"), known.get("images_key")) == (card.digest, key):
+        return card
+    card.write(run)
+    measured = measure_robustness(Detector.load(run, device), data, images)
+    return replace(card, robustness={**measured, "images_key": key})
 
 
 def _describe(data: dict[str, Path], images: dict[str, pd.DataFrame]) -> dict[str, Any]:

@@ -258,6 +258,36 @@ def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, referen
 
 
 @styled
+def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
+    """AUC with its interval over the levels of each disturbance, one panel a family, seen and unseen images; the faint
+    line is the undisturbed AUC. Rows as `robustness.measure_robustness` returns them."""
+    families = list(dict.fromkeys(row["family"] for row in rows if row["family"] != "undisturbed"))
+    columns = min(4, max(1, len(families)))
+    lines = int(np.ceil(max(1, len(families)) / columns))
+    drawing, axes = figure(2.4 * columns, 2.3 * lines + 0.4, lines, columns)
+    for axis in axes.flat[len(families) :]:
+        axis.set_axis_off()
+    for axis, family in zip(axes.flat, families, strict=False):
+        for number, group in enumerate(("seen", "unseen")):
+            colour = COLOURS[number]
+            here = [row for row in rows if row["group"] == group and row["auc"]["value"] is not None]
+            points = sorted((row for row in here if row["family"] == family), key=lambda row: row["level"])
+            for row in here:
+                if row["family"] == "undisturbed":
+                    axis.axhline(row["auc"]["value"], color=colour, linewidth=1, alpha=0.35)
+            level = [str(row["level"]) for row in points]
+            axis.vlines(level, [row["auc"]["low"] for row in points], [row["auc"]["high"] for row in points],
+                        color=colour, linewidth=1.4)  # fmt: skip
+            axis.plot(level, [row["auc"]["value"] for row in points], "o-", color=colour, markersize=4, linewidth=1.2)
+        axis.axhline(0.5, color=FAINT, linestyle="--", linewidth=1)
+        axis.set(title=family, ylim=(0.2, 1.02), ylabel="AUC")
+    handles = [Line2D([], [], color=COLOURS[0], marker="o", label="seen"),
+               Line2D([], [], color=COLOURS[1], marker="o", label="unseen")]  # fmt: skip
+    drawing.legend(handles=handles, loc="outside upper right", fontsize=8, ncols=2)
+    return drawing
+
+
+@styled
 def principal_components(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
     """The first two principal components of penultimate features, one panel a moment (features (n, width), label (n,),
     generator (n,)), each with its own axes and their share of the variance."""

@@ -81,6 +81,9 @@ def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path])
         drawings |= pictures.overview(report, protocol)
         for model, run in zip(models, runs, strict=True):
             drawings |= pictures.of_model(model, protocol, run)
+    for model in models:
+        if model.card.robustness:
+            drawings[f"{model.label}-robustness"] = plots.robustness(model.card.robustness["rows"])
     return drawings
 
 

@@ -5,7 +5,7 @@ A table is kept as Parquet under the weights' and the images' digests, so that a
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +29,14 @@ DECODERS = 4
 _KEY = b"patchscan_scores"
 
 
-def score_images(detector: "Detector", data: Path, images: pd.DataFrame, task: str) -> pd.DataFrame:
-    """Score files through the detector.
+def score_images(
+    detector: "Detector",
+    data: Path,
+    images: pd.DataFrame,
+    task: str,
+    read: Callable[[Path], bytes] = Path.read_bytes,
+) -> pd.DataFrame:
+    """Score files through the detector; `read` turns a path into the encoded image.
 
     images: columns path (relative to `data`), generator, split, class. Returns its rows in order as path, generator,
     split, label (1 AI, 0 real), logit (NaN where rejected), small (had to be enlarged), status ('scored', 'rejected')
@@ -40,7 +46,7 @@ def score_images(detector: "Detector", data: Path, images: pd.DataFrame, task: s
     codes: list[str | None] = [None] * len(images)
     done = 0
     with ProgressReport(task, len(images)) as progress:
-        for batch in _prepared(detector, [data / path for path in images.path]):
+        for batch in _prepared(detector, [data / path for path in images.path], read):
             good = [one for one in batch if not isinstance(one, ImageError)]
             answers = iter(detector.logits([one.crops.pixels for one in good]))
             for row, one in enumerate(batch, start=done):
@@ -64,12 +70,14 @@ def score_images(detector: "Detector", data: Path, images: pd.DataFrame, task: s
     )
 
 
-def _prepared(detector: "Detector", paths: list[Path]) -> Iterator[list["Prepared | ImageError"]]:
+def _prepared(
+    detector: "Detector", paths: list[Path], read: Callable[[Path], bytes]
+) -> Iterator[list["Prepared | ImageError"]]:
     """Decoded batches in order; the next one is decoded while the caller scores this one."""
 
     def prepare(path: Path) -> "Prepared | ImageError":
         try:
-            return detector.prepare(path.read_bytes())
+            return detector.prepare(read(path))
         except ImageError as error:
             return error
 
