@@ -163,14 +163,12 @@ def check_apart(source: Source, out: Store) -> None:
     """Results inside the source would be scanned themselves, and shown as new objects every time."""
     inner, outer = absolute(out.url), absolute(source.url)
     if source.manifest is None and f"{inner}/".startswith(f"{outer}/" if "://" not in outer else outer):
-        raise PlanError(
-            f"the results ({out.url}) would lie inside what is scanned ({source.url}); choose another --out"
-        )
+        raise PlanError(f"--out {out.url} lies inside what is scanned, {source.url}; choose another place")
 
 
 def conditional_writes(out: Store) -> bool:
     """Whether the store honours If-None-Match: several S3 look-alikes accept it and overwrite all the same."""
-    probe = f"history/.probe-{uuid.uuid4().hex}"
+    probe = f"probes/{uuid.uuid4().hex}"
     honoured = out.write_new(probe, b"1") and not out.write_new(probe, b"2")
     out.delete(probe)
     return honoured

@@ -1,0 +1,254 @@
+"""Whole scans of a folder with a stub scorer: rows that add up, resumption at any point, carry-over, races."""
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scanning import report
+from scanning.listing import Filters
+from scanning.plan import Plan, PlanError, ShardSize, Source, history, is_done, plan
+from scanning.retries import Interrupted, Outage, Transient
+from scanning.store import Store, open_store
+from scanning.worker import Worker, WorkSettings
+from tests.scan_kit import StubScorer, card, image, table_of
+
+Table = dict[str, dict[str, Any]]
+SMALL_SHARDS = ShardSize(max_objects=4)
+QUICK = WorkSettings(threads=4, batch=2, deadline_s=0.2, outage_s=0.0)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for number in range(12):
+        path = folder / f"album {number % 2}" / f"ü+%{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(number))
+    (folder / "note.jpg").write_text("no image")
+    (folder / "empty.png").write_bytes(b"")
+    return folder
+
+
+def scan(photos: Path, out: Store, scorer: StubScorer | None = None, stop: threading.Event | None = None) -> Plan:
+    scorer = scorer or StubScorer()
+    made = plan(Source(url=str(photos)), Filters(), scorer.card, out, SMALL_SHARDS)
+    worker = Worker(made, out, scorer, QUICK, stop)
+    for index in range(made.shards):
+        worker.work(index)
+    report.reduce(out, made)
+    return made
+
+
+@pytest.fixture
+def undisturbed(photos: Path, tmp_path: Path) -> Table:
+    out = open_store(str(tmp_path / "undisturbed"))
+    return table_of(out, scan(photos, out).scan)
+
+
+def totals(out: Store, made: Plan) -> dict[str, Any]:
+    return dict(json.loads(out.read(f"scans/{made.scan}/_SUCCESS") or b"{}"))
+
+
+def test_every_object_has_one_row_and_the_counts_add_up(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    made = scan(photos, out)
+    table = table_of(out, made.scan)
+    on_disk = {path.relative_to(photos).as_posix() for path in photos.rglob("*") if path.is_file()}
+    assert set(table) == on_disk
+    assert table["empty.png"]["error_code"] == "empty"
+    assert table["note.jpg"]["error_code"] == "not_an_image"
+    counts = totals(out, made)
+    assert (counts["scored"], counts["rejected"], counts["failed"]) == (12, 2, 0)
+    assert counts["adds_up"]
+
+
+def test_a_second_scan_scores_only_what_changed(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    first = table_of(out, scan(photos, out).scan)
+    changed, gone = photos / "album 1" / "ü+%1.png", photos / "note.jpg"
+    changed.write_bytes(image(100))
+    os.utime(changed, (2_000_000_000, 2_000_000_000))
+    gone.unlink()
+    (photos / "new.png").write_bytes(image(101))
+    scorer = StubScorer()
+    made = scan(photos, out, scorer)
+    second = table_of(out, made.scan)
+    counts = totals(out, made)
+    assert scorer.scored == 2
+    assert (counts["unchanged"], counts["deleted"], counts["scored"]) == (12, 1, 2)
+    differing = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+    assert differing == {"album 1/ü+%1.png", "note.jpg", "new.png"}
+
+
+def test_another_model_scores_everything_again(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    scan(photos, out)
+    scorer = StubScorer(card("2"))
+    assert totals(out, scan(photos, out, scorer))["unchanged"] == 0
+    assert scorer.scored == 12
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class CrashingStore:
+    """A store that dies at one of its calls, before the call has its effect or after it."""
+
+    def __init__(self, store: Store, at: int, after: bool):
+        self._store, self._left, self._after = store, at, after
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self._store, name)
+        if name not in ("read", "write", "write_new", "delete", "names"):
+            return inner
+
+        def call(*values: Any) -> Any:
+            self._left -= 1
+            if self._left == 0 and not self._after:
+                raise Crash
+            result = inner(*values)
+            if self._left == 0:
+                raise Crash
+            return result
+
+        return call
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(crashes=st.lists(st.tuples(st.integers(1, 45), st.booleans()), min_size=1, max_size=4))
+def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
+    crashes: list[tuple[int, bool]], photos: Path, undisturbed: Table, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    out = open_store(str(tmp_path_factory.mktemp("crash")))
+    for at, after in crashes:
+        try:
+            scan(photos, CrashingStore(out, at, after))  # type: ignore[arg-type]
+        except Crash:
+            continue
+    scan(photos, out)
+    for name in history(out):
+        assert is_done(out, name)
+        assert table_of(out, name) == undisturbed
+
+
+def test_two_planners_at_once_work_on_one_plan(photos: Path, tmp_path: Path) -> None:
+    plans: list[str] = []
+    gate = threading.Barrier(4)
+
+    def planner() -> None:
+        gate.wait()
+        out = open_store(str(tmp_path / "out"))
+        plans.append(plan(Source(url=str(photos)), Filters(), card(), out, SMALL_SHARDS).scan)
+
+    crew = [threading.Thread(target=planner) for _ in range(4)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    assert len(plans) == 4
+    assert len(set(plans)) == 1
+    assert len(history(open_store(str(tmp_path / "out")))) == 1
+
+
+def test_stopping_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
+    out, stop, scorer = open_store(str(tmp_path / "out")), threading.Event(), StubScorer()
+    original = scorer.logits
+
+    def stop_at_five(crops: Any) -> list[float]:
+        if scorer.scored >= 5:
+            stop.set()
+        return original(crops)
+
+    scorer.logits = stop_at_five  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        scan(photos, out, scorer, stop)
+    again = StubScorer()
+    made = scan(photos, out, again)
+    assert scorer.scored + again.scored == 12, "an image was scored twice or not at all"
+    assert len(history(out)) == 1
+    assert totals(out, made)["adds_up"]
+
+
+def test_an_object_that_changes_or_vanishes_after_the_listing_says_so(photos: Path, tmp_path: Path) -> None:
+    out, scorer = open_store(str(tmp_path / "out")), StubScorer()
+    made = plan(Source(url=str(photos)), Filters(), scorer.card, out, SMALL_SHARDS)
+    (photos / "album 0" / "ü+%0.png").unlink()
+    (photos / "album 0" / "ü+%2.png").write_bytes(image(50, side=64))
+    worker = Worker(made, out, scorer, QUICK)
+    for index in range(made.shards):
+        worker.work(index)
+    report.reduce(out, made)
+    table = table_of(out, made.scan)
+    assert (table["album 0/ü+%0.png"]["status"], table["album 0/ü+%0.png"]["error_code"]) == ("failed", "vanished")
+    assert (table["album 0/ü+%2.png"]["status"], table["album 0/ü+%2.png"]["error_code"]) == ("failed", "changed")
+    # A rerun lists anew: the one is scored, the other gone.
+    made = scan(photos, out)
+    assert totals(out, made)["failed"] == 0
+    assert totals(out, made)["deleted"] == 1
+
+
+def test_a_server_that_is_down_ends_the_scan_and_writes_no_failed_rows(photos: Path, tmp_path: Path) -> None:
+    out, scorer = open_store(str(tmp_path / "out")), StubScorer()
+
+    def down(_: Any) -> list[float]:
+        raise Transient("503")
+
+    scorer.logits = down  # type: ignore[method-assign]
+    with pytest.raises(Outage):
+        scan(photos, out, scorer)
+    made = scan(photos, out)
+    assert totals(out, made)["failed"] == 0
+    assert len(history(out)) == 1
+
+
+def test_an_error_of_our_own_costs_one_row(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scanning import worker
+
+    original: Callable[..., Any] = worker.prepare
+
+    def buggy(data: bytes, *rest: Any) -> Any:
+        if data == image(3):
+            raise RuntimeError("a bug")
+        return original(data, *rest)
+
+    monkeypatch.setattr(worker, "prepare", buggy)
+    out = open_store(str(tmp_path / "out"))
+    counts = totals(out, scan(photos, out))
+    assert (counts["scored"], counts["failed"]) == (11, 1)
+
+
+def test_results_inside_the_source_are_refused(photos: Path) -> None:
+    with pytest.raises(PlanError, match="lies inside"):
+        plan(Source(url=str(photos)), Filters(), card(), open_store(str(photos / "out")))
+
+
+def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    scan(photos, out)
+    with pytest.raises(PlanError, match="holds scans of"):
+        plan(Source(url=str(photos / "album 0")), Filters(), card(), out)
+
+
+def test_a_worker_refuses_another_model_than_planned(photos: Path, tmp_path: Path) -> None:
+    from scanning.client import ScorerError
+
+    out = open_store(str(tmp_path / "out"))
+    made = plan(Source(url=str(photos)), Filters(), card(), out)
+    with pytest.raises(ScorerError, match="another version"):
+        Worker(made, out, StubScorer(card("2")))
+
+
+def test_a_shard_that_was_not_worked_is_not_a_complete_scan(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    made = plan(Source(url=str(photos)), Filters(), card(), out, SMALL_SHARDS)
+    with pytest.raises(PlanError, match="shards are not done"):
+        report.reduce(out, made)
+    assert not is_done(out, made.scan)
