@@ -10,6 +10,8 @@ def add_to(app: typer.Typer) -> None:
     """Register this room's commands."""
     app.command()(evaluate)
     app.command()(ensemble)
+    app.command()(explain)
+    app.command("scan-video")(scan_video)
 
 
 def evaluate(
@@ -77,3 +79,47 @@ def ensemble(
 
     card = build_ensemble(run, out, name)
     typer.echo(f"{out}: {card.architecture}; next: patchscan evaluate --run {out} --data DATA --out REPORT")
+
+
+def explain(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    run: Annotated[Path, typer.Option(help="Run folder of a model that scores patches.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, a PNG file.")] = Path("explanation.png"),
+    device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
+) -> None:
+    """Show why one image got its score: the chosen patch, its noise, the candidates, and what makes it uncertain.
+
+    The picture goes to OUT, the figures as JSON to standard output.
+
+    \b
+    Example:
+      patchscan explain photo.jpg --run runs/ssp --out explanation.png
+    """
+    import json
+
+    from evaluation.explain import as_dict, write_explanation
+
+    typer.echo(json.dumps(as_dict(write_explanation(run, image, out, device)), indent=1))
+    typer.echo(f"picture: {out}", err=True)
+
+
+def scan_video(
+    video: Annotated[Path, typer.Argument(help="The video file.")],
+    run: Annotated[Path, typer.Option(help="Run folder of the model.")],
+    out: Annotated[Path, typer.Option(help="Folder for video.json, video.png and report.html.")],
+    frames: Annotated[int, typer.Option(min=2, help="How many frames to score, evenly spread over the video.")] = 60,
+    device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
+) -> None:
+    """Score frames of a video and draw the score over time.
+
+    The frames of one shot are alike: the interval of the mean is made by resampling stretches of frames, not frames.
+
+    \b
+    Example:
+      patchscan scan-video clip.mp4 --run runs/ssp --out build/clip
+    """
+    from evaluation.video import write_video_report
+
+    report = write_video_report(run, video, out, frames, device)
+    typer.echo(report["finding"])
+    typer.echo(f"report: {out / 'report.html'}")

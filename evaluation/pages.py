@@ -53,7 +53,7 @@ class Figures:
 
 def show(value: Any, style: str = "") -> str:
     """A value as a page prints it. Styles: a digit (decimals), `%` and `%1` (per cent, decimals), `n` (thousands
-    separated), `p` (p-value), `time` (an ISO time in
+    separated), `p` (p-value), `share` (per cent, as many decimals as it has), `time` (an ISO time in
     UTC), empty (as it is)."""
     if value is None:
         return MISSING
@@ -63,6 +63,8 @@ def show(value: Any, style: str = "") -> str:
         return f"{value:,}"
     if style == "p":
         return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    if style == "share":
+        return f"{value * 100:g}\u00a0%"
     if style.startswith("%"):
         return f"{value:.{style[1:] or 0}%}".replace("%", "\u00a0%")
     if style:

@@ -146,7 +146,7 @@ def _rows(
         if not len(truth):
             continue
         says_ai = decide(logit, card.decision).says_ai
-        change = auc_difference(truth, logit, undisturbed.logit[inside].to_numpy())
+        change = None if table is undisturbed else auc_difference(truth, logit, undisturbed.logit[inside].to_numpy())
         ai, real = truth == 1, truth == 0
         rows.append(
             {
