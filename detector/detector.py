@@ -62,12 +62,20 @@ class Detector:
 
     def score(self, images: Sequence[bytes]) -> list[Answer | ImageError]:
         """Score encoded images: one answer each, in order; an image that cannot be scored is its ImageError."""
+        return self.decide(self.prepare_all(images))
+
+    def prepare_all(self, images: Sequence[bytes]) -> list[Prepared | ImageError]:
+        """The first half of `score`, which needs no model: `prepare` for each image, or its ImageError."""
         prepared: list[Prepared | ImageError] = []
         for data in images:
             try:
                 prepared.append(self.prepare(data))
             except ImageError as error:
                 prepared.append(error)
+        return prepared
+
+    def decide(self, prepared: Sequence[Prepared | ImageError]) -> list[Answer | ImageError]:
+        """The second half of `score`: the answers to prepared images, in order; an ImageError stays itself."""
         good = [one for one in prepared if isinstance(one, Prepared)]
         logits = iter(self.logits([one.crops.pixels for one in good]))
         return [self.answer(one, next(logits)) if isinstance(one, Prepared) else one for one in prepared]

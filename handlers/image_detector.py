@@ -4,6 +4,7 @@ TorchServe wants exactly one class here, and a list exactly as long as the batch
 4xx and costs its neighbours nothing.
 """
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import torch
 from detector.answer import Answer
 from detector.detector import Detector
 from detector.images import ErrorCode, ImageError
+from handlers.measures import Measures
 from handlers.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
 
 
 class ImageDetector:
-    """Answers as in `handlers/README.md`: P(AI), verdict and patch for each image, or an error with a stable code."""
+    """Answers as in `docs/serve.md`: P(AI), verdict and patch for each image, or an error with a stable code."""
 
     detector: Detector
+    measures: Measures
 
     def initialize(self, context: Any) -> None:
         """Load the run folder that the archive was unpacked to."""
@@ -28,12 +31,18 @@ class ImageDetector:
         torch.set_num_threads(1)
         device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
         self.detector = Detector.load(Path(context.system_properties["model_dir"]), device)
+        self.measures = Measures(context.metrics, context.model_name)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """One JSON object a row, in order."""
         requests = [self._parse(row) for row in rows]
         images = [data for request in requests for data in self._images(request)]
-        scored = iter(self.detector.score(images))
+        started = time.perf_counter()
+        prepared = self.detector.prepare_all(images)
+        decided = time.perf_counter()
+        answers = self.detector.decide(prepared)
+        self.measures.batch(len(rows), answers, decided - started, time.perf_counter() - decided)
+        scored = iter(answers)
         replies = []
         for index, request in enumerate(requests):
             status, reply = self._reply(request, [next(scored) for _ in self._images(request)])
@@ -68,6 +77,7 @@ class ImageDetector:
             size, count = card.preset.size, card.preset.count
             if request.crops.shape[1:3] == (size, size) and len(request.crops) and len(request.crops) % count == 0:
                 crops = request.crops.reshape(-1, count, size, size, 3)
+                self.measures.crops(len(crops))
                 return 200, {"logits": self.detector.logits(list(crops)), "digest": card.digest}
             request = RequestError(f"this model takes {count} crops of {size} x {size} pixels an image")
         return 400, {"error": {"code": "bad_request", "message": str(request)}}

@@ -35,9 +35,10 @@ class ServerError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Addresses:
-    """TorchServe's three HTTP addresses and two gRPC ports; 0 asks for a free port."""
+    """TorchServe's three HTTP addresses and two gRPC ports; 0 asks for a free port. gRPC stays on loopback."""
 
     host: str = "127.0.0.1"
+    management_host: str = "127.0.0.1"
     inference: int = 8080
     management: int = 8081
     metrics: int = 8082
@@ -53,11 +54,12 @@ class Addresses:
         """The same with every 0 replaced by a free port. Raises ServerError where a named port is taken."""
         held, ports = [], {}
         for name in ("inference", "management", "metrics", "grpc_inference", "grpc_management"):
-            held.append(_hold(self.host, getattr(self, name), name))
+            host = self.management_host if name == "management" else self.host
+            held.append(_hold(host, getattr(self, name), name))
             ports[name] = held[-1].getsockname()[1]
         for one in held:
             one.close()
-        return Addresses(host=self.host, **ports)
+        return Addresses(host=self.host, management_host=self.management_host, **ports)
 
     @property
     def inference_url(self) -> str:
@@ -66,8 +68,8 @@ class Addresses:
 
     @property
     def management_url(self) -> str:
-        """Base URL of the management API; always loopback."""
-        return f"http://127.0.0.1:{self.management}"
+        """Base URL of the management API."""
+        return f"http://{self.management_host}:{self.management}"
 
     @property
     def metrics_url(self) -> str:
@@ -91,7 +93,8 @@ class TorchServe:
     """A TorchServe over the archives of `model_store`, as a context manager that returns when every model is READY.
 
     `models` are archive file names; `workers` processes a model (default: the CPUs this process may use). Tokens are
-    on; `token(kind)` reads the current `inference` or `management` key. Raises ServerError.
+    on; `token(kind)` reads the current `inference` or `management` key. `folder` is all it writes to. `model_api` lets
+    the management API register and remove models, from the model store alone. Raises ServerError.
     """
 
     model_store: Path
@@ -99,6 +102,7 @@ class TorchServe:
     addresses: Addresses = field(default_factory=Addresses)
     workers: int = field(default_factory=lambda: available_cpus())
     folder: Path | None = None
+    model_api: bool = False
 
     def __post_init__(self) -> None:
         for model in self.models:
@@ -124,7 +128,9 @@ class TorchServe:
         java = find_java()
         self.addresses = self.addresses.settled()
         self.folder = (self.folder or Path(tempfile.mkdtemp(prefix="patchscan-torchserve-"))).resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)  # models that a killed server had unpacked
+        (self.folder / "tmp").mkdir(parents=True)
+        self.key_file.unlink(missing_ok=True)
         config = self.folder / "config.properties"
         config.write_text(self._properties())
         self._log = (self.folder / "torchserve.log").open("ab")
@@ -152,10 +158,12 @@ class TorchServe:
                 f"default_workers_per_model={self.workers}",
                 # Anything else would let a management call fetch and run code from any address (CVE-2023-43654).
                 f"allowed_urls=file://{store}/.*",
+                f"enable_model_api={str(self.model_api).lower()}",
                 "enable_envvars_config=false",
                 "install_py_dep_per_model=false",
                 "disable_system_metrics=true",
                 "metrics_mode=prometheus",
+                f"metrics_config={HERE / 'metrics.yaml'}",
                 f"max_request_size={MAX_REQUEST_BYTES}",
                 f"max_response_size={MAX_REQUEST_BYTES}",
                 "token_expiration_min=525600",
@@ -241,7 +249,7 @@ def server_command(java: str, config: Path, model_store: Path, scratch: Path) ->
     return [
         java,
         f"-Dmodel_server_home={package.parent}",
-        f"-Djava.io.tmpdir={scratch}",
+        f"-Djava.io.tmpdir={scratch / 'tmp'}",
         f"-Dlog4j.configurationFile=file://{HERE / 'log4j2.xml'}",
         "-Xmx1g",
         "-cp",
@@ -262,7 +270,7 @@ def server_environment(scratch: Path) -> dict[str, str]:
     kept from returning memory after every image (worth up to 1.6 x in speed)."""
     return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        "TMPDIR": str(scratch),
+        "TMPDIR": str(scratch / "tmp"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": "-1",

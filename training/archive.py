@@ -7,13 +7,16 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import detector
 import handlers
-from detector.card import CARD_FILE, WEIGHTS_FILE, Card
+from detector.card import WEIGHTS_FILE, Card
+from detector.detector import Detector
 from detector.errors import UserError
 from detector.weights import sha256_of
+from handlers import golden
 
 # The earliest time a zip can state: an archive tells what it holds, not when it was packed.
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -32,31 +35,40 @@ class ArchiveError(UserError):
     """The archive could not be made; the message holds what torch-model-archiver said."""
 
 
-def archive(run: Path, model_store: Path, name: str | None = None) -> Path:
-    """Write `model_store/<name>.mar` from a run folder, in place of an older one. Returns its path.
+# What of `handlers` the handler imports; it travels with the archive.
+HANDLER_MODULES = ("__init__.py", "measures.py", "requests.py")
+
+
+def archive(run: Path, model_store: Path, name: str | None = None, version: str | None = None) -> Path:
+    """Write `model_store/<name>.mar` from a run folder, in place of an older one, and its digest beside it in
+    sha256sum's format. Returns the archive's path. `name` and `version` default to the card's.
 
     Raises CardError where the folder is not a run folder, ArchiveError where torch-model-archiver fails.
     """
     card = Card.read(run)
-    name = name or card.name
+    card = replace(card, name=name or card.name, version=version or card.version)
+    name = card.name
     model_store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as folder:
-        stage = _stage(run, Path(folder) / "stage")
+        stage = _stage(run, card, Path(folder) / "stage")
         _run_archiver(name, card.version, stage, Path(folder))
         partial = model_store / f"{name}.mar.partial"
         _normalise(Path(folder) / f"{name}.mar", partial)
-    return partial.replace(model_store / f"{name}.mar")
+    mar = partial.replace(model_store / f"{name}.mar")
+    digest_file(mar).write_text(f"{digest(mar)}  {mar.name}\n")
+    return mar
 
 
-def _stage(run: Path, stage: Path) -> Path:
-    """What the archive unpacks to: weights, card, the detector package and the handler's request parser."""
+def _stage(run: Path, card: Card, stage: Path) -> Path:
+    """What the archive unpacks to: weights, card, golden images, the detector package and the handler's modules."""
     code = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(detector.__file__).parent, stage / "detector", ignore=code)
     (stage / "handlers").mkdir()
-    for module in ("__init__.py", "requests.py"):
+    for module in HANDLER_MODULES:
         shutil.copy(Path(handlers.__file__).parent / module, stage / "handlers")
-    for file in (WEIGHTS_FILE, CARD_FILE):
-        shutil.copy(run / file, stage)
+    shutil.copy(run / WEIGHTS_FILE, stage)
+    card.write(stage)
+    golden.write(stage, Detector.load(stage))
     return stage
 
 
@@ -92,3 +104,8 @@ def _normalise(made: Path, out: Path) -> None:
 def digest(mar: Path) -> str:
     """The archive's SHA-256, 64 hex digits: what registration and `verify` compare."""
     return sha256_of(mar)
+
+
+def digest_file(mar: Path) -> Path:
+    """Where the digest is kept: `<name>.mar.sha256`."""
+    return mar.with_name(f"{mar.name}.sha256")

@@ -55,6 +55,7 @@ def archive(
     run: RUN,
     model_store: Annotated[Path, typer.Option(help="Folder the archive is written to.")] = Path("model_store"),
     name: Annotated[str | None, typer.Option(help="Model name, where it is not the card's.")] = None,
+    version: Annotated[str | None, typer.Option(help="Model version, where it is not the card's.")] = None,
 ) -> None:
     """Make a TorchServe archive of a run folder; the same run gives the same bytes.
 
@@ -65,7 +66,7 @@ def archive(
     from training.archive import archive as write_archive
     from training.archive import digest
 
-    path = write_archive(run, model_store, name)
+    path = write_archive(run, model_store, name, version)
     typer.echo(f"{path}  sha256:{digest(path)}")
 
 
