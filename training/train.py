@@ -1,14 +1,15 @@
 """Train one recipe: on a CPU, a GPU, or several of either, resumable at any moment.
 
     patchscan train ssp --data DATA --run runs/ssp                          one process, the GPU if there is one
-    torchrun --nproc-per-node 4 -m training.train ssp --data DATA --run ... four GPUs of one node
-    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m training.train ...
+    torchrun --nproc-per-node 4 -m training.train -- ssp --data DATA --run ...
+    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m training.train -- ...
 
 The checkpoint is chosen by the seen generators' validation split; unseen generators are never read here.
 """
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from training.bias import audit
 from training.checkpoint import RunStore
 from training.dataset import CropDataset, DataError, EpochBatches, Source, collate, rows_of
 from training.features import write_features
+from training.protocol import protocol_of
 from training.recipe import Recipe
 
 EXIT_INTERRUPTED = 75
@@ -67,11 +69,15 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; every process must ask at the same step."""
+        return self.mean(float(flag)) > 0
+
+    def mean(self, value: float) -> float:
+        """The mean over all processes; every process must ask at the same step."""
         if self.world == 1:
-            return flag
-        said = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return bool(said)
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total) / self.world
 
 
 class Interrupt:
@@ -99,6 +105,7 @@ class Trainer:
         self.store = RunStore(run)
         self.source = Source(data)
         self.board = SummaryWriter(str(self.store.folder / "tensorboard"))
+        self.protocol = "raw" if data.startswith("s3://") else protocol_of(Path(data))
         self.index = training.index.load_index(Path(data), index)
         self.train_rows = rows_of(self.index, recipe.seen, "train")
         self.val_rows = rows_of(self.index, recipe.seen, "val")
@@ -198,7 +205,8 @@ class Trainer:
                     self.save_checkpoint()
                     saved_at = time.monotonic()
         if losses:
-            self.log("epoch", epoch=self.epoch, loss=float(np.mean(losses)), **self._throughput(len(losses)))
+            loss = self.ranks.mean(float(np.mean(losses)))
+            self.log("epoch", epoch=self.epoch, loss=loss, **self._throughput(len(losses)))
 
     def _loader(self) -> DataLoader[tuple[torch.Tensor, int]]:
         self.batches.epoch, self.batches.start = self.epoch, self.step
@@ -300,6 +308,7 @@ class Trainer:
                 "seen": self.recipe.seen,
                 "unseen": self.recipe.unseen,
                 "data_digest": self.data_digest,
+                "protocol": self.protocol,
                 "train_images": len(self.train_rows),
                 "val_images": len(self.val_rows),
                 "best_epoch": self.best["epoch"] + 1,
@@ -353,9 +362,10 @@ def environment() -> dict[str, str]:
     """Versions of what computed the weights, and the commit of this project where there is one."""
     import torchvision
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    ).stdout.strip()
+    command = ["git", "rev-parse", "HEAD"]
+    commit = os.environ.get("PATCHSCAN_COMMIT")  # the images name theirs: they hold neither git nor the repository
+    if commit is None and shutil.which("git"):
+        commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     return {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

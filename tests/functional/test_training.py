@@ -1,0 +1,146 @@
+"""Training can be stopped at any moment and ends in the same weights; it never reads an unseen generator."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from detector.card import Card
+from detector.detector import Detector
+from detector.weights import read_safetensors
+from tests.image_tree import picture, write
+from training.recipe import load_recipe
+
+BIN = Path(sys.executable).parent
+RECIPE = """\
+name: tiny
+architecture: ssp-lite
+preset: {kind: patch, size: 32, rule: random, count: 4}
+seen: [seen_one]
+unseen: [unseen_one]
+epochs: 3
+batch_size: 8
+learning_rate: 1.0e-3
+horizontal_flip: true
+augment: {probability: 0.5, jpeg_quality: [60, 95], blur_sigma: [0.3, 1.0], resize: [0.7, 1.3]}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seen generator whose images lack fine noise, indexed; an unseen one whose files are then taken away."""
+    root = tmp_path_factory.mktemp("data")
+    for generator in ("seen_one", "unseen_one"):
+        for split, count in (("train", 64), ("val", 12)):
+            for number in range(count):
+                real = picture(zlib.crc32(f"{generator}/{split}/{number}".encode()))
+                write(root / generator / split / "nature" / f"{number}.png", real)
+                write(root / generator / split / "ai" / f"{number}.png", real // 16 * 16)
+    (root / "tiny.yaml").write_text(RECIPE)
+    subprocess.run([BIN / "patchscan", "index", root], check=True, env=environment())
+    shutil.rmtree(root / "unseen_one")
+    return root
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(data: Path, run: Path) -> list[str]:
+    arguments = ["train", data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
+    return [str(BIN / "patchscan"), *map(str, arguments)]
+
+
+def log(run: Path) -> list[dict[str, float]]:
+    path = run / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("finished")
+    subprocess.run(command(data, run), check=True, env=environment())
+    return run
+
+
+def stop_after_first_epoch(data: Path, run: Path, how: signal.Signals) -> int:
+    process = subprocess.Popen(command(data, run), env=environment())
+    deadline = time.monotonic() + 120
+    while not any(entry["event"] == "validation" for entry in log(run)):
+        assert process.poll() is None, "training ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.4)
+    process.send_signal(how)
+    return process.wait(60)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_ends_in_the_same_weights(
+    data: Path, finished: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    assert stop_after_first_epoch(data, tmp_path, how) == (75 if how == signal.SIGTERM else -signal.SIGKILL)
+    subprocess.run(command(data, tmp_path), check=True, env=environment())
+    assert any(entry["event"] == "resume" for entry in log(tmp_path))
+    expected, resumed = (read_safetensors(run / "model.safetensors") for run in (finished, tmp_path))
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert Card.read(tmp_path).weights_sha256 == Card.read(finished).weights_sha256
+
+
+def test_a_run_says_what_it_was_trained_on(data: Path, finished: Path) -> None:
+    card = Card.read(finished)
+    assert card.training["seen"] == ["seen_one"]
+    assert card.training["unseen"] == ["unseen_one"]
+    assert (card.training["train_images"], card.training["val_images"]) == (128, 24)
+    start = log(finished)[0]
+    assert start["event"] == "start"
+    assert {"device", "data_digest", "parameters", "planned_minutes"} <= start.keys()
+    assert sum(entry["event"] == "epoch" for entry in log(finished)) == 3
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_the_run_folder_scores_as_validation_did(data: Path, finished: Path) -> None:
+    detector = Detector.load(finished)
+    images = {kind: sorted((data / "seen_one" / "val" / kind).iterdir()) for kind in ("ai", "nature")}
+    logits = {kind: [one.logit for one in detector.score([f.read_bytes() for f in images[kind]])] for kind in images}
+    wins = [ai > real for ai in logits["ai"] for real in logits["nature"]]
+    assert sum(wins) / len(wins) == pytest.approx(Card.read(finished).training["seen_val_mean_auc"], abs=0.02)
+
+
+def test_two_processes_follow_the_curve_of_one(data: Path, tmp_path: Path) -> None:
+    # SimpleCNN has no batch normalisation, whose statistics each CPU process would keep for itself.
+    recipe = load_recipe("simplecnn").model_dump() | {"seen": ["seen_one"], "epochs": 2}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    losses = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        launch = [BIN / "torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "training.train", "--"]
+        options = [tmp_path / "small.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
+        subprocess.run([*launch, *options], check=True, env=environment())
+        assert log(run)[0]["processes"] == processes
+        losses.append([entry["loss"] for entry in log(run) if entry["event"] == "epoch"])
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
+def test_another_recipe_does_not_overwrite_a_run(data: Path, finished: Path) -> None:
+    done = subprocess.run([*command(data, finished), "--seed", "5"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "name a new --run folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_generators_are_named(data: Path, tmp_path: Path) -> None:
+    arguments = [*command(data, tmp_path), "--seen", "midjourney"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "generators in this data: seen_one, unseen_one" in done.stderr

@@ -1,0 +1,129 @@
+"""The architectures are the study's, layer by layer, and weights come and go without a pickle."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from detector.models import ResNet50, SimpleCNN, SSPLite, ai_logit, build
+from detector.weights import WeightsError, load_imagenet, read_safetensors, read_state_dict
+
+
+def test_simplecnn_is_the_studys() -> None:
+    layers = [layer for layer in SimpleCNN().modules() if isinstance(layer, nn.Conv2d | nn.Linear | nn.Dropout)]
+    shapes = [tuple(layer.weight.shape) if hasattr(layer, "weight") else layer.p for layer in layers]
+    convolutions = [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (256, 128, 3, 3)]
+    assert shapes == [*convolutions, (512, 256 * 14 * 14), 0.5, (2, 512)]
+
+
+def test_resnet50_is_torchvisions_with_dropout_and_two_outputs() -> None:
+    model = ResNet50()
+    backbone = torchvision.models.resnet50(weights=None)
+    backbone.fc = nn.Identity()
+    assert model.resnet.state_dict().keys() == backbone.state_dict().keys()
+    assert (model.dropout.p, model.fc.out_features) == (0.5, 2)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_ssp_learns_everything_but_its_filters() -> None:
+    model = build("ssp")
+    assert "srm.kernel" not in dict(model.named_parameters())
+    assert all(name.startswith("disc.") for name, _ in model.named_parameters())
+
+
+def test_ssp_lite_has_under_a_million_parameters_and_sees_noise_only() -> None:
+    model = SSPLite().eval()
+    assert sum(one.numel() for one in model.parameters()) < 1_000_000
+    patch = torch.randn(2, 3, 32, 32)
+    brighter = patch + torch.tensor([0.3, -0.2, 0.1]).view(1, 3, 1, 1)
+    torch.testing.assert_close(model(patch), model(brighter), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size"), [("simplecnn", 224), ("resnet50", 224), ("ssp", 32), ("ssp-lite", 32)]
+)
+@torch.inference_mode()
+def test_every_architecture_gives_one_logit_a_crop(architecture: str, size: int) -> None:
+    model = build(architecture).eval()
+    crops = torch.zeros(2, 3, size, size)
+    assert ai_logit(model(crops)).shape == (2,)
+    assert model.penultimate(crops).shape[0] == 2
+
+
+def test_two_outputs_become_the_logit_of_ai() -> None:
+    outputs = torch.tensor([[1.0, 3.0]])
+    assert torch.sigmoid(ai_logit(outputs)).item() == pytest.approx(torch.softmax(outputs, 1)[0, 1].item())
+
+
+def test_an_unknown_architecture_names_the_known() -> None:
+    with pytest.raises(ValueError, match="simplecnn, resnet50, ssp, ssp-lite"):
+        build("ssp2")
+
+
+def test_safetensors_are_read_as_the_library_wrote_them(tmp_path: Path) -> None:
+    state = {"a": torch.randn(3, 4), "b": torch.arange(5), "empty": torch.zeros(0, 2), "c": torch.tensor(2.5)}
+    save_file(state, tmp_path / "x.safetensors")
+    read = read_safetensors(tmp_path / "x.safetensors")
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02\x00\x00\x00\x00\x00\x00\x00[]", b"PK\x03\x04 not tensors"])
+def test_a_damaged_safetensors_file_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        read_safetensors(tmp_path / "x.safetensors")
+
+
+class Exploit:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Exploit(tmp_path / "executed")))
+    with pytest.raises(WeightsError, match="plain tensors"):
+        read_state_dict(tmp_path / "evil.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("architecture", ["resnet50", "ssp"])
+def test_imagenet_weights_load_from_a_file(tmp_path: Path, architecture: str) -> None:
+    imagenet = torchvision.models.resnet50(weights=None).state_dict()
+    torch.save(imagenet, tmp_path / "resnet50.pth")
+    model = build(architecture)
+    load_imagenet(model, str(tmp_path / "resnet50.pth"))
+    loaded = model.state_dict()
+    name = next(key for key in loaded if key.endswith("layer1.0.conv1.weight"))
+    assert torch.equal(loaded[name], imagenet["layer1.0.conv1.weight"])
+
+
+def test_offline_imagenet_weights_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(WeightsError, match="--weights FILE, or start from scratch with --weights none"):
+        load_imagenet(build("resnet50"), "imagenet")
+
+
+def test_torchvisions_cached_weights_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    # torchvision checks the first eight hex digits of the file's SHA-256 against its name only when it downloads.
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), cache / "resnet50-11ad3fa6.pth")
+    load_imagenet(build("resnet50"), "imagenet")
+
+
+def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="does not hold torchvision's resnet50"):
+        load_imagenet(build("ssp"), str(tmp_path / "other.pth"))

@@ -1,0 +1,60 @@
+"""Recipes are the study's, and a mistake in one is answered with its line."""
+
+from pathlib import Path
+
+import pytest
+
+from training.recipe import CONFIGS, RecipeError, load_recipe
+
+SSP = (CONFIGS / "ssp.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "weight_decay", "flip"),
+    [("simplecnn", 10, 0.0, False), ("resnet50", 10, 1e-4, False), ("ssp", 30, 0.0, True)],
+)
+def test_the_studys_recipes(name: str, epochs: int, weight_decay: float, flip: bool) -> None:
+    recipe = load_recipe(name)
+    assert (recipe.learning_rate, recipe.batch_size, recipe.epochs) == (1e-4, 32, epochs)
+    assert (recipe.weight_decay, recipe.horizontal_flip, recipe.augment) == (weight_decay, flip, None)
+    assert (recipe.seen, recipe.unseen) == (["biggan", "sd_v1_5"], ["adm"])
+
+
+def test_ssp_takes_the_simplest_of_30_patches() -> None:
+    preset = load_recipe("ssp").preset
+    assert preset.kind == "patch"
+    assert (preset.size, preset.rule, preset.candidates, preset.count) == (32, "simplest", 30, 1)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_and_named_for_its_file(path: Path) -> None:
+    assert load_recipe(path.stem).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (SSP + "optimiser: sgd\n", r"line 12: optimiser: Extra inputs"),
+        (SSP.replace("epochs: 30", "epochs: many"), r"line 8: epochs: Input should be a valid integer"),
+        (SSP.replace("rule: simplest", "rule: simple"), r"line 4: preset.patch.rule: Input should be"),
+        (SSP.replace("seen: [biggan, sd_v1_5]", "seen: []"), r"line 5: seen: List should have at least 1"),
+        (SSP.replace("name: ssp\n", ""), r"name: Field required"),
+        ("[1, 2\n", r"is not YAML"),
+        ("just text\n", r"valid dictionary"),
+    ],
+)
+def test_a_mistake_names_its_line(tmp_path: Path, wrong: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(wrong)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_an_unknown_recipe_lists_the_known() -> None:
+    with pytest.raises(RecipeError, match="resnet50, simplecnn, ssp"):
+        load_recipe("ssp2")
+
+
+def test_overrides_are_checked_like_the_file() -> None:
+    assert load_recipe("ssp", epochs=1, seen=["sd_v1"], unseen=None).seen == ["sd_v1"]
+    with pytest.raises(RecipeError, match="epochs"):
+        load_recipe("ssp", epochs=0)
