@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 
-.PHONY: demo test lint format lock clean
+.PHONY: demo test lint format lock images clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
@@ -31,8 +31,28 @@ $(VENV)/ready: $(LOCK) pyproject.toml
 
 # Lock anew after a change of pyproject.toml's dependencies.
 EXTRAS := $(foreach extra,train serve cluster demo dev,--extra $(extra))
+COMPILE := $(BIN)/uv pip compile --generate-hashes --no-header -q
+# The images' own locks: the same versions, only what each image needs, on the platform it runs on.
+IMAGE_LOCK := $(COMPILE) --constraint $(LOCK) --python-version 3.11 --python-platform x86_64-manylinux_2_28
 lock: $(VENV)/ready
-	$(BIN)/uv pip compile pyproject.toml $(EXTRAS) --universal --generate-hashes --no-header -q -o $(LOCK)
+	$(COMPILE) pyproject.toml $(EXTRAS) --universal -o $(LOCK)
+	$(IMAGE_LOCK) pyproject.toml --extra cluster -o requirements/scan.txt
+	$(IMAGE_LOCK) pyproject.toml --extra train -o requirements/train.txt
+	$(IMAGE_LOCK) pyproject.toml --extra serve -o requirements/serve.txt
+	printf 'torch\ntorchvision\n' | $(IMAGE_LOCK) - -o requirements/torch.txt
+
+# The three container images; ENGINE is docker, podman or buildah. IMAGES is where they are named for: a registry, or
+# this machine's own store.
+ENGINE ?= $(firstword $(foreach engine,docker podman buildah,$(if $(shell command -v $(engine)),$(engine))))
+IMAGES ?= localhost
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+COMMIT = $(shell git rev-parse HEAD 2>/dev/null)
+BUILD_FLAGS ?=
+images:
+	@test -n "$(ENGINE)" || { echo "make: no docker, podman or buildah here: install one, or name yours with ENGINE="; exit 2; }
+	for target in scan serve train; do \
+	  $(ENGINE) build $(BUILD_FLAGS) --target $$target --build-arg COMMIT=$(COMMIT) -t $(IMAGES)/patchscan-$$target:$(VERSION) . || exit 1; \
+	done
 
 clean:
 	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """How a listing is cut into shards: pure functions, so that the same listing always gives the same shards."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 def cut(sizes: Iterable[int | None], max_objects: int, max_bytes: int) -> Iterator[tuple[int, int]]:
@@ -25,3 +25,23 @@ def cut(sizes: Iterable[int | None], max_objects: int, max_bytes: int) -> Iterat
 def name(index: int) -> str:
     """A shard's part of a file name: `00042`; names sort as the shards do, up to 100,000 of them."""
     return f"{index:05d}"
+
+
+def format_ranges(indexes: Sequence[int]) -> str:
+    """Ascending indexes as Kubernetes writes them: [0, 1, 2, 5] is `0-2,5`."""
+    runs: list[list[int]] = []
+    for index in indexes:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def parse_ranges(text: str) -> list[int]:
+    """The reverse of `format_ranges`. Raises ValueError."""
+    found: list[int] = []
+    for run in filter(None, text.split(",")):
+        first, _, last = run.partition("-")
+        found.extend(range(int(first), int(last or first) + 1))
+    return found

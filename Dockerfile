@@ -1,0 +1,75 @@
+# Three images of one source: `scan` (no torch), `serve` (TorchServe) and `train`. Build them with `make images`.
+#
+# Layers go from what changes least to what changes most: system packages, torch, the other libraries, our code.
+# Every container runs as user 10001, needs nothing writable but /tmp, and takes its signals through tini.
+
+FROM docker.io/library/python:3.11-slim-bookworm AS base
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends tini \
+ && rm -rf /var/lib/apt/lists/* \
+ && python -m venv --without-pip /opt/venv
+# HOME is where libraries keep caches; glibc's allocator is kept from returning memory after every image.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    MALLOC_MMAP_MAX_=0 \
+    MALLOC_TRIM_THRESHOLD_=-1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+WORKDIR /app
+ENTRYPOINT ["tini", "-g", "--"]
+CMD ["patchscan", "--help"]
+
+FROM base AS torch
+COPY requirements/torch.txt /tmp/
+RUN pip --python /opt/venv/bin/python install --require-hashes --no-compile -r /tmp/torch.txt
+
+# The command `patchscan` and the packages behind it. A path file, and not PYTHONPATH: that would make TorchServe's
+# workers prefer this copy of the detector to the archive's own.
+FROM base AS code
+COPY cli.py console.py /app/
+COPY detector /app/detector
+COPY evaluation /app/evaluation
+COPY handlers /app/handlers
+COPY scanning /app/scanning
+COPY training /app/training
+RUN mkdir /links \
+ && echo /app > /links/patchscan.pth \
+ && printf '#!/opt/venv/bin/python\nfrom cli import main\n\nmain()\n' > /links/patchscan \
+ && chmod 755 /links/patchscan
+
+FROM base AS scan
+COPY requirements/scan.txt /tmp/
+RUN pip --python /opt/venv/bin/python install --require-hashes --no-compile -r /tmp/scan.txt
+COPY --from=code /links/patchscan /opt/venv/bin/
+COPY --from=code /links/patchscan.pth /opt/venv/lib/python3.11/site-packages/
+COPY --from=code /app /app
+ARG COMMIT=unknown
+ENV PATCHSCAN_COMMIT=$COMMIT
+USER 10001:10001
+
+FROM torch AS train
+COPY requirements/train.txt /tmp/
+RUN pip --python /opt/venv/bin/python install --require-hashes --no-compile -r /tmp/train.txt
+COPY --from=code /links/patchscan /opt/venv/bin/
+COPY --from=code /links/patchscan.pth /opt/venv/lib/python3.11/site-packages/
+COPY --from=code /app /app
+ARG COMMIT=unknown
+ENV PATCHSCAN_COMMIT=$COMMIT
+USER 10001:10001
+
+FROM torch AS serve
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends openjdk-17-jre-headless \
+ && rm -rf /var/lib/apt/lists/*
+COPY requirements/serve.txt /tmp/
+RUN pip --python /opt/venv/bin/python install --require-hashes --no-compile -r /tmp/serve.txt
+COPY --from=code /links/patchscan /opt/venv/bin/
+COPY --from=code /links/patchscan.pth /opt/venv/lib/python3.11/site-packages/
+COPY --from=code /app /app
+ARG COMMIT=unknown
+ENV PATCHSCAN_COMMIT=$COMMIT
+USER 10001:10001
+EXPOSE 8080 8082
