@@ -17,6 +17,7 @@ from handlers.server import Addresses, TorchServe, find_java
 from scanning.embedded_s3 import EmbeddedS3
 
 BUILD = Path("build/demo")
+RECIPE = Path(__file__).parent / "ssp-demo.yaml"
 MODEL_STORE = Path("model_store")
 NAME = "ssp-demo"
 BUCKET = "demo-uploads"
@@ -32,7 +33,8 @@ def main() -> None:
         find_java()
         run_demo()
     except UserError as error:
-        sys.exit(f"demo: {error}")
+        sys.stderr.write(f"demo: {error}\n")
+        sys.exit(2)
     except subprocess.CalledProcessError as error:
         sys.exit(f"demo: stopped, because `{shlex.join(error.cmd[:2])}` ended with {error.returncode}")
     except KeyboardInterrupt:
@@ -49,7 +51,7 @@ def run_demo() -> None:
     with EmbeddedS3() as s3:
         upload(s3, data)
         step("Train a detector, evaluate it on images it has not seen, archive it")
-        patchscan("train", "demo/ssp-demo.yaml", "--data", str(data), "--run", str(run))
+        patchscan("train", str(RECIPE), "--data", str(data), "--run", str(run))
         patchscan("evaluate", "--run", str(run), "--data", str(data), "--out", str(BUILD / "evaluation"))
         patchscan("archive", str(run), "--model-store", str(MODEL_STORE))
         step("Start TorchServe on the archive and wait until its workers are ready")

@@ -18,7 +18,8 @@ def augment(rgb: np.ndarray, steps: Augment, random: np.random.RandomState) -> n
         factor = random.uniform(*steps.resize)
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         image = image.resize(size, Image.Resampling.BICUBIC)
-    if steps.jpeg_quality and random.random_sample() < steps.probability:
+    jpeg_probability = steps.probability if steps.jpeg_probability is None else steps.jpeg_probability
+    if steps.jpeg_quality and random.random_sample() < jpeg_probability:
         encoded = io.BytesIO()
         low, high = steps.jpeg_quality
         image.save(encoded, "JPEG", quality=int(random.randint(low, high + 1)), subsampling=int(random.randint(0, 3)))

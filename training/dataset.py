@@ -1,20 +1,26 @@
 """Index rows to training batches: decoded, augmented, cropped, in an order that a resumed run takes up exactly."""
 
+import io
 import os
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from torch.utils.data import Dataset, Sampler
 
 from detector.errors import UserError
 from detector.images import ImageError, decode
 from detector.patches import seed_from_bytes
+from detector.presets import PatchPreset
 from scanning.store import Store, open_store
 from training.augment import augment
 from training.recipe import Recipe
+from training.synthetic import synthetic_fake
 
 CLASSES = {"nature": 0, "ai": 1}
 
@@ -66,31 +72,74 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
         self.source, self.recipe, self.epoch = source, recipe, epoch
         self.paths: list[str] = rows.path.tolist()
         self.labels: list[int] = rows.label.tolist()
+        self.photos = np.flatnonzero(rows.label.to_numpy() == 0)
+        self.train_preset = recipe.preset
+        if recipe.train_crops and isinstance(recipe.preset, PatchPreset):
+            self.train_preset = replace(recipe.preset, count=recipe.train_crops)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        if self.epoch is None:
+            data, rgb = self._decode(row)
+            crops = self.recipe.preset.crops(rgb, seed_from_bytes(data)).pixels
+        else:
+            random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{row}".encode()))
+            crops = self._training_crops(row, random)
+        return torch.from_numpy(np.ascontiguousarray(crops)), self.labels[row]
+
+    def _decode(self, row: int) -> tuple[bytes, np.ndarray]:
         path = self.paths[row]
         data = self.source.read(path)
         try:
-            rgb = decode(data).rgb
+            return data, decode(data).rgb
         except ImageError as error:
             raise DataError(f"{path} changed since it was indexed ({error}); run `patchscan index` again") from error
-        crops = self._training_crops(rgb, row) if self.epoch is not None else self._crops(rgb, seed_from_bytes(data))
-        return torch.from_numpy(np.ascontiguousarray(crops)), self.labels[row]
 
-    def _crops(self, rgb: np.ndarray, seed: int) -> np.ndarray:
-        return self.recipe.preset.crops(rgb, seed).pixels
+    def _training_crops(self, row: int, random: np.random.RandomState) -> np.ndarray:
+        recipe = self.recipe
+        if self.labels[row] and random.random_sample() < recipe.synthetic:
+            data, photo = self._decode(int(random.choice(self.photos)))
+            rgb = stored_like(data, synthetic_fake(_window(photo, recipe.window, random), random))
+        else:
+            rgb = _window(self._decode(row)[1], recipe.window, random)
+        if recipe.augment:
+            rgb = augment(rgb, recipe.augment, random)
+        crops = self.train_preset.crops(rgb, int(random.randint(2**31))).pixels
+        return flipped(crops, recipe.flip, random)
 
-    def _training_crops(self, rgb: np.ndarray, row: int) -> np.ndarray:
-        random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{row}".encode()))
-        if self.recipe.augment:
-            rgb = augment(rgb, self.recipe.augment, random)
-        crops = self._crops(rgb, int(random.randint(2**31)))
-        if self.recipe.horizontal_flip and random.random_sample() < 0.5:
-            crops = crops[:, :, ::-1]
-        return crops
+
+def _window(rgb: np.ndarray, side: int | None, random: np.random.RandomState) -> np.ndarray:
+    """A random `side` x `side` part of the image; the whole of it where it is smaller or no side is given."""
+    if side is None or min(rgb.shape[:2]) <= side:
+        return rgb
+    y, x = random.randint(rgb.shape[0] - side + 1), random.randint(rgb.shape[1] - side + 1)
+    return rgb[y : y + side, x : x + side]
+
+
+def stored_like(data: bytes, rgb: np.ndarray) -> np.ndarray:
+    """`rgb` after the compression of the file `data`: the same JPEG tables and subsampling, or none if it is no JPEG.
+
+    Without this, a fake made from a photograph would be told by its missing compression.
+    """
+    original = Image.open(io.BytesIO(data))
+    if not isinstance(original, JpegImageFile):
+        return rgb
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", qtables=original.quantization, subsampling=get_sampling(original))
+    return np.asarray(Image.open(file))
+
+
+def flipped(crops: np.ndarray, flip: str, random: np.random.RandomState) -> np.ndarray:
+    """Crops (count, size, size, 3), mirrored by chance: `horizontal`, or `all` eight of a square's symmetries."""
+    if flip != "none" and random.random_sample() < 0.5:
+        crops = crops[:, :, ::-1]
+    if flip == "all" and random.random_sample() < 0.5:
+        crops = crops[:, ::-1]
+    if flip == "all" and random.random_sample() < 0.5:
+        crops = crops.transpose(0, 2, 1, 3)
+    return crops
 
 
 class EpochBatches(Sampler[list[int]]):

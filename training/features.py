@@ -23,12 +23,12 @@ def write_features(trainer: Trainer, moment: str) -> None:
     `generator` (n,), of at most 500 seen validation images spread over the split (the first crop of each)."""
     step = max(1, len(trainer.val_rows) // FEATURE_IMAGES)
     rows = trainer.val_rows.iloc[::step].reset_index(drop=True)
-    trainer.model.eval()
+    trainer.kept.eval()
     dataset = CropDataset(trainer.source, rows, trainer.recipe)
     features = []
     for crops, _ in DataLoader(dataset, batch_size=32, num_workers=trainer.workers, collate_fn=collate):
         pixels = to_tensor(crops[:: trainer.recipe.preset.count].to(trainer.ranks.device))
-        features.append(trainer.model.penultimate(pixels).float().cpu().numpy())
+        features.append(trainer.kept.penultimate(pixels).float().cpu().numpy())
     np.savez_compressed(
         trainer.store.folder / f"features_{moment}.npz",
         features=np.concatenate(features),

@@ -17,12 +17,14 @@ class RecipeError(UserError):
 
 
 class Augment(BaseModel):
-    """Both classes alike, each step with `probability`: blur (sigma, pixels), resize (factor), JPEG (quality)."""
+    """Both classes alike, each step with `probability`: blur (sigma, pixels), resize (factor), JPEG (quality; with
+    `jpeg_probability` where that is given)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     probability: float = Field(ge=0, le=1)
     jpeg_quality: tuple[int, int] | None = None
+    jpeg_probability: float | None = Field(default=None, ge=0, le=1)
     blur_sigma: tuple[float, float] | None = None
     resize: tuple[float, float] | None = None
 
@@ -30,8 +32,11 @@ class Augment(BaseModel):
 class Recipe(BaseModel):
     """Everything that decides a training run besides its data.
 
-    `seen` generators train the model and choose its checkpoint; `unseen` ones are only ever evaluated. `crops` is how
-    many crops of one image a training step sees. `weights`: `imagenet`, `none`, or a file.
+    `seen` generators train the model and choose its checkpoint; `unseen` ones are only ever evaluated. `weights`:
+    `imagenet`, `none`, or a file. `train_crops`: crops of one image in a training step (default: as many as vote).
+    `window`: side, in pixels, of the random part of an image that a step works on. `synthetic`: share of the AI images
+    replaced by a fake made from a training photograph. `averaging`: decay of the weights' moving average, which is what
+    is validated and kept. `cosine`: the learning rate warms up for 50 steps and falls to 0 along a cosine.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,7 +51,15 @@ class Recipe(BaseModel):
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    horizontal_flip: bool = False
+    optimizer: Literal["adam", "adamw"] = "adam"
+    cosine: bool = False
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    averaging: float = Field(default=0.0, ge=0, lt=1)
+    validate_every: int = Field(default=1, gt=0)
+    flip: Literal["none", "horizontal", "all"] = "none"
+    train_crops: int | None = Field(default=None, gt=0)
+    window: int | None = Field(default=None, ge=32)
+    synthetic: float = Field(default=0.0, ge=0, le=1)
     augment: Augment | None = None
     seed: int = 0
 

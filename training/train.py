@@ -8,6 +8,7 @@ The checkpoint is chosen by the seen generators' validation split; unseen genera
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -45,6 +47,7 @@ from training.recipe import Recipe
 
 EXIT_INTERRUPTED = 75
 CHECKPOINT_EVERY_S = 120.0
+WARMUP_STEPS = 50
 VALIDATION_BATCH = 64
 
 
@@ -116,9 +119,10 @@ class Trainer:
         self.batches = EpochBatches(
             len(self.train_rows), recipe.batch_size, recipe.seed, self.ranks.rank, self.ranks.world
         )
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        optimizer = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = optimizer(self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        # What is validated and kept: the moving average of the weights, or the model itself.
+        self.kept = deepcopy(self.model) if recipe.averaging else self.model
         self.epoch = self.step = 0
         self.best: dict[str, Any] = {"epoch": -1, "mean_auc": -1.0}
         self.waited_s = self.trained_s = 0.0
@@ -144,6 +148,7 @@ class Trainer:
                 "with the recipe and data it was started with"
             )
         self.model.load_state_dict(state["model"])
+        self.kept.load_state_dict(state["kept"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"][self.ranks.rank] if self.ranks.rank < len(state["rng"]) else state["rng"][0])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
@@ -163,6 +168,7 @@ class Trainer:
                 "recipe": self.recipe.model_dump_json(),
                 "data_digest": self.data_digest,
                 "model": self.model.state_dict(),
+                "kept": self.kept.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "rng": states,
                 "epoch": self.epoch,
@@ -179,7 +185,8 @@ class Trainer:
         self._announce()
         while self.epoch < self.recipe.epochs:
             self._train_epoch(interrupt)
-            if self.ranks.rank == 0:
+            last = self.epoch + 1 == self.recipe.epochs
+            if self.ranks.rank == 0 and (last or (self.epoch + 1) % self.recipe.validate_every == 0):
                 self._validate()
             self.epoch, self.step = self.epoch + 1, 0
             self.save_checkpoint()
@@ -222,13 +229,41 @@ class Trainer:
 
     def _train_step(self, crops: torch.Tensor, labels: torch.Tensor) -> float:
         device = self.ranks.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             outputs = self.parallel(to_tensor(crops.to(device, non_blocking=True)))
-        loss = loss_of(outputs.float(), labels.to(device, non_blocking=True))
+        loss = loss_of(outputs.float(), labels.to(device, non_blocking=True), self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        if self.recipe.averaging:
+            self._average()
         return loss.item()
+
+    @property
+    def _steps_done(self) -> int:
+        return self.epoch * self.batches.per_epoch + self.step
+
+    def _learning_rate(self) -> float:
+        if not self.recipe.cosine:
+            return self.recipe.learning_rate
+        share = self._steps_done / (self.recipe.epochs * self.batches.per_epoch)
+        return (
+            self.recipe.learning_rate
+            * min(1.0, (self._steps_done + 1) / WARMUP_STEPS)
+            * math.cos(share * math.pi / 2) ** 2
+        )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the kept weights, batch-norm statistics included, towards the model's; faster in the first steps."""
+        decay = min(self.recipe.averaging, (self._steps_done + 1) / (self._steps_done + 10))
+        for kept, new in zip(self.kept.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if kept.dtype.is_floating_point:
+                kept.lerp_(new, 1 - decay)
+            else:
+                kept.copy_(new)
 
     def _timed(self, loader: DataLoader[Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         self.waited_s = self.trained_s = 0.0
@@ -246,7 +281,7 @@ class Trainer:
         return {"images_per_s": images / total, "waiting_share": self.waited_s / total}
 
     def _validate(self) -> None:
-        logits = validation_logits(self.model, self.source, self.val_rows, self.recipe, self.workers)
+        logits = validation_logits(self.kept, self.source, self.val_rows, self.recipe, self.workers)
         aucs = {
             str(generator): float(roc_auc_score(rows.label, logits[rows.index]))
             for generator, rows in self.val_rows.groupby("generator")
@@ -255,7 +290,7 @@ class Trainer:
         self.log("validation", epoch=self.epoch, mean_auc=mean, **{f"auc_{name}": auc for name, auc in aucs.items()})
         if mean > self.best["mean_auc"]:
             self.best = {"epoch": self.epoch, "mean_auc": mean}
-            self.store.save_weights(WEIGHTS_FILE, self.model.state_dict())
+            self.store.save_weights(WEIGHTS_FILE, self.kept.state_dict())
             self.store.push(WEIGHTS_FILE)
 
     # -- what a person reads ---------------------------------------------------------------------------------------
@@ -295,7 +330,7 @@ class Trainer:
             self.board.flush()
 
     def _finish(self) -> None:
-        self.model.load_state_dict(read_safetensors(self.store.folder / WEIGHTS_FILE))
+        self.kept.load_state_dict(read_safetensors(self.store.folder / WEIGHTS_FILE))
         write_features(self, "after")
         card = Card(
             name=self.recipe.name,
@@ -323,11 +358,12 @@ class Trainer:
         self.log("done", run=str(self.store.folder), best_epoch=self.best["epoch"] + 1, mean_auc=self.best["mean_auc"])
 
 
-def loss_of(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss_of(outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """BCE with logits for one output (n, 1), cross entropy for two (n, 2); labels float (n,), 1 is AI."""
     if outputs.shape[1] == 1:
-        return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], labels)
-    return nn.functional.cross_entropy(outputs, labels.long())
+        smoothed = labels * (1 - smoothing) + smoothing / 2
+        return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], smoothed)
+    return nn.functional.cross_entropy(outputs, labels.long(), label_smoothing=smoothing)
 
 
 @torch.inference_mode()
@@ -346,7 +382,9 @@ def probe_step_seconds(model: nn.Module, recipe: Recipe, ranks: Ranks) -> float:
     """Seconds of one forward and backward pass, in evaluation mode so that nothing of the model moves."""
     model.eval()
     size, images = recipe.preset.size, recipe.batch_size // ranks.world
-    crops = torch.zeros(images * recipe.preset.count, size, size, 3, dtype=torch.uint8, device=ranks.device)
+    crops = torch.zeros(
+        images * (recipe.train_crops or recipe.preset.count), size, size, 3, dtype=torch.uint8, device=ranks.device
+    )
     times = []
     for _ in range(2):
         start = time.monotonic()

@@ -30,7 +30,10 @@ unseen: [unseen_one]
 epochs: 3
 batch_size: 8
 learning_rate: 1.0e-3
-horizontal_flip: true
+flip: all
+synthetic: 0.3
+averaging: 0.9
+cosine: true
 augment: {probability: 0.5, jpeg_quality: [60, 95], blur_sigma: [0.3, 1.0], resize: [0.7, 1.3]}
 """
 

@@ -11,12 +11,12 @@ SSP = (CONFIGS / "ssp.yaml").read_text()
 
 @pytest.mark.parametrize(
     ("name", "epochs", "weight_decay", "flip"),
-    [("simplecnn", 10, 0.0, False), ("resnet50", 10, 1e-4, False), ("ssp", 30, 0.0, True)],
+    [("simplecnn", 10, 0.0, "none"), ("resnet50", 10, 1e-4, "none"), ("ssp", 30, 0.0, "horizontal")],
 )
-def test_the_studys_recipes(name: str, epochs: int, weight_decay: float, flip: bool) -> None:
+def test_the_studys_recipes(name: str, epochs: int, weight_decay: float, flip: str) -> None:
     recipe = load_recipe(name)
     assert (recipe.learning_rate, recipe.batch_size, recipe.epochs) == (1e-4, 32, epochs)
-    assert (recipe.weight_decay, recipe.horizontal_flip, recipe.augment) == (weight_decay, flip, None)
+    assert (recipe.weight_decay, recipe.flip, recipe.augment) == (weight_decay, flip, None)
     assert (recipe.seen, recipe.unseen) == (["biggan", "sd_v1_5"], ["adm"])
 
 

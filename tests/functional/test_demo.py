@@ -1,0 +1,117 @@
+"""The README's first command: from sample images to a report, on servers that are all gone afterwards."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from demo.sample import hostile_files
+from handlers.server import Addresses, ServerError
+
+
+def start_demo(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "demo"],
+        cwd=folder,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def servers_of(folder: Path) -> list[str]:
+    """Command lines of processes that still have the demo's folder as theirs."""
+    processes = psutil.process_iter(["cwd", "cmdline"])
+    return [" ".join(one.info["cmdline"] or []) for one in processes if str(folder) in (one.info["cwd"] or "")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def output(folder: Path) -> str:
+    process = start_demo(folder)
+    text, _ = process.communicate(timeout=540)
+    assert process.returncode == 0, text[-3000:]
+    return text
+
+
+def test_the_counts_add_up_and_hostile_files_have_their_codes(folder: Path, output: str) -> None:
+    report = json.loads((folder / "build/demo/scan/report.json").read_text())
+    totals = report["totals"]
+    assert totals["listed"] == 240 + len(hostile_files())
+    assert totals["listed"] == totals["scored"] + totals["rejected"] + totals["failed"] + totals["unchanged"]
+    assert totals["failed"] == 0
+    parts = list((folder / "build/demo/scan").rglob("*.parquet"))
+    rows = pd.concat([pd.read_parquet(part) for part in parts if "row" in str(part) or "part" in str(part)])
+    rows = rows[rows.key.str.startswith("hostile/")].drop_duplicates("key").set_index("key")
+    for hostile in hostile_files():
+        row = rows.loc[f"hostile/{hostile.name}"]
+        expected = ("scored", None) if hostile.expected is None else ("rejected", hostile.expected)
+        assert (row.status, row.error_code) == expected, hostile.name
+
+
+def test_the_reports_are_named_and_the_caveat_is_said(folder: Path, output: str) -> None:
+    assert "this run shows the machinery" in output
+    for report in ("build/demo/scan/report.html", "build/demo/evaluation/report.html"):
+        assert report in output
+        assert (folder / report).stat().st_size > 10_000
+
+
+def test_nothing_is_left_running(folder: Path, output: str) -> None:
+    assert servers_of(folder) == []
+
+
+def test_a_second_run_trains_nothing_and_carries_rows_over(folder: Path, output: str) -> None:
+    process = start_demo(folder)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text[-3000:]
+    assert "epoch 1/" not in text
+
+
+def test_ctrl_c_stops_every_server(folder: Path, output: str) -> None:
+    process = start_demo(folder)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Start TorchServe" in line:
+            break
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    text = process.stdout.read()
+    assert process.wait(60) == 130
+    assert "every server is stopped" in text
+    assert "Traceback" not in text
+    assert servers_of(folder) == []
+
+
+def test_a_missing_java_is_one_clear_line(folder: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"}
+    done = subprocess.run(
+        [sys.executable, "-m", "demo"],
+        cwd=folder,
+        env={**environment, "PATH": str(Path(sys.executable).parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("demo: Java is missing: install Java 17")
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port} .* is in use"):
+            Addresses(inference=port).settled()
