@@ -7,6 +7,7 @@ import typer
 from detector.errors import UserError
 from evaluation import commands as evaluation_commands
 from handlers import commands as handlers_commands
+from scanning import cluster_commands
 from scanning import commands as scanning_commands
 from training import commands as training_commands
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for room in (training_commands, evaluation_commands, handlers_commands, scanning_commands):
+for room in (training_commands, evaluation_commands, handlers_commands, scanning_commands, cluster_commands):
     room.add_to(app)
 
 

@@ -122,7 +122,8 @@ class Cluster:
 
     def create_job(self, body: Body) -> Job:
         """Create a Job from the API's JSON. Raises AlreadyExists, ClusterError."""
-        made = self._call(lambda: self._batch.create_namespaced_job(self.namespace, body, _request_timeout=30))
+        create: Any = self._batch.create_namespaced_job  # takes JSON as well as its own models
+        made = self._call(lambda: create(self.namespace, body, _request_timeout=30))
         return self._job(made)
 
     def create(self, body: Body) -> None:

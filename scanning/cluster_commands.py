@@ -1,0 +1,251 @@
+"""The command line of clusters: submit Jobs, see and end them; and what runs inside: coordinating a scan, copying."""
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detector.errors import UserError
+from scanning import options as o
+
+if TYPE_CHECKING:
+    from scanning.cluster import Cluster, Job
+
+EXIT_INTERRUPTED = 75
+CRON_JOB = "patchscan-scan"
+
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="By default the kubeconfig's.")]
+Context = Annotated[str | None, typer.Option(help="The kubeconfig's context, where it is not the current one.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `patchscan jobs status` shows it.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another value for a setting; may be repeated.")
+]
+
+submit = typer.Typer(help="Start a training or a scan on a cluster.", no_args_is_help=True)
+jobs = typer.Typer(help="The Jobs on a cluster: state, logs, ending.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this room's commands."""
+    app.command()(copy)
+    app.command("scan-coordinate")(scan_coordinate)
+    app.add_typer(submit, name="submit")
+    app.add_typer(jobs, name="jobs")
+
+
+def copy(
+    source: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.")],
+    destination: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.")],
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave what is there.")] = False,
+) -> None:
+    """Copy a folder or bucket prefix, object by object: data to a pod, archives to and from a model store.
+
+    \b
+    Examples:
+      patchscan copy s3://models/store model_store
+      patchscan copy s3://images/genimage /data/genimage --skip-existing
+    """
+    from scanning.copying import copy_tree
+
+    print(f"{copy_tree(source, destination, skip_existing):,} copied to {destination}")
+
+
+@submit.command("train")
+def submit_train(
+    manifest: Annotated[str, typer.Argument(help="The Job's file, such as k8s/train-ssp.yaml.")],
+    name: Annotated[str | None, typer.Option(help="The new Job's name, where it is not the file's.")] = None,
+    settings: Settings = None,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Start a training Job from its manifest, with other settings where given.
+
+    \b
+    Examples:
+      patchscan submit train k8s/train-ssp.yaml
+      patchscan submit train k8s/train-ssp.yaml --name ssp-2 --set RUN=s3://models/runs/ssp-2 --set DATA=s3://mine
+    """
+    from scanning.cluster import Cluster
+    from scanning.submitting import parse_settings, submit_manifest
+
+    created = submit_manifest(Cluster.connect(namespace, context), manifest, name, parse_settings(settings or []))
+    print(f"{created} is submitted; see: patchscan jobs logs --follow {created}")
+
+
+@submit.command("scan")
+def submit_scan(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="What to scan, where it is not the nightly scan's.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Where results go; each source needs its own.")] = None,
+    cron_job: Annotated[str, typer.Option(help="The CronJob whose settings the scan has.")] = CRON_JOB,
+    settings: Settings = None,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Start the nightly scan now, or one of another source with the same settings.
+
+    \b
+    Examples:
+      patchscan submit scan
+      patchscan submit scan s3://photos/2026/ --out s3://results/photos-2026
+    """
+    from scanning.cluster import Cluster
+    from scanning.submitting import parse_settings, submit_from_cron_job
+
+    if (source is None) != (out is None):
+        raise UserError("give SOURCE and --out together: each source has its own results")
+    chosen = parse_settings(settings or []) | ({"SOURCE": source, "RESULTS": out} if source and out else {})
+    created = submit_from_cron_job(Cluster.connect(namespace, context), cron_job, chosen)
+    print(f"{created} is submitted; see: patchscan jobs logs --follow {created}")
+
+
+@jobs.command("status")
+def jobs_status(namespace: Namespace = None, context: Context = None) -> None:
+    """Every training and scan on the cluster: its state, how much is done, and why it failed.
+
+    \b
+    Example:
+      patchscan jobs status -n patchscan
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from scanning.cluster import Cluster
+
+    found = Cluster.connect(namespace, context).jobs()
+    table = Table("job", "state", "done", "running", "given up", "created (UTC)", "message", box=None)
+    for job in found:
+        done, created = f"{job.succeeded} of {job.completions}", f"{job.created_at:%Y-%m-%d %H:%M}"
+        state, given_up = job.condition or "Active", str(len(job.failed))
+        table.add_row(job.name, state, done, str(job.active), given_up, created, job.message)
+    if found:
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+    else:
+        print("no Jobs of patchscan here")
+
+
+@jobs.command("logs")
+def jobs_logs(
+    job: JobName,
+    index: Annotated[int | None, typer.Option(min=0, help="Of this index; by default of the newest pod.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the pod has ended.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Print the log of a Job's newest pod, step by step.
+
+    \b
+    Examples:
+      patchscan jobs logs train-ssp --follow
+      patchscan jobs logs patchscan-20261122t020000z-1a2b3c-1 --index 7
+    """
+    from scanning.cluster import Cluster
+    from scanning.submitting import log_lines
+
+    for line in log_lines(Cluster.connect(namespace, context), job, index, follow):
+        print(line, flush=True)
+
+
+@jobs.command("cancel")
+def jobs_cancel(job: JobName, namespace: Namespace = None, context: Context = None) -> None:
+    """End a Job and its pods. What they have done is kept: submitted again, a training or scan goes on from there.
+
+    \b
+    Example:
+      patchscan jobs cancel train-ssp
+    """
+    from scanning.cluster import Cluster, ClusterError
+
+    if not Cluster.connect(namespace, context).delete_job(job):
+        raise ClusterError(f"there is no Job {job}; `patchscan jobs status` shows those there are")
+    print(f"{job} is cancelled")
+
+
+def scan_coordinate(
+    source: o.SourceUrl,
+    out: o.Out,
+    server: Annotated[str, typer.Option(help="TorchServe's inference address in the cluster.")],
+    model: Annotated[str, typer.Option(help="The model's name on the server.")],
+    token_file: o.TokenFile = None,
+    manifest: o.Manifest = None,
+    suffix: o.Suffix = None,
+    min_size: o.MinSize = None,
+    max_size: o.MaxSize = None,
+    since: o.Since = None,
+    until: o.Until = None,
+    requester_pays: o.RequesterPays = False,
+    shard_objects: o.ShardObjects = 5_000,
+    shard_mb: o.ShardMB = 4_096,
+    select: o.SelectBy = "worker",
+    threads: o.Threads = 32,
+    in_flight: o.InFlight = 32,
+    batch: o.Batch = 8,
+    memory_mb: o.MemoryMB = 256,
+    metrics_port: o.MetricsPort = None,
+    parallelism: Annotated[int, typer.Option(min=1, help="Worker pods at once.")] = 8,
+    worker_cpu: Annotated[str, typer.Option(help="CPU that a worker pod requests.")] = "1",
+    worker_memory: Annotated[str, typer.Option(help="Memory of a worker pod.")] = "1Gi",
+    queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that the workers wait in.")] = None,
+    labels: o.Labels = None,
+    webhook: o.Webhook = None,
+    webhook_secret_file: o.WebhookSecretFile = None,
+    fail_on: o.FailOn = None,
+    job: Annotated[str, typer.Option(envvar="JOB_NAME", help="The Job that this pod belongs to.")] = "",
+) -> None:
+    """A whole scan by many pods, run inside the cluster: plan, an Indexed Job of workers, report, cleaning up.
+
+    Stopped at any moment, the same command finds the running Job again, or has only the missing shards worked.
+
+    \b
+    Example:
+      patchscan scan-coordinate s3://photos --out s3://results/photos --server http://patchscan-serve:8080 --model ssp
+    """
+    from scanning.cluster import Cluster
+    from scanning.commands import finish, make_plan
+    from scanning.coordinator import Workers, clean_up
+    from scanning.store import open_store
+
+    signal.signal(signal.SIGTERM, _interrupted)
+    cluster = Cluster.connect(patience_s=300)
+    coordinator = _own_job(cluster, job)
+    results, scorer = open_store(out), o.scorer_of(server, model, token_file, None, "cpu")
+    where = o.source_of(source, None, requester_pays, manifest)
+    filters = o.filters_of(suffix, min_size, max_size, since, until)
+    plan = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
+    command = ["patchscan", "scan-worker", "--server", server, "--model", model, "--select", select]
+    command += ["--threads", str(threads), "--in-flight", str(in_flight)]
+    command += ["--batch", str(batch), "--memory-mb", str(memory_mb)]
+    command += ["--token-file", str(token_file)] if token_file else []
+    command += ["--metrics-port", str(metrics_port)] if metrics_port else []
+    workers = Workers(command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue)
+    _work_shards(cluster, plan, results, workers, coordinator)
+    clean_up(cluster, plan)
+    finish(results, plan, labels, webhook, webhook_secret_file, fail_on)
+
+
+def _work_shards(cluster: "Cluster", plan: Any, results: Any, workers: Any, coordinator: "Job") -> None:
+    """Work the shards; exits with 75 where the scan stops before the end."""
+    from scanning.coordinator import ShardsFailed, work_shards
+    from scanning.retries import Outage
+
+    try:
+        work_shards(cluster, plan, results, workers, coordinator)
+    except (ShardsFailed, Outage) as error:
+        print(f"patchscan: {error}; a rerun works what is missing", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _own_job(cluster: "Cluster", name: str) -> "Job":
+    from scanning.cluster import ClusterError
+
+    found = cluster.job(name) if name else None
+    if found is None:
+        raise ClusterError("scan-coordinate runs in a pod of a Job; from elsewhere: patchscan submit scan")
+    return found
+
+
+def _interrupted(number: int, frame: Any) -> None:
+    print("patchscan: interrupted; the workers go on, and the same command finds them again", file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
