@@ -133,7 +133,7 @@ class TorchServe:
         self.key_file.unlink(missing_ok=True)
         config = self.folder / "config.properties"
         config.write_text(self._properties())
-        self._log = (self.folder / "torchserve.log").open("ab")
+        self._log = self.log_file.open("ab")
         self._process = subprocess.Popen(
             server_command(java, config, self.model_store.resolve(), self.folder),
             cwd=self.folder,
@@ -189,21 +189,35 @@ class TorchServe:
 
     def describe(self, model: str) -> dict[str, Any]:
         """The management API's description of the model's default version; {} where there is none yet."""
+        described = self._management(f"/models/{model}")
+        return described[0] if described else {}
+
+    def not_ready(self) -> list[str]:
+        """The served models whose default version has no READY worker; [`TorchServe`] where it does not answer."""
+        listed = self._management("/models?limit=1000")
+        if listed is None:
+            return ["TorchServe"]
+        return [one["modelName"] for one in listed["models"] if not self.ready_workers(one["modelName"])]
+
+    def _management(self, path: str) -> Any:
         try:
-            reply = httpx.get(
-                f"{self.addresses.management_url}/models/{model}",
-                headers={"Authorization": f"Bearer {self.token('management')}"},
-                timeout=10,
-            )
+            headers = {"Authorization": f"Bearer {self.token('management')}"}
+            reply = httpx.get(self.addresses.management_url + path, headers=headers, timeout=10)
         except (httpx.HTTPError, FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return reply.json()[0] if reply.status_code == 200 else {}
+            return None
+        return reply.json() if reply.status_code == 200 else None
 
     @property
     def key_file(self) -> Path:
         """The file that TorchServe writes its keys to."""
         assert self.folder is not None
         return self.folder / "key_file.json"
+
+    @property
+    def log_file(self) -> Path:
+        """What the server and its workers print: warnings and worse."""
+        assert self.folder is not None
+        return self.folder / "torchserve.log"
 
     def token(self, kind: str) -> str:
         """The current key of this API: `inference` or `management`."""
@@ -213,6 +227,11 @@ class TorchServe:
     def pid(self) -> int:
         """The Java process."""
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the Java process runs."""
+        return self._process.poll() is None
 
     def stop(self) -> None:
         """Stop the server and its workers; nothing of it is left when this returns."""
@@ -226,8 +245,7 @@ class TorchServe:
         self._log.close()
 
     def _last_words(self) -> str:
-        assert self.folder is not None
-        log = self.folder / "torchserve.log"
+        log = self.log_file
         lines = [line for line in log.read_text(errors="replace").splitlines() if "ERROR" in line or "Error" in line]
         return f"{lines[-1].strip()[:300] if lines else 'no error logged'} (log: {log})"
 
