@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
+import botocore.loaders
+import botocore.session
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 
@@ -23,6 +25,8 @@ Result = TypeVar("Result")
 
 # Prefixes listed side by side; a level of '/' is opened until there are that many.
 LISTING_THREADS = 16
+# Reads boto3's description of S3 once, not anew for every client.
+LOADER = botocore.loaders.create_loader()
 BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"}
 CREDENTIAL_CODES = {
     "ExpiredToken",
@@ -61,7 +65,11 @@ class Bucket:
             read_timeout=60,
         )
         try:
-            self._client: S3Client = boto3.Session().client("s3", endpoint_url=endpoint_url, config=config)
+            core = botocore.session.get_session()
+            core.register_component("data_loader", LOADER)
+            self._client: S3Client = boto3.Session(botocore_session=core).client(
+                "s3", endpoint_url=endpoint_url, config=config
+            )
         except (boto_errors.BotoCoreError, ValueError) as error:
             raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
         self._client.meta.events.register("before-send.s3", self._count)

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from scanning.worker import Worker
 
 EXIT_FAILED_ROWS = 1
+EXIT_ALERT = 3
 EXIT_INTERRUPTED = 75
 
 
@@ -54,6 +56,11 @@ def scan(
     batch: o.Batch = 8,
     memory_mb: o.MemoryMB = 256,
     metrics_port: o.MetricsPort = None,
+    labels: o.Labels = None,
+    events: o.Events = None,
+    webhook: o.Webhook = None,
+    webhook_secret_file: o.WebhookSecretFile = None,
+    fail_on: o.FailOn = None,
 ) -> None:
     """Score every image of a bucket or folder: one row an object, a report, and the next time only what changed.
 
@@ -73,12 +80,12 @@ def scan(
     results = open_store(out, endpoint_url=endpoint_url)
     where = o.source_of(source, endpoint_url, requester_pays, manifest)
     filters = o.filters_of(suffix, min_size, max_size, since, until)
-    made = _plan(where, filters, scorer, results, shard_objects, shard_mb)
+    made = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
     worker = o.worker_of(made, results, scorer, o.settings_of(select, threads, in_flight, batch, memory_mb))
     with ProgressReport("scanning", made.listed - made.unchanged, "objects") as progress:
-        worker.observers = [Bar(progress), *o.metrics_of(metrics_port)]
+        worker.observers = [Bar(progress), *o.metrics_of(metrics_port), *o.events_of(events, made)]
         _work(worker, range(made.shards))
-    _finish(results, made)
+    finish(results, made, labels, webhook, webhook_secret_file, fail_on)
 
 
 def scan_plan(
@@ -111,7 +118,7 @@ def scan_plan(
     results = open_store(out, endpoint_url=endpoint_url)
     where = o.source_of(source, endpoint_url, requester_pays, manifest)
     filters = o.filters_of(suffix, min_size, max_size, since, until)
-    made = _plan(where, filters, scorer, results, shard_objects, shard_mb)
+    made = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
     counts = {name: getattr(made, name) for name in ("shards", "listed", "unchanged", "deleted")}
     print(json.dumps({"plan": made.address(results), **counts}))
 
@@ -119,6 +126,7 @@ def scan_plan(
 def scan_worker(
     plan_url: o.PlanUrl,
     index: o.Index,
+    within: o.Within = None,
     server: o.Server = None,
     model: o.Model = None,
     token_file: o.TokenFile = None,
@@ -145,18 +153,26 @@ def scan_worker(
     from scanning.plan import Plan, locate
     from scanning.store import open_store
 
+    shard = o.shard_of(index, within)
     scorer = o.scorer_of(server, model, token_file, run, device, in_flight)
     out, name = locate(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
     made = Plan.read(results, name)
     worker = o.worker_of(made, results, scorer, o.settings_of(select, threads, in_flight, batch, memory_mb))
-    stream = EventStream(sys.stderr, made.scan, len(worker.objects(index)))
+    stream = EventStream(sys.stderr, made.scan, len(worker.objects(shard)))
     worker.observers = [stream, *o.metrics_of(metrics_port)]
-    _work(worker, [index])
+    _work(worker, [shard])
     stream.progress()
 
 
-def scan_reduce(plan_url: o.PlanUrl, endpoint_url: o.EndpointUrl = None) -> None:
+def scan_reduce(
+    plan_url: o.PlanUrl,
+    endpoint_url: o.EndpointUrl = None,
+    labels: o.Labels = None,
+    webhook: o.Webhook = None,
+    webhook_secret_file: o.WebhookSecretFile = None,
+    fail_on: o.FailOn = None,
+) -> None:
     """Last step: count the rows of all shards, write the reports and _SUCCESS.
 
     \b
@@ -168,12 +184,13 @@ def scan_reduce(plan_url: o.PlanUrl, endpoint_url: o.EndpointUrl = None) -> None
 
     out, name = locate(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
-    _finish(results, Plan.read(results, name))
+    finish(results, Plan.read(results, name), labels, webhook, webhook_secret_file, fail_on)
 
 
 def report(
     out: Annotated[str, typer.Argument(help="The results folder of a scan: s3://bucket/prefix, or a folder.")],
     endpoint_url: o.EndpointUrl = None,
+    labels: o.Labels = None,
 ) -> None:
     """Write the newest scan's report again and print its short form.
 
@@ -189,10 +206,10 @@ def report(
     made = last_complete(results)
     if made is None:
         raise UserError(f"{out} holds no complete scan; run `patchscan scan` first")
-    _finish(results, made)
+    finish(results, made, labels)
 
 
-def _plan(
+def make_plan(
     source: "Source", filters: "Filters", scorer: "Scorer", results: "Store", shard_objects: int, shard_mb: int
 ) -> "Plan":
     from scanning.plan import ShardSize, plan
@@ -219,12 +236,24 @@ def _work(worker: "Worker", indexes: Iterable[int]) -> None:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _finish(results: "Store", made: "Plan") -> None:
-    """Reduce, print the short form, and exit with 1 where objects failed."""
+def finish(
+    results: "Store",
+    made: "Plan",
+    labels: str | None = None,
+    webhook: str | None = None,
+    webhook_secret_file: Path | None = None,
+    fail_on: Sequence[str] | None = None,
+) -> None:
+    """Reduce, tell the webhook, print the short form, and exit as the scan's outcome asks."""
+    from scanning.alerts import message_of, post
     from scanning.report import reduce, summary_text
 
-    found = reduce(results, made)
+    found = reduce(results, made, labels)
     print(summary_text(found))
     print(f"report: {results.url.rstrip('/')}/report.html")
+    if webhook:
+        post(webhook, message_of(found), webhook_secret_file)
     if found["totals"]["failed"]:
         raise typer.Exit(EXIT_FAILED_ROWS)
+    if {alert["kind"] for alert in found["alerts"]} & set(fail_on or ()):
+        raise typer.Exit(EXIT_ALERT)

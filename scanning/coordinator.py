@@ -146,7 +146,7 @@ def worker_job(
             "ttlSecondsAfterFinished": 7 * DAY_S,
             "podFailurePolicy": {
                 "rules": [
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
                     {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [EXIT_USAGE]}},
                 ]
             },

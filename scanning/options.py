@@ -3,6 +3,7 @@
 import signal
 import threading
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,10 +22,19 @@ if TYPE_CHECKING:
 STARTER = Path(__file__).parent.parent / "model_store" / "ssp-lite"
 MB = 2**20
 
+
+class AlertKind(StrEnum):
+    """The alerts (alerts.py) that `--fail-on` can name."""
+
+    AI = "ai"
+    DRIFT = "drift"
+
+
 SourceUrl = Annotated[str, typer.Argument(metavar="SOURCE", help="s3://bucket/prefix, or a folder.")]
 Out = Annotated[str, typer.Option(help="Where results go: s3://bucket/prefix, or a folder.")]
 PlanUrl = Annotated[str, typer.Option("--plan", help="Address of the plan.json that `patchscan scan-plan` printed.")]
 Index = Annotated[int, typer.Option(min=0, help="Which shard, from 0.")]
+Within = Annotated[str | None, typer.Option(help="Count --index among these shards only, e.g. 3,7,12-20.")]
 Server = Annotated[str | None, typer.Option(help="TorchServe's inference address, e.g. http://127.0.0.1:8080.")]
 Model = Annotated[str | None, typer.Option(help="The model's name on the server.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the inference key, or TorchServe's key_file.json.")]
@@ -52,6 +62,18 @@ InFlight = Annotated[int, typer.Option(min=1, help="Most requests at the server 
 Batch = Annotated[int, typer.Option(min=1, help="Most images in one request of patches.")]
 MemoryMB = Annotated[int, typer.Option(min=1, help="Most megabytes of encoded images held at once.")]
 MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics on this port.")]
+
+Labels = Annotated[
+    str | None,
+    typer.Option(help="Evaluate against labels: `folders` (named ai and nature) or a CSV with columns key and label."),
+]
+Events = Annotated[Path | None, typer.Option(help="Append findings and progress to this file, a JSON object a line.")]
+Webhook = Annotated[str | None, typer.Option(help="POST a JSON summary here when the scan is finished.")]
+WebhookSecretFile = Annotated[Path | None, typer.Option(help="File with the key that signs the webhook (HMAC-SHA256).")]
+FailOn = Annotated[
+    list[AlertKind] | None,
+    typer.Option(help="End with 3 where new images look AI-generated, or scores drifted; may be repeated."),
+]
 
 
 def source_of(source: str, endpoint_url: str | None, requester_pays: bool, manifest: str | None) -> "Source":
@@ -85,6 +107,18 @@ def scorer_of(
             raise UserError("--server also needs --model, the model's name there")
         return TorchServe(ServerSettings(url=server, model=model, token_file=token_file, connections=in_flight))
     return InProcess(run or STARTER, device)
+
+
+def shard_of(index: int, within: str | None) -> int:
+    """The shard that `--index` and `--within` name."""
+    from scanning.shards import parse_ranges
+
+    if within is None:
+        return index
+    try:
+        return parse_ranges(within)[index]
+    except (ValueError, IndexError) as error:
+        raise UserError(f"--within {within} names no shard number {index}; write e.g. 3,7,12-20") from error
 
 
 def settings_of(select: str, threads: int, in_flight: int, batch: int, memory_mb: int) -> "WorkSettings":
@@ -122,3 +156,16 @@ def metrics_of(port: int | None) -> list["Observer"]:
     from scanning.observers import Metrics
 
     return [Metrics(port)] if port is not None else []
+
+
+def events_of(path: Path | None, plan: "Plan") -> list["Observer"]:
+    """The event stream, where a file is given."""
+    from scanning.observers import EventStream
+
+    if path is None:
+        return []
+    try:
+        stream = path.open("a")  # held until the process ends
+    except OSError as error:
+        raise UserError(f"--events {path} cannot be written: {error.strerror}") from error
+    return [EventStream(stream, plan.scan, plan.listed - plan.unchanged)]

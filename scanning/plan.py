@@ -162,7 +162,10 @@ def plan(source: Source, filters: Filters, card: Card, out: Store, shard_size: S
 def check_apart(source: Source, out: Store) -> None:
     """Results inside the source would be scanned themselves, and shown as new objects every time."""
     inner, outer = absolute(out.url), absolute(source.url)
-    if source.manifest is None and f"{inner}/".startswith(f"{outer}/" if "://" not in outer else outer):
+    # A bucket's prefix may end within a name; the bucket's own name and a folder's may not.
+    within_name = "://" in outer and outer.count("/") > 2
+    outer = outer if within_name else f"{outer}/"
+    if source.manifest is None and f"{inner.rstrip('/')}/".startswith(outer):
         raise PlanError(f"--out {out.url} lies inside what is scanned, {source.url}; choose another place")
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from detector.card import Card
 from evaluation import pages, plots
-from scanning import summary, thumbnails
+from scanning import prevalence, summary, thumbnails
+from scanning.alerts import alerts_of
 from scanning.plan import SUCCESS_FILE, Plan, PlanError
 from scanning.store import Store
 from scanning.table import ScanTable
@@ -18,31 +20,58 @@ from scanning.table import ScanTable
 Report = dict[str, Any]
 
 
-def reduce(out: Store, plan: Plan) -> Report:
+def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     """Write the reports of a scan whose shards are all worked, then `_SUCCESS`; the newest reports also stand at the
-    top of the results folder. Raises Incomplete, and PlanError where the counts do not add up."""
-    report, page = build(out, plan)
-    if not report["totals"]["adds_up"]:
-        raise PlanError(f"the rows of scan {plan.scan} do not add up to what was listed: {report['totals']}")
-    text = json.dumps(report, indent=1, allow_nan=False).encode()
-    for folder in (f"scans/{plan.scan}/", ""):
-        out.write(f"{folder}report.json", text)
-        out.write(f"{folder}report.html", page.encode())
-    for name in list(out.names(f"scans/{plan.scan}/progress/")):
-        out.delete(name)
-    out.write(f"scans/{plan.scan}/{SUCCESS_FILE}", json.dumps(report["totals"]).encode())
-    return report
+    top of the results folder. `labels` (labels.scores_table) adds evaluation's report.
 
-
-def build(out: Store, plan: Plan) -> tuple[Report, str]:
-    """The report of a scan, and its page."""
+    Raises Incomplete, LabelError, and PlanError where the counts do not add up.
+    """
+    folder = f"scans/{plan.scan}/"
     with tempfile.TemporaryDirectory(prefix="patchscan-report-") as scratch:
         table = ScanTable(out, plan, Path(scratch))
         report = _figures(table, plan)
+        report["drift"] = _drift(table, plan, out, Path(scratch))
+        report["evaluation"] = _evaluate(table, plan, labels, out, Path(scratch)) if labels else None
+    report["alerts"] = alerts_of(report)
+    if not report["totals"]["adds_up"]:
+        raise PlanError(f"the rows of scan {plan.scan} do not add up to what was listed: {report['totals']}")
     source = plan.source.open()
     pictures = [thumbnails.thumbnail(source, row) for row in report["most_suspicious"]]
     drawing = plots.data_uri(plots.png(_histogram(report)))
-    return report, pages.render("scan.html", report, package="scanning", pictures=pictures, histogram=drawing)
+    page = pages.render("scan.html", report, package="scanning", pictures=pictures, histogram=drawing)
+    for where in (folder, ""):
+        out.write(f"{where}report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+        out.write(f"{where}report.html", page.encode())
+    for name in list(out.names(f"{folder}progress/")):
+        out.delete(name)
+    out.write(f"{folder}{SUCCESS_FILE}", json.dumps(report["totals"]).encode())
+    return report
+
+
+def _drift(table: ScanTable, plan: Plan, out: Store, scratch: Path) -> dict[str, Any] | None:
+    """Drift since the previous scan; None where there is none, or it was of another model."""
+    if plan.previous is None:
+        return None
+    before = Plan.read(out, plan.previous)
+    return summary.drifted(table, ScanTable(out, before, scratch)) if before.digest == plan.digest else None
+
+
+def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Path) -> dict[str, Any]:
+    """Write evaluation's report beside the scan's; where it stands and how many objects have labels."""
+    from scanning.labels import evaluate, scores_table
+
+    scores = scores_table(table, labels, plan.source.endpoint_url)
+    files, where = scratch / "evaluation", f"scans/{plan.scan}/evaluation"
+    found = evaluate(scores, Card.from_dict(plan.card), plan.source.url, files)
+    for path in sorted(files.rglob("*")):
+        if path.is_file():
+            out.write(f"{where}/{path.relative_to(files).as_posix()}", path.read_bytes())
+    return {
+        "labels": labels,
+        "labelled": len(scores),
+        "report": f"{where}/report.html",
+        "findings": found["findings"]["models"],
+    }
 
 
 def _figures(table: ScanTable, plan: Plan) -> Report:
@@ -65,16 +94,20 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         },
         "totals": summary.totals(table, plan),
         "verdicts": summary.verdicts(table),
+        "without_score": summary.without_score(table),
         "errors": summary.errors(table),
         "histogram": summary.histogram(table),
         "most_suspicious": summary.most_suspicious(table),
         "by_prefix": summary.by_prefix(table, base[: base.rfind("/") + 1]),
         "by_month": summary.by_month(table),
+        "provenance": summary.provenance(table),
+        "prevalence": prevalence.estimate(*summary.flagged(table, card.decision.threshold), card),
         "cost": summary.cost(table, plan),
     }
 
 
-def _histogram(report: Report) -> Any:
+@plots.styled
+def _histogram(report: Report) -> Figure:
     drawing, axes = plots.figure(9.6, 3.2)
     axis, counts = axes[0, 0], np.array(report["histogram"])
     edges = np.linspace(0, 1, len(counts) + 1)
@@ -95,6 +128,7 @@ def summary_text(report: Report) -> str:
         f"{report['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone",
         f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
         *(f"{row['status']} {row['code']}: {row['n']:,}, e.g. {row['examples'][0]['key']}" for row in report["errors"]),
+        *(f"alert: {alert['message']}" for alert in report["alerts"]),
         *(f"warning: {warning}" for warning in report["model"]["warnings"]),
     ]
     return "\n".join(lines)

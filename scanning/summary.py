@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+
+from scanning import drift
 from scanning.plan import Plan
 from scanning.table import ScanTable
 
@@ -16,6 +19,7 @@ BY_STATUS = """
            count(*) FILTER (NOT carried AND status = 'rejected') AS rejected,
            count(*) FILTER (NOT carried AND status = 'failed') AS failed,
            count(*) FILTER (carried) AS unchanged,
+           count(*) FILTER (NOT carried AND verdict = 'ai') AS new_ai,
            count(DISTINCT key) AS keys
     FROM rows
 """
@@ -32,7 +36,8 @@ GROUPED = """
 
 
 def totals(table: ScanTable, plan: Plan) -> dict[str, Any]:
-    """The scan's counts, and whether they add up: listed = scored + rejected + failed + unchanged, no key twice."""
+    """The scan's counts, and whether they add up: listed = scored + rejected + failed + unchanged, no key twice.
+    `new_ai` of the scored were called AI."""
     counted = table.one(BY_STATUS)
     rows, keys = counted.pop("rows"), counted.pop("keys")
     return {
@@ -49,6 +54,12 @@ def verdicts(table: ScanTable) -> dict[str, int]:
     """Scored objects by verdict, those carried over included."""
     found = table.ask("SELECT verdict, count(*) AS n FROM rows WHERE status = 'scored' GROUP BY verdict")
     return {"ai": 0, "real": 0, "uncertain": 0} | {row["verdict"]: row["n"] for row in found}
+
+
+def without_score(table: ScanTable) -> dict[str, int]:
+    """Objects without a score by status, those carried over included."""
+    found = table.ask("SELECT status, count(*) AS n FROM rows WHERE status <> 'scored' GROUP BY status")
+    return {"rejected": 0, "failed": 0} | {row["status"]: row["n"] for row in found}
 
 
 def errors(table: ScanTable) -> list[dict[str, Any]]:
@@ -73,7 +84,7 @@ def histogram(table: ScanTable) -> list[int]:
 def most_suspicious(table: ScanTable) -> list[dict[str, Any]]:
     """The images with the highest p_ai and a verdict of `ai`, highest first."""
     return table.ask(
-        "SELECT key, version_id, etag, size, p_ai, verdict, patch, image FROM rows WHERE verdict = 'ai'"
+        "SELECT key, version_id, etag, size, p_ai, verdict, patch, image, provenance FROM rows WHERE verdict = 'ai'"
         f" ORDER BY p_ai DESC, logit DESC, key LIMIT {MOST_SUSPICIOUS}"
     )
 
@@ -93,6 +104,41 @@ def by_prefix(table: ScanTable, base: str) -> list[dict[str, Any]]:
 def by_month(table: ScanTable) -> list[dict[str, Any]]:
     """Counts by the month of last modification, oldest first."""
     return table.ask(GROUPED.format(group="coalesce(strftime(last_modified, '%Y-%m'), 'unknown')") + " ORDER BY name")
+
+
+def provenance(table: ScanTable) -> list[dict[str, Any]]:
+    """What files say of their own origin, beside what the detector says: counts by kind of claim and claim."""
+    claims = (
+        ("C2PA manifest", "'state: ' || provenance.c2pa"),
+        ("digital source type", "provenance.digital_source_type"),
+        ("generator text", "split_part(provenance.generator, ':', 1)"),
+    )
+    found: list[dict[str, Any]] = []
+    for kind, claim in claims:
+        found += table.ask(
+            f"SELECT '{kind}' AS kind, {claim} AS claim, count(*) AS objects,"
+            " count(*) FILTER (verdict = 'ai') AS ai, count(*) FILTER (verdict = 'real') AS real,"
+            " count(*) FILTER (verdict = 'uncertain') AS uncertain"
+            f" FROM rows WHERE {claim} IS NOT NULL GROUP BY ALL ORDER BY objects DESC, claim LIMIT {LARGEST_GROUPS}"
+        )
+    return found
+
+
+def flagged(table: ScanTable, threshold: float) -> tuple[int, int]:
+    """How many images are at or over the threshold, abstention set aside, and how many were scored."""
+    counted = table.one("SELECT count(*) FILTER (p_ai >= ?) AS over, count(p_ai) AS n FROM rows", threshold)
+    return counted["over"], counted["n"]
+
+
+def drifted(table: ScanTable, before: ScanTable) -> dict[str, Any]:
+    """The images scored by this scan against all of the previous scan's table."""
+    scores = "SELECT logit FROM rows WHERE status = 'scored'"
+    sample = np.concatenate([np.empty(0), *before.numbers(f"FROM ({scores}) USING SAMPLE reservoir(100000 ROWS)")])
+    if len(sample) == 0:
+        return drift.compare(np.zeros(1, np.int64), np.zeros(1, np.int64))
+    edges = drift.edges_of(sample)
+    now = table.numbers(f"{scores} AND NOT carried")
+    return drift.compare(drift.counts_of(before.numbers(scores), edges), drift.counts_of(now, edges))
 
 
 def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:

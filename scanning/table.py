@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,6 +15,8 @@ from scanning import shards
 from scanning.plan import Plan, PlanError
 from scanning.rows import STATS_KEY
 from scanning.store import Store
+
+BATCH = 50_000
 
 
 class Incomplete(PlanError):
@@ -54,3 +58,17 @@ class ScanTable:
     def one(self, query: str, *values: Any) -> dict[str, Any]:
         """The only row that a query gives."""
         return self.ask(query, *values)[0]
+
+    def each(self, query: str) -> Iterator[dict[str, Any]]:
+        """The rows that a query gives, one at a time."""
+        for batch in self._batches(query):
+            yield from batch.to_pylist()
+
+    def numbers(self, query: str) -> Iterator[np.ndarray]:
+        """The first column of a query, chunk by chunk."""
+        for batch in self._batches(query):
+            yield batch.column(0).to_numpy(zero_copy_only=False)
+
+    def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        reader: pa.RecordBatchReader = self._db.cursor().sql(query).to_arrow_reader(BATCH)
+        yield from reader

@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from detector.images import ImageError, Limits, decode
 from evaluation.plots import data_uri
@@ -28,7 +28,8 @@ def thumbnail(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> 
 
 
 def draw(image: Image.Image, patch: dict[str, int]) -> Image.Image:
-    """The image within a THUMBNAIL square with its patch outlined; right of it the patch, enlarged to such a square.
+    """The image within a THUMBNAIL square with its patch outlined; right of it the patch, enlarged to such a square and
+    stretched to full contrast: the simplest patch is often all but even.
 
     A patch that does not lie in the image (it was enlarged before the patch was cut) is left out.
     """
@@ -42,6 +43,7 @@ def draw(image: Image.Image, patch: dict[str, int]) -> Image.Image:
         scale = small.width / image.width
         box = [x * scale - 1, y * scale - 1, (x + size) * scale + 1, (y + size) * scale + 1]
         ImageDraw.Draw(sheet).rectangle(box, outline=OUTLINE, width=2)
-        cut = image.crop((x, y, x + size, y + size)).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST)
+        cut = ImageOps.autocontrast(image.crop((x, y, x + size, y + size)), cutoff=1)
+        cut = cut.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST)
         sheet.paste(cut, (THUMBNAIL + 4, 0))
     return sheet

@@ -1,15 +1,17 @@
 """What the scan's tests share: a scorer that needs no model, small images, and rows without their circumstances."""
 
+import hashlib
 import io
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from detector.answer import Answer
-from detector.card import Card
+from detector.card import Card, Decision
 from detector.prepared import answer, prepare
 from detector.presets import PatchPreset
 from scanning import rows
@@ -63,3 +65,25 @@ def table_of(out: Store, scan: str) -> dict[str, dict[str, Any]]:
             assert row["key"] not in found, f"{row['key']} has two rows"
             found[row["key"]] = {name: value for name, value in row.items() if name not in rows.CIRCUMSTANCES}
     return found
+
+
+def untrained_run(folder: Path) -> Path:
+    """A run folder of an untrained ssp-lite whose scores spread on both sides of the threshold."""
+    import torch
+    from safetensors.torch import save_file
+
+    from detector.models import build
+
+    torch.manual_seed(0)
+    weights = folder / "model.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in build("ssp-lite").state_dict().items()}, weights)
+    Card(
+        name="untrained",
+        version="1.0",
+        architecture="ssp-lite",
+        preset=PatchPreset(),
+        weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        decision=Decision(temperature=0.1),
+    ).write(folder)
+    return folder

@@ -1,0 +1,207 @@
+"""Scans of a real S3 server with a stub scorer: unusual keys, faults, manifests, races, filters, credentials."""
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from detector.images import Limits
+from scanning import report
+from scanning.embedded_s3 import EmbeddedS3
+from scanning.listing import Filters
+from scanning.plan import Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
+from scanning.store import ObjectInfo, StoreError, open_store
+from scanning.worker import Worker, WorkSettings
+from tests.faulty_proxy import FaultyProxy
+from tests.scan_kit import StubScorer, image, table_of
+
+UNUSUAL = [
+    "plain.png",
+    "with space+plus%25percent%.png",
+    "ünïcødé/日本/🙂.png",
+    "../up.png",
+    "a/../b.png",
+    "a//b.png",
+    "./dot.png",
+    "q?x=1#f&g.png",
+    "x" * 1020 + ".png",
+]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[EmbeddedS3]:
+    with EmbeddedS3() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A bucket of nine images with unusual keys, eleven plain ones and two objects that are no images."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    name = re.sub("[^a-z0-9]+", "-", request.node.name)[-40:].strip("-")
+    client = s3.client()
+    client.create_bucket(Bucket=name)
+    client.create_bucket(Bucket=f"{name}-out")
+    for number, key in enumerate(UNUSUAL + [f"many/{number:02d}.png" for number in range(11)]):
+        client.put_object(Bucket=name, Key=key, Body=image(number))
+    client.put_object(Bucket=name, Key="many/readme.txt", Body=b"text")
+    client.put_object(Bucket=name, Key="folder/", Body=b"")
+    return name
+
+
+def scan(source: Source, out_url: str, filters: Filters = Filters(), limits: Limits = Limits()) -> Plan:
+    scorer, out = StubScorer(), open_store(out_url, endpoint_url=source.endpoint_url)
+    made = plan(source, filters, scorer.card, out, ShardSize(max_objects=5))
+    worker = Worker(made, out, scorer, WorkSettings(threads=4, batch=2, limits=limits))
+    for index in range(made.shards):
+        worker.work(index)
+    report.reduce(out, made)
+    return made
+
+
+def test_every_key_however_unusual_has_one_row(bucket: str) -> None:
+    made = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
+    assert {key for key, row in table.items() if row["status"] == "scored"} == {
+        *UNUSUAL,
+        *(f"many/{number:02d}.png" for number in range(11)),
+    }
+    assert (table["folder/"]["error_code"], table["many/readme.txt"]["error_code"]) == ("empty", "not_an_image")
+
+
+def test_503s_resets_and_cut_bodies_change_no_row(bucket: str, s3: EmbeddedS3) -> None:
+    calm = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/calm")
+    expected = table_of(open_store(f"s3://{bucket}-out/calm"), calm.scan)
+    with FaultyProxy(s3.endpoint_url) as proxy:
+        source = Source(url=f"s3://{bucket}", endpoint_url=proxy.url)
+        stormy = scan(source, f"s3://{bucket}-out/stormy")
+        assert proxy.faults > 10
+    assert table_of(open_store(f"s3://{bucket}-out/stormy"), stormy.scan) == expected
+
+
+def test_four_scans_at_once_are_one_scan(bucket: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x"), range(4)))
+    out = open_store(f"s3://{bucket}-out/x")
+    for name in history(out):
+        assert len(table_of(out, name)) == len(UNUSUAL) + 13
+
+
+def test_conditional_writes_are_noticed(bucket: str) -> None:
+    out = open_store(f"s3://{bucket}-out")
+    assert conditional_writes(out)
+    assert out.write_new("one", b"first")
+    assert not out.write_new("one", b"second")
+    assert out.read("one") == b"first"
+
+
+def test_an_unchanged_bucket_costs_a_listing_and_no_get(bucket: str) -> None:
+    scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    made = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    found = json.loads(open_store(f"s3://{bucket}-out/x").read("report.json") or b"")
+    assert (found["totals"]["unchanged"], made.shards) == (made.listed, 0)
+    assert set(found["cost"]["requests"]) == {"ListObjectsV2"}
+
+
+def test_filters_choose_by_suffix_and_size(bucket: str) -> None:
+    made = scan(Source(url=f"s3://{bucket}/many/"), f"s3://{bucket}-out/x", Filters(suffixes=(".PNG",)))
+    assert (made.listed, made.filtered) == (11, 1)
+
+
+def test_an_object_replaced_after_the_listing_is_a_row_that_says_so(bucket: str, s3: EmbeddedS3) -> None:
+    scorer, out = StubScorer(), open_store(f"s3://{bucket}-out/x")
+    made = plan(Source(url=f"s3://{bucket}"), Filters(), scorer.card, out)
+    s3.client().put_object(Bucket=bucket, Key="plain.png", Body=image(99))
+    s3.client().delete_object(Bucket=bucket, Key="../up.png")
+    Worker(made, out, scorer).work(0)
+    table = table_of(out, made.scan)
+    assert table["plain.png"]["error_code"] == "changed"
+    assert table["../up.png"]["error_code"] == "vanished"
+
+
+def test_rows_name_the_version_of_a_versioned_bucket(bucket: str, s3: EmbeddedS3) -> None:
+    client = s3.client()
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    version = client.put_object(Bucket=bucket, Key="plain.png", Body=image(50))["VersionId"]
+    made = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    assert table_of(open_store(f"s3://{bucket}-out/x"), made.scan)["plain.png"]["version_id"] == version
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "inventory"])
+def test_a_manifest_says_what_is_scanned(bucket: str, s3: EmbeddedS3, kind: str) -> None:
+    client = s3.client()
+    keys = ["plain.png", "ünïcødé/日本/🙂.png", "with space+plus%25percent%.png"]
+    listed = {one["Key"]: one for one in client.list_objects_v2(Bucket=bucket)["Contents"]}
+    if kind == "inventory":
+        from urllib.parse import quote_plus
+
+        body = io.StringIO(newline="")
+        csv.writer(body).writerows(
+            [bucket, quote_plus(key), listed[key]["Size"], listed[key]["ETag"].strip('"')] for key in keys
+        )
+        client.put_object(Bucket=f"{bucket}-out", Key="inv/data/1.csv.gz", Body=gzip.compress(body.getvalue().encode()))
+        manifest = {
+            "sourceBucket": bucket,
+            "destinationBucket": f"arn:aws:s3:::{bucket}-out",
+            "fileFormat": "CSV",
+            "fileSchema": "Bucket, Key, Size, ETag",
+            "files": [{"key": "inv/data/1.csv.gz"}],
+        }
+        name, data = "inv/manifest.json", json.dumps(manifest)
+    elif kind == "jsonl":
+        name, data = "keys.jsonl", "".join(json.dumps({"key": key}) + "\n" for key in keys)
+    else:
+        name, data = "keys.csv", "key\n" + "".join(f'"{key}"\n' for key in [*keys, keys[0]])
+    client.put_object(Bucket=f"{bucket}-out", Key=name, Body=data.encode())
+    source = Source(url=f"s3://{bucket}", manifest=f"s3://{bucket}-out/{name}")
+    made = scan(source, f"s3://{bucket}-out/x")
+    table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
+    assert set(table) == set(keys)
+    assert {row["etag"] for row in table.values()} == {listed[key]["ETag"].strip('"') for key in keys}
+    assert {row["status"] for row in table.values()} == {"scored"}
+
+
+def test_bad_credentials_and_missing_buckets_are_one_clear_line(
+    bucket: str, s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoreError, match="there is no bucket"):
+        list(open_store("s3://never-made").objects())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    with pytest.raises(StoreError, match="refuses the credentials") as refused:
+        list(open_store(f"s3://{bucket}").objects())
+    assert "wrong-secret" not in str(refused.value)
+    assert s3.environment["AWS_ACCESS_KEY_ID"] not in str(refused.value)
+
+
+def test_no_credential_stands_in_anything_a_scan_writes(bucket: str, s3: EmbeddedS3) -> None:
+    scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    out = open_store(f"s3://{bucket}-out/x")
+    secrets = [s3.environment[name].encode() for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    for name in out.names(""):
+        data = out.read(name) or b""
+        assert not any(secret in data for secret in secrets), name
+
+
+def test_results_in_the_scanned_bucket_are_refused(bucket: str) -> None:
+    with pytest.raises(PlanError, match="lies inside"):
+        plan(Source(url=f"s3://{bucket}"), Filters(), StubScorer().card, open_store(f"s3://{bucket}/results"))
+
+
+def test_an_object_larger_than_the_limit_is_not_read(bucket: str, s3: EmbeddedS3) -> None:
+    s3.client().put_object(Bucket=bucket, Key="big/huge.jpg", Body=bytes(1001))
+    made = scan(Source(url=f"s3://{bucket}/big/"), f"s3://{bucket}-out/x", limits=Limits(max_bytes=1000))
+    row = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)["big/huge.jpg"]
+    assert (row["status"], row["error_code"]) == ("rejected", "too_large")
+    found = json.loads(open_store(f"s3://{bucket}-out/x").read("report.json") or b"")
+    assert found["cost"]["bytes_read"] == 0
+
+
+def test_fetch_reads_no_more_than_asked(bucket: str) -> None:
+    store = open_store(f"s3://{bucket}")
+    assert len(store.fetch(ObjectInfo(key="plain.png"), limit=10).data) == 11
