@@ -13,7 +13,7 @@ import skimage.data
 import sklearn.datasets
 from PIL import Image
 
-from training.aligned import Family, redraw, train_generator
+from demo.generator import Family, redraw, train_generator
 
 CROP = 128
 GRID = 16

@@ -1,8 +1,5 @@
-"""Small generators of our own, and fakes aligned with photographs: the same content, other pixels.
-
-An autoencoder trained on photographs for a minute redraws a photograph through the layers that every large generator
-ends in. A detector trained on such pairs cannot learn content, camera or compression: only the decoder's trace differs.
-"""
+"""The demo's generators: small autoencoders, trained on photographs for seconds, that redraw a photograph through the
+kind of layers that every large generator ends in."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,17 +17,12 @@ LEARNING_RATE = 2e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One kind of generator: how far its encoder shrinks (`factor`, a power of 2) and how its decoder enlarges.
-
-    `levels` above 0 rounds every latent to that many values, as generators with a codebook do (finite scalar
-    quantisation, arXiv 2309.15505).
-    """
+    """One kind of generator: how far its encoder shrinks (`factor`, a power of 2) and how its decoder enlarges."""
 
     name: str
     factor: int
-    up: Literal["transposed", "nearest", "bilinear", "shuffle"]
+    up: Literal["transposed", "nearest"]
     latent: int
-    levels: int = 0
     width: int = 16
 
 
@@ -43,13 +35,12 @@ class Up(nn.Module):
         if kind == "transposed":
             self.conv: nn.Module = nn.ConvTranspose2d(before, after, 4, 2, 1)
         else:
-            self.conv = nn.Conv2d(before, 4 * after if kind == "shuffle" else after, 3, padding=1)
+            self.conv = nn.Conv2d(before, after, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kind in ("nearest", "bilinear"):
-            x = F.interpolate(x, scale_factor=2, mode=self.kind)
-        x = self.conv(x)
-        return F.pixel_shuffle(x, 2) if self.kind == "shuffle" else x
+        if self.kind == "nearest":
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv(x)
 
 
 class AutoEncoder(nn.Module):
@@ -57,7 +48,6 @@ class AutoEncoder(nn.Module):
 
     def __init__(self, family: Family) -> None:
         super().__init__()
-        self.levels = family.levels
         widths = [factor * family.width for factor in (1, 3, 6, 8)][: family.factor.bit_length()]
         encoder: list[nn.Module] = []
         decoder: list[nn.Module] = [nn.Conv2d(family.latent, widths[-1], 3, padding=1), nn.SiLU()]
@@ -70,12 +60,7 @@ class AutoEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels in -1..1, (n, 3, H, W), H and W multiples of the factor, to their redrawing."""
-        latent = self.encoder(x)
-        if self.levels:
-            half = (self.levels - 1) / 2
-            latent = torch.tanh(latent)
-            latent = latent + (torch.round(latent * half) / half - latent).detach()  # straight through
-        return self.decoder(latent)
+        return self.decoder(self.encoder(x))
 
 
 def spectral_loss(drawn: torch.Tensor, photo: torch.Tensor) -> torch.Tensor:
@@ -108,7 +93,7 @@ def train_generator(family: Family, photos: list[np.ndarray], steps: int, seed: 
 
 @torch.inference_mode()
 def redraw(model: AutoEncoder, photo: np.ndarray) -> np.ndarray:
-    """The aligned fake of a photograph, uint8 (H, W, 3) with H and W multiples of 16: the same size, not compressed."""
+    """The photograph redrawn, uint8 (H, W, 3) with H and W multiples of 16: the same size, not compressed."""
     drawn = model(_pixels(photo[None]))[0]
     return drawn.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
