@@ -1,5 +1,6 @@
 """Any bytes become pixels or one of six reasons, within limits that are checked before decoding."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -100,7 +101,6 @@ def test_random_bytes_never_escape_as_another_error(data: bytes) -> None:
 def test_damaged_images_decode_or_are_rejected(kind: str, cut: float, position: float, value: int) -> None:
     data = bytearray(encoded(Image.fromarray(PHOTO), kind))
     data[int(position * (len(data) - 1))] = value
-    try:
+    # Any other exception than ImageError fails the test.
+    with contextlib.suppress(ImageError):
         decode(bytes(data[: int(cut * len(data))]))
-    except ImageError as error:
-        assert error.code in set(ErrorCode)
