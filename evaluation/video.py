@@ -43,20 +43,31 @@ class Frame:
     png: bytes
 
 
-def sample_frames(video: Path, count: int) -> Iterator[Frame]:
-    """`count` frames spread evenly over the video (all of them, if it has fewer), in order, decoded in one pass.
+def frame_numbers(video: Path, count: int) -> list[int]:
+    """The numbers of `count` frames spread evenly over the video; of all of them, if it has fewer.
 
     Raises VideoError where the file cannot be read or holds no video.
     """
     total = _count_frames(video)
-    wanted = set(np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist())
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+
+
+def sample_frames(video: Path, numbers: list[int]) -> Iterator[Frame]:
+    """The frames of these numbers in order, decoded in one pass. A damaged file ends early; where not even its first
+    frame can be decoded, VideoError is raised."""
+    wanted, decoded = set(numbers), 0
     with _open(video) as container:
-        for number, frame in enumerate(container.decode(video=0)):
-            if number in wanted:
-                file = io.BytesIO()
-                image: Image.Image = frame.to_image()
-                image.save(file, "PNG", compress_level=1)
-                yield Frame(number, float(frame.time or 0.0), file.getvalue())
+        try:
+            for number, frame in enumerate(container.decode(video=0)):
+                decoded += 1
+                if number in wanted:
+                    file = io.BytesIO()
+                    image: Image.Image = frame.to_image()
+                    image.save(file, "PNG", compress_level=1)
+                    yield Frame(number, float(frame.time or 0.0), file.getvalue())
+        except av.FFmpegError as error:
+            if not decoded:
+                raise VideoError(f"{video} is damaged: not one frame of it can be decoded") from error
 
 
 def _open(video: Path) -> Any:
@@ -73,7 +84,10 @@ def _open(video: Path) -> Any:
 def _count_frames(video: Path) -> int:
     """How many frames decode; containers state the number wrongly or not at all, so packets are counted."""
     with _open(video) as container:
-        count = sum(packet.size > 0 for packet in container.demux(video=0))
+        try:
+            count = sum(packet.size > 0 for packet in container.demux(video=0))
+        except av.FFmpegError as error:
+            raise VideoError(f"cannot read {video} as a video: {error.strerror}") from error
     if not count:
         raise VideoError(f"{video} holds no frames")
     return count
@@ -91,12 +105,13 @@ def interval_of_mean(values: np.ndarray, blocks: int = BLOCKS, seed: int = 0) ->
     return float(low), float(high)
 
 
-def score_video(detector: Detector, video: Path, count: int) -> list[dict[str, Any]]:
-    """Score `count` frames: one row a frame with number, second, p_ai, logit, verdict, or its error code."""
+def score_video(detector: Detector, video: Path, numbers: list[int]) -> list[dict[str, Any]]:
+    """Score the frames of these numbers: one row a frame with number, second, p_ai, logit, verdict, or its error code;
+    none for what a damaged file no longer holds."""
     rows: list[dict[str, Any]] = []
-    with ProgressReport("score frames", None, "frames") as progress:
+    with ProgressReport("score frames", len(numbers), "frames") as progress:
         batch: list[Frame] = []
-        for frame in sample_frames(video, count):
+        for frame in sample_frames(video, numbers):
             batch.append(frame)
             if len(batch) == BATCH:
                 rows += _score(detector, batch)
@@ -168,7 +183,12 @@ def write_video_report(run: Path, video: Path, out: Path, frames: int, device: s
     """Score a video and write video.json, video.png and report.html into `out`; returns video.json's content."""
     detector = Detector.load(run, device)
     card = detector.card
-    rows = score_video(detector, video, frames)
+    numbers = frame_numbers(video, frames)
+    rows = score_video(detector, video, numbers)
+    warnings = [WARNING, *card.warnings]
+    if len(rows) < len(numbers):
+        lost = len(numbers) - len(rows)
+        warnings.insert(0, f"The file is damaged: {lost} of the {len(numbers)} frames asked for could not be decoded.")
     summary = summarise(rows, card.decision)
     report = {
         "schema": SCHEMA,
@@ -176,7 +196,7 @@ def write_video_report(run: Path, video: Path, out: Path, frames: int, device: s
         "model": {"name": card.name, "version": card.version, "digest": card.digest},
         "threshold": card.decision.threshold,
         **summary,
-        "warnings": [WARNING, *card.warnings],
+        "warnings": warnings,
         "rows": rows,
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from evaluation.results import Evaluated
 from evaluation.scoring import apply_decision, read_scores, usable, write_scores
 
 SEEN = ["sd", "ldm"]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def table(generators: dict[str, tuple[int, int]], skill: float, seed: int = 0) -> pd.DataFrame:
@@ -210,3 +211,17 @@ def test_scores_tables_are_reused_only_under_their_key(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(kept, scores, check_dtype=False)
     assert read_scores(tmp_path / "scores.parquet", "another key") is None
     assert read_scores(tmp_path / "missing.parquet", "one key") is None
+
+
+def keys_of(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set(value).union(*(keys_of(part) for part in value.values()))
+    return set().union(*(keys_of(part) for part in value)) if isinstance(value, list) else set()
+
+
+def test_every_key_of_the_json_is_documented(three: tuple[dict[str, Any], str, Path]) -> None:
+    documented = set(re.findall(r"`(?:[^`]*[.\]])?(\w+)`", (REPOSITORY / "docs" / "reports.md").read_text()))
+    report = three[0]
+    for model in report["models"]:
+        model["preset"], model["training"] = None, None
+    assert keys_of(report) - documented == set()

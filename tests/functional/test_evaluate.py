@@ -1,0 +1,199 @@
+"""`patchscan evaluate`, `ensemble`, `explain` and `scan-video` on real run folders, files and videos."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from cli import app
+from detector.answer import Answer
+from detector.card import WEIGHTS_FILE, Card
+from detector.detector import Detector
+from detector.errors import UserError
+from detector.models import build
+from detector.presets import PatchPreset
+from detector.weights import sha256_of
+
+PER_CLASS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two generators of smooth pictures against noisy photographs, one file cut short and one image too small."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for generator in ("smooth", "other"):
+        for kind, noise in (("ai", 2.0), ("nature", 12.0)):
+            place = folder / generator / "val" / kind
+            place.mkdir(parents=True)
+            for number in range(PER_CLASS):
+                pixels = np.linspace(40, 200, 80 * 80 * 3).reshape(80, 80, 3) + rng.normal(0, noise, (80, 80, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{number}.png")
+    whole = (folder / "other/val/ai/0.png").read_bytes()
+    (folder / "other/val/ai/cut.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def make_run(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True)
+    save_file(build("ssp-lite").state_dict(), folder / WEIGHTS_FILE)
+    Card(
+        name=folder.name,
+        version="1.0",
+        architecture="ssp-lite",
+        preset=PatchPreset(count=2),
+        weights_sha256=sha256_of(folder / WEIGHTS_FILE),
+        training={"seen": ["smooth"], "unseen": ["other"]},
+        warnings=["a warning from training"],
+    ).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return [make_run(folder / "first", 1), make_run(folder / "second", 2)]
+
+
+def patchscan(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(one) for one in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def report(data: Path, runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    patchscan("evaluate", "--run", runs[0], "--run", runs[1], "--data", data, "--out", out, "--robustness", 2)
+    return out
+
+
+def test_report_counts_every_file_and_the_card_carries_what_was_measured(report: Path, runs: list[Path]) -> None:
+    content = json.loads((report / "report.json").read_text())
+    for model, run in zip(content["models"], runs, strict=True):
+        rows = {row["name"]: row for row in model["results"]["raw"]["rows"]}
+        assert rows["smooth"]["kind"] == "seen"
+        assert rows["other"]["kind"] == "unseen"
+        assert rows["other"]["counts"]["rejected"] == 1
+        assert rows["overall"]["counts"]["images"] == 4 * PER_CLASS + 1
+        card = Card.read(run)
+        assert card.digest == model["digest"]
+        assert f"{PER_CLASS} AI and {PER_CLASS} real images (smooth" in card.decision.chosen_by
+        assert card.metrics["raw"]["other"]["auc"][0] == rows["other"]["metrics"]["auc"]["value"]
+        assert card.robustness["images"] == 8
+        families = {row["family"] for row in card.robustness["rows"]}
+        assert families == {"undisturbed", "jpeg", "double jpeg", "blur", "resize", "crop", "noise", "screenshot"}
+        assert card.warnings == ["a warning from training"]
+
+
+def test_scores_are_what_serving_answers(report: Path, runs: list[Path], data: Path) -> None:
+    scores = pd.read_parquet(report / "scores" / "first-raw.parquet")
+    assert len(scores) == 4 * PER_CLASS + 1
+    assert scores.error_code.dropna().tolist() == ["truncated"]
+    detector = Detector.load(runs[0])
+    for row in scores[scores.status == "scored"].iloc[::7].itertuples():
+        answer = detector.score([(data / str(row.path)).read_bytes()])[0]
+        assert isinstance(answer, Answer)
+        assert (answer.logit, answer.verdict) == (row.logit, row.verdict)
+        assert answer.p_ai == pytest.approx(row.p_ai, abs=1e-12)
+
+
+def test_a_second_evaluation_scores_nothing_and_says_the_same(
+    report: Path, runs: list[Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = json.loads((report / "report.json").read_text())
+    monkeypatch.setattr(Detector, "logits", None)
+    patchscan("evaluate", "--run", runs[0], "--run", runs[1], "--data", data, "--out", report, "--robustness", 2)
+    after = json.loads((report / "report.json").read_text())
+    assert {**before, "created": ""} == {**after, "created": ""}
+
+
+def test_keeping_the_decision_leaves_the_digest(report: Path, runs: list[Path], data: Path, tmp_path: Path) -> None:
+    digest = Card.read(runs[0]).digest
+    patchscan("evaluate", "--run", runs[0], "--data", data, "--out", tmp_path, "--no-calibrate", "--limit", 4)
+    assert Card.read(runs[0]).digest == digest
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["models"][0]["calibrated_on"] is None
+    assert content["data"]["images"] == 16
+
+
+def test_an_ensemble_is_evaluated_like_any_other(report: Path, runs: list[Path], data: Path, tmp_path: Path) -> None:
+    patchscan("ensemble", "--run", runs[0], "--run", runs[1], "--out", tmp_path / "both", "--name", "both")
+    patchscan("evaluate", "--run", tmp_path / "both", "--data", data, "--out", tmp_path / "report")
+    card = Card.read(tmp_path / "both")
+    assert card.metrics["raw"]["overall"]["counts"]["scored"] == 4 * PER_CLASS
+    assert card.decision.threshold > 0
+
+
+def test_explain_agrees_with_serving(report: Path, runs: list[Path], data: Path, tmp_path: Path) -> None:
+    image = data / "smooth/val/ai/3.png"
+    figures = json.loads(patchscan("explain", image, "--run", runs[0], "--out", tmp_path / "why.png"))
+    answer = Detector.load(runs[0]).score([image.read_bytes()])[0]
+    assert isinstance(answer, Answer)
+    assert (figures["logit"], figures["patch"]) == (answer.logit, answer.patch)
+    assert min(figures["complexity"]) == answer.patch["complexity"]
+    assert len(figures["p_ai_of_other_draws"]) == 20
+    with Image.open(tmp_path / "why.png") as picture:
+        assert picture.width > 1000
+
+
+def make_video(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_damaged_video_is_scored_as_far_as_it_goes(runs: list[Path], tmp_path: Path) -> None:
+    whole = make_video(tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    patchscan("scan-video", tmp_path / "cut.avi", "--run", runs[0], "--out", tmp_path / "out", "--frames", 10)
+    content = json.loads((tmp_path / "out" / "video.json").read_text())
+    assert content["scored"] == len(content["rows"]) > 0
+    assert content["rows"][-1]["second"] < 3
+
+
+def test_video_is_sampled_evenly_and_scored(report: Path, runs: list[Path], tmp_path: Path) -> None:
+    video = make_video(tmp_path / "clip.mp4")
+    patchscan("scan-video", video, "--run", runs[0], "--out", tmp_path / "out", "--frames", 25)
+    content = json.loads((tmp_path / "out" / "video.json").read_text())
+    assert content["scored"] == 25
+    assert [row["frame"] for row in content["rows"]] == np.linspace(0, 49, 25).round().astype(int).tolist()
+    assert content["rows"][-1]["second"] == pytest.approx(4.9)
+    mean = content["mean_p_ai"]
+    assert mean["low"] <= mean["value"] <= mean["high"]
+    assert "data-json" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["evaluate", "--run", "{run}", "--data", "{empty}", "--out", "{out}"], "holds no image"),
+        (["evaluate", "--run", "{empty}", "--data", "{data}", "--out", "{out}"], "is missing"),
+        (["evaluate", "--run", "{run}", "--run", "{run}", "--data", "{data}", "--out", "{out}"], "same name"),
+        (["explain", "{data}/other/val/ai/cut.png", "--run", "{run}", "--out", "{out}/why.png"], "truncated"),
+        (["explain", "{data}/nowhere.png", "--run", "{run}", "--out", "{out}/why.png"], "cannot read"),
+        (["scan-video", "{data}/other/val/ai/cut.png", "--run", "{run}", "--out", "{out}"], "damaged"),
+        (["scan-video", "{data}/nowhere.mp4", "--run", "{run}", "--out", "{out}"], "cannot read"),
+    ],
+)
+def test_what_a_user_got_wrong_is_one_clear_line(
+    arguments: list[str], says: str, data: Path, runs: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"run": runs[0], "data": data, "empty": tmp_path / "empty", "out": tmp_path / "out"}
+    with pytest.raises(UserError, match=says):
+        CliRunner().invoke(app, [one.format(**places) for one in arguments], catch_exceptions=False)

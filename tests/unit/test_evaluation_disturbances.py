@@ -1,0 +1,80 @@
+"""Disturbances do what their labels say, the same every time; explanations and videos state their doubts soundly."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.card import Decision
+from evaluation.explain import noise_maps
+from evaluation.robustness import Disturbance, disturbances
+from evaluation.video import interval_of_mean, summarise
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("photograph") / "photograph.png"
+    grey = np.linspace(60, 190, 64 * 96).reshape(64, 96, 1) + rng.normal(0, 8, (64, 96, 1))
+    Image.fromarray(grey.clip(40, 215).astype(np.uint8).repeat(3, axis=2)).save(path)
+    return path
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float)
+
+
+@pytest.mark.parametrize("kind", disturbances(), ids=lambda kind: kind.label)
+def test_a_disturbance_changes_the_file_the_same_way_every_time(kind: Disturbance, photograph: Path) -> None:
+    once = kind.read(photograph)
+    assert once == kind.read(photograph)
+    assert once != photograph.read_bytes()
+    assert not (pixels(once).shape == (64, 96, 3) and np.array_equal(pixels(once), pixels(photograph.read_bytes())))
+
+
+def by_label(label: str) -> Disturbance:
+    return next(kind for kind in disturbances() if kind.label == label)
+
+
+def test_labels_say_what_is_done(photograph: Path) -> None:
+    original = pixels(photograph.read_bytes())
+    assert pixels(by_label("resized 0.5 x").read(photograph)).shape == (32, 48, 3)
+    assert np.array_equal(pixels(by_label("middle 0.5 of each side").read(photograph)), original[16:48, 24:72])
+    noise = pixels(by_label("noise of 5 grey levels").read(photograph)) - original
+    assert noise.std() == pytest.approx(5, rel=0.05)
+    worse, better = (pixels(by_label(f"JPEG quality {q}").read(photograph)) - original for q in (30, 95))
+    assert worse.std() > 2 * better.std()
+    assert Image.open(io.BytesIO(by_label("screenshot, PNG").read(photograph))).format == "PNG"
+    assert Image.open(io.BytesIO(by_label("screenshot, sent as JPEG 75").read(photograph))).format == "JPEG"
+
+
+def test_a_file_that_is_no_image_is_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_bytes(b"no image")
+    assert disturbances()[0].read(tmp_path / "text.jpg") == b"no image"
+
+
+def test_noise_maps_of_a_ramp_are_empty_and_of_a_point_are_not() -> None:
+    ramp = np.repeat(np.arange(32, dtype=np.uint8)[None, :, None], 32, axis=0).repeat(3, axis=2)
+    assert noise_maps(ramp).shape == (3, 28, 28)
+    assert np.abs(noise_maps(ramp)).max() < 1e-4
+    point = ramp.copy()
+    point[16, 16] += 12
+    assert np.abs(noise_maps(point)[0]).max() == pytest.approx(12)  # the centre of KB / 4 is -1
+
+
+def test_alike_neighbours_widen_the_interval_of_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    apart = rng.normal(0.5, 0.1, 200)
+    alike = np.repeat(rng.normal(0.5, 0.1, 10), 20)
+    widths = [high - low for low, high in (interval_of_mean(apart), interval_of_mean(alike))]  # type: ignore[misc]
+    assert widths[1] > 2 * widths[0]
+    assert interval_of_mean(apart[:19]) is None
+
+
+def test_a_video_without_scored_frames_says_so() -> None:
+    row = {"frame": 0, "second": 0.0, "p_ai": None, "logit": None, "verdict": None, "error_code": "too_small"}
+    summary = summarise([row], Decision())
+    assert summary["finding"] == "No frame could be scored."
+    assert (summary["frames"], summary["scored"], summary["mean_p_ai"]["value"]) == (1, 0, None)
