@@ -18,7 +18,8 @@ FOLDERS = "folders"
 AI_NAMES, REAL_NAMES = ("ai", "fake", "generated"), ("nature", "real", "natural")
 # GenImage's layout: .../<generator>/<split>/<class>/file, or just .../<class>/file.
 FOLDER_LABEL = re.compile(
-    rf"(?:(?P<generator>[^/]+)/(?:train|val|test)/)?(?P<label>{'|'.join(AI_NAMES + REAL_NAMES)})/[^/]+$", re.IGNORECASE
+    rf"(?:^|/)(?:(?P<generator>[^/]+)/(?:train|val|test)/)?(?P<label>{'|'.join(AI_NAMES + REAL_NAMES)})/[^/]+$",
+    re.IGNORECASE,
 )
 
 

@@ -19,6 +19,9 @@ class Observer(Protocol):
     def row(self, row: Row, fetched_bytes: int) -> None:
         """One object is done; `fetched_bytes` were read for it."""
 
+    def kept(self, count: int) -> None:
+        """So many objects were done before, by an earlier try at the same scan."""
+
 
 class Bar:
     """A progress report's bar or plain lines."""
@@ -32,6 +35,10 @@ class Bar:
         self.bytes += fetched_bytes
         self.without_score += row["status"] != "scored"
         self.progress.advance(1, f"{self.bytes / 1e6:,.0f} MB, {self.without_score:,} without a score")
+
+    def kept(self, count: int) -> None:
+        """They count as progress."""
+        self.progress.advance(count)
 
 
 class EventStream:
@@ -54,6 +61,10 @@ class EventStream:
             self.emit("failed", key=row["key"], code=row["error_code"], message=row["error_message"])
         if time.monotonic() - self._last >= PROGRESS_INTERVAL_S:
             self.progress()
+
+    def kept(self, count: int) -> None:
+        """They are not left to do."""
+        self.total -= count
 
     def progress(self) -> None:
         """How far it is."""
@@ -89,3 +100,6 @@ class Metrics:
         if row["status"] == "scored":
             self._verdicts.labels(row["verdict"]).inc()
             self._scores.observe(row["p_ai"])
+
+    def kept(self, count: int) -> None:
+        """Were counted when they were done."""

@@ -97,10 +97,13 @@ class Worker:
             f"{folder}/rows/part-{shards.name(index)}.parquet",
             f"{folder}/progress/{shards.name(index)}.parquet",
         )
-        if self.out.read(part) is not None:
+        finished = self.out.read(part)
+        if finished is not None:
+            self._tell_kept(rows.from_parquet(finished).num_rows)
             return
         objects = self.objects(index)
         shard = _Shard(self.out.read(progress), self._meter)
+        self._tell_kept(len(shard.done))
         todo = [info for info in objects if info.key not in shard.done]
         try:
             for done in each(self._one_row, todo, self.settings.threads, self.stop, self.settings.drain_s):
@@ -114,6 +117,10 @@ class Worker:
             raise
         self.out.write_new(part, shard.parquet())
         self.out.delete(progress)
+
+    def _tell_kept(self, count: int) -> None:
+        for observer in self.observers:
+            observer.kept(count)
 
     def objects(self, index: int) -> list[ObjectInfo]:
         """The objects of a shard. Raises PlanError where the plan has no such shard."""

@@ -1,0 +1,128 @@
+"""What the client makes of a server's replies, over real HTTP: retry, reject, refuse or stop."""
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detector.images import ErrorCode, ImageError
+from scanning.client import Refused, ScorerError, ServerSettings, TorchServe
+from scanning.retries import Retries, Transient
+from tests.scan_kit import card
+
+QUICK = Retries(deadline_s=0.3, longest_wait_s=0.05)
+
+
+class Server(HTTPServer):
+    """Answers the card to JSON, and `reply` (status, body) to anything else; keeps the last request."""
+
+    def __init__(self) -> None:
+        self.reply: tuple[int, Any] = (200, {})
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                server.headers = dict(self.headers)
+                server.body = self.rfile.read(int(self.headers["Content-Length"]))
+                question = self.headers["Content-Type"] == "application/json"
+                status, body = (200, {"card": asdict(card())}) if question else server.reply
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    one = Server()
+    yield one
+    one.shutdown()
+    one.server_close()
+
+
+def connect(server: Server, token_file: Path | None = None) -> TorchServe:
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    return TorchServe(ServerSettings(url=url, model="stub", token_file=token_file), QUICK)
+
+
+@pytest.mark.parametrize("status", [500, 503, 507, 429])
+def test_a_busy_server_is_tried_again(server: Server, status: int) -> None:
+    server.reply = (status, {"code": status, "type": "InternalServerException"})
+    with pytest.raises(Transient):
+        connect(server).answer(b"image")
+
+
+def test_a_bad_image_is_rejected_with_its_code(server: Server) -> None:
+    server.reply = (422, {"error": {"code": "truncated", "message": "cut short"}})
+    with pytest.raises(ImageError) as rejected:
+        connect(server).answer(b"image")
+    assert rejected.value.code == ErrorCode.TRUNCATED
+
+
+@pytest.mark.parametrize("reply", [(200, {"answers": []}), (400, {"error": {"code": "bad_request", "message": "zip"}})])
+def test_an_object_that_the_server_takes_for_an_archive_is_no_image(server: Server, reply: tuple[int, Any]) -> None:
+    server.reply = reply
+    with pytest.raises(ImageError) as rejected:
+        connect(server).answer(b"PK")
+    assert rejected.value.code == ErrorCode.NOT_AN_IMAGE
+
+
+def test_a_body_over_the_servers_limit_is_refused(server: Server) -> None:
+    server.reply = (413, b"")
+    with pytest.raises(Refused, match="max_request_size"):
+        connect(server).answer(b"image")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "says"),
+    [(400, "InvalidKeyException", "token"), (401, "", "token"), (404, "ModelNotFoundException", "no model stub")],
+)
+def test_a_wrong_token_or_model_ends_the_scan(server: Server, status: int, kind: str, says: str) -> None:
+    server.reply = (status, {"code": status, "type": kind})
+    with pytest.raises(ScorerError, match=says):
+        connect(server).answer(b"image")
+
+
+def test_a_model_replaced_in_the_middle_ends_the_scan(server: Server) -> None:
+    server.reply = (200, {"logits": [0.5], "digest": "another"})
+    with pytest.raises(ScorerError, match="another version"):
+        connect(server).logits([np.zeros((1, 32, 32, 3), np.uint8)])
+
+
+def test_crops_travel_as_one_array(server: Server) -> None:
+    crops = [np.full((1, 32, 32, 3), value, np.uint8) for value in (1, 2)]
+    server.reply = (200, {"logits": [0.25, -0.5], "digest": card().digest})
+    assert connect(server).logits(crops) == [0.25, -0.5]
+    assert server.headers["Content-Type"] == "application/x-npy"
+    np.testing.assert_array_equal(np.load(io.BytesIO(server.body)), np.concatenate(crops))
+
+
+def test_a_renewed_token_is_used_at_once(server: Server, tmp_path: Path) -> None:
+    token = tmp_path / "key_file.json"
+    token.write_text(json.dumps({"inference": {"key": "first"}, "management": {"key": "never"}}))
+    client = connect(server, token)
+    assert server.headers["Authorization"] == "Bearer first"
+    token.write_text("second\n")
+    server.reply = (422, {"error": {"code": "empty", "message": ""}})
+    with pytest.raises(ImageError):
+        client.answer(b"")
+    assert server.headers["Authorization"] == "Bearer second"
+
+
+def test_no_server_is_a_clear_error() -> None:
+    with pytest.raises(ScorerError, match="no TorchServe answers"):
+        TorchServe(ServerSettings(url="http://127.0.0.1:9", model="stub"), QUICK)

@@ -1,0 +1,248 @@
+"""The figures of a scan report: prevalence, drift, provenance, labels, alerts; and that the page shows the JSON."""
+
+import hashlib
+import hmac
+import json
+import re
+import threading
+from html import unescape
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from scipy.stats import ks_2samp
+
+from detector.card import Card
+from evaluation.pages import Figures, show
+from scanning import alerts, drift, labels, report
+from scanning.listing import Filters
+from scanning.plan import Source, plan
+from scanning.prevalence import Rates, estimate, rogan_gladen
+from scanning.provenance import provenance
+from scanning.retries import Retries
+from scanning.store import open_store
+from scanning.worker import Worker, WorkSettings
+from tests.scan_kit import StubScorer, card, image
+
+
+def test_prevalence_undoes_the_detectors_errors() -> None:
+    # 1,000 AI and 9,000 real images, TPR 0.9, FPR 0.05: 900 + 450 are flagged.
+    found = rogan_gladen(1350, 10_000, Rates(found=900, ai=1000, flagged=50, real=1000))
+    assert found is not None
+    assert found[0] == pytest.approx(0.1)
+    assert found[1] < 0.1 < found[2]
+
+
+def test_the_prevalence_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random, truth, hit, alarm = np.random.default_rng(0), 0.2, 0.85, 0.08
+    inside = 0
+    for _ in range(1000):
+        flagged = random.binomial(2000, truth * hit + (1 - truth) * alarm)
+        rates = Rates(random.binomial(150, hit), 150, random.binomial(150, alarm), 150)
+        found = rogan_gladen(int(flagged), 2000, rates)
+        inside += found is not None and found[1] <= truth <= found[2]
+    assert 0.93 <= inside / 1000 <= 0.98
+
+
+@pytest.mark.parametrize("rates", [Rates(5, 10, 5, 10), Rates(2, 10, 5, 10), Rates(0, 0, 1, 10)])
+def test_a_detector_no_better_than_chance_gives_no_prevalence(rates: Rates) -> None:
+    assert rogan_gladen(50, 100, rates) is None
+
+
+def _confusion(kind: str, true_ai: int, false_ai: int) -> dict[str, Any]:
+    counts = {"true_ai": true_ai, "missed_ai": 100 - true_ai, "false_ai": false_ai, "true_real": 100 - false_ai}
+    return {"kind": kind, "confusion": counts}
+
+
+def test_the_worst_unseen_generator_widens_the_range() -> None:
+    metrics = {
+        "raw": {"a": _confusion("seen", 95, 5), "b": _confusion("unseen", 90, 5), "c": _confusion("unseen", 40, 5)}
+    }
+    found = estimate(300, 1000, card(metrics=metrics))
+    assert [one["rates"] for one in found["cases"]] == ["seen", "worst unseen"]
+    assert found["cases"][1]["tpr"] == 0.4
+    assert found["high"] == found["cases"][1]["share"]["high"] > found["cases"][0]["share"]["high"]
+
+
+def test_a_card_without_error_rates_gives_no_range() -> None:
+    assert estimate(300, 1000, card())["high"] is None
+
+
+def test_drift_is_told_from_none_and_agrees_with_scipy() -> None:
+    random = np.random.default_rng(0)
+    before, same, shifted = random.normal(0, 1, 5000), random.normal(0, 1, 800), random.normal(1, 1, 800)
+    edges = drift.edges_of(before)
+    counts = {
+        name: drift.counts_of(iter([values]), edges) for name, values in (("b", before), ("s", same), ("x", shifted))
+    }
+    assert not drift.compare(counts["b"], counts["s"])["alert"]
+    found = drift.compare(counts["b"], counts["x"])
+    assert found["alert"]
+    assert found["ks"] == pytest.approx(ks_2samp(before, shifted).statistic, abs=0.01)
+
+
+def test_too_few_images_are_not_compared() -> None:
+    edges = np.array([0.0])
+    few = drift.counts_of(iter([np.zeros(49)]), edges)
+    assert drift.compare(few, few) == {
+        "before": 49,
+        "now": 49,
+        "psi": None,
+        "ks": None,
+        "p_value": None,
+        "alert": False,
+    }
+
+
+def _png(**texts: str) -> bytes:
+    info, buffer = PngInfo(), BytesIO()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.open(BytesIO(image(1))).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _jpeg(software: str = "", xmp: bytes = b"") -> bytes:
+    exif, buffer = Image.Exif(), BytesIO()
+    if software:
+        exif[305] = software
+    Image.open(BytesIO(image(1))).save(buffer, "JPEG", exif=exif, xmp=xmp)
+    return buffer.getvalue()
+
+
+def test_an_ordinary_file_claims_nothing() -> None:
+    assert provenance(image(1), "PNG") is None
+    assert provenance(_jpeg(software="Adobe Photoshop 25"), "JPEG") is None
+
+
+def test_generators_texts_and_source_types_are_found() -> None:
+    text = provenance(_png(parameters="a cat\nSteps: 20"), "PNG")
+    assert text is not None
+    assert text["generator"] == "Stable Diffusion web UI: a cat Steps: 20"
+    exif = provenance(_jpeg(software="Midjourney v6"), "JPEG")
+    assert exif is not None
+    assert exif["generator"] == "Software: Midjourney v6"
+    xmp = b'<x Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
+    iptc = provenance(_jpeg(xmp=xmp), "JPEG")
+    assert iptc is not None
+    assert iptc["digital_source_type"] == "trainedAlgorithmicMedia"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_metadata_claims_nothing_and_raises_nothing() -> None:
+    data = _jpeg(software="Midjourney v6")
+    for cut in range(0, len(data), 37):
+        provenance(data[:cut] + b"\xff" * 5 + data[cut + 5 :], "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [
+        ("imagenet_ai_0419_biggan/val/ai/1.png", (1, "imagenet_ai_0419_biggan")),
+        ("sd_v1/train/nature/1.jpg", (0, "sd_v1")),
+        ("x/Fake/1.jpg", (1, "all")),
+        ("real/1.jpg", (0, "all")),
+        ("surreal/1.jpg", None),
+        ("ai.jpg", None),
+    ],
+)
+def test_folders_tell_labels(key: str, label: tuple[int, str] | None) -> None:
+    assert labels.from_key(key) == label
+
+
+def test_a_label_file_with_an_unknown_label_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("key,label\na.png,ai\nb.png,maybe\n")
+    with pytest.raises(labels.LabelError, match="line 3"):
+        labels.from_csv(str(tmp_path / "labels.csv"))
+
+
+class Receiver(HTTPServer):
+    """Keeps what is posted; answers with the given statuses in turn."""
+
+    def __init__(self, statuses: list[int]):
+        self.received: list[tuple[dict[str, str], bytes]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.received.append((dict(self.headers), body))
+                self.send_response(statuses[min(len(receiver.received), len(statuses)) - 1])
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        receiver = self
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/hook"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+def test_a_webhook_is_signed_and_retried(tmp_path: Path) -> None:
+    receiver = Receiver([503, 200])
+    (tmp_path / "secret").write_text("s3cret\n")
+    alerts.post(receiver.url, {"event": "scan.finished"}, tmp_path / "secret", Retries(10, 0.01))
+    assert len(receiver.received) == 2
+    headers, body = receiver.received[-1]
+    signed = headers[alerts.TIMESTAMP].encode() + b"." + body
+    assert headers[alerts.SIGNATURE] == "sha256=" + hmac.new(b"s3cret", signed, hashlib.sha256).hexdigest()
+    assert json.loads(body) == {"event": "scan.finished"}
+    receiver.shutdown()
+
+
+def test_a_webhook_that_refuses_is_a_clear_error() -> None:
+    receiver = Receiver([404])
+    with pytest.raises(alerts.WebhookError, match="status 404"):
+        alerts.post(receiver.url, {}, None)
+    receiver.shutdown()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    """A scan of a labelled folder with a card that states error rates: report.json, the page, the results folder."""
+    folder, out_folder = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("out")
+    for number in range(24):
+        path = folder / "gan" / "val" / ("ai" if number % 2 else "nature") / f"<b>{number}&.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(number))
+    (folder / "marked.png").write_bytes(_png(parameters="a <script>alert(1)</script> cat"))
+    (folder / "broken.jpg").write_text("no")
+    metrics = {"raw": {"a": _confusion("seen", 95, 5), "c": _confusion("unseen", 40, 5)}}
+    stub: Card = card(metrics=metrics, warnings=["made for tests"])
+    out, scorer = open_store(str(out_folder)), StubScorer(stub)
+    made = plan(Source(url=str(folder)), Filters(), stub, out)
+    Worker(made, out, scorer, WorkSettings(threads=2)).work(0)
+    found = report.reduce(out, made, labels="folders")
+    return found, (out_folder / "report.html").read_text(), out_folder
+
+
+def test_every_figure_on_the_page_is_the_one_in_report_json(finished: tuple[dict[str, Any], str, Path]) -> None:
+    _, page, out = finished
+    figures = Figures(json.loads((out / "report.json").read_text()))
+    shown = re.findall(r'<span data-json="([^"]*)" data-style="([^"]*)">(.*?)</span>', page, re.DOTALL)
+    assert len(shown) > 80
+    for path, style, text in shown:
+        assert unescape(text) == show(figures.at(path), style), path
+
+
+def test_keys_and_claims_cannot_inject_markup(finished: tuple[dict[str, Any], str, Path]) -> None:
+    _, page, _ = finished
+    assert "<script>alert" not in page
+    assert "<b>1&" not in page
+
+
+def test_a_labelled_scan_carries_the_evaluation(finished: tuple[dict[str, Any], str, Path]) -> None:
+    found, _, out = finished
+    assert found["evaluation"]["labelled"] == 24
+    assert (out / found["evaluation"]["report"]).exists()
+
+
+def test_alerts_name_new_ai_images(finished: tuple[dict[str, Any], str, Path]) -> None:
+    found, _, _ = finished
+    assert [one["kind"] for one in found["alerts"]] == (["ai"] if found["verdicts"]["ai"] else [])
+    assert found["totals"]["new_ai"] == found["verdicts"]["ai"] > 0
