@@ -1,0 +1,242 @@
+"""Scans by an Indexed Job, on an API server over HTTP whose pods work real shards; and what a laptop submits."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scanning import coordinator, report
+from scanning.cluster import Cluster, ClusterError, Job, JobGone
+from scanning.coordinator import BadConfiguration, ShardsFailed, Workers
+from scanning.listing import Filters
+from scanning.plan import ShardSize, Source, is_done, plan
+from scanning.retries import Outage
+from scanning.shards import parse_ranges
+from scanning.store import Store, open_store
+from scanning.submitting import log_lines, submit_from_cron_job, submit_manifest
+from scanning.worker import Worker, WorkSettings
+from tests.kube_api import Body, KubeApi
+from tests.scan_kit import StubScorer, image, table_of
+
+K8S = Path(__file__).parents[2] / "k8s"
+WORKERS = Workers(command=["patchscan", "scan-worker"], parallelism=3, retries=2)
+
+
+class Bench:
+    """A planned scan of twelve images in six shards, a cluster whose pods work them, and what goes wrong there."""
+
+    def __init__(self, folder: Path):
+        photos = folder / "photos"
+        photos.mkdir()
+        for number in range(12):
+            (photos / f"{number}.png").write_bytes(image(number))
+        self.scorer = StubScorer()
+        self.out: Store = open_store(str(folder / "out"))
+        self.plan = plan(Source(url=str(photos)), Filters(), self.scorer.card, self.out, ShardSize(max_objects=2))
+        self.trouble: Callable[[int, int], tuple[int, str]] = lambda shard, attempt: (0, "")
+        self.tries: list[int] = []
+        self.api = KubeApi(self.pod)
+
+    def pod(self, job: Body, index: int, attempt: int) -> tuple[int, str]:
+        """What a worker pod does with its command line, JOB_COMPLETION_INDEX put in as a kubelet would."""
+        arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
+        options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
+        assert options["--index"] == "$(JOB_COMPLETION_INDEX)"
+        shard = parse_ranges(options["--within"])[index]
+        self.tries.append(shard)
+        code, words = self.trouble(shard, attempt)
+        if code == 0:
+            Worker(self.plan, self.out, self.scorer, WorkSettings(threads=2)).work(shard)
+        return code, words
+
+    def cluster(self, patience_s: float = 5.0) -> Cluster:
+        return Cluster(self.api.client(), "default", patience_s=patience_s, pause_s=0.01)
+
+    def work(self) -> None:
+        cluster = self.cluster()
+        own = cluster.job("coordinator") or cluster.create_job(coordinator_job())
+        coordinator.work_shards(cluster, self.plan, self.out, WORKERS, own)
+
+    def worker_jobs(self) -> list[Body]:
+        return [job for job in self.api.all("jobs") if job["metadata"]["name"] != "coordinator"]
+
+
+def coordinator_job() -> Body:
+    """The Job that the CronJob of k8s/base makes."""
+    cron_job = next(one for one in yaml.safe_load_all((K8S / "base/scan.yaml").read_text()) if one["kind"] == "CronJob")
+    return {"metadata": {"name": "coordinator"}, "spec": cron_job["spec"]["jobTemplate"]["spec"]}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    with made.api:
+        yield made
+
+
+def test_a_job_of_pods_gives_the_rows_of_one_process(bench: Bench) -> None:
+    bench.work()
+    report.reduce(bench.out, bench.plan)
+    assert is_done(bench.out, bench.plan.scan)
+    assert len(table_of(bench.out, bench.plan.scan)) == 12
+    assert sorted(bench.tries) == list(range(6))
+    coordinator.clean_up(bench.cluster(), bench.plan)
+    assert bench.worker_jobs() == []
+    assert bench.api.all("pods") == []
+
+
+def test_expired_and_broken_watches_and_a_busy_server_are_ridden_out(bench: Bench) -> None:
+    bench.trouble = lambda shard, attempt: (time.sleep(0.1), (0, ""))[1]
+    bench.api.expire_watches, bench.api.drop_watches = 1, 2
+    bench.api.faults = [("GET", "/jobs", 503), ("POST", "/jobs", 500), ("GET", "watch", 429)]
+    bench.work()
+    assert coordinator.unfinished(bench.out, bench.plan) == []
+    assert bench.api.expire_watches == bench.api.drop_watches == 0
+    assert bench.api.faults == []
+    assert len(bench.worker_jobs()) == 1
+
+
+def test_a_coordinator_that_comes_later_finds_the_running_job(bench: Bench) -> None:
+    go_on = threading.Event()
+    bench.trouble = lambda shard, attempt: (go_on.wait(20), (0, ""))[1]
+    crew = [threading.Thread(target=bench.work) for _ in range(3)]
+    for thread in crew:
+        thread.start()
+        time.sleep(0.2)
+    go_on.set()
+    for thread in crew:
+        thread.join(30)
+    assert len(bench.worker_jobs()) == 1
+    assert sorted(bench.tries) == list(range(6))
+
+
+def test_a_job_created_by_a_faster_coordinator_is_followed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen no Job; who comes second gets 409 and takes the first one's."""
+    go_on = threading.Event()
+    bench.trouble = lambda shard, attempt: (go_on.wait(20), (0, ""))[1]
+    first = threading.Thread(target=bench.work)
+    first.start()
+    while not bench.worker_jobs():
+        time.sleep(0.01)
+    stale = bench.cluster()
+    seen: list[list[Job]] = [[], []]
+    monkeypatch.setattr(stale, "jobs", lambda selector: seen.pop() if seen else Cluster.jobs(stale, selector))
+    own = stale.job("coordinator")
+    assert own
+    threading.Timer(0.3, go_on.set).start()
+    coordinator.work_shards(stale, bench.plan, bench.out, WORKERS, own)
+    first.join(30)
+    assert seen == []
+    assert len(bench.worker_jobs()) == 1
+
+
+def test_failed_shards_are_named_and_a_rerun_works_only_them(bench: Bench) -> None:
+    bench.trouble = lambda shard, attempt: (75, "the server: ReadTimeout") if shard in (1, 4) else (0, "")
+    with pytest.raises(
+        ShardsFailed, match=r"shards 1,4 missing: shard 1: exit code 75, the server: ReadTimeout"
+    ) as failed:
+        bench.work()
+    assert "FailedIndexes" in str(failed.value)
+    assert bench.tries.count(1) == bench.tries.count(4) == WORKERS.retries + 1
+    bench.trouble, bench.tries = (lambda shard, attempt: (0, "")), []
+    bench.work()
+    assert bench.tries == [1, 4]
+    names = [job["metadata"]["name"] for job in bench.worker_jobs()]
+    assert [name.rpartition("-")[2] for name in names] == ["1", "2"]
+    report.reduce(bench.out, bench.plan)
+
+
+def test_a_wrong_setting_is_tried_once_and_is_no_interruption(bench: Bench) -> None:
+    bench.trouble = lambda shard, attempt: (2, "patchscan: http://patchscan-serve:8080 refuses the token")
+    with pytest.raises(BadConfiguration, match="refuses the token"):
+        bench.work()
+    assert bench.tries == list(range(6))
+
+
+def test_a_job_deleted_under_way_is_an_interruption(bench: Bench) -> None:
+    def delete(shard: int, attempt: int) -> tuple[int, str]:
+        bench.api.delete("jobs", bench.worker_jobs()[0]["metadata"]["name"])
+        return 0, ""
+
+    bench.trouble = delete
+    with pytest.raises(ShardsFailed, match="was deleted"):
+        bench.work()
+    bench.trouble = lambda shard, attempt: (0, "")
+    bench.work()
+    assert coordinator.unfinished(bench.out, bench.plan) == []
+
+
+def test_workers_are_the_coordinators_pod_without_its_rights(bench: Bench) -> None:
+    bench.work()
+    (job,) = bench.worker_jobs()
+    pod, own = job["spec"]["template"]["spec"], coordinator_job()["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["restartPolicy"] == "Never"
+    assert pod["securityContext"] == own["securityContext"]
+    assert pod["containers"][0]["securityContext"] == own["containers"][0]["securityContext"]
+    assert pod["containers"][0]["image"] == own["containers"][0]["image"]
+    assert pod["volumes"] == own["volumes"]
+    assert job["metadata"]["ownerReferences"][0]["uid"] == bench.api.get("jobs", "coordinator")["metadata"]["uid"]  # type: ignore[index]
+    bench.api.delete("jobs", "coordinator")
+    assert bench.worker_jobs() == []
+
+
+def test_a_cluster_that_does_not_answer_is_an_outage(bench: Bench) -> None:
+    bench.api.faults = [("GET", "/jobs", 503)] * 50
+    with pytest.raises(Outage, match="does not answer"):
+        bench.cluster(patience_s=0.3).job("any")
+
+
+def test_refusals_carry_the_servers_words(bench: Bench) -> None:
+    bench.api.faults = [("GET", "/jobs", 403)]
+    with pytest.raises(ClusterError, match=r"refuses \(403\): scripted fault"):
+        bench.cluster().jobs()
+    with pytest.raises(JobGone):
+        list(bench.cluster().follow("none"))
+
+
+def test_listing_reads_every_page(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scanning.cluster.PAGE", 2)
+    bench.work()
+    assert len(bench.cluster().pods(bench.worker_jobs()[0]["metadata"]["name"])) == 6
+
+
+def test_submit_train_creates_what_the_manifest_says_with_other_settings(bench: Bench) -> None:
+    cluster, path = bench.cluster(), str(K8S / "train-ssp-multinode.yaml")
+    assert submit_manifest(cluster, path, None, {"EPOCHS": "3"}) == "train-ssp-multinode"
+    environment = bench.api.get("jobs", "train-ssp-multinode")["spec"]["template"]["spec"]["containers"][0]["env"]  # type: ignore[index]
+    assert [one["value"] for one in environment if one["name"] == "EPOCHS"] == ["3"]
+    assert bench.api.get("services", "train-ssp-multinode")
+    with pytest.raises(ClusterError, match="there is a Job train-ssp-multinode already"):
+        submit_manifest(cluster, path, None, {})
+    assert submit_manifest(cluster, path, "second", {}) == "second"
+    with pytest.raises(ClusterError, match=r"no setting EPOCH;.*EPOCHS"):
+        submit_manifest(cluster, path, "third", {"EPOCH": "3"})
+
+
+def test_submit_scan_is_the_nightly_scan_with_another_source(bench: Bench) -> None:
+    with pytest.raises(ClusterError, match="no CronJob patchscan-scan"):
+        submit_from_cron_job(bench.cluster(), "patchscan-scan", {})
+    cron_job = next(one for one in yaml.safe_load_all((K8S / "base/scan.yaml").read_text()) if one["kind"] == "CronJob")
+    bench.api.put("cronjobs", cron_job)
+    name = submit_from_cron_job(bench.cluster(), "patchscan-scan", {"SOURCE": "s3://other"})
+    job: Any = bench.api.get("jobs", name)
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "SOURCE", "value": "s3://other"} in container["env"]
+    assert "$(SOURCE)" in container["args"]
+    assert any(one["name"] == "JOB_NAME" for one in container["env"])
+
+
+def test_logs_and_cancelling(bench: Bench) -> None:
+    bench.trouble = lambda shard, attempt: (0, f"shard {shard} says\nthis")
+    bench.work()
+    name = bench.worker_jobs()[0]["metadata"]["name"]
+    assert list(log_lines(bench.cluster(), name, 3, follow=True)) == ["== worker", "shard 3 says", "this"]
+    with pytest.raises(ClusterError, match="no pod of index 9"):
+        list(log_lines(bench.cluster(), name, 9, follow=False))
+    assert bench.cluster().delete_job(name)
+    assert not bench.cluster().delete_job(name)
