@@ -60,7 +60,9 @@ SelectBy = Annotated[
 Threads = Annotated[int, typer.Option(min=1, help="Objects under way at once.")]
 InFlight = Annotated[int, typer.Option(min=1, help="Most requests at the server at once.")]
 Batch = Annotated[int, typer.Option(min=1, help="Most images in one request of patches.")]
-MemoryMB = Annotated[int, typer.Option(min=1, help="Most megabytes of encoded images held at once.")]
+MemoryMB = Annotated[
+    int, typer.Option(min=1, help="Most megabytes of encoded images held at once; pixels take up to twice that.")
+]
 MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics on this port.")]
 
 Labels = Annotated[

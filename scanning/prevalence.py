@@ -60,8 +60,8 @@ def _share(value: float) -> float:
 
 
 def measured_rates(card: Card) -> dict[str, Rates]:
-    """From the card's metrics: `seen`, all seen generators together, and `worst unseen`, the unseen generator that is
-    found least often. Empty where the card states none."""
+    """From the card's metrics: `seen generators`, all together, and `worst unseen generator`, the one found least. Empty
+    where the card states none."""
     first: dict[str, Any] = next(iter(card.metrics.values()), {})
     metrics: dict[str, Any] = card.metrics.get(card.training.get("protocol", "raw")) or first
     by_kind: dict[str, list[Rates]] = {"seen": [], "unseen": []}
@@ -74,9 +74,9 @@ def measured_rates(card: Card) -> dict[str, Rates]:
     rates = {}
     if seen := by_kind["seen"]:
         pooled = (sum(getattr(one, field) for one in seen) for field in ("found", "ai", "flagged", "real"))
-        rates["seen"] = Rates(*pooled)
+        rates["seen generators"] = Rates(*pooled)
     if by_kind["unseen"]:
-        rates["worst unseen"] = min(by_kind["unseen"], key=lambda one: one.tpr)
+        rates["worst unseen generator"] = min(by_kind["unseen"], key=lambda one: one.tpr)
     return rates
 
 

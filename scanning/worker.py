@@ -4,6 +4,7 @@ Each of many threads takes an object all the way; three throttles (flow.py) boun
 Rows done so far are kept as progress every half minute and when the scan is stopped, so that little is done twice.
 """
 
+import io
 import json
 import logging
 import threading
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from detector.answer import Answer
 from detector.errors import UserError
@@ -37,7 +39,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSettings:
-    """How a worker works; none of it changes a row. Sizes in bytes, times in seconds; `batch` counts images."""
+    """How a worker works; none of it changes a row. Sizes in bytes, times in seconds; `batch` counts images.
+
+    Encoded images held at once take up to `memory`, pixels being decoded up to twice that.
+    """
 
     select: Select = "worker"
     threads: int = 32
@@ -80,6 +85,7 @@ class Worker:
         self._retries = Retries(settings.deadline_s, stop=self.stop)
         self._watchdog = Watchdog(settings.outage_s)
         self._budget = ByteBudget(settings.memory)
+        self._pixels = ByteBudget(2 * settings.memory)
         in_flight = min(settings.in_flight, scorer.parallel)
         if settings.select == "worker":
             in_flight = max(1, min(in_flight, settings.threads // settings.batch))
@@ -170,7 +176,8 @@ class Worker:
             with self._window.request():
                 return self.scorer.answer(data)
         card = self.scorer.card
-        prepared = prepare(data, card, self.settings.limits)
+        with self._pixels.hold(_decoded_bytes(data)):
+            prepared = prepare(data, card, self.settings.limits)
         return answer(prepared, self._batcher.logit(prepared.crops.pixels), card)
 
     def _logits(self, crops: Sequence[np.ndarray]) -> list[float]:
@@ -231,3 +238,12 @@ def _as_fetched(info: ObjectInfo, fetched: Fetched) -> ObjectInfo:
         version_id=fetched.version_id or info.version_id,
         last_modified=info.last_modified or fetched.last_modified,
     )
+
+
+def _decoded_bytes(data: bytes) -> int:
+    """What decoding takes, by the header: the decoder's pixels and their copy; 0 where there is no header to decode."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.width * image.height * 3 * 2
+    except Exception:  # hostile bytes raise anything; `prepare` says what is wrong with them
+        return 0

@@ -64,7 +64,7 @@ def test_the_worst_unseen_generator_widens_the_range() -> None:
         "raw": {"a": _confusion("seen", 95, 5), "b": _confusion("unseen", 90, 5), "c": _confusion("unseen", 40, 5)}
     }
     found = estimate(300, 1000, card(metrics=metrics))
-    assert [one["rates"] for one in found["cases"]] == ["seen", "worst unseen"]
+    assert [one["rates"] for one in found["cases"]] == ["seen generators", "worst unseen generator"]
     assert found["cases"][1]["tpr"] == 0.4
     assert found["high"] == found["cases"][1]["share"]["high"] > found["cases"][0]["share"]["high"]
 

@@ -3,7 +3,9 @@
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +254,30 @@ def test_a_shard_that_was_not_worked_is_not_a_complete_scan(photos: Path, tmp_pa
     with pytest.raises(PlanError, match="shards are not done"):
         report.reduce(out, made)
     assert not is_done(out, made.scan)
+
+
+def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scanning import worker
+
+    for number in range(12):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / f"{number}.png").write_bytes(image(number, side=200))
+    original, lock, now, most = worker.prepare, threading.Lock(), [0], [0]
+
+    def counted(*values: Any) -> Any:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        prepared = original(*values)
+        with lock:
+            now[0] -= 1
+        return prepared
+
+    monkeypatch.setattr(worker, "prepare", counted)
+    out, scorer = open_store(str(tmp_path / "out")), StubScorer()
+    made = plan(Source(url=str(tmp_path / "photos")), Filters(), scorer.card, out)
+    one_image = 200 * 200 * 3 * 2
+    Worker(made, out, scorer, replace(QUICK, threads=8, memory=one_image + 1)).work(0)
+    assert most[0] == 2
+    assert len(table_of(out, made.scan)) == 12
