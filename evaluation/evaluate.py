@@ -117,7 +117,9 @@ def _evaluate(
     if options.robustness:
         card = _with_robustness(run, card, data[basis], spread(images[basis], options.robustness), options.device)
     tables = {
-        protocol: apply_decision(table, card.decision, _calibration_rows(card, table) if fit else None, options.target)
+        protocol: apply_decision(
+            table, card.decision, calibration if fit and protocol == basis else None, options.target
+        )
         for protocol, table in logits.items()
     }
     for protocol, table in tables.items():

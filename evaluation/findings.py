@@ -21,7 +21,7 @@ def findings(report: dict[str, Any]) -> dict[str, list[str]]:
 
 def _of_model(model: dict[str, Any], protocol: str) -> list[str]:
     rows = model["results"][protocol]["rows"]
-    sentences = [_of_row(model["name"], row) for row in rows if row["kind"] != "group"]
+    sentences = _of_generators(model["name"], [row for row in rows if row["kind"] != "group"])
     point = model["results"][protocol]["operating_points"][0]
     group = "unseen" if point["groups"]["unseen"]["fake_detection"]["value"] is not None else "seen"
     precision = point["groups"][group]["precision"][1]
@@ -35,18 +35,30 @@ def _of_model(model: dict[str, Any], protocol: str) -> list[str]:
     return sentences
 
 
-def _of_row(model: str, row: dict[str, Any]) -> str:
-    auc, accuracy = row["metrics"]["auc"], row["metrics"]["accuracy"]
-    name = f"{row['name']} ({row['kind']})"
+OUTCOMES = {
+    "better": "tells AI from real better than guessing on",
+    "guessing": "cannot be told from guessing on",
+    "worse": "is worse than guessing, taking real images for AI and the reverse, on",
+    "unknown": "was scored on one class only, which says nothing about telling the two apart, on",
+}
+
+
+def _of_generators(model: str, rows: list[dict[str, Any]]) -> list[str]:
+    """One sentence for each outcome, naming the generators it holds for."""
+    by_outcome: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    for row in rows:
+        auc = row["metrics"]["auc"]
+        figures = f", AUC {_interval(auc, '3')}" if auc["value"] is not None else ""
+        by_outcome[_outcome(auc)].append(f"{row['name']} ({row['kind']}){figures}")
+    return [f"{model} {OUTCOMES[outcome]} {'; '.join(names)}." for outcome, names in by_outcome.items() if names]
+
+
+def _outcome(auc: dict[str, Any]) -> str:
     if auc["value"] is None:
-        missing = "AI" if row["counts"]["ai"] == 0 else "real"
-        return f"{model} on {name}: no {missing} image was scored, so nothing can be said about telling the two apart."
-    figures = f"AUC {_interval(auc, '3')}, accuracy {_percent(accuracy)}"
+        return "unknown"
     if auc["low"] <= 0.5 <= auc["high"]:
-        return f"{model} on {name} cannot be told from guessing: {figures}."
-    if auc["high"] < 0.5:
-        return f"{model} on {name} is worse than guessing: {figures}; it takes real images for AI and the reverse."
-    return f"{model} on {name} tells AI from real better than guessing: {figures}."
+        return "guessing"
+    return "better" if auc["low"] > 0.5 else "worse"
 
 
 def _of_comparison(comparison: dict[str, Any] | None) -> list[str]:
