@@ -4,36 +4,42 @@ The one module of the scan that speaks to Kubernetes. Errors: ClusterError where
 AlreadyExists and JobGone where the cluster holds another state than was thought, Outage where it is out of reach.
 """
 
+import contextlib
 import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import urllib3
-from kubernetes import client, config, watch
+from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from detector.errors import UserError
 from scanning import shards
 from scanning.retries import Outage, Retries, Transient
 
-Result = TypeVar("Result")
 Body = dict[str, Any]
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 JOB_NAME = "batch.kubernetes.io/job-name"
 INDEX = "batch.kubernetes.io/job-completion-index"
 PART_OF = "app.kubernetes.io/part-of=patchscan"
-CONNECT_S = 10
+# What is spoken to, by kind: API group and the kind's plural.
+PATHS = {
+    "Job": ("apis/batch/v1", "jobs"),
+    "CronJob": ("apis/batch/v1", "cronjobs"),
+    "Pod": ("api/v1", "pods"),
+    "Service": ("api/v1", "services"),
+    "ServiceAccount": ("api/v1", "serviceaccounts"),
+}
+ANSWER_S = 30
 # The server ends a watch after so long; it is taken up again where the Job then stands.
 WATCH_S = 240
 PAGE = 500
-GONE = 410
 BUSY = {429, 500, 502, 503, 504}
 
 
@@ -52,7 +58,7 @@ class JobGone(Exception):
 @dataclass(frozen=True)
 class Job:
     """A Job as the cluster last told it. `failed` are the indexes given up; `condition` is Complete, Failed, Suspended
-    or None; `template` is its pod template as it was created, as the API's JSON."""
+    or None; `created_at` is ISO 8601, UTC; `template` is its pod template as the API's JSON."""
 
     name: str
     uid: str
@@ -65,7 +71,7 @@ class Job:
     failed: list[int]
     condition: str | None
     message: str
-    created_at: Any
+    created_at: str
     template: Body = field(repr=False)
 
     @property
@@ -86,12 +92,14 @@ class PodFailure:
 
 class Cluster:
     """One namespace. Calls are tried again while the API server is busy or out of reach, for `patience_s` seconds, and
-    then raise Outage."""
+    then raise Outage.
+
+    Objects are the API's own JSON: the client's typed models refuse some that the server takes (`nvidia.com/gpu: 1`).
+    """
 
     def __init__(self, api: client.ApiClient, namespace: str, patience_s: float = 300.0, pause_s: float = 2.0):
         self.namespace, self.pause_s = namespace, pause_s
         self._api = api
-        self._batch, self._core = client.BatchV1Api(api), client.CoreV1Api(api)
         self._retries = Retries(patience_s)
 
     @classmethod
@@ -112,47 +120,31 @@ class Cluster:
 
     def job(self, name: str) -> Job | None:
         """The Job of this name, or None."""
-        found = self._found(lambda: self._batch.read_namespaced_job(name, self.namespace, _request_timeout=CONNECT_S))
-        return self._job(found) if found else None
+        found = self._found("GET", self._path("Job", name))
+        return _job(found) if found else None
 
     def jobs(self, selector: str = PART_OF) -> list[Job]:
         """The Jobs that carry these labels, oldest first."""
-        listed = self._paged(self._batch.list_namespaced_job, label_selector=selector)
-        return sorted((self._job(item) for item in listed), key=lambda job: (str(job.created_at), job.name))
+        found = map(_job, self._list("Job", selector))
+        return sorted(found, key=lambda job: (job.created_at, job.name))
 
     def create_job(self, body: Body) -> Job:
-        """Create a Job from the API's JSON. Raises AlreadyExists, ClusterError."""
-        create: Any = self._batch.create_namespaced_job  # takes JSON as well as its own models
-        made = self._call(lambda: create(self.namespace, body, _request_timeout=30))
-        return self._job(made)
+        """Create a Job. Raises AlreadyExists, ClusterError."""
+        return _job(self.create(body))
 
-    def create(self, body: Body) -> None:
-        """Create an object of any kind from the API's JSON; it must not name another namespace."""
-        from kubernetes.utils import FailToCreateError, create_from_dict
-
-        def make() -> None:
-            try:
-                create_from_dict(self._api, body, namespace=self.namespace)
-            except FailToCreateError as error:
-                raise error.api_exceptions[0] from error
-
-        self._call(make)
+    def create(self, body: Body) -> Body:
+        """Create an object of a kind in PATHS; returns it as the cluster has it. Raises AlreadyExists, ClusterError."""
+        if body["kind"] not in PATHS:
+            raise ClusterError(f"a {body['kind']} is not created here, only {', '.join(PATHS)}; use kubectl apply")
+        return self._ask("POST", self._path(body["kind"]), body=body)
 
     def delete_job(self, name: str) -> bool:
         """Delete a Job; its pods are told to stop. Whether there was one."""
-        deleted = self._found(
-            lambda: self._batch.delete_namespaced_job(
-                name, self.namespace, propagation_policy="Background", _request_timeout=30
-            )
-        )
-        return deleted is not None
+        return self._found("DELETE", self._path("Job", name), {"propagationPolicy": "Background"}) is not None
 
     def cron_job(self, name: str) -> Body | None:
-        """A CronJob as the API's JSON, or None."""
-        found = self._found(
-            lambda: self._batch.read_namespaced_cron_job(name, self.namespace, _request_timeout=CONNECT_S)
-        )
-        return self._json(found) if found else None
+        """A CronJob, or None."""
+        return self._found("GET", self._path("CronJob", name))
 
     def follow(self, name: str) -> Iterator[Job]:
         """The Job's states from now until it has finished, through broken connections and expired watches.
@@ -166,147 +158,171 @@ class Cluster:
             yield job
             if job.finished:
                 return
-            try:
+            # Whatever ends a watch (its time, a broken connection, a version that the server has forgotten), the next
+            # read tells better than the watch where the Job stands.
+            with contextlib.suppress(Transient):
                 for state in self._watch(job):
                     yield state
                     if state.finished:
                         return
-            except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
-                # 410: the version to watch from is forgotten. All others are told better by the next read.
-                if isinstance(error, ApiException) and error.status not in BUSY | {0, GONE}:
-                    raise _refused(error) from error
             time.sleep(self.pause_s * random.uniform(0.5, 1.5))
 
     def _watch(self, job: Job) -> Iterator[Job]:
         """The states after this one, until the server ends the watch."""
-        events = watch.Watch().stream(
-            self._batch.list_namespaced_job,
-            self.namespace,
-            field_selector=f"metadata.name={job.name}",
-            resource_version=job.version,
-            timeout_seconds=WATCH_S,
-            _request_timeout=(CONNECT_S, WATCH_S + 30),
-        )
-        for event in events:
+        query = {
+            "watch": "true",
+            "fieldSelector": f"metadata.name={job.name}",
+            "resourceVersion": job.version,
+            "timeoutSeconds": str(WATCH_S),
+        }
+        for line in self._stream(self._path("Job"), query):
+            event = json.loads(line)
             if event["type"] == "DELETED":
                 raise JobGone(job.name)
-            yield self._job(event["object"])
+            if event["type"] == "ERROR":
+                raise Transient(event["object"].get("message", "the watch ended"))
+            yield _job(event["object"])
 
     # -- pods ------------------------------------------------------------------------------------------------------
 
-    def pods(self, job: str, index: int | None = None) -> list[Any]:
+    def pods(self, job: str, index: int | None = None) -> list[Body]:
         """The Job's pods (of one index), oldest first."""
-        selector = f"{JOB_NAME}={job}" + ("" if index is None else f",{INDEX}={index}")
-        listed = self._paged(self._core.list_namespaced_pod, label_selector=selector)
-        return sorted(listed, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
+        found = self._list("Pod", f"{JOB_NAME}={job}" + ("" if index is None else f",{INDEX}={index}"))
+        return sorted(found, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
     def failures(self, job: str) -> dict[int | None, PodFailure]:
         """The last failure of each index that has a failed pod; index None for a Job without indexes."""
-        failed = [pod for pod in self.pods(job) if pod.status.phase == "Failed"]
-        ends = [_failure(pod) for pod in failed]
+        ends = [_failure(pod) for pod in self.pods(job) if pod["status"].get("phase") == "Failed"]
         return {end.index: end for end in ends}
 
     def log(self, pod: str, container: str, follow: bool = False) -> Iterator[str]:
         """The lines of a container's log; with `follow` until it ends."""
-        reply: Any = self._call(
-            lambda: self._core.read_namespaced_pod_log(
-                pod, self.namespace, container=container, follow=follow, _preload_content=False
-            )
-        )
+        query = {"container": container, "follow": "true" if follow else "false"}
         try:
-            for line in reply:
+            for line in self._stream(f"{self._path('Pod', pod)}/log", query):
                 yield line.decode(errors="replace").rstrip("\n")
-        finally:
-            reply.release_conn()
+        except Transient as error:
+            raise Outage(f"the log of {pod} broke off: {error}") from error
 
     # -- one way to ask --------------------------------------------------------------------------------------------
 
-    def _paged(self, function: Callable[..., Any], **options: Any) -> Iterator[Any]:
-        token: str | None = None
-        while True:
-            more = {"_continue": token} if token else {}
-            page = self._call(partial(function, self.namespace, limit=PAGE, _request_timeout=30, **options, **more))
-            yield from page.items
-            token = page.metadata._continue
-            if not token:
-                return
+    def _path(self, kind: str, name: str = "") -> str:
+        group, plural = PATHS[kind]
+        return f"/{group}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
 
-    def _found(self, function: Callable[[], Result]) -> Result | None:
+    def _list(self, kind: str, selector: str) -> Iterator[Body]:
+        query = {"labelSelector": selector, "limit": str(PAGE)}
+        while True:
+            page = self._ask("GET", self._path(kind), query)
+            yield from page["items"]
+            if not (more := page["metadata"].get("continue")):
+                return
+            query["continue"] = more
+
+    def _found(self, method: str, path: str, query: dict[str, str] | None = None) -> Body | None:
         try:
-            return self._call(function)
+            return self._ask(method, path, query)
         except _NotFound:
             return None
 
-    def _call(self, function: Callable[[], Result]) -> Result:
-        """The function's result, with the client's errors in our words."""
+    def _ask(self, method: str, path: str, query: dict[str, str] | None = None, body: Body | None = None) -> Body:
+        """The answer to one request, tried again while the server is busy or out of reach."""
 
-        def attempt() -> Result:
-            try:
-                return function()
-            except ApiException as error:
-                if error.status in BUSY | {0}:
-                    raise Transient(f"{error.status} {error.reason}") from error
-                raise _refused(error) from error
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise Transient(str(error)) from error
+        def attempt() -> Body:
+            with _errors_in_our_words():
+                return json.loads(self._send(method, path, query or {}, body, ANSWER_S).read())
 
         try:
             return self._retries.call(attempt)[0]
         except Transient as error:
             raise Outage(f"the cluster's API server does not answer: {error}") from error
 
-    def _json(self, model: Any) -> Body:
-        return self._api.sanitize_for_serialization(model)
+    def _stream(self, path: str, query: dict[str, str]) -> Iterator[bytes]:
+        """The lines of an answer that takes its time. Raises Transient where it breaks off."""
+        with _errors_in_our_words():
+            reply = self._send("GET", path, query, None, (ANSWER_S, WATCH_S + ANSWER_S))
+            try:
+                yield from reply.response
+            finally:
+                reply.response.close()
 
-    def _job(self, job: Any) -> Job:
-        status = job.status
-        state = next(
-            (one for one in status.conditions or [] if one.status == "True" and one.type in ("Complete", "Failed")),
-            next((one for one in status.conditions or [] if one.status == "True" and one.type == "Suspended"), None),
+    def _send(self, method: str, path: str, query: dict[str, str], body: Body | None, timeout: Any) -> Any:
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        request = self._api.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
         )
-        return Job(
-            name=job.metadata.name,
-            uid=job.metadata.uid,
-            version=job.metadata.resource_version,
-            labels=job.metadata.labels or {},
-            annotations=job.metadata.annotations or {},
-            completions=job.spec.completions or 1,
-            active=status.active or 0,
-            succeeded=status.succeeded or 0,
-            failed=shards.parse_ranges(status.failed_indexes or ""),
-            condition=state.type if state else None,
-            message=(state.message or state.reason or "") if state else "",
-            created_at=job.metadata.creation_timestamp,
-            template=self._json(job.spec.template),
-        )
+        reply = self._api.call_api(*request[:4], _request_timeout=timeout)
+        if not 200 <= reply.status < 300:
+            raise _refused(reply.status, reply.read())
+        return reply
 
 
 class _NotFound(ClusterError):
     """404."""
 
 
-def _refused(error: ApiException) -> Exception:
-    """A 4xx in our words: the API server's own message names object and field."""
+@contextlib.contextmanager
+def _errors_in_our_words() -> Iterator[None]:
     try:
-        message = json.loads(error.body or "")["message"]
-    except (ValueError, KeyError):
-        message = error.reason
-    if error.status == 409:
-        return AlreadyExists(message)
-    if error.status == 404:
+        yield
+    except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise Transient(str(error)) from error
+
+
+def _refused(status: int, body: bytes) -> Exception:
+    """An answer that is none, in our words: the API server's own message names object and field."""
+    try:
+        message = json.loads(body)["message"]
+    except (ValueError, KeyError, TypeError):
+        message = body.decode(errors="replace")[:300]
+    if status in BUSY:
+        return Transient(f"{status} {message}")
+    if status == 404:
         return _NotFound(f"the cluster says: {message}")
-    return ClusterError(f"the cluster refuses ({error.status}): {message}")
+    if status == 409:
+        return AlreadyExists(message)
+    return ClusterError(f"the cluster refuses ({status}): {message}")
 
 
-def _failure(pod: Any) -> PodFailure:
+def _job(body: Body) -> Job:
+    metadata, status = body["metadata"], body.get("status", {})
+    true = {one["type"]: one for one in status.get("conditions", []) if one["status"] == "True"}
+    state: Body = next((true[name] for name in ("Complete", "Failed", "Suspended") if name in true), {})
+    return Job(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        labels=metadata.get("labels", {}),
+        annotations=metadata.get("annotations", {}),
+        completions=body["spec"].get("completions", 1),
+        active=status.get("active", 0),
+        succeeded=status.get("succeeded", 0),
+        failed=shards.parse_ranges(status.get("failedIndexes", "")),
+        condition=state.get("type"),
+        message=state.get("message") or state.get("reason") or "",
+        created_at=metadata["creationTimestamp"],
+        template=body["spec"]["template"],
+    )
+
+
+def _failure(pod: Body) -> PodFailure:
     """How this failed pod ended: its first container that did not end well, or the cluster's own reason."""
-    index = (pod.metadata.annotations or {}).get(INDEX)
-    statuses = [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]
-    ends = [one.state.terminated for one in statuses if one.state.terminated and one.state.terminated.exit_code]
-    exit_code = ends[0].exit_code if ends else None
-    message = (ends[0].message or ends[0].reason) if ends else (pod.status.message or pod.status.reason)
-    last = (message or "").strip().splitlines()[-1:]
-    return PodFailure(int(index) if index is not None else None, exit_code, "".join(last)[:300])
+    status, index = pod["status"], pod["metadata"].get("annotations", {}).get(INDEX)
+    states = [one["state"].get("terminated", {}) for one in container_statuses(pod)]
+    end: Body = next((state for state in states if state.get("exitCode")), {})
+    message = end.get("message") or end.get("reason") or status.get("message") or status.get("reason") or ""
+    last = message.strip().splitlines()[-1:]
+    return PodFailure(int(index) if index is not None else None, end.get("exitCode"), "".join(last)[:300])
+
+
+def container_statuses(pod: Body) -> list[Body]:
+    """What a pod's status says of its containers, those for initialisation first."""
+    return [*pod["status"].get("initContainerStatuses", []), *pod["status"].get("containerStatuses", [])]
 
 
 def _default_namespace(context: str | None) -> str:

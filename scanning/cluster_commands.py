@@ -115,9 +115,9 @@ def jobs_status(namespace: Namespace = None, context: Context = None) -> None:
     from scanning.cluster import Cluster
 
     found = Cluster.connect(namespace, context).jobs()
-    table = Table("job", "state", "done", "running", "given up", "created (UTC)", "message", box=None)
+    table = Table("job", "state", "done", "running", "given up", "created", "message", box=None)
     for job in found:
-        done, created = f"{job.succeeded} of {job.completions}", f"{job.created_at:%Y-%m-%d %H:%M}"
+        done, created = f"{job.succeeded} of {job.completions}", job.created_at
         state, given_up = job.condition or "Active", str(len(job.failed))
         table.add_row(job.name, state, done, str(job.active), given_up, created, job.message)
     if found:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from scanning.cluster import AlreadyExists, Cluster, ClusterError
+from scanning.cluster import AlreadyExists, Cluster, ClusterError, container_statuses
 
 Body = dict[str, Any]
 
@@ -89,7 +89,7 @@ def _set(pod: Body, settings: dict[str, str]) -> None:
     """Give every container these values; a name that no container has is an error."""
     containers = [*pod.get("initContainers", []), *pod["containers"]]
     known = {one["name"] for container in containers for one in container.get("env", [])}
-    from_maps = any(container.get("envFrom") for container in containers)
+    from_maps = any("configMapRef" in one for container in containers for one in container.get("envFrom", []))
     if unknown := ([] if from_maps else sorted(settings.keys() - known)):
         raise ClusterError(f"there is no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     for container in containers:
@@ -105,9 +105,8 @@ def log_lines(cluster: Cluster, job: str, index: int | None, follow: bool) -> It
     pods = cluster.pods(job, index)
     if not pods:
         raise ClusterError(f"Job {job} has no pod" + ("" if index is None else f" of index {index}"))
-    name = pods[-1].metadata.name
-    spec = pods[-1].spec
-    for container in [one.name for one in [*(spec.init_containers or []), *spec.containers]]:
+    name, spec = pods[-1]["metadata"]["name"], pods[-1]["spec"]
+    for container in [one["name"] for one in [*spec.get("initContainers", []), *spec["containers"]]]:
         if not _has_started(cluster, job, index, name, container, follow):
             return
         yield f"== {container}"
@@ -117,12 +116,12 @@ def log_lines(cluster: Cluster, job: str, index: int | None, follow: bool) -> It
 def _has_started(cluster: Cluster, job: str, index: int | None, pod: str, container: str, follow: bool) -> bool:
     """Whether the container has begun; with `follow`, waits until it has, or until the pod has ended without it."""
     while True:
-        now = next((one for one in cluster.pods(job, index) if one.metadata.name == pod), None)
+        now = next((one for one in cluster.pods(job, index) if one["metadata"]["name"] == pod), None)
         if now is None:
             return False
-        statuses = [*(now.status.init_container_statuses or []), *(now.status.container_statuses or [])]
-        if any(one.name == container and (one.state.running or one.state.terminated) for one in statuses):
+        states = {one["name"]: one["state"] for one in container_statuses(now)}
+        if {"running", "terminated"} & states.get(container, {}).keys():
             return True
-        if not follow or now.status.phase in ("Succeeded", "Failed"):
+        if not follow or now["status"].get("phase") in ("Succeeded", "Failed"):
             return False
         time.sleep(POLL_S)

@@ -266,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
         if api.get(kind, name):
             return self._status(409, "AlreadyExists", f'{kind} "{name}" already exists')
         made = api.put(kind, body | {"status": {}})
-        if kind == "jobs" and api.pod and body["spec"].get("completionMode") == "Indexed":
+        if kind == "jobs" and api.pod and "backoffLimitPerIndex" in body["spec"]:
             threading.Thread(target=api.run_job, args=(json.loads(json.dumps(made)),), daemon=True).start()
         return self._json(201, made)
 

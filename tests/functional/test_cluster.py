@@ -68,7 +68,7 @@ class Bench:
 def coordinator_job() -> Body:
     """The Job that the CronJob of k8s/base makes."""
     cron_job = next(one for one in yaml.safe_load_all((K8S / "base/scan.yaml").read_text()) if one["kind"] == "CronJob")
-    return {"metadata": {"name": "coordinator"}, "spec": cron_job["spec"]["jobTemplate"]["spec"]}
+    return {"kind": "Job", "metadata": {"name": "coordinator"}, "spec": cron_job["spec"]["jobTemplate"]["spec"]}
 
 
 @pytest.fixture
