@@ -11,15 +11,12 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -42,59 +39,13 @@ from training.bias import audit
 from training.checkpoint import RunStore
 from training.dataset import CropDataset, DataError, EpochBatches, Source, collate, rows_of
 from training.features import write_features
+from training.processes import EXIT_INTERRUPTED, Interrupt, Ranks
 from training.protocol import protocol_of
 from training.recipe import Recipe
 
-EXIT_INTERRUPTED = 75
 CHECKPOINT_EVERY_S = 120.0
 WARMUP_STEPS = 50
 VALIDATION_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that torchrun started; one of one without torchrun."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    @classmethod
-    def join(cls, device: str | None) -> "Ranks":
-        """Join the others: nccl on GPUs, gloo on CPUs."""
-        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if "RANK" not in os.environ:
-            return cls(0, 1, torch.device(kind))
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-        if kind == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        return cls(dist.get_rank(), dist.get_world_size(), torch.device(kind))
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so; every process must ask at the same step."""
-        return self.mean(float(flag)) > 0
-
-    def mean(self, value: float) -> float:
-        """The mean over all processes; every process must ask at the same step."""
-        if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return float(total) / self.world
-
-
-class Interrupt:
-    """Remembers SIGTERM and Ctrl-C until the step is over; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            sys.exit(EXIT_INTERRUPTED)
-        self.asked = True
 
 
 class Trainer:
@@ -109,7 +60,7 @@ class Trainer:
         self.source = Source(data)
         self.board = SummaryWriter(str(self.store.folder / "tensorboard"))
         self.protocol = "raw" if data.startswith("s3://") else protocol_of(Path(data))
-        self.index = training.index.load_index(Path(data), index)
+        self.index = self.ranks.first_then_all(lambda: training.index.load_index(Path(data), index))
         self.train_rows = rows_of(self.index, recipe.seen, "train")
         self.val_rows = rows_of(self.index, recipe.seen, "val")
         torch.manual_seed(recipe.seed)

@@ -1,0 +1,71 @@
+"""This training process among the others, and how it is asked to stop."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+EXIT_INTERRUPTED = 75
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; one of one without torchrun."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str | None) -> "Ranks":
+        """Join the others: nccl on GPUs, gloo on CPUs."""
+        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if "RANK" not in os.environ:
+            return cls(0, 1, torch.device(kind))
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        if kind == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        return cls(dist.get_rank(), dist.get_world_size(), torch.device(kind))
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; every process must ask at the same step."""
+        return self.mean(float(flag)) > 0
+
+    def first_then_all(self, read: Callable[[], T]) -> T:
+        """`read()`, by the first process before the others, so that what it builds is built once."""
+        if self.world > 1 and self.rank:
+            dist.barrier()
+        result = read()
+        if self.world > 1 and not self.rank:
+            dist.barrier()
+        return result
+
+    def mean(self, value: float) -> float:
+        """The mean over all processes; every process must ask at the same step."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total) / self.world
+
+
+class Interrupt:
+    """Remembers SIGTERM and Ctrl-C until the step is over; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            sys.exit(EXIT_INTERRUPTED)
+        self.asked = True
