@@ -11,8 +11,6 @@ from scanning import cluster_commands
 from scanning import commands as scanning_commands
 from training import commands as training_commands
 
-EXIT_USAGE = 2
-
 app = typer.Typer(
     name="patchscan",
     help="Find the images in a bucket that were made by a generator, and know how far to trust the answer.",
@@ -26,9 +24,9 @@ for room in (training_commands, evaluation_commands, handlers_commands, scanning
 
 
 def main() -> None:
-    """Run one command; an error the user can mend is one line on standard error and exit code 2."""
+    """Run one command; an error the user can mend is one line on standard error and its exit code."""
     try:
         app()
     except UserError as error:
         print(f"patchscan: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        sys.exit(error.exit_code)

@@ -15,7 +15,7 @@ import botocore.session
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 
-from scanning.retries import Retries, Transient
+from scanning.retries import Outage, Retries, Transient
 from scanning.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Bucket:
         try:
             return self._retries.call(once)[0]
         except Transient as error:
-            raise StoreError(f"{self.url}: the store does not answer ({error}); run the same command again") from None
+            raise Outage(f"{self.url}: the store does not answer ({error}); run the same command again") from None
         except ObjectError as error:
             if error.code in expected:
                 return expected[error.code]

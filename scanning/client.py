@@ -19,7 +19,7 @@ from detector.answer import Answer
 from detector.card import Card
 from detector.errors import UserError
 from detector.images import ErrorCode, ImageError
-from scanning.retries import Retries, Transient
+from scanning.retries import Outage, Retries, Transient
 
 NPY = "application/x-npy"
 NOT_AN_IMAGE = "the bytes are not an image of any known format"  # as detector.images says it
@@ -75,8 +75,10 @@ class TorchServe:
             ask = json.dumps({"card": True}).encode()
             reply, _ = (retries or Retries(deadline_s=60)).call(lambda: self._post(ask, "application/json"))
             self.card = Card.from_dict(reply["card"])
-        except (Transient, httpx.InvalidURL) as error:
-            raise ScorerError(f"no TorchServe answers for {settings.model} at {settings.url}: {error}") from error
+        except Transient as error:
+            raise Outage(f"no TorchServe answers for {settings.model} at {settings.url}: {error}") from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise ScorerError(f"{settings.url} is not an address such as http://127.0.0.1:8080") from error
         except (KeyError, TypeError, ValueError, Refused) as error:
             raise ScorerError(f"{settings.model} at {settings.url} is no patchscan model: it has no card") from error
 
@@ -107,7 +109,9 @@ class TorchServe:
             headers["Authorization"] = f"Bearer {_read_token(self.settings.token_file)}"
         try:
             reply = self._http.post(f"/predictions/{self.settings.model}", content=body, headers=headers)
-        except (httpx.TimeoutException, httpx.TransportError) as error:
+        except httpx.UnsupportedProtocol:
+            raise
+        except httpx.TransportError as error:
             raise Transient(f"the server: {type(error).__name__}") from None
         if reply.status_code == 200:
             answer: dict[str, Any] = reply.json()

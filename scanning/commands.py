@@ -223,16 +223,13 @@ def make_plan(
 
 def _work(worker: "Worker", indexes: Iterable[int]) -> None:
     """Work these shards; exits with 75 where the scan is stopped before the end."""
-    from scanning.retries import Interrupted, Outage
+    from scanning.retries import Interrupted
 
     try:
         for index in indexes:
             worker.work(index)
     except Interrupted:
         print("patchscan: interrupted; the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except Outage as error:
-        print(f"patchscan: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

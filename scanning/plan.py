@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,21 @@ def is_done(out: Store, scan: str) -> bool:
 
 def history(out: Store) -> list[str]:
     """The scans of a results folder, oldest first."""
-    entries = sorted(out.names("history/"))
-    return [json.loads(data)["scan"] for name in entries if (data := out.read(name)) is not None]
+    return list(_newest_first(out, sorted(out.names("history/"))))[::-1]
+
+
+def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:
+    """The scans of these history entries, each read when it is asked for: there may be years of them."""
+    for name in reversed(entries):
+        data = out.read(name)
+        assert data is not None
+        yield json.loads(data)["scan"]
 
 
 def last_complete(out: Store) -> Plan | None:
     """The plan of the newest complete scan, or None."""
-    return next((Plan.read(out, scan) for scan in reversed(history(out)) if is_done(out, scan)), None)
+    scans = _newest_first(out, sorted(out.names("history/")))
+    return next((Plan.read(out, scan) for scan in scans if is_done(out, scan)), None)
 
 
 def plan(source: Source, filters: Filters, card: Card, out: Store, shard_size: ShardSize = ShardSize()) -> Plan:
@@ -141,9 +150,9 @@ def plan(source: Source, filters: Filters, card: Card, out: Store, shard_size: S
     """
     check_apart(source, out)
     while True:
-        scans = history(out)
-        if scans:
-            newest = Plan.read(out, scans[-1])
+        entries = sorted(out.names("history/"))
+        for scan in islice(_newest_first(out, entries), 1):
+            newest = Plan.read(out, scan)
             if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
                 raise PlanError(
                     f"{out.url} holds scans of {newest.source.url}; give each source its own results folder"
@@ -152,7 +161,8 @@ def plan(source: Source, filters: Filters, card: Card, out: Store, shard_size: S
             if same and not is_done(out, newest.scan):
                 return newest
         ours = _make(source, filters, card, out, shard_size)
-        entry, claim = f"history/{len(scans) + 1:06d}.json", json.dumps({"scan": ours.scan}).encode()
+        number = int(Path(entries[-1]).stem) + 1 if entries else 1
+        entry, claim = f"history/{number:06d}.json", json.dumps({"scan": ours.scan}).encode()
         # The second look is for stores that ignore the condition: there the last planner wins, and the others see it.
         if out.write_new(entry, claim) and out.read(entry) == claim:
             return ours

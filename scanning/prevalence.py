@@ -60,8 +60,8 @@ def _share(value: float) -> float:
 
 
 def measured_rates(card: Card) -> dict[str, Rates]:
-    """From the card's metrics: `seen generators`, all together, and `worst unseen generator`, the one found least. Empty
-    where the card states none."""
+    """From the card's metrics: `seen generators`, all together, and `worst unseen generator`, the one found least.
+    Empty where the card states none."""
     first: dict[str, Any] = next(iter(card.metrics.values()), {})
     metrics: dict[str, Any] = card.metrics.get(card.training.get("protocol", "raw")) or first
     by_kind: dict[str, list[Rates]] = {"seen": [], "unseen": []}

@@ -22,6 +22,8 @@ class Transient(Exception):
 class Outage(UserError):
     """Nothing has worked for so long that going on makes no sense; what is done is kept, and a rerun goes on."""
 
+    exit_code = 75
+
 
 class Interrupted(Exception):
     """The scan was told to stop (SIGTERM, Ctrl-C); what is done is kept."""

@@ -14,7 +14,7 @@ import pytest
 
 from detector.images import ErrorCode, ImageError
 from scanning.client import Refused, ScorerError, ServerSettings, TorchServe
-from scanning.retries import Retries, Transient
+from scanning.retries import Outage, Retries, Transient
 from tests.scan_kit import card
 
 QUICK = Retries(deadline_s=0.3, longest_wait_s=0.05)
@@ -123,6 +123,9 @@ def test_a_renewed_token_is_used_at_once(server: Server, tmp_path: Path) -> None
     assert server.headers["Authorization"] == "Bearer second"
 
 
-def test_no_server_is_a_clear_error() -> None:
-    with pytest.raises(ScorerError, match="no TorchServe answers"):
+def test_no_server_is_a_clear_error_that_says_run_again() -> None:
+    with pytest.raises(Outage, match="no TorchServe answers") as out:
         TorchServe(ServerSettings(url="http://127.0.0.1:9", model="stub"), QUICK)
+    assert out.value.exit_code == 75
+    with pytest.raises(ScorerError, match="is not an address"):
+        TorchServe(ServerSettings(url="127.0.0.1:9", model="stub"), QUICK)
