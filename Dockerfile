@@ -47,7 +47,7 @@ COPY --from=code /links/patchscan /opt/venv/bin/
 COPY --from=code /links/patchscan.pth /opt/venv/lib/python3.11/site-packages/
 COPY --from=code /app /app
 ARG COMMIT=unknown
-ENV PATCHSCAN_COMMIT=$COMMIT
+ENV PATCHSCAN_COMMIT=$COMMIT USER=patchscan
 USER 10001:10001
 
 FROM torch AS train
@@ -57,7 +57,7 @@ COPY --from=code /links/patchscan /opt/venv/bin/
 COPY --from=code /links/patchscan.pth /opt/venv/lib/python3.11/site-packages/
 COPY --from=code /app /app
 ARG COMMIT=unknown
-ENV PATCHSCAN_COMMIT=$COMMIT
+ENV PATCHSCAN_COMMIT=$COMMIT USER=patchscan
 USER 10001:10001
 
 FROM torch AS serve
@@ -70,6 +70,6 @@ COPY --from=code /links/patchscan /opt/venv/bin/
 COPY --from=code /links/patchscan.pth /opt/venv/lib/python3.11/site-packages/
 COPY --from=code /app /app
 ARG COMMIT=unknown
-ENV PATCHSCAN_COMMIT=$COMMIT
+ENV PATCHSCAN_COMMIT=$COMMIT USER=patchscan
 USER 10001:10001
 EXPOSE 8080 8082
