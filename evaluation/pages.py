@@ -66,10 +66,20 @@ def show(value: Any, style: str = "") -> str:
     if style == "share":
         return f"{value * 100:g}\u00a0%"
     if style.startswith("%"):
-        return f"{value:.{style[1:] or 0}%}".replace("%", "\u00a0%")
+        return _rounded(value, int(style[1:] or 0) + 2, 100, "\u00a0%")
     if style:
-        return f"{value:.{style}f}"
+        return _rounded(value, int(style), 1, "")
     return str(value)
+
+
+def _rounded(value: float, decimals: int, scale: int, unit: str) -> str:
+    """`value` rounded to so many decimals, times `scale`; a share is never rounded to a certainty that it is not."""
+    places, step = decimals - len(str(scale)) + 1, 10**-decimals
+    if 0 < value < step / 2:
+        return f"< {step * scale:.{places}f}{unit}"
+    if 1 - step / 2 < value < 1:
+        return f"> {(1 - step) * scale:.{places}f}{unit}"
+    return f"{value * scale:.{places}f}{unit}"
 
 
 def render(template: str, report: Mapping[str, Any], package: str = "evaluation", **extra: Any) -> str:

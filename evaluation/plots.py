@@ -38,6 +38,17 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
 }
 
+# What the levels of each family of disturbances count.
+LEVELS = {
+    "jpeg": "quality",
+    "double jpeg": "first quality, then 90",
+    "blur": "pixels",
+    "resize": "factor",
+    "crop": "share of each side",
+    "noise": "grey levels",
+    "screenshot": "0: PNG, 75: sent as JPEG",
+}
+
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -280,7 +291,7 @@ def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
                         color=colour, linewidth=1.4)  # fmt: skip
             axis.plot(level, [row["auc"]["value"] for row in points], "o-", color=colour, markersize=4, linewidth=1.2)
         axis.axhline(0.5, color=FAINT, linestyle="--", linewidth=1)
-        axis.set(title=family, ylim=(0.2, 1.02), ylabel="AUC")
+        axis.set(title=family, ylim=(0.2, 1.02), ylabel="AUC", xlabel=LEVELS.get(family, ""))
     handles = [Line2D([], [], color=COLOURS[0], marker="o", label="seen"),
                Line2D([], [], color=COLOURS[1], marker="o", label="unseen")]  # fmt: skip
     drawing.legend(handles=handles, loc="outside upper right", fontsize=8, ncols=2)

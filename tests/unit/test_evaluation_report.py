@@ -3,6 +3,8 @@ reported instead of failing."""
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -205,6 +207,13 @@ def test_protocols_stand_side_by_side() -> None:
     assert set(report["models"][0]["results"]) == {"raw", "matched"}
 
 
+def test_what_scan_workers_import_needs_no_torch() -> None:
+    modules = ("metrics", "statistics", "calibration", "plots", "pages", "report", "results", "robustness", "evaluate")
+    names = ", ".join(f"evaluation.{module}" for module in modules)
+    code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
 def test_scores_tables_are_reused_only_under_their_key(tmp_path: Path) -> None:
     scores = table({"sd": (3, 3)}, 1.0)
     write_scores(tmp_path / "scores.parquet", scores, "one key")
@@ -227,3 +236,20 @@ def test_every_key_of_the_json_is_documented(three: tuple[dict[str, Any], str, P
     for model in report["models"]:
         model["preset"], model["training"] = None, None
     assert keys_of(report) - documented == set()
+
+
+@pytest.mark.parametrize(
+    ("value", "style", "text"),
+    [
+        (0.99972, "3", "> 0.999"),
+        (1.0, "3", "1.000"),
+        (0.0001, "%1", "< 0.1\u00a0%"),
+        (0.0, "%1", "0.0\u00a0%"),
+        (0.9996, "%1", "> 99.9\u00a0%"),
+        (-0.0123, "3", "-0.012"),
+        (0.001, "share", "0.1\u00a0%"),
+        (None, "3", "–"),
+    ],
+)
+def test_no_share_is_rounded_to_a_certainty(value: float | None, style: str, text: str) -> None:
+    assert show(value, style) == text
