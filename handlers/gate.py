@@ -94,6 +94,7 @@ class Gate:
         self._runners: list[web.BaseRunner] = []
         self._silent: dict[int, float] = {}
         self._spoken: set[int] = set()
+        self._reaper: asyncio.Task[None] | None = None
         self._registry = CollectorRegistry()
         self._requests = Counter("patchscan_requests", "Replies by status", ["code"], registry=self._registry)
         self._seconds = Histogram("patchscan_request_seconds", "Request to reply", registry=self._registry)
@@ -133,7 +134,8 @@ class Gate:
         self.draining = True
         for runner in self._runners:
             await runner.cleanup()
-        self._reaper.cancel()
+        if self._reaper:
+            self._reaper.cancel()
         await self._http.close()
 
     async def _expect(self, request: web.Request) -> None:

@@ -27,6 +27,7 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 # Base64 in JSON makes the largest accepted image a third larger.
 MAX_REQUEST_BYTES = 45 * 2**20
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class ServerError(UserError):
@@ -300,9 +301,8 @@ def server_environment(scratch: Path) -> dict[str, str]:
 def available_cpus() -> int:
     """CPUs this process may really use: the smaller of its affinity and its cgroup's quota, at least 1."""
     cpus = len(os.sched_getaffinity(0))
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        limit, period = quota.read_text().split()
+    if CPU_QUOTA.exists():
+        limit, period = CPU_QUOTA.read_text().split()
         if limit != "max":
             cpus = min(cpus, max(1, int(int(limit) / int(period))))
     return cpus

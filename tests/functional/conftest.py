@@ -1,0 +1,15 @@
+"""Servers that functional tests share; each starts once for the whole run."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving_kit import Served
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`patchscan serve` with the model `tiny` and the model API on."""
+    served = Served.start(tmp_path_factory.mktemp("served"))
+    yield served
+    served.stop()

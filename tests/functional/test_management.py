@@ -1,0 +1,114 @@
+"""A new version of a model serves only after it has proved itself; the way back is one command."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from detector.errors import UserError
+from handlers.verify import verify
+from tests.serving_kit import Served, patchscan, png, tiny_run
+from training.archive import archive, digest_file
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of another model, as version 2.0 of `tiny`."""
+    folder = tmp_path_factory.mktemp("second")
+    return archive(tiny_run(folder / "run", seed=1), folder / "store", version="2.0")
+
+
+def rewritten(mar: Path, out: Path, change: dict[str, bytes]) -> Path:
+    """A copy of an archive with some files replaced or added."""
+    with zipfile.ZipFile(mar) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        for name in [*old.namelist(), *(name for name in change if name not in old.namelist())]:
+            new.writestr(zipfile.ZipInfo(name), change.get(name) or old.read(name))
+    return out
+
+
+def test_the_same_run_gives_the_same_archive(second: Path, tmp_path: Path) -> None:
+    again = archive(tiny_run(tmp_path / "run", seed=1), tmp_path / "store", version="2.0")
+    assert again.read_bytes() == second.read_bytes()
+    assert digest_file(again).read_text() == f"{verify(second).sha256}  tiny.mar\n"
+
+
+def test_verify_names_what_is_wrong(second: Path, tmp_path: Path) -> None:
+    done = patchscan("verify", second)
+    assert done.returncode == 0
+    assert verify(second).sha256 in done.stdout
+    weights = zipfile.ZipFile(second).read("model.safetensors")
+    golden = json.loads(zipfile.ZipFile(second).read("golden/answers.json"))
+    golden["noise.bmp"]["logit"] += 0.01
+    cases = {
+        "other code": {"detector/answer.py": b"import os\n"},
+        "other code than this version of patchscan: image_detector.py": {"image_detector.py": b"class H: pass\n"},
+        "what no archive of ours does: model.pt": {"model.pt": b"\x80\x04N."},
+        "what no archive of ours does: requirements.txt": {"requirements.txt": b"evil\n"},
+        "its sha256 differs": {"model.safetensors": weights[:-4] + b"\0\0\0\0"},
+        "does not score as when it was archived: noise.bmp": {"golden/answers.json": json.dumps(golden).encode()},
+        "in its manifest": {"MAR-INF/MANIFEST.json": b'{"model": {"handler": "os:system"}}'},
+    }
+    for number, (message, change) in enumerate(cases.items()):
+        with pytest.raises(UserError, match=message):
+            verify(rewritten(second, tmp_path / f"{number}.mar", change))
+    with pytest.raises(UserError, match="not the expected archive"):
+        verify(second, "0" * 64)
+    (tmp_path / "text.mar").write_text("no zip")
+    with pytest.raises(UserError, match="not a model archive"):
+        verify(tmp_path / "text.mar")
+
+
+def test_register_promote_rollback(served: Served, second: Path) -> None:
+    def version() -> str:
+        with served.client() as client:
+            return str(client.put("/predictions/tiny", content=png(1)).json()["version"])
+
+    try:
+        done = patchscan("register", second, "--no-promote", *served.options())
+        assert (done.returncode, done.stderr) == (0, "")
+        assert version() == "1.0"
+        done = patchscan("register", second, *served.options())
+        assert done.returncode == 2
+        assert "loaded already" in done.stderr
+        with served.registry() as registry:
+            registry.promote("tiny", "2.0")
+            assert version() == "2.0"
+            assert verify(served.store / "tiny.mar").card.version == "2.0"  # what a restart serves
+            assert registry.rollback("tiny", None) == "1.0"
+            assert version() == "1.0"
+            assert verify(served.store / "tiny.mar").card.version == "1.0"
+            with pytest.raises(UserError, match=r"the server has 1\.0, 2\.0 of tiny"):
+                registry.promote("tiny", "3.0")
+        said = patchscan("status", "--management", served.said["management"], "--keys", served.keys).stdout
+        assert [line.split()[:3] for line in said.splitlines()] == [["tiny", "1.0", "default"], ["tiny", "2.0", "1"]]
+    finally:
+        with served.management() as management:
+            management.delete("/models/tiny/2.0")
+
+
+def test_a_version_that_scores_otherwise_never_serves(
+    served: Served, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive is well where it was verified; on the server it scores otherwise, as on a broken accelerator."""
+    golden = json.loads(zipfile.ZipFile(second).read("golden/answers.json"))
+    golden["noise.bmp"]["logit"] += 0.01
+    bad = rewritten(second, tmp_path / "tiny.mar", {"golden/answers.json": json.dumps(golden).encode()})
+    monkeypatch.setattr("handlers.golden.LOGIT_TOLERANCE", 0.1)
+    good = verify(bad)
+    monkeypatch.undo()
+    monkeypatch.setattr("handlers.registry.verify", lambda mar: good if mar == bad else verify(mar))
+    with served.registry() as registry:
+        with pytest.raises(UserError, match=r"fails the smoke, the old one serves: noise\.bmp: logit"):
+            registry.register(bad, 1)
+        assert [(one.version, one.default) for one in registry.status()] == [("1.0", True)]
+    assert not (served.store / "tiny-2.0.mar").exists()
+
+
+def test_a_server_that_is_not_there_is_one_line(served: Served, second: Path) -> None:
+    options = served.options()
+    options[1] = "http://127.0.0.1:9"
+    done = patchscan("register", second, *options)
+    assert done.returncode == 2
+    assert "http://127.0.0.1:9 does not answer" in done.stderr
+    assert "Traceback" not in done.stderr

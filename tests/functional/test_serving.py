@@ -1,0 +1,260 @@
+"""Predictions through `patchscan serve`: every kind of request and image, the scores of evaluation to the bit, metrics
+and health that tell the truth."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.sample import HostileFile, hostile_files
+from detector.answer import Answer
+from detector.detector import Detector
+from handlers.server import HERE
+from tests.serving_kit import Served, encoded, patchscan, picture, png, tar_of
+
+PHOTO = Image.fromarray(picture(7))
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[httpx.Client]:
+    with served.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(served: Served) -> Detector:
+    """The run folder in this process, as evaluation loads it."""
+    return Detector.load(served.run)
+
+
+def ask(client: httpx.Client, body: bytes, kind: str = "application/octet-stream", path: str = "tiny") -> Any:
+    reply = client.post(f"/predictions/{path}", content=body, headers={"Content-Type": kind})
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["Content-Type"].startswith("application/json")
+    return reply.json()
+
+
+def expected(model: Detector, data: bytes) -> dict[str, Any]:
+    (answer,) = model.score([data])
+    assert isinstance(answer, Answer), answer
+    return asdict(answer)
+
+
+def deep_png() -> bytes:
+    grey = np.asarray(PHOTO.convert("L")).astype(np.uint16) * 257
+    return encoded(Image.fromarray(grey), "PNG")
+
+
+FRAMES = [PHOTO.rotate(180), PHOTO.rotate(90)]
+FORMATS = {
+    "jpeg": (encoded(PHOTO, "JPEG"), "JPEG", 1),
+    "progressive": (encoded(PHOTO, "JPEG", progressive=True), "JPEG", 1),
+    "cmyk": (encoded(PHOTO.convert("CMYK"), "JPEG"), "JPEG", 1),
+    "png": (encoded(PHOTO, "PNG"), "PNG", 1),
+    "png_16_bit": (deep_png(), "PNG", 1),
+    "png_palette": (encoded(PHOTO.quantize(64), "PNG"), "PNG", 1),
+    "png_alpha": (encoded(PHOTO.convert("RGBA"), "PNG"), "PNG", 1),
+    "apng": (encoded(PHOTO, "PNG", save_all=True, append_images=FRAMES), "PNG", 3),
+    "webp": (encoded(PHOTO, "WEBP"), "WEBP", 1),
+    "gif": (encoded(PHOTO, "GIF", save_all=True, append_images=FRAMES), "GIF", 3),
+    "tiff": (encoded(PHOTO, "TIFF"), "TIFF", 1),
+    "bmp": (encoded(PHOTO, "BMP"), "BMP", 1),
+    "avif": (encoded(PHOTO, "AVIF"), "AVIF", 1),
+    "heic": (encoded(PHOTO, "HEIF"), "HEIF", 1),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_scored_as_evaluation_does(name: str, client: httpx.Client, model: Detector) -> None:
+    data, kind, frames = FORMATS[name]
+    answer = ask(client, data, "image/whatever")
+    assert answer == expected(model, data)
+    assert (answer["image"]["format"], answer["image"]["frames"]) == (kind, frames)
+
+
+@pytest.mark.parametrize("file", hostile_files(), ids=lambda file: file.name)
+def test_a_bad_image_gets_its_code(file: HostileFile, client: httpx.Client) -> None:
+    reply = client.post("/predictions/tiny", content=file.data, headers={"Content-Type": "image/jpeg"})
+    if file.expected is None:
+        assert reply.status_code == 200
+    else:
+        assert reply.status_code == 422
+        assert reply.json()["error"]["code"] == file.expected
+
+
+def test_every_way_to_send_an_image_gives_the_same_answer(client: httpx.Client, model: Detector) -> None:
+    data = png(1)
+    right = expected(model, data)
+    text = base64.b64encode(data).decode()
+    assert ask(client, data) == right
+    assert ask(client, data, path="tiny/1.0") == right
+    assert ask(client, data, "application/x-www-form-urlencoded") == right  # curl --data-binary without -H
+    assert ask(client, json.dumps({"data": text}).encode(), "application/json") == right
+    assert ask(client, json.dumps({"data": f"data:image/png;base64,{text}"}).encode(), "application/json") == right
+    for field in ("data", "image"):
+        assert client.post("/predictions/tiny", files={field: ("photo.png", data, "image/png")}).json() == right
+    put = client.put("/predictions/tiny", content=data)
+    assert put.json() == right
+
+
+def test_a_tar_and_a_zip_get_one_answer_a_member(client: httpx.Client, model: Detector) -> None:
+    members = {"a/one.png": png(1), "broken.png": png(2)[:100], "two.png": png(3)}
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    for body in (tar_of(members), zipped.getvalue()):
+        answers = {answer.pop("name"): answer for answer in ask(client, body)["answers"]}
+        assert list(answers) == list(members)
+        assert answers["a/one.png"] == expected(model, members["a/one.png"])
+        assert answers["two.png"] == expected(model, members["two.png"])
+        assert answers["broken.png"]["error"]["code"] == "truncated"
+
+
+def test_crops_cut_by_the_client_get_the_same_logits(client: httpx.Client, model: Detector) -> None:
+    images = [png(seed) for seed in range(5)]
+    body = io.BytesIO()
+    np.save(body, np.concatenate([model.prepare(data).crops.pixels for data in images]))
+    reply = ask(client, body.getvalue(), "application/x-npy")
+    assert reply["logits"] == [expected(model, data)["logit"] for data in images]
+    assert reply["digest"] == model.card.digest
+
+
+def test_the_card_can_be_asked_for(client: httpx.Client, model: Detector) -> None:
+    reply = ask(client, b'{"card": true}', "application/json")
+    assert reply["digest"] == model.card.digest
+    assert reply["card"]["weights_sha256"] == model.card.weights_sha256
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_scores_keep_their_bits_in_any_batch(size: int, served: Served, client: httpx.Client, model: Detector) -> None:
+    images = [png(100 + seed, 64 + 7 * seed, 80) for seed in range(size)]
+    busy = tar_of({f"{number}.png": png(number, 1500, 1500) for number in range(6)})
+    before = served.metrics()
+    with ThreadPoolExecutor(9) as pool:
+        # While the only worker is busy, what comes waits and then makes one batch.
+        first = pool.submit(ask, client, busy)
+        time.sleep(0.2)
+        answers = list(pool.map(lambda data: ask(client, data), images))
+        first.result()
+    assert answers == [expected(model, data) for data in images]
+    after = served.metrics()
+    grown = {name: after[name] - before.get(name, 0) for name in after if name.startswith("patchscan_batch")}
+    assert grown['patchscan_batch_requests_total{ModelName="tiny"}'] == size + 1
+    assert grown['patchscan_batches_total{ModelName="tiny"}'] < size + 1 or size == 1
+
+
+def test_one_bad_image_costs_its_batch_nothing(client: httpx.Client, model: Detector) -> None:
+    bodies = [png(number) if number != 3 else b"not an image" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda body: client.put("/predictions/tiny", content=body), bodies))
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 422, 200, 200, 200, 200]
+    assert replies[7].json() == expected(model, bodies[7])
+
+
+def test_metrics_count_what_was_answered(served: Served, client: httpx.Client) -> None:
+    before = served.metrics()
+    answer = ask(client, png(42))
+    client.put("/predictions/tiny", content=b"text")
+    after = served.metrics()
+
+    def grown(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    assert grown(f'patchscan_images_total{{ModelName="tiny",Verdict="{answer["verdict"]}"}}') == 1
+    assert grown('patchscan_errors_total{ModelName="tiny",Code="not_an_image"}') == 1
+    assert grown(f'patchscan_scores_total{{ModelName="tiny",PAi="{int(answer["p_ai"] * 10) / 10}"}}') == 1
+    assert grown('patchscan_requests_total{code="200"}') == 1
+    assert grown('patchscan_requests_total{code="422"}') == 1
+    assert grown('patchscan_model_seconds_count{ModelName="tiny"}') >= 1
+    assert after["patchscan_ready{}"] == 1
+
+
+def test_the_dashboard_asks_only_for_names_that_are_exported(served: Served, client: httpx.Client) -> None:
+    ask(client, png(42))
+    client.put("/predictions/tiny", content=b"text")
+    dashboard = json.loads((HERE / "dashboard.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    exported = {name.partition("{")[0] for name in served.metrics()}
+    asked = {name for query in queries for name in re.findall(r"\b(?:patchscan|ts)_\w+|\bRequests\dXX\b", query)}
+    assert len(queries) >= 8
+    assert asked <= exported
+
+
+def test_health_needs_no_token_and_says_what_it_waits_for(served: Served) -> None:
+    for path, status in (("/ping", "Healthy"), ("/readyz", "Healthy"), ("/livez", "Alive")):
+        reply = httpx.get(served.said["inference"] + path)
+        assert (reply.status_code, reply.json()["status"]) == (200, status)
+    with served.management() as management:
+        management.put("/models/tiny?min_worker=0&synchronous=true")
+        try:
+            time.sleep(1.2)
+            reply = httpx.get(served.said["inference"] + "/readyz")
+            assert (reply.status_code, reply.json()["waiting_for"]) == (503, ["tiny"])
+            assert httpx.get(served.said["inference"] + "/livez").status_code == 200
+        finally:
+            management.put("/models/tiny?min_worker=1&max_worker=1&synchronous=true", timeout=120)
+    wait_until_ready(served)
+
+
+def wait_until_ready(served: Served) -> None:
+    deadline = time.monotonic() + 120
+    while httpx.get(served.said["inference"] + "/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def test_only_the_scratch_folder_is_written_to(served: Served) -> None:
+    if not served.read_only:
+        pytest.skip("this user may not mount, so the server's root is not read-only here")
+    inside = ["nsenter", "-t", str(served.pid), "-m", "touch"]
+    assert subprocess.run([*inside, served.store / "x"], capture_output=True, check=False).returncode != 0
+    assert subprocess.run([*inside, served.scratch / "x"], capture_output=True, check=False).returncode == 0
+
+
+def test_every_curl_of_the_documentation_works(served: Served, tmp_path: Path) -> None:
+    page = (HERE.parent / "docs/serve.md").read_text()
+    (tmp_path / "photo.png").write_bytes(png(5))
+    (tmp_path / "photos.tar").write_bytes(tar_of({"a.png": png(5), "b.png": png(6)}))
+    np.save(tmp_path / "crops.npy", np.zeros((8, 32, 32, 3), np.uint8))
+    token = served.token_file.read_text().split()[0]
+    key = json.loads(served.keys.read_text())["management"]["key"]
+    said = {
+        "http://127.0.0.1:8080": served.said["inference"],
+        "http://127.0.0.1:8081": served.said["management"],
+        "http://127.0.0.1:8082/metrics": served.said["metrics"],
+        "/predictions/ssp": "/predictions/tiny",
+        "/models/ssp": "/models/tiny",
+    }
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()]
+    curls = [line for line in commands if line.startswith("curl")]
+    assert len(curls) >= 10
+    for line in curls:
+        for documented, real in said.items():
+            line = line.replace(documented, real)
+        shell = f"TOKEN={token} KEY={key}; {line.replace('curl', 'curl --fail-with-body -sS', 1)}"
+        done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        assert done.stdout.strip(), line
+
+
+def test_the_commands_of_the_documentation_exist() -> None:
+    page = (HERE.parent / "docs/serve.md").read_text()
+    for name in ("serve", "verify", "register", "promote", "rollback", "status"):
+        assert f"patchscan {name}" in page
+        done = patchscan(name, "--help")
+        assert done.returncode == 0
+        assert "Example" in done.stdout

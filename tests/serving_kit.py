@@ -1,0 +1,190 @@
+"""What the serving tests share: a tiny model without training, `patchscan serve` as a process, and its clients."""
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from detector.card import WEIGHTS_FILE, Card
+from detector.models import assemble
+from detector.presets import PatchPreset
+from detector.weights import sha256_of
+from handlers.registry import Registry
+from training.archive import archive
+
+BIN = Path(sys.executable).parent
+START_TIMEOUT_S = 180
+
+
+def tiny_run(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
+    """A run folder of an untrained ssp-lite; another seed is another model."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    save_file(assemble("ssp-lite").state_dict(), folder / WEIGHTS_FILE)
+    Card(
+        name=name,
+        version="1.0",
+        architecture="ssp-lite",
+        preset=PatchPreset(count=4),
+        weights_sha256=sha256_of(folder / WEIGHTS_FILE),
+    ).write(folder)
+    return folder
+
+
+def picture(seed: int, width: int = 160, height: int = 120) -> np.ndarray:
+    """Noise about a gradient, uint8 (height, width, 3)."""
+    random = np.random.default_rng(seed)
+    ramp = np.linspace(0, 180, width)[None, :, None]
+    return (ramp + random.integers(0, 70, (height, width, 3))).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The image as a file of this format."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(seed: int, width: int = 160, height: int = 120) -> bytes:
+    """A small PNG."""
+    return encoded(Image.fromarray(picture(seed, width, height)), "PNG")
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    """An uncompressed tar."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def environment() -> dict[str, str]:
+    """This process's, with one thread a process: the machine is shared with other tests."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def patchscan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    command = [BIN / "patchscan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
+
+
+def can_unshare() -> bool:
+    """Whether this user may have mounts of its own, to make the root read-only for one process."""
+    done = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@dataclass
+class Served:
+    """A running `patchscan serve` with a model `tiny` 1.0 and the model API on; its root is read-only where
+    `read_only`, except for `scratch`."""
+
+    folder: Path
+    run: Path
+    read_only: bool = field(default_factory=can_unshare)
+
+    @classmethod
+    def start(cls, folder: Path) -> "Served":
+        """Archive a tiny model and serve it; returns when the server says that it is ready."""
+        run = tiny_run(folder / "run")
+        archive(run, folder / "store")
+        served = cls(folder, run)
+        (folder / "scratch").mkdir()
+        (folder / "tokens").write_text("first-token\n")
+        command = [BIN / "patchscan", "serve", "--model-store", served.store, "--scratch", served.scratch]
+        command += ["--token-file", served.token_file, "--workers", "1", "--model-api"]
+        command += ["--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+        if served.read_only:
+            mounts = 'mount --bind "$0" "$0" && mount -o remount,ro,bind / && exec "$@"'
+            command = ["unshare", "-m", "sh", "-c", mounts, served.scratch, *command]
+        served._process = subprocess.Popen(
+            command, stdout=(folder / "out").open("wb"), stderr=(folder / "err").open("wb"), env=environment()
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (said := (folder / "out").read_text()).endswith("\n"):
+            assert served._process.poll() is None, (folder / "err").read_text()
+            assert time.monotonic() < deadline, "patchscan serve does not become ready"
+            time.sleep(0.2)
+        served.said = json.loads(said)
+        return served
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch"
+
+    @property
+    def token_file(self) -> Path:
+        return self.folder / "tokens"
+
+    @property
+    def keys(self) -> Path:
+        return self.scratch / "key_file.json"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def client(self) -> httpx.Client:
+        """A client of the inference API with a good token."""
+        token = self.token_file.read_text().split()[0]
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.Client(base_url=self.said["inference"], headers=headers, timeout=120)
+
+    def management(self) -> httpx.Client:
+        """A client of the management API with its key."""
+        key = json.loads(self.keys.read_text())["management"]["key"]
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.said["management"], headers=headers, timeout=120)
+
+    def options(self) -> list[str]:
+        """What `patchscan register`, `promote` and `rollback` are told to reach this server."""
+        at = ["--management", self.said["management"], "--inference", self.said["inference"], "--keys", str(self.keys)]
+        return [*at, "--token-file", str(self.token_file), "--model-store", str(self.store)]
+
+    def registry(self) -> Registry:
+        """The same, in this process."""
+        said = self.said
+        return Registry.connect(said["management"], said["inference"], self.keys, self.token_file, self.store)
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of the metrics address, by name and labels without the host's name."""
+        found = {}
+        for line in httpx.get(self.said["metrics"]).text.splitlines():
+            if line and not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                labels = [one for one in name.rstrip("}").partition("{")[2].split(",") if one and "ostname" not in one]
+                found[f"{name.partition('{')[0]}{{{','.join(labels)}}}"] = float(value)
+        return found
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(120)
+
+
+def raw_connection(served: Served) -> socket.socket:
+    """A TCP connection to the inference address."""
+    host, port = served.said["inference"].removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)

@@ -1,0 +1,110 @@
+"""Any body becomes a request or a RequestError: a client can never make the handler raise."""
+
+import base64
+import contextlib
+import io
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from handlers.requests import (
+    MAX_MEMBERS,
+    CardQuestion,
+    CutCrops,
+    ManyImages,
+    OneImage,
+    RequestError,
+    parse,
+)
+from tests.serving_kit import tar_of
+
+LIMIT = 1000
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def npy_of(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+CROPS = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner), max_leaves=5
+)
+
+
+@given(data=st.binary(max_size=400))
+def test_bytes_of_any_kind(data: bytes) -> None:
+    try:
+        request = parse({"body": bytearray(data)}, LIMIT)
+    except RequestError:
+        return
+    assert isinstance(request, (OneImage, ManyImages, CutCrops))
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@given(body=JSON | st.fixed_dictionaries({"data": JSON | st.text()}))
+def test_json_of_any_kind(body: Any) -> None:
+    with contextlib.suppress(RequestError):
+        parse({"body": body}, LIMIT)
+
+
+@settings(max_examples=200)
+@given(
+    which=st.sampled_from([zip_of({"a.png": b"x" * 50, "b.png": b"y" * 50}), tar_of({"a": b"x" * 50}), npy_of(CROPS)]),
+    place=st.floats(0, 1),
+    value=st.integers(0, 255),
+    keep=st.floats(0.1, 1),
+)
+def test_damaged_containers(which: bytes, place: float, value: int, keep: float) -> None:
+    damaged = bytearray(which[: max(1, int(len(which) * keep))])
+    damaged[int(place * (len(damaged) - 1))] = value
+    with contextlib.suppress(RequestError):
+        parse({"body": damaged}, LIMIT)
+
+
+def test_what_each_body_means() -> None:
+    text = base64.b64encode(b"image").decode()
+    assert parse({"body": b"image"}, LIMIT) == OneImage(b"image")
+    assert parse({"data": b"image"}, LIMIT) == OneImage(b"image")
+    assert parse({"photo": b"image", "headers": {}}, LIMIT) == OneImage(b"image")
+    assert parse({"body": {"data": text}}, LIMIT) == OneImage(b"image")
+    assert parse({"body": {"data": f"data:image/png;base64,{text}"}}, LIMIT) == OneImage(b"image")
+    assert parse({"body": {"card": True}}, LIMIT) == CardQuestion()
+    assert parse({}, LIMIT) == OneImage(b"")
+    members = {"x/1.png": b"one", "2.png": b"two"}
+    assert parse({"body": zip_of(members)}, LIMIT) == ManyImages(list(members.items()))
+    assert parse({"body": tar_of(members)}, LIMIT) == ManyImages(list(members.items()))
+    crops = parse({"body": npy_of(CROPS)}, LIMIT)
+    assert isinstance(crops, CutCrops)
+    assert np.array_equal(crops.crops, CROPS)
+
+
+def test_a_member_is_read_no_further_than_its_limit() -> None:
+    for body in (zip_of({"a": bytes(10**6)}), tar_of({"a": bytes(10**6)})):
+        request = parse({"body": body}, LIMIT)
+        assert isinstance(request, ManyImages)
+        assert len(request.members[0][1]) == LIMIT + 1
+
+
+def test_too_many_members_are_refused() -> None:
+    with pytest.raises(RequestError, match=f"{MAX_MEMBERS} files"):
+        parse({"body": zip_of({str(number): b"" for number in range(MAX_MEMBERS + 1)})}, LIMIT)
+
+
+@pytest.mark.parametrize("array", [CROPS.astype(np.float32), CROPS[0], CROPS[..., :2], np.asfortranarray(CROPS)])
+def test_arrays_that_are_no_crops_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(RequestError, match="C-ordered uint8"):
+        parse({"body": npy_of(array)}, LIMIT)

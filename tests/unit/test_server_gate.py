@@ -1,0 +1,232 @@
+"""The gate in front of a small upstream: time limits, memory limits and an end that loses nothing, in milliseconds."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from detector.errors import UserError
+from handlers import gate as gate_module
+from handlers.gate import Gate, Listen, Tokens, read_tokens
+from handlers.serve import default_models
+from handlers.server import TorchServe, available_cpus
+
+LOOPBACK = Listen(host="127.0.0.1", port=0)
+GOOD = {"Authorization": "Bearer good"}
+
+
+class Upstream:
+    """Stands where TorchServe is: answers with what it was sent, after `delay_s`, and has what a gate reads of it."""
+
+    def __init__(self) -> None:
+        self.delay_s = 0.0
+        self.waiting: list[str] = []
+        self.running = True
+        self.seen: list[tuple[str, str, str]] = []
+
+    async def start(self) -> web.AppRunner:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        self.addresses = SimpleNamespace(inference_url=url, metrics_url=f"{url}/metrics")
+        return runner
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        await asyncio.sleep(self.delay_s)
+        self.seen.append((request.path, request.content_type, request.headers.get("Authorization", "")))
+        return web.json_response({"bytes": len(body)})
+
+    def token(self, kind: str) -> str:
+        return f"its-{kind}-key"
+
+    def not_ready(self) -> list[str]:
+        return self.waiting
+
+
+def with_gate(tmp_path: Path, test: Callable[[Upstream, Gate, str], Awaitable[None]]) -> None:
+    """Run `test` with an upstream, a gate whose token is `good`, and the gate's URL."""
+
+    async def run() -> None:
+        (tmp_path / "tokens").write_text("good\n")
+        upstream = Upstream()
+        runner = await upstream.start()
+        gate = Gate(cast(TorchServe, upstream), Tokens(tmp_path / "tokens"))
+        port, _ = await gate.start(LOOPBACK, LOOPBACK)
+        try:
+            await test(upstream, gate, f"http://127.0.0.1:{port}")
+        finally:
+            await gate.stop()
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
+async def post(url: str, **options: Any) -> tuple[int, Any]:
+    options = {"headers": GOOD, "data": b"image"} | options
+    async with aiohttp.ClientSession() as http, http.post(f"{url}/predictions/m", **options) as reply:
+        return reply.status, await reply.json()
+
+
+def test_a_prediction_passes_with_torchserves_own_key(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        assert await post(url) == (200, {"bytes": 5})
+        assert upstream.seen == [("/predictions/m", "application/octet-stream", "Bearer its-inference-key")]
+        assert (await post(url, headers={"Authorization": "Bearer bad"}))[0] == 401
+        assert len(upstream.seen) == 1
+
+    with_gate(tmp_path, test)
+
+
+def test_a_body_that_trickles_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "BODY_TIMEOUT_S", 0.2)
+
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        async def trickle() -> Any:
+            while True:
+                yield b"x"
+                await asyncio.sleep(0.05)
+
+        status, answer = await post(url, data=trickle())
+        assert (status, answer["error"]["code"]) == (408, "slow")
+        assert not upstream.seen
+
+    with_gate(tmp_path, test)
+
+
+def test_a_header_that_never_ends_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "SILENT_TIMEOUT_S", 0.5)
+
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"POST /predictions/m HTTP/1.1\r\nX: ")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+    with_gate(tmp_path, test)
+
+
+def test_more_bytes_than_memory_allows_are_told_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "HELD_BYTES", 2500)
+
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.delay_s = 0.3
+        replies = await asyncio.gather(*(post(url, data=bytes(1000)) for _ in range(4)))
+        assert sorted(status for status, _ in replies) == [200, 200, 503, 503]
+        assert (await post(url, data=bytes(1000)))[0] == 200  # what was held is free again
+
+    with_gate(tmp_path, test)
+
+
+def test_a_refused_body_is_never_sent_where_the_client_asks_first(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        assert await post(url, expect100=True) == (200, {"bytes": 5})
+        status, _ = await post(url, expect100=True, headers={"Authorization": "Bearer bad"})
+        assert status == 401
+
+    with_gate(tmp_path, test)
+
+
+def test_what_is_in_flight_is_answered_before_the_end(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.delay_s = 0.5
+        asking = asyncio.create_task(post(url))
+        await asyncio.sleep(0.2)
+        await gate.stop()
+        assert await asking == (200, {"bytes": 5})
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await post(url)
+
+    with_gate(tmp_path, test)
+
+
+def test_health_tells_ready_from_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "READY_CACHE_S", 0.0)
+
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        async def status(path: str) -> int:
+            async with aiohttp.ClientSession() as http, http.get(url + path) as reply:
+                return reply.status
+
+        assert [await status(path) for path in ("/readyz", "/ping", "/livez")] == [200, 200, 200]
+        upstream.waiting = ["m"]
+        assert [await status(path) for path in ("/readyz", "/ping", "/livez")] == [503, 503, 200]
+        upstream.waiting, upstream.running = [], False
+        assert await status("/livez") == 503
+        gate.draining = True
+        assert await status("/readyz") == 503
+
+    with_gate(tmp_path, test)
+
+
+def test_a_torchserve_that_is_gone_is_503(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            upstream.addresses.inference_url = f"http://127.0.0.1:{one.getsockname()[1]}"
+            status, answer = await post(url)
+        assert (status, answer["error"]["code"]) == (503, "unavailable")
+
+    with_gate(tmp_path, test)
+
+
+def test_token_files(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("old\nnew\n")
+    assert read_tokens(path) == [b"old", b"new"]
+    path.write_text(json.dumps({"inference": {"key": "k"}, "management": {"key": "m"}}))
+    assert read_tokens(path) == [b"k"]
+    for bad in ("", "{}", "{"):
+        path.write_text(bad)
+        with pytest.raises(UserError, match="the token file"):
+            read_tokens(path)
+    assert not Tokens(path).allow("Bearer ")
+    assert not Tokens(tmp_path / "missing").allow("Bearer x")
+
+
+@pytest.mark.parametrize("text", ["8080", ":8080", "host:", "host:x", "host:70000"])
+def test_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="HOST:PORT"):
+        Listen.parse(text)
+
+
+def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        gate = Gate(cast(TorchServe, Upstream()), Tokens(tmp_path / "none"))
+        at = Listen(host="127.0.0.1", port=taken.getsockname()[1])
+
+        async def run() -> None:
+            try:
+                await gate.start(at, LOOPBACK)
+            finally:
+                await gate.stop()
+
+        with pytest.raises(UserError, match="cannot be listened on"):
+            asyncio.run(run())
+
+
+def test_a_store_with_a_stranger_in_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.mar").write_text("text")
+    with pytest.raises(UserError, match=r"x\.mar is not a model archive"):
+        default_models(tmp_path)
+
+
+def test_cpus_are_the_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr("handlers.server.CPU_QUOTA", quota)
+    for text, cpus in (("250000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 16)):
+        quota.write_text(text)
+        assert available_cpus() == cpus
+    quota.unlink()
+    assert available_cpus() == 16
