@@ -37,7 +37,7 @@ COPY scanning /app/scanning
 COPY training /app/training
 RUN mkdir /links \
  && echo /app > /links/patchscan.pth \
- && printf '#!/opt/venv/bin/python\nfrom cli import main\n\nmain()\n' > /links/patchscan \
+ && printf '#!/opt/venv/bin/python\nfrom cli import main\n\nif __name__ == "__main__":\n    main()\n' > /links/patchscan \
  && chmod 755 /links/patchscan
 
 FROM base AS scan

@@ -1,0 +1,267 @@
+"""Every manifest and overlay: valid to the letter, complete in its references, restricted in every pod, pinned in every
+image. What the Jobs' scripts call exists."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import typer
+import yaml
+
+from cli import app
+from scanning.coordinator import Workers, worker_job
+from tests.scan_kit import card
+
+Body = dict[str, Any]
+
+K8S = Path(__file__).parents[2] / "k8s"
+ALONE = sorted(K8S.glob("train-*.yaml"))
+OVERLAYS = [K8S, *sorted((K8S / "overlays").iterdir())]
+VERSION = "1.36"
+# Secrets that an operator makes; the manifests' first lines say how.
+SECRETS = {"patchscan-token", "patchscan-s3"}
+# What Kubernetes puts into a container of a Job by itself.
+GIVEN = {"JOB_COMPLETION_INDEX"}
+
+
+@cache
+def rendered(folder: Path) -> list[Body]:
+    """What `kubectl kustomize` makes of a folder."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is missing: install it to check the overlays")
+    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def objects(source: Path) -> list[Body]:
+    return list(yaml.safe_load_all(source.read_text())) if source.is_file() else rendered(source)
+
+
+every_source = pytest.mark.parametrize(
+    "source", [*ALONE, *OVERLAYS], ids=lambda path: str(path.relative_to(K8S.parent))
+)
+
+
+def pod_templates(bodies: list[Body]) -> Iterator[tuple[str, Body]]:
+    for body in bodies:
+        spec = body.get("spec", {})
+        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+        if template:
+            yield f"{body['kind']}/{body['metadata']['name']}", template
+
+
+def containers(template: Body) -> list[Body]:
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+
+
+def names(bodies: list[Body], kind: str) -> set[str]:
+    return {body["metadata"]["name"] for body in bodies if body["kind"] == kind}
+
+
+def options_of(command: str) -> set[str]:
+    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    return {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@every_source
+def test_every_object_is_valid_to_the_letter(source: Path) -> None:
+    for body in objects(source):
+        if "monitoring.coreos.com" not in body["apiVersion"]:
+            kubernetes_validate.validate(body, VERSION, strict=True)
+
+
+def test_the_validator_finds_a_misspelt_field() -> None:
+    job = next(body for body in objects(ALONE[0]) if body["kind"] == "Job")
+    job["spec"]["backofLimit"] = 3
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, VERSION, strict=True)
+
+
+@every_source
+def test_every_pod_is_restricted(source: Path) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and a read-only root."""
+    for name, template in pod_templates(objects(source)):
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
+        allowed = {"emptyDir", "secret", "configMap", "persistentVolumeClaim"}
+        assert all(volume.keys() - {"name"} <= allowed for volume in spec["volumes"]), name
+        for container in containers(template):
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert security["capabilities"] == {"drop": ["ALL"]}, name
+            assert any(mount["mountPath"] == "/tmp" for mount in container["volumeMounts"]), name
+
+
+@every_source
+def test_every_image_is_pinned_and_every_container_has_requests_and_a_memory_limit(source: Path) -> None:
+    for name, template in pod_templates(objects(source)):
+        for container in containers(template):
+            digest = re.fullmatch(r"\S+@sha256:[0-9a-f]{64}", container["image"])
+            assert digest or re.fullmatch(r"\S+:\d+\.\d+\.\d+", container["image"]), name
+            assert digest or "production" not in source.name, f"{name}: production names images by digest"
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), name
+            assert "memory" in container["resources"]["limits"], name
+
+
+@every_source
+def test_only_the_coordinator_has_a_token(source: Path) -> None:
+    bodies = objects(source)
+    with_token = {name for name, one in pod_templates(bodies) if one["spec"].get("automountServiceAccountToken", True)}
+    assert with_token <= {"CronJob/patchscan-scan"}
+    for body in bodies:
+        if body["kind"] == "ServiceAccount":
+            assert body["automountServiceAccountToken"] is False
+
+
+@every_source
+def test_everything_named_is_there(source: Path) -> None:
+    bodies = objects(source)
+    for name, template in pod_templates(bodies):
+        spec = template["spec"]
+        assert spec["serviceAccountName"] in names(bodies, "ServiceAccount"), name
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        for volume in volumes.values():
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] in SECRETS, name
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in names(bodies, "PersistentVolumeClaim"), name
+        for container in containers(template):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes.keys(), name
+            for origin in container.get("envFrom", []):
+                if "configMapRef" in origin:
+                    assert origin["configMapRef"]["name"] in names(bodies, "ConfigMap"), name
+                else:
+                    assert origin["secretRef"]["name"] in SECRETS, name
+    for body in bodies:
+        if body["kind"] == "RoleBinding":
+            assert body["roleRef"]["name"] in names(bodies, "Role")
+            assert {one["name"] for one in body["subjects"]} <= names(bodies, "ServiceAccount")
+        if body["kind"] == "HorizontalPodAutoscaler":
+            assert body["spec"]["scaleTargetRef"]["name"] in names(bodies, "Deployment")
+        if subdomain := body.get("spec", {}).get("template", {}).get("spec", {}).get("subdomain"):
+            assert subdomain in names(bodies, "Service")
+
+
+@every_source
+def test_every_variable_in_a_command_is_set(source: Path) -> None:
+    bodies = objects(source)
+    maps = {body["metadata"]["name"]: body["data"] for body in bodies if body["kind"] == "ConfigMap"}
+    for name, template in pod_templates(bodies):
+        for container in containers(template):
+            known = {one["name"] for one in container.get("env", [])} | GIVEN
+            for origin in container.get("envFrom", []):
+                known |= set(maps.get(origin.get("configMapRef", {}).get("name"), {}))
+            text = "\n".join(container["args"])
+            assert set(re.findall(r"\$\(([A-Z_]+)\)|\"\$([A-Z_]+)", text)), name
+            used = {one or other for one, other in re.findall(r"\$\(([A-Z_]+)\)|\$([A-Z_]+)", text)}
+            assert used <= known, f"{name}: {used - known}"
+
+
+@every_source
+def test_every_command_exists_with_its_options(source: Path) -> None:
+    for name, template in pod_templates(objects(source)):
+        for container in containers(template):
+            text = " ".join(container["args"]).replace("\\\n", " ")
+            text = text.replace("-m training.train -- ", "patchscan train ")
+            for command, rest in re.findall(r"patchscan ([a-z-]+)([^\n]*?)(?=\n|patchscan [a-z-]+ |$)", text):
+                options = {option.partition("=")[0] for option in re.findall(r"(?<= )--[a-z][\w-]*", rest)}
+                if command != "train" or "nnodes" not in text:
+                    assert options <= options_of(command), f"{name}: {command} {options - options_of(command)}"
+
+
+@every_source
+def test_selectors_match_and_ports_exist(source: Path) -> None:
+    bodies = objects(source)
+    pods = list(pod_templates(bodies))
+    for body in bodies:
+        kind, name, spec = body["kind"], body["metadata"]["name"], body.get("spec", {})
+        if kind in ("Deployment", "PodDisruptionBudget", "Service"):
+            wanted = spec["selector"] if kind == "Service" else spec["selector"]["matchLabels"]
+            chosen = [one for _, one in pods if wanted.items() <= one["metadata"]["labels"].items()]
+            assert len(chosen) == 1, f"{kind}/{name} selects {len(chosen)} kinds of pods"
+            ports = {port["name"] for container in containers(chosen[0]) for port in container.get("ports", [])}
+            assert {port["targetPort"] for port in spec.get("ports", [])} <= ports, name
+        if kind == "NetworkPolicy" and "matchLabels" in spec["podSelector"] and source in OVERLAYS[:1]:
+            wanted = spec["podSelector"]["matchLabels"]
+            train = {"app.kubernetes.io/part-of": "patchscan", "app.kubernetes.io/component": "train"}
+            assert any(
+                wanted.items() <= labels.items() for labels in [train, *(one["metadata"]["labels"] for _, one in pods)]
+            )
+
+
+@every_source
+def test_jobs_survive_eviction_and_give_up_on_wrong_settings(source: Path) -> None:
+    for body in objects(source):
+        spec = body["spec"]["jobTemplate"]["spec"] if body["kind"] == "CronJob" else body.get("spec", {})
+        if body["kind"] in ("Job", "CronJob"):
+            rules = spec["podFailurePolicy"]["rules"]
+            assert rules[0] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+            fatal = rules[1]["onExitCodes"]
+            assert rules[1]["action"] == "FailJob"
+            assert 2 in fatal["values"]
+            assert 75 not in fatal["values"]
+            assert fatal["containerName"] in {one["name"] for one in containers(spec["template"])}
+            assert spec["template"]["spec"]["restartPolicy"] == "Never"
+            assert spec["activeDeadlineSeconds"] > 0
+
+
+def test_default_deny_and_rights_are_narrow() -> None:
+    bodies = rendered(K8S)
+    deny = next(body for body in bodies if body["metadata"]["name"] == "patchscan-default-deny")
+    assert deny["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert not {"ingress", "egress"} & deny["spec"].keys()
+    (role,) = [body for body in bodies if body["kind"] == "Role"]
+    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {"jobs", "pods"}
+    assert not names(bodies, "ClusterRole")
+    exposed = {port["port"] for body in bodies if body["kind"] == "Service" for port in body["spec"]["ports"]}
+    assert 8081 not in exposed, "the management API stays inside the pod"
+
+
+def test_roll_outs_never_go_below_capacity() -> None:
+    deployment = next(body for body in rendered(K8S) if body["kind"] == "Deployment")
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert "replicas" not in deployment["spec"], "the autoscaler owns them"
+
+
+def test_the_cpu_overlay_asks_for_no_gpu() -> None:
+    (job,) = [body for body in rendered(K8S / "overlays/train-cpu") if body["kind"] == "Job"]
+    assert "gpu" not in yaml.dump(job)
+
+
+def test_training_files_differ_from_ssp_in_recipe_only() -> None:
+    """The three stay one manifest, each whole in its own file."""
+    ssp = (K8S / "train-ssp.yaml").read_text().partition("apiVersion")[2]
+    other = (K8S / "train-resnet50.yaml").read_text().partition("apiVersion")[2]
+    assert other.replace("resnet50", "ssp").replace('"10"', '"30"').replace("ssp.pth", "resnet50.pth") == ssp
+
+
+def test_the_workers_job_is_valid_and_runs_what_exists(tmp_path: Path) -> None:
+    from scanning.cluster import Job
+    from scanning.listing import Filters
+    from scanning.plan import Source, plan
+    from scanning.store import open_store
+
+    (tmp_path / "in").mkdir()
+    made = plan(Source(url=str(tmp_path / "in")), Filters(), card(), open_store(str(tmp_path / "out")))
+    template = next(one for name, one in pod_templates(objects(K8S)) if name == "CronJob/patchscan-scan")
+    coordinator = Job("own", "uid-1", "1", {}, {}, 1, 0, 0, [], None, "", "", template)
+    workers = Workers(command=["patchscan", "scan-worker", "--select", "worker"], queue="patchscan")
+    body = worker_job(made, "s3://out/scans/x/plan.json", [0, 1, 5], 1, workers, coordinator)
+    kubernetes_validate.validate(body, VERSION, strict=True)
+    assert body["spec"]["suspend"] is True
+    assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "patchscan"
+    assert len(body["metadata"]["name"]) + len("-99999-abcde") <= 63
+    arguments = body["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert arguments[-4:] == ["--within", "0-1,5", "--index", "$(JOB_COMPLETION_INDEX)"]
+    assert {one for one in arguments if one.startswith("--")} <= options_of("scan-worker")
