@@ -1,4 +1,4 @@
-"""The same client and manifests on a real cluster, where KUBECONFIG names one: in a namespace made for it, which refuses
+"""The same client and manifests on a real cluster, where KUBECONFIG names one: in a namespace made for it that refuses
 pods that are not "restricted", and removed afterwards.
 
 PATCHSCAN_SCAN_IMAGE is the scan image as its nodes know it (default: the manifests' own).
