@@ -14,6 +14,7 @@ import torch
 from detector.answer import Answer
 from detector.detector import Detector
 from detector.images import ErrorCode, ImageError
+from handlers.engines import with_onnx
 from handlers.measures import Measures
 from handlers.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
 
@@ -32,6 +33,8 @@ class ImageDetector:
         device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
         folder = Path(context.system_properties["model_dir"])
         self.detector = Detector.load(folder, device)
+        if context.model_yaml_config["handler"]["engine"] == "onnx" and device == "cpu":
+            self.detector.model = with_onnx(self.detector.model, self.detector.card.preset)
         self.detector.score([path.read_bytes() for path in sorted(folder.glob("golden/*.bmp"))])  # the first is slow
         self.measures = Measures(context.metrics, context.model_name)
 

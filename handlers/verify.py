@@ -15,6 +15,7 @@ from detector.detector import Detector
 from detector.errors import UserError
 from detector.weights import sha256_of
 from handlers import golden
+from handlers.engines import ENGINES
 from training.archive import HANDLER_MODULES, MODEL_CONFIG, digest_file
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -99,8 +100,9 @@ def _check_files(mar: Path, content: dict[str, bytes]) -> None:
         raise VerifyError(f"{mar} holds what no archive of ours does: {', '.join(extra[:5])}")
     if missing := sorted(expected - content.keys()):
         raise VerifyError(f"{mar} lacks {', '.join(missing[:5])}")
+    configs = {MODEL_CONFIG.format(engine=engine) for engine in ENGINES}
     changed = [name for name, data in ours.items() if content[name] != data]
-    changed += [CONFIG] if content[CONFIG] != MODEL_CONFIG.encode() else []
+    changed += [CONFIG] if content[CONFIG].decode(errors="replace") not in configs else []
     if changed:
         raise VerifyError(
             f"{mar} carries other code than this version of patchscan: {', '.join(changed[:5])}. "

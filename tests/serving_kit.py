@@ -102,7 +102,7 @@ class Served:
     read_only: bool = field(default_factory=can_unshare)
 
     @classmethod
-    def start(cls, folder: Path) -> "Served":
+    def start(cls, folder: Path, workers: int = 1) -> "Served":
         """Archive a tiny model and serve it; returns when the server says that it is ready."""
         run = tiny_run(folder / "run")
         archive(run, folder / "store")
@@ -110,7 +110,7 @@ class Served:
         (folder / "scratch").mkdir()
         (folder / "tokens").write_text("first-token\n")
         command = [BIN / "patchscan", "serve", "--model-store", served.store, "--scratch", served.scratch]
-        command += ["--token-file", served.token_file, "--workers", "1", "--model-api"]
+        command += ["--token-file", served.token_file, "--workers", str(workers), "--model-api"]
         command += ["--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
         if served.read_only:
             mounts = 'mount --bind "$0" "$0" && mount -o remount,ro,bind / && exec "$@"'

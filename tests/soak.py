@@ -106,7 +106,7 @@ def kill_a_worker(served: Served) -> None:
 def soak(minutes: float, kill_every_s: float) -> dict[str, Any]:
     """Run the load; returns the figures."""
     with tempfile.TemporaryDirectory(prefix="patchscan-soak-") as folder:
-        served = Served.start(Path(folder))
+        served = Served.start(Path(folder), workers=2)
         load = Load(served)
         threads = [threading.Thread(target=load.client, args=(number,)) for number in range(CLIENTS)]
         started = time.monotonic()

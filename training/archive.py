@@ -17,6 +17,7 @@ from detector.detector import Detector
 from detector.errors import UserError
 from detector.weights import sha256_of
 from handlers import golden
+from handlers.engines import ENGINES
 
 # The earliest time a zip can state: an archive tells what it holds, not when it was packed.
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -28,6 +29,9 @@ maxBatchDelay: 20
 responseTimeout: 120
 # How long a crashing worker is retried while /ping still says Healthy.
 maxRetryTimeoutInSec: 30
+handler:
+  # On a CPU: torch (eager PyTorch) or onnx (ONNX Runtime). A GPU always uses torch.
+  engine: {engine}
 """
 
 
@@ -36,22 +40,27 @@ class ArchiveError(UserError):
 
 
 # What of `handlers` the handler imports; it travels with the archive.
-HANDLER_MODULES = ("__init__.py", "measures.py", "requests.py")
+HANDLER_MODULES = ("__init__.py", "engines.py", "measures.py", "requests.py")
 
 
-def archive(run: Path, model_store: Path, name: str | None = None, version: str | None = None) -> Path:
+def archive(
+    run: Path, model_store: Path, name: str | None = None, version: str | None = None, engine: str = "torch"
+) -> Path:
     """Write `model_store/<name>.mar` from a run folder, in place of an older one, and its digest beside it in
     sha256sum's format. Returns the archive's path. `name` and `version` default to the card's.
 
-    Raises CardError where the folder is not a run folder, ArchiveError where torch-model-archiver fails.
+    Raises CardError where the folder is not a run folder, ArchiveError where the engine is unknown or
+    torch-model-archiver fails.
     """
+    if engine not in ENGINES:
+        raise ArchiveError(f"the engine is one of {', '.join(ENGINES)}, not {engine!r}")
     card = Card.read(run)
     card = replace(card, name=name or card.name, version=version or card.version)
     name = card.name
     model_store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as folder:
         stage = _stage(run, card, Path(folder) / "stage")
-        _run_archiver(name, card.version, stage, Path(folder))
+        _run_archiver(card, engine, stage, Path(folder))
         partial = model_store / f"{name}.mar.partial"
         _normalise(Path(folder) / f"{name}.mar", partial)
     mar = partial.replace(model_store / f"{name}.mar")
@@ -72,9 +81,10 @@ def _stage(run: Path, card: Card, stage: Path) -> Path:
     return stage
 
 
-def _run_archiver(name: str, version: str, stage: Path, folder: Path) -> None:
+def _run_archiver(card: Card, engine: str, stage: Path, folder: Path) -> None:
+    name, version = card.name, card.version
     config = folder / "model-config.yaml"
-    config.write_text(MODEL_CONFIG)
+    config.write_text(MODEL_CONFIG.format(engine=engine))
     scratch = folder / "tmp"  # the archiver deletes $TMPDIR/<name> before it starts
     scratch.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", version]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from detector.answer import Answer
+from detector.detector import Detector
 from detector.errors import UserError
 from handlers.verify import verify
 from tests.serving_kit import Served, patchscan, png, tiny_run
@@ -14,9 +16,9 @@ from training.archive import archive, digest_file
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of another model, as version 2.0 of `tiny`."""
+    """An archive of another model, as version 2.0 of `tiny`, for ONNX Runtime."""
     folder = tmp_path_factory.mktemp("second")
-    return archive(tiny_run(folder / "run", seed=1), folder / "store", version="2.0")
+    return archive(tiny_run(folder / "run", seed=1), folder / "store", version="2.0", engine="onnx")
 
 
 def rewritten(mar: Path, out: Path, change: dict[str, bytes]) -> Path:
@@ -28,7 +30,7 @@ def rewritten(mar: Path, out: Path, change: dict[str, bytes]) -> Path:
 
 
 def test_the_same_run_gives_the_same_archive(second: Path, tmp_path: Path) -> None:
-    again = archive(tiny_run(tmp_path / "run", seed=1), tmp_path / "store", version="2.0")
+    again = archive(tiny_run(tmp_path / "run", seed=1), tmp_path / "store", version="2.0", engine="onnx")
     assert again.read_bytes() == second.read_bytes()
     assert digest_file(again).read_text() == f"{verify(second).sha256}  tiny.mar\n"
 
@@ -74,6 +76,9 @@ def test_register_promote_rollback(served: Served, second: Path) -> None:
         with served.registry() as registry:
             registry.promote("tiny", "2.0")
             assert version() == "2.0"
+            with served.client() as client:
+                served_p_ai = client.put("/predictions/tiny", content=png(1)).json()["p_ai"]
+            assert served_p_ai == pytest.approx(eager_p_ai(second), abs=1e-5)
             assert verify(served.store / "tiny.mar").card.version == "2.0"  # what a restart serves
             assert registry.rollback("tiny", None) == "1.0"
             assert version() == "1.0"
@@ -85,6 +90,13 @@ def test_register_promote_rollback(served: Served, second: Path) -> None:
     finally:
         with served.management() as management:
             management.delete("/models/tiny/2.0")
+
+
+def eager_p_ai(mar: Path) -> float:
+    """The score of PyTorch, in this process, with the archive's run folder."""
+    (answer,) = Detector.load(mar.parents[1] / "run").score([png(1)])
+    assert isinstance(answer, Answer)
+    return answer.p_ai
 
 
 def test_a_version_that_scores_otherwise_never_serves(
