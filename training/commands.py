@@ -29,6 +29,7 @@ def train(
     weights: Annotated[str | None, typer.Option(help="ResNet50's start: imagenet, none, or a file.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    notice: Annotated[str | None, typer.Option(help="Shown wherever this model's verdicts are.")] = None,
     index: Annotated[Path | None, typer.Option(help="Index file, where it is not DATA/index.parquet.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")] = None,
     workers: Annotated[int, typer.Option(help="Loader processes.")] = max(1, (os.cpu_count() or 2) // 2),
@@ -47,7 +48,9 @@ def train(
     from training.recipe import load_recipe
     from training.train import train as train_recipe
 
-    checked = load_recipe(recipe, seen=_names(seen), unseen=_names(unseen), weights=weights, epochs=epochs, seed=seed)
+    checked = load_recipe(
+        recipe, seen=_names(seen), unseen=_names(unseen), weights=weights, epochs=epochs, seed=seed, notice=notice
+    )
     train_recipe(checked, data, run, index=index, device=device, workers=workers)
 
 
@@ -56,17 +59,19 @@ def archive(
     model_store: Annotated[Path, typer.Option(help="Folder the archive is written to.")] = Path("model_store"),
     name: Annotated[str | None, typer.Option(help="Model name, where it is not the card's.")] = None,
     version: Annotated[str | None, typer.Option(help="Model version, where it is not the card's.")] = None,
+    engine: Annotated[str, typer.Option(help="What scores on a CPU: torch, or onnx (ONNX Runtime).")] = "torch",
 ) -> None:
     """Make a TorchServe archive of a run folder; the same run gives the same bytes.
 
     \b
     Example:
       patchscan archive runs/ssp --model-store model_store
+      patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
     """
     from training.archive import archive as write_archive
     from training.archive import digest
 
-    path = write_archive(run, model_store, name, version)
+    path = write_archive(run, model_store, name, version, engine)
     typer.echo(f"{path}  sha256:{digest(path)}")
 
 

@@ -87,7 +87,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
         else:
             random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{row}".encode()))
             crops = self._training_crops(row, random)
-        return torch.from_numpy(np.ascontiguousarray(crops)), self.labels[row]
+        return torch.tensor(np.ascontiguousarray(crops)), self.labels[row]
 
     def _decode(self, row: int) -> tuple[bytes, np.ndarray]:
         path = self.paths[row]

@@ -36,7 +36,8 @@ class Recipe(BaseModel):
     `imagenet`, `none`, or a file. `train_crops`: crops of one image in a training step (default: as many as vote).
     `window`: side, in pixels, of the random part of an image that a step works on. `synthetic`: share of the AI images
     replaced by a fake made from a training photograph. `averaging`: decay of the weights' moving average, which is what
-    is validated and kept. `cosine`: the learning rate warms up for 50 steps and falls to 0 along a cosine.
+    is validated and kept. `cosine`: the learning rate warms up for 50 steps and falls to 0 along a cosine. `notice`:
+    what must be shown wherever the model's verdicts are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +62,7 @@ class Recipe(BaseModel):
     window: int | None = Field(default=None, ge=32)
     synthetic: float = Field(default=0.0, ge=0, le=1)
     augment: Augment | None = None
+    notice: str = ""
     seed: int = 0
 
 

@@ -283,6 +283,7 @@ class Trainer:
     def _finish(self) -> None:
         self.kept.load_state_dict(read_safetensors(self.store.folder / WEIGHTS_FILE))
         write_features(self, "after")
+        notice = [self.recipe.notice] if self.recipe.notice else []
         card = Card(
             name=self.recipe.name,
             version="1.0",
@@ -301,7 +302,7 @@ class Trainer:
                 "selected_by": "mean AUC of the seen generators' validation split",
                 "seen_val_mean_auc": self.best["mean_auc"],
             },
-            warnings=audit(pd.concat([self.train_rows, self.val_rows])).warnings,
+            warnings=[*notice, *audit(pd.concat([self.train_rows, self.val_rows])).warnings],
             environment=environment(),
         )
         card.write(self.store.folder)
