@@ -8,13 +8,11 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends tini \
  && rm -rf /var/lib/apt/lists/* \
  && python -m venv --without-pip /opt/venv
-# HOME is where libraries keep caches; glibc's allocator is kept from returning memory after every image.
+# HOME is where libraries keep caches.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    MALLOC_MMAP_MAX_=0 \
-    MALLOC_TRIM_THRESHOLD_=-1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
