@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import Result
+from typer.testing import CliRunner
 
-from scanning import coordinator, report
+from cli import app
+from scanning import coordinator, options, report
 from scanning.cluster import Cluster, ClusterError, Job, JobGone
 from scanning.coordinator import BadConfiguration, ShardsFailed, Workers
 from scanning.listing import Filters
@@ -240,3 +243,53 @@ def test_logs_and_cancelling(bench: Bench) -> None:
         list(log_lines(bench.cluster(), name, 9, follow=False))
     assert bench.cluster().delete_job(name)
     assert not bench.cluster().delete_job(name)
+
+
+@pytest.fixture
+def kubeconfig(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kubeconfig of the bench's cluster, for commands."""
+    text = {
+        "current-context": "bench",
+        "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "me", "namespace": "default"}}],
+        "clusters": [{"name": "bench", "cluster": {"server": bench.api.client().configuration.host}}],
+        "users": [{"name": "me", "user": {}}],
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(text))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    # Read when the client library is imported, so set here too.
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("JOB_NAME", "coordinator")
+    monkeypatch.setattr(options, "scorer_of", lambda *_: bench.scorer)
+
+
+def coordinate(bench: Bench) -> Result:
+    """`patchscan scan-coordinate` of the bench's photographs."""
+    arguments = ["scan-coordinate", bench.plan.source.url, "--out", bench.out.url]
+    return CliRunner().invoke(app, [*arguments, "--server", "http://serve", "--model", "stub", "--shard-objects", "2"])
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_the_coordinators_command_is_a_whole_scan(bench: Bench) -> None:
+    bench.cluster().create_job(coordinator_job())
+    bench.trouble = lambda shard, attempt: (75, "no answer") if shard == 2 else (0, "")
+    done = coordinate(bench)
+    assert (done.exit_code, "shards 2 missing" in done.stderr) == (75, True)
+    bench.trouble, bench.tries = (lambda shard, attempt: (0, "")), []
+    done = coordinate(bench)
+    assert done.exit_code == 0, done.output
+    assert "12 objects listed = 12 scored" in done.output
+    assert bench.tries == [2]
+    assert bench.worker_jobs() == [], "a finished scan leaves no Job"
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_the_laptops_commands(bench: Bench) -> None:
+    body = coordinator_job()
+    body["metadata"]["labels"] = {"app.kubernetes.io/part-of": "patchscan"}
+    bench.cluster().create_job(body)
+    bench.work()
+    shown = CliRunner().invoke(app, ["jobs", "status"])
+    assert "6 of 6" in shown.output
+    assert "Complete" in shown.output
+    assert CliRunner().invoke(app, ["jobs", "cancel", "coordinator"]).exit_code == 0
+    assert CliRunner().invoke(app, ["jobs", "status"]).output == "no Jobs of patchscan here\n"
