@@ -204,7 +204,7 @@ def scan_coordinate(
     """
     from scanning.cluster import Cluster
     from scanning.commands import finish, make_plan
-    from scanning.coordinator import Workers, clean_up
+    from scanning.coordinator import Workers, clean_up, work_shards
     from scanning.store import open_store
 
     signal.signal(signal.SIGTERM, _interrupted)
@@ -220,21 +220,9 @@ def scan_coordinate(
     command += ["--token-file", str(token_file)] if token_file else []
     command += ["--metrics-port", str(metrics_port)] if metrics_port else []
     workers = Workers(command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue)
-    _work_shards(cluster, plan, results, workers, coordinator)
+    work_shards(cluster, plan, results, workers, coordinator)
     clean_up(cluster, plan)
     finish(results, plan, labels, webhook, webhook_secret_file, fail_on)
-
-
-def _work_shards(cluster: "Cluster", plan: Any, results: Any, workers: Any, coordinator: "Job") -> None:
-    """Work the shards; exits with 75 where the scan stops before the end."""
-    from scanning.coordinator import ShardsFailed, work_shards
-    from scanning.retries import Outage
-
-    try:
-        work_shards(cluster, plan, results, workers, coordinator)
-    except (ShardsFailed, Outage) as error:
-        print(f"patchscan: {error}; a rerun works what is missing", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _own_job(cluster: "Cluster", name: str) -> "Job":

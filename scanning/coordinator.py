@@ -20,6 +20,7 @@ from scanning.store import Store
 Body = dict[str, Any]
 
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 75
 SCAN_LABEL = "patchscan/scan"
 SHARDS_ANNOTATION = "patchscan/shards"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -33,8 +34,10 @@ CONTROLLER_LABELS = (
 DAY_S = 86_400
 
 
-class ShardsFailed(Exception):
+class ShardsFailed(UserError):
     """A Job has ended and shards are missing; what is done is kept, and a rerun works the missing ones only."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class BadConfiguration(UserError):
@@ -187,7 +190,8 @@ def _failed(job: Job, left: list[int], failures: dict[int | None, PodFailure]) -
         if failure.index is not None and of_index[failure.index] in left
     ]
     some = "; ".join(told[:5]) or "no pod has failed"
-    text = f"Job {job.name} ended {job.condition} ({job.message}), shards {shards.format_ranges(left)} missing: {some}"
+    missing = shards.format_ranges(left)
+    text = f"Job {job.name} ended {job.condition} ({job.message}), shards {missing} missing: {some}; a rerun works them"
     given_up = [failures[index] for index in job.failed if index in failures]
     if given_up and all(failure.exit_code == EXIT_USAGE for failure in given_up):
         return BadConfiguration(text)
