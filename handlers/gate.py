@@ -25,7 +25,9 @@ PREDICTION = re.compile(r"/predictions/[\w.-]{1,128}(/[\w.-]{1,64})?", re.ASCII)
 HELD_BYTES = 256 * 2**20
 BODY_TIMEOUT_S = 30.0
 SILENT_TIMEOUT_S = 30.0
-ANSWER_TIMEOUT_S = 300.0
+# TorchServe's own limit for a batch is 120 s. Now and then it forgets a request whose worker was killed.
+ANSWER_TIMEOUT_S = 150.0
+DRAIN_TIMEOUT_S = 60.0
 READY_CACHE_S = 1.0
 FORM = "application/x-www-form-urlencoded"
 
@@ -119,7 +121,7 @@ class Gate:
 
     async def _listen(self, app: web.Application, at: Listen) -> int:
         runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=SILENT_TIMEOUT_S, shutdown_timeout=ANSWER_TIMEOUT_S
+            app, access_log=None, keepalive_timeout=SILENT_TIMEOUT_S, shutdown_timeout=DRAIN_TIMEOUT_S
         )
         await runner.setup()
         self._runners.append(runner)
@@ -130,7 +132,7 @@ class Gate:
         return int(runner.addresses[0][1])
 
     async def stop(self) -> None:
-        """Take no more connections, answer what is under way, and close."""
+        """Take no more connections, answer what is under way (for DRAIN_TIMEOUT_S at most), and close."""
         self.draining = True
         for runner in self._runners:
             await runner.cleanup()

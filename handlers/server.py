@@ -4,6 +4,7 @@ The Java process is started without TorchServe's own wrapper, which would leave 
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
 
@@ -89,6 +90,18 @@ def _hold(host: str, port: int, name: str) -> socket.socket:
     return one
 
 
+def _hold_folder(folder: Path) -> IO[str]:
+    """Make the folder and lock it for as long as the returned file is open."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ServerError(f"{folder} is another server's: choose another folder with --scratch") from error
+    return lock
+
+
 @dataclass
 class TorchServe:
     """A TorchServe over the archives of `model_store`, as a context manager that returns when every model is READY.
@@ -129,6 +142,7 @@ class TorchServe:
         java = find_java()
         self.addresses = self.addresses.settled()
         self.folder = (self.folder or Path(tempfile.mkdtemp(prefix="patchscan-torchserve-"))).resolve()
+        self._lock = _hold_folder(self.folder)
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)  # models that a killed server had unpacked
         (self.folder / "tmp").mkdir(parents=True)
         self.key_file.unlink(missing_ok=True)
@@ -244,6 +258,7 @@ class TorchServe:
             os.killpg(self._process.pid, signal.SIGKILL)  # workers of a server that did not end by itself
         self._process.wait()
         self._log.close()
+        self._lock.close()
 
     def _last_words(self) -> str:
         log = self.log_file

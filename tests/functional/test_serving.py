@@ -22,7 +22,8 @@ from PIL import Image
 from demo.sample import HostileFile, hostile_files
 from detector.answer import Answer
 from detector.detector import Detector
-from handlers.server import HERE
+from detector.errors import UserError
+from handlers.server import HERE, Addresses, TorchServe
 from tests.serving_kit import Served, encoded, patchscan, picture, png, tar_of
 
 PHOTO = Image.fromarray(picture(7))
@@ -223,6 +224,11 @@ def test_only_the_scratch_folder_is_written_to(served: Served) -> None:
     inside = ["nsenter", "-t", str(served.pid), "-m", "touch"]
     assert subprocess.run([*inside, served.store / "x"], capture_output=True, check=False).returncode != 0
     assert subprocess.run([*inside, served.scratch / "x"], capture_output=True, check=False).returncode == 0
+
+
+def test_a_second_server_keeps_out_of_the_scratch_folder(served: Served) -> None:
+    with pytest.raises(UserError, match="is another server's"):
+        TorchServe(served.store, ["tiny.mar"], Addresses.free(), folder=served.scratch).start()
 
 
 def test_every_curl_of_the_documentation_works(served: Served, tmp_path: Path) -> None:
