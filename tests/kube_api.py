@@ -22,6 +22,7 @@ Body = dict[str, Any]
 Pod = Callable[[Body, int, int], tuple[int, str]]
 
 PATH = re.compile(r"/(?:apis/batch/v1|api/v1)/namespaces/[^/]+/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?(?P<sub>/log)?")
+TOKEN = "a-user's-token"
 LISTS = {"jobs": "JobList", "pods": "PodList"}
 INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -63,7 +64,7 @@ class KubeApi:
         """A client of the official library."""
         configuration = client.Configuration()
         configuration.host = f"http://127.0.0.1:{self._server.server_port}"
-        configuration.retries = False
+        configuration.api_key["BearerToken"] = f"Bearer {TOKEN}"
         return client.ApiClient(configuration)
 
     # -- objects ---------------------------------------------------------------------------------------------------
@@ -197,6 +198,9 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _fault(self) -> bool:
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._status(401, "Unauthorized", "Unauthorized")
+            return True
         for fault in self.server_api.faults:
             method, part, status = fault
             if method == self.command and part in self.path:

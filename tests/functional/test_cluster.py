@@ -22,7 +22,7 @@ from scanning.shards import parse_ranges
 from scanning.store import Store, open_store
 from scanning.submitting import log_lines, submit_from_cron_job, submit_manifest
 from scanning.worker import Worker, WorkSettings
-from tests.kube_api import Body, KubeApi
+from tests.kube_api import TOKEN, Body, KubeApi
 from tests.scan_kit import StubScorer, image, table_of
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -252,7 +252,7 @@ def kubeconfig(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "current-context": "bench",
         "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "me", "namespace": "default"}}],
         "clusters": [{"name": "bench", "cluster": {"server": bench.api.client().configuration.host}}],
-        "users": [{"name": "me", "user": {}}],
+        "users": [{"name": "me", "user": {"token": TOKEN}}],
     }
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(text))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
