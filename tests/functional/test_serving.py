@@ -4,7 +4,9 @@ and health that tell the truth."""
 import base64
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import time
 import zipfile
@@ -27,6 +29,7 @@ from handlers.server import HERE, Addresses, TorchServe
 from tests.serving_kit import Served, encoded, patchscan, picture, png, tar_of
 
 PHOTO = Image.fromarray(picture(7))
+METRICS_LAG_S = 0.5  # TorchServe reads its workers' figures beside the answers
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +146,35 @@ def test_the_card_can_be_asked_for(client: httpx.Client, model: Detector) -> Non
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_scores_keep_their_bits_in_any_batch(size: int, served: Served, client: httpx.Client, model: Detector) -> None:
     images = [png(100 + seed, 64 + 7 * seed, 80) for seed in range(size)]
-    busy = tar_of({f"{number}.png": png(number, 1500, 1500) for number in range(6)})
+    with served.management() as management:
+        worker = management.get("/models/tiny").json()[0]["workers"][0]["pid"]
     before = served.metrics()
     with ThreadPoolExecutor(9) as pool:
-        # While the only worker is busy, what comes waits and then makes one batch.
-        first = pool.submit(ask, client, busy)
-        time.sleep(0.2)
-        answers = list(pool.map(lambda data: ask(client, data), images))
-        first.result()
-    assert answers == [expected(model, data) for data in images]
+        # While the only worker stands still with one request, what comes waits, and then makes one batch.
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            first = pool.submit(ask, client, png(0))
+            wait_in_flight(served, 1)
+            answers = pool.map(lambda data: ask(client, data), images)
+            wait_in_flight(served, 1 + size)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert list(answers) == [expected(model, data) for data in images]
+        assert first.result() == expected(model, png(0))
+    time.sleep(METRICS_LAG_S)
     after = served.metrics()
     grown = {name: after[name] - before.get(name, 0) for name in after if name.startswith("patchscan_batch")}
-    assert grown['patchscan_batch_requests_total{ModelName="tiny"}'] == size + 1
-    assert grown['patchscan_batches_total{ModelName="tiny"}'] < size + 1 or size == 1
+    assert grown['patchscan_batch_requests_total{ModelName="tiny"}'] == 1 + size
+    assert grown['patchscan_batches_total{ModelName="tiny"}'] == 2
+
+
+def wait_in_flight(served: Served, count: int) -> None:
+    """Until so many requests are at the gate, and a moment longer for them to reach TorchServe's queue."""
+    deadline = time.monotonic() + 60
+    while served.metrics()["patchscan_requests_in_flight{}"] < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
 
 
 def test_one_bad_image_costs_its_batch_nothing(client: httpx.Client, model: Detector) -> None:
@@ -170,6 +189,7 @@ def test_metrics_count_what_was_answered(served: Served, client: httpx.Client) -
     before = served.metrics()
     answer = ask(client, png(42))
     client.put("/predictions/tiny", content=b"text")
+    time.sleep(METRICS_LAG_S)
     after = served.metrics()
 
     def grown(name: str) -> float:
