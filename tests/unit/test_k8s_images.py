@@ -1,0 +1,60 @@
+"""The images' source: locks that agree with the one that tests run with, and what the manifests rely on."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """Package names to the versions that a lock file pins."""
+    return dict(re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;]+)", lock.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
+def test_images_hold_what_was_tested(lock: Path) -> None:
+    tested = pins(ROOT / "requirements/dev.txt")
+    assert {name: version for name, version in pins(lock).items() if tested.get(name) != version} == {}
+
+
+def test_each_image_has_its_extras_and_the_scan_image_no_torch() -> None:
+    held = {lock.stem: pins(lock).keys() for lock in LOCKS}
+    assert "kubernetes" in held["scan"]
+    assert not {"torch", "torchserve"} & held["scan"]
+    assert {"torch", "torchserve", "aiohttp"} <= held["serve"]
+    assert {"torch", "torch-model-archiver"} <= held["train"]
+    assert held["torch"] <= held["serve"] & held["train"]
+
+
+def test_every_image_runs_as_the_manifests_user() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    images = {stage.split()[2]: stage for stage in stages if stage.split()[2] in ("scan", "serve", "train")}
+    assert len(images) == 3
+    for name, stage in images.items():
+        assert stage.rstrip().splitlines()[-1].startswith(("USER 10001:10001", "EXPOSE")), name
+        assert "USER 10001:10001" in stage, name
+    base = ROOT / "k8s/base"
+    for manifest in [*(ROOT / "k8s/train").glob("train-*.yaml"), base / "serve.yaml", base / "scan.yaml"]:
+        assert "runAsUser: 10001" in manifest.read_text()
+
+
+def test_the_build_sees_every_file_that_it_copies() -> None:
+    allowed = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+    lines = re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE)
+    for source in (one for line in lines for one in line.split()[:-1]):
+        assert source in allowed or f"{Path(source).parent}/*{Path(source).suffix}" in allowed, source
+        assert (ROOT / source).exists(), source
+
+
+def test_versions_in_the_manifests_are_the_projects() -> None:
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version
+    base = yaml.safe_load((ROOT / "k8s/base/kustomization.yaml").read_text())
+    assert {image["newTag"] for image in base["images"]} == {version[1]}
+    for manifest in (ROOT / "k8s/train").glob("train-*.yaml"):
+        assert f"localhost/patchscan-train:{version[1]}" in manifest.read_text()
