@@ -78,23 +78,24 @@ async def _run(server: TorchServe, settings: ServeSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     server.start()
+    starting = asyncio.create_task(asyncio.to_thread(server.wait_ready))
+    stopping = asyncio.create_task(stopped.wait())
+    gate = Gate(server, Tokens(settings.token_file or server.key_file))
     try:
-        gate = Gate(server, Tokens(settings.token_file or server.key_file))
         inference, metrics = await gate.start(settings.inference, settings.metrics)
-        starting = asyncio.create_task(asyncio.to_thread(server.wait_ready))
-        stopping = asyncio.create_task(stopped.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.is_set():
-            starting.result()
+            await starting
             _announce(server, settings, inference, metrics)
         while not stopped.is_set() and server.running:
             await asyncio.wait({stopping}, timeout=1)
         code = 0 if stopped.is_set() else 1
         gate.draining = True
         await asyncio.sleep(settings.drain_s if stopped.is_set() else 0)
-        await gate.stop()
     finally:
+        await gate.stop()
         await asyncio.to_thread(server.stop)
+        await asyncio.gather(starting, return_exceptions=True)  # its error is told, or was of no interest any more
     if code:
         print(f"patchscan: TorchServe ended by itself (log: {server.log_file})", file=sys.stderr)
     return code

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -262,8 +263,11 @@ class TorchServe:
 
     def _last_words(self) -> str:
         log = self.log_file
-        lines = [line for line in log.read_text(errors="replace").splitlines() if "ERROR" in line or "Error" in line]
-        return f"{lines[-1].strip()[:300] if lines else 'no error logged'} (log: {log})"
+        lines = [
+            line for line in log.read_text(errors="replace").splitlines() if re.search("ERROR|Error|failed:", line)
+        ]
+        said = lines[-1].strip()[:300] if lines else "no error logged"
+        return f"{said} (log: {log}; `patchscan verify` says whether the archive is at fault)"
 
 
 def find_java() -> str:
