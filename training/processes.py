@@ -69,3 +69,9 @@ class Interrupt:
         if self.asked:
             sys.exit(EXIT_INTERRUPTED)
         self.asked = True
+
+
+def leave_stopping_to_parent(worker: int) -> None:
+    """For a loader process: a signal sent to the whole group must not end it before the checkpoint is written."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -39,7 +39,7 @@ from training.bias import audit
 from training.checkpoint import RunStore
 from training.dataset import CropDataset, DataError, EpochBatches, Source, collate, rows_of
 from training.features import write_features
-from training.processes import EXIT_INTERRUPTED, Interrupt, Ranks
+from training.processes import EXIT_INTERRUPTED, Interrupt, Ranks, leave_stopping_to_parent
 from training.protocol import protocol_of
 from training.recipe import Recipe
 
@@ -173,6 +173,7 @@ class Trainer:
             batch_sampler=self.batches,
             num_workers=self.workers,
             collate_fn=collate,
+            worker_init_fn=leave_stopping_to_parent,
             pin_memory=self.ranks.device.type == "cuda",
             # A generator of its own: the loader's draw must not move the model's random state, which a resume restores.
             generator=torch.Generator().manual_seed(0),

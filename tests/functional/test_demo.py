@@ -53,9 +53,10 @@ def test_the_counts_add_up_and_hostile_files_have_their_codes(folder: Path, outp
     assert totals["listed"] == 240 + len(hostile_files())
     assert totals["listed"] == totals["scored"] + totals["rejected"] + totals["failed"] + totals["unchanged"]
     assert totals["failed"] == 0
-    parts = list((folder / "build/demo/scan").rglob("*.parquet"))
-    rows = pd.concat([pd.read_parquet(part) for part in parts if "row" in str(part) or "part" in str(part)])
-    rows = rows[rows.key.str.startswith("hostile/")].drop_duplicates("key").set_index("key")
+    parts = list((folder / "build/demo/scan/scans").glob("*/rows/*.parquet"))
+    rows = pd.concat([pd.read_parquet(part) for part in parts]).set_index("key").astype(object)
+    rows = rows.where(rows.notna(), None)
+    assert len(rows) == rows.index.nunique() == totals["listed"]
     for hostile in hostile_files():
         row = rows.loc[f"hostile/{hostile.name}"]
         expected = ("scored", None) if hostile.expected is None else ("rejected", hostile.expected)

@@ -77,14 +77,14 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stop_after_first_epoch(data: Path, run: Path, how: signal.Signals) -> int:
-    process = subprocess.Popen(command(data, run), env=environment())
+    process = subprocess.Popen(command(data, run), env=environment(), start_new_session=True)
     deadline = time.monotonic() + 120
     while not any(entry["event"] == "validation" for entry in log(run)):
         assert process.poll() is None, "training ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.4)
-    process.send_signal(how)
+    os.killpg(process.pid, how)  # as a terminal's Ctrl-C or a service manager does: loader processes included
     return process.wait(60)
 
 
