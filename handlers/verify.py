@@ -99,7 +99,7 @@ def _check_files(mar: Path, content: dict[str, bytes]) -> None:
     if extra := sorted(content.keys() - expected):
         raise VerifyError(f"{mar} holds what no archive of ours does: {', '.join(extra[:5])}")
     if missing := sorted(expected - content.keys()):
-        raise VerifyError(f"{mar} lacks {', '.join(missing[:5])}")
+        raise VerifyError(f"{mar} lacks {', '.join(missing[:5])}: make it anew with `patchscan archive`")
     configs = {MODEL_CONFIG.format(engine=engine) for engine in ENGINES}
     changed = [name for name, data in ours.items() if content[name] != data]
     changed += [CONFIG] if content[CONFIG].decode(errors="replace") not in configs else []
