@@ -325,7 +325,11 @@ def validation_logits(model: nn.Module, source: Source, rows: pd.DataFrame, reci
     model.eval()
     device = next(model.parameters()).device
     loader = DataLoader(
-        CropDataset(source, rows, recipe), batch_size=VALIDATION_BATCH, num_workers=workers, collate_fn=collate
+        CropDataset(source, rows, recipe),
+        batch_size=VALIDATION_BATCH,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=leave_stopping_to_parent,
     )
     logits = [ai_logit(model(to_tensor(crops.to(device)))).double().cpu() for crops, _ in loader]
     return torch.cat(logits).reshape(len(rows), -1).mean(dim=1).numpy()
