@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detector.errors import UserError
 from detector.images import ImageError, decode
@@ -19,10 +19,12 @@ from detector.patches import seed_from_bytes
 from detector.presets import PatchPreset
 from scanning.store import Store, open_store
 from training.augment import augment
+from training.processes import leave_stopping_to_parent
 from training.recipe import Recipe
 from training.synthetic import synthetic_fake
 
 CLASSES = {"nature": 0, "ai": 1}
+EVALUATION_BATCH = 64
 
 
 class DataError(UserError):
@@ -173,3 +175,16 @@ def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.
     crops = torch.cat([item[0] for item in items])
     labels = torch.tensor([label for one, label in items for _ in range(len(one))], dtype=torch.float32)
     return crops, labels
+
+
+def evaluation_loader(
+    source: Source, rows: pd.DataFrame, recipe: Recipe, workers: int
+) -> DataLoader[tuple[torch.Tensor, int]]:
+    """The rows in order, in batches, each image's crops as evaluation and serving see them."""
+    return DataLoader(
+        CropDataset(source, rows, recipe),
+        batch_size=EVALUATION_BATCH,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=leave_stopping_to_parent,
+    )

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from detector.presets import to_tensor
-from training.dataset import CropDataset, collate
+from training.dataset import evaluation_loader
 
 if TYPE_CHECKING:
     from training.train import Trainer
@@ -24,9 +23,8 @@ def write_features(trainer: Trainer, moment: str) -> None:
     step = max(1, len(trainer.val_rows) // FEATURE_IMAGES)
     rows = trainer.val_rows.iloc[::step].reset_index(drop=True)
     trainer.kept.eval()
-    dataset = CropDataset(trainer.source, rows, trainer.recipe)
     features = []
-    for crops, _ in DataLoader(dataset, batch_size=32, num_workers=trainer.workers, collate_fn=collate):
+    for crops, _ in evaluation_loader(trainer.source, rows, trainer.recipe, trainer.workers):
         pixels = to_tensor(crops[:: trainer.recipe.preset.count].to(trainer.ranks.device))
         features.append(trainer.kept.penultimate(pixels).float().cpu().numpy())
     np.savez_compressed(

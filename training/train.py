@@ -37,7 +37,7 @@ from detector.presets import to_tensor
 from detector.weights import load_imagenet, read_safetensors, sha256_of
 from training.bias import audit
 from training.checkpoint import RunStore
-from training.dataset import CropDataset, DataError, EpochBatches, Source, collate, rows_of
+from training.dataset import CropDataset, DataError, EpochBatches, Source, collate, evaluation_loader, rows_of
 from training.features import write_features
 from training.processes import EXIT_INTERRUPTED, Interrupt, Ranks, leave_stopping_to_parent
 from training.protocol import protocol_of
@@ -45,7 +45,6 @@ from training.recipe import Recipe
 
 CHECKPOINT_EVERY_S = 120.0
 WARMUP_STEPS = 50
-VALIDATION_BATCH = 64
 
 
 class Trainer:
@@ -324,13 +323,7 @@ def validation_logits(model: nn.Module, source: Source, rows: pd.DataFrame, reci
     """One logit an image, AI positive, float64 (len(rows),): the mean over its crops, as serving computes it."""
     model.eval()
     device = next(model.parameters()).device
-    loader = DataLoader(
-        CropDataset(source, rows, recipe),
-        batch_size=VALIDATION_BATCH,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=leave_stopping_to_parent,
-    )
+    loader = evaluation_loader(source, rows, recipe, workers)
     logits = [ai_logit(model(to_tensor(crops.to(device)))).double().cpu() for crops, _ in loader]
     return torch.cat(logits).reshape(len(rows), -1).mean(dim=1).numpy()
 

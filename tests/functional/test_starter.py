@@ -1,0 +1,43 @@
+"""`patchscan scan ./photos` right after cloning: the starter scores a folder without a server and says what it is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from demo.sample import hostile_files, load_photo, write_jpeg
+from detector.card import Card
+from detector.detector import Detector
+
+ROOT = Path(__file__).parent.parent.parent
+STARTER = ROOT / "model_store" / "ssp-lite"
+
+
+def test_a_folder_is_scanned_with_no_model_named(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_jpeg(load_photo("coffee.png"), photos / "holiday" / "coffee.jpg")
+    for hostile in hostile_files():
+        (photos / hostile.name).write_bytes(hostile.data)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("patchscan"), "scan", "photos"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "STARTER MODEL, not evidence" in done.stdout + done.stderr
+    totals = json.loads((tmp_path / "scan-results" / "report.json").read_text())["totals"]
+    rejected = sum(hostile.expected is not None for hostile in hostile_files())
+    assert (totals["scored"], totals["rejected"]) == (1 + len(hostile_files()) - rejected, rejected)
+    assert "STARTER MODEL" in (tmp_path / "scan-results" / "report.html").read_text()
+
+
+def test_the_starters_card_says_what_it_was_trained_on_and_measured() -> None:
+    card = Card.read(STARTER)
+    assert Detector.load(STARTER).card.digest == card.digest
+    assert card.training["seen"] == ["sd_v1", "ldm"]
+    assert card.metrics["raw"]["stylegan2_ada"]["auc"][0] > 0.9
+    assert card.robustness["rows"]
