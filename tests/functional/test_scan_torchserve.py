@@ -117,7 +117,8 @@ def test_every_object_has_one_row_and_hostile_ones_their_code(undisturbed: dict[
         "animation.gif": None,
         "cut.png": "truncated",
     }
-    assert {row["verdict"] for row in undisturbed.values()} >= {"ai", "real"}
+    scores = [row["p_ai"] for row in undisturbed.values() if row["status"] == "scored"]
+    assert len(set(scores)) > len(scores) // 2, "the untrained model calls them all alike, but each has its own score"
 
 
 def test_the_rows_are_the_same_whoever_cuts_the_patch(servers: Servers, undisturbed: dict[str, dict[str, Any]]) -> None:
