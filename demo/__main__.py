@@ -28,7 +28,8 @@ Its figures say nothing about the accuracy on real generators."""
 
 def main() -> None:
     """Run the demo; exit code 2 and one line where the machine lacks something, 130 after Ctrl-C."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job would ignore Ctrl-C's signal
+        signal.signal(number, _terminate)
     try:
         find_java()
         run_demo()
