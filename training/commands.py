@@ -16,6 +16,7 @@ def add_to(app: typer.Typer) -> None:
     data_commands.add_to(app)
     app.command()(train)
     app.command()(archive)
+    app.command("import-ssp")(import_ssp)
 
 
 def train(
@@ -73,6 +74,23 @@ def archive(
 
     path = write_archive(run, model_store, name, version, engine)
     typer.echo(f"{path}  sha256:{digest(path)}")
+
+
+def import_ssp(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that SSP's authors published.")],
+    run: Annotated[Path, typer.Option(help="Run folder to write.")],
+    trained_on: Annotated[str, typer.Option(help="What the authors trained it on, in words, for the card.")],
+) -> None:
+    """Make a run folder of the SSP authors' published weights: their names and label sign become ours.
+
+    \b
+    Example:
+      patchscan import-ssp sdv15.pth --run runs/official --trained-on "GenImage, Stable Diffusion v1.5"
+    """
+    from training.official import import_official
+
+    card = import_official(checkpoint, run, trained_on)
+    typer.echo(f"{run}  digest:{card.digest[:12]}")
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cli import app
+from detector.detector import Detector
 from detector.models import SSP, ai_logit
 from detector.patches import complexity
 from detector.presets import to_tensor
@@ -54,6 +57,17 @@ def test_noise_maps(model: SSP) -> None:
 def test_logits_have_the_authors_value_and_our_sign(model: SSP) -> None:
     logits = ai_logit(model(to_tensor(GOLDEN["patches"]))).numpy()
     np.testing.assert_allclose(logits, -GOLDEN["logit_real"], atol=TOLERANCE)
+
+
+def test_an_imported_run_folder_scores_like_the_checkpoint(checkpoint: Path, model: SSP, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["import-ssp", str(checkpoint), "--run", str(tmp_path), "--trained-on", "nothing: made from names"]
+    )
+    assert done.exit_code == 0, done.output
+    detector = Detector.load(tmp_path)
+    logits = detector.logits(list(GOLDEN["patches"][:, None]))
+    np.testing.assert_allclose(logits, -GOLDEN["logit_real"], atol=TOLERANCE)
+    assert "trained on nothing: made from names" in detector.card.warnings[0]
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
