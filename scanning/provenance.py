@@ -24,8 +24,7 @@ TYPE = pa.struct(
 )
 Provenance = dict[str, str | None]
 
-# https://cv.iptc.org/newscodes/digitalsourcetype: the terms that say that a model made the picture, or parts of it.
-AI_SOURCE_TYPES = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
+# The vocabulary: https://cv.iptc.org/newscodes/digitalsourcetype
 SOURCE_TYPE = re.compile(rb"cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})")
 CREATOR_TOOL = re.compile(rb'xmp:CreatorTool(?:="|>)([^"<]{1,120})')
 # Text chunks of a PNG, as the tools name them.

@@ -64,7 +64,7 @@ def archive(
         partial = model_store / f"{name}.mar.partial"
         _normalise(Path(folder) / f"{name}.mar", partial)
     mar = partial.replace(model_store / f"{name}.mar")
-    digest_file(mar).write_text(f"{digest(mar)}  {mar.name}\n")
+    digest_file(mar).write_text(f"{sha256_of(mar)}  {mar.name}\n")
     return mar
 
 
@@ -109,11 +109,6 @@ def _normalise(made: Path, out: Path) -> None:
             info = zipfile.ZipInfo(name, EPOCH)
             info.external_attr = 0o644 << 16
             new.writestr(info, data)
-
-
-def digest(mar: Path) -> str:
-    """The archive's SHA-256, 64 hex digits: what registration and `verify` compare."""
-    return sha256_of(mar)
 
 
 def digest_file(mar: Path) -> Path:

@@ -69,11 +69,11 @@ def archive(
       patchscan archive runs/ssp --model-store model_store
       patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
     """
+    from detector.weights import sha256_of
     from training.archive import archive as write_archive
-    from training.archive import digest
 
     path = write_archive(run, model_store, name, version, engine)
-    typer.echo(f"{path}  sha256:{digest(path)}")
+    typer.echo(f"{path}  sha256:{sha256_of(path)}")
 
 
 def import_ssp(
