@@ -1,7 +1,7 @@
 """The command line of evaluation."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,10 +16,14 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     run: Annotated[list[Path], typer.Option(help="A run folder (card.json, model.safetensors); repeat to compare.")],
-    data: Annotated[Path, typer.Option(help="A data set: DATA/<generator>/val/{ai,nature}.")],
+    data: Annotated[str, typer.Option(help="A data set, folder or s3:// URL: DATA/<generator>/val/{ai,nature}.")],
     out: Annotated[Path, typer.Option(help="Folder for the report.")],
+    protocol: Annotated[
+        Literal["raw", "matched", "both"],
+        typer.Option(help="DATA as it is, its matched version (built first if missing), or both side by side."),
+    ] = "raw",
     matched: Annotated[
-        Path | None, typer.Option(help="The same data under the matched protocol, reported beside the raw.")
+        Path | None, typer.Option(help="Where the matched version is, if not DATA-matched; both are reported.")
     ] = None,
     calibrate: Annotated[
         bool, typer.Option(help="Fit temperature, threshold and abstain band anew and write them to the card.")
@@ -48,15 +52,20 @@ def evaluate(
     Examples:
       patchscan evaluate --run runs/ssp --data data/genimage --out build/report
       patchscan evaluate --run runs/ssp --run runs/resnet50 --data data/genimage --out build/report --max-fpr 0.01
-      patchscan evaluate --run runs/ssp --data data/genimage --out build/report --robustness 50
+      patchscan evaluate --run runs/ssp --data data/genimage --protocol both --out build/report --robustness 50
     """
     from evaluation.calibration import Target
     from evaluation.evaluate import Options
     from evaluation.evaluate import evaluate as run_evaluation
+    from training.protocol import matched_version, protocol_of
 
-    folders = {"raw": data} | ({"matched": matched} if matched else {})
+    sets: dict[str, str | Path] = {}
+    if protocol != "matched":
+        sets[protocol_of(data)] = data
+    if protocol != "raw" or matched:
+        sets["matched"] = matched_version(data, matched, index)
     options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, index, robustness)
-    report = run_evaluation(run, folders, out, options)
+    report = run_evaluation(run, sets, out, options)
     for sentence in report["findings"]["models"]:
         typer.echo(f"- {sentence}")
     typer.echo(f"report: {out / 'report.html'}")

@@ -1,5 +1,6 @@
 """`patchscan evaluate`: run folders and a data set to scores tables, calibrated cards and a report."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class EvaluationError(UserError):
 @dataclass(frozen=True)
 class Options:
     """What `evaluate` was asked: the device to score on, whether to fit the decision anew, for which error rates, and
-    the number of images to take of each generator and class at most (None: all), the raw data's index where it is
+    the number of images to take of each generator and class at most (None: all), the first data's index where it is
     not beside the data, and how many images of each generator and class to measure robustness on (0: none)."""
 
     device: str = "cpu"
@@ -34,19 +35,23 @@ class Options:
     robustness: int = 0
 
 
-def evaluate(runs: list[Path], data: dict[str, Path], out: Path, options: Options = Options()) -> dict[str, Any]:
+def evaluate(
+    runs: list[Path], data: Mapping[str, str | Path], out: Path, options: Options = Options()
+) -> dict[str, Any]:
     """Evaluate every run on every data set and write the report into `out`; returns report.json's content.
 
-    data: protocol ('raw', 'matched') to a folder in GenImage's layout, whose validation split is scored. The decision
-    and metrics are written back to each run's card. Raises EvaluationError, and what reading cards and data raises.
+    data: protocol ('raw', 'matched') to a folder or s3:// URL in GenImage's layout, whose validation split is scored.
+    The decision and metrics are written back to each run's card. Raises EvaluationError, and what reading cards and
+    data raises.
     """
     cards = [Card.read(run) for run in runs]
     names = [card.name for card in cards]
     if len(set(names)) < len(names):
         raise EvaluationError(f"two runs have the same name ({', '.join(names)}): rename one in its card.json")
+    first = next(iter(data))
     images = {
-        protocol: validation_images(folder, options.limit, options.index if protocol == "raw" else None)
-        for protocol, folder in data.items()
+        protocol: validation_images(where, options.limit, options.index if protocol == first else None)
+        for protocol, where in data.items()
     }
     (out / "scores").mkdir(parents=True, exist_ok=True)
     models = [_evaluate(run, card, data, images, out, options) for run, card in zip(runs, cards, strict=True)]
@@ -58,13 +63,13 @@ def evaluate(runs: list[Path], data: dict[str, Path], out: Path, options: Option
     return report
 
 
-def validation_images(data: Path, limit: int | None = None, index_file: Path | None = None) -> pd.DataFrame:
+def validation_images(data: str | Path, limit: int | None = None, index_file: Path | None = None) -> pd.DataFrame:
     """The validation split of a data set, readable or not: path, generator, split, class, sha256, in_train (whether
     the same file is also in the training split). `limit` keeps so many of each generator and class, evenly spread;
     `index_file` is the data's index where it is not DATA/index.parquet."""
-    from training.index import INDEX_FILE, QUARANTINE_FILE, load_index
+    from training.index import QUARANTINE_FILE, index_place, load_index
 
-    index_file = index_file or data / INDEX_FILE
+    index_file = index_file or index_place(data)
     index = load_index(data, index_file)
     quarantine = index_file.with_name(QUARANTINE_FILE)
     columns = ["path", "generator", "split", "class", "sha256"]
@@ -90,7 +95,12 @@ def spread(images: pd.DataFrame, limit: int) -> pd.DataFrame:
 
 
 def _evaluate(
-    run: Path, card: Card, data: dict[str, Path], images: dict[str, pd.DataFrame], out: Path, options: Options
+    run: Path,
+    card: Card,
+    data: Mapping[str, str | Path],
+    images: dict[str, pd.DataFrame],
+    out: Path,
+    options: Options,
 ) -> Evaluated:
     logits = {
         protocol: _scores(
@@ -132,37 +142,40 @@ def _calibration_rows(card: Card, table: pd.DataFrame) -> pd.Series:
     return usable(table) & table.generator.isin(card.training.get("seen", []))
 
 
-def _scores(run: Path, card: Card, data: Path, images: pd.DataFrame, kept: Path, device: str) -> pd.DataFrame:
+def _scores(run: Path, card: Card, data: str | Path, images: pd.DataFrame, kept: Path, device: str) -> pd.DataFrame:
     """The logits of these images, from the table kept by an earlier evaluation where nothing has changed."""
     known = read_scores(kept, scores_key(card, images))
     if known is not None:
         return known[["path", "generator", "split", "label", "logit", "small", "status", "error_code"]]
     from detector.detector import Detector
+    from training.source import Source
 
-    return score_images(Detector.load(run, device), data, images, f"score {card.name}, {kept.stem.rpartition('-')[2]}")
+    task = f"score {card.name}, {kept.stem.rpartition('-')[2]}"
+    return score_images(Detector.load(run, device), Source(data).read, images, task)
 
 
-def _with_robustness(run: Path, card: Card, data: Path, images: pd.DataFrame, device: str) -> Card:
+def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFrame, device: str) -> Card:
     """The card with its robustness measured, unless it was measured on these images with this very decision."""
     from detector.detector import Detector
     from evaluation.robustness import measure_robustness
+    from training.source import Source
 
     key = scores_key(card, images)
     known = card.robustness
     if (known.get("digest"), known.get("images_key")) == (card.digest, key):
         return card
     card.write(run)
-    measured = measure_robustness(Detector.load(run, device), data, images)
+    measured = measure_robustness(Detector.load(run, device), Source(data).read, images)
     return replace(card, robustness={**measured, "images_key": key})
 
 
-def _describe(data: dict[str, Path], images: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _describe(data: Mapping[str, str | Path], images: dict[str, pd.DataFrame]) -> dict[str, Any]:
     from training.index import data_digest
 
     first = next(iter(images))
     table = images[first]
     return {
-        "name": data[first].resolve().name,
+        "name": Path(data[first]).resolve().name,
         "digest": data_digest(table),
         "images": len(table),
         "in_train": int(table.in_train.sum()),

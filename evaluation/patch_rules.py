@@ -18,22 +18,24 @@ from detector.images import decode
 from detector.patches import Rule, seed_from_bytes
 from detector.presets import PatchPreset
 from evaluation.statistics import auc_interval
+from training.source import Source
 
 COUNTS = (1, 5, 16)
 CANDIDATES = 30
 
 
-def patch_rules(detector: Detector, data: Path, index: pd.DataFrame) -> pd.DataFrame:
+def patch_rules(detector: Detector, data: str, index: pd.DataFrame) -> pd.DataFrame:
     """One row a rule, count and generator of the validation split: `rule`, `count`, `generator`, `auc`, `low`, `high`
     (95 %, DeLong). The detector keeps its weights; only its preset changes."""
     presets = [
         PatchPreset(rule=rule, count=count, candidates=CANDIDATES) for rule in get_args(Rule) for count in COUNTS
     ]
+    source = Source(data)
     rows = index[index.split == "val"].reset_index(drop=True)
     logits = np.zeros((len(rows), len(presets)))
     with ProgressReport("patch rules", len(rows)) as progress:
         for number, path in enumerate(rows.path):
-            file = (data / path).read_bytes()
+            file = source.read(path)
             rgb, seed = decode(file).rgb, seed_from_bytes(file)
             logits[number] = detector.logits([preset.crops(rgb, seed).pixels for preset in presets])
             progress.advance()
@@ -57,7 +59,7 @@ def patch_rules(detector: Detector, data: Path, index: pd.DataFrame) -> pd.DataF
 
 def main(
     run: Annotated[Path, typer.Option(help="Run folder of a detector that scores patches.")],
-    data: Annotated[Path, typer.Option(help="Data set in GenImage's layout.")],
+    data: Annotated[str, typer.Option(help="Data set in GenImage's layout, a folder or an s3:// URL.")],
     index: Annotated[Path | None, typer.Option(help="Index file, where it is not DATA/index.parquet.")] = None,
 ) -> None:
     """Print the AUC of every patch rule with 1, 5 and 16 patches, a Markdown table."""

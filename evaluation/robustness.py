@@ -4,7 +4,7 @@ screenshots and double JPEG, each measured on the same images as the undisturbed
 import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,9 +37,8 @@ class Disturbance:
     label: str
     encode: Encode
 
-    def read(self, path: Path) -> bytes:
-        """The disturbed bytes of a file, the same every time. A file that is no image is passed on as it is."""
-        data = path.read_bytes()
+    def disturb(self, data: bytes) -> bytes:
+        """The disturbed bytes of an encoded image, the same every time. What is no image is passed on as it is."""
         try:
             rgb = decode(data).rgb
         except ImageError:
@@ -119,20 +118,29 @@ def disturbances() -> list[Disturbance]:
 
 
 def measure_robustness(
-    detector: "Detector", data: Path, images: pd.DataFrame, kinds: list[Disturbance] | None = None
+    detector: "Detector",
+    read: Callable[[str], bytes],
+    images: pd.DataFrame,
+    kinds: list[Disturbance] | None = None,
 ) -> dict[str, Any]:
-    """Score `images` (path, generator, split, class, under `data`) undisturbed and under every disturbance.
+    """Score `images` (path, generator, split, class; `read` gives a path's bytes) undisturbed and under every
+    disturbance.
 
     Returns what the card keeps: the card's digest, how many images, and a row for each disturbance and group ('seen',
     'unseen') with AUC, its paired difference to the undisturbed AUC, and the detection rates at the card's threshold.
     """
     card = detector.card
-    undisturbed = score_images(detector, data, images, f"robustness of {card.name}, {UNDISTURBED}")
+    undisturbed = score_images(detector, read, images, f"robustness of {card.name}, {UNDISTURBED}")
     rows = _rows(card, UNDISTURBED, 0, UNDISTURBED, undisturbed, undisturbed)
     for kind in kinds or disturbances():
-        table = score_images(detector, data, images, f"robustness of {card.name}, {kind.label}", kind.read)
+        task = f"robustness of {card.name}, {kind.label}"
+        table = score_images(detector, partial(_disturbed, kind, read), images, task)
         rows += _rows(card, kind.family, kind.level, kind.label, table, undisturbed)
     return {"digest": card.digest, "images": len(images), "rows": rows}
+
+
+def _disturbed(kind: Disturbance, read: Callable[[str], bytes], path: str) -> bytes:
+    return kind.disturb(read(path))
 
 
 def _rows(

@@ -31,14 +31,13 @@ _KEY = b"patchscan_scores"
 
 def score_images(
     detector: "Detector",
-    data: Path,
+    read: Callable[[str], bytes],
     images: pd.DataFrame,
     task: str,
-    read: Callable[[Path], bytes] = Path.read_bytes,
 ) -> pd.DataFrame:
-    """Score files through the detector; `read` turns a path into the encoded image.
+    """Score files through the detector; `read` turns an image's path into its encoded bytes.
 
-    images: columns path (relative to `data`), generator, split, class. Returns its rows in order as path, generator,
+    images: columns path, generator, split, class. Returns its rows in order as path, generator,
     split, label (1 AI, 0 real), logit (NaN where rejected), small (had to be enlarged), status ('scored', 'rejected')
     and error_code (None where scored).
     """
@@ -46,7 +45,7 @@ def score_images(
     codes: list[str | None] = [None] * len(images)
     done = 0
     with ProgressReport(task, len(images)) as progress:
-        for batch in _prepared(detector, [data / path for path in images.path], read):
+        for batch in _prepared(detector, images.path.tolist(), read):
             good = [one for one in batch if not isinstance(one, ImageError)]
             answers = iter(detector.logits([one.crops.pixels for one in good]))
             for row, one in enumerate(batch, start=done):
@@ -71,11 +70,11 @@ def score_images(
 
 
 def _prepared(
-    detector: "Detector", paths: list[Path], read: Callable[[Path], bytes]
+    detector: "Detector", paths: list[str], read: Callable[[str], bytes]
 ) -> Iterator[list["Prepared | ImageError"]]:
     """Decoded batches in order; the next one is decoded while the caller scores this one."""
 
-    def prepare(path: Path) -> "Prepared | ImageError":
+    def prepare(path: str) -> "Prepared | ImageError":
         try:
             return detector.prepare(read(path))
         except ImageError as error:

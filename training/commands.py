@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +31,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     notice: Annotated[str | None, typer.Option(help="Shown wherever this model's verdicts are.")] = None,
+    protocol: Annotated[
+        Literal["raw", "matched"],
+        typer.Option(help="DATA as it is, or its matched version DATA-matched (built first if missing)."),
+    ] = "raw",
     index: Annotated[Path | None, typer.Option(help="Index file, where it is not DATA/index.parquet.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")] = None,
     workers: Annotated[int, typer.Option(help="Loader processes.")] = max(1, (os.cpu_count() or 2) // 2),
@@ -52,7 +56,7 @@ def train(
     checked = load_recipe(
         recipe, seen=_names(seen), unseen=_names(unseen), weights=weights, epochs=epochs, seed=seed, notice=notice
     )
-    train_recipe(checked, data, run, index=index, device=device, workers=workers)
+    train_recipe(checked, data, run, index=index, device=device, workers=workers, protocol=protocol)
 
 
 def archive(

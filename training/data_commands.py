@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 75
 
-DATA = Annotated[Path, typer.Argument(help="Folder in GenImage's layout: <generator>/{train,val}/{ai,nature}.")]
+DATA = Annotated[
+    str, typer.Argument(help="Folder or s3:// URL in GenImage's layout: <generator>/{train,val}/{ai,nature}.")
+]
 INDEX = Annotated[Path | None, typer.Option(help="Index file, where it is not DATA/index.parquet.")]
 WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")]
 
@@ -30,7 +32,9 @@ def add_to(app: typer.Typer) -> None:
 
 def index_data(
     data: DATA,
-    out: Annotated[Path | None, typer.Option(help="Index file to write, where DATA cannot be written to.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Index file to write, where DATA cannot be written to or is a bucket.")
+    ] = None,
     workers: WORKERS = None,
 ) -> None:
     """Decode every image once and write index.parquet; quarantine what cannot be read; find duplicates.
@@ -42,6 +46,7 @@ def index_data(
     Examples:
       patchscan index /data/genimage
       patchscan index /read-only/genimage --out build/genimage/index.parquet --workers 16
+      patchscan index s3://images/genimage --out build/genimage/index.parquet --workers 16
     """
     from training.duplicates import describe
     from training.index import build_index
@@ -108,12 +113,13 @@ def match_data(
       patchscan match /data/genimage /data/genimage-matched-128 --size 128 --min-quality 75
     """
     from training.bias import audit
-    from training.protocol import build_matched
+    from training.protocol import Settings, build_matched
 
     if min_quality > max_quality:
         raise typer.BadParameter("--min-quality is greater than --max-quality")
+    settings = Settings(size=size, qualities=(min_quality, max_quality), seed=seed)
     with _resumable():
-        matched = build_matched(data, out, size, seed, (min_quality, max_quality), index, workers)
+        matched = build_matched(data, out, settings, index, workers)
     typer.echo(_counts(matched.index.table).to_string())
     for reason, rows in matched.left_out.groupby("reason"):
         typer.echo(f"left out, {reason}: {len(rows):,}")

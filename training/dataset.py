@@ -1,7 +1,6 @@
 """Index rows to training batches: decoded, augmented, cropped, in an order that a resumed run takes up exactly."""
 
 import io
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,39 +12,17 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from detector.errors import UserError
 from detector.images import ImageError, decode
 from detector.patches import seed_from_bytes
 from detector.presets import PatchPreset
-from scanning.store import Store, open_store
 from training.augment import augment
 from training.processes import leave_stopping_to_parent
 from training.recipe import Recipe
+from training.source import DataError, Source
 from training.synthetic import synthetic_fake
 
 CLASSES = {"nature": 0, "ai": 1}
 EVALUATION_BATCH = 64
-
-
-class DataError(UserError):
-    """The data does not hold what the recipe asks for, or a file changed since it was indexed."""
-
-
-class Source:
-    """A folder or s3:// URL that an index's paths are relative to; each loader process opens its own connections."""
-
-    def __init__(self, url: str):
-        self.url = url
-        self._opened: tuple[int, Store] | None = None
-
-    def read(self, path: str) -> bytes:
-        """The encoded bytes of one image. Raises DataError where it is gone."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_store(self.url)
-        data = self._opened[1].read(path)
-        if data is None:
-            raise DataError(f"{self.url}/{path} is gone since it was indexed; run `patchscan index` again")
-        return data
 
 
 def rows_of(index: pd.DataFrame, generators: list[str], split: str) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from pathlib import Path
 from typing import Any
 
 import imagehash
@@ -10,7 +9,6 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from detector.errors import UserError
 from detector.images import ImageError, decode
 
 # ITU-T T.81, Annex K, table K.1: the luminance table that libjpeg scales with its quality setting.
@@ -36,17 +34,13 @@ _SUBSAMPLING: dict[tuple[int, ...], str] = {
 }
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """Decode the file once and describe it.
+def facts_of(data: bytes) -> dict[str, Any]:
+    """Decode an encoded image once and describe it.
 
     Returns format, width, height, jpeg_quality and jpeg_subsampling (None where it is no JPEG), sha256 of the bytes and
-    phash (64 bits as 16 hex digits); of a file that cannot be scored, sha256, code (`detector.images.ErrorCode`)
-    and message instead. Raises UserError where the file cannot be read at all: that is not the image's fault.
+    phash (64 bits as 16 hex digits); of one that cannot be scored, sha256, code (`detector.images.ErrorCode`)
+    and message instead.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; mend that and run the same command again") from error
     digest = {"sha256": hashlib.sha256(data).hexdigest()}
     try:
         image = decode(data)

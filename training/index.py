@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from console import ProgressReport
 from detector.errors import UserError
 from training.duplicates import find_duplicates
-from training.facts import read_facts
-from training.layout import Source, find_sources
+from training.facts import facts_of
+from training.layout import SourceFile, find_files
 from training.parallel import spread
+from training.source import Source, is_bucket
 
 INDEX_FILE = "index.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
@@ -72,39 +73,49 @@ class Index:
     seconds: float
 
 
-def build_index(data: Path, out: Path | None = None, workers: int | None = None) -> Index:
-    """Index the data set under `data` into `out` (by default `data`/index.parquet), on `workers` processes.
+def build_index(data: str | Path, out: Path | None = None, workers: int | None = None) -> Index:
+    """Index the data set under `data`, a folder or an s3:// URL, into the local file `out` (by default
+    `data`/index.parquet), on `workers` processes.
 
     Beside it appear quarantine.parquet (path, code, message, ...) and duplicates.parquet. Killed at any moment, the
-    same call goes on where it stopped. Raises LayoutError where `data` is not in GenImage's layout, UserError where a
-    file cannot be read or the index cannot be written.
+    same call goes on where it stopped. Raises LayoutError where `data` is not in GenImage's layout, DataError where a
+    file cannot be read, IndexFileError where the index cannot be written.
     """
     started = time.monotonic()
-    out = out or data / INDEX_FILE
+    out = out or index_place(data)
     parts = out.with_name("index.parts")
     try:
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IndexFileError(f"cannot write {out}: {error.strerror}; name another place with --out") from error
-    sources = find_sources(data)
+    files = find_files(data)
     known = _known(out, parts)
-    missing = [source for source in sources if not _is_known(source, known)]
+    missing = [file for file in files if not _is_known(file, known)]
     if missing:
-        _read_missing(data, missing, parts, workers)
+        _read_missing(Source(data), missing, parts, workers)
     records = _known(out, parts)
-    table = pa.Table.from_pylist([_record(source, records[source.path]) for source in sources], RECORD)
+    table = pa.Table.from_pylist([_record(file, records[file.path]) for file in files], RECORD)
     index = _write_index(table, out)
     shutil.rmtree(parts)
     return Index(out, *index, read=len(missing), seconds=time.monotonic() - started)
 
 
-def load_index(data: Path, index: Path | None = None) -> pd.DataFrame:
+def index_place(data: str | Path) -> Path:
+    """Where the index of `data` lies unless said otherwise. Raises IndexFileError for a bucket, which has none."""
+    if is_bucket(data):
+        raise IndexFileError(
+            f"an index is a local file: name the one of {data} (index: --out FILE; others: --index FILE)"
+        )
+    return Path(data) / INDEX_FILE
+
+
+def load_index(data: str | Path, index: Path | None = None) -> pd.DataFrame:
     """The table of `index` (by default `data`/index.parquet), one row a readable image; built first if missing.
 
     Columns: INDEX_COLUMNS; `path` is relative to `data`, `jpeg_quality` is NaN and `jpeg_subsampling` None where the
     image is no JPEG.
     """
-    path = index or data / INDEX_FILE
+    path = index or index_place(data)
     if not path.exists():
         return build_index(data, path).table
     try:
@@ -128,25 +139,25 @@ def _known(out: Path, parts: Path) -> dict[str, dict[str, Any]]:
     return {record["path"]: record for table in tables for record in table.to_pylist()}
 
 
-def _is_known(source: Source, known: dict[str, dict[str, Any]]) -> bool:
-    record = known.get(source.path)
-    return record is not None and (record["bytes"], record["modified_ns"]) == (source.bytes, source.modified_ns)
+def _is_known(file: SourceFile, known: dict[str, dict[str, Any]]) -> bool:
+    record = known.get(file.path)
+    return record is not None and (record["bytes"], record["modified_ns"]) == (file.bytes, file.modified_ns)
 
 
-def _record(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
-    place = asdict(source)
+def _record(file: SourceFile, facts: dict[str, Any]) -> dict[str, Any]:
+    place = asdict(file)
     place["class"] = place.pop("label")
     return facts | place
 
 
-def _read_missing(data: Path, missing: list[Source], parts: Path, workers: int | None) -> None:
+def _read_missing(source: Source, missing: list[SourceFile], parts: Path, workers: int | None) -> None:
     """Read the files and keep their records, in a new part file every few seconds."""
     rows: list[dict[str, Any]] = []
     broken, last_part = 0, time.monotonic()
     with ProgressReport("index", len(missing)) as progress:
         try:
-            for source, facts in spread(partial(_read_source, data), missing, workers):
-                rows.append(_record(source, facts))
+            for file, facts in spread(partial(read_file, source), missing, workers):
+                rows.append(_record(file, facts))
                 broken += "code" in facts
                 progress.advance(notes=f"{broken} quarantined" if broken else None)
                 if time.monotonic() - last_part > PART_SECONDS:
@@ -156,8 +167,9 @@ def _read_missing(data: Path, missing: list[Source], parts: Path, workers: int |
             _write_part(rows, parts)
 
 
-def _read_source(data: Path, source: Source) -> dict[str, Any]:
-    return read_facts(data / source.path)
+def read_file(source: Source, file: SourceFile) -> dict[str, Any]:
+    """What `facts_of` says of one file of the data set."""
+    return facts_of(source.read(file.path))
 
 
 def _write_part(rows: list[dict[str, Any]], parts: Path) -> None:

@@ -4,9 +4,12 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from detector.errors import UserError
+from scanning.store import open_store
+from training.source import is_bucket
 
 SPLITS = ("train", "val")
 CLASSES = ("ai", "nature")
@@ -33,7 +36,7 @@ class LayoutError(UserError):
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """One file of a data set: `path` is relative to its root, with forward slashes; size in bytes, time in ns."""
 
     path: str
@@ -54,46 +57,68 @@ def _normal(folder: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name)
 
 
-def find_sources(data: Path) -> list[Source]:
+def find_files(data: str | Path) -> list[SourceFile]:
     """Every file under `<generator>/{train,val}/{ai,nature}`, sorted by path; hidden files are left out.
 
-    The generator's folder may be `data` itself, a folder in it, or one level deeper as GenImage's archives unpack
-    (`BigGAN/imagenet_ai_0419_biggan/train/...`). Raises LayoutError where there is no such folder or no file.
+    `data` is a folder or an s3:// URL. The generator's folder may be `data` itself, a folder in it, or one level deeper
+    as GenImage's archives unpack (`BigGAN/imagenet_ai_0419_biggan/train/...`). Raises LayoutError where there is no
+    such folder or no file, StoreError where the bucket cannot be listed.
     """
-    if not data.is_dir():
-        raise LayoutError(f"{data} is not a folder: give the folder that holds <generator>/{{train,val}}/{{ai,nature}}")
-    sources = [
-        source
-        for folder in _generator_folders(data)
-        for split in SPLITS
-        for label in CLASSES
-        for source in _files(data, folder, split, label)
+    listed, root = (_in_bucket(str(data)), str(data)) if is_bucket(data) else (_in_folder(Path(data)), data)
+    name = Path(root).resolve().name
+    files = [
+        SourceFile(path, *place, size, modified_ns)
+        for path, size, modified_ns in listed
+        if (place := place_of(path, name)) is not None
     ]
-    if not sources:
+    if not files:
         raise LayoutError(
             f"{data} holds no image under <generator>/{{train,val}}/{{ai,nature}}: is it the right folder?"
         )
-    return sorted(sources, key=lambda source: source.path)
+    return sorted(files, key=lambda file: file.path)
 
 
-def _generator_folders(data: Path) -> Iterator[Path]:
-    for folder in (data, *data.glob("*"), *data.glob("*/*")):
-        if any((folder / split / label).is_dir() for split in SPLITS for label in CLASSES):
-            yield folder
+def place_of(path: str, root: str) -> tuple[str, str, str] | None:
+    """Generator, split and class of a file by its `path` relative to a data set's root, whose own name is `root`; None
+    where it lies elsewhere or is hidden."""
+    parts = path.split("/")
+    if any(part.startswith(".") for part in parts):
+        return None
+    for depth, (split, label) in enumerate(pairwise(parts[:4])):
+        if split in SPLITS and label in CLASSES and len(parts) > depth + 2:
+            return generator_name(parts[depth - 1] if depth else root), split, label
+    return None
 
 
-def _files(data: Path, folder: Path, split: str, label: str) -> Iterator[Source]:
-    generator = generator_name(folder.resolve().name if folder == data else folder.name)
-    for parent, folders, names in os.walk(folder / split / label, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+def _in_folder(data: Path) -> Iterator[tuple[str, int, int]]:
+    """Path, bytes and time of change (ns) of the files below a folder; links to folders are followed."""
+    if not data.is_dir():
+        raise LayoutError(f"{data} is not a folder: give the folder that holds <generator>/{{train,val}}/{{ai,nature}}")
+    for parent, folders, names in os.walk(data, followlinks=True):
+        above = Path(parent).relative_to(data).parts
+        folders[:] = [name for name in folders if not name.startswith(".") and _may_hold((*above, name))]
         for name in names:
-            if name.startswith("."):
-                continue
-            file = Path(parent, name)
-            path = file.relative_to(data).as_posix()
+            path = "/".join((*above, name))
             try:
                 path.encode()
             except UnicodeEncodeError as error:
                 raise LayoutError(f"the name {path!r} is not UTF-8: rename the file") from error
-            status = file.stat()
-            yield Source(path, generator, split, label, status.st_size, status.st_mtime_ns)
+            if place_of(path, "") is not None:
+                status = Path(parent, name).stat()
+                yield path, status.st_size, status.st_mtime_ns
+
+
+def _may_hold(folder: tuple[str, ...]) -> bool:
+    """Whether images of the data set can lie in or below this folder: what else is there is not walked through."""
+    return len(folder) <= 2 or any(
+        split in SPLITS and (not label or label[0] in CLASSES)
+        for split, *label in (folder[depth : depth + 2] for depth in range(3))
+    )
+
+
+def _in_bucket(url: str) -> Iterator[tuple[str, int, int]]:
+    store = open_store(url.rstrip("/") + "/")
+    root = url.rstrip("/").removeprefix("s3://").partition("/")[2]
+    for info in store.objects():
+        modified_ns = round(info.last_modified.timestamp() * 1e9) if info.last_modified else 0
+        yield info.key.removeprefix(root).lstrip("/"), info.size or 0, modified_ns

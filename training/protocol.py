@@ -20,9 +20,11 @@ from PIL import Image
 from console import ProgressReport
 from detector.errors import UserError
 from detector.images import ImageError, decode
+from scanning.store import open_store
 from training.index import Index, build_index, data_digest, load_index, write_whole
 from training.layout import CLASSES
 from training.parallel import spread
+from training.source import Source, is_bucket
 
 SETTINGS_FILE = "protocol.json"
 CROPS_FILE = "crops.parquet"
@@ -69,11 +71,9 @@ class Matched:
 
 
 def build_matched(
-    data: Path,
+    data: str | Path,
     out: Path,
-    size: int = 256,
-    seed: int = 0,
-    qualities: tuple[int, int] = (85, 98),
+    settings: Settings = Settings(),
     index: Path | None = None,
     workers: int | None = None,
 ) -> Matched:
@@ -82,12 +82,12 @@ def build_matched(
 
     Raises ProtocolError where `out` holds something else or no image is large enough.
     """
-    settings = Settings(size=size, qualities=qualities, seed=seed)
     table = load_index(data, index)
     crops, left_out = plan_matched(table, settings)
     if crops.empty:
         raise ProtocolError(
-            f"no generator in {data} has images of both classes as large as {size} x {size}: use a smaller --size"
+            f"no generator in {data} has images of both classes as large as {settings.size} x {settings.size}: "
+            "use a smaller --size"
         )
     _claim(out, data, settings, data_digest(table))
     write_whole(pa.Table.from_pandas(crops, preserve_index=False), out / CROPS_FILE)
@@ -97,14 +97,34 @@ def build_matched(
     missing = [crop for crop in crops.to_dict("records") if not (out / crop["path"]).exists()]
     if missing:
         with ProgressReport("match", len(missing)) as progress:
-            for _ in spread(partial(_make, data, out, size), missing, workers):
+            for _ in spread(partial(_make, Source(data), out, settings.size), missing, workers):
                 progress.advance()
     return Matched(build_index(out, workers=workers), crops, left_out)
 
 
-def protocol_of(data: Path) -> str:
-    """`matched` where this module made the data set, `raw` otherwise."""
-    return "matched" if (data / SETTINGS_FILE).exists() else "raw"
+def matched_version(data: str | Path, place: Path | None = None, index: Path | None = None) -> str | Path:
+    """The data set `data` under the matched protocol: itself where it is one, else the folder `place` (by default
+    DATA-matched, beside the folder DATA), built first where it is missing or incomplete.
+
+    Raises ProtocolError where `place` was made of other data, and for a bucket, which has no such place.
+    """
+    if protocol_of(data) == "matched":
+        return data
+    if place is None and is_bucket(data):
+        raise ProtocolError(f"build the matched version of {data} with `patchscan match {data} OUT`, then name OUT")
+    place = place or Path(data).resolve().with_name(Path(data).resolve().name + "-matched")
+    made = place / SETTINGS_FILE
+    settings = Settings()
+    if made.exists():
+        known = json.loads(made.read_text())
+        settings = Settings(size=known["size"], qualities=tuple(known["qualities"]), seed=known["seed"])
+    build_matched(data, place, settings, index)
+    return place
+
+
+def protocol_of(data: str | Path) -> str:
+    """`matched` where this module made the data set (a folder, or its copy in a bucket), `raw` otherwise."""
+    return "raw" if open_store(str(data)).read(SETTINGS_FILE) is None else "matched"
 
 
 def plan_matched(index: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -177,9 +197,9 @@ def _first_pass(kept: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame
     return first.astype({"first_quality": "Int16", "first_subsampling": "object"})
 
 
-def _claim(out: Path, data: Path, settings: Settings, digest: str) -> None:
+def _claim(out: Path, data: str | Path, settings: Settings, digest: str) -> None:
     """Write down in `out` what it is made of, or check that it was made of the same before."""
-    if out.resolve().is_relative_to(data.resolve()):
+    if not is_bucket(data) and out.resolve().is_relative_to(Path(data).resolve()):
         raise ProtocolError(f"{out} lies within {data} and would become part of it: choose a folder outside")
     made_of: dict[str, Any] = {
         "protocol": "matched",
@@ -197,12 +217,13 @@ def _claim(out: Path, data: Path, settings: Settings, digest: str) -> None:
     file.write_text(json.dumps(made_of, indent=1) + "\n")
 
 
-def _make(data: Path, out: Path, size: int, crop: dict[str, Any]) -> None:
-    source = data / crop["source"]
+def _make(source: Source, out: Path, size: int, crop: dict[str, Any]) -> None:
     try:
-        rgb = decode(source.read_bytes()).rgb
-    except (OSError, ImageError) as error:
-        raise ProtocolError(f"{source} changed since it was indexed ({error}); run `patchscan index` again") from error
+        rgb = decode(source.read(crop["source"])).rgb
+    except ImageError as error:
+        raise ProtocolError(
+            f"{source.url}/{crop['source']} changed since it was indexed ({error}); run `patchscan index` again"
+        ) from error
     x, y = crop["x"], crop["y"]
     pixels = rgb[y : y + size, x : x + size]
     if not pd.isna(crop["first_quality"]):

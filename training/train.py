@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -37,11 +37,12 @@ from detector.presets import to_tensor
 from detector.weights import load_imagenet, read_safetensors, sha256_of
 from training.bias import audit
 from training.checkpoint import RunStore
-from training.dataset import CropDataset, DataError, EpochBatches, Source, collate, evaluation_loader, rows_of
+from training.dataset import CropDataset, EpochBatches, collate, evaluation_loader, rows_of
 from training.features import write_features
 from training.processes import EXIT_INTERRUPTED, Interrupt, Ranks, leave_stopping_to_parent
-from training.protocol import protocol_of
+from training.protocol import matched_version, protocol_of
 from training.recipe import Recipe
+from training.source import DataError, Source
 
 CHECKPOINT_EVERY_S = 120.0
 WARMUP_STEPS = 50
@@ -50,16 +51,27 @@ WARMUP_STEPS = 50
 class Trainer:
     """The state of one run: model, optimiser, position, and the best validation so far."""
 
-    def __init__(self, recipe: Recipe, data: str, run: str, index: Path | None, device: str | None, workers: int):
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: str,
+        run: str,
+        index: Path | None,
+        device: str | None,
+        workers: int,
+        protocol: Literal["raw", "matched"],
+    ):
         self.recipe, self.workers = recipe, workers
         self.ranks = Ranks.join(device)
         if recipe.batch_size % self.ranks.world:
             raise DataError(f"batch_size {recipe.batch_size} cannot be shared by {self.ranks.world} processes")
         self.store = RunStore(run)
+        if protocol == "matched":
+            data, index = str(self.ranks.first_then_all(lambda: matched_version(data, index=index))), None
         self.source = Source(data)
         self.board = SummaryWriter(str(self.store.folder / "tensorboard"))
-        self.protocol = "raw" if data.startswith("s3://") else protocol_of(Path(data))
-        self.index = self.ranks.first_then_all(lambda: training.index.load_index(Path(data), index))
+        self.protocol = protocol_of(data)
+        self.index = self.ranks.first_then_all(lambda: training.index.load_index(data, index))
         self.train_rows = rows_of(self.index, recipe.seen, "train")
         self.val_rows = rows_of(self.index, recipe.seen, "val")
         torch.manual_seed(recipe.seed)
@@ -363,15 +375,23 @@ def environment() -> dict[str, str]:
 
 
 def train(
-    recipe: Recipe, data: str, run: str, *, index: Path | None = None, device: str | None = None, workers: int = 1
+    recipe: Recipe,
+    data: str,
+    run: str,
+    *,
+    index: Path | None = None,
+    device: str | None = None,
+    workers: int = 1,
+    protocol: Literal["raw", "matched"] = "raw",
 ) -> Path:
-    """Train `recipe` on `data` (a folder or s3:// URL in GenImage's layout) into the run `run`; resumes what is there.
+    """Train `recipe` on `data` (a folder or s3:// URL in GenImage's layout), as it is or on its matched version, into
+    the run `run`; resumes what is there.
 
     Returns the run folder with model.safetensors and card.json. Raises DataError, RecipeError, WeightsError;
     SystemExit(75) after SIGTERM or Ctrl-C, when the same call goes on from the checkpoint.
     """
     try:
-        return Trainer(recipe, data, run, index, device, workers).run()
+        return Trainer(recipe, data, run, index, device, workers, protocol).run()
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -135,6 +135,26 @@ def test_two_processes_follow_the_curve_of_one(data: Path, tmp_path: Path) -> No
     assert losses[1] == pytest.approx(losses[0], abs=0.02)
 
 
+def test_training_and_evaluation_take_either_protocol(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    for split, count in (("train", 8), ("val", 4)):
+        for number in range(count):
+            real = picture(100 * count + number, 256, 256)
+            write(data / "seen_one" / split / "nature" / f"{number}.jpg", real)
+            write(data / "seen_one" / split / "ai" / f"{number}.png", real // 16 * 16)
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.replace("epochs: 3", "epochs: 1").replace("batch_size: 8", "batch_size: 4"))
+    train = ["train", recipe, "--data", data, "--run", run, "--device", "cpu", "--protocol", "matched"]
+    subprocess.run([BIN / "patchscan", *train], check=True, env=environment())
+    assert Card.read(run).training["protocol"] == "matched"
+    report = ["evaluate", "--run", run, "--data", data, "--protocol", "both", "--out", tmp_path / "report"]
+    subprocess.run([BIN / "patchscan", *report], check=True, env=environment())
+    content = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert content["protocols"] == ["raw", "matched"]
+    assert content["models"][0]["calibrated_on"] == "matched"
+    assert (tmp_path / "data-matched" / "seen_one" / "val" / "ai").is_dir()
+
+
 def test_another_recipe_does_not_overwrite_a_run(data: Path, finished: Path) -> None:
     done = subprocess.run([*command(data, finished), "--seed", "5"], capture_output=True, text=True, check=False)
     assert done.returncode == 2

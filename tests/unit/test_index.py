@@ -17,10 +17,12 @@ from PIL import Image
 import training.index
 from detector.errors import UserError
 from detector.images import ErrorCode
+from detector.weights import sha256_of
 from tests.image_tree import picture, write
-from training.facts import jpeg_settings, read_facts
+from training.facts import jpeg_settings
 from training.index import INDEX_COLUMNS, build_index, data_digest, load_index
-from training.layout import LayoutError, find_sources, generator_name
+from training.layout import LayoutError, SourceFile, find_files, generator_name
+from training.source import Source
 
 
 @pytest.fixture
@@ -38,12 +40,13 @@ def data(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that an index reads."""
     names: list[str] = []
+    read = training.index.read_file
 
-    def counted(path: Path) -> dict[str, object]:
-        names.append(path.name)
-        return read_facts(path)
+    def counted(source: Source, file: SourceFile) -> dict[str, object]:
+        names.append(Path(file.path).name)
+        return read(source, file)
 
-    monkeypatch.setattr(training.index, "read_facts", counted)
+    monkeypatch.setattr(training.index, "read_file", counted)
     return names
 
 
@@ -73,7 +76,7 @@ def test_layout_is_found_as_archives_unpack(tmp_path: Path, place: str) -> None:
     root = tmp_path / "glide"
     write(root / place / "train" / "nature" / "n01440764" / "a.JPEG", picture(0))
     write(root / place / "train" / "nature" / ".hidden.JPEG", picture(0))
-    (source,) = find_sources(root)
+    (source,) = find_files(root)
     assert (source.generator, source.split, source.label) == ("glide", "train", "nature")
     assert (root / source.path).exists()
 
@@ -126,7 +129,7 @@ def test_broken_files_are_quarantined_and_never_swapped(data: Path) -> None:
     assert set(pq.read_table(data / "quarantine.parquet")["path"].to_pylist()) == set(kept.index)
     assert len(index.table) == 13
     for path, digest in zip(index.table["path"], index.table["sha256"], strict=True):
-        assert read_facts(data / path)["sha256"] == digest
+        assert sha256_of(data / path) == digest
 
 
 def test_only_new_and_changed_files_are_read_again(data: Path, reads: list[str]) -> None:
@@ -147,18 +150,18 @@ def test_only_new_and_changed_files_are_read_again(data: Path, reads: list[str])
 def test_an_interrupted_index_goes_on_where_it_stopped(
     data: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = training.index.read_facts
+    counted = training.index.read_file
 
-    def stopped(path: Path) -> dict[str, object]:
+    def stopped(source: Source, file: SourceFile) -> dict[str, object]:
         if len(reads) == 5:
             raise KeyboardInterrupt
-        return counted(path)
+        return counted(source, file)
 
-    monkeypatch.setattr(training.index, "read_facts", stopped)
+    monkeypatch.setattr(training.index, "read_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         build_index(data, workers=1)
     assert not (data / "index.parquet").exists()
-    monkeypatch.setattr(training.index, "read_facts", counted)
+    monkeypatch.setattr(training.index, "read_file", counted)
     index = build_index(data, workers=1)
     assert index.read == 7
     assert sorted(reads) == sorted(Path(path).name for path in index.table["path"])
@@ -170,14 +173,14 @@ import sys, time
 from pathlib import Path
 import training.index as index
 
-read = index.read_facts
+read = index.read_file
 index.PART_SECONDS = 0
 
-def slow(path):
+def slow(source, file):
     time.sleep(0.05)
-    return read(path)
+    return read(source, file)
 
-index.read_facts = slow
+index.read_file = slow
 if __name__ == "__main__":
     index.build_index(Path(sys.argv[1]), workers=2)
 """

@@ -31,10 +31,10 @@ def test_index_audit_and_match_lead_from_a_biased_to_a_fair_data_set(tmp_path: P
 
 
 def test_an_interrupted_command_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: Path) -> dict[str, object]:
+    def interrupted(*_: object) -> dict[str, object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.index, "read_facts", interrupted)
+    monkeypatch.setattr(training.index, "read_file", interrupted)
     result = CliRunner().invoke(app, ["index", str(jpeg_versus_png(tmp_path, count=1)), "--workers", "1"])
     assert result.exit_code == 75
     assert "the same command goes on" in result.output

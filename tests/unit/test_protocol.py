@@ -12,7 +12,7 @@ from tests.image_tree import jpeg_versus_png, picture, write
 from training.bias import audit
 from training.facts import jpeg_settings
 from training.index import build_index
-from training.protocol import GRID, ProtocolError, Settings, build_matched, plan_matched, protocol_of
+from training.protocol import GRID, ProtocolError, Settings, build_matched, matched_version, plan_matched, protocol_of
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_matched_version_of_a_biased_data_set_is_fair(data: Path, tmp_path: Path) -> None:
-    matched = build_matched(data, tmp_path / "out", size=64, workers=1)
+    matched = build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
     found = audit(matched.index.table)
     assert [one.verdict for one in found.generators] == ["fair"], found.warnings
     assert set(matched.index.table["generator"]) == {"biggan"}
@@ -33,7 +33,7 @@ def test_the_matched_version_of_a_biased_data_set_is_fair(data: Path, tmp_path: 
 
 
 def test_crops_are_the_sources_own_pixels_encoded_once_more(data: Path, tmp_path: Path) -> None:
-    matched = build_matched(data, tmp_path / "out", size=64, workers=1)
+    matched = build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
     crop = matched.crops[matched.crops["class"] == "nature"].iloc[0]
     source = decode((data / crop["source"]).read_bytes()).rgb
     written = (tmp_path / "out" / crop["path"]).read_bytes()
@@ -43,7 +43,7 @@ def test_crops_are_the_sources_own_pixels_encoded_once_more(data: Path, tmp_path
 
 
 def test_lossless_images_get_the_first_compression_of_the_photographs(data: Path, tmp_path: Path) -> None:
-    crops = build_matched(data, tmp_path / "out", size=64, workers=1).crops
+    crops = build_matched(data, tmp_path / "out", Settings(size=64), workers=1).crops
     fakes, real = crops[crops["class"] == "ai"], crops[crops["class"] == "nature"]
     assert real["first_quality"].isna().all()
     assert fakes["first_quality"].between(75, 96).all()
@@ -52,9 +52,9 @@ def test_lossless_images_get_the_first_compression_of_the_photographs(data: Path
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(data: Path, tmp_path: Path) -> None:
     digests = [
-        build_matched(data, tmp_path / str(number), size=64, seed=seed, workers=1).index.table.set_index("path")[
-            "sha256"
-        ]
+        build_matched(data, tmp_path / str(number), Settings(size=64, seed=seed), workers=1).index.table.set_index(
+            "path"
+        )["sha256"]
         for number, seed in enumerate((0, 0, 1))
     ]
     pd.testing.assert_series_equal(digests[0], digests[1])
@@ -74,24 +74,47 @@ def test_an_interrupted_match_makes_only_the_missing_crops(
 
     monkeypatch.setattr(training.protocol, "_make", stopped)
     with pytest.raises(KeyboardInterrupt):
-        build_matched(data, tmp_path / "out", size=64, workers=1)
+        build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
     monkeypatch.setattr(training.protocol, "_make", lambda *arguments: (made.append(arguments), make(*arguments)))
-    crops = build_matched(data, tmp_path / "out", size=64, workers=1).crops
+    crops = build_matched(data, tmp_path / "out", Settings(size=64), workers=1).crops
     assert len(made) == len(crops) == len(list((tmp_path / "out").glob("*/*/*/*.jpg")))
 
 
 def test_a_folder_of_other_settings_or_other_content_is_refused(data: Path, tmp_path: Path) -> None:
-    build_matched(data, tmp_path / "out", size=64, workers=1)
+    build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
     with pytest.raises(ProtocolError, match="other settings"):
-        build_matched(data, tmp_path / "out", size=96, workers=1)
+        build_matched(data, tmp_path / "out", Settings(size=96), workers=1)
     write(tmp_path / "mine" / "photo.png", picture(0))
     with pytest.raises(ProtocolError, match="not empty"):
-        build_matched(data, tmp_path / "mine", size=64, workers=1)
+        build_matched(data, tmp_path / "mine", Settings(size=64), workers=1)
     with pytest.raises(ProtocolError, match="lies within"):
-        build_matched(data, data / "matched", size=64, workers=1)
+        build_matched(data, data / "matched", Settings(size=64), workers=1)
     with pytest.raises(ProtocolError, match="smaller --size"):
-        build_matched(data, tmp_path / "large", size=512, workers=1)
+        build_matched(data, tmp_path / "large", Settings(size=512), workers=1)
     assert (protocol_of(tmp_path / "out"), protocol_of(data)) == ("matched", "raw")
+
+
+def test_the_matched_version_is_built_once_beside_the_data(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for number in range(4):
+        for label in ("ai", "nature"):
+            write(data / "gan" / "train" / label / f"{number}.png", picture(number, 256, 256))
+    built = Path(matched_version(data))
+    assert (built, protocol_of(built)) == (tmp_path / "data-matched", "matched")
+    before = {file: file.stat().st_mtime_ns for file in built.rglob("*.jpg")}
+    assert before
+    assert matched_version(built) == built
+    next(iter(before)).unlink()
+    assert matched_version(data) == built
+    after = {file: file.stat().st_mtime_ns for file in built.rglob("*.jpg")}
+    assert before.keys() == after.keys()
+    assert sum(after[file] != before[file] for file in before) == 1
+
+
+def test_a_matched_version_keeps_the_settings_it_was_made_with(data: Path, tmp_path: Path) -> None:
+    build_matched(data, tmp_path / "small", Settings(size=48, seed=3), workers=1)
+    matched_version(data, tmp_path / "small")
+    assert set(build_index(tmp_path / "small", workers=1).table["width"]) == {48}
 
 
 def test_what_is_not_used_is_listed_with_its_reason(tmp_path: Path) -> None:
@@ -104,7 +127,7 @@ def test_what_is_not_used_is_listed_with_its_reason(tmp_path: Path) -> None:
     write(gan / "val" / "ai" / "copy.png", picture(0))
     write(gan / "val" / "ai" / "own.png", picture(22))
     write(gan / "val" / "nature" / "own.jpg", picture(23))
-    matched = build_matched(tmp_path / "data", tmp_path / "out", size=64, workers=1)
+    matched = build_matched(tmp_path / "data", tmp_path / "out", Settings(size=64), workers=1)
     reasons = matched.left_out.groupby("reason")["path"].apply(list).to_dict()
     assert reasons["smaller than 64 x 64"] == ["gan/train/ai/small.png"]
     assert reasons["a copy of a training image"] == ["gan/val/ai/copy.png"]
@@ -173,4 +196,4 @@ def test_a_source_that_changed_since_it_was_indexed_stops_the_build(tmp_path: Pa
     build_index(tmp_path / "data", workers=1)
     (tmp_path / "data" / "gan" / "train" / "ai" / "0.png").write_bytes(b"gone bad")
     with pytest.raises(ProtocolError, match=r"0\.png changed"):
-        build_matched(tmp_path / "data", tmp_path / "out", size=64, workers=1)
+        build_matched(tmp_path / "data", tmp_path / "out", Settings(size=64), workers=1)

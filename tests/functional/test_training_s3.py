@@ -1,0 +1,80 @@
+"""A data set in a bucket is indexed, trained on and evaluated without a copy on disk, and a run can live there too."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from detector.weights import sha256_of
+from scanning.copying import copy_tree
+from scanning.embedded_s3 import EmbeddedS3
+from tests.image_tree import picture, write
+
+PATCHSCAN = str(Path(sys.executable).parent / "patchscan")
+TRAIN = ["train", "ssp-lite", "--epochs", "1", "--seen", "gan", "--unseen", "none", "--device", "cpu", "--workers", "1"]
+URL = "s3://data/sets/mine"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One generator, its fakes without fine noise, and a file that is no image."""
+    root = tmp_path_factory.mktemp("data") / "mine"
+    for split, count in (("train", 32), ("val", 6)):
+        for number in range(count):
+            real = picture(1000 * (split == "val") + number)
+            write(root / "imagenet_ai_0419_gan" / "gan" / split / "nature" / f"n01/{number}.png", real)
+            write(root / "imagenet_ai_0419_gan" / "gan" / split / "ai" / f"{number}.png", real // 16 * 16)
+    (root / "imagenet_ai_0419_gan" / "gan" / "train" / "ai" / "broken.png").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def s3(folder: Path) -> Iterator[EmbeddedS3]:
+    """A bucket that holds the same files under a prefix, and something beside it whose name begins alike."""
+    with pytest.MonkeyPatch.context() as patch, EmbeddedS3() as server:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        for bucket in ("data", "models"):
+            server.client().create_bucket(Bucket=bucket)
+        copy_tree(str(folder), URL)
+        server.client().put_object(Bucket="data", Key="sets/mine-old/gan/train/ai/1.png", Body=b"other")
+        yield server
+
+
+def patchscan(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PATCHSCAN, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_a_bucket_trains_the_same_weights_as_a_folder(s3: EmbeddedS3, folder: Path, tmp_path: Path) -> None:
+    indexed = patchscan("index", URL, "--out", tmp_path / "index.parquet", "--workers", 1)
+    assert "quarantined: 1" in indexed.stdout, indexed.stderr
+    assert "77 files read" in indexed.stdout
+    assert "(0 files read" in patchscan("index", URL, "--out", tmp_path / "index.parquet").stdout
+    trained = patchscan(*TRAIN, "--data", URL, "--index", tmp_path / "index.parquet", "--run", "s3://models/run")
+    assert trained.returncode == 0, trained.stderr
+    assert patchscan(*TRAIN, "--data", folder, "--run", tmp_path / "here").returncode == 0
+    copy_tree("s3://models/run", str(tmp_path / "there"))
+    assert sha256_of(tmp_path / "there/model.safetensors") == sha256_of(tmp_path / "here/model.safetensors")
+    evaluated = patchscan(
+        "evaluate", "--run", tmp_path / "there", "--data", URL, "--index", tmp_path / "index.parquet",
+        "--out", tmp_path / "report", "--robustness", 2,
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["data"]["name"], report["data"]["images"]) == ("mine", 12)
+
+
+def test_a_bucket_needs_a_place_for_its_index(s3: EmbeddedS3, tmp_path: Path) -> None:
+    refused = patchscan(*TRAIN, "--data", URL, "--run", tmp_path / "run")
+    assert refused.returncode == 2
+    assert "--index FILE" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    refused = patchscan(*TRAIN, "--data", URL, "--run", tmp_path / "run", "--protocol", "matched")
+    assert refused.returncode == 2
+    assert f"patchscan match {URL} OUT" in refused.stderr
