@@ -92,11 +92,14 @@ def ensemble(
 
 def explain(
     image: Annotated[Path, typer.Argument(help="The image file.")],
-    run: Annotated[Path, typer.Option(help="Run folder of a model that scores patches.")],
+    run: Annotated[Path, typer.Option(help="Run folder of the model.")],
     out: Annotated[Path, typer.Option(help="The picture to write, a PNG file.")] = Path("explanation.png"),
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
-    """Show why one image got its score: the chosen patch, its noise, the candidates, and what makes it uncertain.
+    """Show why one image got its score: what the model saw of it, and what makes the answer uncertain.
+
+    Of a model of patches, the chosen patch, its noise and the candidates; of one of whole images, the parts that count;
+    of an ensemble, each member.
 
     The picture goes to OUT, the figures as JSON to standard output.
 
@@ -106,7 +109,8 @@ def explain(
     """
     import json
 
-    from evaluation.explain import as_dict, write_explanation
+    from evaluation.explain import as_dict
+    from evaluation.explain_picture import write_explanation
 
     typer.echo(json.dumps(as_dict(write_explanation(run, image, out, device)), indent=1))
     typer.echo(f"picture: {out}", err=True)

@@ -18,7 +18,7 @@ from detector.card import WEIGHTS_FILE, Card
 from detector.detector import Detector
 from detector.errors import UserError
 from detector.models import build
-from detector.presets import PatchPreset
+from detector.presets import PatchPreset, Preset, WholePreset
 from detector.weights import sha256_of
 
 PER_CLASS = 12
@@ -41,15 +41,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_run(folder: Path, seed: int) -> Path:
+def make_run(folder: Path, seed: int, architecture: str = "ssp-lite", preset: Preset = PatchPreset(count=2)) -> Path:
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
-    save_file(build("ssp-lite").state_dict(), folder / WEIGHTS_FILE)
+    save_file(build(architecture).state_dict(), folder / WEIGHTS_FILE)
     Card(
         name=folder.name,
         version="1.0",
-        architecture="ssp-lite",
-        preset=PatchPreset(count=2),
+        architecture=architecture,
+        preset=preset,
         weights_sha256=sha256_of(folder / WEIGHTS_FILE),
         training={"seen": ["smooth"], "unseen": ["other"]},
         warnings=["a warning from training"],
@@ -139,10 +139,29 @@ def test_explain_agrees_with_serving(report: Path, runs: list[Path], data: Path,
     answer = Detector.load(runs[0]).score([image.read_bytes()])[0]
     assert isinstance(answer, Answer)
     assert (figures["logit"], figures["patch"]) == (answer.logit, answer.patch)
-    assert min(figures["complexity"]) == answer.patch["complexity"]
-    assert len(figures["p_ai_of_other_draws"]) == 20
+    (view,) = figures["views"]
+    assert view["p_ai"] == answer.p_ai
+    assert min(view["complexity"]) == answer.patch["complexity"]
+    assert len(figures["p_ai_of_other_choices"]) == 20
     with Image.open(tmp_path / "why.png") as picture:
         assert picture.width > 1000
+
+
+def test_whole_images_and_ensembles_are_explained_by_what_each_model_saw(
+    report: Path, runs: list[Path], data: Path, tmp_path: Path
+) -> None:
+    whole = make_run(tmp_path / "whole", 3, "simplecnn", WholePreset())
+    patchscan("ensemble", "--run", runs[0], "--run", whole, "--out", tmp_path / "both", "--name", "both")
+    image = data / "smooth/val/ai/3.png"
+    figures = json.loads(patchscan("explain", image, "--run", tmp_path / "both", "--out", tmp_path / "why.png"))
+    patches, seen = figures["views"]
+    assert (patches["architecture"], seen["architecture"]) == ("ssp-lite", "simplecnn")
+    alone = [Detector.load(run).score([image.read_bytes()])[0] for run in (runs[0], whole)]
+    assert [patches["p_ai"], seen["p_ai"]] == pytest.approx([one.p_ai for one in alone if isinstance(one, Answer)])
+    assert np.shape(seen["weight"]) == (7, 7)
+    assert np.ptp(seen["weight"]) > 0
+    figures = json.loads(patchscan("explain", image, "--run", whole, "--out", tmp_path / "alone.png"))
+    assert figures["views"] == [seen]
 
 
 def make_video(path: Path) -> Path:

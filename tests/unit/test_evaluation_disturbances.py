@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detector.card import Decision
-from evaluation.explain import noise_maps
+from evaluation.explain_picture import noise_maps
 from evaluation.robustness import Disturbance, disturbances
 from evaluation.video import interval_of_mean, summarise
 
