@@ -37,7 +37,8 @@ class NoiseMaps(nn.Module):
         """Normalised pixels (n, 3, H, W) to maps in -3..3, (n, 12, H - 4, W - 4), the four of each channel together."""
         n, channels, height, width = x.shape
         grey = (x * self.grey_levels).reshape(n * channels, 1, height, width)
-        maps = F.conv2d(grey, self.kernel).reshape(n, -1, height - 4, width - 4)
+        with torch.autocast(x.device.type, enabled=False):  # fp16 would round away what the filters look for
+            maps = F.conv2d(grey, self.kernel).reshape(n, -1, height - 4, width - 4)
         return F.hardtanh(maps * (3.0 / self.clamp), -3.0, 3.0)
 
 
@@ -52,4 +53,5 @@ class SRM(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, H, W) to (n, 3, H, W)."""
-        return F.hardtanh(F.conv2d(x, self.kernel, padding=2), -3.0, 3.0)
+        with torch.autocast(x.device.type, enabled=False):  # as above
+            return F.hardtanh(F.conv2d(x, self.kernel, padding=2), -3.0, 3.0)

@@ -6,7 +6,7 @@ trying again may help, Refused where the server will not take this one image, Sc
 
 import io
 import json
-import threading
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,9 +142,9 @@ class TorchServe:
 
 
 class InProcess:
-    """A run folder loaded in this process; needs the `train` extra (torch). A batch at a time uses all cores."""
+    """A run folder loaded in this process; needs the `train` extra (torch). Each image uses one core."""
 
-    parallel = 1
+    parallel = len(os.sched_getaffinity(0))
 
     def __init__(self, run: Path, device: str = "cpu"):
         try:
@@ -152,21 +152,18 @@ class InProcess:
         except ImportError as error:
             raise ScorerError("scoring in this process needs torch: pip install 'patchscan[train]'") from error
         self._detector = Detector.load(run, device)
-        self._lock = threading.Lock()
         self.card = self._detector.card
 
     def answer(self, data: bytes) -> Answer:
         """Score one encoded image."""
-        with self._lock:
-            result = self._detector.score([data])[0]
+        result = self._detector.score([data])[0]
         if isinstance(result, ImageError):
             raise result
         return result
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Score crops that were cut before."""
-        with self._lock:
-            return self._detector.logits(crops)
+        return self._detector.logits(crops)
 
     def close(self) -> None:
         """Nothing to let go of."""
