@@ -1,34 +1,36 @@
 """What the model sees before and after training: penultimate features of validation images, kept for pictures."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
+from detector.models import Network
 from detector.presets import to_tensor
 from training.dataset import evaluation_loader
-
-if TYPE_CHECKING:
-    from training.train import Trainer
+from training.recipe import Recipe
+from training.source import Source
 
 FEATURE_IMAGES = 500
 
 
 @torch.inference_mode()
-def write_features(trainer: Trainer, moment: str) -> None:
-    """Write features_before.npz or features_after.npz into the run: `features` float32 (n, width), `label` (n,) and
-    `generator` (n,), of at most 500 seen validation images spread over the split (the first crop of each)."""
-    step = max(1, len(trainer.val_rows) // FEATURE_IMAGES)
-    rows = trainer.val_rows.iloc[::step].reset_index(drop=True)
-    trainer.kept.eval()
+def write_features(
+    file: Path, model: Network, source: Source, val_rows: pd.DataFrame, recipe: Recipe, workers: int
+) -> None:
+    """Write an .npz file: `features` float32 (n, width), `label` (n,) and `generator` (n,), of at most 500 of the
+    validation images, spread over them (the first crop of each)."""
+    step = max(1, len(val_rows) // FEATURE_IMAGES)
+    rows = val_rows.iloc[::step].reset_index(drop=True)
+    model.eval()
+    device = next(model.parameters()).device
     features = []
-    for crops, _ in evaluation_loader(trainer.source, rows, trainer.recipe, trainer.workers):
-        pixels = to_tensor(crops[:: trainer.recipe.preset.count].to(trainer.ranks.device))
-        features.append(trainer.kept.penultimate(pixels).float().cpu().numpy())
+    for crops, _ in evaluation_loader(source, rows, recipe, workers):
+        pixels = to_tensor(crops[:: recipe.preset.count].to(device))
+        features.append(model.penultimate(pixels).float().cpu().numpy())
     np.savez_compressed(
-        trainer.store.folder / f"features_{moment}.npz",
+        file,
         features=np.concatenate(features),
         label=rows.label.to_numpy(),
         generator=rows.generator.to_numpy(dtype=str),

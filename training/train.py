@@ -276,7 +276,11 @@ class Trainer:
             planned_minutes=round(remaining * step_s / 60, 1),
         )
         if self.epoch == self.step == 0 and self.ranks.rank == 0:
-            write_features(self, "before")
+            self._write_features("before")
+
+    def _write_features(self, moment: str) -> None:
+        file = self.store.folder / f"features_{moment}.npz"
+        write_features(file, self.kept, self.source, self.val_rows, self.recipe, self.workers)
 
     def log(self, event: str, **values: Any) -> None:
         """One line for people on standard error, the same as JSON in log.jsonl, numbers to TensorBoard."""
@@ -294,7 +298,7 @@ class Trainer:
 
     def _finish(self) -> None:
         self.kept.load_state_dict(read_safetensors(self.store.folder / WEIGHTS_FILE))
-        write_features(self, "after")
+        self._write_features("after")
         notice = [self.recipe.notice] if self.recipe.notice else []
         card = Card(
             name=self.recipe.name,

@@ -1,0 +1,84 @@
+"""The commands of docs/train.md run as they stand there, on a tiny data set: one epoch, two processes for four."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from detector.card import Card
+from detector.models import SSP
+from scanning.copying import copy_tree
+from scanning.embedded_s3 import EmbeddedS3
+from tests.image_tree import picture, write
+
+BIN = Path(sys.executable).parent
+PAGE = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
+GENERATORS = ("sd_v1", "ldm", "stylegan2_ada", "biggan", "sd_v1_5", "adm")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with all that the page takes for granted: DATA, the same in a bucket, ImageNet weights as a file and in
+    torchvision's cache, and a checkpoint with the authors' names."""
+    desk = tmp_path_factory.mktemp("desk")
+    for number, generator in enumerate(GENERATORS):
+        for split, count in (("train", 2), ("val", 2)):
+            for one in range(count):
+                real = picture(1000 * number + 10 * len(split) + one, 256, 256)
+                write(desk / "DATA" / generator / split / "nature" / f"{one}.jpg", real, quality=90)
+                write(desk / "DATA" / generator / split / "ai" / f"{one}.png", real // 16 * 16)
+    imagenet = torchvision.models.resnet50(weights=None).state_dict()
+    (desk / "cache" / "hub" / "checkpoints").mkdir(parents=True)
+    for place in (desk, desk / "cache" / "hub" / "checkpoints"):
+        torch.save(imagenet, place / "resnet50-11ad3fa6.pth")
+    authors = {name.replace("disc.resnet.", "disc."): value for name, value in SSP().state_dict().items()}
+    torch.save(authors, desk / "sdv15.pth")
+    with pytest.MonkeyPatch.context() as patch, EmbeddedS3() as server:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        for bucket in ("images", "models"):
+            server.client().create_bucket(Bucket=bucket)
+        copy_tree(str(desk / "DATA"), "s3://images/genimage")
+        yield desk
+
+
+def run(command: str, desk: Path) -> None:
+    """The command in that folder, made small: one epoch, on the CPU, two processes where the page says four."""
+    words = shlex.split(command.replace("--nproc-per-node 4", "--nproc-per-node 2"))
+    if " train " in command or "training." in command:
+        words += ["--epochs", "1", "--device", "cpu", "--workers", "1"]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TORCH_HOME": str(desk / "cache"),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(words, cwd=desk, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0][:60])
+def test_the_commands_of_the_page_run(desk: Path, block: str) -> None:
+    for command in block.splitlines():
+        if command.startswith("torchrun"):
+            # The example of many GPUs has the name of the run before it, which began from other weights.
+            shutil.rmtree(desk / "runs" / "ssp")
+        run(command, desk)
+
+
+def test_the_commands_leave_what_the_page_says(desk: Path) -> None:
+    cards = {path.parent.name: Card.read(path.parent) for path in (desk / "runs").glob("*/card.json")}
+    assert cards.keys() == {"ssp-lite", "ssp", "ssp-scratch", "official"}
+    assert (desk / "model_store" / "ssp-lite.mar").exists()
+    assert cards["ssp-lite"].metrics.keys() == {"raw", "matched"}
+    copy_tree("s3://models/runs/ssp", str(desk / "from-bucket"))
+    assert Card.read(desk / "from-bucket").training["seen"] == ["biggan", "sd_v1_5"]
