@@ -10,6 +10,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -58,19 +59,24 @@ class Limits:
 
 @dataclass(frozen=True)
 class RGBImage:
-    """Decoded pixels: `rgb` is uint8, height x width x 3; `frames` counts an animation's frames (1 for a still)."""
+    """Decoded pixels: `pillow` has mode RGB; `frames` counts an animation's frames (1 for a still)."""
 
-    rgb: np.ndarray
+    pillow: Image.Image
     format: str
     frames: int
 
+    @cached_property
+    def rgb(self) -> np.ndarray:
+        """A copy of all pixels, uint8 (height, width, 3)."""
+        return np.asarray(self.pillow)
+
     @property
     def width(self) -> int:
-        return self.rgb.shape[1]
+        return self.pillow.width
 
     @property
     def height(self) -> int:
-        return self.rgb.shape[0]
+        return self.pillow.height
 
 
 def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
@@ -140,9 +146,10 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
         raise ImageError(ErrorCode.TOO_SMALL, message)
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow would clip 16-bit grey to white at 255; the high byte is the picture.
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        return Image.fromarray(grey).convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,26 +1,29 @@
 """The two halves of scoring that need no torch: bytes to crops before the model, logit to answer after it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from detector.answer import Answer
 from detector.card import Card
-from detector.images import Limits, RGBImage, decode
+from detector.images import Limits, decode
 from detector.patches import Patches, seed_from_bytes
 from detector.presets import EnsemblePreset
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One decoded image and its crops, ready for the model."""
+    """The crops of one image, ready for the model, and what its answer says of the image; not its pixels, so that
+    many may wait for the model."""
 
-    image: RGBImage
+    image: dict[str, Any]
     crops: Patches
 
 
 def prepare(data: bytes, card: Card, limits: Limits = Limits()) -> Prepared:
     """Decode one encoded image and choose its crops by the card's preset. Raises ImageError."""
     image = decode(data, limits)
-    return Prepared(image, card.preset.crops(image.rgb, seed_from_bytes(data)))
+    facts = {"width": image.width, "height": image.height, "format": image.format, "frames": image.frames}
+    return Prepared(facts, card.preset.crops(image.pillow, seed_from_bytes(data)))
 
 
 def answer(prepared: Prepared, logit: float, card: Card) -> Answer:
@@ -38,12 +41,7 @@ def answer(prepared: Prepared, logit: float, card: Card) -> Answer:
         verdict=verdict,
         reason=reason,
         patch={"x": x, "y": y, "size": first.size, "complexity": int(prepared.crops.complexity[0])},
-        image={
-            "width": prepared.image.width,
-            "height": prepared.image.height,
-            "format": prepared.image.format,
-            "frames": prepared.image.frames,
-        },
+        image=prepared.image,
         model=card.name,
         version=card.version,
         digest=card.digest,

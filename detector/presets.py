@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from detector.patches import Patches, Rule, choose_patches
+from detector.patches import Patches, Pixels, Rule, as_pillow, choose_patches, sides
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,8 @@ class PatchPreset:
     candidates: int = 30
     count: int = 1
 
-    def crops(self, rgb: np.ndarray, seed: int) -> Patches:
-        """`rgb` uint8 (H, W, 3) to crops uint8 (count, size, size, 3); the same seed gives the same crops."""
+    def crops(self, rgb: Pixels, seed: int) -> Patches:
+        """An RGB image to crops uint8 (count, size, size, 3); the same seed gives the same crops."""
         return choose_patches(
             rgb, rule=self.rule, size=self.size, candidates=self.candidates, count=self.count, seed=seed
         )
@@ -53,11 +53,11 @@ class WholePreset:
         """One crop an image."""
         return 1
 
-    def crops(self, rgb: np.ndarray, seed: int) -> Patches:
-        """`rgb` uint8 (H, W, 3) to one crop, uint8 (1, size, size, 3)."""
-        height, width = rgb.shape[:2]
+    def crops(self, rgb: Pixels, seed: int) -> Patches:
+        """An RGB image to one crop, uint8 (1, size, size, 3)."""
+        height, width = sides(rgb)
         scale = self.resize / min(height, width)
-        resized = Image.fromarray(rgb).resize(
+        resized = as_pillow(rgb).resize(
             (max(self.size, round(width * scale)), max(self.size, round(height * scale))), Image.Resampling.BILINEAR
         )
         x, y = (resized.width - self.size) // 2, (resized.height - self.size) // 2
@@ -84,8 +84,8 @@ class EnsemblePreset:
         """Crops of one image, all members together."""
         return sum(member.count for member in self.members)
 
-    def crops(self, rgb: np.ndarray, seed: int) -> Patches:
-        """`rgb` uint8 (H, W, 3) to crops uint8 (count, size, size, 3); each member's are those it takes alone."""
+    def crops(self, rgb: Pixels, seed: int) -> Patches:
+        """An RGB image to crops uint8 (count, size, size, 3); each member's are those it takes alone."""
         parts = [member.crops(rgb, seed) for member in self.members]
         padded = [
             np.pad(part.pixels, ((0, 0), (0, self.size - member.size), (0, self.size - member.size), (0, 0)))

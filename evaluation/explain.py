@@ -10,7 +10,7 @@ from detector.answer import Answer
 from detector.card import Decision
 from detector.detector import Detector
 from detector.errors import UserError
-from detector.images import ImageError
+from detector.images import ImageError, decode
 from detector.models import Ensemble
 from detector.patches import choose_patches, seed_from_bytes
 from detector.presets import EnsemblePreset, PatchPreset, WholePreset
@@ -78,7 +78,7 @@ def explain(detector: Detector, data: bytes, redraws: int = 20) -> Explanation:
         prepared = detector.prepare(data)
     except ImageError as error:
         raise ExplainError(f"the image cannot be scored: {error.code}: {error.message}") from error
-    rgb, seed, preset = prepared.image.rgb, seed_from_bytes(data), detector.card.preset
+    rgb, seed, preset = decode(data, detector.limits).rgb, seed_from_bytes(data), detector.card.preset
     answer = detector.answer(prepared, detector.logits([prepared.crops.pixels])[0])
     views = [_view(member, rgb, seed) for member in members(detector)]
     again = [

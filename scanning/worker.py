@@ -241,9 +241,10 @@ def _as_fetched(info: ObjectInfo, fetched: Fetched) -> ObjectInfo:
 
 
 def _decoded_bytes(data: bytes) -> int:
-    """What decoding takes, by the header: the decoder's pixels and their copy; 0 where there is no header to decode."""
+    """What decoding takes, by the header: four bytes a pixel, and as many again where the mode must be converted; 0
+    where there is no header to decode."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.width * image.height * 3 * 2
+            return image.width * image.height * 4 * (1 if image.mode == "RGB" else 2)
     except Exception:  # hostile bytes raise anything; `prepare` says what is wrong with them
         return 0

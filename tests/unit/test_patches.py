@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from detector.patches import choose_patches, complexity, random_corners, seed_from_bytes, simplest_patch
+from detector.patches import Rule, choose_patches, complexity, cut, random_corners, seed_from_bytes, simplest_patch
 from detector.presets import PatchPreset, WholePreset, preset_from_dict, preset_to_dict
 
 sizes = st.integers(32, 80)
@@ -60,6 +61,21 @@ def test_a_grid_lies_inside_and_draws_nothing(height: int, width: int, count: in
     assert len(first.pixels) == count
     assert (first.corners >= 0).all()
     assert (first.corners <= [width - 32, height - 32]).all()
+
+
+@pytest.mark.parametrize("rule", ["simplest", "random", "most_complex", "grid"])
+@pytest.mark.parametrize("shape", [(70, 90), (20, 300)])
+def test_a_pillow_image_gets_the_patches_of_its_array(rule: Rule, shape: tuple[int, int]) -> None:
+    rgb = noise(*shape)
+    of_array, of_image = (choose_patches(one, rule=rule, count=3, seed=4) for one in (rgb, Image.fromarray(rgb)))
+    for name in ("pixels", "corners", "complexity", "upscaled"):
+        assert np.array_equal(getattr(of_array, name), getattr(of_image, name))
+
+
+def test_patches_of_an_image_larger_than_a_block_of_pillows() -> None:
+    rgb = np.resize(noise(1000, 997), (3000, 4000, 3))
+    corners = random_corners(3000, 4000, 32, 30, seed=1)
+    assert np.array_equal(cut(Image.fromarray(rgb), corners, 32), cut(rgb, corners, 32))
 
 
 def test_equal_candidates_keep_the_first_drawn() -> None:
