@@ -10,7 +10,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from PIL import Image
@@ -116,6 +116,7 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"{claimed} images are not supported") from error
 
 
+@cache
 def _known_formats() -> set[str]:
     Image.init()
     return set(Image.OPEN)
