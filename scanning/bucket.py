@@ -1,10 +1,8 @@
 """An S3 bucket, or a prefix of one, as a `Store`. Credentials come from boto3's own chain and from nowhere else."""
 
-import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +13,7 @@ import botocore.session
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 
+from scanning.key_ranges import PAGE, KeyRanges, Page
 from scanning.retries import Outage, Retries, Transient
 from scanning.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Prefixes listed side by side; a level of '/' is opened until there are that many.
+# Threads that list.
 LISTING_THREADS = 16
 # Reads boto3's description of S3 once, not anew for every client.
 LOADER = botocore.loaders.create_loader()
@@ -79,48 +78,14 @@ class Bucket:
             self.requests[event_name.rpartition(".")[2]] += 1
 
     def objects(self) -> Iterator[ObjectInfo]:
-        """Objects under the URL's prefix in any order, listed side by side under the sub-prefixes that `/` gives."""
-        level = [self.prefix]
-        while level and len(level) < LISTING_THREADS:
-            below: list[str] = []
-            for one in level:
-                for page in self._pages(one, "/"):
-                    yield from map(_info, page.get("Contents", []))
-                    below += [common["Prefix"] for common in page.get("CommonPrefixes", [])]
-            level = below
-        yield from self._list_side_by_side(level)
+        """Objects under the URL's prefix in any order, the current version of each, listed by many threads at once."""
+        return iter(KeyRanges(self._page, LISTING_THREADS))
 
-    def _list_side_by_side(self, prefixes: list[str]) -> Iterator[ObjectInfo]:
-        pages: queue.Queue[list[ObjectInfo] | Exception | None] = queue.Queue(maxsize=2 * LISTING_THREADS)
-
-        def collect(prefix: str) -> None:
-            try:
-                for page in self._pages(prefix, ""):
-                    pages.put([_info(one) for one in page.get("Contents", [])])
-                pages.put(None)
-            except Exception as error:  # raised again where the listing is consumed
-                pages.put(error)
-
-        with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            unfinished = [pool.submit(collect, prefix) for prefix in prefixes]
-            while unfinished:
-                page = pages.get()
-                if isinstance(page, Exception):
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise page
-                if page is None:
-                    unfinished.pop()
-                else:
-                    yield from page
-
-    def _pages(self, prefix: str, delimiter: str) -> Iterator[Any]:
-        where: Any = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": delimiter, **self._payer}
-        while True:
-            page = self._call(partial(self._client.list_objects_v2, **where))
-            yield page
-            if not page["IsTruncated"]:
-                return
-            where["ContinuationToken"] = page["NextContinuationToken"]
+    def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE, prefix: str | None = None) -> Page:
+        begin: Any = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
+        where: Any = {"Bucket": self.bucket, "Prefix": self.prefix if prefix is None else prefix, "MaxKeys": limit}
+        page = self._call(partial(self._client.list_objects_v2, **where, **begin, **self._payer))
+        return Page([_info(one) for one in page.get("Contents", [])], page.get("NextContinuationToken"))
 
     def fetch(self, info: ObjectInfo, limit: int) -> Fetched:
         """One try at the object, compared with the listing by ETag."""
@@ -144,8 +109,13 @@ class Bucket:
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the results that begin with `prefix`."""
         root = self._key("")
-        for page in self._pages(self._key(prefix), ""):
-            yield from (one["Key"].removeprefix(root) for one in page.get("Contents", []))
+        token: str | None = None
+        while True:
+            page = self._page(prefix=self._key(prefix), token=token)
+            yield from (info.key.removeprefix(root) for info in page.objects)
+            token = page.token
+            if token is None:
+                return
 
     def read(self, name: str) -> bytes | None:
         """A result's bytes, or None."""

@@ -65,7 +65,9 @@ def scan(source: Source, out_url: str, filters: Filters = Filters(), limits: Lim
     return made
 
 
-def test_every_key_however_unusual_has_one_row(bucket: str) -> None:
+@pytest.mark.parametrize("page", [1000, 1, 3])
+def test_every_key_however_unusual_has_one_row(bucket: str, page: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scanning.key_ranges.PAGE", page)  # small pages: many threads, many cuts
     made = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
     table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
     assert {key for key, row in table.items() if row["status"] == "scored"} == {
