@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import typer
 from cli import app
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", ROOT / "model_store" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_store/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 COMMANDS = typer.main.get_command(app)
 
 
@@ -57,3 +61,14 @@ def test_every_command_shows_an_example_in_its_help() -> None:
         elif "Example" not in (command.help or ""):
             without.append(name)
     assert without == []
+
+
+def test_every_dependency_is_listed_with_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {re.split(r"[\[=<>]", one)[0] for group in groups for one in group}
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \| (.+) \|$", page, flags=re.MULTILINE)
+    listed = {name for cell, reason in rows for name in re.findall(r"`([\w-]+)`", cell + reason)}
+    assert declared - listed == set()
+    assert {name for cell, _ in rows for name in re.findall(r"`([\w-]+)`", cell)} - declared == set()
