@@ -1,8 +1,7 @@
 """Train one recipe: on a CPU, a GPU, or several of either, resumable at any moment.
 
     patchscan train ssp --data DATA --run runs/ssp                          one process, the GPU if there is one
-    torchrun --nproc-per-node 4 -m training.train -- ssp --data DATA --run ...
-    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m training.train -- ...
+    python -m training.launch --nproc-per-node 4 -m training.train -- ssp --data DATA --run ...
 
 The checkpoint is chosen by the seen generators' validation split; unseen generators are never read here.
 """

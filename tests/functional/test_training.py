@@ -63,6 +63,13 @@ def command(data: Path, run: Path) -> list[str]:
     return [str(BIN / "patchscan"), *map(str, arguments)]
 
 
+def launch(processes: int, *arguments: str | Path) -> list[str]:
+    """A training by several processes of this machine, tried again as often as a Job's pods try."""
+    options = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", "20"]
+    command = [sys.executable, "-m", "training.launch", *options, "-m", "training.train", "--", *arguments]
+    return [str(one) for one in command]
+
+
 def log(run: Path) -> list[dict[str, float]]:
     path = run / "log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -127,9 +134,8 @@ def test_two_processes_follow_the_curve_of_one(data: Path, tmp_path: Path) -> No
     losses = []
     for processes in (1, 2):
         run = tmp_path / str(processes)
-        launch = [BIN / "torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "training.train", "--"]
         options = [tmp_path / "small.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
-        subprocess.run([*launch, *options], check=True, env=environment())
+        subprocess.run(launch(processes, *options), check=True, env=environment())
         assert log(run)[0]["processes"] == processes
         losses.append([entry["loss"] for entry in log(run) if entry["event"] == "epoch"])
     assert losses[1] == pytest.approx(losses[0], abs=0.02)
@@ -153,6 +159,43 @@ def test_training_and_evaluation_take_either_protocol(tmp_path: Path) -> None:
     assert content["protocols"] == ["raw", "matched"]
     assert content["models"][0]["calibrated_on"] == "matched"
     assert (tmp_path / "data-matched" / "seen_one" / "val" / "ai").is_dir()
+
+
+def test_a_wrong_setting_of_several_processes_is_tried_once(data: Path, tmp_path: Path) -> None:
+    arguments = [
+        data / "tiny.yaml",
+        "--data",
+        data,
+        "--run",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        "--seen",
+        "midjourney",
+    ]
+    done = subprocess.run(launch(2, *arguments), capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 2, done.stderr
+    assert 1 <= done.stderr.count("midjourney/train needs images") <= 2, done.stderr
+    assert "attempts left" not in done.stderr
+
+
+def test_several_processes_stop_in_a_checkpoint_and_go_on_from_it(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
+    process = subprocess.Popen(launch(2, *arguments), env=environment())
+    try:
+        while not any(entry["event"] == "epoch" for entry in log(run)):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    finally:
+        process.kill()
+    assert (run / "checkpoint.pt").exists()
+    assert not (run / "card.json").exists()
+    subprocess.run(launch(2, *arguments), check=True, env=environment())
+    assert any(entry["event"] == "resume" for entry in log(run))
+    assert Card.read(run).name == "tiny"
 
 
 def test_another_recipe_does_not_overwrite_a_run(data: Path, finished: Path) -> None:
