@@ -1,6 +1,6 @@
 """The Jobs of one namespace of a Kubernetes cluster: create them, follow them to the end, ask why their pods failed.
 
-The one module of the scan that speaks to Kubernetes. Errors: ClusterError where the request itself is at fault,
+The one module that speaks to Kubernetes. Errors: ClusterError where the request itself is at fault,
 AlreadyExists and JobGone where the cluster holds another state than was thought, Outage where it is out of reach.
 """
 
@@ -35,6 +35,7 @@ PATHS = {
     "Pod": ("api/v1", "pods"),
     "Service": ("api/v1", "services"),
     "ServiceAccount": ("api/v1", "serviceaccounts"),
+    "Deployment": ("apis/apps/v1", "deployments"),
 }
 ANSWER_S = 30
 # The server ends a watch after so long; it is taken up again where the Job then stands.
@@ -146,6 +147,14 @@ class Cluster:
         """A CronJob, or None."""
         return self._found("GET", self._path("CronJob", name))
 
+    def deployment(self, name: str) -> Body | None:
+        """A Deployment, or None."""
+        return self._found("GET", self._path("Deployment", name))
+
+    def patch(self, kind: str, name: str, body: Body) -> Body:
+        """Merge `body` into an object; None removes a field. Returns it as it then is. Raises ClusterError."""
+        return self._ask("PATCH", self._path(kind, name), body=body)
+
     def follow(self, name: str) -> Iterator[Job]:
         """The Job's states from now until it has finished, through broken connections and expired watches.
 
@@ -247,7 +256,8 @@ class Cluster:
                 reply.response.close()
 
     def _send(self, method: str, path: str, query: dict[str, str], body: Body | None, timeout: Any) -> Any:
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {"Accept": "application/json", "Content-Type": kind}
         request = self._api.param_serialize(
             method,
             path,

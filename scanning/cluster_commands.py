@@ -1,4 +1,5 @@
-"""The command line of clusters: submit Jobs, see and end them; and what runs inside: coordinating a scan, copying."""
+"""The command line of clusters: submit Jobs, see and end them; and what runs inside: coordinating a scan, copying,
+rolling out a model."""
 
 import signal
 import sys
@@ -30,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
     """Register this room's commands."""
     app.command()(copy)
     app.command("scan-coordinate")(scan_coordinate)
+    app.command("roll-out")(roll_out)
     app.add_typer(submit, name="submit")
     app.add_typer(jobs, name="jobs")
 
@@ -204,7 +206,7 @@ def scan_coordinate(
     """
     from scanning.cluster import Cluster
     from scanning.commands import finish, make_plan
-    from scanning.coordinator import Workers, clean_up, work_shards
+    from scanning.coordinator import BadConfiguration, ShardsFailed, Workers, clean_up, work_shards
     from scanning.store import open_store
 
     signal.signal(signal.SIGTERM, _interrupted)
@@ -220,9 +222,40 @@ def scan_coordinate(
     command += ["--token-file", str(token_file)] if token_file else []
     command += ["--metrics-port", str(metrics_port)] if metrics_port else []
     workers = Workers(command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue)
-    work_shards(cluster, plan, results, workers, coordinator)
+    try:
+        work_shards(cluster, plan, results, workers, coordinator)
+    except BadConfiguration as error:
+        if o.scorer_of(server, model, token_file, None, "cpu").card.digest == plan.digest:
+            raise
+        raise ShardsFailed(f"{model} was replaced during the scan; the next try plans it anew") from error
     clean_up(cluster, plan)
     finish(results, plan, labels, webhook, webhook_secret_file, fail_on)
+
+
+def roll_out(
+    model: Annotated[str, typer.Argument(help="The model served: MODEL.mar in the store.")],
+    model_store: Annotated[str, typer.Option(help="Where new archives are published: s3://bucket/prefix.")],
+    versions: Annotated[str, typer.Option(help="Where every archive is kept under its digest.")],
+    deployment: Annotated[str, typer.Option(help="The Deployment that serves.")] = "patchscan-serve",
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Have serving take up what is published, behind its gate: does the one step that is due, and ends.
+
+    A new archive in the store is rolled out; one whose pods did not become ready is taken back while the old pods
+    serve, and is not tried again. While a scan is under way nothing is rolled out. The cluster's CronJob
+    patchscan-roll-out calls it again and again.
+
+    \b
+    Example:
+      patchscan roll-out ssp --model-store s3://models/store --versions s3://models/versions
+    """
+    from scanning.cluster import Cluster
+    from scanning.cluster_rollout import next_step
+    from scanning.store import open_store
+
+    cluster = Cluster.connect(namespace, context)
+    print(next_step(cluster, deployment, model, open_store(model_store), open_store(versions)))
 
 
 def _own_job(cluster: "Cluster", name: str) -> "Job":

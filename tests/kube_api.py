@@ -21,7 +21,9 @@ Body = dict[str, Any]
 # A pod's work: its Job, its completion index and which try this is (from 0), to its exit code and last words.
 Pod = Callable[[Body, int, int], tuple[int, str]]
 
-PATH = re.compile(r"/(?:apis/batch/v1|api/v1)/namespaces/[^/]+/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?(?P<sub>/log)?")
+PATH = re.compile(
+    r"/(?:apis/batch/v1|apis/apps/v1|api/v1)/namespaces/[^/]+/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?(?P<sub>/log)?"
+)
 TOKEN = "a-user's-token"
 LISTS = {"jobs": "JobList", "pods": "PodList"}
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -274,6 +276,21 @@ class _Handler(BaseHTTPRequestHandler):
             threading.Thread(target=api.run_job, args=(json.loads(json.dumps(made)),), daemon=True).start()
         return self._json(201, made)
 
+    def do_PATCH(self) -> None:
+        api, match, _ = self._route()
+        patch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self._fault():
+            return None
+        assert match
+        assert self.headers["Content-Type"] == "application/merge-patch+json"
+        body = api.get(match["kind"], match["name"])
+        if body is None:
+            return self._status(404, "NotFound", f'{match["kind"]} "{match["name"]}" not found')
+        merged = _merge(body, patch)
+        if merged["spec"] != body["spec"]:
+            merged["metadata"]["generation"] = body["metadata"].get("generation", 1) + 1
+        return self._json(200, api.put(match["kind"], merged))
+
     def do_DELETE(self) -> None:
         api, match, _ = self._route()
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -297,6 +314,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def _merge(body: Any, patch: Any) -> Any:
+    """https://www.rfc-editor.org/rfc/rfc7386"""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(body) if isinstance(body, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = _merge(merged.get(name), value)
+    return merged
 
 
 def _selector(query: dict[str, str]) -> Callable[[Body], bool]:

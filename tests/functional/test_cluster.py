@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,26 @@ def test_the_coordinators_command_is_a_whole_scan(bench: Bench) -> None:
     assert "12 objects listed = 12 scored" in done.output
     assert bench.tries == [2]
     assert bench.worker_jobs() == [], "a finished scan leaves no Job"
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_a_model_replaced_during_the_scan_is_an_interruption_and_the_next_try_plans_anew(bench: Bench) -> None:
+    bench.cluster().create_job(coordinator_job())
+
+    def roll_out(shard: int, attempt: int) -> tuple[int, str]:
+        bench.scorer.card = replace(bench.scorer.card, weights_sha256="b" * 64)
+        return 2, "the server now serves another version"
+
+    bench.trouble = roll_out
+    done = coordinate(bench)
+    assert isinstance(done.exception, ShardsFailed), done.output
+    assert done.exception.exit_code == 75
+    assert "was replaced during the scan" in str(done.exception)
+    bench.trouble = lambda shard, attempt: (0, "")
+    bench.plan = plan(bench.plan.source, Filters(), bench.scorer.card, bench.out, ShardSize(max_objects=2))
+    done = coordinate(bench)
+    assert done.exit_code == 0, done.output
+    assert "12 objects listed = 12 scored" in done.output
 
 
 @pytest.mark.usefixtures("kubeconfig")

@@ -115,10 +115,10 @@ def test_every_image_is_pinned_and_every_container_has_requests_and_a_memory_lim
 
 
 @every_source
-def test_only_the_coordinator_has_a_token(source: Path) -> None:
+def test_only_who_speaks_to_the_api_server_has_a_token(source: Path) -> None:
     bodies = objects(source)
     with_token = {name for name, one in pod_templates(bodies) if one["spec"].get("automountServiceAccountToken", True)}
-    assert with_token <= {"CronJob/patchscan-scan"}
+    assert with_token <= {"CronJob/patchscan-scan", "CronJob/patchscan-roll-out"}
     for body in bodies:
         if body["kind"] == "ServiceAccount":
             assert body["automountServiceAccountToken"] is False
@@ -221,8 +221,17 @@ def test_default_deny_and_rights_are_narrow() -> None:
     deny = next(body for body in bodies if body["metadata"]["name"] == "patchscan-default-deny")
     assert deny["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert not {"ingress", "egress"} & deny["spec"].keys()
-    (role,) = [body for body in bodies if body["kind"] == "Role"]
-    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {"jobs", "pods"}
+    rights = {
+        body["metadata"]["name"]: {
+            (resource, verb) for rule in body["rules"] for resource in rule["resources"] for verb in rule["verbs"]
+        }
+        for body in bodies
+        if body["kind"] == "Role"
+    }
+    jobs = {("jobs", verb) for verb in ("create", "get", "list", "watch", "delete")}
+    pods = {("pods", verb) for verb in ("get", "list", "watch")}
+    assert rights["patchscan-scan"] == jobs | pods
+    assert rights["patchscan-roll-out"] == {("deployments", "get"), ("deployments", "patch"), ("jobs", "list")}
     assert not names(bodies, "ClusterRole")
     exposed = {port["port"] for body in bodies if body["kind"] == "Service" for port in body["spec"]["ports"]}
     assert 8081 not in exposed, "the management API stays inside the pod"
