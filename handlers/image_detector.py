@@ -77,7 +77,7 @@ class ImageDetector:
             named = zip(request.members, scored, strict=True)
             return 200, {"answers": [{"name": name, **self._as_json(one)} for (name, _), one in named]}
         if isinstance(request, CardQuestion):
-            return 200, {"card": asdict(card), "digest": card.digest}
+            return 200, {"card": asdict(card), "digest": card.digest, "takes": ["image", "crops"]}
         if isinstance(request, CutCrops):
             size, count = card.preset.size, card.preset.count
             if request.crops.shape[1:3] == (size, size) and len(request.crops) and len(request.crops) % count == 0:

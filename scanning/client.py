@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import httpx
 import numpy as np
@@ -19,7 +19,11 @@ from detector.answer import Answer
 from detector.card import Card
 from detector.errors import UserError
 from detector.images import ErrorCode, ImageError
+from detector.presets import PatchPreset
 from scanning.retries import Outage, Retries, Transient
+
+# Who decodes images and cuts their crops.
+Select = Literal["worker", "server"]
 
 NPY = "application/x-npy"
 NOT_AN_IMAGE = "the bytes are not an image of any known format"  # as detector.images says it
@@ -35,10 +39,11 @@ class Refused(Exception):
 
 class Scorer(Protocol):
     """Scores images with the model of `card`. Safe to use from many threads; more than `parallel` calls at once gain
-    nothing."""
+    nothing. `select`: who had better cut the crops; the rows are the same."""
 
     card: Card
     parallel: int
+    select: Select
 
     def answer(self, data: bytes) -> Answer:
         """Score one encoded image."""
@@ -75,6 +80,9 @@ class TorchServe:
             ask = json.dumps({"card": True}).encode()
             reply, _ = (retries or Retries(deadline_s=60)).call(lambda: self._post(ask, "application/json"))
             self.card = Card.from_dict(reply["card"])
+            # Patches are a small part of a file; the crop of a whole image is larger than most files.
+            crops = "crops" in reply.get("takes", ()) and isinstance(self.card.preset, PatchPreset)
+            self.select: Select = "worker" if crops else "server"
         except Transient as error:
             raise Outage(f"no TorchServe answers for {settings.model} at {settings.url}: {error}") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -145,6 +153,7 @@ class InProcess:
     """A run folder loaded in this process; needs the `train` extra (torch). Each image uses one core."""
 
     parallel = len(os.sched_getaffinity(0))
+    select: Select = "worker"
 
     def __init__(self, run: Path, device: str = "cpu"):
         try:

@@ -180,7 +180,7 @@ def scan_coordinate(
     requester_pays: o.RequesterPays = False,
     shard_objects: o.ShardObjects = 5_000,
     shard_mb: o.ShardMB = 4_096,
-    select: o.SelectBy = "worker",
+    select: o.SelectBy = None,
     threads: o.Threads = 32,
     in_flight: o.InFlight = 32,
     batch: o.Batch = 8,
@@ -216,7 +216,8 @@ def scan_coordinate(
     where = o.source_of(source, None, requester_pays, manifest)
     filters = o.filters_of(suffix, min_size, max_size, since, until)
     plan = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
-    command = ["patchscan", "scan-worker", "--server", server, "--model", model, "--select", select]
+    command = ["patchscan", "scan-worker", "--server", server, "--model", model]
+    command += ["--select", select] if select else []
     command += ["--threads", str(threads), "--in-flight", str(in_flight)]
     command += ["--batch", str(batch), "--memory-mb", str(memory_mb)]
     command += ["--token-file", str(token_file)] if token_file else []

@@ -40,7 +40,7 @@ def scan(
     token_file: o.TokenFile = None,
     run: o.Run = None,
     device: o.Device = "cpu",
-    select: o.SelectBy = "worker",
+    select: o.SelectBy = None,
     manifest: o.Manifest = None,
     suffix: o.Suffix = None,
     min_size: o.MinSize = None,
@@ -132,7 +132,7 @@ def scan_worker(
     token_file: o.TokenFile = None,
     run: o.Run = None,
     device: o.Device = "cpu",
-    select: o.SelectBy = "worker",
+    select: o.SelectBy = None,
     endpoint_url: o.EndpointUrl = None,
     threads: o.Threads = 32,
     in_flight: o.InFlight = 32,
@@ -216,7 +216,7 @@ def make_plan(
 
     made = plan(source, filters, scorer.card, results, ShardSize(max_objects=shard_objects, max_bytes=shard_mb * o.MB))
     if not made.conditional_writes:
-        message = f"{results.url} ignores conditional writes: do not start two scans of it at once"
+        message = f"{results.url} ignores conditional writes: of two scans started at once one will end with 75"
         print(f"patchscan: warning: {message}", file=sys.stderr)
     return made
 

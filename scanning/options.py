@@ -54,8 +54,11 @@ Until = Annotated[datetime | None, typer.Option(help="Only objects changed befor
 ShardObjects = Annotated[int, typer.Option(min=1, help="Most objects in a shard.")]
 ShardMB = Annotated[int, typer.Option(min=1, help="Most megabytes in a shard.")]
 SelectBy = Annotated[
-    Literal["worker", "server"],
-    typer.Option(help="Who decodes and cuts the patch: this worker, which sends 3 KB a patch, or the server."),
+    Literal["worker", "server"] | None,
+    typer.Option(
+        help="Who decodes and cuts the patch: this worker, which sends 3 KB a patch, or the server. Default: worker"
+        " where the server takes patches and the model looks at patches."
+    ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Objects under way at once.")]
 InFlight = Annotated[int, typer.Option(min=1, help="Most requests at the server at once.")]
@@ -123,12 +126,14 @@ def shard_of(index: int, within: str | None) -> int:
         raise UserError(f"--within {within} names no shard number {index}; write e.g. 3,7,12-20") from error
 
 
-def settings_of(select: str, threads: int, in_flight: int, batch: int, memory_mb: int) -> "WorkSettings":
+def settings_of(
+    select: Literal["worker", "server"] | None, threads: int, in_flight: int, batch: int, memory_mb: int
+) -> "WorkSettings":
     """How a worker works."""
     from scanning.worker import WorkSettings
 
     return WorkSettings(
-        select="server" if select == "server" else "worker",
+        select=select,
         threads=threads,
         in_flight=in_flight,
         batch=batch,

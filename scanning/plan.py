@@ -34,10 +34,18 @@ from scanning.store import ObjectInfo, Store, open_store
 PLAN_FILE = "plan.json"
 SUCCESS_FILE = "_SUCCESS"
 PLAN_FORMAT = 1
+# How long a planner may take between its last look at the history and its own entry, where writes are unconditional.
+SETTLE_S = 5.0
 
 
 class PlanError(UserError):
     """A results folder or a plan that does not fit what was asked."""
+
+
+class LostClaim(PlanError):
+    """Two scans were started at once on a store that cannot tell them apart; the same command follows the other."""
+
+    exit_code = 75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,11 +170,27 @@ def plan(source: Source, filters: Filters, card: Card, out: Store, shard_size: S
                 return newest
         ours = _make(source, filters, card, out, shard_size)
         number = int(Path(entries[-1]).stem) + 1 if entries else 1
-        entry, claim = f"history/{number:06d}.json", json.dumps({"scan": ours.scan}).encode()
-        # The second look is for stores that ignore the condition: there the last planner wins, and the others see it.
-        if out.write_new(entry, claim) and out.read(entry) == claim:
+        if _claim(out, f"history/{number:06d}.json", ours):
             return ours
         _discard(out, ours.scan)
+
+
+def _claim(out: Store, entry: str, ours: Plan) -> bool:
+    """Write the plan into the history; whether it stands there."""
+    claim = json.dumps({"scan": ours.scan}).encode()
+    if ours.conditional_writes:
+        return out.write_new(entry, claim)
+    # The last planner wins, and the others see it once those that looked before the first wrote have written too.
+    if out.read(entry) is None:
+        out.write(entry, claim)
+        time.sleep(SETTLE_S)
+    return out.read(entry) == claim
+
+
+def check_claimed(out: Store, made: Plan) -> None:
+    """Raises LostClaim where the history does not name this plan's scan."""
+    if made.scan not in _newest_first(out, sorted(out.names("history/"))):
+        raise LostClaim(f"{out.url} ignores conditional writes and another scan took this one's place; run it again")
 
 
 def check_apart(source: Source, out: Store) -> None:

@@ -13,7 +13,7 @@ from detector.card import Card
 from evaluation import pages, plots
 from scanning import prevalence, summary, thumbnails
 from scanning.alerts import alerts_of
-from scanning.plan import SUCCESS_FILE, Plan, PlanError
+from scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed
 from scanning.store import Store
 from scanning.table import ScanTable
 
@@ -24,8 +24,9 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     """Write the reports of a scan whose shards are all worked, then `_SUCCESS`; the newest reports also stand at the
     top of the results folder. `labels` (labels.scores_table) adds evaluation's report.
 
-    Raises Incomplete, LabelError, and PlanError where the counts do not add up.
+    Raises Incomplete, LabelError, LostClaim, and PlanError where the counts do not add up.
     """
+    check_claimed(out, plan)
     folder = f"scans/{plan.scan}/"
     with tempfile.TemporaryDirectory(prefix="patchscan-report-") as scratch:
         table = ScanTable(out, plan, Path(scratch))

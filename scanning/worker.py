@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -21,7 +20,7 @@ from detector.errors import UserError
 from detector.images import ErrorCode, ImageError, Limits
 from detector.prepared import answer, prepare
 from scanning import rows, shards
-from scanning.client import Refused, Scorer, ScorerError
+from scanning.client import Refused, Scorer, ScorerError, Select
 from scanning.flow import Batcher, ByteBudget, Window, each
 from scanning.observers import Observer
 from scanning.plan import Plan, PlanError
@@ -30,8 +29,6 @@ from scanning.retries import Interrupted, Retries, Transient, Watchdog
 from scanning.rows import STATS_KEY, Row
 from scanning.store import FailureCode, Fetched, ObjectError, ObjectInfo, Store
 
-Select = Literal["worker", "server"]
-
 Meter = dict[str, float]
 
 log = logging.getLogger(__name__)
@@ -39,12 +36,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSettings:
-    """How a worker works; none of it changes a row. Sizes in bytes, times in seconds; `batch` counts images.
+    """How a worker works; none of it changes a row. Sizes in bytes, times in seconds; `batch` counts images. Who cuts
+    the crops (`select`) is left to the scorer where it is None.
 
     Encoded images held at once take up to `memory`, pixels being decoded up to twice that.
     """
 
-    select: Select = "worker"
+    select: Select | None = None
     threads: int = 32
     in_flight: int = 32
     batch: int = 8
@@ -87,7 +85,8 @@ class Worker:
         self._budget = ByteBudget(settings.memory)
         self._pixels = ByteBudget(2 * settings.memory)
         in_flight = min(settings.in_flight, scorer.parallel)
-        if settings.select == "worker":
+        self._select = settings.select or scorer.select
+        if self._select == "worker":
             in_flight = max(1, min(in_flight, settings.threads // settings.batch))
             self._batcher = Batcher(self._logits, in_flight, settings.batch)
         self._window = Window(start=in_flight // 2, largest=in_flight)
@@ -172,7 +171,7 @@ class Worker:
         return row
 
     def _answer(self, data: bytes) -> Answer:
-        if self.settings.select == "server":
+        if self._select == "server":
             with self._window.request():
                 return self.scorer.answer(data)
         card = self.scorer.card

@@ -1,10 +1,11 @@
-"""An HTTP proxy that misbehaves on purpose: it answers some requests with 503 and cuts others off."""
+"""An HTTP proxy that misbehaves on purpose: it answers some requests with 503, cuts others off, and drops headers."""
 
 import http.client
 import itertools
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -12,19 +13,27 @@ from urllib.parse import urlsplit
 
 
 class FaultyProxy:
-    """Forwards to `target`; of every `every` requests one meets a fault, in turn: 503, a reset, half a body."""
+    """Forwards to `target`; of every `every` requests one meets a fault, in turn: 503, a reset, half a body; 0: none.
 
-    def __init__(self, target: str, every: int = 5):
+    `drops` names headers that never arrive. `seen` holds method, path and headers of each request.
+    """
+
+    def __init__(self, target: str, every: int = 5, drops: Sequence[str] = ()):
         host, port = urlsplit(target).hostname, urlsplit(target).port
         assert host
         counter = itertools.count()
         self.faults = 0
+        self.seen: list[tuple[str, str, dict[str, str]]] = []
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             def forward(self) -> None:
                 number = next(counter)
-                fault = number // every % 3 if number % every == every - 1 else None
+                fault = number // every % 3 if every and number % every == every - 1 else None
+                proxy.seen.append(
+                    (self.command, self.path, {name.lower(): self.headers[name] for name in self.headers})
+                )
+                passed = {name: value for name, value in self.headers.items() if name.lower() not in drops}
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if fault is not None:
                     proxy.faults += 1
@@ -37,7 +46,7 @@ class FaultyProxy:
                     self.connection.close()
                     return
                 upstream = http.client.HTTPConnection(host, port, timeout=60)
-                upstream.request(self.command, self.path, body, dict(self.headers))
+                upstream.request(self.command, self.path, body, passed)
                 reply = upstream.getresponse()
                 data = reply.read()
                 self.send_response(reply.status)

@@ -31,7 +31,7 @@ class Scorer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers["Content-Type"] == "application/json":
-            reply: dict[str, Any] = {"card": asdict(card())}
+            reply: dict[str, Any] = {"card": asdict(card()), "takes": ["crops"]}
         else:
             crops = np.frombuffer(body[-(len(body) // 3072 * 3072) :], np.uint8).reshape(-1, 3072)
             reply = {"logits": [float(one.mean()) / 16 - 8 for one in crops], "digest": card().digest}

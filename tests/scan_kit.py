@@ -15,6 +15,7 @@ from detector.card import Card, Decision
 from detector.prepared import answer, prepare
 from detector.presets import PatchPreset
 from scanning import rows
+from scanning.client import Select
 from scanning.plan import tables
 from scanning.store import Store
 
@@ -28,6 +29,8 @@ def card(version: str = "1", **values: Any) -> Card:
 
 class StubScorer:
     """Scores a crop by the mean of its pixels; counts the images it scored."""
+
+    select: Select = "worker"
 
     def __init__(self, card: Card | None = None, parallel: int = 8):
         self.card = card or globals()["card"]()

@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import boto3
+import httpx
 import pytest
 
 from detector.images import Limits
 from scanning import report
 from scanning.embedded_s3 import EmbeddedS3
 from scanning.listing import Filters
-from scanning.plan import Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
+from scanning.plan import LostClaim, Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
 from scanning.store import ObjectInfo, StoreError, open_store
 from scanning.worker import Worker, WorkSettings
 from tests.faulty_proxy import FaultyProxy
@@ -101,6 +103,60 @@ def test_conditional_writes_are_noticed(bucket: str) -> None:
     assert out.write_new("one", b"first")
     assert not out.write_new("one", b"second")
     assert out.read("one") == b"first"
+
+
+@pytest.fixture
+def unconditional(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an S3 server that takes If-None-Match and overwrites all the same, as several look-alikes do; its
+    bucket `photos` holds six images."""
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "anyone")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)  # checks no signature: a proxy may change the headers
+    server.start()
+    host, port = server.get_host_and_port()
+    httpx.post(f"http://{host}:{port}/moto-api/reset")  # in this process its objects outlive the server
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+    for name in ("photos", "out"):
+        client.create_bucket(Bucket=name)
+    for number in range(6):
+        client.put_object(Bucket="photos", Key=f"{number}.png", Body=image(number))
+    with FaultyProxy(f"http://{host}:{port}", every=0, drops=["if-none-match"]) as proxy:
+        yield proxy.url
+    server.stop()
+
+
+def test_planners_at_once_agree_where_the_store_ignores_conditions(unconditional: str) -> None:
+    source, out = (
+        Source(url="s3://photos", endpoint_url=unconditional),
+        open_store("s3://out", endpoint_url=unconditional),
+    )
+    assert not conditional_writes(out)
+    with ThreadPoolExecutor(4) as pool:
+        plans = list(pool.map(lambda _: plan(source, Filters(), StubScorer().card, out), range(4)))
+    assert len({made.scan for made in plans}) == len(history(out)) == 1
+    assert {name.split("/")[1] for name in out.names("scans/")} == {plans[0].scan}, "the others' plans are left behind"
+
+
+def test_a_scan_that_lost_its_place_ends_before_its_report(unconditional: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scanning.plan.SETTLE_S", 0.0)
+    source, out = (
+        Source(url="s3://photos", endpoint_url=unconditional),
+        open_store("s3://out", endpoint_url=unconditional),
+    )
+    lost = plan(source, Filters(), StubScorer().card, out)
+    Worker(lost, out, StubScorer()).work(0)
+    out.delete("history/000001.json")  # the other planner looked before this one wrote, and wrote after it looked
+    won = plan(source, Filters(), StubScorer().card, out)
+    with pytest.raises(LostClaim, match="another scan took this one's place") as ended:
+        report.reduce(out, lost)
+    assert ended.value.exit_code == 75
+    assert out.read("report.json") is None
+    made = scan(source, "s3://out")
+    assert made.scan == won.scan
+    assert len(table_of(out, made.scan)) == 6
 
 
 def test_an_unchanged_bucket_costs_a_listing_and_no_get(bucket: str) -> None:

@@ -141,6 +141,7 @@ def test_the_card_can_be_asked_for(client: httpx.Client, model: Detector) -> Non
     reply = ask(client, b'{"card": true}', "application/json")
     assert reply["digest"] == model.card.digest
     assert reply["card"]["weights_sha256"] == model.card.weights_sha256
+    assert reply["takes"] == ["image", "crops"]  # what a scan's --select goes by
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])

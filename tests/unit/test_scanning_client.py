@@ -4,7 +4,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from detector.images import ErrorCode, ImageError
+from detector.presets import PatchPreset, Preset, WholePreset
 from scanning.client import Refused, ScorerError, ServerSettings, TorchServe
 from scanning.retries import Outage, Retries, Transient
 from tests.scan_kit import card
@@ -27,6 +28,7 @@ class Server(HTTPServer):
         self.reply: tuple[int, Any] = (200, {})
         self.headers: dict[str, str] = {}
         self.body = b""
+        self.card, self.says = card(), {"takes": ["image", "crops"]}
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,7 +36,7 @@ class Server(HTTPServer):
                 server.headers = dict(self.headers)
                 server.body = self.rfile.read(int(self.headers["Content-Length"]))
                 question = self.headers["Content-Type"] == "application/json"
-                status, body = (200, {"card": asdict(card())}) if question else server.reply
+                status, body = (200, {"card": asdict(server.card), **server.says}) if question else server.reply
                 self.send_response(status)
                 self.end_headers()
                 self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
@@ -101,6 +103,22 @@ def test_a_model_replaced_in_the_middle_ends_the_scan(server: Server) -> None:
     server.reply = (200, {"logits": [0.5], "digest": "another"})
     with pytest.raises(ScorerError, match="another version"):
         connect(server).logits([np.zeros((1, 32, 32, 3), np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("preset", "says", "select"),
+    [
+        (PatchPreset(), {"takes": ["image", "crops"]}, "worker"),
+        (PatchPreset(), {"takes": ["image"]}, "server"),
+        (PatchPreset(), {}, "server"),
+        (WholePreset(), {"takes": ["image", "crops"]}, "server"),
+    ],
+)
+def test_patches_are_cut_here_where_the_server_takes_them(
+    server: Server, preset: Preset, says: dict[str, list[str]], select: str
+) -> None:
+    server.card, server.says = replace(card(), preset=preset), says
+    assert connect(server).select == select
 
 
 def test_crops_travel_as_one_array(server: Server) -> None:
