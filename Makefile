@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 
-.PHONY: demo test lint format lock images clean
+.PHONY: demo test lint format lock images push clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
@@ -48,10 +48,23 @@ IMAGES ?= localhost
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 COMMIT = $(shell git rev-parse HEAD 2>/dev/null)
 BUILD_FLAGS ?=
+PUSH_FLAGS ?=
 images:
 	@test -n "$(ENGINE)" || { echo "make: no docker, podman or buildah here: install one, or name yours with ENGINE="; exit 2; }
 	for target in scan serve train; do \
 	  $(ENGINE) build $(BUILD_FLAGS) --target $$target --build-arg COMMIT=$(COMMIT) -t $(IMAGES)/patchscan-$$target:$(VERSION) . || exit 1; \
+	done
+
+# Push them to a registry, IMAGES, and name their digests in the production overlay.
+PRODUCTION := k8s/overlays/production/kustomization.yaml
+push:
+	@test "$(IMAGES)" != localhost || { echo "make: name your registry: make push IMAGES=registry.example.com/forensics"; exit 2; }
+	$(MAKE) images
+	for target in scan serve train; do \
+	  $(ENGINE) push $(PUSH_FLAGS) $(IMAGES)/patchscan-$$target:$(VERSION) || exit 1; \
+	  pushed=$$($(ENGINE) inspect --format '{{index .RepoDigests 0}}' $(IMAGES)/patchscan-$$target:$(VERSION)) || exit 1; \
+	  sed -i -e "/localhost\/patchscan-$$target$$/{n;s|newName: .*|newName: $${pushed%@*}|;n;s|digest: .*|digest: $${pushed#*@}|}" $(PRODUCTION); \
+	  echo "$$pushed"; \
 	done
 
 clean:

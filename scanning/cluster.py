@@ -42,6 +42,8 @@ ANSWER_S = 30
 WATCH_S = 240
 PAGE = 500
 BUSY = {429, 500, 502, 503, 504}
+# A version that the server has forgotten: what began with it begins anew.
+EXPIRED = 410
 
 
 class ClusterError(UserError):
@@ -184,7 +186,7 @@ class Cluster:
             "resourceVersion": job.version,
             "timeoutSeconds": str(WATCH_S),
         }
-        for line in self._stream(self._path("Job"), query):
+        for line in self._stream(self._path("Job"), query, WATCH_S + ANSWER_S):
             event = json.loads(line)
             if event["type"] == "DELETED":
                 raise JobGone(job.name)
@@ -208,7 +210,8 @@ class Cluster:
         """The lines of a container's log; with `follow` until it ends."""
         query = {"container": container, "follow": "true" if follow else "false"}
         try:
-            for line in self._stream(f"{self._path('Pod', pod)}/log", query):
+            # A pod that is followed may say nothing for as long as it likes.
+            for line in self._stream(f"{self._path('Pod', pod)}/log", query, None if follow else ANSWER_S):
                 yield line.decode(errors="replace").rstrip("\n")
         except Transient as error:
             raise Outage(f"the log of {pod} broke off: {error}") from error
@@ -246,10 +249,11 @@ class Cluster:
         except Transient as error:
             raise Outage(f"the cluster's API server does not answer: {error}") from error
 
-    def _stream(self, path: str, query: dict[str, str]) -> Iterator[bytes]:
-        """The lines of an answer that takes its time. Raises Transient where it breaks off."""
+    def _stream(self, path: str, query: dict[str, str], silence_s: float | None) -> Iterator[bytes]:
+        """The lines of an answer that takes its time, between two of them `silence_s` at most. Raises Transient where
+        it breaks off."""
         with _errors_in_our_words():
-            reply = self._send("GET", path, query, None, (ANSWER_S, WATCH_S + ANSWER_S))
+            reply = self._send("GET", path, query, None, (ANSWER_S, silence_s))
             try:
                 yield from reply.response
             finally:
@@ -290,7 +294,7 @@ def _refused(status: int, body: bytes) -> Exception:
         message = json.loads(body)["message"]
     except (ValueError, KeyError, TypeError):
         message = body.decode(errors="replace")[:300]
-    if status in BUSY:
+    if status in BUSY or status == EXPIRED:
         return Transient(f"{status} {message}")
     if status == 404:
         return _NotFound(f"the cluster says: {message}")

@@ -96,7 +96,7 @@ def test_a_job_of_pods_gives_the_rows_of_one_process(bench: Bench) -> None:
 def test_expired_and_broken_watches_and_a_busy_server_are_ridden_out(bench: Bench) -> None:
     bench.trouble = lambda shard, attempt: (time.sleep(0.1), (0, ""))[1]
     bench.api.expire_watches, bench.api.drop_watches = 1, 2
-    bench.api.faults = [("GET", "/jobs", 503), ("POST", "/jobs", 500), ("GET", "watch", 429)]
+    bench.api.faults = [("GET", "/jobs", 503), ("POST", "/jobs", 500), ("GET", "watch", 429), ("GET", "watch", 410)]
     bench.work()
     assert coordinator.unfinished(bench.out, bench.plan) == []
     assert bench.api.expire_watches == bench.api.drop_watches == 0
