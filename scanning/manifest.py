@@ -85,7 +85,9 @@ def _inventory_records(data: bytes, kind: str, names: list[str]) -> Iterator[dic
     elif kind == "parquet":
         yield from _records(data, "inventory.parquet")
     else:
-        yield from orc.read_table(io.BytesIO(data)).to_pylist()
+        file = orc.ORCFile(io.BytesIO(data))
+        for stripe in range(file.nstripes):
+            yield from file.read_stripe(stripe).to_pylist()
 
 
 def _inventory_names(values: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -7,15 +7,21 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote_plus
 
 import boto3
 import httpx
+import pyarrow as pa
+import pyarrow.orc as orc
+import pyarrow.parquet as pq
 import pytest
 
 from detector.images import Limits
 from scanning import report
 from scanning.embedded_s3 import EmbeddedS3
 from scanning.listing import Filters
+from scanning.manifest import ManifestError
 from scanning.plan import LostClaim, Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
 from scanning.store import ObjectInfo, StoreError, open_store
 from scanning.worker import Worker, WorkSettings
@@ -46,7 +52,7 @@ def bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     """A bucket of nine images with unusual keys, eleven plain ones and two objects that are no images."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    name = re.sub("[^a-z0-9]+", "-", request.node.name)[-40:].strip("-")
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.lower())[-40:].strip("-")
     client = s3.client()
     client.create_bucket(Bucket=name)
     client.create_bucket(Bucket=f"{name}-out")
@@ -191,32 +197,114 @@ def test_rows_name_the_version_of_a_versioned_bucket(bucket: str, s3: EmbeddedS3
     assert table_of(open_store(f"s3://{bucket}-out/x"), made.scan)["plain.png"]["version_id"] == version
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "inventory"])
+def put_inventory(s3: EmbeddedS3, bucket: str, kind: str, listed: list[dict[str, Any]]) -> str:
+    """Write an S3 Inventory of these objects in two data files, as S3 writes them; the address of its manifest.json.
+
+    `listed` has the fields of an inventory in Parquet: key, version_id, is_latest, is_delete_marker, size, e_tag and
+    so on; CSV has no header, and its keys are percent-encoded.
+    """
+    keys = []
+    for number, part in enumerate((listed[:1], listed[1:])):
+        table, body = pa.Table.from_pylist(part), io.BytesIO()
+        if kind == "Parquet":
+            pq.write_table(table, body)
+        elif kind == "ORC":
+            orc.write_table(table, body)
+        else:
+            lines = io.StringIO(newline="")
+            csv.writer(lines).writerows({**row, "key": quote_plus(row["key"])}.values() for row in part)
+            body.write(gzip.compress(lines.getvalue().encode()))
+        keys.append(f"inv/data/{number}.{'csv.gz' if kind == 'CSV' else kind.lower()}")
+        s3.client().put_object(Bucket=f"{bucket}-out", Key=keys[-1], Body=body.getvalue())
+    names = {"e_tag": "ETag", "last_modified_date": "LastModifiedDate"}
+    schema = ", ".join(names.get(name) or name.title().replace("_", "") for name in listed[0])
+    manifest = {
+        "sourceBucket": bucket,
+        "destinationBucket": f"arn:aws:s3:::{bucket}-out",
+        "fileFormat": kind,
+        "fileSchema": schema if kind == "CSV" else "message s3.inventory { }",
+        "files": [{"key": key} for key in keys],
+    }
+    s3.client().put_object(Bucket=f"{bucket}-out", Key="inv/manifest.json", Body=json.dumps(manifest).encode())
+    return f"s3://{bucket}-out/inv/manifest.json"
+
+
+@pytest.mark.parametrize("kind", ["CSV", "Parquet", "ORC"])
+def test_an_inventory_says_what_is_scanned_and_at_which_version(bucket: str, s3: EmbeddedS3, kind: str) -> None:
+    client = s3.client()
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    keys = ["plain.png", "ünïcødé/日本/🙂.png", "with space+plus%25percent%.png"]
+    for number, key in enumerate(keys):
+        client.put_object(Bucket=bucket, Key=key, Body=image(50 + number))
+    client.delete_object(Bucket=bucket, Key="many/03.png")
+    versions = client.list_object_versions(Bucket=bucket)
+    listed = [
+        {
+            "bucket": bucket,
+            "key": one["Key"],
+            "version_id": one["VersionId"],
+            "is_latest": one["IsLatest"],
+            "is_delete_marker": "Size" not in one,
+            "size": one.get("Size"),
+            "last_modified_date": one["LastModified"],
+            "e_tag": one.get("ETag", "").strip('"') or None,
+        }
+        for one in [*versions["Versions"], *versions["DeleteMarkers"]]
+        if one["Key"] in [*keys, "many/03.png"]
+    ]
+    assert len(listed) == 2 * (len(keys) + 1)
+    source = Source(url=f"s3://{bucket}", manifest=put_inventory(s3, bucket, kind, listed))
+    made = scan(source, f"s3://{bucket}-out/x")
+    table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
+    current = {one["key"]: one for one in listed if one["is_latest"] and not one["is_delete_marker"]}
+    assert set(table) == set(current) == set(keys)
+    for key, row in table.items():
+        expected = current[key]
+        assert (row["status"], row["version_id"], row["etag"], row["size"], row["last_modified"]) == (
+            "scored",
+            expected["version_id"],
+            expected["e_tag"],
+            expected["size"],
+            expected["last_modified_date"],
+        )
+    again = scan(source, f"s3://{bucket}-out/x")
+    assert again.unchanged == len(keys)
+
+
+def test_an_inventory_of_another_bucket_is_refused(bucket: str, s3: EmbeddedS3) -> None:
+    manifest = put_inventory(s3, bucket, "CSV", [{"bucket": bucket, "key": "plain.png"}])
+    with pytest.raises(ManifestError, match="the inventory is of bucket"):
+        scan(Source(url="s3://others", manifest=manifest), f"s3://{bucket}-out/x")
+
+
+def test_only_the_sources_requests_agree_to_pay(bucket: str, s3: EmbeddedS3) -> None:
+    for pays in (True, False):
+        with FaultyProxy(s3.endpoint_url, every=0) as proxy:
+            source = Source(url=f"s3://{bucket}/many/", endpoint_url=proxy.url, requester_pays=pays)
+            scan(source, f"s3://{bucket}-out/{pays}")
+            asked = [seen for seen in proxy.seen if seen[1].startswith((f"/{bucket}/", f"/{bucket}?"))]
+            payers = {headers.get("x-amz-request-payer") for _, _, headers in asked}
+            others = [headers for _, path, headers in proxy.seen if path.startswith(f"/{bucket}-out")]
+        assert payers == {"requester" if pays else None}
+        assert len(asked) > 12
+        assert others
+        assert not any("x-amz-request-payer" in headers for headers in others)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_manifest_says_what_is_scanned(bucket: str, s3: EmbeddedS3, kind: str) -> None:
     client = s3.client()
     keys = ["plain.png", "ünïcødé/日本/🙂.png", "with space+plus%25percent%.png"]
     listed = {one["Key"]: one for one in client.list_objects_v2(Bucket=bucket)["Contents"]}
-    if kind == "inventory":
-        from urllib.parse import quote_plus
-
-        body = io.StringIO(newline="")
-        csv.writer(body).writerows(
-            [bucket, quote_plus(key), listed[key]["Size"], listed[key]["ETag"].strip('"')] for key in keys
-        )
-        client.put_object(Bucket=f"{bucket}-out", Key="inv/data/1.csv.gz", Body=gzip.compress(body.getvalue().encode()))
-        manifest = {
-            "sourceBucket": bucket,
-            "destinationBucket": f"arn:aws:s3:::{bucket}-out",
-            "fileFormat": "CSV",
-            "fileSchema": "Bucket, Key, Size, ETag",
-            "files": [{"key": "inv/data/1.csv.gz"}],
-        }
-        name, data = "inv/manifest.json", json.dumps(manifest)
-    elif kind == "jsonl":
+    if kind == "jsonl":
         name, data = "keys.jsonl", "".join(json.dumps({"key": key}) + "\n" for key in keys)
+    elif kind == "parquet":
+        body = io.BytesIO()
+        pq.write_table(pa.table({"key": keys, "size": [listed[key]["Size"] for key in keys]}), body)
+        name, data = "keys.parquet", body.getvalue()
     else:
         name, data = "keys.csv", "key\n" + "".join(f'"{key}"\n' for key in [*keys, keys[0]])
-    client.put_object(Bucket=f"{bucket}-out", Key=name, Body=data.encode())
+    client.put_object(Bucket=f"{bucket}-out", Key=name, Body=data if isinstance(data, bytes) else data.encode())
     source = Source(url=f"s3://{bucket}", manifest=f"s3://{bucket}-out/{name}")
     made = scan(source, f"s3://{bucket}-out/x")
     table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
