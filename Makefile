@@ -60,11 +60,16 @@ PRODUCTION := k8s/overlays/production/kustomization.yaml
 push:
 	@test "$(IMAGES)" != localhost || { echo "make: name your registry: make push IMAGES=registry.example.com/forensics"; exit 2; }
 	$(MAKE) images
+	mkdir -p build
 	for target in scan serve train; do \
-	  $(ENGINE) push $(PUSH_FLAGS) $(IMAGES)/patchscan-$$target:$(VERSION) || exit 1; \
-	  pushed=$$($(ENGINE) inspect --format '{{index .RepoDigests 0}}' $(IMAGES)/patchscan-$$target:$(VERSION)) || exit 1; \
-	  sed -i -e "/localhost\/patchscan-$$target$$/{n;s|newName: .*|newName: $${pushed%@*}|;n;s|digest: .*|digest: $${pushed#*@}|}" $(PRODUCTION); \
-	  echo "$$pushed"; \
+	  name=$(IMAGES)/patchscan-$$target; \
+	  case $(notdir $(ENGINE)) in \
+	    docker) $(ENGINE) push $(PUSH_FLAGS) $$name:$(VERSION) && \
+	      digest=$$($(ENGINE) inspect --format '{{index .RepoDigests 0}}' $$name:$(VERSION)) || exit 1;; \
+	    *) $(ENGINE) push $(PUSH_FLAGS) --digestfile build/digest $$name:$(VERSION) && digest=$$(cat build/digest) || exit 1;; \
+	  esac; \
+	  sed -i -e "/localhost\/patchscan-$$target$$/{n;s|newName: .*|newName: $$name|;n;s|digest: .*|digest: $${digest#*@}|}" $(PRODUCTION); \
+	  echo "$$name@$${digest#*@}"; \
 	done
 
 clean:

@@ -7,10 +7,12 @@ processes have written their checkpoint, and also where the other nodes do not c
 on. Everything else ends in the exit code of the process that failed first. Options are torchrun's.
 """
 
+import os
 import signal
 import sys
 from types import FrameType
 
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -45,6 +47,9 @@ def codes(failures: dict[int, ProcessFailure]) -> list[int]:
 def launch(arguments: list[str]) -> int:
     """Run torchrun's command line to its end; returns the exit code."""
     signal.signal(signal.SIGTERM, _interrupted)  # until torchrun's own handler, which comes with the processes
+    # torch 2.14 tells where the processes meet in the first round only when one store serves both; a node that comes
+    # later would wait in vain.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     setattr(api, "LocalElasticAgent", Agent)  # noqa: B010  mypy has it that a class is not assigned to
     try:
         run(parse_args(["--shutdown-timeout", str(STOP_S), *arguments]))
@@ -55,7 +60,7 @@ def launch(arguments: list[str]) -> int:
     except (SignalException, KeyboardInterrupt) as error:
         print(f"patchscan: interrupted ({error}); the same command goes on from the checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except RendezvousError as error:
+    except (RendezvousError, DistError) as error:
         print(f"patchscan: the other nodes are not there: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0

@@ -1,6 +1,9 @@
 """A published model into serving, step by step, on an API server over HTTP and a model store on disk."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,3 +150,17 @@ def test_a_deployment_without_pods_yet_is_under_way(bench: Bench) -> None:
     assert roll_out_state(body) == "complete"
     assert roll_out_state(body | {"status": {}}) == "under way"
     assert roll_out_state(body | {"status": body["status"] | {"replicas": 3}}) == "under way", "an old pod is ending"
+
+
+def test_a_pod_fetches_the_archive_that_its_template_names_else_the_stores(bench: Bench, tmp_path: Path) -> None:
+    first = bench.publish(b"first")
+    bench.step()
+    bench.publish(b"second")
+    fetch = bench.deployment()["spec"]["template"]["spec"]["initContainers"][0]
+    places = {"VERSIONS": str(tmp_path / "versions"), "MODEL_STORE": str(tmp_path / "store")}
+    for archive, expected in ((first, b"first"), ("", b"second")):
+        models = tmp_path / f"models-{archive}"
+        command = [part.replace("/models", str(models)) for part in fetch["args"]]
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        subprocess.run(command, env={**os.environ, **path, **places, "ARCHIVE": archive}, check=True)
+        assert (models / "ssp.mar").read_bytes() == expected

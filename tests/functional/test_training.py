@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zlib
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -196,6 +198,41 @@ def test_several_processes_stop_in_a_checkpoint_and_go_on_from_it(data: Path, tm
     subprocess.run(launch(2, *arguments), check=True, env=environment())
     assert any(entry["event"] == "resume" for entry in log(run))
     assert Card.read(run).name == "tiny"
+
+
+def test_a_node_that_was_stopped_comes_back_and_all_go_on_together(data: Path, tmp_path: Path) -> None:
+    """Two agents, as on two nodes: one is evicted, the other stops in the same checkpoint and waits for it."""
+    run = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "20", "--rdzv-backend", "c10d"]
+    options += ["--rdzv-id", "test", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "join_timeout=300"]
+    command = [sys.executable, "-m", "training.launch", *options, "-m", "training.train", "--", str(data / "tiny.yaml")]
+    command += ["--data", str(data), "--run", str(run), "--device", "cpu", "--workers", "1"]
+    nodes = [subprocess.Popen(command, env=environment()) for _ in range(2)]
+    try:
+        while not any(entry["event"] == "epoch" for entry in log(run)):
+            assert [node.poll() for node in nodes] == [None, None]
+            time.sleep(0.02)
+        # The rendezvous lives with the agent that holds its port, on a cluster pod 0.
+        holder = next(n for n, node in enumerate(nodes) if _listens(node.pid, port))
+        other = nodes[1 - holder]
+        other.send_signal(signal.SIGTERM)
+        assert other.wait(120) == 75
+        nodes[1 - holder] = subprocess.Popen(command, env=environment())
+        assert [node.wait(200) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert any(entry["event"] == "resume" for entry in log(run))
+    assert Card.read(run).name == "tiny"
+
+
+def _listens(process: int, port: int) -> bool:
+    """Whether a process listens on a TCP port."""
+    found = {one.laddr.port for one in psutil.Process(process).net_connections("tcp") if one.status == "LISTEN"}
+    return port in found
 
 
 def test_another_recipe_does_not_overwrite_a_run(data: Path, finished: Path) -> None:

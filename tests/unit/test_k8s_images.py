@@ -40,6 +40,11 @@ def test_every_image_runs_as_the_manifests_user() -> None:
     for name, stage in images.items():
         assert re.findall(r"^USER (.*)$", stage, re.MULTILINE) == ["10001:10001"], name
         assert not re.search(r"^(RUN|COPY|ADD)", stage.partition("USER 10001:10001")[2], re.MULTILINE), name
+    assert {name: "HEALTHCHECK" in stage and "/readyz" in stage for name, stage in images.items()} == {
+        "scan": False,
+        "serve": True,
+        "train": False,
+    }
     base = ROOT / "k8s/base"
     for manifest in [*(ROOT / "k8s/train").glob("train-*.yaml"), base / "serve.yaml", base / "scan.yaml"]:
         assert "runAsUser: 10001" in manifest.read_text()
@@ -62,15 +67,17 @@ def test_versions_in_the_manifests_are_the_projects() -> None:
         assert f"localhost/patchscan-train:{version[1]}" in manifest.read_text()
 
 
-def test_make_push_names_what_was_pushed_in_the_production_overlay(tmp_path: Path) -> None:
-    """The engine is a script that keeps its command lines and knows a digest of every image."""
-    engine, pushed = tmp_path / "engine", "registry.example.com:5000/team"
+@pytest.mark.parametrize("kind", ["docker", "podman"])
+def test_make_push_names_what_was_pushed_in_the_production_overlay(kind: str, tmp_path: Path) -> None:
+    """The engine is a script that keeps its command lines and knows a digest of every image; podman tells it in a file,
+    docker when it is asked."""
+    engine, pushed = tmp_path / kind, "registry.example.com:5000/team"
     script = """#!/bin/sh
 echo "$*" >> calls
-if [ "$1" = inspect ]; then
-  name=${4%:*}
-  echo "$name@sha256:$(printf %s "$name" | sha256sum | cut -d" " -f1)"
-fi
+for last; do :; done
+digest="sha256:$(printf %s "$last" | sha256sum | cut -d" " -f1)"
+if [ "$1" = inspect ]; then echo "${last%:*}@$digest"; fi
+if [ "$2" = --digestfile ]; then echo "$digest" > "$3"; fi
 """
     engine.write_text(script)
     engine.chmod(0o755)
