@@ -1,5 +1,6 @@
 """The two halves of scoring that need no torch: bytes to crops before the model, logit to answer after it."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +14,22 @@ from detector.presets import EnsemblePreset
 @dataclass(frozen=True)
 class Prepared:
     """The crops of one image, ready for the model, and what its answer says of the image; not its pixels, so that
-    many may wait for the model."""
+    many may wait for the model. `decode_s` and `patch_s` are the seconds it took to decode it and to choose them."""
 
     image: dict[str, Any]
     crops: Patches
+    decode_s: float
+    patch_s: float
 
 
 def prepare(data: bytes, card: Card, limits: Limits = Limits()) -> Prepared:
     """Decode one encoded image and choose its crops by the card's preset. Raises ImageError."""
+    started = time.perf_counter()
     image = decode(data, limits)
+    decoded = time.perf_counter()
     facts = {"width": image.width, "height": image.height, "format": image.format, "frames": image.frames}
-    return Prepared(facts, card.preset.crops(image.pillow, seed_from_bytes(data)))
+    crops = card.preset.crops(image.pillow, seed_from_bytes(data))
+    return Prepared(facts, crops, decoded - started, time.perf_counter() - decoded)
 
 
 def answer(prepared: Prepared, logit: float, card: Card) -> Answer:

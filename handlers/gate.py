@@ -25,8 +25,9 @@ PREDICTION = re.compile(r"/predictions/[\w.-]{1,128}(/[\w.-]{1,64})?", re.ASCII)
 HELD_BYTES = 256 * 2**20
 BODY_TIMEOUT_S = 30.0
 SILENT_TIMEOUT_S = 30.0
-# TorchServe's own limit for a batch is 120 s. Now and then it forgets a request whose worker was killed.
-ANSWER_TIMEOUT_S = 150.0
+# Now and then TorchServe forgets a request whose worker was killed: this is a little more than the responseTimeout
+# of an archive, after which it would have answered.
+ANSWER_TIMEOUT_S = 125.0
 DRAIN_TIMEOUT_S = 60.0
 READY_CACHE_S = 1.0
 FORM = "application/x-www-form-urlencoded"

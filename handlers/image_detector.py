@@ -42,11 +42,10 @@ class ImageDetector:
         """One JSON object a row, in order."""
         requests = [self._parse(row) for row in rows]
         images = [data for request in requests for data in self._images(request)]
-        started = time.perf_counter()
         prepared = self.detector.prepare_all(images)
-        decided = time.perf_counter()
+        started = time.perf_counter()
         answers = self.detector.decide(prepared)
-        self.measures.batch(len(rows), answers, decided - started, time.perf_counter() - decided)
+        self.measures.batch(len(rows), prepared, answers, time.perf_counter() - started)
         scored = iter(answers)
         replies = []
         for index, request in enumerate(requests):

@@ -11,6 +11,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from detector.answer import Answer
 from detector.images import ImageError
+from detector.prepared import Prepared
 
 COUNTERS = {
     "patchscan_images_total": "Verdict",
@@ -19,12 +20,12 @@ COUNTERS = {
     "patchscan_batches_total": None,
     "patchscan_batch_requests_total": None,
 }
-HISTOGRAMS = ("patchscan_prepare_seconds", "patchscan_model_seconds")
+HISTOGRAMS = ("patchscan_decode_seconds", "patchscan_patch_seconds", "patchscan_model_seconds")
 
 
 class Measures:
     """Counts images by verdict, errors by code, scores by tenths of p_ai and requests by batch; times each batch's
-    decoding and cropping (prepare) and its model. `cache` is TorchServe's metrics cache."""
+    decoding, choice of patches, and model. `cache` is TorchServe's metrics cache."""
 
     def __init__(self, cache: Any, model: str):
         self._model = model
@@ -35,16 +36,24 @@ class Measures:
             unit = "count" if kind is MetricTypes.COUNTER else "s"
             self._metrics[name] = cache.add_metric_to_cache(name, unit, names, kind)
 
-    def batch(self, requests: int, answers: Sequence[Answer | ImageError], prepare_s: float, model_s: float) -> None:
-        """One batch: its requests, the answers to its images, and the seconds both halves took."""
+    def batch(
+        self,
+        requests: int,
+        prepared: Sequence[Prepared | ImageError],
+        answers: Sequence[Answer | ImageError],
+        model_s: float,
+    ) -> None:
+        """One batch: its requests, its images prepared and answered, and the seconds the model took for all."""
         good = [one for one in answers if isinstance(one, Answer)]
         self._add("patchscan_batches_total", 1)
         self._add("patchscan_batch_requests_total", requests)
         self._count("patchscan_images_total", (one.verdict for one in good))
         self._count("patchscan_errors_total", (one.code.value for one in answers if isinstance(one, ImageError)))
         self._count("patchscan_scores_total", (f"{min(int(one.p_ai * 10), 9) / 10:.1f}" for one in good))
-        if answers:
-            self._add("patchscan_prepare_seconds", prepare_s)
+        if good:
+            ready = [one for one in prepared if isinstance(one, Prepared)]
+            self._add("patchscan_decode_seconds", sum(one.decode_s for one in ready))
+            self._add("patchscan_patch_seconds", sum(one.patch_s for one in ready))
             self._add("patchscan_model_seconds", model_s)
 
     def crops(self, images: int) -> None:

@@ -4,6 +4,7 @@ The Java process is started without TorchServe's own wrapper, which would leave 
 """
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -25,11 +26,16 @@ import httpx
 from detector.errors import UserError
 
 HERE = Path(__file__).parent
-START_TIMEOUT_S = 120.0
+# A backstop for slow machines: a model that cannot be loaded is told as soon as its worker has said so.
+START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 # Base64 in JSON makes the largest accepted image a third larger.
 MAX_REQUEST_BYTES = 45 * 2**20
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
+# The last line of a worker's traceback, as log4j2.xml lets it through.
+WORKER_ERROR = re.compile(r"MODEL_LOG ([\w.]*(?:Error|Exception)(?:: .*)?)$", re.M)
 
 
 class ServerError(UserError):
@@ -150,6 +156,7 @@ class TorchServe:
         config = self.folder / "config.properties"
         config.write_text(self._properties())
         self._log = self.log_file.open("ab")
+        self._log_before = self._log.tell()
         self._process = subprocess.Popen(
             server_command(java, config, self.model_store.resolve(), self.folder),
             cwd=self.folder,
@@ -158,6 +165,7 @@ class TorchServe:
             env=server_environment(self.folder),
             # Ctrl-C reaches this process alone, which then stops the server in order.
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
 
     def _properties(self) -> str:
@@ -194,6 +202,8 @@ class TorchServe:
         while waiting:
             if self._process.poll() is not None:
                 raise ServerError(f"TorchServe ended with {self._process.returncode}: {self._last_words()}")
+            if failed := self._failed_load():
+                raise ServerError(failed)
             if time.monotonic() > deadline:
                 raise ServerError(f"{', '.join(waiting)} not READY after {timeout_s:.0f} s: {self._last_words()}")
             waiting = [name for name in waiting if self.ready_workers(name) < self.workers]
@@ -261,13 +271,25 @@ class TorchServe:
         self._log.close()
         self._lock.close()
 
+    def _failed_load(self) -> str | None:
+        """Why a model cannot be loaded, once a worker's Python said so and ended; TorchServe would try it for long."""
+        said = self._said()
+        failed, why = re.search(r"Load model failed: (\S+),", said), WORKER_ERROR.findall(said)
+        return f"{failed[1]} cannot be loaded: {why[-1][:1000]} (log: {self.log_file})" if failed and why else None
+
     def _last_words(self) -> str:
-        log = self.log_file
-        lines = [
-            line for line in log.read_text(errors="replace").splitlines() if re.search("ERROR|Error|failed:", line)
-        ]
+        lines = [line for line in self._said().splitlines() if re.search("ERROR|Error|failed:", line)]
         said = lines[-1].strip()[:300] if lines else "no error logged"
-        return f"{said} (log: {log}; `patchscan verify` says whether the archive is at fault)"
+        return f"{said} (log: {self.log_file}; `patchscan verify` says whether the archive is at fault)"
+
+    def _said(self) -> str:
+        """What the log holds of this start."""
+        return self.log_file.read_bytes()[self._log_before :].decode(errors="replace")
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM where its parent ends without stopping it, as by SIGKILL."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def find_java() -> str:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,28 +21,37 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from detector.card import WEIGHTS_FILE, Card
+from detector.card import WEIGHTS_FILE, Card, Decision
 from detector.models import assemble
-from detector.presets import PatchPreset
+from detector.presets import PatchPreset, Preset
 from detector.weights import sha256_of
 from handlers.registry import Registry
 from training.archive import archive
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 180
+START_TIMEOUT_S = 330
+METRICS_LAG_S = 0.5  # TorchServe reads its workers' figures beside the answers
 
 
 def tiny_run(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
     """A run folder of an untrained ssp-lite; another seed is another model."""
+    return untrained_run(folder, name, "ssp-lite", PatchPreset(count=4), seed)
+
+
+def untrained_run(
+    folder: Path, name: str, architecture: str, preset: Preset, seed: int = 0, decision: Decision = Decision()
+) -> Path:
+    """A run folder of any architecture, its weights drawn from the seed."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
-    save_file(assemble("ssp-lite").state_dict(), folder / WEIGHTS_FILE)
+    save_file(assemble(architecture).state_dict(), folder / WEIGHTS_FILE)
     Card(
         name=name,
         version="1.0",
-        architecture="ssp-lite",
-        preset=PatchPreset(count=4),
+        architecture=architecture,
+        preset=preset,
         weights_sha256=sha256_of(folder / WEIGHTS_FILE),
+        decision=decision,
     ).write(folder)
     return folder
 
@@ -75,6 +86,15 @@ def tar_of(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
+def zip_of(members: dict[str, bytes]) -> bytes:
+    """A deflated zip."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
 def environment() -> dict[str, str]:
     """This process's, with one thread a process: the machine is shared with other tests."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -106,11 +126,16 @@ class Served:
         """Archive a tiny model and serve it; returns when the server says that it is ready."""
         run = tiny_run(folder / "run")
         archive(run, folder / "store")
+        return cls.over(folder, run, "--model-api", "--workers", str(workers))
+
+    @classmethod
+    def over(cls, folder: Path, run: Path, *options: str) -> "Served":
+        """Serve what `folder`/store holds; returns when the server says that it is ready."""
         served = cls(folder, run)
         (folder / "scratch").mkdir()
         (folder / "tokens").write_text("first-token\n")
         command = [BIN / "patchscan", "serve", "--model-store", served.store, "--scratch", served.scratch]
-        command += ["--token-file", served.token_file, "--workers", str(workers), "--model-api"]
+        command += ["--token-file", served.token_file, *options]
         command += ["--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
         if served.read_only:
             mounts = 'mount --bind "$0" "$0" && mount -o remount,ro,bind / && exec "$@"'
@@ -177,6 +202,42 @@ class Served:
                 labels = [one for one in name.rstrip("}").partition("{")[2].split(",") if one and "ostname" not in one]
                 found[f"{name.partition('{')[0]}{{{','.join(labels)}}}"] = float(value)
         return found
+
+    def in_one_batch(self, model: str, bodies: list[bytes]) -> list[httpx.Response]:
+        """The replies to requests that the model's one worker takes as one batch, while it has nothing else to do."""
+        with self.management() as management:
+            worker = management.get(f"/models/{model}").json()[0]["workers"][0]["pid"]
+        before = self.metrics()
+        with self.client() as client, ThreadPoolExecutor(1 + len(bodies)) as pool:
+
+            def send(body: bytes) -> httpx.Response:
+                return client.put(f"/predictions/{model}", content=body)
+
+            # While the worker stands still with one request, what comes waits, and then makes one batch.
+            os.kill(worker, signal.SIGSTOP)
+            try:
+                first = pool.submit(send, b"no image")
+                self._wait_in_flight(1)
+                replies = pool.map(send, bodies)
+                self._wait_in_flight(1 + len(bodies))
+            finally:
+                os.kill(worker, signal.SIGCONT)
+            assert first.result().status_code == 422
+            found = list(replies)
+        time.sleep(METRICS_LAG_S)
+        after = self.metrics()
+        for name, count in (("patchscan_batches_total", 2), ("patchscan_batch_requests_total", 1 + len(bodies))):
+            sample = f'{name}{{ModelName="{model}"}}'
+            assert after[sample] - before.get(sample, 0) == count
+        return found
+
+    def _wait_in_flight(self, count: int) -> None:
+        """Until so many requests are at the gate, and a moment longer for them to reach TorchServe's queue."""
+        deadline = time.monotonic() + 60
+        while self.metrics()["patchscan_requests_in_flight{}"] < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.5)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""

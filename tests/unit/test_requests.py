@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import io
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,9 @@ from handlers.requests import (
     RequestError,
     parse,
 )
-from tests.serving_kit import tar_of
+from tests.serving_kit import tar_of, zip_of
 
 LIMIT = 1000
-
-
-def zip_of(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return file.getvalue()
 
 
 def npy_of(array: np.ndarray) -> bytes:

@@ -141,7 +141,8 @@ def test_what_is_in_flight_is_answered_before_the_end(tmp_path: Path) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
         upstream.delay_s = 0.5
         asking = asyncio.create_task(post(url))
-        await asyncio.sleep(0.2)
+        while not gate._held:
+            await asyncio.sleep(0.01)
         await gate.stop()
         assert await asking == (200, {"bytes": 5})
         with pytest.raises(aiohttp.ClientConnectorError):
@@ -176,6 +177,20 @@ def test_a_torchserve_that_is_gone_is_503(tmp_path: Path) -> None:
             upstream.addresses.inference_url = f"http://127.0.0.1:{one.getsockname()[1]}"
             status, answer = await post(url)
         assert (status, answer["error"]["code"]) == (503, "unavailable")
+
+    with_gate(tmp_path, test)
+
+
+def test_a_request_that_torchserve_forgot_is_answered_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "ANSWER_TIMEOUT_S", 0.2)
+
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.delay_s = 2.0
+        status, answer = await post(url)
+        assert (status, answer["error"]["code"]) == (504, "timeout")
+        assert gate._held == 0
 
     with_gate(tmp_path, test)
 

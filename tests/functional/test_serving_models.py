@@ -1,0 +1,57 @@
+"""One archive a model: SimpleCNN, ResNet50, SSP and an ensemble of two, side by side in one TorchServe."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from detector.answer import Answer
+from detector.card import Card, Decision
+from detector.detector import Detector
+from detector.presets import PatchPreset, WholePreset
+from evaluation.ensemble import build_ensemble
+from handlers.verify import verify
+from tests.serving_kit import Served, patchscan, png, untrained_run
+
+MODELS = ("simplecnn", "resnet50", "ssp", "ensemble")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of each, untrained; the members of the ensemble bring a calibration each."""
+    folder = tmp_path_factory.mktemp("runs")
+    untrained_run(folder / "simplecnn", "simplecnn", "simplecnn", WholePreset(), 1, Decision(temperature=0.1, bias=0.5))
+    untrained_run(folder / "resnet50", "resnet50", "resnet50", WholePreset(), 2, Decision(temperature=8.0))
+    untrained_run(folder / "ssp", "ssp", "ssp", PatchPreset(), 3, Decision(temperature=2.0, bias=-0.3))
+    build_ensemble([folder / "ssp", folder / "simplecnn"], folder / "ensemble", "ensemble")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`patchscan serve` over the archives that `patchscan archive` makes of them."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in MODELS:
+        done = patchscan("archive", runs / name, "--model-store", folder / "store")
+        assert done.returncode == 0, done.stderr
+    server = Served.over(folder, runs, "--workers", "1")
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_scores_as_evaluation_does_in_any_batch_and_verifies(name: str, server: Served, runs: Path) -> None:
+    images = [png(seed, 200 + 9 * seed, 230) for seed in range(8)]
+    right = [asdict(one) for one in Detector.load(runs / name).score(images) if isinstance(one, Answer)]
+    assert len({one["logit"] for one in right}) == 8
+    for size in (1, 3, 8):
+        replies = server.in_one_batch(name, images[-size:])
+        assert [reply.json() for reply in replies] == right[-size:]
+    assert verify(server.store / f"{name}.mar").card.architecture == Card.read(runs / name).architecture
+
+
+def test_without_the_model_api_nothing_can_be_registered(server: Served) -> None:
+    with server.management() as management:
+        assert management.post("/models", params={"url": "ssp.mar", "model_name": "again"}).status_code == 405
+        assert management.delete("/models/ssp").status_code == 405
