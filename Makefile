@@ -4,13 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 
-.PHONY: demo test lint format lock images push clean
+.PHONY: demo test bench bench-quick lint format lock images push clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
 
 test: lint
 	$(BIN)/pytest
+
+# docs/performance.md explains the figures. BENCH takes further options: make bench BENCH="--data genimage-mini"
+bench: $(VENV)/ready
+	$(BIN)/python -m bench $(BENCH)
+
+bench-quick: $(VENV)/ready
+	$(BIN)/python -m bench --quick $(BENCH)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Small data sets in GenImage's layout, for the tests of index, audit, protocol and training."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ def picture(seed: int, width: int = 64, height: int = 64) -> np.ndarray:
     return (smooth + random.integers(-6, 7, smooth.shape)).clip(0, 255).astype(np.uint8)
 
 
-def write(file: Path, pixels: np.ndarray, **save: object) -> Path:
+def write(file: Path, pixels: np.ndarray, **save: Any) -> Path:
     """Save pixels as the image that the file's ending names, and make its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(file, **save)

@@ -1,0 +1,101 @@
+"""On a GPU: images a second in fp32, fp16 and compiled, against the floor that its arithmetic and its memory set."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from bench.modelling import gflop
+from bench.rounds import Recorder, Settings, alternate
+from detector.detector import Detector
+from detector.presets import to_tensor
+
+WAYS = ("fp32", "fp16", "fp16, compiled")
+PEAK, BANDWIDTH = "matrix product of 8192 x 8192, fp16", "memory, copied"
+GEMM_SIDE, COPIED = 8192, 2**28
+CROPS = 256
+
+
+def names(settings: Settings) -> list[str]:
+    """Every row of this section."""
+    rows = (*WAYS, "fp16, share of peak", "fp16, share of memory")
+    return [PEAK, BANDWIDTH, *(f"{model}: {row}" for model in settings.models for row in rows)]
+
+
+def measure(settings: Settings, runs: dict[str, Path]) -> Recorder:
+    """Batches of CROPS crops, already cut: what decoding would have to keep up with."""
+    recorder = Recorder("gpu")
+    if not torch.cuda.is_available():
+        recorder.left_out("fp32, fp16, compiled, share of the GPU's peak", "there is no GPU here")
+        return recorder
+    square = torch.randn(GEMM_SIDE, GEMM_SIDE, device="cuda", dtype=torch.float16)
+    block = torch.empty(COPIED, device="cuda", dtype=torch.uint8)
+    limits: dict[str, Callable[[], float]] = {
+        PEAK: lambda: _rate(lambda: torch.mm(square, square), 2 * GEMM_SIDE**3 / 1e9, settings.seconds),
+        BANDWIDTH: lambda: _rate(block.clone, 2 * COPIED / 1e9, settings.seconds),  # read and written
+    }
+    reached = alternate(limits, settings.rounds)
+    recorder.add(PEAK, "GFLOP/s", reached[PEAK])
+    recorder.add(BANDWIDTH, "GB/s", reached[BANDWIDTH])
+    for model, run in runs.items():
+        detector = Detector.load(run, "cuda")
+        preset = detector.card.preset
+        images = max(1, CROPS // preset.count)
+        crops = torch.zeros(images * preset.count, preset.size, preset.size, 3, dtype=torch.uint8, device="cuda")
+        ways = _ways(detector.model, crops, images, settings.seconds)
+        values = alternate(ways, settings.rounds)
+        for way in WAYS:
+            recorder.add(f"{model}: {way}", "images/s", values[way])
+        cost, moved = gflop(run), _bytes_moved(detector.model, crops) / images / 1e9
+        pairs = list(zip(values["fp16"], reached[PEAK], reached[BANDWIDTH], strict=True))
+        recorder.add(f"{model}: fp16, share of peak", "share", [rate * cost / peak for rate, peak, _ in pairs])
+        recorder.add(f"{model}: fp16, share of memory", "share", [rate * moved / wide for rate, _, wide in pairs])
+    return recorder
+
+
+def _ways(model: torch.nn.Module, crops: torch.Tensor, images: int, seconds: float) -> dict[str, Callable[[], float]]:
+    compiled = torch.compile(model)
+
+    def half(one: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        with torch.autocast("cuda", torch.float16):
+            one(to_tensor(crops))
+
+    runs: dict[str, Callable[[], object]] = {
+        "fp32": lambda: model(to_tensor(crops)),
+        "fp16": lambda: half(model),
+        "fp16, compiled": lambda: half(compiled),
+    }
+    return {way: partial(_rate, run, images, seconds) for way, run in runs.items()}
+
+
+@torch.inference_mode()
+def _rate(run: Callable[[], object], each: float, seconds: float) -> float:
+    """What `run` does (`each` units a call) a second, the GPU's queue emptied before and after."""
+    run()
+    torch.cuda.synchronize()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        run()
+        count += 1
+        torch.cuda.synchronize()
+    return count * each / (time.perf_counter() - began)
+
+
+@torch.inference_mode()
+def _bytes_moved(model: torch.nn.Module, crops: torch.Tensor) -> float:
+    """Bytes that one pass in fp16 must at least move: the weights once, every layer's output written and read."""
+    moved = sum(2.0 * one.numel() for one in model.parameters())
+
+    def count(_: torch.nn.Module, __: object, output: object) -> None:
+        nonlocal moved
+        if isinstance(output, torch.Tensor):
+            moved += 2 * 2 * output.numel()
+
+    layers = [one for one in model.modules() if not list(one.children())]
+    hooks = [one.register_forward_hook(count) for one in layers]
+    model(to_tensor(crops))
+    for hook in hooks:
+        hook.remove()
+    return moved

@@ -1,0 +1,31 @@
+"""Run folders to measure: the starter, and models without training, which are as fast as trained ones."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from detector.card import WEIGHTS_FILE, Card
+from detector.models import build
+from detector.weights import sha256_of
+from scanning.options import STARTER
+from training.recipe import load_recipe
+
+
+def run_folder(architecture: str, folder: Path) -> Path:
+    """The starter for ssp-lite, else an untrained model with its recipe's preset, written below `folder`."""
+    if architecture == "ssp-lite":
+        return STARTER
+    run = folder / architecture
+    run.mkdir(parents=True)
+    torch.manual_seed(0)
+    save_file({name: one.contiguous() for name, one in build(architecture).state_dict().items()}, run / WEIGHTS_FILE)
+    Card(
+        name=architecture,
+        version="1.0",
+        architecture=architecture,
+        preset=load_recipe(architecture).preset,
+        weights_sha256=sha256_of(run / WEIGHTS_FILE),
+        warnings=["untrained: made to measure speed"],
+    ).write(run)
+    return run

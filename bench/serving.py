@@ -1,0 +1,212 @@
+"""End to end: encoded images through `patchscan serve` (gate and TorchServe) to JSON, and whole scans from S3 to
+Parquet, against the model alone and against the official way on the same images."""
+
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import httpx
+
+from bench.crew import Crew, Job
+from bench.rounds import Recorder, Settings, alternate
+from detector.errors import UserError
+from scanning.client import Select, ServerSettings, TorchServe
+from scanning.embedded_s3 import EmbeddedS3
+from scanning.listing import Filters
+from scanning.plan import ShardSize, Source, plan
+from scanning.store import open_store
+from scanning.worker import Worker, WorkSettings
+from training.archive import archive
+
+BUCKET, RESULTS = "bench", "bench-results"
+# Two full batches a worker: one under way, one waiting.
+CLIENTS_A_WORKER = 16
+MODEL, SERVED, SCAN = "model alone", "served", "scanned"
+SERVER_DECODES, OFFICIAL = "scanned, --select server", "official way"
+BATCHES, SHARDS = (1, 32), (20, 100)
+
+
+def names(settings: Settings) -> list[str]:
+    """Every row of the end to end section."""
+    found = []
+    for model in settings.served:
+        found += [f"{model}: {name}" for name in (MODEL, SERVED, SCAN, SERVER_DECODES)]
+        found += [f"{model}: served / model alone", f"{model}: scanned / model alone"]
+        if model == "ssp":
+            found += [f"{model}: {OFFICIAL}", "ssp: served / official way", "ssp: scanned / official way"]
+    if {"ssp", "ssp-lite"} <= set(settings.served):
+        found += ["ssp-lite / ssp, served"]
+    return found
+
+
+def scaling_names() -> list[str]:
+    """Every row that `measure` adds to the section on scaling."""
+    found = ["1 worker, served", "all workers, served", "all workers / 1 worker"]
+    return (
+        found + [f"scanned, --batch {one}" for one in BATCHES] + [f"scanned, --shard-objects {one}" for one in SHARDS]
+    )
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `patchscan serve`: its address and the file with its inference token."""
+
+    url: str
+    keys: Path
+
+
+@contextmanager
+def serving(store: Path, name: str, scratch: Path, workers: int) -> Iterator[Server]:
+    """`patchscan serve` on one archive, as a process."""
+    options = [name, "--workers", str(workers), "--scratch", str(scratch), "--model-store", str(store)]
+    for address in ("--inference", "--management", "--metrics"):
+        options += [address, "127.0.0.1:0"]
+    command = [sys.executable, "-c", "from cli import main; main()", "serve", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        said = process.stdout.readline()
+        if not said:
+            raise UserError("patchscan serve did not start")
+        line = json.loads(said)
+        yield Server(line["inference"], Path(line["keys"]))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+class Load:
+    """Clients that post the images in turn, as many at once as keep every worker busy."""
+
+    def __init__(self, server: Server, model: str, images: list[bytes], workers: int):
+        self.server, self.path, self.images = server, f"/predictions/{model}", images
+        self.clients = CLIENTS_A_WORKER * workers
+
+    def rate(self, seconds: float) -> float:
+        """Answers a second over `seconds`, begun once every client has had an answer."""
+        turn, stop, done = itertools.count(), threading.Event(), [0] * self.clients
+
+        def post(client: int) -> None:
+            token = json.loads(self.server.keys.read_text())["inference"]["key"]
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "image/jpeg"}
+            with httpx.Client(base_url=self.server.url, headers=headers, timeout=120) as http:
+                while not stop.is_set():
+                    http.post(self.path, content=self.images[next(turn) % len(self.images)]).raise_for_status()
+                    done[client] += 1
+
+        crew = [threading.Thread(target=post, args=(client,)) for client in range(self.clients)]
+        for thread in crew:
+            thread.start()
+        while not all(done) and all(thread.is_alive() for thread in crew):
+            time.sleep(0.01)
+        before, began = sum(done), time.perf_counter()
+        time.sleep(seconds)
+        answers, elapsed = sum(done) - before, time.perf_counter() - began
+        stop.set()
+        for thread in crew:
+            thread.join()
+        if not all(done):
+            raise UserError(f"{self.server.url} does not answer")
+        return answers / elapsed
+
+
+class Scan:
+    """Scans of one bucket by one served model; each is a new one, with results of its own."""
+
+    def __init__(self, server: Server, model: str, s3: EmbeddedS3, objects: int):
+        self.server, self.model, self.s3, self.objects = server, model, s3, objects
+        self._runs = itertools.count()
+
+    def fill(self, images: list[bytes]) -> None:
+        """Put the objects into the bucket."""
+        client = self.s3.client()
+        for bucket in (BUCKET, RESULTS):
+            client.create_bucket(Bucket=bucket)
+        for number in range(self.objects):
+            client.put_object(Bucket=BUCKET, Key=f"{number:06d}.jpg", Body=images[number % len(images)])
+
+    def rate(self, select: Select | None = None, batch: int = 8, shard: int = 5_000) -> float:
+        """Objects a second from the listing to the last shard's Parquet file."""
+        settings = ServerSettings(url=self.server.url, model=self.model, token_file=self.server.keys)
+        with patch.dict("os.environ", self.s3.environment):
+            scorer = TorchServe(settings)
+            out = open_store(f"s3://{RESULTS}/{self.model}-{next(self._runs)}")
+            began = time.perf_counter()
+            made = plan(Source(url=f"s3://{BUCKET}"), Filters(), scorer.card, out, ShardSize(max_objects=shard))
+            worker = Worker(made, out, scorer, WorkSettings(select=select, batch=batch))
+            for index in range(made.shards):
+                worker.work(index)
+            elapsed = time.perf_counter() - began
+            scorer.close()
+        return made.listed / elapsed
+
+
+def measure(
+    settings: Settings, ours: Crew, theirs: Crew, runs: dict[str, Path], images: list[bytes], cores: int, folder: Path
+) -> list[Recorder]:
+    """Each served model against itself alone; the scaling of the last one."""
+    recorder, scaling = Recorder("end to end"), Recorder("scaling")
+    served: dict[str, list[float]] = {}
+    for model in settings.served:
+        store = folder / "store"
+        name = archive(runs[model], store, engine="onnx").stem
+        alone = ours.contender(Job("onnx", runs[model]), settings.serving_seconds)
+        with ExitStack() as stack:
+            server = stack.enter_context(serving(store, name, folder / f"serve-{model}", cores))
+            s3 = stack.enter_context(EmbeddedS3())
+            load = Load(server, name, images, cores)
+            objects = max(16, int(2 * settings.serving_seconds * load.rate(settings.seconds)))
+            scan = Scan(server, name, s3, objects)
+            scan.fill(images)
+            contenders: dict[str, Callable[[], float]] = {
+                MODEL: alone,
+                SERVED: partial(load.rate, settings.serving_seconds),
+                SCAN: scan.rate,
+                SERVER_DECODES: partial(scan.rate, select="server"),
+            }
+            if model == "ssp":
+                contenders[OFFICIAL] = theirs.contender(Job("official", runs[model]), settings.serving_seconds)
+            values = alternate(contenders, settings.rounds)
+            _record(recorder, model, values)
+            served[model] = values[SERVED]
+            if settings.scaling and model == settings.served[-1]:
+                one = stack.enter_context(serving(store, name, folder / "serve-one", 1))
+                _scaling(settings, scaling, scan, load, Load(one, name, images, 1))
+    if {"ssp", "ssp-lite"} <= served.keys():
+        recorder.ratio("ssp-lite / ssp, served", served["ssp-lite"], served["ssp"], at_least=10)
+    return [recorder, scaling]
+
+
+def _record(recorder: Recorder, model: str, values: dict[str, list[float]]) -> None:
+    for name, rates in values.items():
+        recorder.add(f"{model}: {name}", "images/s", rates)
+    recorder.ratio(f"{model}: served / model alone", values[SERVED], values[MODEL], at_least=0.95)
+    recorder.ratio(f"{model}: scanned / model alone", values[SCAN], values[MODEL], at_least=0.90)
+    if OFFICIAL in values:
+        recorder.ratio(f"{model}: served / official way", values[SERVED], values[OFFICIAL], at_least=4)
+        recorder.ratio(f"{model}: scanned / official way", values[SCAN], values[OFFICIAL], at_least=4)
+
+
+def _scaling(settings: Settings, recorder: Recorder, scan: Scan, load: Load, one: Load) -> None:
+    """Workers, images a request, objects a shard."""
+    contenders: dict[str, Callable[[], float]] = {
+        "1 worker, served": partial(one.rate, settings.serving_seconds),
+        "all workers, served": partial(load.rate, settings.serving_seconds),
+    }
+    for batch in BATCHES:
+        contenders[f"scanned, --batch {batch}"] = partial(scan.rate, batch=batch)
+    for shard in SHARDS:
+        contenders[f"scanned, --shard-objects {shard}"] = partial(scan.rate, shard=shard)
+    values = alternate(contenders, settings.rounds)
+    for name, rates in values.items():
+        recorder.add(name, "images/s", rates)
+    recorder.ratio("all workers / 1 worker", values["all workers, served"], values["1 worker, served"])

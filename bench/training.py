@@ -1,0 +1,69 @@
+"""The training loader alone, and the share of a training step that waits for it, as `patchscan train` reports it."""
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from bench.images import write_tree
+from bench.rounds import Recorder, Settings, alternate
+from training.dataset import CropDataset, EpochBatches, Source, collate, rows_of
+from training.index import build_index, load_index
+from training.recipe import Recipe, load_recipe
+from training.train import train
+
+WORKERS = (1, 2)
+RECIPE = "ssp-lite"
+
+
+def names(settings: Settings) -> list[str]:
+    """Every row of this section."""
+    loaders = [f"loader, {workers} workers" for workers in WORKERS]
+    return [*loaders, f"training {RECIPE}, 1 worker", f"training {RECIPE}, 1 worker: waiting"]
+
+
+def measure(settings: Settings, folder: Path) -> Recorder:
+    """Images a second; the waiting share of each epoch."""
+    recorder = Recorder("training")
+    if not settings.trained:
+        recorder.left_out("loader and training", "left out of this bench")
+        return recorder
+    data = folder / "data"
+    write_tree(data, settings.trained // 2)
+    build_index(data)
+    recipe = load_recipe(
+        RECIPE,
+        seen=["made"],
+        unseen=[],
+        epochs=settings.rounds + 1,
+        validate_every=settings.rounds + 1,
+        batch_size=min(64, settings.trained),
+    )
+    contenders: dict[str, Callable[[], float]] = {
+        f"loader, {workers} workers": partial(_loader_rate, data, recipe, workers) for workers in WORKERS
+    }
+    for name, rates in alternate(contenders, settings.rounds).items():
+        recorder.add(name, "images/s", rates)
+    run = train(recipe, str(data), str(folder / "run"), device="cpu", workers=1)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["event"] == "epoch"][1:]  # the first warms up
+    recorder.add(f"training {RECIPE}, 1 worker", "images/s", [one["images_per_s"] for one in epochs])
+    recorder.add(f"training {RECIPE}, 1 worker: waiting", "share", [one["waiting_share"] for one in epochs])
+    return recorder
+
+
+def _loader_rate(data: Path, recipe: Recipe, workers: int) -> float:
+    """Images a second of one epoch, the loader's start left out."""
+    rows = rows_of(load_index(data), recipe.seen, "train")
+    # Small batches, so that the first, which the start of the processes delays, is a small part.
+    batches = EpochBatches(len(rows), 8, seed=0)
+    dataset = CropDataset(Source(str(data)), rows, recipe, epoch=0)
+    loader = iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate))
+    next(loader)
+    began, count = time.perf_counter(), 0
+    for crops, _ in loader:
+        count += len(crops) // (recipe.train_crops or recipe.preset.count)
+    return count / max(time.perf_counter() - began, 1e-9)

@@ -1,0 +1,28 @@
+"""The whole bench in small: every section runs, against a real TorchServe and a real S3 server, and is written down."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.__main__ import bench, known_rows
+from bench.results import Bench
+from bench.rounds import TINY
+
+
+def test_a_tiny_bench_measures_every_section() -> None:
+    done = bench(TINY, None)
+    found = {figure.name for figure in done.figures}
+    assert {figure.section for figure in done.figures} >= {"decode", "model", "end to end", "scaling", "training"}
+    assert found <= known_rows(TINY)
+    assert {"ssp-lite: served", "ssp-lite: scanned", "40 objects, rescan, 1 % changed, plan"} <= found
+    assert all(figure.low > 0 for figure in done.figures if figure.unit != "share")
+    left_out = {one.what for one in done.not_run}
+    assert "int8" in left_out
+    assert Bench.model_validate_json(done.model_dump_json()) == done
+
+
+def test_the_schema_is_documented(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "--schema"]
+    schema = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert set(schema["properties"]) == set(Bench.model_fields)
