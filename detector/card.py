@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Card:
     warnings: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Names what decides a verdict (architecture, preset, weights, decision): equal digests, equal answers."""
         parts = [self.architecture, preset_to_dict(self.preset), self.weights_sha256, asdict(self.decision)]

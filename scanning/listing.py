@@ -1,7 +1,7 @@
 """A listing compared with the previous scan's table, both larger than memory: DuckDB on local scratch files."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from scanning.rows import LISTED, SCHEMA
 from scanning.store import ObjectInfo
 
-BATCH = 50_000
+BATCH = 10_000
 # Rows carried over are written in parts of this many.
 UNCHANGED_PART = 200_000
 
@@ -70,8 +70,9 @@ class ListingJoin:
         """Take in the listing, in any order, and keep what the filters keep; of a key listed twice, one."""
         kept = iter(self._keep(objects))
         with pq.ParquetWriter(self.scratch / "listing.parquet", LISTED) as writer:
-            while batch := [asdict(info) for info in islice(kept, BATCH)]:
-                writer.write_table(pa.Table.from_pylist(batch, schema=LISTED))
+            while batch := list(islice(kept, BATCH)):
+                columns = {name: [getattr(info, name) for info in batch] for name in LISTED.names}
+                writer.write_table(pa.table(columns, schema=LISTED))
         self._db.execute(f"CREATE VIEW listing AS FROM '{self.scratch}/listing.parquet'")
         self._db.execute("CREATE TABLE todo AS SELECT * FROM listing QUALIFY row_number() OVER (PARTITION BY key) = 1")
 

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -61,7 +60,7 @@ CIRCUMSTANCES = ("scored_at", "attempts")
 
 def scored(info: ObjectInfo, answer: Answer, claims: provenance.Provenance | None, attempts: int) -> Row:
     """The row of an object that was scored; `claims` is what the file says of its own origin."""
-    return _row(info, "scored", attempts) | asdict(answer) | {"provenance": claims}
+    return _row(info, "scored", attempts) | vars(answer) | {"provenance": claims}
 
 
 def rejected(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:
@@ -75,7 +74,7 @@ def failed(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:
 
 
 def _row(info: ObjectInfo, status: Status, attempts: int) -> Row:
-    return asdict(info) | {"status": status, "attempts": attempts, "scored_at": datetime.now(UTC)}
+    return vars(info) | {"status": status, "attempts": attempts, "scored_at": datetime.now(UTC)}
 
 
 def to_parquet(rows: Sequence[Row], schema: pa.Schema = SCHEMA, metadata: dict[bytes, bytes] | None = None) -> bytes:
