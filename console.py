@@ -30,13 +30,14 @@ class ProgressReport:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[notes]}"),
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._id = self._bar.add_task(self.task, total=self.total, notes="")
+            self._id = self._bar.add_task(self.task, total=self.total, rate="", notes="")
         return self
 
     def __exit__(
@@ -52,7 +53,8 @@ class ProgressReport:
         self.done += count
         self.notes = self.notes if notes is None else notes
         if self._bar:
-            self._bar.update(self._id, advance=count, notes=self.notes)
+            rate = f"{self.done / (time.monotonic() - self._started):.1f} {self.unit}/s"
+            self._bar.update(self._id, advance=count, rate=rate, notes=self.notes)
         elif time.monotonic() - self._last_line >= PLAIN_INTERVAL_S:
             self._line()
 

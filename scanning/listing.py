@@ -57,8 +57,9 @@ class ListingJoin:
         self.scratch = scratch
         self.filters = filters
         self.filtered = 0
-        self._db = duckdb.connect()
-        self._db.execute("SET memory_limit = '1GB'")
+        self._db = duckdb.connect(scratch / "join.duckdb")
+        self._db.execute("SET memory_limit = '400MB'")
+        self._db.execute("SET preserve_insertion_order = false")
         self._db.execute(f"SET temp_directory = '{scratch}/spill'")
         self._db.execute("SET TimeZone = 'UTC'")
         self._db.register("no_rows", SCHEMA.empty_table())
@@ -114,13 +115,20 @@ class ListingJoin:
 
     def sizes_to_score(self) -> Iterator[int | None]:
         """The sizes of the objects to score, in the order of `to_score`."""
-        for table in self._batches("SELECT size FROM todo ORDER BY key", BATCH):
-            yield from (row["size"] for row in table.to_pylist())
+        for batch in self._sorted().iter_batches(BATCH, columns=["size"]):
+            yield from batch.column(0).to_pylist()
 
     def to_score(self) -> Iterator[dict[str, Any]]:
         """The objects to score, ordered by key, with the fields of rows.LISTED."""
-        for table in self._batches("FROM todo ORDER BY key", BATCH):
-            yield from table.to_pylist()
+        for batch in self._sorted().iter_batches(BATCH):
+            yield from batch.to_pylist()
+
+    def _sorted(self) -> pq.ParquetFile:
+        """The objects to score in a file, so that they are sorted once and read as often as it takes."""
+        path = self.scratch / "todo.parquet"
+        if not path.exists():
+            self._db.execute(f"COPY (FROM todo ORDER BY key) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {BATCH})")
+        return pq.ParquetFile(path)
 
     def _keep(self, objects: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
         for info in objects:

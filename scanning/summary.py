@@ -142,8 +142,8 @@ def drifted(table: ScanTable, before: ScanTable) -> dict[str, Any]:
 
 
 def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:
-    """What this scan used, listing included. `server_s` is the wall-clock time with at least one request of a worker at
-    the scorer: a GPU's seconds where a worker has a GPU to itself. Per 1,000 means of the objects not carried over."""
+    """What this scan used, listing included. `scorer_wall_s` is the wall-clock time with at least one of a worker's requests
+    at the scorer: a GPU's seconds where a worker has one to itself. Per 1,000 means of the objects not carried over."""
     spent = table.cost
     worked = table.one("SELECT count(*) FILTER (NOT carried) AS n FROM rows")["n"]
     requests: dict[str, int] = {name: int(count) for name, count in plan.listing["requests"].items()}
@@ -157,7 +157,7 @@ def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:
         "wall_s": float(spent["wall_s"]),
         "objects_per_s": worked / spent["wall_s"] if spent["wall_s"] else None,
         "cpu_s_per_1000": spent["cpu_s"] * per_thousand,
-        "server_s_per_1000": spent["server_s"] * per_thousand,
+        "scorer_wall_s_per_1000": spent["scorer_wall_s"] * per_thousand,
         "bytes_read": int(spent["bytes_read"]),
         "requests": requests,
         "listing_s": plan.listing["seconds"],

@@ -196,7 +196,7 @@ class Worker:
         return {
             "wall_s": time.monotonic(),
             "cpu_s": time.process_time(),
-            "server_s": self._window.busy_s,
+            "scorer_wall_s": self._window.busy_s,
             "bytes_read": float(self.source.bytes_read),
         } | {f"requests.{name}": float(count) for name, count in self.source.requests.items()}
 

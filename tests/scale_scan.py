@@ -1,10 +1,15 @@
-"""How a scan scales: N small images in the embedded S3, a stub scorer over HTTP, memory and throughput measured.
+"""How a scan scales: N small images in a local S3 server, a stub scorer over HTTP, memory and throughput measured.
 
+    python -m tests.scale_scan 10000
     python -m tests.scale_scan 100000
+    python -m tests.scale_scan 1000000 --plan-only
 
-Prints one JSON object: seconds and peak memory of plan, work and reduce, S3 requests, and of a rescan with 1 % changed.
+Up to 100,000 objects the server is the embedded one (moto), which holds them all; above that `tests.s3_stub`, which
+counts them. Each step runs in a process of its own. Printed: seconds, CPU-seconds and peak memory of each step,
+and what the server alone gives to a client that does nothing but GET, beside what the scan got of it.
 """
 
+import http.client
 import json
 import os
 import subprocess
@@ -12,15 +17,52 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
+from tests.s3_stub import S3Stub
 from tests.scan_kit import card, image
 
 BUCKET, PREFIXES, IMAGES = "photos", 20, 100
+MOST_IN_MOTO = 100_000
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a scan: wall-clock and CPU-seconds, all its processes together, and the peak memory of the largest"""
+
+    name: str
+    seconds: float
+    cpu_s: float
+    peak_mb: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What was measured: `requests` are the first scan's; `gets_per_s` is what the S3 server gives a client that only
+    reads, `objects_per_s` what the first scan's workers got through."""
+
+    objects: int
+    server: str
+    gets_per_s: float
+    objects_per_s: float | None
+    steps: list[Step]
+    requests: dict[str, int] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """The figures for a terminal."""
+        lines = [f"{self.objects:,} objects in {self.server}, {os.cpu_count()} cores"]
+        lines += [f"{'step':<28}{'seconds':>9}{'CPU-s':>9}{'peak MB':>9}"]
+        lines += [f"{one.name:<28}{one.seconds:>9.1f}{one.cpu_s:>9.1f}{one.peak_mb:>9}" for one in self.steps]
+        if self.objects_per_s:
+            lines.append(f"worked: {self.objects_per_s:.0f} objects/s; requests: {self.requests}")
+        lines.append(f"the server alone: {self.gets_per_s:.0f} GET/s")
+        return "\n".join(lines)
 
 
 class Scorer(BaseHTTPRequestHandler):
@@ -46,91 +88,121 @@ class Scorer(BaseHTTPRequestHandler):
 
 
 def serve(count: int) -> None:
-    """The S3 server with its bucket filled directly, and the scorer; prints both addresses."""
-    from moto.s3.models import s3_backends
-    from moto.server import ThreadedMotoServer
-
-    backend = s3_backends["123456789012"]["aws"]
-    for name in (BUCKET, "results"):
-        backend.create_bucket(name, "us-east-1")
+    """The S3 server with its bucket filled, and the scorer; prints both ports."""
     pictures = [image(seed, side=32) for seed in range(IMAGES)]
-    for number in range(count):
-        backend.put_object(BUCKET, f"{number % PREFIXES:02d}/{number:07d}.png", pictures[number % IMAGES])
-    s3 = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    s3.start()
+    if count <= MOST_IN_MOTO:
+        from moto.s3.models import s3_backends
+        from moto.server import ThreadedMotoServer
+
+        backend = s3_backends["123456789012"]["aws"]
+        for name in (BUCKET, "results"):
+            backend.create_bucket(name, "us-east-1")
+        for number in range(count):
+            backend.put_object(BUCKET, key_of(number, count), pictures[number % IMAGES])
+        moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        moto.start()
+        port = moto.get_host_and_port()[1]
+    else:
+        stub = S3Stub(count, pictures)
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        port = stub.server_address[1]
     scorer = ThreadingHTTPServer(("127.0.0.1", 0), Scorer)
     threading.Thread(target=scorer.serve_forever, daemon=True).start()
-    print(json.dumps({"s3": s3.get_host_and_port()[1], "scorer": scorer.server_address[1]}), flush=True)
+    print(json.dumps({"s3": port, "scorer": scorer.server_address[1]}), flush=True)
     sys.stdin.read()
 
 
-def step(arguments: list[str]) -> tuple[dict[str, Any], str]:
-    """Run one patchscan command; its seconds, CPU-seconds and peak memory, and what it printed."""
+def key_of(number: int, count: int) -> str:
+    """The key of an object: in folders, or flat where the objects are counted."""
+    return f"{number % PREFIXES:02d}/{number:07d}.png" if count <= MOST_IN_MOTO else f"{number:09d}.png"
+
+
+def gets_per_s(endpoint: str, count: int, threads: int = 8, each: int = 200) -> float:
+    """GETs a second that the S3 server gives to bare HTTP clients."""
+
+    def read(first: int) -> None:
+        connection = http.client.HTTPConnection(urlsplit(endpoint).netloc)
+        for number in range(first, first + each):
+            connection.request("GET", f"/{BUCKET}/{key_of(number % count, count)}")
+            connection.getresponse().read()
+
     began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as printed:
-        process = subprocess.Popen([sys.executable, "-c", "import cli; cli.main()", *arguments], stdout=printed)
-        _, status, used = os.wait4(process.pid, 0)
-        printed.seek(0)
-        text = printed.read()
-    if status:
-        raise SystemExit(f"{arguments} ended with {status}")
-    seconds = time.monotonic() - began
-    return {
-        "s": round(seconds, 1),
-        "cpu_s": round(used.ru_utime + used.ru_stime, 1),
-        "peak_mb": used.ru_maxrss // 1024,
-    }, text
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, range(0, threads * each, each)))
+    return threads * each / (time.monotonic() - began)
 
 
-def scan(server: str) -> dict[str, Any]:
+def run(name: str, commands: list[list[str]]) -> tuple[Step, str]:
+    """Run patchscan commands one after the other, each in a process; what they took, and what the last one printed."""
+    began, cpu_s, peak, text = time.monotonic(), 0.0, 0, ""
+    for arguments in commands:
+        with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+            command = [sys.executable, "-c", "import cli; cli.main()", *arguments]
+            process = subprocess.Popen(command, stdout=printed, stderr=errors)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = status
+            for file in (printed, errors):
+                file.seek(0)
+            text = printed.read()
+            if status:
+                raise RuntimeError(f"{arguments} ended with {status}: {errors.read()[-2000:]}")
+        cpu_s, peak = cpu_s + used.ru_utime + used.ru_stime, max(peak, used.ru_maxrss // 1024)
+    return Step(name, round(time.monotonic() - began, 1), round(cpu_s, 1), peak), text
+
+
+def scan(name: str, server: str, plan_only: bool) -> list[Step]:
     """Plan, work every shard in one process each, reduce."""
     scorer = ["--server", server, "--model", "stub"]
-    measured: dict[str, Any] = {}
-    measured["plan"], text = step(["scan-plan", f"s3://{BUCKET}", "--out", "s3://results/scale", *scorer])
+    planned, text = run(f"{name}: plan", [["scan-plan", f"s3://{BUCKET}", "--out", "s3://results/scale", *scorer]])
+    if plan_only:
+        return [planned]
     made = json.loads(text)
-    works = [
-        step(["scan-worker", "--plan", made["plan"], "--index", str(index), *scorer])[0]
-        for index in range(made["shards"])
+    shards = [["scan-worker", "--plan", made["plan"], "--index", str(one), *scorer] for one in range(made["shards"])]
+    return [
+        planned,
+        run(f"{name}: work {len(shards)} shards", shards)[0],
+        run(f"{name}: reduce", [["scan-reduce", "--plan", made["plan"]]])[0],
     ]
-    measured["plan"] |= {name: made[name] for name in ("shards", "listed", "unchanged")}
-    measured["work"] = {
-        "s": round(sum(one["s"] for one in works), 1),
-        "cpu_s": round(sum(one["cpu_s"] for one in works), 1),
-        "peak_mb_of_each_shard": [one["peak_mb"] for one in works],
-    }
-    measured["reduce"], _ = step(["scan-reduce", "--plan", made["plan"]])
-    return measured
 
 
-def main(count: int) -> None:
-    """Measure a first scan and a rescan with 1 % changed."""
+def measure(objects: int, plan_only: bool = False) -> Scale:
+    """Measure a first scan of so many objects and a rescan with 1 % changed; with `plan_only` just the first's plan."""
     import boto3
 
-    servers = subprocess.Popen(
-        [sys.executable, "-m", "tests.scale_scan", "serve", str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "tests.scale_scan", "serve", str(objects)]
+    servers = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert servers.stdout
-    ports = json.loads(servers.stdout.readline())
-    endpoint = f"http://127.0.0.1:{ports['s3']}"
-    os.environ |= {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_ACCESS_KEY_ID": "scale", "AWS_SECRET_ACCESS_KEY": "scale"}
-    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-    server = f"http://127.0.0.1:{ports['scorer']}"
-    results = {"objects": count, "first": scan(server)}
-    client = boto3.client("s3")
-    for number in range(0, count, 100):
-        client.put_object(
-            Bucket=BUCKET, Key=f"{number % PREFIXES:02d}/{number:07d}.png", Body=image(1000 + number, side=32)
-        )
-    results["rescan, 1 % changed"] = scan(server)
-    report = client.get_object(Bucket="results", Key="scale/report.json")["Body"].read()
-    results["report"] = {name: json.loads(report)[name] for name in ("totals", "cost")}
-    print(json.dumps(results, indent=1))
-    servers.kill()
-    servers.communicate()
+    before = dict(os.environ)
+    try:
+        ports = json.loads(servers.stdout.readline())
+        endpoint, server = (f"http://127.0.0.1:{ports[name]}" for name in ("s3", "scorer"))
+        os.environ |= {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+        os.environ |= {"AWS_ACCESS_KEY_ID": "scale", "AWS_SECRET_ACCESS_KEY": "scale"}
+        name, ceiling = "moto" if objects <= MOST_IN_MOTO else "tests.s3_stub", gets_per_s(endpoint, objects)
+        steps = scan("first scan", server, plan_only)
+        if plan_only:
+            return Scale(objects, name, ceiling, None, steps)
+        client = boto3.client("s3")
+
+        def cost() -> dict[str, Any]:
+            report = client.get_object(Bucket="results", Key="scale/report.json")["Body"].read()
+            found: dict[str, Any] = json.loads(report)["cost"]
+            return found
+
+        requests = cost()["requests"]
+        for number in range(0, objects, 100):
+            client.put_object(Bucket=BUCKET, Key=key_of(number, objects), Body=image(1000 + number, side=32))
+        again = scan("1 % changed", server, plan_only=False)
+        return Scale(objects, name, ceiling, objects / steps[1].seconds, steps + again, requests)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        servers.kill()
+        servers.communicate()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(int(sys.argv[2]))
     else:
-        main(int(sys.argv[1]))
+        print(measure(int(sys.argv[1]), plan_only="--plan-only" in sys.argv).table())
