@@ -142,8 +142,9 @@ def drifted(table: ScanTable, before: ScanTable) -> dict[str, Any]:
 
 
 def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:
-    """What this scan used, listing included. `scorer_wall_s` is the wall-clock time with at least one of a worker's requests
-    at the scorer: a GPU's seconds where a worker has one to itself. Per 1,000 means of the objects not carried over."""
+    """What this scan used, listing included. `scorer_wall_s` is the wall-clock time with at least one of a worker's
+    requests at the scorer: a GPU's seconds where a worker has one to itself. Per 1,000 means of the objects not carried
+    over."""
     spent = table.cost
     worked = table.one("SELECT count(*) FILTER (NOT carried) AS n FROM rows")["n"]
     requests: dict[str, int] = {name: int(count) for name, count in plan.listing["requests"].items()}
