@@ -92,7 +92,8 @@ class Load:
         self.clients = CLIENTS_A_WORKER * workers
 
     def rate(self, seconds: float) -> float:
-        """Answers a second over `seconds`, begun once every client has had an answer."""
+        """Answers a second over `seconds`, or over as many answers as there are clients where those take longer; begun
+        once every client has had an answer."""
         turn, stop, done = itertools.count(), threading.Event(), [0] * self.clients
 
         def post(client: int) -> None:
@@ -106,17 +107,22 @@ class Load:
         crew = [threading.Thread(target=post, args=(client,)) for client in range(self.clients)]
         for thread in crew:
             thread.start()
-        while not all(done) and all(thread.is_alive() for thread in crew):
+        while not all(done) and _all_alive(crew):
             time.sleep(0.01)
         before, began = sum(done), time.perf_counter()
-        time.sleep(seconds)
+        while (time.perf_counter() - began < seconds or sum(done) - before < self.clients) and _all_alive(crew):
+            time.sleep(0.01)
         answers, elapsed = sum(done) - before, time.perf_counter() - began
         stop.set()
         for thread in crew:
             thread.join()
-        if not all(done):
-            raise UserError(f"{self.server.url} does not answer")
+        if answers < self.clients:
+            raise UserError(f"{self.server.url} does not answer, or with an error")
         return answers / elapsed
+
+
+def _all_alive(crew: list[threading.Thread]) -> bool:
+    return all(thread.is_alive() for thread in crew)
 
 
 class Scan:
