@@ -21,8 +21,8 @@ class Settings:
 
     name: Literal["full", "quick", "tiny"]
     rounds: int = 5
-    seconds: float = 2.0
-    serving_seconds: float = 8.0
+    seconds: float = 1.5
+    serving_seconds: float = 6.0
     sizes: tuple[tuple[int, int], ...] = ((256, 256), (500, 375), (1920, 1080), (4000, 3000))
     models: tuple[str, ...] = ("ssp", "ssp-lite", "resnet50", "simplecnn")
     served: tuple[str, ...] = ("ssp", "ssp-lite")

@@ -92,9 +92,12 @@ class Load:
         self.clients = CLIENTS_A_WORKER * workers
 
     def rate(self, seconds: float) -> float:
-        """Answers a second over `seconds`, or over as many answers as there are clients where those take longer; begun
-        once every client has had an answer."""
-        turn, stop, done = itertools.count(), threading.Event(), [0] * self.clients
+        """Answers a second over `seconds`, or over as many answers as there are clients where those take longer.
+
+        Begun once every client has had an answer, and ended with an answer: they come a batch at a time.
+        """
+        turn, stop = itertools.count(), threading.Event()
+        answered: list[list[float]] = [[] for _ in range(self.clients)]
 
         def post(client: int) -> None:
             token = json.loads(self.server.keys.read_text())["inference"]["key"]
@@ -102,23 +105,24 @@ class Load:
             with httpx.Client(base_url=self.server.url, headers=headers, timeout=120) as http:
                 while not stop.is_set():
                     http.post(self.path, content=self.images[next(turn) % len(self.images)]).raise_for_status()
-                    done[client] += 1
+                    answered[client].append(time.perf_counter())
 
         crew = [threading.Thread(target=post, args=(client,)) for client in range(self.clients)]
         for thread in crew:
             thread.start()
-        while not all(done) and _all_alive(crew):
+        while not all(answered) and _all_alive(crew):
             time.sleep(0.01)
-        before, began = sum(done), time.perf_counter()
-        while (time.perf_counter() - began < seconds or sum(done) - before < self.clients) and _all_alive(crew):
+        began, before = time.perf_counter(), sum(map(len, answered))
+        while time.perf_counter() - began < seconds or sum(map(len, answered)) - before < self.clients:
+            if not _all_alive(crew):
+                stop.set()
+                raise UserError(f"{self.server.url} does not answer, or with an error")
             time.sleep(0.01)
-        answers, elapsed = sum(done) - before, time.perf_counter() - began
+        counted = [moment for moments in answered for moment in moments if moment > began]
         stop.set()
         for thread in crew:
             thread.join()
-        if answers < self.clients:
-            raise UserError(f"{self.server.url} does not answer, or with an error")
-        return answers / elapsed
+        return len(counted) / (max(counted) - began)
 
 
 def _all_alive(crew: list[threading.Thread]) -> bool:
@@ -170,7 +174,7 @@ def measure(
             server = stack.enter_context(serving(store, name, folder / f"serve-{model}", cores))
             s3 = stack.enter_context(EmbeddedS3())
             load = Load(server, name, images, cores)
-            objects = max(16, int(2 * settings.serving_seconds * load.rate(settings.seconds)))
+            objects = max(16, int(settings.serving_seconds * load.rate(settings.seconds)))
             scan = Scan(server, name, s3, objects)
             scan.fill(images)
             contenders: dict[str, Callable[[], float]] = {
