@@ -15,7 +15,7 @@ def test_a_tiny_bench_measures_every_section() -> None:
     found = {figure.name for figure in done.figures}
     assert {figure.section for figure in done.figures} >= {"decode", "model", "end to end", "scaling", "training"}
     assert found <= known_rows(TINY)
-    assert {"ssp-lite: served", "ssp-lite: scanned", "40 objects, rescan, 1 % changed, plan"} <= found
+    assert {"ssp-lite: served", "ssp-lite: scanned", "40 objects, 1 % changed: plan"} <= found
     assert all(figure.low > 0 for figure in done.figures if figure.unit != "share")
     left_out = {one.what for one in done.not_run}
     assert "int8" in left_out
