@@ -20,6 +20,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli import app
+from detector.errors import UserError
+from scanning.embedded_s3 import EmbeddedS3
 from tests.scale_scan import Scorer
 
 SECRET = "a-key-that-must-stay-secret"
@@ -155,3 +157,25 @@ def test_the_webhook_carries_the_outcome_signed(photos: Path, tmp_path: Path, sc
     assert SECRET not in scanned.output
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not any(SECRET.encode() in path.read_bytes() for path in written)
+
+
+def test_no_credential_is_printed_logged_or_streamed(
+    tmp_path: Path, scorer: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EmbeddedS3() as s3:
+        for name, value in s3.environment.items():
+            monkeypatch.setenv(name, value)
+        for bucket in ("photos", "results"):
+            s3.client().create_bucket(Bucket=bucket)
+        s3.client().put_object(Bucket="photos", Key="a.png", Body=picture(1, 200))
+        s3.client().put_object(Bucket="photos", Key="b.txt", Body=b"no image")
+        scan = ["scan", "s3://photos", *scorer, "--events", tmp_path / "events.jsonl"]
+        right = patchscan(*scan, "--out", "s3://results/right")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+        wrong = patchscan(*scan, "--out", tmp_path / "wrong")
+    assert right.exit_code == 0, right.output
+    assert isinstance(wrong.exception, UserError)
+    assert "refuses the credentials" in str(wrong.exception)
+    told = [right.output, wrong.output, str(wrong.exception), caplog.text, (tmp_path / "events.jsonl").read_text()]
+    for secret in (s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"], "wrong-secret"):
+        assert not any(secret in text for text in told)

@@ -1,0 +1,112 @@
+"""The figures of a scan's report against what was put into the folder: errors, prefixes, months, scores, pictures."""
+
+import base64
+import json
+import os
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scanning import labels, report
+from scanning.listing import Filters
+from scanning.plan import Source, plan
+from scanning.store import ObjectInfo, open_store
+from scanning.thumbnails import THUMBNAIL, thumbnail
+from scanning.worker import Worker, WorkSettings
+from tests.scan_kit import StubScorer
+
+
+def grey(value: int, seed: int = 0, side: int = 48) -> bytes:
+    """An image that the stub scorer calls AI where `value` is over 128."""
+    noise = np.random.default_rng(seed).integers(0, 8, (side, side, 3))
+    buffer = BytesIO()
+    Image.fromarray((noise + value).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    files = {f"cats/{number}.png": (grey(60, number), "2026-01-15") for number in range(5)}
+    files |= {f"dogs/sub/{number}.png": (grey(180 + number, number), "2026-02-15") for number in range(3)}
+    files |= {f"text {number}.txt": (b"no image", "2026-02-20") for number in range(4)}
+    files["empty.png"] = (b"", "2026-02-20")
+    for name, (data, day) in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        moment = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
+        os.utime(path, (moment, moment))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out, scorer = open_store(str(tmp_path_factory.mktemp("out"))), StubScorer()
+    made = plan(Source(url=str(photos)), Filters(), scorer.card, out)
+    Worker(made, out, scorer, WorkSettings(threads=2)).work(0)
+    report.reduce(out, made)
+    return dict(json.loads(out.read("report.json") or b""))
+
+
+def test_errors_come_with_counts_and_examples(found: dict[str, Any]) -> None:
+    assert [(one["status"], one["code"], one["n"]) for one in found["errors"]] == [
+        ("rejected", "not_an_image", 4),
+        ("rejected", "empty", 1),
+    ]
+    assert [one["key"] for one in found["errors"][0]["examples"]] == ["text 0.txt", "text 1.txt", "text 2.txt"]
+    assert all(one["message"] for one in found["errors"][0]["examples"])
+
+
+def test_counts_by_folder_and_by_month(found: dict[str, Any]) -> None:
+    by_prefix = {one["name"]: (one["objects"], one["ai"], one["real"], one["rejected"]) for one in found["by_prefix"]}
+    assert by_prefix == {"cats/": (5, 0, 5, 0), "dogs/": (3, 3, 0, 0), "(no folder)": (5, 0, 0, 5)}
+    by_month = [(one["name"], one["objects"], one["scored"], one["ai"]) for one in found["by_month"]]
+    assert by_month == [("2026-01", 5, 5, 0), ("2026-02", 8, 3, 3)]
+
+
+def test_the_histogram_holds_every_score(found: dict[str, Any]) -> None:
+    assert sum(found["histogram"]) == found["totals"]["scored"] == 8
+    half = len(found["histogram"]) // 2
+    assert (sum(found["histogram"][:half]), sum(found["histogram"][half:])) == (5, 3)
+    assert found["verdicts"] == {"ai": 3, "real": 5, "uncertain": 0}
+
+
+def test_the_most_suspicious_come_first_each_with_its_picture_and_patch(found: dict[str, Any], photos: Path) -> None:
+    shown = found["most_suspicious"]
+    assert [one["key"] for one in shown] == ["dogs/sub/2.png", "dogs/sub/1.png", "dogs/sub/0.png"]
+    picture = thumbnail(open_store(str(photos)), shown[0])
+    assert picture is not None
+    drawn = Image.open(BytesIO(base64.b64decode(picture.partition(",")[2])))
+    assert drawn.size == (2 * THUMBNAIL + 4, THUMBNAIL), "the image, and beside it its patch enlarged"
+    (photos / "gone.png").write_bytes(grey(1))
+    listed = next(info for info in open_store(str(photos)).objects() if info.key == "gone.png")
+    (photos / "gone.png").unlink()
+    assert thumbnail(open_store(str(photos)), shown[0] | {"key": listed.key, "etag": listed.etag}) is None
+
+
+def test_labels_from_a_file_are_evaluated(found: dict[str, Any], photos: Path, tmp_path: Path) -> None:
+    named = [f"cats/{number}.png,real," for number in range(5)] + [
+        f"dogs/sub/{number}.png,ai,flux" for number in range(3)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label,generator", *named]))
+    out, scorer = open_store(str(tmp_path / "out")), StubScorer()
+    made = plan(Source(url=str(photos)), Filters(suffixes=(".png",), min_size=1), scorer.card, out)
+    Worker(made, out, scorer).work(0)
+    evaluated = report.reduce(out, made, labels=str(tmp_path / "labels.csv"))["evaluation"]
+    assert evaluated["labelled"] == 8
+    assert out.read(evaluated["report"]) is not None
+
+
+def test_a_label_file_tells_label_and_generator(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("key,label,generator\na.png,ai,flux\nb.png,real,\n")
+    assert labels.from_csv(str(tmp_path / "labels.csv")) == {"a.png": (1, "flux"), "b.png": (0, "all")}
+
+
+def test_an_object_without_a_size_passes_every_filter_of_sizes() -> None:
+    assert Filters(min_size=10, max_size=20).keep(ObjectInfo(key="listed by name only.png"))
