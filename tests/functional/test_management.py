@@ -117,6 +117,20 @@ def test_a_version_that_scores_otherwise_never_serves(
     assert not (served.store / "tiny-2.0.mar").exists()
 
 
+def test_a_version_that_does_not_become_ready_is_removed_again(
+    served: Served, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its one worker is fewer than are waited for, and there is no more patience."""
+    with served.registry() as registry:
+        monkeypatch.setattr("handlers.registry.READY_TIMEOUT_S", -1)
+        wait = registry._wait_ready
+        monkeypatch.setattr(registry, "_wait_ready", lambda name, version, workers: wait(name, version, workers + 1))
+        with pytest.raises(UserError, match=r"tiny 2\.0 had \d of 2 workers READY; it is removed again"):
+            registry.register(second, 1)
+        assert [(one.version, one.default) for one in registry.status()] == [("1.0", True)]
+    assert not (served.store / "tiny-2.0.mar").exists()
+
+
 def test_a_server_that_is_not_there_is_one_line(served: Served, second: Path) -> None:
     options = served.options()
     options[1] = "http://127.0.0.1:9"

@@ -1,6 +1,7 @@
 """The gate in front of a small upstream: time limits, memory limits and an end that loses nothing, in milliseconds."""
 
 import asyncio
+import inspect
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ from aiohttp import web
 
 from detector.errors import UserError
 from handlers import gate as gate_module
+from handlers.commands import serve
 from handlers.gate import Gate, Listen, Tokens, read_tokens
 from handlers.serve import default_models
 from handlers.server import TorchServe, available_cpus
@@ -245,3 +247,11 @@ def test_cpus_are_the_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         assert available_cpus() == cpus
     quota.unlink()
     assert available_cpus() == 16
+
+
+def test_everything_listens_on_loopback_unless_told_otherwise() -> None:
+    addresses = {
+        name: inspect.signature(serve).parameters[name].default for name in ("inference", "management", "metrics")
+    }
+    assert all(address.startswith("127.0.0.1:") for address in addresses.values())
+    assert len(set(addresses.values())) == 3
