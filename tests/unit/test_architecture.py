@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("cli", "demo", "detector", "evaluation", "handlers", "scanning", "training")
+ROOMS = ("bench", "cli", "demo", "detector", "evaluation", "handlers", "scanning", "training")
 DRAWN = set(
     re.findall(r"^  (\w+)(?:\[.*?\])? -(?:- \".*?\" -)?-> (\w+)$", (ROOT / "docs/architecture.md").read_text(), re.M)
 )
