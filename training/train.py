@@ -263,7 +263,7 @@ class Trainer:
         return training.index.data_digest(pd.concat([self.train_rows, self.val_rows]))
 
     def _announce(self) -> None:
-        step_s = probe_step_seconds(self.model, self.recipe, self.ranks)
+        step_s = probe_step_seconds(self.model, self.recipe, self.ranks, len(self.train_rows))
         remaining = (self.recipe.epochs - self.epoch) * self.batches.per_epoch - self.step
         self.log(
             "start",
@@ -343,10 +343,11 @@ def validation_logits(model: nn.Module, source: Source, rows: pd.DataFrame, reci
     return torch.cat(logits).reshape(len(rows), -1).mean(dim=1).numpy()
 
 
-def probe_step_seconds(model: nn.Module, recipe: Recipe, ranks: Ranks) -> float:
-    """Seconds of one forward and backward pass, in evaluation mode so that nothing of the model moves."""
+def probe_step_seconds(model: nn.Module, recipe: Recipe, ranks: Ranks, rows: int) -> float:
+    """Seconds of one forward and backward pass over a batch of `rows` images' data set, in evaluation mode so that
+    nothing of the model moves."""
     model.eval()
-    size, images = recipe.preset.size, recipe.batch_size // ranks.world
+    size, images = recipe.preset.size, max(1, min(recipe.batch_size, rows) // ranks.world)
     crops = torch.zeros(
         images * (recipe.train_crops or recipe.preset.count), size, size, 3, dtype=torch.uint8, device=ranks.device
     )
