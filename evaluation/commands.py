@@ -64,7 +64,9 @@ def evaluate(
         sets[protocol_of(data)] = data
     if protocol != "raw" or matched:
         sets["matched"] = matched_version(data, matched, index)
-    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, index, robustness)
+    # The index named is DATA's; a version built from it has its own.
+    first = index if next(iter(sets.values())) == data else None
+    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, first, robustness)
     report = run_evaluation(run, sets, out, options)
     for sentence in report["findings"]["models"]:
         typer.echo(f"- {sentence}")

@@ -66,7 +66,9 @@ class Trainer:
             raise DataError(f"batch_size {recipe.batch_size} cannot be shared by {self.ranks.world} processes")
         self.store = RunStore(run)
         if protocol == "matched":
-            data, index = str(self.ranks.first_then_all(lambda: matched_version(data, index=index))), None
+            given, given_index = data, index
+            data = str(self.ranks.first_then_all(lambda: matched_version(given, index=given_index)))
+            index = index if data == given else None
         self.source = Source(data)
         self.board = SummaryWriter(str(self.store.folder / "tensorboard"))
         self.protocol = protocol_of(data)

@@ -161,6 +161,11 @@ def test_training_and_evaluation_take_either_protocol(tmp_path: Path) -> None:
     assert content["protocols"] == ["raw", "matched"]
     assert content["models"][0]["calibrated_on"] == "matched"
     assert (tmp_path / "data-matched" / "seen_one" / "val" / "ai").is_dir()
+    elsewhere = tmp_path / "elsewhere.parquet"
+    (data / "index.parquet").rename(elsewhere)
+    alone = ["--protocol", "matched", "--index", elsewhere, "--out", tmp_path / "alone"]
+    subprocess.run([BIN / "patchscan", "evaluate", "--run", run, "--data", data, *alone], check=True, env=environment())
+    assert json.loads((tmp_path / "alone" / "report.json").read_text())["data"]["name"] == "data-matched"
 
 
 def test_a_wrong_setting_of_several_processes_is_tried_once(data: Path, tmp_path: Path) -> None:
