@@ -32,7 +32,7 @@ BUCKET, RESULTS = "bench", "bench-results"
 CLIENTS_A_WORKER = 16
 MODEL, SERVED, SCAN = "model alone", "served", "scanned"
 SERVER_DECODES, OFFICIAL = "scanned, --select server", "official way"
-BATCHES, SHARDS = (1, 32), (20, 100)
+BATCHES, SHARDS = (8, 32), (20,)
 
 
 def names(settings: Settings) -> list[str]:
@@ -144,7 +144,7 @@ class Scan:
         for number in range(self.objects):
             client.put_object(Bucket=BUCKET, Key=f"{number:06d}.jpg", Body=images[number % len(images)])
 
-    def rate(self, select: Select | None = None, batch: int = 8, shard: int = 5_000) -> float:
+    def rate(self, select: Select | None = None, batch: int | None = None, shard: int = 5_000) -> float:
         """Objects a second from the listing to the last shard's Parquet file."""
         settings = ServerSettings(url=self.server.url, model=self.model, token_file=self.server.keys)
         with patch.dict("os.environ", self.s3.environment):
@@ -174,7 +174,7 @@ def measure(
             server = stack.enter_context(serving(store, name, folder / f"serve-{model}", cores))
             s3 = stack.enter_context(EmbeddedS3())
             load = Load(server, name, images, cores)
-            objects = max(16, int(settings.serving_seconds * load.rate(settings.seconds)))
+            objects = max(settings.scanned, int(settings.serving_seconds * load.rate(settings.seconds)))
             scan = Scan(server, name, s3, objects)
             scan.fill(images)
             contenders: dict[str, Callable[[], float]] = {

@@ -1,5 +1,7 @@
 """A run folder loaded and ready to score: the one path from bytes to answers, in serving and in evaluation alike."""
 
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,11 @@ from detector.weights import read_safetensors, sha256_of
 
 
 class Detector:
-    """A trained model with its card. Thread-safe for scoring; holds no state between calls."""
+    """A trained model with its card. Thread-safe for scoring.
+
+    `model_s` counts the seconds that forward passes have taken: of a core where `device` is a CPU, else of the GPU (of
+    which another process may have had a part meanwhile).
+    """
 
     def __init__(self, card: Card, model: torch.nn.Module, device: str = "cpu", limits: Limits = Limits()):
         self.card = card
@@ -26,6 +32,8 @@ class Detector:
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         # How many threads share a convolution decides its last bits: here images share the threads instead.
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+        self.model_s = 0.0
+        self._counting = threading.Lock()
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", limits: Limits = Limits()) -> "Detector":
@@ -65,7 +73,11 @@ class Detector:
 
     @torch.inference_mode()
     def _crop_logits(self, crops: np.ndarray) -> torch.Tensor:
-        return ai_logit(self.model(to_tensor(torch.tensor(crops, device=self.device)))).double()
+        started = time.perf_counter()
+        logits = ai_logit(self.model(to_tensor(torch.tensor(crops, device=self.device)))).double().cpu()
+        with self._counting:
+            self.model_s += time.perf_counter() - started
+        return logits
 
     def score(self, images: Sequence[bytes]) -> list[Answer | ImageError]:
         """Score encoded images: one answer each, in order; an image that cannot be scored is its ImageError."""

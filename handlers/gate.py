@@ -175,7 +175,8 @@ class Gate:
         try:
             async with self._http.post(url, data=body, headers=headers) as reply:
                 answer = await reply.read()
-                return web.Response(body=answer, status=reply.status, content_type=reply.content_type)
+                ours = {name: value for name, value in reply.headers.items() if name.startswith("X-Patchscan-")}
+                return web.Response(body=answer, status=reply.status, content_type=reply.content_type, headers=ours)
         except TimeoutError:
             raise _error(504, "timeout", f"no answer in {ANSWER_TIMEOUT_S:.0f} s; try again") from None
         except (aiohttp.ClientError, OSError):

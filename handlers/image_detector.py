@@ -4,7 +4,6 @@ TorchServe wants exactly one class here, and a list exactly as long as the batch
 4xx and costs its neighbours nothing.
 """
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,9 @@ from detector.images import ErrorCode, ImageError
 from handlers.engines import with_onnx
 from handlers.measures import Measures
 from handlers.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
+
+# What a request took of the model's device: seconds of a core or of the GPU, so that a scan can say what it cost.
+MODEL_SECONDS, DEVICE = "X-Patchscan-Model-Seconds", "X-Patchscan-Device"
 
 
 class ImageDetector:
@@ -43,14 +45,20 @@ class ImageDetector:
         requests = [self._parse(row) for row in rows]
         images = [data for request in requests for data in self._images(request)]
         prepared = self.detector.prepare_all(images)
-        started = time.perf_counter()
+        before = self.detector.model_s
         answers = self.detector.decide(prepared)
-        self.measures.batch(len(rows), prepared, answers, time.perf_counter() - started)
+        model_s = self.detector.model_s - before
+        self.measures.batch(len(rows), prepared, answers, model_s)
+        share_s = model_s / max(1, len(images))
         scored = iter(answers)
         replies = []
         for index, request in enumerate(requests):
-            status, reply = self._reply(request, [next(scored) for _ in self._images(request)])
+            mine, before = [next(scored) for _ in self._images(request)], self.detector.model_s
+            status, reply = self._reply(request, mine)
+            model_s = share_s * len(mine) + self.detector.model_s - before
             context.set_response_content_type(index, "application/json")
+            context.set_response_header(index, MODEL_SECONDS, f"{model_s:.6f}")
+            context.set_response_header(index, DEVICE, self.detector.device.type)
             if status != 200:
                 phrase = "Bad Request" if status == 400 else "Unprocessable Entity"
                 context.set_response_status(code=status, phrase=phrase, idx=index)

@@ -7,7 +7,9 @@ trying again may help, Refused where the server will not take this one image, Sc
 import io
 import json
 import os
-from collections.abc import Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,6 +28,8 @@ from scanning.retries import Outage, Retries, Transient
 Select = Literal["worker", "server"]
 
 NPY = "application/x-npy"
+# As handlers.image_detector sets them.
+MODEL_SECONDS, DEVICE = "X-Patchscan-Model-Seconds", "X-Patchscan-Device"
 NOT_AN_IMAGE = "the bytes are not an image of any known format"  # as detector.images says it
 
 
@@ -39,11 +43,16 @@ class Refused(Exception):
 
 class Scorer(Protocol):
     """Scores images with the model of `card`. Safe to use from many threads; more than `parallel` calls at once gain
-    nothing. `select`: who had better cut the crops; the rows are the same."""
+    nothing. `select`: who had better cut the crops; the rows are the same. `model_s`: seconds that the model has taken
+    so far, by device: of a core (`cpu`) or of a GPU (`cuda`); `device`: which of them it computes on."""
 
     card: Card
     parallel: int
     select: Select
+    device: str
+
+    @property
+    def model_s(self) -> Mapping[str, float]: ...
 
     def answer(self, data: bytes) -> Answer:
         """Score one encoded image."""
@@ -72,6 +81,8 @@ class TorchServe:
     def __init__(self, settings: ServerSettings, retries: Retries | None = None):
         self.settings = settings
         self.parallel = settings.connections
+        self.model_s: defaultdict[str, float] = defaultdict(float)
+        self._counting = threading.Lock()
         limits = httpx.Limits(max_connections=settings.connections, max_keepalive_connections=settings.connections)
         # Only the pool waits without limit: how many requests are under way is the worker's decision.
         timeout = httpx.Timeout(settings.timeout_s, connect=10.0, pool=None)
@@ -83,6 +94,7 @@ class TorchServe:
             # Patches are a small part of a file; the crop of a whole image is larger than most files.
             crops = "crops" in reply.get("takes", ()) and isinstance(self.card.preset, PatchPreset)
             self.select: Select = "worker" if crops else "server"
+            self.device = next(iter(self.model_s), "cpu")
         except Transient as error:
             raise Outage(f"no TorchServe answers for {settings.model} at {settings.url}: {error}") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -121,6 +133,9 @@ class TorchServe:
             raise
         except httpx.TransportError as error:
             raise Transient(f"the server: {type(error).__name__}") from None
+        if DEVICE in reply.headers:
+            with self._counting:
+                self.model_s[reply.headers[DEVICE]] += float(reply.headers[MODEL_SECONDS])
         if reply.status_code == 200:
             answer: dict[str, Any] = reply.json()
             return answer
@@ -162,6 +177,12 @@ class InProcess:
             raise ScorerError("scoring in this process needs torch: pip install 'patchscan[train]'") from error
         self._detector = Detector.load(run, device)
         self.card = self._detector.card
+        self.device = self._detector.device.type
+
+    @property
+    def model_s(self) -> dict[str, float]:
+        """Seconds of forward passes so far."""
+        return {self.device: self._detector.model_s}
 
     def answer(self, data: bytes) -> Answer:
         """Score one encoded image."""

@@ -183,7 +183,7 @@ def scan_coordinate(
     select: o.SelectBy = None,
     threads: o.Threads = 32,
     in_flight: o.InFlight = 32,
-    batch: o.Batch = 8,
+    batch: o.Batch = None,
     memory_mb: o.MemoryMB = 256,
     metrics_port: o.MetricsPort = None,
     parallelism: Annotated[int, typer.Option(min=1, help="Worker pods at once.")] = 8,
@@ -218,8 +218,8 @@ def scan_coordinate(
     plan = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
     command = ["patchscan", "scan-worker", "--server", server, "--model", model]
     command += ["--select", select] if select else []
-    command += ["--threads", str(threads), "--in-flight", str(in_flight)]
-    command += ["--batch", str(batch), "--memory-mb", str(memory_mb)]
+    command += ["--threads", str(threads), "--in-flight", str(in_flight), "--memory-mb", str(memory_mb)]
+    command += ["--batch", str(batch)] if batch else []
     command += ["--token-file", str(token_file)] if token_file else []
     command += ["--metrics-port", str(metrics_port)] if metrics_port else []
     workers = Workers(command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue)

@@ -53,7 +53,7 @@ def scan(
     shard_mb: o.ShardMB = 4_096,
     threads: o.Threads = 32,
     in_flight: o.InFlight = 32,
-    batch: o.Batch = 8,
+    batch: o.Batch = None,
     memory_mb: o.MemoryMB = 256,
     metrics_port: o.MetricsPort = None,
     labels: o.Labels = None,
@@ -136,7 +136,7 @@ def scan_worker(
     endpoint_url: o.EndpointUrl = None,
     threads: o.Threads = 32,
     in_flight: o.InFlight = 32,
-    batch: o.Batch = 8,
+    batch: o.Batch = None,
     memory_mb: o.MemoryMB = 256,
     metrics_port: o.MetricsPort = None,
 ) -> None:

@@ -90,10 +90,7 @@ class ByteBudget:
 
 class Window:
     """How many requests may be under way: one more for each windowful of answers, half as many when the server is busy
-    (additive increase, multiplicative decrease), between 1 and `largest`.
-
-    `busy_s` is the wall-clock time with at least one request under way.
-    """
+    (additive increase, multiplicative decrease), between 1 and `largest`."""
 
     # Requests of one overload fail together; they count as one sign.
     SETTLE_S = 1.0
@@ -101,9 +98,8 @@ class Window:
     def __init__(self, start: int = 8, largest: int = 64):
         self.size = float(max(1, min(start, largest)))
         self.largest = largest
-        self.busy_s = 0.0
         self._under_way = 0
-        self._began = self._shrunk = 0.0
+        self._shrunk = 0.0
         self._changed = threading.Condition()
 
     @contextmanager
@@ -111,8 +107,6 @@ class Window:
         """Wait for a place and hold it for one request; Transient raised within means that the server is busy."""
         with self._changed:
             self._changed.wait_for(lambda: self._under_way < int(self.size))
-            if self._under_way == 0:
-                self._began = time.monotonic()
             self._under_way += 1
         busy = False
         try:
@@ -124,8 +118,6 @@ class Window:
             with self._changed:
                 self._adapt(busy)
                 self._under_way -= 1
-                if self._under_way == 0:
-                    self.busy_s += time.monotonic() - self._began
                 self._changed.notify_all()
 
     def _adapt(self, busy: bool) -> None:

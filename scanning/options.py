@@ -62,7 +62,10 @@ SelectBy = Annotated[
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Objects under way at once.")]
 InFlight = Annotated[int, typer.Option(min=1, help="Most requests at the server at once.")]
-Batch = Annotated[int, typer.Option(min=1, help="Most images in one request of patches.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most images in one request of patches. Default: 1, or 8 where the model has a GPU."),
+]
 MemoryMB = Annotated[
     int, typer.Option(min=1, help="Most megabytes of encoded images held at once; pixels take up to twice that.")
 ]
@@ -127,7 +130,7 @@ def shard_of(index: int, within: str | None) -> int:
 
 
 def settings_of(
-    select: Literal["worker", "server"] | None, threads: int, in_flight: int, batch: int, memory_mb: int
+    select: Literal["worker", "server"] | None, threads: int, in_flight: int, batch: int | None, memory_mb: int
 ) -> "WorkSettings":
     """How a worker works."""
     from scanning.worker import WorkSettings

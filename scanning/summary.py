@@ -1,5 +1,7 @@
 """What a scan found, as the dict that report.json holds: counts, verdicts, errors, scores, prefixes, months, cost."""
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -142,24 +144,24 @@ def drifted(table: ScanTable, before: ScanTable) -> dict[str, Any]:
 
 
 def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:
-    """What this scan used, listing included. `scorer_wall_s` is the wall-clock time with at least one of a worker's
-    requests at the scorer: a GPU's seconds where a worker has one to itself. Per 1,000 means of the objects not carried
-    over."""
+    """What this scan used, listing included. `model_s` are the seconds of forward passes by device: of cores (`cpu`) or
+    of GPUs (`cuda`). Per 1,000 means of the objects not carried over."""
     spent = table.cost
     worked = table.one("SELECT count(*) FILTER (NOT carried) AS n FROM rows")["n"]
-    requests: dict[str, int] = {name: int(count) for name, count in plan.listing["requests"].items()}
-    for name, count in spent.items():
-        if name.startswith("requests."):
-            operation = name.removeprefix("requests.")
-            requests[operation] = requests.get(operation, 0) + int(count)
+    requests = Counter(plan.listing["requests"]) + Counter(_spent_by(spent, "requests."))
     per_thousand = 1000 / worked if worked else 0.0
     return {
         "objects": worked,
         "wall_s": float(spent["wall_s"]),
         "objects_per_s": worked / spent["wall_s"] if spent["wall_s"] else None,
         "cpu_s_per_1000": spent["cpu_s"] * per_thousand,
-        "scorer_wall_s_per_1000": spent["scorer_wall_s"] * per_thousand,
+        "model_s_per_1000": {device: s * per_thousand for device, s in _spent_by(spent, "model_s.").items()},
         "bytes_read": int(spent["bytes_read"]),
-        "requests": requests,
+        "requests": {operation: int(count) for operation, count in requests.items()},
         "listing_s": plan.listing["seconds"],
     }
+
+
+def _spent_by(spent: Mapping[str, float], kind: str) -> dict[str, float]:
+    """The meters whose names begin with `kind`, by the rest of their names."""
+    return {name.removeprefix(kind): value for name, value in spent.items() if name.startswith(kind)}

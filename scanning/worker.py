@@ -31,13 +31,17 @@ from scanning.store import FailureCode, Fetched, ObjectError, ObjectInfo, Store
 
 Meter = dict[str, float]
 
+# Images in one request of crops. A GPU takes them in one pass; on cores each is its own pass, and small requests spread
+# evenly over the server's workers.
+BATCH = {"cuda": 8}
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSettings:
     """How a worker works; none of it changes a row. Sizes in bytes, times in seconds; `batch` counts images. Who cuts
-    the crops (`select`) is left to the scorer where it is None.
+    the crops (`select`) and how many images a request holds (`batch`) depends on the scorer where it is None.
 
     Encoded images held at once take up to `memory`, pixels being decoded up to twice that.
     """
@@ -45,7 +49,7 @@ class WorkSettings:
     select: Select | None = None
     threads: int = 32
     in_flight: int = 32
-    batch: int = 8
+    batch: int | None = None
     memory: int = 256 * 2**20
     deadline_s: float = 180.0
     outage_s: float = 180.0
@@ -87,8 +91,9 @@ class Worker:
         in_flight = min(settings.in_flight, scorer.parallel)
         self._select = settings.select or scorer.select
         if self._select == "worker":
-            in_flight = max(1, min(in_flight, settings.threads // settings.batch))
-            self._batcher = Batcher(self._logits, in_flight, settings.batch)
+            batch = settings.batch or BATCH.get(scorer.device, 1)
+            in_flight = max(1, min(in_flight, settings.threads // batch))
+            self._batcher = Batcher(self._logits, in_flight, batch)
         self._window = Window(start=in_flight // 2, largest=in_flight)
 
     def work(self, index: int) -> None:
@@ -193,12 +198,15 @@ class Worker:
 
     def _meter(self) -> Meter:
         """What this worker has used so far."""
-        return {
-            "wall_s": time.monotonic(),
-            "cpu_s": time.process_time(),
-            "scorer_wall_s": self._window.busy_s,
-            "bytes_read": float(self.source.bytes_read),
-        } | {f"requests.{name}": float(count) for name, count in self.source.requests.items()}
+        return (
+            {
+                "wall_s": time.monotonic(),
+                "cpu_s": time.process_time(),
+                "bytes_read": float(self.source.bytes_read),
+            }
+            | {f"requests.{name}": float(count) for name, count in self.source.requests.items()}
+            | {f"model_s.{device}": seconds for device, seconds in dict(self.scorer.model_s).items()}
+        )
 
 
 class _Shard:

@@ -31,11 +31,13 @@ class StubScorer:
     """Scores a crop by the mean of its pixels; counts the images it scored."""
 
     select: Select = "worker"
+    device = "cpu"
 
     def __init__(self, card: Card | None = None, parallel: int = 8):
         self.card = card or globals()["card"]()
         self.parallel = parallel
         self.scored = 0
+        self.model_s: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def answer(self, data: bytes) -> Answer:

@@ -1,8 +1,9 @@
 """Scans through a real TorchServe and a real S3 server, as the command line runs them, with processes killed at will.
 
-PATCHSCAN_SCAN_IMAGES=2500 takes that many images of the data set instead of 120.
+PATCHSCAN_DATA=genimage-mini takes 120 images of that data set instead of noise, PATCHSCAN_SCAN_IMAGES=2500 that many.
 """
 
+import json
 import os
 import random
 import signal
@@ -25,7 +26,7 @@ from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import image, table_of, untrained_run
 from training.archive import archive
 
-DATA = Path(os.environ.get("PATCHSCAN_DATA", "../shared/data/genimage-mini"))
+DATA = Path(os.environ.get("PATCHSCAN_DATA", "genimage-mini"))
 COUNT = int(os.environ.get("PATCHSCAN_SCAN_IMAGES", "120"))
 KILLS = 6 if COUNT < 1000 else 10
 HOSTILE = {
@@ -97,6 +98,13 @@ def scan(servers: Servers, out: str, *more: str, server: bool = True) -> dict[st
     return table_of(store, history(store)[-1])
 
 
+def model_s_per_image(results: str) -> float:
+    """What the report says that the model took of a core."""
+    report = open_store(f"s3://results/{results}").read("report.json")
+    assert report
+    return float(json.loads(report)["cost"]["model_s_per_1000"]["cpu"]) / 1000
+
+
 @pytest.fixture(scope="module")
 def undisturbed(servers: Servers) -> dict[str, dict[str, Any]]:
     return scan(servers, "s3://results/undisturbed")
@@ -120,14 +128,18 @@ def test_every_object_has_one_row_and_hostile_ones_their_code(undisturbed: dict[
     scores = [row["p_ai"] for row in undisturbed.values() if row["status"] == "scored"]
     assert len(set(scores)) > len(scores) // 2, "the untrained model calls them all alike, but each has its own score"
 
+    assert model_s_per_image("undisturbed") > 0
+
 
 def test_the_rows_are_the_same_whoever_cuts_the_patch(servers: Servers, undisturbed: dict[str, dict[str, Any]]) -> None:
     assert scan(servers, "s3://results/by-server", "--select", "server") == undisturbed
+    assert model_s_per_image("by-server") > 0
 
 
 def test_the_rows_are_the_same_without_a_server(servers: Servers, undisturbed: dict[str, dict[str, Any]]) -> None:
     # A batch of one thread in TorchServe and here: the same bits.
     assert scan(servers, "s3://results/in-process", "--run", str(servers.run), server=False) == undisturbed
+    assert model_s_per_image("in-process") > 0
 
 
 def test_killing_torchserves_worker_loses_no_row(servers: Servers, undisturbed: dict[str, dict[str, Any]]) -> None:
