@@ -15,8 +15,9 @@ class Settings:
     """How much is measured. `seconds` is the length of one measurement of a rate; serving takes `serving_seconds`.
 
     `sizes` are width, height of the decoded images; `models` are measured alone, `served` end to end; `images` is how
-    many different images those get; a scan has at least `scanned` objects, so that its beginning and end weigh little.
-    `listed` objects are planned and scanned with a stub scorer; `indexed` and `trained` images are indexed and trained on. 0 or () leaves a measurement out.
+    many different images those get; a scan has at least `scanned` objects, so that its ends weigh little. `listed`
+    objects are planned and scanned with a stub scorer; `indexed` and `trained` images are indexed and trained on. 0 or
+    () leaves a measurement out.
     """
 
     name: Literal["full", "quick", "tiny"]
