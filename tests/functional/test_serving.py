@@ -138,10 +138,10 @@ def test_crops_cut_by_the_client_get_the_same_logits(client: httpx.Client, model
 
 @pytest.mark.parametrize("kind", ["image", "crops"])
 def test_an_answer_says_what_it_took_of_the_device(kind: str, client: httpx.Client, model: Detector) -> None:
-    body = io.BytesIO(png(1))
-    if kind == "crops":
-        np.save(body, model.prepare(png(1)).crops.pixels)
-    headers = client.put("/predictions/tiny", content=body.getvalue()).headers
+    crops = io.BytesIO()
+    np.save(crops, model.prepare(png(1)).crops.pixels)
+    body = png(1) if kind == "image" else crops.getvalue()
+    headers = client.put("/predictions/tiny", content=body).headers
     assert headers["X-Patchscan-Device"] == "cpu"
     assert 0 < float(headers["X-Patchscan-Model-Seconds"]) < 10
 
