@@ -102,6 +102,17 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
         return RGBImage(rgb, image.format or "", frames)
 
 
+def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
+    """The memory that `decode` takes, in bytes, by the header alone: four a pixel, and as many again where the mode
+    must be converted; 0 for what it refuses."""
+    try:
+        with _open(data) as image:
+            _check_size(image, limits)
+            return image.width * image.height * 4 * (1 if image.mode == "RGB" else 2)
+    except ImageError:
+        return 0
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known_formats()])

@@ -67,7 +67,7 @@ class ImageDetector:
 
     def _parse(self, row: dict[str, Any]) -> Request | RequestError:
         try:
-            return parse(row, self.detector.limits.max_bytes)
+            return parse(row, self.detector.limits)
         except RequestError as error:
             return error
 

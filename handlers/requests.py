@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from detector.images import Limits, decoded_bytes
+
 MAX_MEMBERS = 256
 MAX_MEMBERS_BYTES = 256 * 2**20
+# Some seconds of decoding: less than TorchServe waits before it kills the worker, even for a batch of such requests.
+MAX_DECODED_BYTES = 2**30
 
 
 class RequestError(ValueError):
@@ -48,11 +52,11 @@ class CardQuestion:
 Request = OneImage | ManyImages | CutCrops | CardQuestion
 
 
-def parse(row: dict[str, Any], max_bytes: int) -> Request:
+def parse(row: dict[str, Any], limits: Limits) -> Request:
     """One row of TorchServe's batch to what it asks for.
 
     The body is told by its first bytes, not by a header a client may have wrong. Members of a tar or zip are read up
-    to `max_bytes` + 1 each (more is `too_large` when decoded). Raises RequestError.
+    to `limits.max_bytes` + 1 each (more is `too_large` when decoded). Raises RequestError.
     """
     body = row.get("body", row.get("data"))
     if body is None:  # multipart under another field name: the form's first field
@@ -69,9 +73,9 @@ def parse(row: dict[str, Any], max_bytes: int) -> Request:
     if data.startswith(b"\x93NUMPY"):
         return CutCrops(_read_npy(data))
     if data.startswith(b"PK\x03\x04"):
-        return ManyImages(list(_bounded(_zip_members(data, max_bytes))))
+        return ManyImages(list(_bounded(_zip_members(data, limits.max_bytes), limits)))
     if data[257:262] == b"ustar":
-        return ManyImages(list(_bounded(_tar_members(data, max_bytes))))
+        return ManyImages(list(_bounded(_tar_members(data, limits.max_bytes), limits)))
     return OneImage(data)
 
 
@@ -120,10 +124,13 @@ def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
         raise RequestError("the tar is damaged") from error
 
 
-def _bounded(members: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    total = 0
+def _bounded(members: Iterator[tuple[str, bytes]], limits: Limits) -> Iterator[tuple[str, bytes]]:
+    total = decoded = 0
     for count, (name, data) in enumerate(members, start=1):
         total += len(data)
         if count > MAX_MEMBERS or total > MAX_MEMBERS_BYTES:
             raise RequestError(f"a tar or zip may hold {MAX_MEMBERS} files and {MAX_MEMBERS_BYTES:,} bytes unpacked")
+        decoded += decoded_bytes(data, limits)
+        if decoded > MAX_DECODED_BYTES:
+            raise RequestError(f"the images of a tar or zip may take {MAX_DECODED_BYTES:,} bytes decoded, 4 a pixel")
         yield name, data

@@ -4,7 +4,6 @@ Each of many threads takes an object all the way; three throttles (flow.py) boun
 Rows done so far are kept as progress every half minute and when the scan is stopped, so that little is done twice.
 """
 
-import io
 import json
 import logging
 import threading
@@ -13,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image
 
 from detector.answer import Answer
 from detector.errors import UserError
-from detector.images import ErrorCode, ImageError, Limits
+from detector.images import ErrorCode, ImageError, Limits, decoded_bytes
 from detector.prepared import answer, prepare
 from scanning import rows, shards
 from scanning.client import Refused, Scorer, ScorerError, Select
@@ -180,7 +178,7 @@ class Worker:
             with self._window.request():
                 return self.scorer.answer(data)
         card = self.scorer.card
-        with self._pixels.hold(_decoded_bytes(data)):
+        with self._pixels.hold(decoded_bytes(data, self.settings.limits)):
             prepared = prepare(data, card, self.settings.limits)
         return answer(prepared, self._batcher.logit(prepared.crops.pixels), card)
 
@@ -245,13 +243,3 @@ def _as_fetched(info: ObjectInfo, fetched: Fetched) -> ObjectInfo:
         version_id=fetched.version_id or info.version_id,
         last_modified=info.last_modified or fetched.last_modified,
     )
-
-
-def _decoded_bytes(data: bytes) -> int:
-    """What decoding takes, by the header: four bytes a pixel, and as many again where the mode must be converted; 0
-    where there is no header to decode."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.width * image.height * 4 * (1 if image.mode == "RGB" else 2)
-    except Exception:  # hostile bytes raise anything; `prepare` says what is wrong with them
-        return 0

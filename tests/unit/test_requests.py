@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from detector.images import Limits
 from handlers.requests import (
     MAX_MEMBERS,
     CardQuestion,
@@ -21,7 +23,7 @@ from handlers.requests import (
 )
 from tests.serving_kit import tar_of, zip_of
 
-LIMIT = 1000
+LIMIT = Limits(max_bytes=1000)
 
 
 def npy_of(array: np.ndarray) -> bytes:
@@ -87,12 +89,23 @@ def test_a_member_is_read_no_further_than_its_limit() -> None:
     for body in (zip_of({"a": bytes(10**6)}), tar_of({"a": bytes(10**6)})):
         request = parse({"body": body}, LIMIT)
         assert isinstance(request, ManyImages)
-        assert len(request.members[0][1]) == LIMIT + 1
+        assert len(request.members[0][1]) == LIMIT.max_bytes + 1
 
 
 def test_too_many_members_are_refused() -> None:
     with pytest.raises(RequestError, match=f"{MAX_MEMBERS} files"):
         parse({"body": zip_of({str(number): b"" for number in range(MAX_MEMBERS + 1)})}, LIMIT)
+
+
+def test_small_files_of_many_pixels_are_refused_before_they_are_decoded() -> None:
+    huge, file = Image.new("L", (8000, 8000)), io.BytesIO()
+    huge.save(file, "PNG", compress_level=1)
+    members = {str(number): file.getvalue() for number in range(3)}
+    assert isinstance(parse({"body": zip_of(dict(list(members.items())[:2]))}, Limits()), ManyImages)
+    with pytest.raises(RequestError, match="decoded"):
+        parse({"body": zip_of(members)}, Limits())
+    over = Limits(max_pixels=1_000_000)  # each is refused by itself, and costs its neighbours nothing
+    assert isinstance(parse({"body": zip_of(members)}, over), ManyImages)
 
 
 @pytest.mark.parametrize("array", [CROPS.astype(np.float32), CROPS[0], CROPS[..., :2], np.asfortranarray(CROPS)])
