@@ -28,10 +28,12 @@ RUN pip --python /opt/venv/bin/python install --require-hashes --no-compile -r /
 # workers prefer this copy of the detector to the archive's own.
 FROM base AS code
 COPY cli.py console.py /app/
+COPY dataset /app/dataset
 COPY detector /app/detector
 COPY evaluation /app/evaluation
 COPY handlers /app/handlers
 COPY scanning /app/scanning
+COPY storage /app/storage
 COPY training /app/training
 RUN mkdir /links \
  && echo /app > /links/patchscan.pth \

@@ -4,11 +4,13 @@ import sys
 
 import typer
 
+from dataset import commands as dataset_commands
 from detector.errors import UserError
 from evaluation import commands as evaluation_commands
 from handlers import commands as handlers_commands
 from scanning import cluster_commands
 from scanning import commands as scanning_commands
+from storage import commands as storage_commands
 from training import commands as training_commands
 
 app = typer.Typer(
@@ -19,7 +21,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for room in (training_commands, evaluation_commands, handlers_commands, scanning_commands, cluster_commands):
+for room in (
+    dataset_commands,
+    training_commands,
+    evaluation_commands,
+    handlers_commands,
+    scanning_commands,
+    cluster_commands,
+    storage_commands,
+):
     room.add_to(app)
 
 

@@ -1,7 +1,11 @@
-"""What a person sees of long work: a bar on a terminal, plain lines at sensible intervals elsewhere."""
+"""What a person sees of long work: a bar on a terminal, plain lines at sensible intervals elsewhere, and how it ends
+when it is told to stop."""
 
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -9,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_S = 10.0
+# The exit code of work that was told to stop: what is done is kept, and the same command goes on.
+EXIT_INTERRUPTED = 75
 
 
 class ProgressReport:
@@ -65,3 +71,14 @@ class ProgressReport:
         rate = f", {self.done / elapsed:.1f} {self.unit}/s" if elapsed > 0 else ""
         text = f"{self.task}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s{rate} {self.notes}"
         print(text.rstrip(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the command with EXIT_INTERRUPTED."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("patchscan: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

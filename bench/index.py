@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dataset.index import build_index
+from dataset.layout import CLASSES, SPLITS
 from tests.image_tree import picture, write
-from training.index import build_index
-from training.layout import CLASSES, SPLITS
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ import httpx
 from bench.crew import Crew, Job
 from bench.rounds import Recorder, Settings, alternate
 from detector.errors import UserError
+from handlers.archive import archive
 from scanning.client import Select, ServerSettings, TorchServe
-from scanning.embedded_s3 import EmbeddedS3
 from scanning.listing import Filters
 from scanning.plan import ShardSize, Source, plan
-from scanning.store import open_store
 from scanning.worker import Worker, WorkSettings
-from training.archive import archive
+from storage.embedded_s3 import EmbeddedS3
+from storage.store import open_store
 
 BUCKET, RESULTS = "bench", "bench-results"
 # Two full batches a worker: one under way, one waiting.

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 
 from bench.images import write_tree
 from bench.rounds import Recorder, Settings, alternate
-from training.dataset import CropDataset, EpochBatches, Source, collate, rows_of
-from training.index import build_index, load_index
+from dataset.index import build_index, load_index
+from dataset.source import Source
+from training.batches import CropDataset, EpochBatches, collate, rows_of
 from training.recipe import Recipe, load_recipe
 from training.train import train
 

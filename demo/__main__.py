@@ -14,7 +14,7 @@ from types import FrameType
 from demo.sample import SEEN, UNSEEN, hostile_files, write_sample
 from detector.errors import UserError
 from handlers.server import Addresses, TorchServe, find_java
-from scanning.embedded_s3 import EmbeddedS3
+from storage.embedded_s3 import EmbeddedS3
 
 BUILD = Path("build/demo")
 RECIPE = Path(__file__).parent / "ssp-demo.yaml"

@@ -1,1 +1,1 @@
-"""Whether to trust a detector: per-generator metrics with intervals, comparisons, calibration, reports."""
+"""Whether to trust a detector: the data's bias, metrics with intervals, comparisons, calibration, reports."""

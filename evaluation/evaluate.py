@@ -67,7 +67,7 @@ def validation_images(data: str | Path, limit: int | None = None, index_file: Pa
     """The validation split of a data set, readable or not: path, generator, split, class, sha256, in_train (whether
     the same file is also in the training split). `limit` keeps so many of each generator and class, evenly spread;
     `index_file` is the data's index where it is not DATA/index.parquet."""
-    from training.index import QUARANTINE_FILE, index_place, load_index
+    from dataset.index import QUARANTINE_FILE, index_place, load_index
 
     index_file = index_file or index_place(data)
     index = load_index(data, index_file)
@@ -147,8 +147,8 @@ def _scores(run: Path, card: Card, data: str | Path, images: pd.DataFrame, kept:
     known = read_scores(kept, scores_key(card, images))
     if known is not None:
         return known[["path", "generator", "split", "label", "logit", "small", "status", "error_code"]]
+    from dataset.source import Source
     from detector.detector import Detector
-    from training.source import Source
 
     task = f"score {card.name}, {kept.stem.rpartition('-')[2]}"
     return score_images(Detector.load(run, device), Source(data).read, images, task)
@@ -156,9 +156,9 @@ def _scores(run: Path, card: Card, data: str | Path, images: pd.DataFrame, kept:
 
 def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFrame, device: str) -> Card:
     """The card with its robustness measured, unless it was measured on these images with this very decision."""
+    from dataset.source import Source
     from detector.detector import Detector
     from evaluation.robustness import measure_robustness
-    from training.source import Source
 
     key = scores_key(card, images)
     known = card.robustness
@@ -170,7 +170,7 @@ def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFra
 
 
 def _describe(data: Mapping[str, str | Path], images: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    from training.index import data_digest
+    from dataset.index import data_digest
 
     first = next(iter(images))
     table = images[first]

@@ -11,14 +11,15 @@ import pandas as pd
 import torch
 import typer
 
-import training.index
 from console import ProgressReport
+from dataset.commands import INDEX
+from dataset.index import load_index
+from dataset.source import Source
 from detector.detector import Detector
 from detector.images import decode
 from detector.patches import Rule, seed_from_bytes
 from detector.presets import PatchPreset
 from evaluation.statistics import auc_interval
-from training.source import Source
 
 COUNTS = (1, 5, 16)
 CANDIDATES = 30
@@ -60,11 +61,11 @@ def patch_rules(detector: Detector, data: str, index: pd.DataFrame) -> pd.DataFr
 def main(
     run: Annotated[Path, typer.Option(help="Run folder of a detector that scores patches.")],
     data: Annotated[str, typer.Option(help="Data set in GenImage's layout, a folder or an s3:// URL.")],
-    index: Annotated[Path | None, typer.Option(help="Index file, where it is not DATA/index.parquet.")] = None,
+    index: INDEX = None,
 ) -> None:
     """Print the AUC of every patch rule with 1, 5 and 16 patches, a Markdown table."""
     torch.set_num_threads(1)
-    table = patch_rules(Detector.load(run), data, training.index.load_index(data, index))
+    table = patch_rules(Detector.load(run), data, load_index(data, index))
     generators = sorted(table.generator.unique())
     print("| rule | patches | " + " | ".join(generators) + " |")
     print("| --- | --- |" + " --- |" * len(generators))

@@ -1,4 +1,4 @@
-"""The command line of handlers: serve, verify, register, promote, rollback, status."""
+"""The command line of handlers: archive, serve, verify, register, promote, rollback, status."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +19,29 @@ DEFAULT_INFERENCE = "http://127.0.0.1:8080"
 
 def add_to(app: typer.Typer) -> None:
     """Register this room's commands."""
-    for command in (serve, verify, register, promote, rollback, status):
+    for command in (archive, serve, verify, register, promote, rollback, status):
         app.command()(command)
+
+
+def archive(
+    run: Annotated[Path, typer.Argument(help="Run folder made by `patchscan train`.")],
+    model_store: Annotated[Path, typer.Option(help="Folder the archive is written to.")] = DEFAULT_STORE,
+    name: Annotated[str | None, typer.Option(help="Model name, where it is not the card's.")] = None,
+    version: Annotated[str | None, typer.Option(help="Model version, where it is not the card's.")] = None,
+    engine: Annotated[str, typer.Option(help="What scores on a CPU: torch, or onnx (ONNX Runtime).")] = "torch",
+) -> None:
+    """Make a TorchServe archive of a run folder; the same run gives the same bytes.
+
+    \b
+    Example:
+      patchscan archive runs/ssp --model-store model_store
+      patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
+    """
+    from detector.weights import sha256_of
+    from handlers.archive import archive as write_archive
+
+    path = write_archive(run, model_store, name, version, engine)
+    typer.echo(f"{path}  sha256:{sha256_of(path)}")
 
 
 def serve(

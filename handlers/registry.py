@@ -17,9 +17,9 @@ import httpx
 from detector.card import Card
 from detector.errors import UserError
 from handlers import golden
+from handlers.archive import digest_file
 from handlers.gate import read_tokens
 from handlers.verify import Verified, verify
-from training.archive import digest_file
 
 READY_TIMEOUT_S = 180.0
 SMOKE_TRIES = 5

@@ -15,8 +15,8 @@ from detector.detector import Detector
 from detector.errors import UserError
 from detector.weights import sha256_of
 from handlers import golden
+from handlers.archive import HANDLER_MODULES, MODEL_CONFIG, digest_file
 from handlers.engines import ENGINES
-from training.archive import HANDLER_MODULES, MODEL_CONFIG, digest_file
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 CONFIG = "model-config.yaml"

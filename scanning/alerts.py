@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from detector.errors import UserError
-from scanning.retries import Retries, Transient
+from storage.retries import Retries, Transient
 
 SIGNATURE, TIMESTAMP = "X-Patchscan-Signature", "X-Patchscan-Timestamp"
 

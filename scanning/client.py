@@ -22,7 +22,7 @@ from detector.card import Card
 from detector.errors import UserError
 from detector.images import ErrorCode, ImageError
 from detector.presets import PatchPreset
-from scanning.retries import Outage, Retries, Transient
+from storage.retries import Outage, Retries, Transient
 
 # Who decodes images and cuts their crops.
 Select = Literal["worker", "server"]

@@ -20,7 +20,7 @@ from kubernetes.client.exceptions import ApiException
 
 from detector.errors import UserError
 from scanning import shards
-from scanning.retries import Outage, Retries, Transient
+from storage.retries import Outage, Retries, Transient
 
 Body = dict[str, Any]
 

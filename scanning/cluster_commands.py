@@ -1,4 +1,4 @@
-"""The command line of clusters: submit Jobs, see and end them; and what runs inside: coordinating a scan, copying,
+"""The command line of clusters: submit Jobs, see and end them; and what runs inside: coordinating a scan,
 rolling out a model."""
 
 import signal
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from console import EXIT_INTERRUPTED
 from detector.errors import UserError
 from scanning import options as o
 
 if TYPE_CHECKING:
     from scanning.cluster import Cluster, Job
 
-EXIT_INTERRUPTED = 75
 CRON_JOB = "patchscan-scan"
 
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="By default the kubeconfig's.")]
@@ -29,28 +29,10 @@ jobs = typer.Typer(help="The Jobs on a cluster: state, logs, ending.", no_args_i
 
 def add_to(app: typer.Typer) -> None:
     """Register this room's commands."""
-    app.command()(copy)
     app.command("scan-coordinate")(scan_coordinate)
     app.command("roll-out")(roll_out)
     app.add_typer(submit, name="submit")
     app.add_typer(jobs, name="jobs")
-
-
-def copy(
-    source: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.")],
-    destination: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.")],
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave what is there.")] = False,
-) -> None:
-    """Copy a folder or bucket prefix, object by object: data to a pod, archives to and from a model store.
-
-    \b
-    Examples:
-      patchscan copy s3://models/store model_store
-      patchscan copy s3://images/genimage /data/genimage --skip-existing
-    """
-    from scanning.copying import copy_tree
-
-    print(f"{copy_tree(source, destination, skip_existing):,} copied to {destination}")
 
 
 @submit.command("train")
@@ -207,7 +189,7 @@ def scan_coordinate(
     from scanning.cluster import Cluster
     from scanning.commands import finish, make_plan
     from scanning.coordinator import BadConfiguration, ShardsFailed, Workers, clean_up, work_shards
-    from scanning.store import open_store
+    from storage.store import open_store
 
     signal.signal(signal.SIGTERM, _interrupted)
     cluster = Cluster.connect(patience_s=300)
@@ -253,7 +235,7 @@ def roll_out(
     """
     from scanning.cluster import Cluster
     from scanning.cluster_rollout import next_step
-    from scanning.store import open_store
+    from storage.store import open_store
 
     cluster = Cluster.connect(namespace, context)
     print(next_step(cluster, deployment, model, open_store(model_store), open_store(versions)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from detector.errors import UserError
 from scanning.cluster import Cluster, ClusterError
-from scanning.store import Store, StoreError
+from storage.store import Store, StoreError
 
 # On the pod template: what its pods serve. On the Deployment: what last succeeded, and what did not.
 ARCHIVE = "patchscan/archive"

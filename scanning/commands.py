@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from console import EXIT_INTERRUPTED
 from detector.errors import UserError
 from scanning import options as o
 
@@ -15,12 +16,11 @@ if TYPE_CHECKING:
     from scanning.client import Scorer
     from scanning.listing import Filters
     from scanning.plan import Plan, Source
-    from scanning.store import Store
     from scanning.worker import Worker
+    from storage.store import Store
 
 EXIT_FAILED_ROWS = 1
 EXIT_ALERT = 3
-EXIT_INTERRUPTED = 75
 
 
 def add_to(app: typer.Typer) -> None:
@@ -74,7 +74,7 @@ def scan(
     """
     from console import ProgressReport
     from scanning.observers import Bar
-    from scanning.store import open_store
+    from storage.store import open_store
 
     scorer = o.scorer_of(server, model, token_file, run, device, in_flight)
     results = open_store(out, endpoint_url=endpoint_url)
@@ -112,7 +112,7 @@ def scan_plan(
     Examples:
       patchscan scan-plan s3://photos --out s3://results/photos --server http://serve:8080 --model ssp
     """
-    from scanning.store import open_store
+    from storage.store import open_store
 
     scorer = o.scorer_of(server, model, token_file, run, "cpu")
     results = open_store(out, endpoint_url=endpoint_url)
@@ -151,7 +151,7 @@ def scan_worker(
     """
     from scanning.observers import EventStream
     from scanning.plan import Plan, locate
-    from scanning.store import open_store
+    from storage.store import open_store
 
     shard = o.shard_of(index, within)
     scorer = o.scorer_of(server, model, token_file, run, device, in_flight)
@@ -180,7 +180,7 @@ def scan_reduce(
       patchscan scan-reduce --plan s3://results/photos/scans/SCAN/plan.json
     """
     from scanning.plan import Plan, locate
-    from scanning.store import open_store
+    from storage.store import open_store
 
     out, name = locate(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
@@ -200,7 +200,7 @@ def report(
       patchscan report s3://results/photos
     """
     from scanning.plan import last_complete
-    from scanning.store import open_store
+    from storage.store import open_store
 
     results = open_store(out, endpoint_url=endpoint_url)
     made = last_complete(results)
@@ -223,7 +223,7 @@ def make_plan(
 
 def _work(worker: "Worker", indexes: Iterable[int]) -> None:
     """Work these shards; exits with 75 where the scan is stopped before the end."""
-    from scanning.retries import Interrupted
+    from storage.retries import Interrupted
 
     try:
         for index in indexes:

@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from console import ProgressReport
+from console import EXIT_INTERRUPTED, ProgressReport
 from detector.errors import UserError
 from scanning import shards
 from scanning.cluster import AlreadyExists, Cluster, Job, JobGone, PodFailure
 from scanning.plan import Plan
-from scanning.store import Store
+from storage.store import Store
 
 Body = dict[str, Any]
 
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 75
 SCAN_LABEL = "patchscan/scan"
 SHARDS_ANNOTATION = "patchscan/shards"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from scanning.retries import Interrupted, Transient
+from storage.retries import Interrupted, Transient
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

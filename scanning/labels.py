@@ -11,8 +11,8 @@ import pandas as pd
 
 from detector.card import Card
 from detector.errors import UserError
-from scanning.store import open_store
 from scanning.table import ScanTable
+from storage.store import open_store
 
 FOLDERS = "folders"
 AI_NAMES, REAL_NAMES = ("ai", "fake", "generated"), ("nature", "real", "natural")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scanning.rows import LISTED, SCHEMA
-from scanning.store import ObjectInfo
+from storage.store import ObjectInfo
 
 BATCH = 10_000
 # Rows carried over are written in parts of this many.

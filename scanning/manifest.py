@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
-from scanning.store import ObjectInfo, Store, StoreError, open_store
+from storage.store import ObjectInfo, Store, StoreError, open_store
 
 BATCH = 10_000
 # S3 Inventory's field names for ours; its CSV files have no header, its manifest tells the order.

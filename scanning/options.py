@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from scanning.listing import Filters
     from scanning.observers import Observer
     from scanning.plan import Plan, Source
-    from scanning.store import Store
     from scanning.worker import Worker, WorkSettings
+    from storage.store import Store
 
 STARTER = Path(__file__).parent.parent / "model_store" / "ssp-lite"
 MB = 2**20

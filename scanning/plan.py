@@ -23,13 +23,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from console import EXIT_INTERRUPTED
 from detector.card import Card
 from detector.errors import UserError
 from scanning import manifest, shards
-from scanning.bucket import split_url
 from scanning.listing import Filters, ListingJoin
 from scanning.rows import LISTED, table_to_parquet
-from scanning.store import ObjectInfo, Store, open_store
+from storage.store import ObjectInfo, Store, is_bucket, open_store, split_url
 
 PLAN_FILE = "plan.json"
 SUCCESS_FILE = "_SUCCESS"
@@ -45,7 +45,7 @@ class PlanError(UserError):
 class LostClaim(PlanError):
     """Two scans were started at once on a store that cannot tell them apart; the same command follows the other."""
 
-    exit_code = 75
+    exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +250,7 @@ def _make(source: Source, filters: Filters, card: Card, out: Store, shard_size: 
 def _objects(source: Source, store: Store) -> Iterator[ObjectInfo]:
     if source.manifest is None:
         return store.objects()
-    bucket, prefix = split_url(source.url) if source.url.startswith("s3://") else (None, "")
+    bucket, prefix = split_url(source.url) if is_bucket(source.url) else (None, "")
     listed = manifest.objects(source.manifest, bucket, source.endpoint_url)
     return (info for info in listed if info.key.startswith(prefix))
 

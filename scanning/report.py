@@ -14,8 +14,8 @@ from evaluation import pages, plots
 from scanning import prevalence, summary, thumbnails
 from scanning.alerts import alerts_of
 from scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed
-from scanning.store import Store
 from scanning.table import ScanTable
+from storage.store import Store, is_bucket, split_url
 
 Report = dict[str, Any]
 
@@ -77,7 +77,7 @@ def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Pa
 
 def _figures(table: ScanTable, plan: Plan) -> Report:
     card = Card.from_dict(plan.card)
-    base = plan.source.url.removeprefix("s3://").partition("/")[2] if plan.source.url.startswith("s3://") else ""
+    base = split_url(plan.source.url)[1] if is_bucket(plan.source.url) else ""
     return {
         "scan": plan.scan,
         "source": plan.source.url,

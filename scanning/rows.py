@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from detector.answer import Answer
 from scanning import provenance
-from scanning.store import ObjectInfo
+from storage.store import ObjectInfo
 
 Status = Literal["scored", "rejected", "failed"]
 Row = dict[str, Any]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from scanning import shards
 from scanning.plan import Plan, PlanError
 from scanning.rows import STATS_KEY
-from scanning.store import Store
+from storage.store import Store
 
 BATCH = 50_000
 

@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from detector.images import ImageError, Limits, decode
 from evaluation.plots import data_uri
-from scanning.retries import Retries, Transient
-from scanning.store import ObjectError, ObjectInfo, Store
+from storage.retries import Retries, Transient
+from storage.store import ObjectError, ObjectInfo, Store
 
 THUMBNAIL = 176
 OUTLINE = "#D55E00"

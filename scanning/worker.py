@@ -23,9 +23,9 @@ from scanning.flow import Batcher, ByteBudget, Window, each
 from scanning.observers import Observer
 from scanning.plan import Plan, PlanError
 from scanning.provenance import provenance
-from scanning.retries import Interrupted, Retries, Transient, Watchdog
 from scanning.rows import STATS_KEY, Row
-from scanning.store import FailureCode, Fetched, ObjectError, ObjectInfo, Store
+from storage.retries import Interrupted, Retries, Transient, Watchdog
+from storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, Store
 
 Meter = dict[str, float]
 

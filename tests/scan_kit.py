@@ -17,7 +17,7 @@ from detector.presets import PatchPreset
 from scanning import rows
 from scanning.client import Select
 from scanning.plan import tables
-from scanning.store import Store
+from storage.store import Store
 
 
 def card(version: str = "1", **values: Any) -> Card:

@@ -25,8 +25,8 @@ from detector.card import WEIGHTS_FILE, Card, Decision
 from detector.models import assemble
 from detector.presets import PatchPreset, Preset
 from detector.weights import sha256_of
+from handlers.archive import archive
 from handlers.registry import Registry
-from training.archive import archive
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 330

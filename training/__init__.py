@@ -1,1 +1,1 @@
-"""From a folder of images to a run folder and an archive: index, audit, train, archive."""
+"""From a recipe and a data set to a run folder: weights and their card."""

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from detector.card import WEIGHTS_FILE
-from scanning.store import Store, open_store
+from storage.store import Store, is_bucket, open_store
 
 CHECKPOINT = "checkpoint.pt"
 # What a resumed run reads or appends to.
@@ -23,7 +23,7 @@ class RunStore:
 
     def __init__(self, location: str):
         self._remote: Store | None = None
-        if location.startswith("s3://"):
+        if is_bucket(location):
             self._remote = open_store(location)
             self._scratch = tempfile.TemporaryDirectory(prefix="patchscan-run-")
             self.folder = Path(self._scratch.name)

@@ -1,4 +1,4 @@
-"""The command line of training: index, audit, train, archive."""
+"""The command line of training."""
 
 import os
 from pathlib import Path
@@ -6,16 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from training import data_commands
-
-RUN = Annotated[Path, typer.Argument(help="Run folder made by `patchscan train`.")]
+from dataset.commands import INDEX
 
 
 def add_to(app: typer.Typer) -> None:
     """Register this room's commands."""
-    data_commands.add_to(app)
     app.command()(train)
-    app.command()(archive)
     app.command("import-ssp")(import_ssp)
 
 
@@ -35,7 +31,7 @@ def train(
         Literal["raw", "matched"],
         typer.Option(help="DATA as it is, or its matched version DATA-matched (built first if missing)."),
     ] = "raw",
-    index: Annotated[Path | None, typer.Option(help="Index file, where it is not DATA/index.parquet.")] = None,
+    index: INDEX = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")] = None,
     workers: Annotated[int, typer.Option(help="Loader processes.")] = max(1, (os.cpu_count() or 2) // 2),
 ) -> None:
@@ -57,27 +53,6 @@ def train(
         recipe, seen=_names(seen), unseen=_names(unseen), weights=weights, epochs=epochs, seed=seed, notice=notice
     )
     train_recipe(checked, data, run, index=index, device=device, workers=workers, protocol=protocol)
-
-
-def archive(
-    run: RUN,
-    model_store: Annotated[Path, typer.Option(help="Folder the archive is written to.")] = Path("model_store"),
-    name: Annotated[str | None, typer.Option(help="Model name, where it is not the card's.")] = None,
-    version: Annotated[str | None, typer.Option(help="Model version, where it is not the card's.")] = None,
-    engine: Annotated[str, typer.Option(help="What scores on a CPU: torch, or onnx (ONNX Runtime).")] = "torch",
-) -> None:
-    """Make a TorchServe archive of a run folder; the same run gives the same bytes.
-
-    \b
-    Example:
-      patchscan archive runs/ssp --model-store model_store
-      patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
-    """
-    from detector.weights import sha256_of
-    from training.archive import archive as write_archive
-
-    path = write_archive(run, model_store, name, version, engine)
-    typer.echo(f"{path}  sha256:{sha256_of(path)}")
 
 
 def import_ssp(

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dataset.source import Source
 from detector.models import Network
 from detector.presets import to_tensor
-from training.dataset import evaluation_loader
+from training.batches import evaluation_loader
 from training.recipe import Recipe
-from training.source import Source
 
 FEATURE_IMAGES = 500
 

@@ -21,8 +21,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher import api
 from torch.distributed.run import parse_args, run
 
+from console import EXIT_INTERRUPTED
 from detector.errors import UserError
-from training.processes import EXIT_INTERRUPTED
 
 EXIT_USAGE = UserError.exit_code
 # A step on a CPU may take half a minute, and the checkpoint after it is uploaded; a pod has 120 s to end.

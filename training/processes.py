@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-EXIT_INTERRUPTED = 75
+from console import EXIT_INTERRUPTED
 
 T = TypeVar("T")
 

@@ -28,20 +28,20 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-import training.index
+import dataset.index
 from console import ProgressReport
+from dataset.protocol import matched_version, protocol_of
+from dataset.source import DataError, Source
 from detector.card import WEIGHTS_FILE, Card
 from detector.models import ai_logit, build
 from detector.presets import to_tensor
 from detector.weights import load_imagenet, read_safetensors, sha256_of
-from training.bias import audit
+from evaluation.bias import audit
+from training.batches import CropDataset, EpochBatches, collate, evaluation_loader, rows_of
 from training.checkpoint import RunStore
-from training.dataset import CropDataset, EpochBatches, collate, evaluation_loader, rows_of
 from training.features import write_features
 from training.processes import EXIT_INTERRUPTED, Interrupt, Ranks, leave_stopping_to_parent
-from training.protocol import matched_version, protocol_of
 from training.recipe import Recipe
-from training.source import DataError, Source
 
 CHECKPOINT_EVERY_S = 120.0
 WARMUP_STEPS = 50
@@ -72,7 +72,7 @@ class Trainer:
         self.source = Source(data)
         self.board = SummaryWriter(str(self.store.folder / "tensorboard"))
         self.protocol = protocol_of(data)
-        self.index = self.ranks.first_then_all(lambda: training.index.load_index(data, index))
+        self.index = self.ranks.first_then_all(lambda: dataset.index.load_index(data, index))
         self.train_rows = rows_of(self.index, recipe.seen, "train")
         self.val_rows = rows_of(self.index, recipe.seen, "val")
         torch.manual_seed(recipe.seed)
@@ -262,7 +262,7 @@ class Trainer:
     @property
     def data_digest(self) -> str:
         """Names the images of the training run's generators, whatever else lies beside them."""
-        return training.index.data_digest(pd.concat([self.train_rows, self.val_rows]))
+        return dataset.index.data_digest(pd.concat([self.train_rows, self.val_rows]))
 
     def _announce(self) -> None:
         step_s = probe_step_seconds(self.model, self.recipe, self.ranks, len(self.train_rows))

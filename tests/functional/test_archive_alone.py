@@ -17,9 +17,9 @@ import torch
 
 from detector.answer import Answer
 from detector.detector import Detector
+from handlers.archive import archive
 from handlers.server import Addresses
 from tests.serving_kit import START_TIMEOUT_S, environment, png, tiny_run
-from training.archive import archive
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,11 @@ from scanning.cluster import Cluster, ClusterError, Job, JobGone
 from scanning.coordinator import BadConfiguration, ShardsFailed, Workers
 from scanning.listing import Filters
 from scanning.plan import ShardSize, Source, is_done, plan
-from scanning.retries import Outage
 from scanning.shards import parse_ranges
-from scanning.store import Store, open_store
 from scanning.submitting import log_lines, submit_from_cron_job, submit_manifest
 from scanning.worker import Worker, WorkSettings
+from storage.retries import Outage
+from storage.store import Store, open_store
 from tests.kube_api import TOKEN, Body, KubeApi
 from tests.scan_kit import StubScorer, image, table_of
 

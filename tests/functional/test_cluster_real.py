@@ -25,9 +25,9 @@ from scanning.cluster_rollout import ARCHIVE, Rejected, next_step
 from scanning.coordinator import SHARDS_ANNOTATION, BadConfiguration, ShardsFailed, Workers
 from scanning.listing import Filters
 from scanning.plan import Plan, ShardSize, Source, plan
-from scanning.store import Store, open_store
 from scanning.submitting import log_lines
 from scanning.worker import Worker, WorkSettings
+from storage.store import Store, open_store
 from tests.scan_kit import StubScorer, image
 
 Body = dict[str, Any]

@@ -13,7 +13,7 @@ import yaml
 
 from scanning.cluster import Cluster, ClusterError
 from scanning.cluster_rollout import ARCHIVE, GOOD, REJECTED, Rejected, next_step, roll_out_state
-from scanning.store import StoreError, open_store
+from storage.store import StoreError, open_store
 from tests.kube_api import Body, KubeApi
 
 K8S = Path(__file__).parents[2] / "k8s"

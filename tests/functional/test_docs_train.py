@@ -15,8 +15,8 @@ import torchvision
 
 from detector.card import Card
 from detector.models import SSP
-from scanning.copying import copy_tree
-from scanning.embedded_s3 import EmbeddedS3
+from storage.copying import copy_tree
+from storage.embedded_s3 import EmbeddedS3
 from tests.image_tree import picture, write
 
 BIN = Path(sys.executable).parent

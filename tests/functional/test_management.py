@@ -9,9 +9,9 @@ import pytest
 from detector.answer import Answer
 from detector.detector import Detector
 from detector.errors import UserError
+from handlers.archive import archive, digest_file
 from handlers.verify import verify
 from tests.serving_kit import Served, patchscan, png, tiny_run
-from training.archive import archive, digest_file
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from cli import app
 from detector.errors import UserError
-from scanning.embedded_s3 import EmbeddedS3
+from storage.embedded_s3 import EmbeddedS3
 from tests.scale_scan import Scorer
 
 SECRET = "a-key-that-must-stay-secret"

@@ -19,12 +19,12 @@ import pytest
 
 from detector.images import Limits
 from scanning import report
-from scanning.embedded_s3 import EmbeddedS3
 from scanning.listing import Filters
 from scanning.manifest import ManifestError
 from scanning.plan import LostClaim, Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
-from scanning.store import ObjectInfo, StoreError, open_store
 from scanning.worker import Worker, WorkSettings
+from storage.embedded_s3 import EmbeddedS3
+from storage.store import ObjectInfo, StoreError, open_store
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import StubScorer, image, table_of
 
@@ -75,7 +75,7 @@ def scan(source: Source, out_url: str, filters: Filters = Filters(), limits: Lim
 
 @pytest.mark.parametrize("page", [1000, 1, 3])
 def test_every_key_however_unusual_has_one_row(bucket: str, page: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scanning.key_ranges.PAGE", page)  # small pages: many threads, many cuts
+    monkeypatch.setattr("storage.key_ranges.PAGE", page)  # small pages: many threads, many cuts
     made = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
     table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
     assert {key for key, row in table.items() if row["status"] == "scored"} == {

@@ -18,13 +18,13 @@ from typing import Any
 import psutil
 import pytest
 
+from handlers.archive import archive
 from handlers.server import Addresses, TorchServe
-from scanning.embedded_s3 import EmbeddedS3
 from scanning.plan import history
-from scanning.store import open_store
+from storage.embedded_s3 import EmbeddedS3
+from storage.store import open_store
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import image, table_of, untrained_run
-from training.archive import archive
 
 DATA = Path(os.environ.get("PATCHSCAN_DATA", "genimage-mini"))
 COUNT = int(os.environ.get("PATCHSCAN_SCAN_IMAGES", "120"))

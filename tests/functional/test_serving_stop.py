@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from handlers.archive import archive
 from tests.serving_kit import Served, patchscan, png, tar_of, tiny_run, zip_of
-from training.archive import archive
 
 
 def test_sigterm_answers_what_is_in_flight_and_ends_everything(served: Served) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from detector.weights import sha256_of
-from scanning.copying import copy_tree
-from scanning.embedded_s3 import EmbeddedS3
+from storage.copying import copy_tree
+from storage.embedded_s3 import EmbeddedS3
 from tests.image_tree import picture, write
 
 PATCHSCAN = str(Path(sys.executable).parent / "patchscan")

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dataset.index import build_index
+from evaluation.bias import audit
 from tests.image_tree import jpeg_versus_png
-from training.bias import audit
-from training.index import build_index
 
 
 def index_of(count: int = 80, generator: str = "gan", **ai: object) -> pd.DataFrame:

@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import training.index
+import dataset.index
+from dataset.facts import jpeg_settings
+from dataset.index import INDEX_COLUMNS, build_index, data_digest, load_index
+from dataset.layout import LayoutError, SourceFile, find_files, generator_name
+from dataset.source import Source
 from detector.errors import UserError
 from detector.images import ErrorCode
 from detector.weights import sha256_of
 from tests.image_tree import picture, write
-from training.facts import jpeg_settings
-from training.index import INDEX_COLUMNS, build_index, data_digest, load_index
-from training.layout import LayoutError, SourceFile, find_files, generator_name
-from training.source import Source
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ def data(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that an index reads."""
     names: list[str] = []
-    read = training.index.read_file
+    read = dataset.index.read_file
 
     def counted(source: Source, file: SourceFile) -> dict[str, object]:
         names.append(Path(file.path).name)
         return read(source, file)
 
-    monkeypatch.setattr(training.index, "read_file", counted)
+    monkeypatch.setattr(dataset.index, "read_file", counted)
     return names
 
 
@@ -150,18 +150,18 @@ def test_only_new_and_changed_files_are_read_again(data: Path, reads: list[str])
 def test_an_interrupted_index_goes_on_where_it_stopped(
     data: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = training.index.read_file
+    counted = dataset.index.read_file
 
     def stopped(source: Source, file: SourceFile) -> dict[str, object]:
         if len(reads) == 5:
             raise KeyboardInterrupt
         return counted(source, file)
 
-    monkeypatch.setattr(training.index, "read_file", stopped)
+    monkeypatch.setattr(dataset.index, "read_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         build_index(data, workers=1)
     assert not (data / "index.parquet").exists()
-    monkeypatch.setattr(training.index, "read_file", counted)
+    monkeypatch.setattr(dataset.index, "read_file", counted)
     index = build_index(data, workers=1)
     assert index.read == 7
     assert sorted(reads) == sorted(Path(path).name for path in index.table["path"])
@@ -171,7 +171,7 @@ def test_an_interrupted_index_goes_on_where_it_stopped(
 SLOW_INDEX = """
 import sys, time
 from pathlib import Path
-import training.index as index
+import dataset.index as index
 
 read = index.read_file
 index.PART_SECONDS = 0

@@ -5,9 +5,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataset.duplicates import describe, near_pairs
+from dataset.index import build_index
 from tests.image_tree import picture, write
-from training.duplicates import describe, near_pairs
-from training.index import build_index
 
 
 def test_copies_across_train_and_val_are_reported(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_the_workers_job_is_valid_and_runs_what_exists(tmp_path: Path) -> None:
     from scanning.cluster import Job
     from scanning.listing import Filters
     from scanning.plan import Source, plan
-    from scanning.store import open_store
+    from storage.store import open_store
 
     (tmp_path / "in").mkdir()
     made = plan(Source(url=str(tmp_path / "in")), Filters(), card(), open_store(str(tmp_path / "out")))

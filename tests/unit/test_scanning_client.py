@@ -15,7 +15,7 @@ import pytest
 from detector.images import ErrorCode, ImageError
 from detector.presets import PatchPreset, Preset, WholePreset
 from scanning.client import Refused, ScorerError, ServerSettings, TorchServe
-from scanning.retries import Outage, Retries, Transient
+from storage.retries import Outage, Retries, Transient
 from tests.scan_kit import card
 
 QUICK = Retries(deadline_s=0.3, longest_wait_s=0.05)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scanning.flow import Batcher, ByteBudget, Window, each
-from scanning.retries import Interrupted, Retries, Transient
+from storage.retries import Interrupted, Retries, Transient
 
 
 class Peak:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scanning import rows
 from scanning.listing import Filters, ListingJoin
-from scanning.store import ObjectInfo
+from storage.store import ObjectInfo
 
 KEYS = st.sampled_from(["a", "b/1", "b/10", "b/2", "ü %+", "../x", "日本", "Z"])
 ETAGS = st.sampled_from(["1", "2"])

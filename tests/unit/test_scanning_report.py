@@ -24,9 +24,9 @@ from scanning.listing import Filters
 from scanning.plan import Source, plan
 from scanning.prevalence import Rates, estimate, rogan_gladen
 from scanning.provenance import provenance
-from scanning.retries import Retries
-from scanning.store import open_store
 from scanning.worker import Worker, WorkSettings
+from storage.retries import Retries
+from storage.store import open_store
 from tests.scan_kit import StubScorer, card, image
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from scanning import report
 from scanning.listing import Filters
 from scanning.plan import Plan, PlanError, ShardSize, Source, history, is_done, plan
-from scanning.retries import Interrupted, Outage, Transient
-from scanning.store import Store, open_store
 from scanning.worker import Worker, WorkSettings
+from storage.retries import Interrupted, Outage, Transient
+from storage.store import Store, open_store
 from tests.scan_kit import StubScorer, card, image, table_of
 
 Table = dict[str, dict[str, Any]]

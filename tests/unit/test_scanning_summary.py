@@ -15,9 +15,9 @@ from PIL import Image
 from scanning import labels, report
 from scanning.listing import Filters
 from scanning.plan import Source, plan
-from scanning.store import ObjectInfo, open_store
 from scanning.thumbnails import THUMBNAIL, thumbnail
 from scanning.worker import Worker, WorkSettings
+from storage.store import ObjectInfo, open_store
 from tests.scan_kit import StubScorer
 
 

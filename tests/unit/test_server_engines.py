@@ -11,10 +11,10 @@ from detector.detector import Detector
 from detector.images import ImageError
 from detector.models import Ensemble, assemble
 from detector.presets import EnsemblePreset, PatchPreset, Preset, WholePreset
+from handlers.archive import ArchiveError, archive
 from handlers.engines import with_onnx
 from handlers.golden import GPU_LOGIT_TOLERANCE
 from tests.serving_kit import png, tiny_run
-from training.archive import ArchiveError, archive
 
 STARTER = Path(handlers.__file__).parents[1] / "model_store/ssp-lite"
 ENSEMBLE = EnsemblePreset(members=(PatchPreset(count=4), WholePreset(size=224)))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.image_tree import picture
-from training.dataset import EpochBatches, flipped, stored_like
+from training.batches import EpochBatches, flipped, stored_like
 from training.synthetic import synthetic_fake
 
 

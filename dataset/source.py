@@ -4,16 +4,11 @@ import os
 from pathlib import Path
 
 from detector.errors import UserError
-from scanning.store import Store, open_store
+from storage.store import Store, open_store
 
 
 class DataError(UserError):
     """The data does not hold what the recipe asks for, or a file changed since it was indexed."""
-
-
-def is_bucket(data: str | Path) -> bool:
-    """Whether `data` is an s3:// URL and not a folder."""
-    return str(data).startswith("s3://")
 
 
 class Source:

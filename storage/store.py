@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from detector.errors import UserError
+
+SCHEME = "s3://"
 
 
 class FailureCode(StrEnum):
@@ -93,12 +96,25 @@ class Store(Protocol):
         """Remove an object; fine where there is none."""
 
 
+def is_bucket(url: str | Path) -> bool:
+    """Whether `url` is an s3:// URL and not a folder."""
+    return str(url).startswith(SCHEME)
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """`s3://bucket/some/prefix` to (bucket, prefix). Raises StoreError where no bucket is named."""
+    bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
+    if not bucket:
+        raise StoreError(f"{url} names no bucket; write s3://bucket/prefix")
+    return bucket, prefix
+
+
 def open_store(url: str, *, endpoint_url: str | None = None, requester_pays: bool = False, threads: int = 32) -> Store:
     """The store at `s3://bucket/prefix` or at a folder's path. `threads` is how many calls it serves at once."""
-    from scanning.bucket import Bucket
-    from scanning.folder import Folder
+    from storage.bucket import Bucket
+    from storage.folder import Folder
 
-    if url.startswith("s3://"):
+    if is_bucket(url):
         return Bucket(url, endpoint_url=endpoint_url, requester_pays=requester_pays, threads=threads)
     if "://" in url:
         raise StoreError(f"{url}: only s3://bucket/prefix URLs and folders are supported")

@@ -83,7 +83,7 @@ class Audit:
 
 
 def audit(index: pd.DataFrame, seed: int = 0) -> Audit:
-    """Audit an index (`training.index.INDEX_COLUMNS`): a no-pixel logistic regression for each generator, 5-fold
+    """Audit an index (`dataset.index.INDEX_COLUMNS`): a no-pixel logistic regression for each generator, 5-fold
     cross-validated, on at most SAMPLE images of each."""
     groups = [(str(name), rows) for name, rows in index.groupby("generator")]
     if len(groups) > 1:

@@ -8,8 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from detector.errors import UserError
-from scanning.store import open_store
-from training.source import is_bucket
+from storage.store import is_bucket, open_store, split_url
 
 SPLITS = ("train", "val")
 CLASSES = ("ai", "nature")
@@ -64,8 +63,8 @@ def find_files(data: str | Path) -> list[SourceFile]:
     as GenImage's archives unpack (`BigGAN/imagenet_ai_0419_biggan/train/...`). Raises LayoutError where there is no
     such folder or no file, StoreError where the bucket cannot be listed.
     """
-    listed, root = (_in_bucket(str(data)), str(data)) if is_bucket(data) else (_in_folder(Path(data)), data)
-    name = Path(root).resolve().name
+    listed = _in_bucket(str(data)) if is_bucket(data) else _in_folder(Path(data))
+    name = Path(data).resolve().name
     files = [
         SourceFile(path, *place, size, modified_ns)
         for path, size, modified_ns in listed
@@ -117,8 +116,7 @@ def _may_hold(folder: tuple[str, ...]) -> bool:
 
 
 def _in_bucket(url: str) -> Iterator[tuple[str, int, int]]:
-    store = open_store(url.rstrip("/") + "/")
-    root = url.rstrip("/").removeprefix("s3://").partition("/")[2]
-    for info in store.objects():
+    root = split_url(url)[1].rstrip("/")
+    for info in open_store(url.rstrip("/") + "/").objects():
         modified_ns = round(info.last_modified.timestamp() * 1e9) if info.last_modified else 0
         yield info.key.removeprefix(root).lstrip("/"), info.size or 0, modified_ns

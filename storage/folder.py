@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from scanning.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError
+from storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError
 
 PARTIAL = ".partial-"
 

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from console import ProgressReport
-from scanning.store import StoreError, open_store
+from storage.store import StoreError, open_store
 
 THREADS = 16
 

@@ -18,13 +18,13 @@ import pyarrow as pa
 from PIL import Image
 
 from console import ProgressReport
+from dataset.index import Index, build_index, data_digest, load_index, write_whole
+from dataset.layout import CLASSES
+from dataset.parallel import spread
+from dataset.source import Source
 from detector.errors import UserError
 from detector.images import ImageError, decode
-from scanning.store import open_store
-from training.index import Index, build_index, data_digest, load_index, write_whole
-from training.layout import CLASSES
-from training.parallel import spread
-from training.source import Source, is_bucket
+from storage.store import is_bucket, open_store
 
 SETTINGS_FILE = "protocol.json"
 CROPS_FILE = "crops.parquet"

@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from console import ProgressReport
+from dataset.duplicates import find_duplicates
+from dataset.facts import facts_of
+from dataset.layout import SourceFile, find_files
+from dataset.parallel import spread
+from dataset.source import Source
 from detector.errors import UserError
-from training.duplicates import find_duplicates
-from training.facts import facts_of
-from training.layout import SourceFile, find_files
-from training.parallel import spread
-from training.source import Source, is_bucket
+from storage.store import is_bucket
 
 INDEX_FILE = "index.parquet"
 QUARANTINE_FILE = "quarantine.parquet"

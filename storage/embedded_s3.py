@@ -26,7 +26,7 @@ class EmbeddedS3:
     """
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "scanning.embedded_s3"]
+        command = [sys.executable, "-m", "storage.embedded_s3"]
         environment = os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": str(SETUP_CALLS)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment

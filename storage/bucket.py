@@ -17,9 +17,9 @@ from botocore import exceptions as boto_errors
 from botocore.config import Config
 from botocore.utils import parse_timestamp
 
-from scanning.key_ranges import PAGE, KeyRanges, Page
-from scanning.retries import Outage, Retries, Transient
-from scanning.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError
+from storage.key_ranges import PAGE, KeyRanges, Page
+from storage.retries import Outage, Retries, Transient
+from storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError, split_url
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -39,14 +39,6 @@ CREDENTIAL_CODES = {
     "RequestTimeTooSkewed",
 }
 NETWORK_ERRORS = (boto_errors.HTTPClientError, boto_errors.ConnectionError, boto_errors.IncompleteReadError)
-
-
-def split_url(url: str) -> tuple[str, str]:
-    """`s3://bucket/some/prefix` to (bucket, prefix). Raises StoreError where no bucket is named."""
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise StoreError(f"{url} names no bucket; write s3://bucket/prefix")
-    return bucket, prefix
 
 
 class Bucket:

@@ -1,4 +1,4 @@
-"""Trying again: one policy for object store and scorer, with jittered back-off, a deadline and a stop signal."""
+"""Trying again: one policy for stores and servers, with jittered back-off, a deadline and a stop signal."""
 
 import threading
 import time
@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import tenacity
 
+from console import EXIT_INTERRUPTED
 from detector.errors import UserError
 
 Result = TypeVar("Result")
@@ -22,11 +23,11 @@ class Transient(Exception):
 class Outage(UserError):
     """Nothing has worked for so long that going on makes no sense; what is done is kept, and a rerun goes on."""
 
-    exit_code = 75
+    exit_code = EXIT_INTERRUPTED
 
 
 class Interrupted(Exception):
-    """The scan was told to stop (SIGTERM, Ctrl-C); what is done is kept."""
+    """The work was told to stop (SIGTERM, Ctrl-C); what is done is kept."""
 
 
 class Retries:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Protocol
 
-from scanning.store import ObjectInfo, StoreError
+from storage.store import ObjectInfo, StoreError
 
 # Objects in a page: the most that S3 gives.
 PAGE = 1000

@@ -12,13 +12,13 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dataset.source import DataError, Source
 from detector.images import ImageError, decode
 from detector.patches import seed_from_bytes
 from detector.presets import PatchPreset
 from training.augment import augment
 from training.processes import leave_stopping_to_parent
 from training.recipe import Recipe
-from training.source import DataError, Source
 from training.synthetic import synthetic_fake
 
 CLASSES = {"nature": 0, "ai": 1}
