@@ -12,7 +12,8 @@ from bench.images import write_tree
 from bench.rounds import Recorder, Settings, alternate
 from dataset.index import build_index, load_index
 from dataset.source import Source
-from training.batches import CropDataset, EpochBatches, collate, rows_of
+from training.batches import CropDataset, EpochBatches, collate
+from training.data import rows_of
 from training.recipe import Recipe, load_recipe
 from training.train import train
 

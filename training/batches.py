@@ -21,23 +21,7 @@ from training.processes import leave_stopping_to_parent
 from training.recipe import Recipe
 from training.synthetic import synthetic_fake
 
-CLASSES = {"nature": 0, "ai": 1}
 EVALUATION_BATCH = 64
-
-
-def rows_of(index: pd.DataFrame, generators: list[str], split: str) -> pd.DataFrame:
-    """The index rows of these generators and this split, with `label` (1 AI, 0 real). Raises DataError where a
-    generator is missing or has one class only."""
-    rows = index[index.generator.isin(generators) & (index.split == split)].reset_index(drop=True)
-    for generator in generators:
-        classes = set(rows[rows.generator == generator]["class"])
-        if classes != set(CLASSES):
-            found = ", ".join(sorted(index.generator.unique())) or "none"
-            raise DataError(
-                f"{generator}/{split} needs images in both ai/ and nature/, found {sorted(classes) or 'none'}; "
-                f"generators in this data: {found}. Name yours with --seen and --unseen"
-            )
-    return rows.assign(label=rows["class"].map(CLASSES))
 
 
 class CropDataset(Dataset[tuple[torch.Tensor, int]]):
@@ -152,6 +136,22 @@ def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.
     crops = torch.cat([item[0] for item in items])
     labels = torch.tensor([label for one, label in items for _ in range(len(one))], dtype=torch.float32)
     return crops, labels
+
+
+def training_loader(
+    images: CropDataset, batches: EpochBatches, workers: int, pin_memory: bool
+) -> DataLoader[tuple[torch.Tensor, int]]:
+    """The `batches` of the `images`, made by so many processes ahead of the steps."""
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=leave_stopping_to_parent,
+        pin_memory=pin_memory,
+        # A generator of its own: the loader's draw must not move the model's random state, which a resume restores.
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def evaluation_loader(

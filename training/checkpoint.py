@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 
 from detector.card import WEIGHTS_FILE
 from storage.store import Store, is_bucket, open_store
+from training.run_log import LOG_FILE
 
 CHECKPOINT = "checkpoint.pt"
 # What a resumed run reads or appends to.
-RESUMED = (CHECKPOINT, WEIGHTS_FILE, "log.jsonl", "features_before.npz")
+RESUMED = (CHECKPOINT, WEIGHTS_FILE, LOG_FILE, "features_before.npz")
 
 
 class RunStore:

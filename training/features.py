@@ -3,30 +3,27 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
-from dataset.source import Source
 from detector.models import Network
 from detector.presets import to_tensor
 from training.batches import evaluation_loader
+from training.data import TrainingData
 from training.recipe import Recipe
 
 FEATURE_IMAGES = 500
 
 
 @torch.inference_mode()
-def write_features(
-    file: Path, model: Network, source: Source, val_rows: pd.DataFrame, recipe: Recipe, workers: int
-) -> None:
+def write_features(file: Path, model: Network, data: TrainingData, recipe: Recipe, workers: int) -> None:
     """Write an .npz file: `features` float32 (n, width), `label` (n,) and `generator` (n,), of at most 500 of the
     validation images, spread over them (the first crop of each)."""
-    step = max(1, len(val_rows) // FEATURE_IMAGES)
-    rows = val_rows.iloc[::step].reset_index(drop=True)
+    step = max(1, len(data.val) // FEATURE_IMAGES)
+    rows = data.val.iloc[::step].reset_index(drop=True)
     model.eval()
     device = next(model.parameters()).device
     features = []
-    for crops, _ in evaluation_loader(source, rows, recipe, workers):
+    for crops, _ in evaluation_loader(data.source, rows, recipe, workers):
         pixels = to_tensor(crops[:: recipe.preset.count].to(device))
         features.append(model.penultimate(pixels).float().cpu().numpy())
     np.savez_compressed(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -47,6 +47,14 @@ class Ranks:
         if self.world > 1 and not self.rank:
             dist.barrier()
         return result
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in the order of their ranks; every process must ask at the same step."""
+        if self.world == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered
 
     def mean(self, value: float) -> float:
         """The mean over all processes; every process must ask at the same step."""
