@@ -14,7 +14,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from bench.images import files_of, spread
 from detector.detector import Detector
 from detector.presets import to_tensor
-from evaluation.statistics import Estimate, wilson
+from evaluation.statistics import wilson
 from handlers.engines import OnnxModel, export
 
 CALIBRATION_IMAGES, JUDGED_IMAGES = 64, 1_000
@@ -63,18 +63,11 @@ def _crops(detector: Detector, files: Iterable[Path]) -> Iterable[np.ndarray]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Over the val images: the share whose p_ai moved by less than MOVE, and of each generator the accuracy before and
-    after with its 95 % interval (Wilson), each as an Estimate."""
+    """Over the val images: `answers`, the share whose p_ai moved by less than MOVE, and `accuracies`, the share of the
+    generators whose accuracy is not below the 95 % interval (Wilson) that it had."""
 
-    kept: float
-    accuracy: dict[str, tuple[Estimate, Estimate]]
-
-    @property
-    def acceptable(self) -> bool:
-        """p_ai kept on SHARE of the images, and no accuracy below the interval it had."""
-        return self.kept >= SHARE and all(
-            (after.value or 0.0) >= (before.low or 0.0) for before, after in self.accuracy.values()
-        )
+    answers: float
+    accuracies: float
 
 
 def judge(run: Path, file: Path, data: Path) -> Judgement:
@@ -88,12 +81,12 @@ def judge(run: Path, file: Path, data: Path) -> Judgement:
     truth = np.array([one.parent.name == "ai" for one in files])
     generators = np.array([one.parts[-4] for one in files])
     threshold = detector.card.decision.threshold
-    accuracy = {}
+    held = []
     for name in np.unique(generators):
         right = [((p_ai >= threshold) == truth)[generators == name] for p_ai in (before, after)]
         first, second = (wilson(int(one.sum()), len(one)) for one in right)
-        accuracy[str(name)] = (first, second)
-    return Judgement(float((np.abs(before - after) < MOVE).mean()), accuracy)
+        held.append((second.value or 0.0) >= (first.low or 0.0))
+    return Judgement(float((np.abs(before - after) < MOVE).mean()), float(np.mean(held)))
 
 
 def _p_ai(detector: Detector, crops: list[np.ndarray]) -> np.ndarray:

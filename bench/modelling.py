@@ -21,7 +21,7 @@ def names(settings: Settings) -> list[str]:
     for model in settings.models:
         found += [f"{model}: {engine}" for engine in (*ENGINES.values(), "int8")]
         found += [f"{model}: engine onnx / eager, PyTorch's defaults", f"{model}: engine onnx, share of peak"]
-        found += [f"{model}: int8 / engine onnx", f"{model}: int8, answers kept"]
+        found += [f"{model}: int8 / engine onnx", f"{model}: int8, answers kept", f"{model}: int8, accuracies kept"]
     if {"ssp", "ssp-lite"} <= set(settings.models):
         found += ["ssp-lite / ssp, engine onnx"]
     return found
@@ -66,9 +66,10 @@ def measure(
 def _judge(recorder: Recorder, model: str, run: Path, quantised: Path, data: Path) -> None:
     if Detector.load(run).card.training:
         kept = int8.judge(run, quantised, data)
-        recorder.add(f"{model}: int8, answers kept", "share", [kept.kept], at_least=int8.SHARE)
+        recorder.add(f"{model}: int8, answers kept", "share", [kept.answers], at_least=int8.SHARE)
+        recorder.add(f"{model}: int8, accuracies kept", "share", [kept.accuracies], at_least=1)
     else:
-        recorder.left_out(f"{model}: int8, answers kept", "the model is untrained")
+        recorder.left_out(f"{model}: int8, answers and accuracies kept", "the model is untrained")
 
 
 def gflop(run: Path) -> float:

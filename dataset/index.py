@@ -23,7 +23,7 @@ from console import ProgressReport
 from dataset.duplicates import find_duplicates
 from dataset.facts import facts_of
 from dataset.layout import SourceFile, find_files
-from dataset.parallel import spread
+from dataset.parallel import each_in_processes
 from dataset.source import Source
 from detector.errors import UserError
 from storage.store import is_bucket
@@ -157,7 +157,7 @@ def _read_missing(source: Source, missing: list[SourceFile], parts: Path, worker
     broken, last_part = 0, time.monotonic()
     with ProgressReport("index", len(missing)) as progress:
         try:
-            for file, facts in spread(partial(read_file, source), missing, workers):
+            for file, facts in each_in_processes(partial(read_file, source), missing, workers):
                 rows.append(_record(file, facts))
                 broken += "code" in facts
                 progress.advance(notes=f"{broken} quarantined" if broken else None)

@@ -20,7 +20,7 @@ from PIL import Image
 from console import ProgressReport
 from dataset.index import Index, build_index, data_digest, load_index, write_whole
 from dataset.layout import CLASSES
-from dataset.parallel import spread
+from dataset.parallel import each_in_processes
 from dataset.source import Source
 from detector.errors import UserError
 from detector.images import ImageError, decode
@@ -97,7 +97,7 @@ def build_matched(
     missing = [crop for crop in crops.to_dict("records") if not (out / crop["path"]).exists()]
     if missing:
         with ProgressReport("match", len(missing)) as progress:
-            for _ in spread(partial(_make, Source(data), out, settings.size), missing, workers):
+            for _ in each_in_processes(partial(_make, Source(data), out, settings.size), missing, workers):
                 progress.advance()
     return Matched(build_index(out, workers=workers), crops, left_out)
 

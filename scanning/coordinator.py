@@ -19,7 +19,7 @@ from storage.store import Store
 
 Body = dict[str, Any]
 
-EXIT_USAGE = 2
+EXIT_USAGE = UserError.exit_code
 SCAN_LABEL = "patchscan/scan"
 SHARDS_ANNOTATION = "patchscan/shards"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"

@@ -54,8 +54,6 @@ SCHEMA = pa.schema(
 )
 # In the footer of a part: what its shard cost (worker.py), as JSON.
 STATS_KEY = b"patchscan.stats"
-# The fields that may differ between two scans of the same objects with the same model.
-CIRCUMSTANCES = ("scored_at", "attempts")
 
 
 def scored(info: ObjectInfo, answer: Answer, claims: provenance.Provenance | None, attempts: int) -> Row:

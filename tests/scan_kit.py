@@ -19,6 +19,9 @@ from scanning.client import Select
 from scanning.plan import tables
 from storage.store import Store
 
+# The columns that may differ between two scans of the same objects with the same model.
+CIRCUMSTANCES = ("scored_at", "attempts")
+
 
 def card(version: str = "1", **values: Any) -> Card:
     """A card of no real model; another version has another digest."""
@@ -68,7 +71,7 @@ def table_of(out: Store, scan: str) -> dict[str, dict[str, Any]]:
     for data in tables(out, scan):
         for row in rows.from_parquet(data).to_pylist():
             assert row["key"] not in found, f"{row['key']} has two rows"
-            found[row["key"]] = {name: value for name, value in row.items() if name not in rows.CIRCUMSTANCES}
+            found[row["key"]] = {name: value for name, value in row.items() if name not in CIRCUMSTANCES}
     return found
 
 
