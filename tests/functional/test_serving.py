@@ -23,7 +23,8 @@ from detector.answer import Answer
 from detector.detector import Detector
 from detector.errors import UserError
 from handlers.server import HERE, Addresses, TorchServe
-from tests.serving_kit import METRICS_LAG_S, Served, encoded, patchscan, picture, png, tar_of, zip_of
+from tests.docs import PAGES, blocks
+from tests.serving_kit import METRICS_LAG_S, Served, encoded, picture, png, tar_of, zip_of
 
 PHOTO = Image.fromarray(picture(7))
 
@@ -238,8 +239,8 @@ def test_a_second_server_keeps_out_of_the_scratch_folder(served: Served) -> None
 
 
 def test_every_curl_of_the_documentation_works(served: Served, tmp_path: Path) -> None:
-    page = (HERE.parent / "docs/serve.md").read_text()
-    (tmp_path / "photo.png").write_bytes(png(5))
+    for name in ("photo.png", "photo.jpg"):
+        (tmp_path / name).write_bytes(png(5))
     (tmp_path / "photos.tar").write_bytes(tar_of({"a.png": png(5), "b.png": png(6)}))
     np.save(tmp_path / "crops.npy", np.zeros((8, 32, 32, 3), np.uint8))
     token = served.token_file.read_text().split()[0]
@@ -251,9 +252,9 @@ def test_every_curl_of_the_documentation_works(served: Served, tmp_path: Path) -
         "/predictions/ssp": "/predictions/tiny",
         "/models/ssp": "/models/tiny",
     }
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()]
-    curls = [line for line in commands if line.startswith("curl")]
-    assert len(curls) >= 10
+    scripts = [block.text for page in PAGES for block in blocks(page) if block.language == "sh"]
+    curls = [line for script in scripts for line in script.splitlines() if line.startswith("curl")]
+    assert len(curls) >= 15
     for line in curls:
         for documented, real in said.items():
             line = line.replace(documented, real)
@@ -261,12 +262,3 @@ def test_every_curl_of_the_documentation_works(served: Served, tmp_path: Path) -
         done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         assert done.stdout.strip(), line
-
-
-def test_the_commands_of_the_documentation_exist() -> None:
-    page = (HERE.parent / "docs/serve.md").read_text()
-    for name in ("serve", "verify", "register", "promote", "rollback", "status"):
-        assert f"patchscan {name}" in page
-        done = patchscan(name, "--help")
-        assert done.returncode == 0
-        assert "Example" in done.stdout
