@@ -26,6 +26,7 @@ from dataset.layout import SourceFile, find_files
 from dataset.parallel import each_in_processes
 from dataset.source import Source
 from detector.errors import UserError
+from detector.files import whole
 from storage.store import is_bucket
 
 INDEX_FILE = "index.parquet"
@@ -190,6 +191,5 @@ def _write_index(records: pa.Table, out: Path) -> tuple[pd.DataFrame, pd.DataFra
 
 def write_whole(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that appears whole or not at all."""
-    partial_file = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial_file)
-    partial_file.replace(path)
+    with whole(path) as file:
+        pq.write_table(table, file)

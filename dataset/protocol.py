@@ -23,6 +23,7 @@ from dataset.layout import CLASSES
 from dataset.parallel import each_in_processes
 from dataset.source import Source
 from detector.errors import UserError
+from detector.files import whole
 from detector.images import ImageError, decode
 from storage.store import is_bucket, open_store
 
@@ -229,9 +230,8 @@ def _make(source: Source, out: Path, size: int, crop: dict[str, Any]) -> None:
     if not pd.isna(crop["first_quality"]):
         pixels = decode(_jpeg(pixels, crop["first_quality"], crop["first_subsampling"])).rgb
     file = out / crop["path"]
-    partial_file = file.with_name(f".{file.name}.partial")
-    partial_file.write_bytes(_jpeg(pixels, crop["quality"], SUBSAMPLING))
-    partial_file.replace(file)
+    with whole(file) as partial_file:
+        partial_file.write_bytes(_jpeg(pixels, crop["quality"], SUBSAMPLING))
 
 
 def _jpeg(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 from detector.answer import Verdict
 from detector.errors import UserError
+from detector.files import whole
 from detector.presets import Preset, preset_from_dict, preset_to_dict
 
 CARD_FILE = "card.json"
@@ -31,6 +32,11 @@ class Decision:
     abstain_low: float = 0.5
     abstain_high: float = 0.5
     chosen_by: str = "default: p_ai 0.5, not calibrated"
+
+    def __post_init__(self) -> None:
+        numbers = (self.temperature, self.bias, self.threshold, self.abstain_low, self.abstain_high)
+        if not all(map(math.isfinite, numbers)) or self.temperature <= 0:
+            raise ValueError("a decision's numbers must be finite, and its temperature positive")
 
     def p_ai(self, logit: float) -> float:
         """The calibrated probability that the image is AI-generated, 0..1."""
@@ -69,13 +75,13 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Write card.json into the run folder, whole or not at all."""
-        partial = folder / f"{CARD_FILE}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
-        partial.replace(folder / CARD_FILE)
+        with whole(folder / CARD_FILE) as file:
+            file.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Card":
-        """The card whose card.json holds `values`. Raises ValueError, TypeError or KeyError where they are no card."""
+        """The card whose card.json holds `values`. Raises ValueError, TypeError, KeyError,
+        AttributeError or OverflowError where they are no card."""
         preset, decision = preset_from_dict(values["preset"]), Decision(**values["decision"])
         return cls(**(values | {"preset": preset, "decision": decision}))
 
@@ -87,5 +93,5 @@ class Card:
             return cls.from_dict(json.loads(path.read_text()))
         except FileNotFoundError as error:
             raise CardError(f"{path} is missing: is {folder} a run folder made by `patchscan train`?") from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise CardError(f"{path} is not a card this version reads: {error}") from error

@@ -39,8 +39,8 @@ class Detector:
     def load(cls, folder: Path, device: str = "cpu", limits: Limits = Limits()) -> "Detector":
         """Load `card.json` and `model.safetensors` of a run folder.
 
-        Raises CardError where the card is missing or the weights are not the ones it names, WeightsError where the
-        weights cannot be read.
+        Raises CardError where the card is missing or the weights are not the ones it names or not of its architecture,
+        WeightsError where the weights cannot be read.
         """
         card = Card.read(folder)
         weights = folder / WEIGHTS_FILE
@@ -48,8 +48,11 @@ class Detector:
             raise CardError(f"{weights} is missing")
         if sha256_of(weights) != card.weights_sha256:
             raise CardError(f"{weights} is not the file that {folder}/card.json describes: its sha256 differs")
-        model = assemble(card.architecture)
-        model.load_state_dict(read_safetensors(weights))
+        try:
+            model = assemble(card.architecture)
+            model.load_state_dict(read_safetensors(weights))
+        except (ValueError, RuntimeError) as error:
+            raise CardError(f"{weights} does not hold what {folder}/card.json says, a {card.architecture}") from error
         return cls(card, model, device, limits)
 
     def prepare(self, data: bytes) -> Prepared:

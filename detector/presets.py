@@ -7,18 +7,22 @@ the normalised tensor a model takes.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from detector.patches import Patches, Pixels, Rule, as_pillow, choose_patches, sides
+from detector.patches import Patches, Pixels, Rule, as_pillow, choose_patches
 
 if TYPE_CHECKING:
     import torch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# A card or recipe that asks for more is mistaken or hostile.
+LARGEST_SIDE, MOST_PATCHES = 1024, 1024
+# Longer sides an image may have for each shorter one, where it is scored whole.
+LONGEST = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,13 @@ class PatchPreset:
     rule: Rule = "simplest"
     candidates: int = 30
     count: int = 1
+
+    def __post_init__(self) -> None:
+        _check_side(self.size)
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, not {self.rule!r}")
+        if not (1 <= self.count <= MOST_PATCHES and 1 <= self.candidates <= MOST_PATCHES):
+            raise ValueError(f"count and candidates must be 1 to {MOST_PATCHES}")
 
     def crops(self, rgb: Pixels, seed: int) -> Patches:
         """An RGB image to crops uint8 (count, size, size, 3); the same seed gives the same crops."""
@@ -48,6 +59,10 @@ class WholePreset:
     size: int = 224
     resize: int = 256
 
+    def __post_init__(self) -> None:
+        _check_side(self.size)
+        _check_side(self.resize)
+
     @property
     def count(self) -> int:
         """One crop an image."""
@@ -55,15 +70,29 @@ class WholePreset:
 
     def crops(self, rgb: Pixels, seed: int) -> Patches:
         """An RGB image to one crop, uint8 (1, size, size, 3)."""
-        height, width = sides(rgb)
-        scale = self.resize / min(height, width)
-        resized = as_pillow(rgb).resize(
-            (max(self.size, round(width * scale)), max(self.size, round(height * scale))), Image.Resampling.BILINEAR
-        )
+        left, top, pillow = _middle(as_pillow(rgb))
+        scale = self.resize / min(pillow.size)
+        width, height = (max(self.size, round(side * scale)) for side in pillow.size)
+        resized = pillow.resize((width, height), Image.Resampling.BILINEAR)
         x, y = (resized.width - self.size) // 2, (resized.height - self.size) // 2
         pixels = np.asarray(resized.crop((x, y, x + self.size, y + self.size)))[None]
-        corner = np.array([[round(x / scale), round(y / scale)]])
+        corner = np.array([[left + round(x / scale), top + round(y / scale)]])
         return Patches(pixels, corner, np.zeros(1, dtype=np.int64), upscaled=scale > 8)
+
+
+def _middle(image: Image.Image) -> tuple[int, int, Image.Image]:
+    """The corner (x, y) and pixels of the part of the image that can be scored whole: all of it, unless one side is
+    over LONGEST times the other, when enlarging a strip a few pixels wide would take gigabytes."""
+    width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
+    if (width, height) == image.size:
+        return 0, 0, image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return left, top, image.crop((left, top, left + width, top + height))
+
+
+def _check_side(side: int) -> None:
+    if not 8 <= side <= LARGEST_SIDE:
+        raise ValueError(f"a side must be 8 to {LARGEST_SIDE} pixels, not {side}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from scipy.signal import correlate2d
 
 from detector.detector import Detector
+from detector.files import whole
 from detector.srm import srm_kernels
 from evaluation import plots
 from evaluation.explain import ExplainError, Explanation, PatchView, View, WholeView, explain
@@ -27,7 +28,8 @@ def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") ->
         raise ExplainError(f"cannot read {image}: {error.strerror}") from error
     explanation = explain(detector, data)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(plots.png(draw(explanation, detector, image.name)))
+    with whole(out) as file:
+        file.write_bytes(plots.png(draw(explanation, detector, image.name)))
     return explanation
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from detector.files import whole
 from detector.presets import preset_to_dict
 from evaluation import pictures, plots
 from evaluation.comparison import compare
@@ -67,7 +68,8 @@ def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Pat
     images = {}
     for name, drawing in _drawings(report, models, runs).items():
         data = plots.png(drawing)
-        (folder / f"{name}.png").write_bytes(data)
+        with whole(folder / f"{name}.png") as file:
+            file.write_bytes(data)
         images[name] = {"uri": plots.data_uri(data), "width": plots.page_width(drawing)}
     write_json(out / "report.json", report)
     write_text(out / "report.html", render("evaluation.html", report, images=images))

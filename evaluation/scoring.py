@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from console import ProgressReport
 from detector.card import Card, Decision
+from detector.files import whole
 from detector.images import ImageError
 from detector.presets import preset_to_dict
 from evaluation.calibration import Target, cross_fitted, decide
@@ -110,9 +111,8 @@ def write_scores(path: Path, table: pd.DataFrame, key: str) -> None:
     """Write a scores table as Parquet, whole or not at all."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: key.encode()})
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(arrow, partial)
-    partial.replace(path)
+    with whole(path) as file:
+        pq.write_table(arrow, file)
 
 
 def usable(scores: pd.DataFrame) -> pd.Series:

@@ -17,8 +17,9 @@ from detector.answer import Answer
 from detector.card import Decision
 from detector.detector import Detector
 from detector.errors import UserError
+from detector.files import whole
 from evaluation import plots
-from evaluation.pages import render, write_json
+from evaluation.pages import render, write_json, write_text
 
 SCHEMA = "patchscan-video/1"
 BATCH = 16
@@ -202,7 +203,8 @@ def write_video_report(run: Path, video: Path, out: Path, frames: int, device: s
     out.mkdir(parents=True, exist_ok=True)
     drawing = draw_video(rows, summary, card.decision)
     picture = {"uri": plots.data_uri(plots.png(drawing)), "width": plots.page_width(drawing)}
-    (out / "video.png").write_bytes(plots.png(drawing))
+    with whole(out / "video.png") as file:
+        file.write_bytes(plots.png(drawing))
     write_json(out / "video.json", report)
-    (out / "report.html").write_text(render("video.html", report, images={"video": picture}))
+    write_text(out / "report.html", render("video.html", report, images={"video": picture}))
     return report

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import handlers
 from detector.card import WEIGHTS_FILE, Card
 from detector.detector import Detector
 from detector.errors import UserError
+from detector.files import whole
 from detector.weights import sha256_of
 from handlers import golden
 from handlers.engines import ENGINES
@@ -33,6 +35,10 @@ handler:
   # On a CPU: torch (eager PyTorch) or onnx (ONNX Runtime). A GPU always uses torch.
   engine: {engine}
 """
+
+
+# Names and versions become files of the store and parts of addresses.
+NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
 
 
 class ArchiveError(UserError):
@@ -57,14 +63,16 @@ def archive(
     card = Card.read(run)
     card = replace(card, name=name or card.name, version=version or card.version)
     name = card.name
+    if not all(NAME.fullmatch(one) for one in (name, card.version)):
+        raise ArchiveError(f"an archive is named of letters, digits, - and ., not {name!r} {card.version!r}")
     model_store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as folder:
         stage = _stage(run, card, Path(folder) / "stage")
         _run_archiver(card, engine, stage, Path(folder))
-        partial = model_store / f"{name}.mar.partial"
-        _normalise(Path(folder) / f"{name}.mar", partial)
-    mar = partial.replace(model_store / f"{name}.mar")
-    digest_file(mar).write_text(f"{sha256_of(mar)}  {mar.name}\n")
+        mar = model_store / f"{name}.mar"
+        with whole(mar) as file:
+            _normalise(Path(folder) / mar.name, file)
+            write_digest(mar, sha256_of(file))
     return mar
 
 
@@ -114,3 +122,9 @@ def _normalise(made: Path, out: Path) -> None:
 def digest_file(mar: Path) -> Path:
     """Where the digest is kept: `<name>.mar.sha256`."""
     return mar.with_name(f"{mar.name}.sha256")
+
+
+def write_digest(mar: Path, sha256: str) -> None:
+    """Write the digest beside the archive, as sha256sum reads it."""
+    with whole(digest_file(mar)) as file:
+        file.write_text(f"{sha256}  {mar.name}\n")

@@ -129,7 +129,8 @@ class Gate:
         try:
             await web.TCPSite(runner, at.host, at.port).start()
         except OSError as error:
-            raise UserError(f"{at.host}:{at.port} cannot be listened on: {error.strerror or error}") from error
+            why = error.strerror or error
+            raise UserError(f"{at.host}:{at.port} cannot be listened on ({why}): choose another port") from error
         return int(runner.addresses[0][1])
 
     async def stop(self) -> None:

@@ -7,6 +7,7 @@ default.
 import json
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,17 +17,25 @@ import httpx
 
 from detector.card import Card
 from detector.errors import UserError
+from detector.files import whole
 from handlers import golden
-from handlers.archive import digest_file
+from handlers.archive import digest_file, write_digest
 from handlers.gate import read_tokens
 from handlers.verify import Verified, verify
 
 READY_TIMEOUT_S = 180.0
 SMOKE_TRIES = 5
+START = "start it with `patchscan serve`, or name its address"
 
 
 class RegistryError(UserError):
     """The server refused, or the new version failed; the message says what still serves."""
+
+
+class ServerDown(RegistryError):
+    """The server does not answer; the same command works when it is back."""
+
+    exit_code = 75
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,8 @@ class Registry:
             self._wait_ready(name, version, workers)
             self._smoke(good)
         except (RegistryError, KeyboardInterrupt):
-            self._management.delete(f"/models/{name}/{version}")
+            with suppress(httpx.HTTPError):  # a server that is down has not loaded it
+                self._management.delete(f"/models/{name}/{version}")
             kept.unlink()
             digest_file(kept).unlink()
             raise
@@ -140,11 +150,12 @@ class Registry:
         """Copy a verified archive and its digest into the store, whole or not at all."""
         self.model_store.mkdir(parents=True, exist_ok=True)
         target = self.model_store / file_name
-        if target.resolve() != good.mar.resolve():
-            partial = target.with_name(f"{file_name}.partial")
-            shutil.copyfile(good.mar, partial)
-            partial.replace(target)
-        digest_file(target).write_text(f"{good.sha256}  {file_name}\n")
+        if target.resolve() == good.mar.resolve():
+            write_digest(target, good.sha256)
+        else:
+            with whole(target) as file:
+                shutil.copyfile(good.mar, file)
+                write_digest(target, good.sha256)
         return target
 
     def _wait_ready(self, name: str, version: str, workers: int) -> None:
@@ -173,7 +184,7 @@ class Registry:
             try:
                 reply = self._inference.post(path, content=data, headers={"Content-Type": "application/octet-stream"})
             except httpx.HTTPError as error:
-                raise RegistryError(f"{self._inference.base_url} does not answer: {error}") from error
+                raise ServerDown(f"{self._inference.base_url} does not answer ({error}): {START}") from error
             if reply.status_code < 500:
                 break
             time.sleep(1)
@@ -186,7 +197,7 @@ class Registry:
         try:
             reply = self._management.request(method, path, params=query)
         except httpx.HTTPError as error:
-            raise RegistryError(f"{self._management.base_url} does not answer: {error}") from error
+            raise ServerDown(f"{self._management.base_url} does not answer ({error}): {START}") from error
         if reply.status_code == 405:
             raise RegistryError("the server registers no models: start it with `patchscan serve --model-api`")
         if reply.status_code != 200:

@@ -57,6 +57,8 @@ def serve(settings: ServeSettings) -> int:
         folder=settings.scratch,
         model_api=settings.model_api,
     )
+    for name in names:
+        _model_name(settings.model_store / f"{name}.mar")
     return asyncio.run(_run(server, settings))
 
 

@@ -128,7 +128,9 @@ class TorchServe:
     def __post_init__(self) -> None:
         for model in self.models:
             if not (self.model_store / model).is_file():
-                raise ServerError(f"{self.model_store / model} does not exist: make it with `patchscan archive`")
+                held = ", ".join(path.stem for path in sorted(self.model_store.glob("*.mar"))) or "no archive"
+                missing = f"{self.model_store / model} does not exist (the store holds {held})"
+                raise ServerError(f"{missing}: make it with `patchscan archive`")
 
     def __enter__(self) -> Self:
         self.start()
@@ -297,7 +299,10 @@ def find_java() -> str:
     home = os.environ.get("JAVA_HOME")
     java = f"{home}/bin/java" if home else shutil.which("java")
     if java is None or not Path(java).exists():
-        raise ServerError("Java is missing: install Java 17 (Debian, Ubuntu: apt-get install openjdk-17-jre-headless)")
+        where = f" (JAVA_HOME is {home})" if home else ""
+        raise ServerError(
+            f"Java is missing{where}: install Java 17 (Debian, Ubuntu: apt-get install openjdk-17-jre-headless)"
+        )
     return java
 
 

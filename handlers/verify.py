@@ -15,7 +15,7 @@ from detector.detector import Detector
 from detector.errors import UserError
 from detector.weights import sha256_of
 from handlers import golden
-from handlers.archive import HANDLER_MODULES, MODEL_CONFIG, digest_file
+from handlers.archive import HANDLER_MODULES, MODEL_CONFIG, NAME, digest_file
 from handlers.engines import ENGINES
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -52,16 +52,25 @@ def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
         raise VerifyError(f"{mar} is not the expected archive: its sha256 is {sha256}, not {expected_sha256}")
     content = _read(mar)
     _check_files(mar, content)
-    with tempfile.TemporaryDirectory(prefix="patchscan-verify-") as folder:
-        for name in (CARD_FILE, WEIGHTS_FILE):
-            (Path(folder) / name).write_bytes(content[name])
-        model = Detector.load(Path(folder))
-    _check_manifest(mar, content, model.card)
     gold = {name.removeprefix("golden/"): data for name, data in content.items() if name.startswith("golden/")}
-    found = golden.differences(gold, lambda data: _answer(model, data))
+    try:
+        model = _load(content)
+        _check_manifest(mar, content, model.card)
+        found = golden.differences(gold, lambda data: _answer(model, data))
+    except UserError as error:
+        raise VerifyError(f"{mar}: {error}") from error
+    except Exception as error:  # card and answers are whatever whoever made the archive wrote
+        raise VerifyError(f"{mar} holds a damaged card or damaged answers: {type(error).__name__}") from error
     if found:
         raise VerifyError(f"{mar} does not score as when it was archived: {'; '.join(found)}")
     return Verified(mar, sha256, model.card, gold)
+
+
+def _load(content: dict[str, bytes]) -> Detector:
+    with tempfile.TemporaryDirectory(prefix="patchscan-verify-") as folder:
+        for name in (CARD_FILE, WEIGHTS_FILE):
+            (Path(folder) / name).write_bytes(content[name])
+        return Detector.load(Path(folder))
 
 
 def _answer(model: Detector, data: bytes) -> dict[str, Any]:
@@ -79,7 +88,9 @@ def _read(mar: Path) -> dict[str, bytes]:
             if len({info.filename for info in files}) != len(files):
                 raise VerifyError(f"{mar} holds the same file twice")
             return {info.filename: archive.read(info) for info in files}
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except VerifyError:
+        raise
+    except Exception as error:  # zipfile raises anything on damaged directories
         raise VerifyError(f"{mar} is not a model archive: {error}") from error
 
 
@@ -111,6 +122,10 @@ def _check_files(mar: Path, content: dict[str, bytes]) -> None:
 
 
 def _check_manifest(mar: Path, content: dict[str, bytes], card: Card) -> None:
+    if not all(NAME.fullmatch(one) for one in (card.name, card.version)):
+        raise VerifyError(
+            f"it is named {card.name!r} {card.version!r}: files are named so, of letters, digits, - and ."
+        )
     expected = {
         "modelName": card.name,
         "modelVersion": card.version,
@@ -120,6 +135,6 @@ def _check_manifest(mar: Path, content: dict[str, bytes], card: Card) -> None:
     try:
         model = json.loads(content[MANIFEST])["model"]
     except (ValueError, KeyError, TypeError) as error:
-        raise VerifyError(f"{mar} has a damaged manifest") from error
+        raise VerifyError("the manifest is damaged") from error
     if model != expected:
-        raise VerifyError(f"{mar} names {model} in its manifest, its card {expected}")
+        raise VerifyError(f"{model} is named in its manifest, {expected} by its card")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from detector.card import WEIGHTS_FILE
+from detector.files import whole
 from storage.store import Store, is_bucket, open_store
 from training.run_log import LOG_FILE
 
@@ -44,9 +45,8 @@ class RunStore:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the checkpoint (tensors and plain values only) in place of the one before."""
-        partial = self.folder / f"{CHECKPOINT}.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / CHECKPOINT)
+        with whole(self.folder / CHECKPOINT) as partial, partial.open("wb") as file:
+            torch.save(state, file)
         self.push(CHECKPOINT)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
@@ -56,7 +56,7 @@ class RunStore:
 
     def save_weights(self, name: str, state: dict[str, torch.Tensor]) -> Path:
         """Write tensors as safetensors."""
-        partial = self.folder / f"{name}.partial"
-        save_file({key: value.contiguous().cpu() for key, value in state.items()}, partial)
-        partial.chmod(0o644)  # safetensors makes it private, which another user's server could not read
-        return partial.replace(self.folder / name)
+        with whole(self.folder / name) as file:
+            save_file({key: value.contiguous().cpu() for key, value in state.items()}, file)
+            file.chmod(0o644)  # safetensors makes it private, which another user's server could not read
+        return self.folder / name

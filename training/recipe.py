@@ -1,5 +1,7 @@
 """A training recipe: one YAML file a model in `training/configs`, checked so that an error names its line."""
 
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +68,9 @@ class Recipe(BaseModel):
     seed: int = 0
 
 
+ALLOWED = {*Recipe.model_fields, *Augment.model_fields, *(one.name for one in fields(PatchPreset))}
+
+
 def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     """A recipe of this project by name (`ssp`), or a file of your own; an override of None changes nothing.
 
@@ -85,9 +90,12 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = _line_of(text, first["loc"])
-        raise RecipeError(f"{path}{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        # A key that is misspelt is also missing: the misspelling is what to mend.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        where, key = _line_of(text, first["loc"]), str(first["loc"][-1] if first["loc"] else "")
+        alike = get_close_matches(key, ALLOWED, 1) if first["type"] == "extra_forbidden" else []
+        hint = f"; did you mean {alike[0]}?" if alike else ""
+        raise RecipeError(f"{path}{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{hint}") from error
 
 
 def _line_of(text: str, location: tuple[int | str, ...]) -> str:
