@@ -1,9 +1,16 @@
 """The `patchscan` command: every room's commands under one name. Each command imports what it needs when it runs."""
 
+import errno
+import os
+import signal
 import sys
+import tempfile
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
+from console import EXIT_INTERRUPTED, end_at_once
 from dataset import commands as dataset_commands
 from detector.errors import UserError
 from evaluation import commands as evaluation_commands
@@ -12,6 +19,9 @@ from scanning import cluster_commands
 from scanning import commands as scanning_commands
 from storage import commands as storage_commands
 from training import commands as training_commands
+
+CTRL_C = 130  # typer's exit code for it
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     name="patchscan",
@@ -35,8 +45,38 @@ for room in (
 
 def main() -> None:
     """Run one command; an error the user can mend is one line on standard error and its exit code."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except UserError as error:
-        print(f"patchscan: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
+    except SystemExit as end:
+        if end.code != CTRL_C:
+            raise
+        print("patchscan: interrupted; run the same command again", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)  # Python's own end would wait for threads that wait for a server
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        places = f"where it writes to or in {tempfile.gettempdir()}"
+        _end(f"no space left on the disk, {places}; free some and run the same command again", EXIT_INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGINT, end_at_once)
+    raise KeyboardInterrupt
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    print(f"patchscan: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether it is, or a library made it of, an error that the disk is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

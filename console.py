@@ -1,20 +1,27 @@
 """What a person sees of long work: a bar on a terminal, plain lines at sensible intervals elsewhere, and how it ends
 when it is told to stop."""
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 10.0
 # The exit code of work that was told to stop: what is done is kept, and the same command goes on.
 EXIT_INTERRUPTED = 75
+
+
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """The handler of a second Ctrl-C: waits for nothing. Only finished files have their names by then."""
+    os.write(2, b"patchscan: ended at once; run the same command again\n")
+    os._exit(EXIT_INTERRUPTED)
 
 
 class ProgressReport:
@@ -32,6 +39,16 @@ class ProgressReport:
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -96,7 +96,10 @@ class TorchServe:
             self.select: Select = "worker" if crops else "server"
             self.device = next(iter(self.model_s), "cpu")
         except Transient as error:
-            raise Outage(f"no TorchServe answers for {settings.model} at {settings.url}: {error}") from error
+            raise Outage(
+                f"no TorchServe answers for {settings.model} at {settings.url} ({error}); start it, or run the same "
+                "command again when it is back"
+            ) from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise ScorerError(f"{settings.url} is not an address such as http://127.0.0.1:8080") from error
         except (KeyError, TypeError, ValueError, Refused) as error:
@@ -160,7 +163,9 @@ class TorchServe:
         if kind == "InvalidKeyException" or reply.status_code in (401, 403):
             return ScorerError(f"{self.settings.url} refuses the token; pass the inference key with --token-file")
         if kind in ("ModelNotFoundException", "ModelVersionNotFoundException") or reply.status_code == 404:
-            return ScorerError(f"{self.settings.url} serves no model {self.settings.model}")
+            return ScorerError(
+                f"{self.settings.url} serves no model {self.settings.model}; `patchscan status` names those it serves"
+            )
         return Refused(f"the server answers {reply.status_code} {kind}".rstrip())
 
 

@@ -32,6 +32,13 @@ class ManifestError(StoreError):
 def objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
     """The objects that the manifest at `url` (s3://... or a local file) lists, in its order; of an inventory, the
     current versions. `bucket` is the bucket scanned, which an inventory must be of. Raises ManifestError."""
+    try:
+        yield from _objects(url, bucket, endpoint_url)
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, csv.Error) as error:
+        raise ManifestError(f"the manifest {url} is damaged: {error}") from error
+
+
+def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
     folder, _, name = url.rpartition("/")
     store = open_store(folder or ".", endpoint_url=endpoint_url)
     if name == "manifest.json":

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TextIO
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from console import ProgressReport
+from detector.errors import UserError
 from scanning.rows import Row
 
 PROGRESS_INTERVAL_S = 10.0
@@ -90,7 +91,10 @@ class Metrics:
         self._bytes = Counter("patchscan_scan_read_bytes", "Bytes of objects read")
         self._scores = Histogram("patchscan_scan_p_ai", "P(AI)", buckets=[tenth / 10 for tenth in range(1, 11)])
         self._last = Gauge("patchscan_scan_last_row_timestamp_seconds", "When an object was last finished")
-        start_http_server(port)
+        try:
+            start_http_server(port)
+        except OSError as error:
+            raise UserError(f"--metrics-port {port} is not to be had ({error.strerror}): choose another") from error
 
     def row(self, row: Row, fetched_bytes: int) -> None:
         """One object more."""

@@ -5,10 +5,12 @@ import threading
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from console import end_at_once
 from detector.errors import UserError
 
 if TYPE_CHECKING:
@@ -145,15 +147,14 @@ def settings_of(
 
 
 def worker_of(plan: "Plan", results: "Store", scorer: "Scorer", settings: "WorkSettings") -> "Worker":
-    """A worker that stops in order on SIGTERM and Ctrl-C; a second signal ends the process at once."""
+    """A worker that stops in order on SIGTERM and Ctrl-C; a second signal ends the process at once, with 75 too."""
     from scanning.worker import Worker
 
     stop = threading.Event()
 
-    def ask(number: int, _: Any) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            end_at_once(number, frame)
         stop.set()
 
     signal.signal(signal.SIGTERM, ask)

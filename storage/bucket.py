@@ -164,7 +164,7 @@ class Bucket:
         except ObjectError as error:
             if error.code in expected:
                 return expected[error.code]
-            raise StoreError(f"{self.url}: {error.message}") from None
+            raise StoreError(f"{self.url}: {error.message}; check its name and your rights (docs/scan.md)") from None
 
     def _translate(self, error: Exception) -> Exception:
         """Our error for boto3's. Its text is left behind: it can hold keys, signed URLs and host names."""
@@ -174,6 +174,10 @@ class Bucket:
             return self._translate_reply(code, status)
         if isinstance(error, NETWORK_ERRORS):
             return Transient(type(error).__name__)
+        if isinstance(error, boto_errors.NoCredentialsError):
+            return StoreError(
+                f"{self.url}: there are no credentials; set AWS_ACCESS_KEY_ID or AWS_PROFILE (docs/scan.md)"
+            )
         return StoreError(f"{self.url}: {type(error).__name__}; check credentials and region (docs/scan.md)")
 
     def _translate_reply(self, code: str, status: int) -> Exception:
@@ -182,7 +186,7 @@ class Bucket:
         if code in CREDENTIAL_CODES:
             return StoreError(f"{self.url}: the store refuses the credentials ({code}); renew them and run again")
         if code == "NoSuchBucket":
-            return StoreError(f"{self.url}: there is no bucket {self.bucket}")
+            return StoreError(f"{self.url}: there is no bucket {self.bucket}; check its name and the store's address")
         if status == 404:
             return ObjectError(FailureCode.VANISHED, "the object was deleted after it was listed")
         if status == 412:

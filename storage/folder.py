@@ -1,5 +1,6 @@
 """A local folder as a `Store`: what works on a bucket works on a laptop."""
 
+import errno
 import os
 import tempfile
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from storage.retries import Outage
 from storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError
 
 PARTIAL = ".partial-"
@@ -92,19 +94,32 @@ class Folder:
         target = self.root / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=PARTIAL, delete=False) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            handle, partial = tempfile.mkstemp(dir=target.parent, prefix=PARTIAL)
+            _write(handle, Path(partial), data)
         except OSError as error:
-            raise StoreError(f"{target} cannot be written: {error.strerror}") from error
-        return Path(file.name)
+            kind = Outage if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+            raise kind(
+                f"{target} cannot be written: {error.strerror}; mend that and run the same command again"
+            ) from error
+        return Path(partial)
 
     @staticmethod
     def _info(key: str, stat: os.stat_result) -> ObjectInfo:
         modified = datetime.fromtimestamp(stat.st_mtime_ns // 1_000 / 1_000_000, UTC)
         etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
         return ObjectInfo(key=key, size=stat.st_size, etag=etag, last_modified=modified)
+
+
+def _write(handle: int, path: Path, data: bytes) -> None:
+    """Write an open file, which is removed again where that fails."""
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def _refuse(error: OSError) -> None:

@@ -124,8 +124,8 @@ class Verifier:
     """Archives whose members or raw bytes were tampered with, some of them with all digests made to fit again."""
 
     def __init__(self, folder: Path):
+        from handlers.archive import archive
         from tests.serving_kit import tiny_run
-        from training.archive import archive
 
         self.good = archive(tiny_run(folder / "run"), folder / "store").read_bytes()
         with zipfile.ZipFile(io.BytesIO(self.good)) as mar:

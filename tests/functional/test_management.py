@@ -135,6 +135,6 @@ def test_a_server_that_is_not_there_is_one_line(served: Served, second: Path) ->
     options = served.options()
     options[1] = "http://127.0.0.1:9"
     done = patchscan("register", second, *options)
-    assert done.returncode == 2
+    assert done.returncode == 75
     assert "http://127.0.0.1:9 does not answer" in done.stderr
     assert "Traceback" not in done.stderr

@@ -207,7 +207,7 @@ def test_commands_and_options_in_backticks_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_in_backticks_exist(page: Path) -> None:
-    ours = "bench|demo|detector|docs|evaluation|handlers|k8s|requirements|scanning|tests|training|cli|console"
+    ours = "bench|dataset|demo|detector|docs|evaluation|handlers|k8s|requirements|scanning|storage|tests|training|cli|console"
     named = [code for code in inline_code(page) if re.fullmatch(rf"({ours})[./][\w./*-]*", code)]
     assert [code for code in named if not (list(ROOT.glob(code)) or names_code(code))] == []
 
