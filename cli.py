@@ -45,11 +45,10 @@ for room in (
 
 def main() -> None:
     """Run one command; an error the user can mend is one line on standard error and its exit code."""
-    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a script's background jobs ignore it
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
-    except UserError as error:
-        _end(str(error), error.exit_code)
     except SystemExit as end:
         if end.code != CTRL_C:
             raise
@@ -57,10 +56,12 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)  # Python's own end would wait for threads that wait for a server
     except Exception as error:
-        if not _is_full_disk(error):
+        if _is_full_disk(error):
+            places = f"where it writes to or in {tempfile.gettempdir()}"
+            _end(f"no space left on the disk, {places}; free some and run the same command again", EXIT_INTERRUPTED)
+        if not isinstance(error, UserError):
             raise
-        places = f"where it writes to or in {tempfile.gettempdir()}"
-        _end(f"no space left on the disk, {places}; free some and run the same command again", EXIT_INTERRUPTED)
+        _end(str(error), error.exit_code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -80,10 +80,12 @@ class Card:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Card":
-        """The card whose card.json holds `values`. Raises ValueError, TypeError, KeyError,
-        AttributeError or OverflowError where they are no card."""
-        preset, decision = preset_from_dict(values["preset"]), Decision(**values["decision"])
-        return cls(**(values | {"preset": preset, "decision": decision}))
+        """The card whose card.json holds `values`. Raises ValueError where they are no card."""
+        try:
+            preset, decision = preset_from_dict(values["preset"]), Decision(**values["decision"])
+            return cls(**(values | {"preset": preset, "decision": decision}))
+        except (TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
 
     @classmethod
     def read(cls, folder: Path) -> "Card":
@@ -93,5 +95,5 @@ class Card:
             return cls.from_dict(json.loads(path.read_text()))
         except FileNotFoundError as error:
             raise CardError(f"{path} is missing: is {folder} a run folder made by `patchscan train`?") from error
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except ValueError as error:
             raise CardError(f"{path} is not a card this version reads: {error}") from error

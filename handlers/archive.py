@@ -39,6 +39,7 @@ handler:
 
 # Names and versions become files of the store and parts of addresses.
 NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
+NAME_IS = "1 to 64 letters, digits, _ - and ., the first of them no - or ."
 
 
 class ArchiveError(UserError):
@@ -64,7 +65,7 @@ def archive(
     card = replace(card, name=name or card.name, version=version or card.version)
     name = card.name
     if not all(NAME.fullmatch(one) for one in (name, card.version)):
-        raise ArchiveError(f"an archive is named of letters, digits, - and ., not {name!r} {card.version!r}")
+        raise ArchiveError(f"an archive's name and version are {NAME_IS}, not {name!r} {card.version!r}")
     model_store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as folder:
         stage = _stage(run, card, Path(folder) / "stage")

@@ -49,13 +49,13 @@ class ImageDetector:
         answers = self.detector.decide(prepared)
         model_s = self.detector.model_s - before
         self.measures.batch(len(rows), prepared, answers, model_s)
-        share_s = model_s / max(1, len(images))
+        share_s = model_s / max(1, sum(isinstance(one, Answer) for one in answers))
         scored = iter(answers)
         replies = []
         for index, request in enumerate(requests):
             mine, before = [next(scored) for _ in self._images(request)], self.detector.model_s
             status, reply = self._reply(request, mine)
-            model_s = share_s * len(mine) + self.detector.model_s - before
+            model_s = share_s * sum(isinstance(one, Answer) for one in mine) + self.detector.model_s - before
             context.set_response_content_type(index, "application/json")
             context.set_response_header(index, MODEL_SECONDS, f"{model_s:.6f}")
             context.set_response_header(index, DEVICE, self.detector.device.type)

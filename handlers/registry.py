@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import httpx
 
+from console import EXIT_INTERRUPTED
 from detector.card import Card
 from detector.errors import UserError
 from detector.files import whole
@@ -35,7 +36,7 @@ class RegistryError(UserError):
 class ServerDown(RegistryError):
     """The server does not answer; the same command works when it is back."""
 
-    exit_code = 75
+    exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Registry:
             self._wait_ready(name, version, workers)
             self._smoke(good)
         except (RegistryError, KeyboardInterrupt):
-            with suppress(httpx.HTTPError):  # a server that is down has not loaded it
+            with suppress(httpx.HTTPError):  # the error that is raised says that the server does not answer
                 self._management.delete(f"/models/{name}/{version}")
             kept.unlink()
             digest_file(kept).unlink()
@@ -196,6 +197,9 @@ class Registry:
     def _manage(self, method: str, path: str, query: dict[str, Any]) -> Any:
         try:
             reply = self._management.request(method, path, params=query)
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            address = self._management.base_url
+            raise RegistryError(f"{address} is not an address such as http://127.0.0.1:8081") from error
         except httpx.HTTPError as error:
             raise ServerDown(f"{self._management.base_url} does not answer ({error}): {START}") from error
         if reply.status_code == 405:

@@ -4,11 +4,13 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote_plus
 
+import pyarrow as pa
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
@@ -24,6 +26,9 @@ INVENTORY_FIELDS = {
     "VersionId": "version_id",
 }
 
+# What the readers of its formats raise on damaged bytes.
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, EOFError, csv.Error, zlib.error, pa.ArrowException)
+
 
 class ManifestError(StoreError):
     """A manifest that cannot be read; the message says which line or field."""
@@ -34,8 +39,8 @@ def objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[
     current versions. `bucket` is the bucket scanned, which an inventory must be of. Raises ManifestError."""
     try:
         yield from _objects(url, bucket, endpoint_url)
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, csv.Error) as error:
-        raise ManifestError(f"the manifest {url} is damaged: {error}") from error
+    except (*DAMAGED, OSError) as error:
+        raise ManifestError(f"the manifest {url} cannot be read: {error}") from error
 
 
 def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:

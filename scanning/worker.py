@@ -110,7 +110,7 @@ class Worker:
             self._tell_kept(rows.from_parquet(finished).num_rows)
             return
         objects = self.objects(index)
-        shard = _Shard(self.out.read(progress), self._meter)
+        shard = Shard(self.out.read(progress), self._meter)
         self._tell_kept(len(shard.done))
         todo = [info for info in objects if info.key not in shard.done]
         try:
@@ -207,7 +207,7 @@ class Worker:
         )
 
 
-class _Shard:
+class Shard:
     """The rows of one shard so far, by key, and what they cost, earlier tries at the shard included."""
 
     def __init__(self, kept: bytes | None, meter: Callable[[], Meter]):
@@ -227,9 +227,10 @@ class _Shard:
     def parquet(self) -> bytes:
         """The rows and their cost, to write down."""
         self._written_at = time.monotonic()
+        now = self._meter()
         spent = {
-            name: self._spent.get(name, 0.0) + value - self._start.get(name, 0.0)
-            for name, value in self._meter().items()
+            name: self._spent.get(name, 0.0) + now.get(name, 0.0) - self._start.get(name, 0.0)
+            for name in self._spent.keys() | now.keys()
         }
         return rows.to_parquet(list(self.done.values()), metadata={STATS_KEY: json.dumps(spent).encode()})
 

@@ -134,6 +134,9 @@ class Verifier:
 
     def case(self, draw: random.Random) -> bytes:
         """One hostile archive."""
+        return with_weights_named(self._tampered(draw))
+
+    def _tampered(self, draw: random.Random) -> bytes:
         members = dict(self.members)
         if draw.random() < 0.2:
             return mutated(self.good, draw, [b"PK\x01\x02", b"PK\x05\x06" + bytes(18)], tail=draw.random() < 0.5)
@@ -168,7 +171,7 @@ class Verifier:
         """What became of it: `verified`, or the error's first words."""
         from handlers.verify import verify
 
-        self.file.write_bytes(with_weights_named(data))
+        self.file.write_bytes(data)
         try:
             verify(self.file)
         except UserError as error:

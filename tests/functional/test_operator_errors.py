@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from detector.card import Card
-from handlers.archive import archive
+from handlers.archive import NAME_IS, archive
 from storage.embedded_s3 import EmbeddedS3
 from tests.image_tree import picture, write
 from tests.scale_scan import Scorer
@@ -303,7 +303,11 @@ def rewrite(mar: Path, member: str, data: bytes) -> None:
 
 def test_a_name_that_is_a_path(run: Path, tmp_path: Path) -> None:
     done = patchscan("archive", run, "--name", "../ssp", "--model-store", tmp_path / "store")
-    assert_one_line(done, 2, "an archive is named of letters, digits, - and ., not '../ssp'")
+    assert_one_line(
+        done,
+        2,
+        f"an archive's name and version are {NAME_IS}, not '../ssp'",
+    )
     assert files(tmp_path) == set()
 
 

@@ -147,6 +147,12 @@ def test_an_answer_says_what_it_took_of_the_device(kind: str, client: httpx.Clie
     assert 0 < float(headers["X-Patchscan-Model-Seconds"]) < 10
 
 
+def test_an_image_that_cannot_be_scored_took_nothing(served: Served) -> None:
+    good, bad = served.in_one_batch("tiny", [png(1), b"not an image"])
+    assert float(good.headers["X-Patchscan-Model-Seconds"]) > 0
+    assert float(bad.headers["X-Patchscan-Model-Seconds"]) == 0
+
+
 def test_the_card_can_be_asked_for(client: httpx.Client, model: Detector) -> None:
     reply = ask(client, b'{"card": true}', "application/json")
     assert reply["digest"] == model.card.digest

@@ -4,19 +4,20 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scanning import report
+from scanning import report, rows
 from scanning.listing import Filters
 from scanning.plan import Plan, PlanError, ShardSize, Source, history, is_done, plan
-from scanning.worker import Worker, WorkSettings
+from scanning.worker import Shard, Worker, WorkSettings
 from storage.retries import Interrupted, Outage, Transient
 from storage.store import Store, open_store
 from tests.scan_kit import StubScorer, card, image, table_of
@@ -281,3 +282,31 @@ def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypat
     Worker(made, out, scorer, replace(QUICK, threads=8, memory=one_image + 1)).work(0)
     assert most[0] == 2
     assert len(table_of(out, made.scan)) == 12
+
+
+@pytest.mark.parametrize(("device", "most"), [("cpu", 1), ("cuda", 8)])
+def test_requests_hold_one_image_for_cores_and_several_for_a_gpu(
+    device: str, most: int, photos: Path, tmp_path: Path
+) -> None:
+    sizes = []
+
+    class Slow(StubScorer):
+        def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+            sizes.append(len(crops))
+            time.sleep(0.1)  # so that the others wait and make a batch
+            return super().logits(crops)
+
+    scorer, out = Slow(), open_store(str(tmp_path / "out"))
+    scorer.device = device
+    made = plan(Source(url=str(photos)), Filters(), scorer.card, out)
+    Worker(made, out, scorer, WorkSettings(threads=8)).work(0)
+    assert sum(sizes) == 12
+    assert 1 < max(sizes) <= most if most > 1 else max(sizes) == 1
+
+
+def test_what_an_earlier_try_cost_is_kept_whatever_a_later_one_uses() -> None:
+    first = iter([{"model_s.cuda": 1.0}, {"model_s.cuda": 6.0}])
+    kept = Shard(None, lambda: next(first)).parquet()
+    second = iter([{"model_s.cpu": 1.0}, {"model_s.cpu": 3.0}])
+    metadata = rows.from_parquet(Shard(kept, lambda: next(second)).parquet()).schema.metadata
+    assert json.loads(metadata[rows.STATS_KEY]) == {"model_s.cuda": 5.0, "model_s.cpu": 2.0}
