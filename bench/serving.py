@@ -32,7 +32,7 @@ BUCKET, RESULTS = "bench", "bench-results"
 CLIENTS_A_WORKER = 16
 MODEL, SERVED, SCAN = "model alone", "served", "scanned"
 SERVER_DECODES, OFFICIAL = "scanned, --select server", "official way"
-BATCHES, SHARDS = (8, 32), (20,)
+BATCHES, SHARDS = (32,), (20,)
 
 
 def names(settings: Settings) -> list[str]:
