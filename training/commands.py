@@ -47,11 +47,12 @@ def train(
       patchscan train resnet50 --data s3://images/genimage --index genimage.parquet --run s3://models/resnet50
     """
     from training.recipe import load_recipe
-    from training.train import train as train_recipe
 
     checked = load_recipe(
         recipe, seen=_names(seen), unseen=_names(unseen), weights=weights, epochs=epochs, seed=seed, notice=notice
     )
+    from training.train import train as train_recipe  # with torch, which takes seconds: a mistake is told before
+
     train_recipe(checked, data, run, index=index, device=device, workers=workers, protocol=protocol)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from console import EXIT_INTERRUPTED
+from console import end_at_once
 
 T = TypeVar("T")
 
@@ -75,7 +74,7 @@ class Interrupt:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            sys.exit(EXIT_INTERRUPTED)
+            end_at_once(number, frame)
         self.asked = True
 
 
