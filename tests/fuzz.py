@@ -24,6 +24,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -164,7 +165,7 @@ class Verifier:
                     place = place[key]
                 else:
                     break
-            place[key] = draw.choice(VALUES)
+            place[key] = deepcopy(draw.choice(VALUES))
         return json.dumps(card).encode()
 
     def run(self, data: bytes) -> str:
