@@ -56,12 +56,13 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)  # Python's own end would wait for threads that wait for a server
     except Exception as error:
-        if _is_full_disk(error):
+        user_error = error if isinstance(error, UserError) else None
+        if _is_full_disk(error) and not (user_error and user_error.exit_code == EXIT_INTERRUPTED):
             places = f"where it writes to or in {tempfile.gettempdir()}"
             _end(f"no space left on the disk, {places}; free some and run the same command again", EXIT_INTERRUPTED)
-        if not isinstance(error, UserError):
+        if not user_error:
             raise
-        _end(str(error), error.exit_code)
+        _end(str(user_error), user_error.exit_code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
