@@ -187,9 +187,16 @@ def build(architecture: str) -> Network:
     return ARCHITECTURES[architecture]()
 
 
+# A card that asks for more is hostile: each takes memory before its weights are looked at.
+MOST_MEMBERS = 8
+
+
 def assemble(architecture: str) -> nn.Module:
-    """What a card names: one architecture, or several joined by `+` as an Ensemble. Raises ValueError as `build`."""
+    """What a card names: one architecture, or up to MOST_MEMBERS joined by `+` as an Ensemble. Raises ValueError where
+    there are more, or as `build`."""
     names = architecture.split("+")
+    if len(names) > MOST_MEMBERS:
+        raise ValueError(f"an ensemble has at most {MOST_MEMBERS} members, not {len(names)}")
     return build(names[0]) if len(names) == 1 else Ensemble([build(name) for name in names])
 
 

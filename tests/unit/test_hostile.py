@@ -11,6 +11,7 @@ from PIL import Image
 
 from detector.card import Card
 from detector.images import ErrorCode, ImageError, decode
+from detector.models import assemble
 from detector.presets import PatchPreset, WholePreset
 from tests.image_tree import picture
 from tests.scan_kit import card
@@ -60,6 +61,11 @@ def test_a_card_that_asks_for_the_impossible_is_no_card(wrong: dict[str, Any]) -
     assert Card.from_dict(values) == card()
     with pytest.raises(ValueError):  # noqa: PT011 -- of many wordings
         Card.from_dict(values | wrong)
+
+
+def test_a_card_cannot_ask_for_any_number_of_models() -> None:
+    with pytest.raises(ValueError, match="at most 8 members"):
+        assemble("+".join(["resnet50"] * 10_000))
 
 
 def test_a_patch_preset_says_what_it_takes() -> None:
