@@ -1,10 +1,14 @@
 """Servers that functional tests share; each starts once for the whole run."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.serving_kit import Served
+
+# A run in a script's background ignores Ctrl-C, and so would the commands whose Ctrl-C is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
