@@ -5,6 +5,10 @@ from typing import Any, Literal
 
 Verdict = Literal["ai", "real", "uncertain"]
 
+# Headers of a served answer: what it took of the model's device (seconds of a core or of the GPU), so that a scan can
+# say what it cost.
+MODEL_SECONDS, DEVICE = "X-Patchscan-Model-Seconds", "X-Patchscan-Device"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:

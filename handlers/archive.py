@@ -64,8 +64,7 @@ def archive(
     card = Card.read(run)
     card = replace(card, name=name or card.name, version=version or card.version)
     name = card.name
-    if not all(NAME.fullmatch(one) for one in (name, card.version)):
-        raise ArchiveError(f"an archive's name and version are {NAME_IS}, not {name!r} {card.version!r}")
+    check_names(card)
     model_store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as folder:
         stage = _stage(run, card, Path(folder) / "stage")
@@ -75,6 +74,12 @@ def archive(
             _normalise(Path(folder) / mar.name, file)
             write_digest(mar, sha256_of(file))
     return mar
+
+
+def check_names(card: Card) -> None:
+    """Raises ArchiveError where the card's name or version cannot be a file's name."""
+    if not all(NAME.fullmatch(one) for one in (card.name, card.version)):
+        raise ArchiveError(f"an archive's name and version are {NAME_IS}, not {card.name!r} {card.version!r}")
 
 
 def _stage(run: Path, card: Card, stage: Path) -> Path:

@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 
-from detector.answer import Answer
+from detector.answer import DEVICE, MODEL_SECONDS, Answer
 from detector.detector import Detector
 from detector.images import ErrorCode, ImageError
 from handlers.engines import with_onnx
 from handlers.measures import Measures
 from handlers.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
-
-# What a request took of the model's device: seconds of a core or of the GPU, so that a scan can say what it cost.
-MODEL_SECONDS, DEVICE = "X-Patchscan-Model-Seconds", "X-Patchscan-Device"
 
 
 class ImageDetector:

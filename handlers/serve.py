@@ -57,7 +57,7 @@ def serve(settings: ServeSettings) -> int:
         folder=settings.scratch,
         model_api=settings.model_api,
     )
-    for name in names:
+    for name in settings.models or ():  # `default_models` has looked into the others
         _model_name(settings.model_store / f"{name}.mar")
     return asyncio.run(_run(server, settings))
 

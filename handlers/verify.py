@@ -15,7 +15,7 @@ from detector.detector import Detector
 from detector.errors import UserError
 from detector.weights import sha256_of
 from handlers import golden
-from handlers.archive import HANDLER_MODULES, MODEL_CONFIG, NAME, NAME_IS, digest_file
+from handlers.archive import HANDLER_MODULES, MODEL_CONFIG, check_names, digest_file
 from handlers.engines import ENGINES
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -122,8 +122,7 @@ def _check_files(mar: Path, content: dict[str, bytes]) -> None:
 
 
 def _check_manifest(mar: Path, content: dict[str, bytes], card: Card) -> None:
-    if not all(NAME.fullmatch(one) for one in (card.name, card.version)):
-        raise VerifyError(f"it is named {card.name!r} {card.version!r}: name and version must be {NAME_IS}")
+    check_names(card)
     expected = {
         "modelName": card.name,
         "modelVersion": card.version,

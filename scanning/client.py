@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import httpx
 import numpy as np
 
-from detector.answer import Answer
+from detector.answer import DEVICE, MODEL_SECONDS, Answer
 from detector.card import Card
 from detector.errors import UserError
 from detector.images import ErrorCode, ImageError
@@ -28,8 +28,6 @@ from storage.retries import Outage, Retries, Transient
 Select = Literal["worker", "server"]
 
 NPY = "application/x-npy"
-# As handlers.image_detector sets them.
-MODEL_SECONDS, DEVICE = "X-Patchscan-Model-Seconds", "X-Patchscan-Device"
 NOT_AN_IMAGE = "the bytes are not an image of any known format"  # as detector.images says it
 
 

@@ -26,8 +26,18 @@ INVENTORY_FIELDS = {
     "VersionId": "version_id",
 }
 
-# What the readers of its formats raise on damaged bytes.
-DAMAGED = (ValueError, KeyError, TypeError, AttributeError, EOFError, csv.Error, zlib.error, pa.ArrowException)
+# What the readers of its formats raise on damaged bytes, and the file system.
+UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OSError,
+    EOFError,
+    csv.Error,
+    zlib.error,
+    pa.ArrowException,
+)
 
 
 class ManifestError(StoreError):
@@ -39,7 +49,7 @@ def objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[
     current versions. `bucket` is the bucket scanned, which an inventory must be of. Raises ManifestError."""
     try:
         yield from _objects(url, bucket, endpoint_url)
-    except (*DAMAGED, OSError) as error:
+    except UNREADABLE as error:
         raise ManifestError(f"the manifest {url} cannot be read: {error}") from error
 
 
