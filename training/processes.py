@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -11,6 +12,11 @@ import torch
 import torch.distributed as dist
 
 from console import end_at_once
+from detector.errors import UserError
+
+# How long the others wait for what the first builds: the index of millions of files takes hours, and a first process
+# that died ends the wait at once.
+BUILDING_TIMEOUT = timedelta(days=1)
 
 T = TypeVar("T")
 
@@ -39,13 +45,22 @@ class Ranks:
         return self.mean(float(flag)) > 0
 
     def first_then_all(self, read: Callable[[], T]) -> T:
-        """`read()`, by the first process before the others, so that what it builds is built once."""
-        if self.world > 1 and self.rank:
-            dist.barrier()
-        result = read()
-        if self.world > 1 and not self.rank:
-            dist.barrier()
-        return result
+        """`read()`, by the first process before the others, so that what it builds is built once. A UserError of the
+        first is raised in all."""
+        if self.world == 1:
+            return read()
+        group = dist.new_group(backend="gloo", timeout=BUILDING_TIMEOUT)
+        assert isinstance(group, dist.ProcessGroup)  # every process is a member
+        refused: list[UserError | None] = [None]
+        if not self.rank:
+            try:
+                result = read()
+            except UserError as error:
+                refused = [error]
+        dist.broadcast_object_list(refused, src=0, group=group)
+        if refused[0]:
+            raise refused[0]
+        return read() if self.rank else result
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, in the order of their ranks; every process must ask at the same step."""

@@ -184,6 +184,7 @@ def test_a_wrong_setting_of_several_processes_is_tried_once(data: Path, tmp_path
     assert done.returncode == 2, done.stderr
     assert 1 <= done.stderr.count("midjourney/train needs images") <= 2, done.stderr
     assert "attempts left" not in done.stderr
+    assert "Traceback" not in done.stderr, "a process that waited for the first tells how its connection broke"
 
 
 def test_several_processes_stop_in_a_checkpoint_and_go_on_from_it(data: Path, tmp_path: Path) -> None:
