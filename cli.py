@@ -1,5 +1,6 @@
 """The `patchscan` command: every room's commands under one name. Each command imports what it needs when it runs."""
 
+import atexit
 import errno
 import os
 import signal
@@ -44,9 +45,11 @@ for room in (
 
 
 def main() -> None:
-    """Run one command; an error the user can mend is one line on standard error and its exit code."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a script's background jobs ignore it
-        signal.signal(signal.SIGINT, _interrupt)
+    """Run one command; an error the user can mend is one line on standard error and its exit code. Ctrl-C and SIGTERM
+    end with EXIT_INTERRUPTED whatever has no handlers of its own."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is in a script's background, for Ctrl-C
+            signal.signal(number, _interrupt)
     try:
         app()
     except SystemExit as end:
@@ -54,7 +57,9 @@ def main() -> None:
             raise
         print("patchscan: interrupted; run the same command again", file=sys.stderr)
         sys.stdout.flush()
-        os._exit(EXIT_INTERRUPTED)  # Python's own end would wait for threads that wait for a server
+        # Python's own end would wait for threads that wait for a server; this takes away temporary files and the like.
+        atexit._run_exitfuncs()
+        os._exit(EXIT_INTERRUPTED)
     except Exception as error:
         user_error = error if isinstance(error, UserError) else None
         if _is_full_disk(error) and not (user_error and user_error.exit_code == EXIT_INTERRUPTED):
@@ -66,7 +71,8 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGINT, end_at_once)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, end_at_once)
     raise KeyboardInterrupt
 
 

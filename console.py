@@ -2,11 +2,8 @@
 when it is told to stop."""
 
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -88,14 +85,3 @@ class ProgressReport:
         rate = f", {self.done / elapsed:.1f} {self.unit}/s" if elapsed > 0 else ""
         text = f"{self.task}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s{rate} {self.notes}"
         print(text.rstrip(), file=sys.stderr, flush=True)
-
-
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the command with EXIT_INTERRUPTED."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("patchscan: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console import resumable
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -44,8 +42,7 @@ def index(
     from dataset.duplicates import describe
     from dataset.index import build_index
 
-    with resumable():
-        built = build_index(data, out, workers)
+    built = build_index(data, out, workers)
     typer.echo(_counts(built.table).to_string())
     typer.echo(f"quarantined: {len(built.quarantine):,}")
     for code, files in built.quarantine.groupby("code"):
@@ -80,8 +77,7 @@ def match(
     if min_quality > max_quality:
         raise typer.BadParameter("--min-quality is greater than --max-quality")
     settings = Settings(size=size, qualities=(min_quality, max_quality), seed=seed)
-    with resumable():
-        matched = build_matched(data, out, settings, index, workers)
+    matched = build_matched(data, out, settings, index, workers)
     typer.echo(_counts(matched.index.table).to_string())
     for reason, rows in matched.left_out.groupby("reason"):
         typer.echo(f"left out, {reason}: {len(rows):,}")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -156,9 +157,10 @@ def _read_missing(source: Source, missing: list[SourceFile], parts: Path, worker
     """Read the files and keep their records, in a new part file every few seconds."""
     rows: list[dict[str, Any]] = []
     broken, last_part = 0, time.monotonic()
-    with ProgressReport("index", len(missing)) as progress:
+    reading = each_in_processes(partial(read_file, source), missing, workers)
+    with ProgressReport("index", len(missing)) as progress, closing(reading):
         try:
-            for file, facts in each_in_processes(partial(read_file, source), missing, workers):
+            for file, facts in reading:
                 rows.append(_record(file, facts))
                 broken += "code" in facts
                 progress.advance(notes=f"{broken} quarantined" if broken else None)

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -19,8 +19,9 @@ Result = TypeVar("Result")
 
 def each_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
-) -> Iterator[tuple[Item, Result]]:
-    """Pairs of item and `function(item)`, in no particular order; `workers` None takes one process a core.
+) -> Generator[tuple[Item, Result]]:
+    """Pairs of item and `function(item)`, in no particular order; `workers` None takes one process a core. Closing it
+    ends the processes.
 
     `function` must be a module's own (or a partial of one). With one worker, or no more than one chunk of work,
     everything runs in this process. Raises what `function` raises, and UserError where a worker process dies.
@@ -47,7 +48,7 @@ def each_in_processes(
                 "run the same command again, with fewer --workers if memory was short"
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _obey_the_parent() -> None:

@@ -6,6 +6,7 @@ Biases in Generated Image Detection Datasets" (arXiv 2403.17608); the first JPEG
 
 import io
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,8 +98,9 @@ def build_matched(
         folder.mkdir(parents=True, exist_ok=True)
     missing = [crop for crop in crops.to_dict("records") if not (out / crop["path"]).exists()]
     if missing:
-        with ProgressReport("match", len(missing)) as progress:
-            for _ in each_in_processes(partial(_make, Source(data), out, settings.size), missing, workers):
+        making = each_in_processes(partial(_make, Source(data), out, settings.size), missing, workers)
+        with ProgressReport("match", len(missing)) as progress, closing(making):
+            for _ in making:
                 progress.advance()
     return Matched(build_index(out, workers=workers), crops, left_out)
 

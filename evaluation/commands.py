@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from console import resumable
 from dataset.commands import DATA, INDEX
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ def audit(
     from evaluation.bias import audit as audit_index
     from evaluation.pages import write_json
 
-    with resumable():
-        found = audit_index(load_index(data, index))
+    found = audit_index(load_index(data, index))
     typer.echo(_audit_table(found).to_string(index=False))
     for warning in found.warnings:
         typer.echo(f"\n{warning}")

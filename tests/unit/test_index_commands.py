@@ -1,10 +1,8 @@
 import json
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
-import dataset.index
 from cli import app
 from tests.image_tree import jpeg_versus_png
 
@@ -29,13 +27,3 @@ def test_index_audit_and_match_lead_from_a_biased_to_a_fair_data_set(tmp_path: P
     assert "left out, smaller than 64 x 64" not in said
     assert f"next: patchscan audit {tmp_path / 'matched'}" in said
     assert "BIASED" not in run("audit", tmp_path / "matched")
-
-
-def test_an_interrupted_command_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> dict[str, object]:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(dataset.index, "read_file", interrupted)
-    result = CliRunner().invoke(app, ["index", str(jpeg_versus_png(tmp_path, count=1)), "--workers", "1"])
-    assert result.exit_code == 75
-    assert "the same command goes on" in result.output

@@ -1,0 +1,152 @@
+"""Ctrl-C, once and twice."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from detector.card import Card
+from tests.operator_kit import Done, assert_one_line, clean, files, patchscan, scorer
+from tests.scale_scan import Scorer
+from tests.scan_kit import image
+from tests.serving_kit import BIN, Served
+
+
+class HangingScorer(Scorer):
+    """Says its card, and scores nothing until it is told to."""
+
+    go_on = threading.Event()
+    asked = threading.Event()
+
+    def do_POST(self) -> None:
+        if self.headers["Content-Type"] != "application/json":
+            self.asked.set()
+            self.go_on.wait()
+        super().do_POST()
+
+
+def test_ctrl_c_twice_in_a_scan(photos: Path, tmp_path: Path) -> None:
+    """The first lets what is under way end, the second does not wait for it."""
+    out = tmp_path / "out"
+    with ThreadingHTTPServer(("127.0.0.1", 0), HangingScorer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        scan = [BIN / "patchscan", "scan", photos, "--out", out, "--server", address, "--model", "stub"]
+        process = subprocess.Popen(scan, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean())
+        assert HangingScorer.asked.wait(60)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=10)[1]
+        assert process.returncode == 75, told
+        assert told.splitlines() == ["patchscan: ended at once; run the same command again"]
+        assert not [name for name in files(out) if "partial" in name or "rows/part" in name]
+        HangingScorer.go_on.set()
+        assert patchscan(*scan[1:]).returncode == 0
+        server.shutdown()
+    assert len(list((out / "history").iterdir())) == 1, "the same scan went on"
+
+
+def test_ctrl_c_while_a_bucket_is_listed(served: Served, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{silent.getsockname()[1]}", "AWS_DEFAULT_REGION": "x"}
+        keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+        scan = [BIN / "patchscan", "scan", "s3://photos", "--out", tmp_path / "out", *scorer(served)]
+        process = subprocess.Popen(
+            scan, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean() | address | keys
+        )
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        printed, told = process.communicate(timeout=30)
+        connection.close()
+    assert_one_line(Done(scan, process.returncode, printed, told), 75, "run the same command again")
+    assert files(tmp_path / "out") == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_index_that_is_stopped_keeps_what_it_has_read(number: signal.Signals, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "one" / "train" / "ai"
+    folder.mkdir(parents=True)
+    for at in range(8000):
+        (folder / f"{at}.png").write_bytes(image(at % 9))
+    index = [BIN / "patchscan", "index", tmp_path / "data", "--workers", "2"]
+    process = subprocess.Popen(index, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean())
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "data").glob("*/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, told
+    assert told.splitlines()[-1] == "patchscan: interrupted; run the same command again"
+    assert not (tmp_path / "data" / "index.parquet").exists()
+    again = patchscan(*index[1:])
+    assert again.returncode == 0, again.stderr
+    read = re.search(r"\(([\d,]+) files read", again.stdout)
+    assert read
+    assert int(read[1].replace(",", "")) < 8000
+
+
+def test_ctrl_c_twice_in_a_training(data: Path, tmp_path: Path) -> None:
+    """As a terminal sends it, to the loader's processes too. That the same command goes on: test_training.py."""
+    run = tmp_path / "run"
+    train = [BIN / "patchscan", "train", data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu"]
+    process = subprocess.Popen(
+        [*train, "--workers", "1"], stderr=subprocess.PIPE, text=True, env=clean(), start_new_session=True
+    )
+    assert process.stderr
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("validation: epoch=1"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    lines += process.stderr.read().splitlines()
+    assert process.wait(60) == 75, lines
+    assert not [line for line in lines if "Traceback" in line], "".join(lines)
+    assert not [name for name in files(run) if "partial" in name or name == "card.json"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "archive"])
+def test_ctrl_c_twice_in_other_commands(command: str, run: Path, data: Path, tmp_path: Path) -> None:
+    """Whatever it was doing at that moment."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    out = tmp_path / "out"
+    arguments = {
+        "evaluate": ["evaluate", "--run", own, "--data", data, "--out", out],
+        "archive": ["archive", own, "--model-store", out],
+    }[command]
+    process = subprocess.Popen(
+        [BIN / "patchscan", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not out.exists() and time.monotonic() < deadline:  # made when the work begins
+        time.sleep(0.01)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, told
+    assert re.fullmatch(r"patchscan: (interrupted|ended at once); run the same command again", told.splitlines()[-1])
+    assert "Traceback" not in told
+    assert not [name for name in files(out) if "partial" in name or name.endswith(".mar")]
+    assert Card.read(own).name == "tiny"
