@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
@@ -57,7 +57,7 @@ def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator
     folder, _, name = url.rpartition("/")
     store = open_store(folder or ".", endpoint_url=endpoint_url)
     if name == "manifest.json":
-        yield from _inventory(json.loads(_read(store, name, url)), bucket, endpoint_url)
+        yield from _inventory(json.load(_read(store, name, url)), bucket, endpoint_url)
         return
     for number, values in enumerate(_records(_read(store, name, url), name), start=1):
         if not values.get("key"):
@@ -65,21 +65,22 @@ def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator
         yield _info(values, f"{url}, record {number}")
 
 
-def _read(store: Store, name: str, url: str) -> bytes:
+def _read(store: Store, name: str, url: str) -> BinaryIO:
     data = store.read(name)
     if data is None:
         raise ManifestError(f"there is no manifest {url}")
-    return gzip.decompress(data) if name.endswith(".gz") else data
+    # Unpacked as it is read: millions of keys are some hundred times larger than packed.
+    return cast("BinaryIO", gzip.open(io.BytesIO(data))) if name.endswith(".gz") else io.BytesIO(data)
 
 
-def _records(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+def _records(data: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
     kind = name.removesuffix(".gz").rpartition(".")[2].lower()
     if kind == "csv":
-        yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        yield from csv.DictReader(io.TextIOWrapper(data, "utf-8-sig", newline=""))
     elif kind in ("jsonl", "ndjson"):
-        yield from (json.loads(line) for line in data.splitlines() if line.strip())
+        yield from (json.loads(line) for line in data if line.strip())
     elif kind == "parquet":
-        for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(BATCH):
+        for batch in pq.ParquetFile(data).iter_batches(BATCH):
             yield from batch.to_pylist()
     else:
         raise ManifestError(f"{name}: a manifest is .csv, .jsonl, .parquet, or an S3 Inventory's manifest.json")
@@ -100,14 +101,14 @@ def _inventory(manifest: dict[str, Any], bucket: str | None, endpoint_url: str |
                 yield _info(_inventory_names(values, kind), f"{store.url}/{file['key']}")
 
 
-def _inventory_records(data: bytes, kind: str, names: list[str]) -> Iterator[dict[str, Any]]:
+def _inventory_records(data: BinaryIO, kind: str, names: list[str]) -> Iterator[dict[str, Any]]:
     if kind == "csv":
-        for row in csv.reader(io.StringIO(data.decode(), newline="")):
+        for row in csv.reader(io.TextIOWrapper(data, "utf-8", newline="")):
             yield dict(zip(names, row, strict=True))
     elif kind == "parquet":
         yield from _records(data, "inventory.parquet")
     else:
-        file = orc.ORCFile(io.BytesIO(data))
+        file = orc.ORCFile(data)
         for stripe in range(file.nstripes):
             yield from file.read_stripe(stripe).to_pylist()
 

@@ -5,8 +5,10 @@ import gzip
 import io
 import json
 import re
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -20,7 +22,7 @@ import pytest
 from detector.images import Limits
 from scanning import report
 from scanning.listing import Filters
-from scanning.manifest import ManifestError
+from scanning.manifest import ManifestError, objects
 from scanning.plan import LostClaim, Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
 from scanning.worker import Worker, WorkSettings
 from storage.embedded_s3 import EmbeddedS3
@@ -351,3 +353,18 @@ def test_an_object_larger_than_the_limit_is_not_read(bucket: str, s3: EmbeddedS3
 def test_fetch_reads_no_more_than_asked(bucket: str) -> None:
     store = open_store(f"s3://{bucket}")
     assert len(store.fetch(ObjectInfo(key="plain.png"), limit=10).data) == 11
+
+
+def test_a_packed_manifest_is_unpacked_as_it_is_read(tmp_path: Path) -> None:
+    listed = tmp_path / "keys.csv.gz"
+    with gzip.open(listed, "wt") as file:
+        file.write("key\n")
+        file.writelines(f"{number:01000d}\n" for number in range(20_000))
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in objects(str(listed), None, None))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 2 * 2**20, "20 MB of keys, of which one is needed at a time"
