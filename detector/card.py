@@ -17,6 +17,12 @@ CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
+NOT_CALIBRATED = (
+    "This model's threshold was never calibrated: it calls AI what scores above p_ai 0.5, however often that is wrong. "
+    "`patchscan evaluate` measures and calibrates it."
+)
+
+
 class CardError(UserError):
     """A card.json that is missing, malformed or does not belong to the weights beside it."""
 
@@ -53,7 +59,7 @@ class Decision:
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """card.json. `training` tells the data (digest, seen and unseen generators), the recipe and its course; `metrics`
-    and `robustness` are what evaluation measured; `warnings` must be shown wherever the model's verdicts are."""
+    and `robustness` are what evaluation measured; `warnings` are the training's."""
 
     name: str
     version: str
@@ -72,6 +78,12 @@ class Card:
         """Names what decides a verdict (architecture, preset, weights, decision): equal digests, equal answers."""
         parts = [self.architecture, preset_to_dict(self.preset), self.weights_sha256, asdict(self.decision)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def cautions(self) -> list[str]:
+        """What must be shown wherever the model's verdicts are: `warnings`, and that nothing calibrated it."""
+        uncalibrated = self.decision.chosen_by == Decision.chosen_by
+        return [NOT_CALIBRATED, *self.warnings] if uncalibrated else self.warnings
 
     def write(self, folder: Path) -> None:
         """Write card.json into the run folder, whole or not at all."""

@@ -133,7 +133,7 @@ def evaluate(
 
 
 def ensemble(
-    run: Annotated[list[Path], typer.Option(help="A calibrated run folder; give two or more.")],
+    run: Annotated[list[Path], typer.Option(help="A run folder, best a calibrated one; give two or more.")],
     out: Annotated[Path, typer.Option(help="The new run folder.")],
     name: Annotated[str, typer.Option(help="The new model's name.")] = "ensemble",
 ) -> None:

@@ -62,7 +62,7 @@ View = PatchView | WholeView
 class Explanation:
     """`answer` is what serving answers; `views` what each model saw (one, or an ensemble's members); `others` the p_ai
     of other choices: patches drawn anew, whole images moved by a few pixels; `doubts` says in words what makes the
-    answer uncertain."""
+    answer uncertain, what the card warns of included."""
 
     rgb: np.ndarray
     answer: Answer
@@ -159,7 +159,7 @@ def _moved(rgb: np.ndarray, number: int) -> np.ndarray:
 
 def doubts(detector: Detector, answer: Answer, views: list[View], others: np.ndarray) -> list[str]:
     """What makes an answer uncertain, one sentence each; empty where nothing does."""
-    decision, found = detector.card.decision, []
+    decision, found = detector.card.decision, list(detector.card.cautions)
     if answer.reason == "small_image":
         found.append("The image is smaller than what is scored and had to be enlarged: no verdict is given.")
     if answer.reason == "abstain_band":

@@ -37,11 +37,14 @@ def archive(
       patchscan archive runs/ssp --model-store model_store
       patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
     """
+    from detector.card import NOT_CALIBRATED, Card
     from detector.weights import sha256_of
     from handlers.archive import archive as write_archive
 
     path = write_archive(run, model_store, name, version, engine)
     typer.echo(f"{path}  sha256:{sha256_of(path)}")
+    if NOT_CALIBRATED in Card.read(run).cautions:
+        typer.echo(f"patchscan: warning: {NOT_CALIBRATED}", err=True)
 
 
 def serve(

@@ -21,9 +21,10 @@ RESUMED = (CHECKPOINT, WEIGHTS_FILE, LOG_FILE, "features_before.npz")
 
 
 class RunStore:
-    """The run's files under `folder`; `push` copies finished files to the URL, where there is one."""
+    """The run's files under `folder`; `push` copies finished files to `url`, where that is not the folder itself."""
 
     def __init__(self, location: str):
+        self.url = location
         self._remote: Store | None = None
         if is_bucket(location):
             self._remote = open_store(location)

@@ -27,7 +27,7 @@ from training.learner import Learner
 from training.processes import Interrupt, Ranks
 from training.recipe import Recipe
 from training.run_card import card_of
-from training.run_log import LoaderClock, RunLog
+from training.run_log import LOG_FILE, LoaderClock, RunLog
 from training.validation import validation_aucs
 
 CHECKPOINT_EVERY_S = 120.0
@@ -133,14 +133,14 @@ class Trainer:
         if losses:
             loss = self.ranks.mean(float(np.mean(losses)))
             throughput = clock.throughput(len(losses) * self.recipe.batch_size)
-            self.log.write("epoch", epoch=self.epoch, loss=loss, **throughput)
+            self.log.write("epoch", epoch=self.epoch + 1, loss=loss, **throughput)
 
     def _validate(self) -> None:
         """Measure the kept weights, and save them where they are the best so far."""
         aucs = validation_aucs(self.learner.kept, self.data, self.recipe, self.workers)
         mean = float(np.mean(list(aucs.values())))
         named = {f"auc_{generator}": auc for generator, auc in aucs.items()}
-        self.log.write("validation", epoch=self.epoch, mean_auc=mean, **named)
+        self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **named)
         if mean > self.best["mean_auc"]:
             self.best = {"epoch": self.epoch, "mean_auc": mean}
             self.store.save_weights(WEIGHTS_FILE, self.learner.kept.state_dict())
@@ -152,7 +152,8 @@ class Trainer:
         self._write_features("after")
         card_of(self.recipe, self.data, folder / WEIGHTS_FILE, self.best).write(folder)
         self.store.push()
-        self.log.write("done", run=str(folder), best_epoch=self.best["epoch"] + 1, mean_auc=self.best["mean_auc"])
+        self.log.write("done", run=self.store.url, best_epoch=self.best["epoch"] + 1, mean_auc=self.best["mean_auc"])
+        self.store.push(LOG_FILE)
 
     def _write_features(self, moment: str) -> None:
         file = self.store.folder / f"features_{moment}.npz"
@@ -188,7 +189,7 @@ class Trainer:
         random = state["rng"]  # one of each process; a run by more processes than before has none for the others
         torch.set_rng_state(random[self.ranks.rank] if self.ranks.rank < len(random) else random[0])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.log.write("resume", epoch=self.epoch, step=self.step)
+        self.log.write("resume", epoch=self.epoch + 1, step=self.step)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,10 @@ def check_curl(command: Command) -> None:
     assert CURLED.fullmatch(addresses[0]), f"nothing of ours answers at {addresses[0]}"
 
 
+def check_printf(command: Command) -> None:
+    assert command.words[-2:] == (">", "photo.json"), "tests/functional/test_serving.py runs it before the curls"
+
+
 CHECKS: dict[str, Callable[[Command], None]] = {
     "patchscan": check_patchscan,
     "make": check_make,
@@ -121,6 +125,7 @@ CHECKS: dict[str, Callable[[Command], None]] = {
     "python3": check_python,
     "pytest": check_pytest,
     "curl": check_curl,
+    "printf": check_printf,
 }
 
 

@@ -97,3 +97,11 @@ def test_a_misspelt_key_in_a_recipe(data: Path, tmp_path: Path) -> None:
         assert_one_line(done, 2, f"{recipe}", words)
         assert re.search(r"line \d+", done.stderr)
         assert files(run) == set()
+
+
+def test_a_run_that_was_never_calibrated(run: Path, photos: Path, tmp_path: Path) -> None:
+    """It can be archived and can scan, and says so each time; the starter, which is calibrated, does not."""
+    wrong = "threshold was never calibrated"
+    assert wrong in patchscan("archive", run, "--model-store", tmp_path / "store").stderr
+    assert wrong in patchscan("scan", photos, "--run", run, "--out", tmp_path / "out").stdout
+    assert wrong not in patchscan("scan", photos, "--out", tmp_path / "starter").stdout
