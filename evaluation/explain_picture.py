@@ -16,6 +16,8 @@ from detector.srm import srm_kernels
 from evaluation import plots
 from evaluation.explain import ExplainError, Explanation, PatchView, View, WholeView, explain
 
+# Inches: one line of the verdict's text, and what stands above them.
+LINE_INCHES, ABOVE_LINES = 0.185, 1.25
 FILTERS = ("KB, all directions", "KV, all directions", "second difference, horizontal")
 
 
@@ -37,10 +39,12 @@ def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") ->
 def draw(explanation: Explanation, detector: Detector, title: str) -> Figure:
     """The explanation as one picture; a row a model."""
     views = explanation.views
-    drawing = Figure(figsize=(10.5, 5.9 + 2.5 * len(views)), layout="constrained")
-    grid = drawing.add_gridspec(2 + len(views), 4, height_ratios=(1.9, *[1.0] * len(views), 0.95))
+    lines = _verdict_lines(explanation, detector)
+    heights = (max(4.1, ABOVE_LINES + LINE_INCHES * len(lines)), *[2.2] * len(views), 2.1)
+    drawing = Figure(figsize=(10.5, sum(heights)), layout="constrained")
+    grid = drawing.add_gridspec(2 + len(views), 4, height_ratios=heights)
     _image(drawing.add_subplot(grid[0, :2]), explanation)
-    _verdict(drawing.add_subplot(grid[0, 2:]), explanation, detector, title)
+    _verdict(drawing.add_subplot(grid[0, 2:]), title, explanation.answer.verdict, lines, heights[0])
     for row, view in enumerate(views, start=1):
         _row(drawing, [grid[row, column] for column in range(4)], view, len(views) > 1)
     last = drawing.add_subplot(grid[-1, :2])
@@ -69,18 +73,26 @@ def _image(axis: Axes, explanation: Explanation) -> None:
             for x, y in corners:
                 place = (x - 0.5, y - 0.5)
                 axis.add_patch(Rectangle(place, view.size, view.size, fill=False, edgecolor=colour, linewidth=width))
-    title = "candidates (white) and the scored patches (orange)" if patches else "the image"
+    choice = any(len(view.candidates) > len(view.chosen) for view in patches)
+    title = "the scored patches (orange)" + " and the other candidates (white)" * choice if patches else "the image"
     axis.set(title=title, xticks=[], yticks=[])
 
 
-def _verdict(axis: Axes, explanation: Explanation, detector: Detector, title: str) -> None:
-    answer, decision = explanation.answer, detector.card.decision
+def _verdict(axis: Axes, title: str, verdict: str, lines: list[str], height: float) -> None:
+    """`height` of the axis in inches."""
     axis.set_axis_off()
     axis.text(0, 1, title, fontsize=10, va="top", wrap=True, color="#55616e")
-    axis.text(0, 0.88, answer.verdict.upper(), fontsize=26, weight="bold", va="top", color=plots.INK)
-    lines = [
+    axis.text(0, 1 - 0.45 / height, verdict.upper(), fontsize=26, weight="bold", va="top", color=plots.INK)
+    axis.text(0, 1 - ABOVE_LINES / height, "\n".join(lines), fontsize=9, va="top", linespacing=1.45)
+
+
+def _verdict_lines(explanation: Explanation, detector: Detector) -> list[str]:
+    answer, decision = explanation.answer, detector.card.decision
+    abstains = decision.abstain_low < decision.abstain_high
+    band = f"; uncertain {decision.abstain_low:.4f} to {decision.abstain_high:.4f}" if abstains else ""
+    return [
         f"p_ai {answer.p_ai:.4f}   (logit {answer.logit:.3f})",
-        f"AI from {decision.threshold:.4f}; uncertain {decision.abstain_low:.4f} to {decision.abstain_high:.4f}",
+        f"AI from {decision.threshold:.4f}{band}",
         f"{answer.image['width']} x {answer.image['height']} {answer.image['format']}",
         f"model {answer.model} {answer.version}, digest {answer.digest[:16]}",
         "",
@@ -91,7 +103,6 @@ def _verdict(axis: Axes, explanation: Explanation, detector: Detector, title: st
         *textwrap.wrap("A score is no proof. It says how this file compares with the images the model was "
                        "trained on.", 58),
     ]  # fmt: skip
-    axis.text(0, 0.68, "\n".join(lines), fontsize=9, va="top", linespacing=1.45)
 
 
 def _row(drawing: Figure, places: list, view: View, several: bool) -> None:
