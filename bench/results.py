@@ -135,9 +135,21 @@ def sections(bench: Bench) -> list[tuple[Section, list[Figure]]]:
     return list(found.items())
 
 
+def measured_on(bench: Bench) -> str:
+    """One line: when, how long, on what machine and images."""
+    machine = bench.machine
+    libraries = ", ".join(f"{name} {number}" for name, number in machine.libraries.items())
+    return (
+        f"Measured {bench.began_at:%Y-%m-%d} ({bench.settings}, {bench.seconds / 60:.0f} minutes) on {machine.cpu}, "
+        f"{machine.cores} cores, {machine.memory_gb:g} GB, {machine.gpu or 'no GPU'}; load before {machine.load:.1f}; "
+        f"Python {machine.python}, {libraries}. Images: {bench.images}."
+    )
+
+
 def show(bench: Bench) -> None:
     """Print one table a section."""
     console = Console()
+    console.print(measured_on(bench), markup=False)
     for section, figures in sections(bench):
         table = Table(*COLUMNS, title=section, title_justify="left")
         for figure in figures:
@@ -149,13 +161,7 @@ def show(bench: Bench) -> None:
 
 def markdown(bench: Bench) -> str:
     """The tables of docs/performance.md, with the machine they were measured on."""
-    machine = bench.machine
-    libraries = ", ".join(f"{name} {number}" for name, number in machine.libraries.items())
-    lines = [
-        f"Measured {bench.began_at:%Y-%m-%d} ({bench.settings}, {bench.seconds / 60:.0f} minutes) on {machine.cpu}, "
-        f"{machine.cores} cores, {machine.memory_gb:g} GB, {machine.gpu or 'no GPU'}; load before {machine.load:.1f}; "
-        f"Python {machine.python}, {libraries}. Images: {bench.images}.",
-    ]
+    lines = [measured_on(bench)]
     for section, figures in sections(bench):
         lines += ["", f"**{section}**", "", f"| {' | '.join(COLUMNS)} |", "| --- | --- | --- | --- |"]
         lines += [f"| {' | '.join(row_of(figure))} |" for figure in figures]

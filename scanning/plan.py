@@ -205,7 +205,7 @@ def check_apart(source: Source, out: Store) -> None:
 
 def conditional_writes(out: Store) -> bool:
     """Whether the store honours If-None-Match: several S3 look-alikes accept it and overwrite all the same."""
-    probe = f"probes/{uuid.uuid4().hex}"
+    probe = f"probe-{uuid.uuid4().hex}"
     honoured = out.write_new(probe, b"1") and not out.write_new(probe, b"2")
     out.delete(probe)
     return honoured
