@@ -77,6 +77,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end(message: str, exit_code: int) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left to do needs no order
     print(f"patchscan: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(exit_code)
 

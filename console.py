@@ -16,7 +16,7 @@ EXIT_INTERRUPTED = 75
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
-    """The handler of a second Ctrl-C: waits for nothing. Only finished files have their names by then."""
+    """The handler of a second Ctrl-C or SIGTERM: waits for nothing. Only finished files have their names by then."""
     os.write(2, b"patchscan: ended at once; run the same command again\n")
     os._exit(EXIT_INTERRUPTED)
 

@@ -19,7 +19,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 NOT_CALIBRATED = (
     "This model's threshold was never calibrated: it calls AI what scores above p_ai 0.5, however often that is wrong. "
-    "`patchscan evaluate` measures and calibrates it."
+    "`patchscan evaluate` measures it, and calibrates it on generators that it was trained on."
 )
 
 

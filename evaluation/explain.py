@@ -29,9 +29,9 @@ class ExplainError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class PatchView:
-    """What a model of patches saw: `candidates` int (n, 2) the drawn corners (x, y) and `complexity` int (n,) theirs;
-    `chosen` int (count, 2) the corners that were scored, `patch` uint8 (size, size, 3) the first of them. `p_ai` is
-    this model's own."""
+    """What a model of patches saw: `candidates` int (n, 2) the corners (x, y) it chose among and `complexity` int (n,)
+    theirs; `chosen` int (count, 2) the corners that were scored, `patch` uint8 (size, size, 3) the first of them.
+    `p_ai` is its own."""
 
     architecture: str
     p_ai: float
@@ -113,8 +113,10 @@ def _view(one: Detector, rgb: np.ndarray, seed: int) -> View:
     crops = preset.crops(rgb, seed)
     logit = one.logits([crops.pixels])[0]
     if isinstance(preset, PatchPreset):
-        count = max(preset.candidates, preset.count)
-        drawn = choose_patches(rgb, rule="random", size=preset.size, count=count, seed=seed)
+        drawn = crops
+        if preset.rule in ("simplest", "most_complex"):
+            count = max(preset.candidates, preset.count)
+            drawn = choose_patches(rgb, rule="random", size=preset.size, count=count, seed=seed)
         return PatchView(
             architecture=one.card.architecture,
             p_ai=decision.p_ai(logit),

@@ -48,7 +48,7 @@ def _model(evaluated: Evaluated) -> dict[str, Any]:
         "training": {key: value for key, value in card.training.items() if isinstance(value, str | int | float)},
         "decision": asdict(card.decision),
         "calibrated_on": evaluated.calibrated_on,
-        "warnings": card.warnings,
+        "warnings": card.cautions,
         "robustness": card.robustness,
         "results": {
             protocol: {

@@ -69,7 +69,7 @@ def _read(store: Store, name: str, url: str) -> BinaryIO:
     data = store.read(name)
     if data is None:
         raise ManifestError(f"there is no manifest {url}")
-    # Unpacked as it is read: millions of keys are some hundred times larger than packed.
+    # Unpacked as it is read: millions of keys are many times larger than packed.
     return cast("BinaryIO", gzip.open(io.BytesIO(data))) if name.endswith(".gz") else io.BytesIO(data)
 
 
@@ -78,7 +78,7 @@ def _records(data: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
     if kind == "csv":
         yield from csv.DictReader(io.TextIOWrapper(data, "utf-8-sig", newline=""))
     elif kind in ("jsonl", "ndjson"):
-        yield from (json.loads(line) for line in data if line.strip())
+        yield from (json.loads(line) for line in io.TextIOWrapper(data, "utf-8-sig") if line.strip())
     elif kind == "parquet":
         for batch in pq.ParquetFile(data).iter_batches(BATCH):
             yield from batch.to_pylist()

@@ -35,6 +35,8 @@ class Ranks:
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if "RANK" not in os.environ:
             return cls(0, 1, torch.device(kind))
+        # Until there is something to save: a Python handler would not run while torch waits for the other processes.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
         if kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

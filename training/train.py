@@ -189,7 +189,7 @@ class Trainer:
         random = state["rng"]  # one of each process; a run by more processes than before has none for the others
         torch.set_rng_state(random[self.ranks.rank] if self.ranks.rank < len(random) else random[0])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.log.write("resume", epoch=self.epoch + 1, step=self.step)
+        self.log.write("resume", epoch=min(self.epoch + 1, self.recipe.epochs), step=self.step)
 
 
 if __name__ == "__main__":
