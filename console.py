@@ -73,7 +73,7 @@ class ProgressReport:
         self.done += count
         self.notes = self.notes if notes is None else notes
         if self._bar:
-            rate = f"{self.done / (time.monotonic() - self._started):.1f} {self.unit}/s"
+            rate = f"{_rate(self.done / (time.monotonic() - self._started))} {self.unit}/s"
             self._bar.update(self._id, advance=count, rate=rate, notes=self.notes)
         elif time.monotonic() - self._last_line >= PLAIN_INTERVAL_S:
             self._line()
@@ -82,6 +82,11 @@ class ProgressReport:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
         of = f" of {self.total:,}" if self.total is not None else ""
-        rate = f", {self.done / elapsed:.1f} {self.unit}/s" if elapsed > 0 else ""
+        rate = f", {_rate(self.done / elapsed)} {self.unit}/s" if elapsed > 0 else ""
         text = f"{self.task}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s{rate} {self.notes}"
         print(text.rstrip(), file=sys.stderr, flush=True)
+
+
+def _rate(a_second: float) -> str:
+    # Training on cores takes many seconds a batch.
+    return f"{a_second:.1f}" if a_second >= 1 else f"{a_second:.2g}"

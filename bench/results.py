@@ -49,11 +49,12 @@ class Figure(Record):
 
     @property
     def reached(self) -> bool | None:
-        """Whether the aim is reached; None where there is none."""
+        """Whether the median, as the table shows it, reaches the aim; None where there is none."""
         if self.at_least is None and self.at_most is None:
             return None
-        above = self.at_least is None or self.median >= self.at_least
-        return above and (self.at_most is None or self.median <= self.at_most)
+        median = float(f"{self.median:.3g}")
+        above = self.at_least is None or median >= self.at_least
+        return above and (self.at_most is None or median <= self.at_most)
 
 
 class NotRun(Record):
