@@ -41,8 +41,10 @@ def draw(image: Image.Image, patch: dict[str, int]) -> Image.Image:
     sheet.paste(small, (0, 0))
     if inside:
         scale = small.width / image.width
-        box = [x * scale - 1, y * scale - 1, (x + size) * scale + 1, (y + size) * scale + 1]
-        ImageDraw.Draw(sheet).rectangle(box, outline=OUTLINE, width=2)
+        # The white rim tells the outline from an image of its colour.
+        for colour, width, out in (("white", 4, 2), (OUTLINE, 2, 1)):
+            box = [x * scale - out, y * scale - out, (x + size) * scale + out, (y + size) * scale + out]
+            ImageDraw.Draw(sheet).rectangle(box, outline=colour, width=width)
         cut = ImageOps.autocontrast(image.crop((x, y, x + size, y + size)), cutoff=1)
         cut = cut.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST)
         sheet.paste(cut, (THUMBNAIL + 4, 0))

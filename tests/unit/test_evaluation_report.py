@@ -253,3 +253,7 @@ def test_every_key_of_the_json_is_documented(three: tuple[dict[str, Any], str, P
 )
 def test_no_share_is_rounded_to_a_certainty(value: float | None, style: str, text: str) -> None:
     assert show(value, style) == text
+
+
+def test_the_same_share_is_rounded_alike_however_it_was_computed() -> None:
+    assert show(1 - 77 / 80, "%1") == show(3 / 80, "%1") == "3.8\u00a0%"
