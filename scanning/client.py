@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import httpx
 import numpy as np
+import urllib3
+from urllib3.exceptions import HTTPError, LocationParseError
 
 from detector.answer import DEVICE, MODEL_SECONDS, Answer
 from detector.card import Card
@@ -81,10 +82,13 @@ class TorchServe:
         self.parallel = settings.connections
         self.model_s: defaultdict[str, float] = defaultdict(float)
         self._counting = threading.Lock()
-        limits = httpx.Limits(max_connections=settings.connections, max_keepalive_connections=settings.connections)
-        # Only the pool waits without limit: how many requests are under way is the worker's decision.
-        timeout = httpx.Timeout(settings.timeout_s, connect=10.0, pool=None)
-        self._http = httpx.Client(base_url=settings.url, limits=limits, timeout=timeout)
+        address = _address(settings.url)
+        self._path = f"{(address.path or '').rstrip('/')}/predictions/{settings.model}"
+        timeout = urllib3.Timeout(connect=10.0, read=settings.timeout_s)
+        # How many requests are under way is the worker's decision: the pool waits without limit.
+        self._http = urllib3.connection_from_url(
+            address.url, maxsize=settings.connections, block=True, timeout=timeout, retries=False
+        )
         try:
             ask = json.dumps({"card": True}).encode()
             reply, _ = (retries or Retries(deadline_s=60)).call(lambda: self._post(ask, "application/json"))
@@ -98,8 +102,6 @@ class TorchServe:
                 f"no TorchServe answers for {settings.model} at {settings.url} ({error}); start it, or run the same "
                 "command again when it is back"
             ) from error
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ScorerError(f"{settings.url} is not an address such as http://127.0.0.1:8080") from error
         except (KeyError, TypeError, ValueError, Refused) as error:
             raise ScorerError(f"{settings.model} at {settings.url} is no patchscan model: it has no card") from error
 
@@ -129,24 +131,22 @@ class TorchServe:
         if self.settings.token_file:
             headers["Authorization"] = f"Bearer {_read_token(self.settings.token_file)}"
         try:
-            reply = self._http.post(f"/predictions/{self.settings.model}", content=body, headers=headers)
-        except httpx.UnsupportedProtocol:
-            raise
-        except httpx.TransportError as error:
+            reply = self._http.urlopen("POST", self._path, body=body, headers=headers)
+        except HTTPError as error:
             raise Transient(f"the server: {type(error).__name__}") from None
         if DEVICE in reply.headers:
             with self._counting:
                 self.model_s[reply.headers[DEVICE]] += float(reply.headers[MODEL_SECONDS])
-        if reply.status_code == 200:
+        if reply.status == 200:
             answer: dict[str, Any] = reply.json()
             return answer
         raise self._error(reply, len(body))
 
-    def _error(self, reply: httpx.Response, sent: int) -> Exception:
+    def _error(self, reply: urllib3.BaseHTTPResponse, sent: int) -> Exception:
         """What a reply other than 200 means (docs/serve.md; measured on TorchServe 0.12)."""
-        if reply.status_code >= 500 or reply.status_code in (408, 429):
-            return Transient(f"the server answers {reply.status_code}")
-        if reply.status_code == 413:
+        if reply.status >= 500 or reply.status in (408, 429):
+            return Transient(f"the server answers {reply.status}")
+        if reply.status == 413:
             return Refused(f"{sent:,} bytes are more than the server's max_request_size")
         try:
             problem = reply.json()
@@ -158,13 +158,13 @@ class TorchServe:
         if isinstance(error, dict) and error.get("code") in set(ErrorCode):
             return ImageError(ErrorCode(error["code"]), str(error["message"]))
         kind = problem.get("type", "")
-        if kind == "InvalidKeyException" or reply.status_code in (401, 403):
+        if kind == "InvalidKeyException" or reply.status in (401, 403):
             return ScorerError(f"{self.settings.url} refuses the token; pass the inference key with --token-file")
-        if kind in ("ModelNotFoundException", "ModelVersionNotFoundException") or reply.status_code == 404:
+        if kind in ("ModelNotFoundException", "ModelVersionNotFoundException") or reply.status == 404:
             return ScorerError(
                 f"{self.settings.url} serves no model {self.settings.model}; `patchscan status` names those it serves"
             )
-        return Refused(f"the server answers {reply.status_code} {kind}".rstrip())
+        return Refused(f"the server answers {reply.status} {kind}".rstrip())
 
 
 class InProcess:
@@ -206,6 +206,16 @@ def check_digest(card: Card, digest: str) -> None:
     """Raises ScorerError where an answer comes from another model than the card's: it was replaced mid-scan."""
     if digest != card.digest:
         raise ScorerError(f"the server now serves another version of {card.name}; run the same command again")
+
+
+def _address(url: str) -> urllib3.util.Url:
+    try:
+        address = urllib3.util.parse_url(url)
+    except LocationParseError:
+        address = urllib3.util.Url()
+    if address.scheme not in ("http", "https") or not address.host:
+        raise ScorerError(f"{url} is not an address such as http://127.0.0.1:8080")
+    return address
 
 
 def _read_token(path: Path) -> str:

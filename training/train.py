@@ -67,9 +67,9 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, ranks: Ranks, store: RunStore, data: TrainingData, workers: int):
         self.recipe, self.ranks, self.store, self.data, self.workers = recipe, ranks, store, data, workers
-        self.log = RunLog(store.folder, ranks.rank)
         self.batches = EpochBatches(len(data.train), recipe.batch_size, recipe.seed, ranks.rank, ranks.world)
         self.learner = Learner(recipe, ranks, recipe.epochs * self.batches.per_epoch)
+        self.log = RunLog(store.folder, ranks.rank)
         self.epoch = self.step = 0
         self.best: dict[str, Any] = {"epoch": -1, "mean_auc": -1.0}
         self._resume()
