@@ -84,7 +84,8 @@ class TorchServe:
         self._counting = threading.Lock()
         address = _address(settings.url)
         self._path = f"{(address.path or '').rstrip('/')}/predictions/{settings.model}"
-        timeout = urllib3.Timeout(connect=10.0, read=settings.timeout_s)
+        # urllib3 sends a body within the limit for connecting: the gate takes as long for one at most.
+        timeout = urllib3.Timeout(connect=min(30.0, settings.timeout_s), read=settings.timeout_s)
         # How many requests are under way is the worker's decision: the pool waits without limit.
         self._http = urllib3.connection_from_url(
             address.url, maxsize=settings.connections, block=True, timeout=timeout, retries=False
@@ -123,7 +124,7 @@ class TorchServe:
         return [float(logit) for logit in reply["logits"]]
 
     def close(self) -> None:
-        """Close the connections; requests under way fail."""
+        """Close the connections that no request uses."""
         self._http.close()
 
     def _post(self, body: bytes, content_type: str) -> dict[str, Any]:
@@ -213,15 +214,16 @@ def _address(url: str) -> urllib3.util.Url:
         address = urllib3.util.parse_url(url)
     except LocationParseError:
         address = urllib3.util.Url()
-    if address.scheme not in ("http", "https") or not address.host:
+    if address.scheme not in ("http", "https") or not address.host or address.auth:
         raise ScorerError(f"{url} is not an address such as http://127.0.0.1:8080")
     return address
 
 
 def _read_token(path: Path) -> str:
-    """The inference key: the file's text, or the one that TorchServe wrote where the file is its key_file.json."""
+    """The inference key: the one that TorchServe wrote where the file is its key_file.json, else the text's first word,
+    as a gate's file of an old and a new token holds several."""
     try:
         text = path.read_text().strip()
-        return str(json.loads(text)["inference"]["key"]) if text.startswith("{") else text
-    except (OSError, ValueError, KeyError) as error:
+        return str(json.loads(text)["inference"]["key"]) if text.startswith("{") else text.split()[0]
+    except (OSError, ValueError, LookupError) as error:
         raise ScorerError(f"the token file {path} cannot be read ({type(error).__name__})") from error

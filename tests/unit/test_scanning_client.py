@@ -134,7 +134,7 @@ def test_a_renewed_token_is_used_at_once(server: Server, tmp_path: Path) -> None
     token.write_text(json.dumps({"inference": {"key": "first"}, "management": {"key": "never"}}))
     client = connect(server, token)
     assert server.headers["Authorization"] == "Bearer first"
-    token.write_text("second\n")
+    token.write_text("second\nfirst\n")  # the old one beside the new, as the gate allows
     server.reply = (422, {"error": {"code": "empty", "message": ""}})
     with pytest.raises(ImageError):
         client.answer(b"")
