@@ -76,14 +76,15 @@ def show(value: Any, style: str = "") -> str:
 
 def _rounded(value: float, decimals: int, scale: int, unit: str) -> str:
     """`value` rounded to so many decimals, times `scale`; a share is never rounded to a certainty that it is not."""
-    places, step = decimals - len(str(scale)) + 1, 10**-decimals
+    places = decimals - len(str(scale)) + 1
+    step = 10**-places
     # 3 / 80 and 1 - 77 / 80 differ in the last bit, and would be rounded to 3.8 and 3.7 %.
-    even = round(value, 11)
-    if value > 0 and even <= step / 2:
-        return f"< {step * scale:.{places}f}{unit}"
-    if 1 - step / 2 <= even and value < 1:
-        return f"> {(1 - step) * scale:.{places}f}{unit}"
-    return f"{round(even * scale, 9):.{places}f}{unit}"
+    scaled = round(value * scale, 9)
+    if value > 0 and scaled <= step / 2:
+        return f"< {step:.{places}f}{unit}"
+    if scaled >= scale - step / 2 and value < 1:
+        return f"> {scale - step:.{places}f}{unit}"
+    return f"{scaled:.{places}f}{unit}"
 
 
 def render(template: str, report: Mapping[str, Any], package: str = "evaluation", **extra: Any) -> str:

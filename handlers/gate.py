@@ -18,6 +18,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from detector.errors import UserError
+from detector.tokens import read_tokens
 from handlers.server import MAX_REQUEST_BYTES, TorchServe
 
 PREDICTION = re.compile(r"/predictions/[\w.-]{1,128}(/[\w.-]{1,64})?", re.ASCII)
@@ -56,18 +57,6 @@ class Tokens:
         kind, _, token = header.partition(" ")
         given = token.strip().encode()
         return kind.lower() == "bearer" and any([hmac.compare_digest(given, one) for one in self._tokens])
-
-
-def read_tokens(path: Path) -> list[bytes]:
-    """The inference tokens that a file holds. Raises UserError where it cannot be read or holds none."""
-    try:
-        text = path.read_text().strip()
-        found = [json.loads(text)["inference"]["key"]] if text.startswith("{") else text.split()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the token file {path} cannot be read ({type(error).__name__})") from error
-    if not found:
-        raise UserError(f"the token file {path} is empty")
-    return [token.encode() for token in found]
 
 
 @dataclass(frozen=True, kw_only=True)

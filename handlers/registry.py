@@ -19,9 +19,9 @@ from console import EXIT_INTERRUPTED
 from detector.card import Card
 from detector.errors import UserError
 from detector.files import whole
+from detector.tokens import read_tokens
 from handlers import golden
 from handlers.archive import digest_file, write_digest
-from handlers.gate import read_tokens
 from handlers.verify import Verified, verify
 
 READY_TIMEOUT_S = 180.0

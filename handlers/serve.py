@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detector.errors import UserError
-from handlers.gate import Gate, Listen, Tokens, read_tokens
+from detector.tokens import read_tokens
+from handlers.gate import Gate, Listen, Tokens
 from handlers.server import Addresses, TorchServe, available_cpus
 
 

@@ -23,6 +23,7 @@ from detector.card import Card
 from detector.errors import UserError
 from detector.images import ErrorCode, ImageError
 from detector.presets import PatchPreset
+from detector.tokens import read_tokens
 from storage.retries import Outage, Retries, Transient
 
 # Who decodes images and cuts their crops.
@@ -130,7 +131,7 @@ class TorchServe:
     def _post(self, body: bytes, content_type: str) -> dict[str, Any]:
         headers = {"Content-Type": content_type}
         if self.settings.token_file:
-            headers["Authorization"] = f"Bearer {_read_token(self.settings.token_file)}"
+            headers["Authorization"] = f"Bearer {read_tokens(self.settings.token_file)[0].decode()}"
         try:
             reply = self._http.urlopen("POST", self._path, body=body, headers=headers)
         except HTTPError as error:
@@ -217,13 +218,3 @@ def _address(url: str) -> urllib3.util.Url:
     if address.scheme not in ("http", "https") or not address.host or address.auth:
         raise ScorerError(f"{url} is not an address such as http://127.0.0.1:8080")
     return address
-
-
-def _read_token(path: Path) -> str:
-    """The inference key: the one that TorchServe wrote where the file is its key_file.json, else the text's first word,
-    as a gate's file of an old and a new token holds several."""
-    try:
-        text = path.read_text().strip()
-        return str(json.loads(text)["inference"]["key"]) if text.startswith("{") else text.split()[0]
-    except (OSError, ValueError, LookupError) as error:
-        raise ScorerError(f"the token file {path} cannot be read ({type(error).__name__})") from error

@@ -14,9 +14,10 @@ import pytest
 from aiohttp import web
 
 from detector.errors import UserError
+from detector.tokens import read_tokens
 from handlers import gate as gate_module
 from handlers.commands import serve
-from handlers.gate import Gate, Listen, Tokens, read_tokens
+from handlers.gate import Gate, Listen, Tokens
 from handlers.serve import default_models
 from handlers.server import TorchServe, available_cpus
 
