@@ -4,6 +4,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from detector.images import ImageError, decode
 from detector.patches import seed_from_bytes
 from detector.presets import PatchPreset
 from training.augment import augment
-from training.processes import leave_stopping_to_parent
+from training.processes import stopping_held
 from training.recipe import Recipe
 from training.synthetic import synthetic_fake
 
@@ -138,30 +139,33 @@ def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.
     return crops, labels
 
 
-def training_loader(
-    images: CropDataset, batches: EpochBatches, workers: int, pin_memory: bool
-) -> DataLoader[tuple[torch.Tensor, int]]:
+class Loader(DataLoader[tuple[torch.Tensor, int]]):
+    """Its processes leave stopping to their parent: a signal sent to the whole group must not end them before the
+    checkpoint is written. Held from birth, because torch's own handler, which ends them, comes before code of ours."""
+
+    def __iter__(self) -> Any:
+        with stopping_held():
+            return super().__iter__()
+
+
+def training_loader(images: CropDataset, batches: EpochBatches, workers: int, pin_memory: bool) -> Loader:
     """The `batches` of the `images`, made by so many processes ahead of the steps."""
-    return DataLoader(
+    return Loader(
         images,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=leave_stopping_to_parent,
         pin_memory=pin_memory,
         # A generator of its own: the loader's draw must not move the model's random state, which a resume restores.
         generator=torch.Generator().manual_seed(0),
     )
 
 
-def evaluation_loader(
-    source: Source, rows: pd.DataFrame, recipe: Recipe, workers: int
-) -> DataLoader[tuple[torch.Tensor, int]]:
+def evaluation_loader(source: Source, rows: pd.DataFrame, recipe: Recipe, workers: int) -> Loader:
     """The rows in order, in batches, each image's crops as evaluation and serving see them."""
-    return DataLoader(
+    return Loader(
         CropDataset(source, rows, recipe),
         batch_size=EVALUATION_BATCH,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=leave_stopping_to_parent,
     )

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -17,6 +18,8 @@ from detector.errors import UserError
 # How long the others wait for what the first builds: the index of millions of files takes hours, and a first process
 # that died ends the wait at once.
 BUILDING_TIMEOUT = timedelta(days=1)
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 T = TypeVar("T")
 
@@ -86,7 +89,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -95,7 +98,11 @@ class Interrupt:
         self.asked = True
 
 
-def leave_stopping_to_parent(worker: int) -> None:
-    """For a loader process: a signal sent to the whole group must not end it before the checkpoint is written."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+@contextmanager
+def stopping_held() -> Iterator[None]:
+    """SIGTERM and Ctrl-C wait until the end of this; in processes and threads that are begun meanwhile, for ever."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -20,6 +20,8 @@ from detector.card import Card
 from detector.detector import Detector
 from detector.weights import read_safetensors
 from tests.image_tree import picture, write
+from training.batches import evaluation_loader
+from training.data import TrainingData
 from training.recipe import load_recipe
 
 BIN = Path(sys.executable).parent
@@ -233,6 +235,21 @@ def test_a_node_that_was_stopped_comes_back_and_all_go_on_together(data: Path, t
             node.kill()
     assert any(entry["event"] == "resume" for entry in log(run))
     assert Card.read(run).name == "tiny"
+
+
+def test_a_loader_process_outlives_a_signal_from_its_first_moment(data: Path) -> None:
+    """An eviction may reach the whole process group just when an epoch or a validation begins."""
+    recipe = load_recipe(str(data / "tiny.yaml"))
+    images = TrainingData.load(recipe, str(data), None, "raw")
+    for _ in range(5):
+        others = set(psutil.Process().children())
+        batches = iter(evaluation_loader(images.source, images.val, recipe, workers=1))
+        begun = set(psutil.Process().children()) - others
+        assert begun
+        for child in begun:
+            child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGINT)
+        assert sum(len(crops) for crops, _ in batches) == len(images.val) * recipe.preset.count
 
 
 def _listens(process: int, port: int) -> bool:
