@@ -24,20 +24,15 @@ FROM base AS torch
 COPY requirements/torch.txt /tmp/
 RUN pip --python /opt/venv/bin/python install --require-hashes --no-compile -r /tmp/torch.txt
 
-# The command `patchscan` and the packages behind it. A path file, and not PYTHONPATH: that would make TorchServe's
+# The command `patchscan` and the package behind it. A path file, and not PYTHONPATH: that would make TorchServe's
 # workers prefer this copy of the detector to the archive's own.
 FROM base AS code
-COPY cli.py console.py /app/
-COPY dataset /app/dataset
-COPY detector /app/detector
-COPY evaluation /app/evaluation
+COPY patchscan /app/patchscan
 COPY handlers /app/handlers
-COPY scanning /app/scanning
-COPY storage /app/storage
 COPY training /app/training
 RUN mkdir /links \
  && echo /app > /links/patchscan.pth \
- && printf '#!/opt/venv/bin/python\nfrom cli import main\n\nif __name__ == "__main__":\n    main()\n' > /links/patchscan \
+ && printf '#!/opt/venv/bin/python\nfrom patchscan.cli import main\n\nif __name__ == "__main__":\n    main()\n' > /links/patchscan \
  && chmod 755 /links/patchscan
 
 FROM base AS scan

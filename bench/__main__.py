@@ -21,7 +21,7 @@ from bench.images import scored_images
 from bench.results import Bench, Machine, markdown, show
 from bench.rounds import FULL, QUICK, Recorder, Settings
 from bench.runs import run_folder
-from detector.errors import UserError
+from patchscan.common.errors import UserError
 
 OUT = Path("build/bench.json")
 

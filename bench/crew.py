@@ -111,10 +111,10 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
         left, right = torch.randn(2, GEMM_SIDE, GEMM_SIDE)
         return lambda: len(torch.mm(left, right)) // GEMM_SIDE
     from bench import official
-    from detector.detector import Detector
-    from detector.models import build
-    from detector.weights import read_safetensors
-    from handlers.engines import OnnxModel, with_onnx
+    from patchscan.detector.detector import Detector
+    from patchscan.detector.engines import OnnxModel, with_onnx
+    from patchscan.detector.models import build
+    from patchscan.detector.weights import read_safetensors
 
     assert job.run
     detector = Detector.load(job.run)
@@ -137,7 +137,7 @@ def _pass(model: "torch.nn.Module", crops: list[np.ndarray]) -> int:
     """One forward pass over several images; returns how many."""
     import torch
 
-    from detector.presets import to_tensor
+    from patchscan.detector.presets import to_tensor
 
     with torch.inference_mode():
         model(to_tensor(np.concatenate(crops)))

@@ -9,8 +9,8 @@ from PIL import Image
 from bench.images import encoded, photograph
 from bench.official import simplest
 from bench.rounds import Recorder, Settings, alternate
-from detector.images import decode
-from detector.patches import seed_from_bytes, simplest_patch
+from patchscan.detector.images import decode
+from patchscan.detector.patches import seed_from_bytes, simplest_patch
 
 WAYS = ("ours", "official", "decode alone")
 KINDS = ("JPEG", "PNG")

@@ -9,8 +9,8 @@ import torch
 
 from bench.modelling import gflop
 from bench.rounds import Recorder, Settings, alternate
-from detector.detector import Detector
-from detector.presets import to_tensor
+from patchscan.detector.detector import Detector
+from patchscan.detector.presets import to_tensor
 
 WAYS = ("fp32", "fp16", "fp16, compiled")
 PEAK, BANDWIDTH = "matrix product of 8192 x 8192, fp16", "memory, copied"

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from demo.sample import load_photo
-from detector.errors import UserError
+from patchscan.common.errors import UserError
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "china.jpg", "coffee.png")
 SIDES = (500, 375)

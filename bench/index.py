@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dataset.index import build_index
-from dataset.layout import CLASSES, SPLITS
+from patchscan.dataset.index import build_index
+from patchscan.dataset.layout import CLASSES, SPLITS
 from tests.image_tree import picture, write
 
 

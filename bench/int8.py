@@ -12,10 +12,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from bench.images import files_of, spread
-from detector.detector import Detector
-from detector.presets import to_tensor
-from evaluation.statistics import wilson
-from handlers.engines import OnnxModel, export
+from patchscan.detector.detector import Detector
+from patchscan.detector.engines import OnnxModel, export
+from patchscan.detector.presets import to_tensor
+from patchscan.reporting.statistics import wilson
 
 CALIBRATION_IMAGES, JUDGED_IMAGES = 64, 1_000
 # What int8 must keep to be offered: the answer of all but so many images moves by less than this.

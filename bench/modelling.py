@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import int8
 from bench.crew import GEMM_SIDE, Crew, Job
 from bench.rounds import Recorder, Settings, alternate
-from detector.detector import Detector
+from patchscan.detector.detector import Detector
 
 PEAK = "matrix product of 1024 x 1024, float32"
 ENGINES = {"default": "eager, PyTorch's defaults", "torch": "engine torch", "onnx": "engine onnx"}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detector.patches import SMALL_IMAGE_SIDE
+from patchscan.detector.patches import SMALL_IMAGE_SIDE
 
 CANDIDATES, SIZE = 64, 32
 
@@ -43,7 +43,7 @@ def logits(model: torch.nn.Module, images: list[bytes]) -> torch.Tensor:
     """Score a batch of encoded images with an SSP model. Returns float32 (n, 1)."""
     from torchvision.transforms import v2
 
-    from detector.presets import IMAGENET_MEAN, IMAGENET_STD
+    from patchscan.detector.presets import IMAGENET_MEAN, IMAGENET_STD
 
     transform = v2.Compose(
         [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]

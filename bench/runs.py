@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from detector.card import WEIGHTS_FILE, Card
-from detector.models import build
-from detector.weights import sha256_of
-from scanning.options import STARTER
-from training.recipe import load_recipe
+from patchscan.detector.card import WEIGHTS_FILE, Card
+from patchscan.detector.models import build
+from patchscan.detector.weights import sha256_of
+from patchscan.scanning.options import STARTER
+from patchscan.training.recipe import load_recipe
 
 
 def run_folder(architecture: str, folder: Path) -> Path:

@@ -19,14 +19,14 @@ import urllib3
 
 from bench.crew import Crew, Job
 from bench.rounds import Recorder, Settings, alternate
-from detector.errors import UserError
-from handlers.archive import archive
-from scanning.client import Select, ServerSettings, TorchServe
-from scanning.listing import Filters
-from scanning.plan import ShardSize, Source, plan
-from scanning.worker import Worker, WorkSettings
-from storage.embedded_s3 import EmbeddedS3
-from storage.store import open_store
+from patchscan.common.errors import UserError
+from patchscan.scanning.client import Select, ServerSettings, TorchServe
+from patchscan.scanning.listing import Filters
+from patchscan.scanning.plan import ShardSize, Source, plan
+from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.serving.archive import archive
+from patchscan.storage.embedded_s3 import EmbeddedS3
+from patchscan.storage.store import open_store
 
 BUCKET, RESULTS = "bench", "bench-results"
 # Two full batches a worker: one under way, one waiting.

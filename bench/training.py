@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 
 from bench.images import write_tree
 from bench.rounds import Recorder, Settings, alternate
-from dataset.index import build_index, load_index
-from dataset.source import Source
-from training.batches import CropDataset, EpochBatches, collate
-from training.data import rows_of
-from training.recipe import Recipe, load_recipe
-from training.train import train
+from patchscan.dataset.index import build_index, load_index
+from patchscan.dataset.source import Source
+from patchscan.training.batches import CropDataset, EpochBatches, collate
+from patchscan.training.data import rows_of
+from patchscan.training.recipe import Recipe, load_recipe
+from patchscan.training.train import train
 
 WORKERS = (1, 2)
 RECIPE = "ssp-lite"

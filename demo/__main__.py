@@ -12,9 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 from demo.sample import SEEN, UNSEEN, hostile_files, write_sample
-from detector.errors import UserError
-from handlers.server import Addresses, TorchServe, find_java
-from storage.embedded_s3 import EmbeddedS3
+from patchscan.common.errors import UserError
+from patchscan.serving.server import Addresses, TorchServe, find_java
+from patchscan.storage.embedded_s3 import EmbeddedS3
 
 BUILD = Path("build/demo")
 RECIPE = Path(__file__).parent / "ssp-demo.yaml"

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from detector.answer import DEVICE, MODEL_SECONDS, Answer
-from detector.detector import Detector
-from detector.images import ErrorCode, ImageError
-from handlers.engines import with_onnx
-from handlers.measures import Measures
-from handlers.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
+from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
+from patchscan.detector.detector import Detector
+from patchscan.detector.engines import with_onnx
+from patchscan.detector.images import ErrorCode, ImageError
+from patchscan.serving.measures import Measures
+from patchscan.serving.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
 
 
 class ImageDetector:

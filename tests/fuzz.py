@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detector.card import CARD_FILE, WEIGHTS_FILE, Card
-from detector.errors import UserError
-from detector.images import ImageError
-from detector.prepared import prepare
-from detector.presets import PatchPreset, WholePreset
+from patchscan.common.errors import UserError
+from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
+from patchscan.detector.images import ImageError
+from patchscan.detector.prepared import prepare
+from patchscan.detector.presets import PatchPreset, WholePreset
 from tests.image_tree import picture
 
 OUT = Path("build/fuzz")
@@ -125,7 +125,7 @@ class Verifier:
     """Archives whose members or raw bytes were tampered with, some of them with all digests made to fit again."""
 
     def __init__(self, folder: Path):
-        from handlers.archive import archive
+        from patchscan.serving.archive import archive
         from tests.serving_kit import tiny_run
 
         self.good = archive(tiny_run(folder / "run"), folder / "store").read_bytes()
@@ -170,7 +170,7 @@ class Verifier:
 
     def run(self, data: bytes) -> str:
         """What became of it: `verified`, or the error's first words."""
-        from handlers.verify import verify
+        from patchscan.serving.verify import verify
 
         self.file.write_bytes(data)
         try:

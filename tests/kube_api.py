@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlparse
 
 from kubernetes import client
 
-from scanning.shards import format_ranges
+from patchscan.scanning.shards import format_ranges
 
 Body = dict[str, Any]
 # A pod's work: its Job, its completion index and which try this is (from 0), to its exit code and last words.

@@ -137,7 +137,7 @@ def run(name: str, commands: list[list[str]]) -> tuple[Step, str]:
     began, cpu_s, peak, text = time.monotonic(), 0.0, 0, ""
     for arguments in commands:
         with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
-            command = [sys.executable, "-c", "import cli; cli.main()", *arguments]
+            command = [sys.executable, "-c", "from patchscan.cli import main; main()", *arguments]
             process = subprocess.Popen(command, stdout=printed, stderr=errors)
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = status

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detector.answer import Answer
-from detector.card import Card, Decision
-from detector.prepared import answer, prepare
-from detector.presets import PatchPreset
-from scanning import rows
-from scanning.client import Select
-from scanning.plan import tables
-from storage.store import Store
+from patchscan.detector.answer import Answer
+from patchscan.detector.card import Card, Decision
+from patchscan.detector.prepared import answer, prepare
+from patchscan.detector.presets import PatchPreset
+from patchscan.scanning import rows
+from patchscan.scanning.client import Select
+from patchscan.scanning.plan import tables
+from patchscan.storage.store import Store
 
 # The columns that may differ between two scans of the same objects with the same model.
 CIRCUMSTANCES = ("scored_at", "attempts")
@@ -80,7 +80,7 @@ def untrained_run(folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from detector.models import build
+    from patchscan.detector.models import build
 
     torch.manual_seed(0)
     weights = folder / "model.safetensors"

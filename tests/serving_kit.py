@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from detector.card import WEIGHTS_FILE, Card, Decision
-from detector.models import assemble
-from detector.presets import PatchPreset, Preset
-from detector.weights import sha256_of
-from handlers.archive import archive
-from handlers.registry import Registry
+from patchscan.detector.card import WEIGHTS_FILE, Card, Decision
+from patchscan.detector.models import assemble
+from patchscan.detector.presets import PatchPreset, Preset
+from patchscan.detector.weights import sha256_of
+from patchscan.serving.archive import archive
+from patchscan.serving.registry import Registry
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 330

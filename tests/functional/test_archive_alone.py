@@ -15,10 +15,10 @@ import httpx
 import pytest
 import torch
 
-from detector.answer import Answer
-from detector.detector import Detector
-from handlers.archive import archive
-from handlers.server import Addresses
+from patchscan.detector.answer import Answer
+from patchscan.detector.detector import Detector
+from patchscan.serving.archive import archive
+from patchscan.serving.server import Addresses
 from tests.serving_kit import START_TIMEOUT_S, environment, png, tiny_run
 
 

@@ -12,17 +12,18 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from cli import app
-from scanning import coordinator, options, report
-from scanning.cluster import Cluster, ClusterError, Job, JobGone
-from scanning.coordinator import BadConfiguration, ShardsFailed, Workers
-from scanning.listing import Filters
-from scanning.plan import ShardSize, Source, is_done, plan
-from scanning.shards import parse_ranges
-from scanning.submitting import log_lines, submit_from_cron_job, submit_manifest
-from scanning.worker import Worker, WorkSettings
-from storage.retries import Outage
-from storage.store import Store, open_store
+from patchscan.cli import app
+from patchscan.cluster import coordinator
+from patchscan.cluster.client import Cluster, ClusterError, Job, JobGone
+from patchscan.cluster.coordinator import BadConfiguration, ShardsFailed, Workers
+from patchscan.cluster.submitting import log_lines, submit_from_cron_job, submit_manifest
+from patchscan.common.retries import Outage
+from patchscan.scanning import options, report
+from patchscan.scanning.listing import Filters
+from patchscan.scanning.plan import ShardSize, Source, is_done, plan
+from patchscan.scanning.shards import parse_ranges
+from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.storage.store import Store, open_store
 from tests.kube_api import TOKEN, Body, KubeApi
 from tests.scan_kit import StubScorer, image, table_of
 
@@ -204,7 +205,7 @@ def test_refusals_carry_the_servers_words(bench: Bench) -> None:
 
 
 def test_listing_reads_every_page(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scanning.cluster.PAGE", 2)
+    monkeypatch.setattr("patchscan.cluster.client.PAGE", 2)
     bench.work()
     assert len(bench.cluster().pods(bench.worker_jobs()[0]["metadata"]["name"])) == 6
 

@@ -19,15 +19,15 @@ from typing import Any
 import pytest
 import yaml
 
-from scanning import coordinator
-from scanning.cluster import AlreadyExists, Cluster, Job, JobGone
-from scanning.cluster_rollout import ARCHIVE, Rejected, next_step
-from scanning.coordinator import SHARDS_ANNOTATION, BadConfiguration, ShardsFailed, Workers
-from scanning.listing import Filters
-from scanning.plan import Plan, ShardSize, Source, plan
-from scanning.submitting import log_lines
-from scanning.worker import Worker, WorkSettings
-from storage.store import Store, open_store
+from patchscan.cluster import coordinator
+from patchscan.cluster.client import AlreadyExists, Cluster, Job, JobGone
+from patchscan.cluster.coordinator import SHARDS_ANNOTATION, BadConfiguration, ShardsFailed, Workers
+from patchscan.cluster.rollout import ARCHIVE, Rejected, next_step
+from patchscan.cluster.submitting import log_lines
+from patchscan.scanning.listing import Filters
+from patchscan.scanning.plan import Plan, ShardSize, Source, plan
+from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.storage.store import Store, open_store
 from tests.scan_kit import StubScorer, image
 
 Body = dict[str, Any]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from scanning.cluster import Cluster, ClusterError
-from scanning.cluster_rollout import ARCHIVE, GOOD, REJECTED, Rejected, next_step, roll_out_state
-from storage.store import StoreError, open_store
+from patchscan.cluster.client import Cluster, ClusterError
+from patchscan.cluster.rollout import ARCHIVE, GOOD, REJECTED, Rejected, next_step, roll_out_state
+from patchscan.storage.store import StoreError, open_store
 from tests.kube_api import Body, KubeApi
 
 K8S = Path(__file__).parents[2] / "k8s"

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from demo.sample import hostile_files
-from handlers.server import Addresses, ServerError
+from patchscan.serving.server import Addresses, ServerError
 
 
 def start_demo(folder: Path) -> subprocess.Popen[str]:

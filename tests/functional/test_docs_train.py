@@ -13,10 +13,10 @@ import pytest
 import torch
 import torchvision
 
-from detector.card import Card
-from detector.models import SSP
-from storage.copying import copy_tree
-from storage.embedded_s3 import EmbeddedS3
+from patchscan.detector.card import Card
+from patchscan.detector.models import SSP
+from patchscan.storage.copying import copy_tree
+from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.image_tree import picture, write
 
 BIN = Path(sys.executable).parent

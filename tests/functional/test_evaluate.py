@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from cli import app
-from detector.answer import Answer
-from detector.card import WEIGHTS_FILE, Card
-from detector.detector import Detector
-from detector.errors import UserError
-from detector.models import build
-from detector.presets import PatchPreset, Preset, WholePreset
-from detector.weights import sha256_of
+from patchscan.cli import app
+from patchscan.common.errors import UserError
+from patchscan.detector.answer import Answer
+from patchscan.detector.card import WEIGHTS_FILE, Card
+from patchscan.detector.detector import Detector
+from patchscan.detector.models import build
+from patchscan.detector.presets import PatchPreset, Preset, WholePreset
+from patchscan.detector.weights import sha256_of
 
 PER_CLASS = 12
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from detector.answer import Answer
-from detector.detector import Detector
-from detector.errors import UserError
-from handlers.archive import archive, digest_file
-from handlers.verify import verify
+from patchscan.common.errors import UserError
+from patchscan.detector.answer import Answer
+from patchscan.detector.detector import Detector
+from patchscan.serving.archive import archive, digest_file
+from patchscan.serving.verify import verify
 from tests.serving_kit import Served, patchscan, png, tiny_run
 
 
@@ -106,10 +106,10 @@ def test_a_version_that_scores_otherwise_never_serves(
     golden = json.loads(zipfile.ZipFile(second).read("golden/answers.json"))
     golden["noise.bmp"]["logit"] += 0.01
     bad = rewritten(second, tmp_path / "tiny.mar", {"golden/answers.json": json.dumps(golden).encode()})
-    monkeypatch.setattr("handlers.golden.LOGIT_TOLERANCE", 0.1)
+    monkeypatch.setattr("patchscan.serving.golden.LOGIT_TOLERANCE", 0.1)
     good = verify(bad)
     monkeypatch.undo()
-    monkeypatch.setattr("handlers.registry.verify", lambda mar: good if mar == bad else verify(mar))
+    monkeypatch.setattr("patchscan.serving.registry.verify", lambda mar: good if mar == bad else verify(mar))
     with served.registry() as registry:
         with pytest.raises(UserError, match=r"fails the smoke, the old one serves: noise\.bmp: logit"):
             registry.register(bad, 1)
@@ -122,7 +122,7 @@ def test_a_version_that_does_not_become_ready_is_removed_again(
 ) -> None:
     """Its one worker is fewer than are waited for, and there is no more patience."""
     with served.registry() as registry:
-        monkeypatch.setattr("handlers.registry.READY_TIMEOUT_S", -1)
+        monkeypatch.setattr("patchscan.serving.registry.READY_TIMEOUT_S", -1)
         wait = registry._wait_ready
         monkeypatch.setattr(registry, "_wait_ready", lambda name, version, workers: wait(name, version, workers + 1))
         with pytest.raises(UserError, match=r"tiny 2\.0 had \d of 2 workers READY; it is removed again"):

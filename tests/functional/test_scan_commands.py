@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from cli import app
-from detector.errors import UserError
-from storage.embedded_s3 import EmbeddedS3
+from patchscan.cli import app
+from patchscan.common.errors import UserError
+from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.scale_scan import Scorer
 
 SECRET = "a-key-that-must-stay-secret"

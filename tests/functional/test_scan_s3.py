@@ -19,14 +19,14 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
 
-from detector.images import Limits
-from scanning import report
-from scanning.listing import Filters
-from scanning.manifest import ManifestError, objects
-from scanning.plan import LostClaim, Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
-from scanning.worker import Worker, WorkSettings
-from storage.embedded_s3 import EmbeddedS3
-from storage.store import ObjectInfo, StoreError, open_store
+from patchscan.detector.images import Limits
+from patchscan.scanning import report
+from patchscan.scanning.listing import Filters
+from patchscan.scanning.manifest import ManifestError, objects
+from patchscan.scanning.plan import LostClaim, Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
+from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.storage.embedded_s3 import EmbeddedS3
+from patchscan.storage.store import ObjectInfo, StoreError, open_store
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import StubScorer, image, table_of
 
@@ -77,7 +77,7 @@ def scan(source: Source, out_url: str, filters: Filters = Filters(), limits: Lim
 
 @pytest.mark.parametrize("page", [1000, 1, 3])
 def test_every_key_however_unusual_has_one_row(bucket: str, page: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.key_ranges.PAGE", page)  # small pages: many threads, many cuts
+    monkeypatch.setattr("patchscan.storage.key_ranges.PAGE", page)  # small pages: many threads, many cuts
     made = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
     table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
     assert {key for key, row in table.items() if row["status"] == "scored"} == {
@@ -149,7 +149,7 @@ def test_planners_at_once_agree_where_the_store_ignores_conditions(unconditional
 
 
 def test_a_scan_that_lost_its_place_ends_before_its_report(unconditional: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scanning.plan.SETTLE_S", 0.0)
+    monkeypatch.setattr("patchscan.scanning.plan.SETTLE_S", 0.0)
     source, out = (
         Source(url="s3://photos", endpoint_url=unconditional),
         open_store("s3://out", endpoint_url=unconditional),

@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from handlers.archive import archive
-from handlers.server import Addresses, TorchServe
-from scanning.plan import history
-from storage.embedded_s3 import EmbeddedS3
-from storage.store import open_store
+from patchscan.scanning.plan import history
+from patchscan.serving.archive import archive
+from patchscan.serving.server import Addresses, TorchServe
+from patchscan.storage.embedded_s3 import EmbeddedS3
+from patchscan.storage.store import open_store
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import image, table_of, untrained_run
 
@@ -84,7 +84,7 @@ def _pictures() -> dict[str, bytes]:
 
 
 def start(servers: Servers, out: str, *more: str, server: bool = True) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "import cli; cli.main()", "scan", "s3://photos", "--out", out]
+    command = [sys.executable, "-c", "from patchscan.cli import main; main()", "scan", "s3://photos", "--out", out]
     command += [*(servers.arguments if server else ()), "--shard-objects", "40", *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)

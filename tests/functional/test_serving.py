@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from demo.sample import HostileFile, hostile_files
-from detector.answer import Answer
-from detector.detector import Detector
-from detector.errors import UserError
-from handlers.server import HERE, Addresses, TorchServe
+from patchscan.common.errors import UserError
+from patchscan.detector.answer import Answer
+from patchscan.detector.detector import Detector
+from patchscan.serving.server import HERE, Addresses, TorchServe
 from tests.docs import PAGES, blocks
 from tests.serving_kit import METRICS_LAG_S, Served, encoded, picture, png, tar_of, zip_of
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from detector.answer import Answer
-from detector.card import Card, Decision
-from detector.detector import Detector
-from detector.presets import PatchPreset, WholePreset
-from evaluation.ensemble import build_ensemble
-from handlers.verify import verify
+from patchscan.detector.answer import Answer
+from patchscan.detector.card import Card, Decision
+from patchscan.detector.detector import Detector
+from patchscan.detector.presets import PatchPreset, WholePreset
+from patchscan.serving.verify import verify
+from patchscan.training.ensemble import build_ensemble
 from tests.serving_kit import Served, patchscan, png, untrained_run
 
 MODELS = ("simplecnn", "resnet50", "ssp", "ensemble")

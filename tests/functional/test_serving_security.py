@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from demo.sample import bomb
-from detector.errors import UserError
+from patchscan.common.errors import UserError
 from tests.serving_kit import Served, encoded, picture, png, raw_connection, zip_of
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from handlers.archive import archive
+from patchscan.serving.archive import archive
 from tests.serving_kit import Served, patchscan, png, tar_of, tiny_run, zip_of
 
 
@@ -59,7 +59,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_that_says_why(tmp_path: Path)
     anywhere = ["--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
     done = patchscan("serve", "--model-store", tmp_path / "store", "--scratch", tmp_path / "scratch", *anywhere)
     assert done.returncode == 2
-    assert "tiny cannot be loaded: detector.card.CardError:" in done.stderr
+    assert "tiny cannot be loaded: patchscan.detector.card.CardError:" in done.stderr
     assert "its sha256 differs" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from demo.sample import hostile_files, load_photo, write_jpeg
-from detector.card import Card
-from detector.detector import Detector
+from patchscan.detector.card import Card
+from patchscan.detector.detector import Detector
 
 ROOT = Path(__file__).parent.parent.parent
 STARTER = ROOT / "model_store" / "ssp-lite"

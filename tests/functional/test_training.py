@@ -16,13 +16,13 @@ import pytest
 import torch
 import yaml
 
-from detector.card import Card
-from detector.detector import Detector
-from detector.weights import read_safetensors
+from patchscan.detector.card import Card
+from patchscan.detector.detector import Detector
+from patchscan.detector.weights import read_safetensors
+from patchscan.training.batches import evaluation_loader
+from patchscan.training.data import TrainingData
+from patchscan.training.recipe import load_recipe
 from tests.image_tree import picture, write
-from training.batches import evaluation_loader
-from training.data import TrainingData
-from training.recipe import load_recipe
 
 BIN = Path(sys.executable).parent
 RECIPE = """\
@@ -70,7 +70,16 @@ def command(data: Path, run: Path) -> list[str]:
 def launch(processes: int, *arguments: str | Path) -> list[str]:
     """A training by several processes of this machine, tried again as often as a Job's pods try."""
     options = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", "20"]
-    command = [sys.executable, "-m", "training.launch", *options, "-m", "training.train", "--", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "patchscan.training.launch",
+        *options,
+        "-m",
+        "patchscan.training.train",
+        "--",
+        *arguments,
+    ]
     return [str(one) for one in command]
 
 
@@ -216,7 +225,16 @@ def test_a_node_that_was_stopped_comes_back_and_all_go_on_together(data: Path, t
         port = free.getsockname()[1]
     options = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "20", "--rdzv-backend", "c10d"]
     options += ["--rdzv-id", "test", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "join_timeout=300"]
-    command = [sys.executable, "-m", "training.launch", *options, "-m", "training.train", "--", str(data / "tiny.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "patchscan.training.launch",
+        *options,
+        "-m",
+        "patchscan.training.train",
+        "--",
+        str(data / "tiny.yaml"),
+    ]
     command += ["--data", str(data), "--run", str(run), "--device", "cpu", "--workers", "1"]
     nodes = [subprocess.Popen(command, env=environment()) for _ in range(2)]
     try:

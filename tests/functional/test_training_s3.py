@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from detector.weights import sha256_of
-from storage.copying import copy_tree
-from storage.embedded_s3 import EmbeddedS3
+from patchscan.detector.weights import sha256_of
+from patchscan.storage.copying import copy_tree
+from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.image_tree import picture, write
 
 PATCHSCAN = str(Path(sys.executable).parent / "patchscan")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cli import app
-from detector.detector import Detector
-from detector.models import SSP, ai_logit
-from detector.patches import complexity
-from detector.presets import to_tensor
-from detector.weights import WeightsError, load_official_ssp
+from patchscan.cli import app
+from patchscan.detector.detector import Detector
+from patchscan.detector.models import SSP, ai_logit
+from patchscan.detector.patches import complexity
+from patchscan.detector.presets import to_tensor
+from patchscan.detector.weights import WeightsError, load_official_ssp
 from tests.golden.weights_from_names import tensor_for
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "ssp_golden.npz")

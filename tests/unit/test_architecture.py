@@ -12,8 +12,8 @@ ROOMS = {"cli", *(file.parent.name for file in ROOT.glob("*/__init__.py"))} - {"
 DRAWN = set(
     re.findall(r"^  (\w+)(?:\[.*?\])? -(?:- \".*?\" -)?-> (\w+)$", (ROOT / "docs/architecture.md").read_text(), re.M)
 )
-# `python -m training.train` is the command itself, begun by torchrun.
-ENTRY = ("training.train", "cli")
+# `python -m patchscan.training.train` is the command itself, begun by torchrun.
+ENTRY = ("patchscan.training.train", "cli")
 
 
 def modules() -> dict[str, Path]:

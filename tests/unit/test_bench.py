@@ -13,7 +13,7 @@ from bench.__main__ import known_rows
 from bench.images import encoded, photograph
 from bench.results import Bench, Figure, Machine, NotRun, markdown
 from bench.rounds import FULL, Recorder, alternate
-from detector.patches import complexity
+from patchscan.detector.patches import complexity
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset.index import build_index
-from evaluation.bias import audit
+from patchscan.dataset.audit import audit
+from patchscan.dataset.index import build_index
 from tests.image_tree import jpeg_versus_png
 
 

@@ -15,8 +15,8 @@ import pytest
 import typer
 import yaml
 
-from cli import app
-from detector.answer import Answer
+from patchscan.cli import app
+from patchscan.detector.answer import Answer
 from tests.docs import PAGES, ROOT, Block, Command, blocks, commands, inline_code
 
 PATCHSCAN: Any = typer.main.get_command(app)
@@ -83,7 +83,7 @@ def check_python(command: Command) -> None:
     else:
         module = command.words[command.words.index("-m") + 1]
         assert importlib.util.find_spec(module), f"no module {module}"
-        if "--" in command.words:  # training.launch: what follows is told to another module
+        if "--" in command.words:  # patchscan.training.launch: what follows is told to another module
             check_python(Command(("python", *command.words[command.words.index("-m", 3) : command.words.index("--")])))
             check_patchscan(Command(("patchscan", "train", *command.words[command.words.index("--") + 1 :])))
         else:

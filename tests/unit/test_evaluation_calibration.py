@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.calibration import Target, conformal_bound, cross_fitted, decide, fit_decision, fit_temperature
+from patchscan.evaluation.calibration import (
+    Target,
+    conformal_bound,
+    cross_fitted,
+    decide,
+    fit_decision,
+    fit_temperature,
+)
 
 
 def draw(rng: np.random.Generator, n: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

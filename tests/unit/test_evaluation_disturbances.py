@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.card import Decision
-from evaluation.explain_picture import noise_maps
-from evaluation.robustness import Disturbance, disturbances
-from evaluation.video import interval_of_mean, summarise
+from patchscan.detector.card import Decision
+from patchscan.evaluation.explain_picture import noise_maps
+from patchscan.evaluation.robustness import Disturbance, disturbances
+from patchscan.evaluation.video import interval_of_mean, summarise
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from detector.answer import Answer
-from detector.card import WEIGHTS_FILE, Card, Decision
-from detector.detector import Detector
-from detector.models import build
-from detector.presets import PatchPreset, Preset, WholePreset, preset_from_dict, preset_to_dict
-from detector.weights import sha256_of
-from evaluation.ensemble import EnsembleError, build_ensemble
+from patchscan.detector.answer import Answer
+from patchscan.detector.card import WEIGHTS_FILE, Card, Decision
+from patchscan.detector.detector import Detector
+from patchscan.detector.models import build
+from patchscan.detector.presets import PatchPreset, Preset, WholePreset, preset_from_dict, preset_to_dict
+from patchscan.detector.weights import sha256_of
+from patchscan.training.ensemble import EnsembleError, build_ensemble
 
 
 def run_folder(folder: Path, architecture: str, preset: Preset, decision: Decision, seen: list[str]) -> Path:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from evaluation.metrics import RESAMPLED, Scored, confusion, from_counts, measure, resampled_counts
+from patchscan.evaluation.metrics import RESAMPLED, Scored, confusion, from_counts, measure, resampled_counts
 
 RATES = ("accuracy", "balanced_accuracy", "fake_detection", "real_detection", "precision_ai", "precision_real")
 

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from detector.card import Card, Decision
-from detector.presets import PatchPreset
-from evaluation import plots
-from evaluation.calibration import Target, fit_decision
-from evaluation.pages import Figures, show
-from evaluation.report import build_report, write_report
-from evaluation.results import Evaluated
-from evaluation.scoring import apply_decision, read_scores, usable, write_scores
+from patchscan.detector.card import Card, Decision
+from patchscan.detector.presets import PatchPreset
+from patchscan.evaluation.calibration import Target, fit_decision
+from patchscan.evaluation.report import build_report, write_report
+from patchscan.evaluation.results import Evaluated
+from patchscan.evaluation.scoring import apply_decision, read_scores, usable, write_scores
+from patchscan.reporting import plots
+from patchscan.reporting.pages import Figures, show
 
 SEEN = ["sd", "ldm"]
 REPOSITORY = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from MLstatkit import Delong_test
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from evaluation.statistics import (
+from patchscan.reporting.statistics import (
     Estimate,
     accuracy_difference,
     auc_difference,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.card import Card
-from detector.images import ErrorCode, ImageError, decode
-from detector.models import assemble
-from detector.presets import PatchPreset, WholePreset
+from patchscan.detector.card import Card
+from patchscan.detector.images import ErrorCode, ImageError, decode
+from patchscan.detector.models import assemble
+from patchscan.detector.presets import PatchPreset, WholePreset
 from tests.image_tree import picture
 from tests.scan_kit import card
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from demo.sample import HostileFile, bomb, hostile_files
-from detector.images import ErrorCode, ImageError, Limits, decode
+from patchscan.detector.images import ErrorCode, ImageError, Limits, decode
 
 PHOTO = np.random.RandomState(0).randint(0, 256, (48, 64, 3)).astype(np.uint8)
 

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import dataset.index
-from dataset.facts import jpeg_settings
-from dataset.index import INDEX_COLUMNS, build_index, data_digest, load_index
-from dataset.layout import LayoutError, SourceFile, find_files, generator_name
-from dataset.source import Source
-from detector.errors import UserError
-from detector.images import ErrorCode
-from detector.weights import sha256_of
+import patchscan.dataset.index
+from patchscan.common.errors import UserError
+from patchscan.dataset.facts import jpeg_settings
+from patchscan.dataset.index import INDEX_COLUMNS, build_index, data_digest, load_index
+from patchscan.dataset.layout import LayoutError, SourceFile, find_files, generator_name
+from patchscan.dataset.source import Source
+from patchscan.detector.images import ErrorCode
+from patchscan.detector.weights import sha256_of
 from tests.image_tree import picture, write
 
 
@@ -40,13 +40,13 @@ def data(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that an index reads."""
     names: list[str] = []
-    read = dataset.index.read_file
+    read = patchscan.dataset.index.read_file
 
     def counted(source: Source, file: SourceFile) -> dict[str, object]:
         names.append(Path(file.path).name)
         return read(source, file)
 
-    monkeypatch.setattr(dataset.index, "read_file", counted)
+    monkeypatch.setattr(patchscan.dataset.index, "read_file", counted)
     return names
 
 
@@ -150,18 +150,18 @@ def test_only_new_and_changed_files_are_read_again(data: Path, reads: list[str])
 def test_an_interrupted_index_goes_on_where_it_stopped(
     data: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = dataset.index.read_file
+    counted = patchscan.dataset.index.read_file
 
     def stopped(source: Source, file: SourceFile) -> dict[str, object]:
         if len(reads) == 5:
             raise KeyboardInterrupt
         return counted(source, file)
 
-    monkeypatch.setattr(dataset.index, "read_file", stopped)
+    monkeypatch.setattr(patchscan.dataset.index, "read_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         build_index(data, workers=1)
     assert not (data / "index.parquet").exists()
-    monkeypatch.setattr(dataset.index, "read_file", counted)
+    monkeypatch.setattr(patchscan.dataset.index, "read_file", counted)
     index = build_index(data, workers=1)
     assert index.read == 7
     assert sorted(reads) == sorted(Path(path).name for path in index.table["path"])
@@ -171,7 +171,7 @@ def test_an_interrupted_index_goes_on_where_it_stopped(
 SLOW_INDEX = """
 import sys, time
 from pathlib import Path
-import dataset.index as index
+import patchscan.dataset.index as index
 
 read = index.read_file
 index.PART_SECONDS = 0

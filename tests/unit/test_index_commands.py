@@ -3,7 +3,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from cli import app
+from patchscan.cli import app
 from tests.image_tree import jpeg_versus_png
 
 

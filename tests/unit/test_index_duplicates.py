@@ -5,8 +5,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.duplicates import describe, near_pairs
-from dataset.index import build_index
+from patchscan.dataset.duplicates import describe, near_pairs
+from patchscan.dataset.index import build_index
 from tests.image_tree import picture, write
 
 

@@ -14,10 +14,10 @@ import pytest
 import typer
 import yaml
 
-from cli import app
-from handlers.gate import Gate, Tokens
-from handlers.server import TorchServe
-from scanning.coordinator import Workers, worker_job
+from patchscan.cli import app
+from patchscan.cluster.coordinator import Workers, worker_job
+from patchscan.serving.gate import Gate, Tokens
+from patchscan.serving.server import TorchServe
 from tests.scan_kit import card
 
 Body = dict[str, Any]
@@ -175,7 +175,7 @@ def test_every_command_exists_with_its_options(source: Path) -> None:
     for name, template in pod_templates(objects(source)):
         for container in containers(template):
             text = " ".join(container["args"]).replace("\\\n", " ")
-            text = text.replace("-m training.train -- ", "patchscan train ")
+            text = text.replace("-m patchscan.training.train -- ", "patchscan train ")
             for command, rest in re.findall(r"patchscan ([a-z-]+)([^\n]*?)(?=\n|patchscan [a-z-]+ |$)", text):
                 options = {option.partition("=")[0] for option in re.findall(r"(?<= )--[a-z][\w-]*", rest)}
                 assert options <= options_of(command), f"{name}: {command} {options - options_of(command)}"
@@ -270,10 +270,10 @@ def test_training_files_differ_from_ssp_in_recipe_only() -> None:
 
 
 def test_the_workers_job_is_valid_and_runs_what_exists(tmp_path: Path) -> None:
-    from scanning.cluster import Job
-    from scanning.listing import Filters
-    from scanning.plan import Source, plan
-    from storage.store import open_store
+    from patchscan.cluster.client import Job
+    from patchscan.scanning.listing import Filters
+    from patchscan.scanning.plan import Source, plan
+    from patchscan.storage.store import open_store
 
     (tmp_path / "in").mkdir()
     made = plan(Source(url=str(tmp_path / "in")), Filters(), card(), open_store(str(tmp_path / "out")))

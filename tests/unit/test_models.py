@@ -9,8 +9,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from detector.models import ResNet50, SimpleCNN, SSPLite, ai_logit, build
-from detector.weights import WeightsError, load_imagenet, read_safetensors, read_state_dict
+from patchscan.detector.models import ResNet50, SimpleCNN, SSPLite, ai_logit, build
+from patchscan.detector.weights import WeightsError, load_imagenet, read_safetensors, read_state_dict
 
 
 def test_simplecnn_is_the_studys() -> None:

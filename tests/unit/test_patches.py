@@ -6,8 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from detector.patches import Rule, choose_patches, complexity, cut, random_corners, seed_from_bytes, simplest_patch
-from detector.presets import PatchPreset, WholePreset, preset_from_dict, preset_to_dict
+from patchscan.detector.patches import (
+    Rule,
+    choose_patches,
+    complexity,
+    cut,
+    random_corners,
+    seed_from_bytes,
+    simplest_patch,
+)
+from patchscan.detector.presets import PatchPreset, WholePreset, preset_from_dict, preset_to_dict
 
 sizes = st.integers(32, 80)
 seeds = st.integers(0, 2**32 - 1)

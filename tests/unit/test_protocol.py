@@ -6,12 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dataset.protocol
-from dataset.facts import jpeg_settings
-from dataset.index import build_index
-from dataset.protocol import GRID, ProtocolError, Settings, build_matched, matched_version, plan_matched, protocol_of
-from detector.images import decode
-from evaluation.bias import audit
+import patchscan.dataset.matched
+from patchscan.dataset.audit import audit
+from patchscan.dataset.facts import jpeg_settings
+from patchscan.dataset.index import build_index
+from patchscan.dataset.matched import (
+    GRID,
+    ProtocolError,
+    Settings,
+    build_matched,
+    matched_version,
+    plan_matched,
+    protocol_of,
+)
+from patchscan.detector.images import decode
 from tests.image_tree import jpeg_versus_png, picture, write
 
 
@@ -64,7 +72,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(data: Path, 
 def test_an_interrupted_match_makes_only_the_missing_crops(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, made = dataset.protocol._make, []
+    make, made = patchscan.dataset.matched._make, []
 
     def stopped(*arguments: object) -> None:
         if len(made) == 10:
@@ -72,10 +80,12 @@ def test_an_interrupted_match_makes_only_the_missing_crops(
         made.append(arguments)
         make(*arguments)
 
-    monkeypatch.setattr(dataset.protocol, "_make", stopped)
+    monkeypatch.setattr(patchscan.dataset.matched, "_make", stopped)
     with pytest.raises(KeyboardInterrupt):
         build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
-    monkeypatch.setattr(dataset.protocol, "_make", lambda *arguments: (made.append(arguments), make(*arguments)))
+    monkeypatch.setattr(
+        patchscan.dataset.matched, "_make", lambda *arguments: (made.append(arguments), make(*arguments))
+    )
     crops = build_matched(data, tmp_path / "out", Settings(size=64), workers=1).crops
     assert len(made) == len(crops) == len(list((tmp_path / "out").glob("*/*/*/*.jpg")))
 

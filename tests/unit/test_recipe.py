@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from training.recipe import CONFIGS, RecipeError, load_recipe
+from patchscan.training.recipe import RECIPES, RecipeError, load_recipe
 
-SSP = (CONFIGS / "ssp.yaml").read_text()
+SSP = (RECIPES / "ssp.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_ssp_takes_the_simplest_of_30_patches() -> None:
     assert (preset.size, preset.rule, preset.candidates, preset.count) == (32, "simplest", 30, 1)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid_and_named_for_its_file(path: Path) -> None:
     assert load_recipe(path.stem).name == path.stem
 

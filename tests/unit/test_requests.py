@@ -11,16 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detector.images import Limits
-from handlers.requests import (
-    MAX_MEMBERS,
-    CardQuestion,
-    CutCrops,
-    ManyImages,
-    OneImage,
-    RequestError,
-    parse,
-)
+from patchscan.detector.images import Limits
+from patchscan.serving.requests import MAX_MEMBERS, CardQuestion, CutCrops, ManyImages, OneImage, RequestError, parse
 from tests.serving_kit import tar_of, zip_of
 
 LIMIT = Limits(max_bytes=1000)

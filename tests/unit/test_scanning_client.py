@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.images import ErrorCode, ImageError
-from detector.presets import PatchPreset, Preset, WholePreset
-from scanning.client import Refused, ScorerError, ServerSettings, TorchServe
-from storage.retries import Outage, Retries, Transient
+from patchscan.common.retries import Outage, Retries, Transient
+from patchscan.detector.images import ErrorCode, ImageError
+from patchscan.detector.presets import PatchPreset, Preset, WholePreset
+from patchscan.scanning.client import Refused, ScorerError, ServerSettings, TorchServe
 from tests.scan_kit import card
 
 QUICK = Retries(deadline_s=0.3, longest_wait_s=0.05)

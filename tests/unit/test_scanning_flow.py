@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from scanning.flow import Batcher, ByteBudget, Window, each
-from storage.retries import Interrupted, Retries, Transient
+from patchscan.common.retries import Interrupted, Retries, Transient
+from patchscan.scanning.flow import Batcher, ByteBudget, Window, each
 
 
 class Peak:

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanning import rows
-from scanning.listing import Filters, ListingJoin
-from storage.store import ObjectInfo
+from patchscan.scanning import rows
+from patchscan.scanning.listing import Filters, ListingJoin
+from patchscan.storage.store import ObjectInfo
 
 KEYS = st.sampled_from(["a", "b/1", "b/10", "b/2", "ü %+", "../x", "日本", "Z"])
 ETAGS = st.sampled_from(["1", "2"])

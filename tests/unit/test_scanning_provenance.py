@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 
-from scanning.provenance import provenance
+from patchscan.scanning.provenance import provenance
 from tests.scan_kit import StubScorer, image
 
 Sign = Callable[[bytes], bytes]

@@ -17,16 +17,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy.stats import ks_2samp
 
-from detector.card import Card
-from evaluation.pages import Figures, show
-from scanning import alerts, drift, labels, report
-from scanning.listing import Filters
-from scanning.plan import Source, plan
-from scanning.prevalence import Rates, estimate, rogan_gladen
-from scanning.provenance import provenance
-from scanning.worker import Worker, WorkSettings
-from storage.retries import Retries
-from storage.store import open_store
+from patchscan.common.retries import Retries
+from patchscan.detector.card import Card
+from patchscan.reporting.pages import Figures, show
+from patchscan.scanning import alerts, drift, labels, report
+from patchscan.scanning.listing import Filters
+from patchscan.scanning.plan import Source, plan
+from patchscan.scanning.prevalence import Rates, estimate, rogan_gladen
+from patchscan.scanning.provenance import provenance
+from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.storage.store import open_store
 from tests.scan_kit import StubScorer, card, image
 
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scanning import report, rows
-from scanning.listing import Filters
-from scanning.plan import Plan, PlanError, ShardSize, Source, history, is_done, plan
-from scanning.worker import Shard, Worker, WorkSettings
-from storage.retries import Interrupted, Outage, Transient
-from storage.store import Store, open_store
+from patchscan.common.retries import Interrupted, Outage, Transient
+from patchscan.scanning import report, rows
+from patchscan.scanning.listing import Filters
+from patchscan.scanning.plan import Plan, PlanError, ShardSize, Source, history, is_done, plan
+from patchscan.scanning.worker import Shard, Worker, WorkSettings
+from patchscan.storage.store import Store, open_store
 from tests.scan_kit import StubScorer, card, image, table_of
 
 Table = dict[str, dict[str, Any]]
@@ -213,7 +213,7 @@ def test_a_server_that_is_down_ends_the_scan_and_writes_no_failed_rows(photos: P
 
 
 def test_an_error_of_our_own_costs_one_row(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scanning import worker
+    from patchscan.scanning import worker
 
     original: Callable[..., Any] = worker.prepare
 
@@ -241,7 +241,7 @@ def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) ->
 
 
 def test_a_worker_refuses_another_model_than_planned(photos: Path, tmp_path: Path) -> None:
-    from scanning.client import ScorerError
+    from patchscan.scanning.client import ScorerError
 
     out = open_store(str(tmp_path / "out"))
     made = plan(Source(url=str(photos)), Filters(), card(), out)
@@ -258,7 +258,7 @@ def test_a_shard_that_was_not_worked_is_not_a_complete_scan(photos: Path, tmp_pa
 
 
 def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scanning import worker
+    from patchscan.scanning import worker
 
     for number in range(12):
         (tmp_path / "photos").mkdir(exist_ok=True)

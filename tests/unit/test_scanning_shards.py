@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanning.shards import cut, name
+from patchscan.scanning.shards import cut, name
 
 SIZES = st.lists(st.one_of(st.none(), st.integers(0, 100)), max_size=200)
 

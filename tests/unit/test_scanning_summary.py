@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scanning import labels, report
-from scanning.listing import Filters
-from scanning.plan import Source, plan
-from scanning.thumbnails import THUMBNAIL, thumbnail
-from scanning.worker import Worker, WorkSettings
-from storage.store import ObjectInfo, open_store
+from patchscan.scanning import labels, report
+from patchscan.scanning.listing import Filters
+from patchscan.scanning.plan import Source, plan
+from patchscan.scanning.thumbnails import THUMBNAIL, thumbnail
+from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.storage.store import ObjectInfo, open_store
 from tests.scan_kit import StubScorer
 
 

@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-import handlers
-from detector.card import Card
-from detector.detector import Detector
-from detector.images import ImageError
-from detector.models import Ensemble, assemble
-from detector.presets import EnsemblePreset, PatchPreset, Preset, WholePreset
-from handlers.archive import ArchiveError, archive
-from handlers.engines import with_onnx
-from handlers.golden import GPU_LOGIT_TOLERANCE
+from patchscan.common.shipped import shipped
+from patchscan.detector.card import Card
+from patchscan.detector.detector import Detector
+from patchscan.detector.engines import with_onnx
+from patchscan.detector.images import ImageError
+from patchscan.detector.models import Ensemble, assemble
+from patchscan.detector.presets import EnsemblePreset, PatchPreset, Preset, WholePreset
+from patchscan.serving.archive import ArchiveError, archive
+from patchscan.serving.golden import GPU_LOGIT_TOLERANCE
 from tests.serving_kit import png, tiny_run
 
-STARTER = Path(handlers.__file__).parents[1] / "model_store/ssp-lite"
+STARTER = shipped("model_store") / "ssp-lite"
 ENSEMBLE = EnsemblePreset(members=(PatchPreset(count=4), WholePreset(size=224)))
 CASES: list[tuple[str, Preset]] = [
     ("ssp-lite", PatchPreset(count=16)),

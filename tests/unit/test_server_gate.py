@@ -13,13 +13,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from detector.errors import UserError
-from detector.tokens import read_tokens
-from handlers import gate as gate_module
-from handlers.commands import serve
-from handlers.gate import Gate, Listen, Tokens
-from handlers.serve import default_models
-from handlers.server import TorchServe, available_cpus
+from patchscan.common.errors import UserError
+from patchscan.common.tokens import read_tokens
+from patchscan.serving import gate as gate_module
+from patchscan.serving.commands import serve
+from patchscan.serving.gate import Gate, Listen, Tokens
+from patchscan.serving.serve import default_models
+from patchscan.serving.server import TorchServe, available_cpus
 
 LOOPBACK = Listen(host="127.0.0.1", port=0)
 GOOD = {"Authorization": "Bearer good"}
@@ -242,7 +242,7 @@ def test_a_store_with_a_stranger_in_it_is_named(tmp_path: Path) -> None:
 def test_cpus_are_the_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
     quota = tmp_path / "cpu.max"
-    monkeypatch.setattr("handlers.server.CPU_QUOTA", quota)
+    monkeypatch.setattr("patchscan.serving.server.CPU_QUOTA", quota)
     for text, cpus in (("250000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 16)):
         quota.write_text(text)
         assert available_cpus() == cpus

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.key_ranges import KeyRanges, Page, between
-from storage.store import ObjectInfo, StoreError
+from patchscan.storage.key_ranges import KeyRanges, Page, between
+from patchscan.storage.store import ObjectInfo, StoreError
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 KEYS = st.one_of(

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from patchscan.training.batches import EpochBatches, flipped, stored_like
+from patchscan.training.synthetic import synthetic_fake
 from tests.image_tree import picture
-from training.batches import EpochBatches, flipped, stored_like
-from training.synthetic import synthetic_fake
 
 
 def jpeg(pixels: np.ndarray, quality: int) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.embedded_s3 import EmbeddedS3
+from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.image_tree import picture, write
 from tests.operator_kit import patchscan
 from tests.scan_kit import image

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from detector.card import Card
+from patchscan.detector.card import Card
 from tests.operator_kit import Done, assert_one_line, clean, files, patchscan, scorer
 from tests.scale_scan import Scorer
 from tests.scan_kit import image

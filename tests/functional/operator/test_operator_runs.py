@@ -5,10 +5,10 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from handlers.archive import NAME_IS, archive
+from patchscan.serving.archive import NAME_IS, archive
+from patchscan.training.recipe import RECIPES
 from tests.operator_kit import ANYWHERE, assert_one_line, files, patchscan
 from tests.serving_kit import Served, zip_of
-from training.recipe import CONFIGS
 
 
 def test_a_run_folder_without_a_card(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_name_that_is_a_path(run: Path, tmp_path: Path) -> None:
 
 def test_a_misspelt_key_in_a_recipe(data: Path, tmp_path: Path) -> None:
     recipe, run = tmp_path / "mine.yaml", tmp_path / "run"
-    text, hint = (CONFIGS / "ssp-lite.yaml").read_text(), "; did you mean learning_rate?"
+    text, hint = (RECIPES / "ssp-lite.yaml").read_text(), "; did you mean learning_rate?"
     for wrong, words in (
         (text.replace("learning_rate", "learning_rat"), "learning_rat: Extra inputs are not permitted" + hint),
         (text.replace("epochs:", "epochs"), "is not YAML"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.embedded_s3 import EmbeddedS3
+from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.operator_kit import ANYWHERE, Done, assert_one_line, clean, files, patchscan, scorer
 from tests.serving_kit import BIN, Served
 

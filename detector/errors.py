@@ -1,8 +1,0 @@
-"""The base of every error a user can mend. The command line prints such an error as one line."""
-
-
-class UserError(Exception):
-    """Something the user must change: a path, an option, a file. The message says what is wrong and what to do;
-    `exit_code` is what the command ends with."""
-
-    exit_code = 2

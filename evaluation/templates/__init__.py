@@ -1,1 +1,0 @@
-"""The pages' templates: base.html is what evaluation and scan reports share."""

@@ -1,0 +1,91 @@
+"""The `patchscan` command: every room's commands under one name. Each command imports what it needs when it runs."""
+
+import atexit
+import errno
+import os
+import signal
+import sys
+import tempfile
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from patchscan.cluster import commands as cluster_commands
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.console import end_at_once
+from patchscan.dataset import commands as dataset_commands
+from patchscan.evaluation import commands as evaluation_commands
+from patchscan.scanning import commands as scanning_commands
+from patchscan.serving import commands as handlers_commands
+from patchscan.storage import commands as storage_commands
+from patchscan.training import commands as training_commands
+
+CTRL_C = 130  # typer's exit code for it
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+app = typer.Typer(
+    name="patchscan",
+    help="Find the images in a bucket that were made by a generator, and know how far to trust the answer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+for room in (
+    dataset_commands,
+    training_commands,
+    evaluation_commands,
+    handlers_commands,
+    scanning_commands,
+    cluster_commands,
+    storage_commands,
+):
+    room.add_to(app)
+
+
+def main() -> None:
+    """Run one command; an error the user can mend is one line on standard error and its exit code. Ctrl-C and SIGTERM
+    end with EXIT_INTERRUPTED whatever has no handlers of its own."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is in a script's background, for Ctrl-C
+            signal.signal(number, _interrupt)
+    try:
+        app()
+    except SystemExit as end:
+        if end.code != CTRL_C:
+            raise
+        print("patchscan: interrupted; run the same command again", file=sys.stderr)
+        sys.stdout.flush()
+        # Python's own end would wait for threads that wait for a server; this takes away temporary files and the like.
+        atexit._run_exitfuncs()
+        os._exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        user_error = error if isinstance(error, UserError) else None
+        if _is_full_disk(error) and not (user_error and user_error.exit_code == EXIT_INTERRUPTED):
+            places = f"where it writes to or in {tempfile.gettempdir()}"
+            _end(f"no space left on the disk, {places}; free some and run the same command again", EXIT_INTERRUPTED)
+        if not user_error:
+            raise
+        _end(str(user_error), user_error.exit_code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, end_at_once)
+    raise KeyboardInterrupt
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left to do needs no order
+    print(f"patchscan: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether it is, or a library made it of, an error that the disk is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,1 @@
+"""Everything that knows Kubernetes: the API client, submitting and following Jobs, coordinating scans, roll-outs."""

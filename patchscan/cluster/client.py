@@ -1,0 +1,346 @@
+"""The Jobs of one namespace of a Kubernetes cluster: create them, follow them to the end, ask why their pods failed.
+
+The one module that speaks to Kubernetes. Errors: ClusterError where the request itself is at fault,
+AlreadyExists and JobGone where the cluster holds another state than was thought, Outage where it is out of reach.
+"""
+
+import contextlib
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from patchscan.common.errors import UserError
+from patchscan.common.retries import Outage, Retries, Transient
+from patchscan.scanning import shards
+
+Body = dict[str, Any]
+
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+JOB_NAME = "batch.kubernetes.io/job-name"
+INDEX = "batch.kubernetes.io/job-completion-index"
+PART_OF = "app.kubernetes.io/part-of=patchscan"
+# What is spoken to, by kind: API group and the kind's plural.
+PATHS = {
+    "Job": ("apis/batch/v1", "jobs"),
+    "CronJob": ("apis/batch/v1", "cronjobs"),
+    "Pod": ("api/v1", "pods"),
+    "Service": ("api/v1", "services"),
+    "ServiceAccount": ("api/v1", "serviceaccounts"),
+    "Deployment": ("apis/apps/v1", "deployments"),
+}
+ANSWER_S = 30
+# The server ends a watch after so long; it is taken up again where the Job then stands.
+WATCH_S = 240
+PAGE = 500
+BUSY = {429, 500, 502, 503, 504}
+# A version that the server has forgotten: what began with it begins anew.
+EXPIRED = 410
+
+
+class ClusterError(UserError):
+    """The cluster cannot be asked, or refuses what was asked; the message says why."""
+
+
+class AlreadyExists(Exception):
+    """There is an object of this name."""
+
+
+class JobGone(Exception):
+    """The Job was deleted while it was being followed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A Job as the cluster last told it. `failed` are the indexes given up; `condition` is Complete, Failed, Suspended
+    or None; `created_at` is ISO 8601, UTC; `template` is its pod template as the API's JSON."""
+
+    name: str
+    uid: str
+    version: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    completions: int
+    active: int
+    succeeded: int
+    failed: list[int]
+    condition: str | None
+    message: str
+    created_at: str
+    template: Body = field(repr=False)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.condition in ("Complete", "Failed")
+
+
+@dataclass(frozen=True)
+class PodFailure:
+    """How the last pod of an index, or of a Job without indexes (None), ended: its container's exit code (None where
+    it never started) and the end of its log, or the cluster's reason."""
+
+    index: int | None
+    exit_code: int | None
+    message: str
+
+
+class Cluster:
+    """One namespace. Calls are tried again while the API server is busy or out of reach, for `patience_s` seconds, and
+    then raise Outage.
+
+    Objects are the API's own JSON: the client's typed models refuse some that the server takes (`nvidia.com/gpu: 1`).
+    """
+
+    def __init__(self, api: client.ApiClient, namespace: str, patience_s: float = 300.0, pause_s: float = 2.0):
+        self.namespace, self.pause_s = namespace, pause_s
+        self._api = api
+        self._retries = Retries(patience_s)
+
+    @classmethod
+    def connect(cls, namespace: str | None = None, context: str | None = None, patience_s: float = 30.0) -> Self:
+        """The cluster that this pod runs in, else the one of the user's kubeconfig. Raises ClusterError."""
+        try:
+            if "KUBERNETES_SERVICE_HOST" in os.environ and NAMESPACE_FILE.exists():
+                config.load_incluster_config()
+                namespace = namespace or NAMESPACE_FILE.read_text().strip()
+            else:
+                config.load_kube_config(context=context)
+                namespace = namespace or _default_namespace(context)
+        except (config.ConfigException, OSError) as error:
+            raise ClusterError(f"no cluster is configured: {error}; set KUBECONFIG or choose a --context") from error
+        return cls(client.ApiClient(), namespace, patience_s)
+
+    # -- Jobs ------------------------------------------------------------------------------------------------------
+
+    def job(self, name: str) -> Job | None:
+        """The Job of this name, or None."""
+        found = self._found("GET", self._path("Job", name))
+        return _job(found) if found else None
+
+    def jobs(self, selector: str = PART_OF) -> list[Job]:
+        """The Jobs that carry these labels, oldest first."""
+        found = map(_job, self._list("Job", selector))
+        return sorted(found, key=lambda job: (job.created_at, job.name))
+
+    def create_job(self, body: Body) -> Job:
+        """Create a Job. Raises AlreadyExists, ClusterError."""
+        return _job(self.create(body))
+
+    def create(self, body: Body) -> Body:
+        """Create an object of a kind in PATHS; returns it as the cluster has it. Raises AlreadyExists, ClusterError."""
+        if body["kind"] not in PATHS:
+            raise ClusterError(f"a {body['kind']} is not created here, only {', '.join(PATHS)}; use kubectl apply")
+        return self._ask("POST", self._path(body["kind"]), body=body)
+
+    def delete_job(self, name: str) -> bool:
+        """Delete a Job; its pods are told to stop. Whether there was one."""
+        return self._found("DELETE", self._path("Job", name), {"propagationPolicy": "Background"}) is not None
+
+    def cron_job(self, name: str) -> Body | None:
+        """A CronJob, or None."""
+        return self._found("GET", self._path("CronJob", name))
+
+    def deployment(self, name: str) -> Body | None:
+        """A Deployment, or None."""
+        return self._found("GET", self._path("Deployment", name))
+
+    def patch(self, kind: str, name: str, body: Body) -> Body:
+        """Merge `body` into an object; None removes a field. Returns it as it then is. Raises ClusterError."""
+        return self._ask("PATCH", self._path(kind, name), body=body)
+
+    def follow(self, name: str) -> Iterator[Job]:
+        """The Job's states from now until it has finished, through broken connections and expired watches.
+
+        Raises JobGone where it is deleted, Outage and ClusterError.
+        """
+        while True:
+            job = self.job(name)
+            if job is None:
+                raise JobGone(name)
+            yield job
+            if job.finished:
+                return
+            # Whatever ends a watch (its time, a broken connection, a version that the server has forgotten), the next
+            # read tells better than the watch where the Job stands.
+            with contextlib.suppress(Transient):
+                for state in self._watch(job):
+                    yield state
+                    if state.finished:
+                        return
+            time.sleep(self.pause_s * random.uniform(0.5, 1.5))
+
+    def _watch(self, job: Job) -> Iterator[Job]:
+        """The states after this one, until the server ends the watch."""
+        query = {
+            "watch": "true",
+            "fieldSelector": f"metadata.name={job.name}",
+            "resourceVersion": job.version,
+            "timeoutSeconds": str(WATCH_S),
+        }
+        for line in self._stream(self._path("Job"), query, WATCH_S + ANSWER_S):
+            event = json.loads(line)
+            if event["type"] == "DELETED":
+                raise JobGone(job.name)
+            if event["type"] == "ERROR":
+                raise Transient(event["object"].get("message", "the watch ended"))
+            yield _job(event["object"])
+
+    # -- pods ------------------------------------------------------------------------------------------------------
+
+    def pods(self, job: str, index: int | None = None) -> list[Body]:
+        """The Job's pods (of one index), oldest first."""
+        found = self._list("Pod", f"{JOB_NAME}={job}" + ("" if index is None else f",{INDEX}={index}"))
+        return sorted(found, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+    def failures(self, job: str) -> dict[int | None, PodFailure]:
+        """The last failure of each index that has a failed pod; index None for a Job without indexes."""
+        ends = [_failure(pod) for pod in self.pods(job) if pod["status"].get("phase") == "Failed"]
+        return {end.index: end for end in ends}
+
+    def log(self, pod: str, container: str, follow: bool = False) -> Iterator[str]:
+        """The lines of a container's log; with `follow` until it ends."""
+        query = {"container": container, "follow": "true" if follow else "false"}
+        try:
+            # A pod that is followed may say nothing for as long as it likes.
+            for line in self._stream(f"{self._path('Pod', pod)}/log", query, None if follow else ANSWER_S):
+                yield line.decode(errors="replace").rstrip("\n")
+        except Transient as error:
+            raise Outage(f"the log of {pod} broke off: {error}") from error
+
+    # -- one way to ask --------------------------------------------------------------------------------------------
+
+    def _path(self, kind: str, name: str = "") -> str:
+        group, plural = PATHS[kind]
+        return f"/{group}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
+
+    def _list(self, kind: str, selector: str) -> Iterator[Body]:
+        query = {"labelSelector": selector, "limit": str(PAGE)}
+        while True:
+            page = self._ask("GET", self._path(kind), query)
+            yield from page["items"]
+            if not (more := page["metadata"].get("continue")):
+                return
+            query["continue"] = more
+
+    def _found(self, method: str, path: str, query: dict[str, str] | None = None) -> Body | None:
+        try:
+            return self._ask(method, path, query)
+        except _NotFound:
+            return None
+
+    def _ask(self, method: str, path: str, query: dict[str, str] | None = None, body: Body | None = None) -> Body:
+        """The answer to one request, tried again while the server is busy or out of reach."""
+
+        def attempt() -> Body:
+            with _errors_in_our_words():
+                return json.loads(self._send(method, path, query or {}, body, ANSWER_S).read())
+
+        try:
+            return self._retries.call(attempt)[0]
+        except Transient as error:
+            raise Outage(f"the cluster's API server does not answer: {error}") from error
+
+    def _stream(self, path: str, query: dict[str, str], silence_s: float | None) -> Iterator[bytes]:
+        """The lines of an answer that takes its time, between two of them `silence_s` at most. Raises Transient where
+        it breaks off."""
+        with _errors_in_our_words():
+            reply = self._send("GET", path, query, None, (ANSWER_S, silence_s))
+            try:
+                yield from reply.response
+            finally:
+                reply.response.close()
+
+    def _send(self, method: str, path: str, query: dict[str, str], body: Body | None, timeout: Any) -> Any:
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {"Accept": "application/json", "Content-Type": kind}
+        request = self._api.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        reply = self._api.call_api(*request[:4], _request_timeout=timeout)
+        if not 200 <= reply.status < 300:
+            raise _refused(reply.status, reply.read())
+        return reply
+
+
+class _NotFound(ClusterError):
+    """404."""
+
+
+@contextlib.contextmanager
+def _errors_in_our_words() -> Iterator[None]:
+    try:
+        yield
+    except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise Transient(str(error)) from error
+
+
+def _refused(status: int, body: bytes) -> Exception:
+    """An answer that is none, in our words: the API server's own message names object and field."""
+    try:
+        message = json.loads(body)["message"]
+    except (ValueError, KeyError, TypeError):
+        message = body.decode(errors="replace")[:300]
+    if status in BUSY or status == EXPIRED:
+        return Transient(f"{status} {message}")
+    if status == 404:
+        return _NotFound(f"the cluster says: {message}")
+    if status == 409:
+        return AlreadyExists(message)
+    return ClusterError(f"the cluster refuses ({status}): {message}")
+
+
+def _job(body: Body) -> Job:
+    metadata, status = body["metadata"], body.get("status", {})
+    true = {one["type"]: one for one in status.get("conditions", []) if one["status"] == "True"}
+    state: Body = next((true[name] for name in ("Complete", "Failed", "Suspended") if name in true), {})
+    return Job(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        labels=metadata.get("labels", {}),
+        annotations=metadata.get("annotations", {}),
+        completions=body["spec"].get("completions", 1),
+        active=status.get("active", 0),
+        succeeded=status.get("succeeded", 0),
+        failed=shards.parse_ranges(status.get("failedIndexes", "")),
+        condition=state.get("type"),
+        message=state.get("message") or state.get("reason") or "",
+        created_at=metadata["creationTimestamp"],
+        template=body["spec"]["template"],
+    )
+
+
+def _failure(pod: Body) -> PodFailure:
+    """How this failed pod ended: its first container that did not end well, or the cluster's own reason."""
+    status, index = pod["status"], pod["metadata"].get("annotations", {}).get(INDEX)
+    states = [one["state"].get("terminated", {}) for one in container_statuses(pod)]
+    end: Body = next((state for state in states if state.get("exitCode")), {})
+    message = end.get("message") or end.get("reason") or status.get("message") or status.get("reason") or ""
+    last = message.strip().splitlines()[-1:]
+    return PodFailure(int(index) if index is not None else None, end.get("exitCode"), "".join(last)[:300])
+
+
+def container_statuses(pod: Body) -> list[Body]:
+    """What a pod's status says of its containers, those for initialisation first."""
+    return [*pod["status"].get("initContainerStatuses", []), *pod["status"].get("containerStatuses", [])]
+
+
+def _default_namespace(context: str | None) -> str:
+    """The namespace of the kubeconfig's context."""
+    contexts, active = config.list_kube_config_contexts()
+    chosen = next((one for one in contexts if one["name"] == context), active)
+    return chosen["context"].get("namespace") or "default"

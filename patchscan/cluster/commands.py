@@ -1,0 +1,254 @@
+"""The command line of clusters: submit Jobs, see and end them; and what runs inside: coordinating a scan,
+rolling out a model."""
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.scanning import options as o
+
+if TYPE_CHECKING:
+    from patchscan.cluster.client import Cluster, Job
+
+CRON_JOB = "patchscan-scan"
+
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="By default the kubeconfig's.")]
+Context = Annotated[str | None, typer.Option(help="The kubeconfig's context, where it is not the current one.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `patchscan jobs status` shows it.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another value for a setting; may be repeated.")
+]
+
+submit = typer.Typer(help="Start a training or a scan on a cluster.", no_args_is_help=True)
+jobs = typer.Typer(help="The Jobs on a cluster: state, logs, ending.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this room's commands."""
+    app.command("scan-coordinate")(scan_coordinate)
+    app.command("roll-out")(roll_out)
+    app.add_typer(submit, name="submit")
+    app.add_typer(jobs, name="jobs")
+
+
+@submit.command("train")
+def submit_train(
+    manifest: Annotated[str, typer.Argument(help="The Job's file, such as k8s/train-ssp.yaml.")],
+    name: Annotated[str | None, typer.Option(help="The new Job's name, where it is not the file's.")] = None,
+    settings: Settings = None,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Start a training Job from its manifest, with other settings where given.
+
+    \b
+    Examples:
+      patchscan submit train k8s/train-ssp.yaml
+      patchscan submit train k8s/train-ssp.yaml --name ssp-2 --set RUN=s3://models/runs/ssp-2 --set DATA=s3://mine
+    """
+    from patchscan.cluster.client import Cluster
+    from patchscan.cluster.submitting import parse_settings, submit_manifest
+
+    created = submit_manifest(Cluster.connect(namespace, context), manifest, name, parse_settings(settings or []))
+    print(f"{created} is submitted; see: patchscan jobs logs --follow {created}")
+
+
+@submit.command("scan")
+def submit_scan(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="What to scan, where it is not the nightly scan's.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Where results go; each source needs its own.")] = None,
+    cron_job: Annotated[str, typer.Option(help="The CronJob whose settings the scan has.")] = CRON_JOB,
+    settings: Settings = None,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Start the nightly scan now, or one of another source with the same settings.
+
+    \b
+    Examples:
+      patchscan submit scan
+      patchscan submit scan s3://photos/2026/ --out s3://results/photos-2026
+    """
+    from patchscan.cluster.client import Cluster
+    from patchscan.cluster.submitting import parse_settings, submit_from_cron_job
+
+    if (source is None) != (out is None):
+        raise UserError("give SOURCE and --out together: each source has its own results")
+    chosen = parse_settings(settings or []) | ({"SOURCE": source, "RESULTS": out} if source and out else {})
+    created = submit_from_cron_job(Cluster.connect(namespace, context), cron_job, chosen)
+    print(f"{created} is submitted; see: patchscan jobs logs --follow {created}")
+
+
+@jobs.command("status")
+def jobs_status(namespace: Namespace = None, context: Context = None) -> None:
+    """Every training and scan on the cluster: its state, how much is done, and why it failed.
+
+    \b
+    Example:
+      patchscan jobs status -n patchscan
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from patchscan.cluster.client import Cluster
+
+    found = Cluster.connect(namespace, context).jobs()
+    table = Table("job", "state", "done", "running", "given up", "created", "message", box=None)
+    for job in found:
+        done, created = f"{job.succeeded} of {job.completions}", job.created_at
+        state, given_up = job.condition or "Active", str(len(job.failed))
+        table.add_row(job.name, state, done, str(job.active), given_up, created, job.message)
+    if found:
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+    else:
+        print("no Jobs of patchscan here")
+
+
+@jobs.command("logs")
+def jobs_logs(
+    job: JobName,
+    index: Annotated[int | None, typer.Option(min=0, help="Of this index; by default of the newest pod.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the pod has ended.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Print the log of a Job's newest pod, step by step.
+
+    \b
+    Examples:
+      patchscan jobs logs train-ssp --follow
+      patchscan jobs logs patchscan-20261122t020000z-1a2b3c-1 --index 7
+    """
+    from patchscan.cluster.client import Cluster
+    from patchscan.cluster.submitting import log_lines
+
+    for line in log_lines(Cluster.connect(namespace, context), job, index, follow):
+        print(line, flush=True)
+
+
+@jobs.command("cancel")
+def jobs_cancel(job: JobName, namespace: Namespace = None, context: Context = None) -> None:
+    """End a Job and its pods. What they have done is kept: submitted again, a training or scan goes on from there.
+
+    \b
+    Example:
+      patchscan jobs cancel train-ssp
+    """
+    from patchscan.cluster.client import Cluster, ClusterError
+
+    if not Cluster.connect(namespace, context).delete_job(job):
+        raise ClusterError(f"there is no Job {job}; `patchscan jobs status` shows those there are")
+    print(f"{job} is cancelled")
+
+
+def scan_coordinate(
+    source: o.SourceUrl,
+    out: o.Out,
+    server: Annotated[str, typer.Option(help="TorchServe's inference address in the cluster.")],
+    model: Annotated[str, typer.Option(help="The model's name on the server.")],
+    token_file: o.TokenFile = None,
+    manifest: o.Manifest = None,
+    suffix: o.Suffix = None,
+    min_size: o.MinSize = None,
+    max_size: o.MaxSize = None,
+    since: o.Since = None,
+    until: o.Until = None,
+    requester_pays: o.RequesterPays = False,
+    shard_objects: o.ShardObjects = 5_000,
+    shard_mb: o.ShardMB = 4_096,
+    select: o.SelectBy = None,
+    threads: o.Threads = 32,
+    in_flight: o.InFlight = 32,
+    batch: o.Batch = None,
+    memory_mb: o.MemoryMB = 256,
+    metrics_port: o.MetricsPort = None,
+    parallelism: Annotated[int, typer.Option(min=1, help="Worker pods at once.")] = 8,
+    worker_cpu: Annotated[str, typer.Option(help="CPU that a worker pod requests.")] = "1",
+    worker_memory: Annotated[str, typer.Option(help="Memory of a worker pod.")] = "1Gi",
+    queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that the workers wait in.")] = None,
+    labels: o.Labels = None,
+    webhook: o.Webhook = None,
+    webhook_secret_file: o.WebhookSecretFile = None,
+    fail_on: o.FailOn = None,
+    job: Annotated[str, typer.Option(envvar="JOB_NAME", help="The Job that this pod belongs to.")] = "",
+) -> None:
+    """A whole scan by many pods, run inside the cluster: plan, an Indexed Job of workers, report, cleaning up.
+
+    Stopped at any moment, the same command finds the running Job again, or has only the missing shards worked.
+
+    \b
+    Example:
+      patchscan scan-coordinate s3://photos --out s3://results/photos --server http://patchscan-serve:8080 --model ssp
+    """
+    from patchscan.cluster.client import Cluster
+    from patchscan.cluster.coordinator import BadConfiguration, ShardsFailed, Workers, clean_up, work_shards
+    from patchscan.scanning.commands import finish, make_plan
+    from patchscan.storage.store import open_store
+
+    signal.signal(signal.SIGTERM, _interrupted)
+    cluster = Cluster.connect(patience_s=300)
+    coordinator = _own_job(cluster, job)
+    results, scorer = open_store(out), o.scorer_of(server, model, token_file, None, "cpu")
+    where = o.source_of(source, None, requester_pays, manifest)
+    filters = o.filters_of(suffix, min_size, max_size, since, until)
+    plan = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
+    command = ["patchscan", "scan-worker", "--server", server, "--model", model]
+    command += ["--select", select] if select else []
+    command += ["--threads", str(threads), "--in-flight", str(in_flight), "--memory-mb", str(memory_mb)]
+    command += ["--batch", str(batch)] if batch else []
+    command += ["--token-file", str(token_file)] if token_file else []
+    command += ["--metrics-port", str(metrics_port)] if metrics_port else []
+    workers = Workers(command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue)
+    try:
+        work_shards(cluster, plan, results, workers, coordinator)
+    except BadConfiguration as error:
+        if o.scorer_of(server, model, token_file, None, "cpu").card.digest == plan.digest:
+            raise
+        raise ShardsFailed(f"{model} was replaced during the scan; the next try plans it anew") from error
+    clean_up(cluster, plan)
+    finish(results, plan, labels, webhook, webhook_secret_file, fail_on)
+
+
+def roll_out(
+    model: Annotated[str, typer.Argument(help="The model served: MODEL.mar in the store.")],
+    model_store: Annotated[str, typer.Option(help="Where new archives are published: s3://bucket/prefix.")],
+    versions: Annotated[str, typer.Option(help="Where every archive is kept under its digest.")],
+    deployment: Annotated[str, typer.Option(help="The Deployment that serves.")] = "patchscan-serve",
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Have serving take up what is published, behind its gate: does the one step that is due, and ends.
+
+    A new archive in the store is rolled out; one whose pods did not become ready is taken back while the old pods
+    serve, and is not tried again. While a scan is under way nothing is rolled out. The cluster's CronJob
+    patchscan-roll-out calls it again and again.
+
+    \b
+    Example:
+      patchscan roll-out ssp --model-store s3://models/store --versions s3://models/versions
+    """
+    from patchscan.cluster.client import Cluster
+    from patchscan.cluster.rollout import next_step
+    from patchscan.storage.store import open_store
+
+    cluster = Cluster.connect(namespace, context)
+    print(next_step(cluster, deployment, model, open_store(model_store), open_store(versions)))
+
+
+def _own_job(cluster: "Cluster", name: str) -> "Job":
+    from patchscan.cluster.client import ClusterError
+
+    found = cluster.job(name) if name else None
+    if found is None:
+        raise ClusterError("scan-coordinate runs in a pod of a Job; from elsewhere: patchscan submit scan")
+    return found
+
+
+def _interrupted(number: int, frame: Any) -> None:
+    print("patchscan: interrupted; the workers go on, and the same command finds them again", file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,197 @@
+"""A scan's shards as an Indexed Job: created or found again, followed to its end, removed when the scan is reduced.
+
+The worker pods are the coordinator's own pod with another command, so that image, credentials, security settings and
+places are said once, in the manifest. Whatever stops a coordinator, the next one of the same scan finds the running
+Job by its label, or creates one for the shards that are still missing.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from patchscan.cluster.client import AlreadyExists, Cluster, Job, JobGone, PodFailure
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.console import ProgressReport
+from patchscan.scanning import shards
+from patchscan.scanning.plan import Plan
+from patchscan.storage.store import Store
+
+Body = dict[str, Any]
+
+EXIT_USAGE = UserError.exit_code
+SCAN_LABEL = "patchscan/scan"
+SHARDS_ANNOTATION = "patchscan/shards"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+# What the Job controller writes into a pod template by itself.
+CONTROLLER_LABELS = (
+    "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-name",
+    "controller-uid",
+    "job-name",
+)
+DAY_S = 86_400
+
+
+class ShardsFailed(UserError):
+    """A Job has ended and shards are missing; what is done is kept, and a rerun works the missing ones only."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+class BadConfiguration(UserError):
+    """Workers ended with exit code 2: trying again cannot help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How a scan's Job runs: `parallelism` pods at once, what each requests, how often an index is tried again after
+    its pod failed (evictions do not count), after how many given up indexes the whole Job is, seconds until it is
+    ended, and the Kueue queue it waits in, if any. `command` is a worker's command line without its shard."""
+
+    command: Sequence[str]
+    parallelism: int = 8
+    cpu: str = "1"
+    memory: str = "1Gi"
+    retries: int = 4
+    max_failed: int = 20
+    deadline_s: int = DAY_S
+    queue: str | None = None
+
+
+def work_shards(cluster: Cluster, plan: Plan, results: Store, workers: Workers, coordinator: Job) -> None:
+    """Have every shard of the plan worked by pods; returns when all parts are written.
+
+    Raises ShardsFailed, BadConfiguration, and what `Cluster.follow` raises; the same call goes on from there.
+    """
+    missing = unfinished(results, plan)
+    if not missing:
+        return
+    job = find_running(cluster, plan) or _create(cluster, plan, results, missing, workers, coordinator)
+    with ProgressReport(f"Job {job.name}", job.completions, "shards") as progress:
+        try:
+            for state in cluster.follow(job.name):
+                job = state
+                progress.advance(job.succeeded - progress.done, f"{job.active} pods, {len(job.failed)} shards given up")
+        except JobGone as error:
+            raise ShardsFailed(f"Job {job.name} was deleted") from error
+    if left := unfinished(results, plan):
+        raise _failed(job, left, cluster.failures(job.name))
+
+
+def clean_up(cluster: Cluster, plan: Plan) -> None:
+    """Delete the Jobs of a scan, and with them their pods."""
+    for job in cluster.jobs(_selector(plan)):
+        cluster.delete_job(job.name)
+
+
+def unfinished(results: Store, plan: Plan) -> list[int]:
+    """The shards that have no part yet, ascending."""
+    parts = set(results.names(f"scans/{plan.scan}/rows/part-"))
+    named = {index: f"scans/{plan.scan}/rows/part-{shards.name(index)}.parquet" for index in range(plan.shards)}
+    return [index for index, name in named.items() if name not in parts]
+
+
+def find_running(cluster: Cluster, plan: Plan) -> Job | None:
+    """The scan's Job that has not finished, or None."""
+    return next((job for job in cluster.jobs(_selector(plan)) if not job.finished), None)
+
+
+def _create(
+    cluster: Cluster, plan: Plan, results: Store, missing: list[int], workers: Workers, coordinator: Job
+) -> Job:
+    """A new Job for the missing shards; the running one where another coordinator was faster."""
+    number = 1 + max((_number(job) for job in cluster.jobs(_selector(plan))), default=0)
+    while True:
+        try:
+            return cluster.create_job(worker_job(plan, plan.address(results), missing, number, workers, coordinator))
+        except AlreadyExists:
+            running = find_running(cluster, plan)
+            if running:
+                return running
+            number += 1
+
+
+def _number(job: Job) -> int:
+    return int(job.name.rpartition("-")[2])
+
+
+def _selector(plan: Plan) -> str:
+    return f"{SCAN_LABEL}={plan.scan}"
+
+
+def worker_job(
+    plan: Plan, plan_url: str, missing: Sequence[int], number: int, workers: Workers, coordinator: Job
+) -> Body:
+    """The Indexed Job that works these shards, as the API's JSON. Its name follows from scan and number, so that of
+    two coordinators only one can create it; it goes when the coordinator's Job goes."""
+    labels = {"app.kubernetes.io/part-of": "patchscan", "app.kubernetes.io/component": "scan-worker"}
+    queue = {QUEUE_LABEL: workers.queue} if workers.queue else {}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": f"patchscan-{plan.scan.lower()}-{number}",
+            "labels": {**labels, **queue, SCAN_LABEL: plan.scan},
+            "annotations": {SHARDS_ANNOTATION: shards.format_ranges(missing)},
+            "ownerReferences": [
+                {"apiVersion": "batch/v1", "kind": "Job", "name": coordinator.name, "uid": coordinator.uid}
+            ],
+        },
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": len(missing),
+            "parallelism": min(workers.parallelism, len(missing)),
+            "backoffLimitPerIndex": workers.retries,
+            "maxFailedIndexes": min(workers.max_failed, len(missing)),
+            "activeDeadlineSeconds": workers.deadline_s,
+            "ttlSecondsAfterFinished": 7 * DAY_S,
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [EXIT_USAGE]}},
+                ]
+            },
+            # Kueue admits a Job by ending its suspension.
+            **({"suspend": True} if workers.queue else {}),
+            "template": worker_template(coordinator.template, labels, workers, plan_url, missing),
+        },
+    }
+
+
+def worker_template(template: Body, labels: Body, workers: Workers, plan_url: str, missing: Sequence[int]) -> Body:
+    """The coordinator's pod template with a worker's command, labels and resources, and without access to the API."""
+    made = copy.deepcopy(template)
+    metadata = made.setdefault("metadata", {})
+    kept = {name: value for name, value in metadata.get("labels", {}).items() if name not in CONTROLLER_LABELS}
+    metadata["labels"] = kept | labels
+    metadata.pop("creationTimestamp", None)
+    spec = made["spec"]
+    spec["restartPolicy"] = "Never"  # what backoffLimitPerIndex asks for
+    spec["automountServiceAccountToken"] = False
+    container = spec["containers"][0]
+    container["name"] = "worker"
+    container["args"] = [
+        *workers.command,
+        *("--plan", plan_url, "--within", shards.format_ranges(missing), "--index", "$(JOB_COMPLETION_INDEX)"),
+    ]
+    amounts = {"cpu": workers.cpu, "memory": workers.memory}
+    container["resources"] = {"requests": amounts, "limits": {"memory": workers.memory}}
+    return made
+
+
+def _failed(job: Job, left: list[int], failures: dict[int | None, PodFailure]) -> Exception:
+    """What to tell of a Job that ended with shards missing."""
+    of_index = shards.parse_ranges(job.annotations[SHARDS_ANNOTATION])
+    told = [
+        f"shard {of_index[failure.index]}: exit code {failure.exit_code}, {failure.message}"
+        for failure in failures.values()
+        if failure.index is not None and of_index[failure.index] in left
+    ]
+    some = "; ".join(told[:5]) or "no pod has failed"
+    missing = shards.format_ranges(left)
+    text = f"Job {job.name} ended {job.condition} ({job.message}), shards {missing} missing: {some}; a rerun works them"
+    given_up = [failures[index] for index in job.failed if index in failures]
+    if given_up and all(failure.exit_code == EXIT_USAGE for failure in given_up):
+        return BadConfiguration(text)
+    return ShardsFailed(text)

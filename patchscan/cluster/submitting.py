@@ -1,0 +1,127 @@
+"""Jobs started from a laptop: a manifest or the nightly scan's CronJob with other settings; and their logs."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from patchscan.cluster.client import AlreadyExists, Cluster, ClusterError, container_statuses
+
+Body = dict[str, Any]
+
+POLL_S = 2.0
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` texts by name. Raises ClusterError."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ClusterError(f"--set {text}: write NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dict[str, str]) -> str:
+    """Create the objects of a manifest with one Job in it; returns the Job's name.
+
+    What the Job needs beside itself may be there already; a Job of the same name may not. Raises ClusterError.
+    """
+    try:
+        documents = [one for one in yaml.safe_load_all(Path(path).read_text()) if one]
+    except (OSError, yaml.YAMLError) as error:
+        raise ClusterError(f"{path} cannot be read: {error}") from error
+    found = [one for one in documents if one.get("kind") == "Job"]
+    if len(found) != 1:
+        raise ClusterError(f"{path} holds {len(found)} Jobs; give a file with one, such as k8s/train-ssp.yaml")
+    job = found[0]
+    job["metadata"]["name"] = name or job["metadata"]["name"]
+    _set(job["spec"]["template"]["spec"], settings)
+    for document in documents:
+        if document is not job:
+            _create_unless_there(cluster, document)
+    try:
+        return cluster.create_job(job).name
+    except AlreadyExists as error:
+        message = (
+            f"there is a Job {job['metadata']['name']} already: give --name, or end it with `patchscan jobs cancel`"
+        )
+        raise ClusterError(message) from error
+
+
+def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, str]) -> str:
+    """Create a Job as the CronJob would, with other settings; returns its name. Raises ClusterError."""
+    found = cluster.cron_job(cron_job)
+    if found is None:
+        raise ClusterError(f"there is no CronJob {cron_job} in {cluster.namespace}: first kubectl apply -k k8s/")
+    template = found["spec"]["jobTemplate"]
+    metadata = template.get("metadata", {})
+    owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": cron_job, "uid": found["metadata"]["uid"]}
+    body: Body = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": f"{cron_job}-{datetime.now(UTC):%Y%m%d%H%M%S}",
+            "labels": metadata.get("labels", {}),
+            "annotations": {**metadata.get("annotations", {}), "cronjob.kubernetes.io/instantiate": "manual"},
+            "ownerReferences": [owner],
+        },
+        "spec": template["spec"],
+    }
+    _set(body["spec"]["template"]["spec"], settings)
+    try:
+        return cluster.create_job(body).name
+    except AlreadyExists as error:
+        raise ClusterError("a scan was submitted in this very second; wait for one") from error
+
+
+def _create_unless_there(cluster: Cluster, document: Body) -> None:
+    with contextlib.suppress(AlreadyExists):
+        cluster.create(document)
+
+
+def _set(pod: Body, settings: dict[str, str]) -> None:
+    """Give every container these values; a name that no container has is an error."""
+    containers = [*pod.get("initContainers", []), *pod["containers"]]
+    known = {one["name"] for container in containers for one in container.get("env", [])}
+    from_maps = any("configMapRef" in one for container in containers for one in container.get("envFrom", []))
+    if unknown := ([] if from_maps else sorted(settings.keys() - known)):
+        raise ClusterError(f"there is no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    for container in containers:
+        kept = [one for one in container.get("env", []) if one["name"] not in settings]
+        container["env"] = kept + [{"name": name, "value": value} for name, value in settings.items()]
+
+
+def log_lines(cluster: Cluster, job: str, index: int | None, follow: bool) -> Iterator[str]:
+    """The log of the Job's newest pod (of an index), container after container; with `follow` until the pod has ended.
+
+    Raises ClusterError where there is no pod.
+    """
+    pods = cluster.pods(job, index)
+    if not pods:
+        raise ClusterError(f"Job {job} has no pod" + ("" if index is None else f" of index {index}"))
+    name, spec = pods[-1]["metadata"]["name"], pods[-1]["spec"]
+    for container in [one["name"] for one in [*spec.get("initContainers", []), *spec["containers"]]]:
+        if not _has_started(cluster, job, index, name, container, follow):
+            return
+        yield f"== {container}"
+        yield from cluster.log(name, container, follow)
+
+
+def _has_started(cluster: Cluster, job: str, index: int | None, pod: str, container: str, follow: bool) -> bool:
+    """Whether the container has begun; with `follow`, waits until it has, or until the pod has ended without it."""
+    while True:
+        now = next((one for one in cluster.pods(job, index) if one["metadata"]["name"] == pod), None)
+        if now is None:
+            return False
+        states = {one["name"]: one["state"] for one in container_statuses(now)}
+        if {"running", "terminated"} & states.get(container, {}).keys():
+            return True
+        if not follow or now["status"].get("phase") in ("Succeeded", "Failed"):
+            return False
+        time.sleep(POLL_S)

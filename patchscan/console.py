@@ -1,0 +1,92 @@
+"""What a person sees of long work: a bar on a terminal, plain lines at sensible intervals elsewhere, and how it ends
+when it is told to stop."""
+
+import os
+import sys
+import time
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
+
+from patchscan.common.errors import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PLAIN_INTERVAL_S = 10.0
+
+
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """The handler of a second Ctrl-C or SIGTERM: waits for nothing. Only finished files have their names by then."""
+    os.write(2, b"patchscan: ended at once; run the same command again\n")
+    os._exit(EXIT_INTERRUPTED)
+
+
+class ProgressReport:
+    """Progress of one task, as a context manager: `advance` as work is done, `note` for the figures beside it.
+
+    On a terminal it is a bar; elsewhere one line every ten seconds and one at the end, on standard error.
+    """
+
+    def __init__(self, task: str, total: int | None, unit: str = "images"):
+        self.task, self.total, self.unit = task, total, unit
+        self.done = 0
+        self.notes = ""
+        self._started = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[notes]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._id = self._bar.add_task(self.task, total=self.total, rate="", notes="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        else:
+            self._line()
+
+    def advance(self, count: int = 1, notes: str | None = None) -> None:
+        """`count` more are done; `notes`, where given, replaces the text beside the figures."""
+        self.done += count
+        self.notes = self.notes if notes is None else notes
+        if self._bar:
+            rate = f"{_rate(self.done / (time.monotonic() - self._started))} {self.unit}/s"
+            self._bar.update(self._id, advance=count, rate=rate, notes=self.notes)
+        elif time.monotonic() - self._last_line >= PLAIN_INTERVAL_S:
+            self._line()
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        elapsed = self._last_line - self._started
+        of = f" of {self.total:,}" if self.total is not None else ""
+        rate = f", {_rate(self.done / elapsed)} {self.unit}/s" if elapsed > 0 else ""
+        text = f"{self.task}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s{rate} {self.notes}"
+        print(text.rstrip(), file=sys.stderr, flush=True)
+
+
+def _rate(a_second: float) -> str:
+    # Training on cores takes many seconds a batch.
+    return f"{a_second:.1f}" if a_second >= 1 else f"{a_second:.2g}"

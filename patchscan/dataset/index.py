@@ -1,0 +1,197 @@
+"""The data index: every file of a data set decoded once, described in a row of index.parquet, or quarantined.
+
+Building one is resumable: rows are kept in part files as they come, and a file whose size and time have not changed
+is never read twice.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from patchscan.common.errors import UserError
+from patchscan.common.files import whole
+from patchscan.common.processes import each_in_processes
+from patchscan.console import ProgressReport
+from patchscan.dataset.duplicates import find_duplicates
+from patchscan.dataset.facts import facts_of
+from patchscan.dataset.layout import SourceFile, find_files
+from patchscan.dataset.source import Source
+from patchscan.storage.store import is_bucket
+
+INDEX_FILE = "index.parquet"
+QUARANTINE_FILE = "quarantine.parquet"
+DUPLICATES_FILE = "duplicates.parquet"
+PART_SECONDS = 5.0
+
+# What is known of one file; `code` and `message` are set where it cannot be scored, the image's facts where it can.
+RECORD = pa.schema(
+    [
+        ("path", pa.string()),
+        ("generator", pa.string()),
+        ("split", pa.string()),
+        ("class", pa.string()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("jpeg_quality", pa.int16()),
+        ("jpeg_subsampling", pa.string()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("phash", pa.string()),
+        ("modified_ns", pa.int64()),
+        ("code", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+INDEX_COLUMNS = [name for name in RECORD.names if name not in ("code", "message")]
+QUARANTINE_COLUMNS = ["path", "generator", "split", "class", "bytes", "sha256", "modified_ns", "code", "message"]
+
+
+class IndexFileError(UserError):
+    """An index that cannot be written or read."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """A built index: `path` of index.parquet, its `table`, the `quarantine` and `duplicates` tables written beside it,
+    and how many files were `read` in this run (the rest were known)."""
+
+    path: Path
+    table: pd.DataFrame
+    quarantine: pd.DataFrame
+    duplicates: pd.DataFrame
+    read: int
+    seconds: float
+
+
+def build_index(data: str | Path, out: Path | None = None, workers: int | None = None) -> Index:
+    """Index the data set under `data`, a folder or an s3:// URL, into the local file `out` (by default
+    `data`/index.parquet), on `workers` processes.
+
+    Beside it appear quarantine.parquet (path, code, message, ...) and duplicates.parquet. Killed at any moment, the
+    same call goes on where it stopped. Raises LayoutError where `data` is not in GenImage's layout, DataError where a
+    file cannot be read, IndexFileError where the index cannot be written.
+    """
+    started = time.monotonic()
+    out = out or index_place(data)
+    parts = out.with_name("index.parts")
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IndexFileError(f"cannot write {out}: {error.strerror}; name another place with --out") from error
+    files = find_files(data)
+    known = _known(out, parts)
+    missing = [file for file in files if not _is_known(file, known)]
+    if missing:
+        _read_missing(Source(data), missing, parts, workers)
+    records = _known(out, parts)
+    table = pa.Table.from_pylist([_record(file, records[file.path]) for file in files], RECORD)
+    index = _write_index(table, out)
+    shutil.rmtree(parts)
+    return Index(out, *index, read=len(missing), seconds=time.monotonic() - started)
+
+
+def index_place(data: str | Path) -> Path:
+    """Where the index of `data` lies unless said otherwise. Raises IndexFileError for a bucket, which has none."""
+    if is_bucket(data):
+        raise IndexFileError(
+            f"an index is a local file: name the one of {data} (index: --out FILE; others: --index FILE)"
+        )
+    return Path(data) / INDEX_FILE
+
+
+def load_index(data: str | Path, index: Path | None = None) -> pd.DataFrame:
+    """The table of `index` (by default `data`/index.parquet), one row a readable image; built first if missing.
+
+    Columns: INDEX_COLUMNS; `path` is relative to `data`, `jpeg_quality` is NaN and `jpeg_subsampling` None where the
+    image is no JPEG.
+    """
+    path = index or index_place(data)
+    if not path.exists():
+        return build_index(data, path).table
+    try:
+        return pq.read_table(path, columns=INDEX_COLUMNS).to_pandas()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise IndexFileError(
+            f"{path} is not an index this version reads ({error}): run `patchscan index` again"
+        ) from error
+
+
+def data_digest(index: pd.DataFrame) -> str:
+    """sha256 over the sorted (path, sha256, class, split) of an index: equal digests, equal training data."""
+    rows = sorted(index[["path", "sha256", "class", "split"]].itertuples(index=False, name=None))
+    return hashlib.sha256("\n".join(map(json.dumps, rows)).encode()).hexdigest()
+
+
+def _known(out: Path, parts: Path) -> dict[str, dict[str, Any]]:
+    """The records of the last finished index and of the parts of an unfinished one, by path."""
+    files = [out, out.with_name(QUARANTINE_FILE), *sorted(parts.glob("*.parquet"))]
+    tables = [pq.read_table(file) for file in files if file.exists()]
+    return {record["path"]: record for table in tables for record in table.to_pylist()}
+
+
+def _is_known(file: SourceFile, known: dict[str, dict[str, Any]]) -> bool:
+    record = known.get(file.path)
+    return record is not None and (record["bytes"], record["modified_ns"]) == (file.bytes, file.modified_ns)
+
+
+def _record(file: SourceFile, facts: dict[str, Any]) -> dict[str, Any]:
+    place = asdict(file)
+    place["class"] = place.pop("label")
+    return facts | place
+
+
+def _read_missing(source: Source, missing: list[SourceFile], parts: Path, workers: int | None) -> None:
+    """Read the files and keep their records, in a new part file every few seconds."""
+    rows: list[dict[str, Any]] = []
+    broken, last_part = 0, time.monotonic()
+    reading = each_in_processes(partial(read_file, source), missing, workers)
+    with ProgressReport("index", len(missing)) as progress, closing(reading):
+        try:
+            for file, facts in reading:
+                rows.append(_record(file, facts))
+                broken += "code" in facts
+                progress.advance(notes=f"{broken} quarantined" if broken else None)
+                if time.monotonic() - last_part > PART_SECONDS:
+                    _write_part(rows, parts)
+                    rows, last_part = [], time.monotonic()
+        finally:
+            _write_part(rows, parts)
+
+
+def read_file(source: Source, file: SourceFile) -> dict[str, Any]:
+    """What `facts_of` says of one file of the data set."""
+    return facts_of(source.read(file.path))
+
+
+def _write_part(rows: list[dict[str, Any]], parts: Path) -> None:
+    write_whole(pa.Table.from_pylist(rows, RECORD), parts / f"{uuid4().hex}.parquet")
+
+
+def _write_index(records: pa.Table, out: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    readable = records["code"].is_null()
+    table = records.filter(readable).select(INDEX_COLUMNS)
+    quarantine = records.filter(pc.invert(readable)).select(QUARANTINE_COLUMNS)
+    duplicates = find_duplicates(table.to_pandas())
+    write_whole(quarantine, out.with_name(QUARANTINE_FILE))
+    write_whole(pa.Table.from_pandas(duplicates, preserve_index=False), out.with_name(DUPLICATES_FILE))
+    write_whole(table, out)
+    return table.to_pandas(), quarantine.to_pandas(), duplicates
+
+
+def write_whole(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file that appears whole or not at all."""
+    with whole(path) as file:
+        pq.write_table(table, file)

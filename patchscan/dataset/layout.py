@@ -1,0 +1,122 @@
+"""GenImage's folder layout: which generator, split and class each file of a data set belongs to."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from patchscan.common.errors import UserError
+from patchscan.storage.store import is_bucket, open_store, split_url
+
+SPLITS = ("train", "val")
+CLASSES = ("ai", "nature")
+
+# The names of GenImage's own downloads, with the dates and spellings they carry, after `_normal`.
+_KNOWN = {
+    "adm": "adm",
+    "biggan": "biggan",
+    "glide": "glide",
+    "midjourney": "midjourney",
+    "sdv4": "sd_v1_4",
+    "sdv14": "sd_v1_4",
+    "stablediffusionv14": "sd_v1_4",
+    "sdv5": "sd_v1_5",
+    "sdv15": "sd_v1_5",
+    "stablediffusionv15": "sd_v1_5",
+    "vqdm": "vqdm",
+    "wukong": "wukong",
+}
+
+
+class LayoutError(UserError):
+    """A folder that is not in GenImage's layout."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a data set: `path` is relative to its root, with forward slashes; size in bytes, time in ns."""
+
+    path: str
+    generator: str
+    split: str
+    label: str
+    bytes: int
+    modified_ns: int
+
+
+def generator_name(folder: str) -> str:
+    """The generator a folder stands for: `imagenet_ai_0419_sdv4` is `sd_v1_4`; a name not of GenImage's is kept."""
+    return _KNOWN.get(_normal(folder), folder)
+
+
+def _normal(folder: str) -> str:
+    name = re.sub(r"^imagenet_(ai_)?(\d{4}_)?", "", folder.lower())
+    return re.sub(r"[^a-z0-9]", "", name)
+
+
+def find_files(data: str | Path) -> list[SourceFile]:
+    """Every file under `<generator>/{train,val}/{ai,nature}`, sorted by path; hidden files are left out.
+
+    `data` is a folder or an s3:// URL. The generator's folder may be `data` itself, a folder in it, or one level deeper
+    as GenImage's archives unpack (`BigGAN/imagenet_ai_0419_biggan/train/...`). Raises LayoutError where there is no
+    such folder or no file, StoreError where the bucket cannot be listed.
+    """
+    listed = _in_bucket(str(data)) if is_bucket(data) else _in_folder(Path(data))
+    name = Path(data).resolve().name
+    files = [
+        SourceFile(path, *place, size, modified_ns)
+        for path, size, modified_ns in listed
+        if (place := place_of(path, name)) is not None
+    ]
+    if not files:
+        raise LayoutError(
+            f"{data} holds no image under <generator>/{{train,val}}/{{ai,nature}}: is it the right folder?"
+        )
+    return sorted(files, key=lambda file: file.path)
+
+
+def place_of(path: str, root: str) -> tuple[str, str, str] | None:
+    """Generator, split and class of a file by its `path` relative to a data set's root, whose own name is `root`; None
+    where it lies elsewhere or is hidden."""
+    parts = path.split("/")
+    if any(part.startswith(".") for part in parts):
+        return None
+    for depth, (split, label) in enumerate(pairwise(parts[:4])):
+        if split in SPLITS and label in CLASSES and len(parts) > depth + 2:
+            return generator_name(parts[depth - 1] if depth else root), split, label
+    return None
+
+
+def _in_folder(data: Path) -> Iterator[tuple[str, int, int]]:
+    """Path, bytes and time of change (ns) of the files below a folder; links to folders are followed."""
+    if not data.is_dir():
+        raise LayoutError(f"{data} is not a folder: give the folder that holds <generator>/{{train,val}}/{{ai,nature}}")
+    for parent, folders, names in os.walk(data, followlinks=True):
+        above = Path(parent).relative_to(data).parts
+        folders[:] = [name for name in folders if not name.startswith(".") and _may_hold((*above, name))]
+        for name in names:
+            path = "/".join((*above, name))
+            try:
+                path.encode()
+            except UnicodeEncodeError as error:
+                raise LayoutError(f"the name {path!r} is not UTF-8: rename the file") from error
+            if place_of(path, "") is not None:
+                status = Path(parent, name).stat()
+                yield path, status.st_size, status.st_mtime_ns
+
+
+def _may_hold(folder: tuple[str, ...]) -> bool:
+    """Whether images of the data set can lie in or below this folder: what else is there is not walked through."""
+    return len(folder) <= 2 or any(
+        split in SPLITS and (not label or label[0] in CLASSES)
+        for split, *label in (folder[depth : depth + 2] for depth in range(3))
+    )
+
+
+def _in_bucket(url: str) -> Iterator[tuple[str, int, int]]:
+    root = split_url(url)[1].rstrip("/")
+    for info in open_store(url.rstrip("/") + "/").objects():
+        modified_ns = round(info.last_modified.timestamp() * 1e9) if info.last_modified else 0
+        yield info.key.removeprefix(root).lstrip("/"), info.size or 0, modified_ns

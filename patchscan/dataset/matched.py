@@ -1,0 +1,244 @@
+"""The matched protocol: a fair version of a data set, in which only the pixels can tell AI from real.
+
+Crops at native resolution, balanced classes, and every image encoded alike, after "Fake or JPEG? Revealing Common
+Biases in Generated Image Detection Datasets" (arXiv 2403.17608); the first JPEG pass of lossless images is our own.
+"""
+
+import io
+import json
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from PIL import Image
+
+from patchscan.common.errors import UserError
+from patchscan.common.files import whole
+from patchscan.common.processes import each_in_processes
+from patchscan.console import ProgressReport
+from patchscan.dataset.index import Index, build_index, data_digest, load_index, write_whole
+from patchscan.dataset.layout import CLASSES
+from patchscan.dataset.source import Source
+from patchscan.detector.images import ImageError, decode
+from patchscan.storage.store import is_bucket, open_store
+
+SETTINGS_FILE = "protocol.json"
+CROPS_FILE = "crops.parquet"
+LEFT_OUT_FILE = "left_out.parquet"
+
+# Corners lie on this grid: the blocks of a JPEG are 8 pixels wide at 4:4:4 and 16 at 4:2:0, so a crop that starts on a
+# multiple of 16 keeps its blocks whole under both. Lossless images are cut on it too, or the grid would be a clue.
+GRID = 16
+SUBSAMPLING = "4:4:4"
+CROP_COLUMNS = [
+    "path",
+    "source",
+    "generator",
+    "split",
+    "class",
+    "x",
+    "y",
+    "first_quality",
+    "first_subsampling",
+    "quality",
+]
+
+
+class ProtocolError(UserError):
+    """A matched data set that cannot be built from these data or in this folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`size`: the crop's side in pixels; `qualities`: least and greatest JPEG quality, drawn uniformly."""
+
+    size: int = 256
+    qualities: tuple[int, int] = (85, 98)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A built data set: its `index`, its `crops` (CROP_COLUMNS), and what was `left_out` (path, reason)."""
+
+    index: Index
+    crops: pd.DataFrame
+    left_out: pd.DataFrame
+
+
+def build_matched(
+    data: str | Path,
+    out: Path,
+    settings: Settings = Settings(),
+    index: Path | None = None,
+    workers: int | None = None,
+) -> Matched:
+    """Build the matched version of `data` in `out`: <generator>/{train,val}/{ai,nature}/*.jpg, indexed, with
+    crops.parquet and left_out.parquet beside it. Killed at any moment, the same call goes on where it stopped.
+
+    Raises ProtocolError where `out` holds something else or no image is large enough.
+    """
+    table = load_index(data, index)
+    crops, left_out = plan_matched(table, settings)
+    if crops.empty:
+        raise ProtocolError(
+            f"no generator in {data} has images of both classes as large as {settings.size} x {settings.size}: "
+            "use a smaller --size"
+        )
+    _claim(out, data, settings, data_digest(table))
+    write_whole(pa.Table.from_pandas(crops, preserve_index=False), out / CROPS_FILE)
+    write_whole(pa.Table.from_pandas(left_out, preserve_index=False), out / LEFT_OUT_FILE)
+    for folder in crops["path"].map(lambda path: (out / path).parent).unique():
+        folder.mkdir(parents=True, exist_ok=True)
+    missing = [crop for crop in crops.to_dict("records") if not (out / crop["path"]).exists()]
+    if missing:
+        making = each_in_processes(partial(_make, Source(data), out, settings.size), missing, workers)
+        with ProgressReport("match", len(missing)) as progress, closing(making):
+            for _ in making:
+                progress.advance()
+    return Matched(build_index(out, workers=workers), crops, left_out)
+
+
+def matched_version(data: str | Path, place: Path | None = None, index: Path | None = None) -> str | Path:
+    """The data set `data` under the matched protocol: itself where it is one, else the folder `place` (by default
+    DATA-matched, beside the folder DATA), built first where it is missing or incomplete.
+
+    Raises ProtocolError where `place` was made of other data, and for a bucket, which has no such place.
+    """
+    if protocol_of(data) == "matched":
+        return data
+    if place is None and is_bucket(data):
+        raise ProtocolError(f"build the matched version of {data} with `patchscan match {data} OUT`, then name OUT")
+    place = place or Path(data).resolve().with_name(Path(data).resolve().name + "-matched")
+    made = place / SETTINGS_FILE
+    settings = Settings()
+    if made.exists():
+        known = json.loads(made.read_text())
+        settings = Settings(size=known["size"], qualities=tuple(known["qualities"]), seed=known["seed"])
+    build_matched(data, place, settings, index)
+    return place
+
+
+def protocol_of(data: str | Path) -> str:
+    """`matched` where this module made the data set (a folder, or its copy in a bucket), `raw` otherwise."""
+    return "raw" if open_store(str(data)).read(SETTINGS_FILE) is None else "matched"
+
+
+def plan_matched(index: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What to cut from where, and what to leave out and why; the same index and settings give the same plan.
+
+    Within each generator and split: images smaller than the crop, and val images whose very bytes are in any train
+    split, are left out; then as many AI images as real ones are kept, at random. Corners and qualities are drawn from
+    one distribution for both classes.
+    """
+    trained = set(index["sha256"][index["split"] == "train"])
+    small = index[["width", "height"]].min(axis=1) < settings.size
+    copied = (index["split"] == "val") & index["sha256"].isin(trained)
+    left_out = [
+        _reason(index[small], f"smaller than {settings.size} x {settings.size}"),
+        _reason(index[copied & ~small], "a copy of a training image"),
+    ]
+    crops = []
+    for (generator, split), rows in index[~small & ~copied].groupby(["generator", "split"]):
+        random = np.random.default_rng([settings.seed, crc32(f"{generator}/{split}".encode())])
+        kept = _balance(rows.sort_values("path"), random)
+        left_out.append(_reason(rows.drop(kept.index), "more of its class than of the other"))
+        if len(kept):
+            crops.append(_crops(kept, settings, random))
+    planned = pd.concat(crops, ignore_index=True) if crops else pd.DataFrame(columns=CROP_COLUMNS)
+    return planned, pd.concat(left_out, ignore_index=True)
+
+
+def _reason(rows: pd.DataFrame, reason: str) -> pd.DataFrame:
+    return rows[["path", "generator", "split", "class"]].assign(reason=reason)
+
+
+def _balance(rows: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
+    """As many of each class, in random order: first all AI images, then all real ones."""
+    classes = [rows[rows["class"] == label] for label in CLASSES]
+    count = min(len(part) for part in classes)
+    return pd.concat([part.iloc[random.permutation(len(part))[:count]] for part in classes])
+
+
+def _crops(kept: pd.DataFrame, settings: Settings, random: np.random.Generator) -> pd.DataFrame:
+    number = np.tile(np.arange(len(kept) // 2), 2)
+    low, high = settings.qualities
+    places = kept["generator"] + "/" + kept["split"] + "/" + kept["class"] + "/"
+    crops = pd.DataFrame(
+        {
+            "path": places + [f"{one:06d}.jpg" for one in number],
+            "source": kept["path"],
+            "generator": kept["generator"],
+            "split": kept["split"],
+            "class": kept["class"],
+            "x": GRID * random.integers(0, (kept["width"] - settings.size) // GRID + 1),
+            "y": GRID * random.integers(0, (kept["height"] - settings.size) // GRID + 1),
+            "quality": random.integers(low, high + 1, len(kept)),
+        }
+    )
+    return pd.concat([crops, _first_pass(kept, random)], axis=1)[CROP_COLUMNS]
+
+
+def _first_pass(kept: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
+    """For images that are no JPEG, the quality and subsampling of one of this group's JPEGs, drawn at random.
+
+    Otherwise every photograph would be compressed twice and every lossless fake once, which leaves a trace of its own.
+    """
+    jpegs = kept[["jpeg_quality", "jpeg_subsampling"]].dropna()
+    lossless = kept["jpeg_quality"].isna()
+    first = pd.DataFrame({"first_quality": np.nan, "first_subsampling": None}, index=kept.index)
+    if len(jpegs):
+        drawn = jpegs.iloc[random.integers(0, len(jpegs), int(lossless.sum()))]
+        first.loc[lossless, "first_quality"] = drawn["jpeg_quality"].to_numpy()
+        first.loc[lossless, "first_subsampling"] = drawn["jpeg_subsampling"].to_numpy()
+    return first.astype({"first_quality": "Int16", "first_subsampling": "object"})
+
+
+def _claim(out: Path, data: str | Path, settings: Settings, digest: str) -> None:
+    """Write down in `out` what it is made of, or check that it was made of the same before."""
+    if not is_bucket(data) and out.resolve().is_relative_to(Path(data).resolve()):
+        raise ProtocolError(f"{out} lies within {data} and would become part of it: choose a folder outside")
+    made_of: dict[str, Any] = {
+        "protocol": "matched",
+        "size": settings.size,
+        "qualities": list(settings.qualities),
+        "seed": settings.seed,
+        "source_digest": digest,
+    }
+    file = out / SETTINGS_FILE
+    if file.exists() and json.loads(file.read_text()) != made_of:
+        raise ProtocolError(f"{out} was made of other data or with other settings ({file}): choose another folder")
+    if not file.exists() and out.exists() and any(out.iterdir()):
+        raise ProtocolError(f"{out} is not empty and was not made by `patchscan match`: choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(made_of, indent=1) + "\n")
+
+
+def _make(source: Source, out: Path, size: int, crop: dict[str, Any]) -> None:
+    try:
+        rgb = decode(source.read(crop["source"])).rgb
+    except ImageError as error:
+        raise ProtocolError(
+            f"{source.url}/{crop['source']} changed since it was indexed ({error}); run `patchscan index` again"
+        ) from error
+    x, y = crop["x"], crop["y"]
+    pixels = rgb[y : y + size, x : x + size]
+    if not pd.isna(crop["first_quality"]):
+        pixels = decode(_jpeg(pixels, crop["first_quality"], crop["first_subsampling"])).rgb
+    file = out / crop["path"]
+    with whole(file) as partial_file:
+        partial_file.write_bytes(_jpeg(pixels, crop["quality"], SUBSAMPLING))
+
+
+def _jpeg(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:
+    """Pixels (uint8, H x W x 3) as a JPEG; what Pillow cannot write (grey, 4:4:0, ...) is written as 4:2:0."""
+    written = subsampling if subsampling in ("4:4:4", "4:2:2", "4:2:0") else "4:2:0"
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=int(quality), subsampling=written)
+    return buffer.getvalue()

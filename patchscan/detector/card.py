@@ -1,0 +1,111 @@
+"""The model card: everything a verdict needs besides the weights, and everything a reader needs to judge it."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from patchscan.common.errors import UserError
+from patchscan.common.files import whole
+from patchscan.detector.answer import Verdict
+from patchscan.detector.presets import Preset, preset_from_dict, preset_to_dict
+
+CARD_FILE = "card.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+NOT_CALIBRATED = (
+    "This model's threshold was never calibrated: it calls AI what scores above p_ai 0.5, however often that is wrong. "
+    "`patchscan evaluate` measures it, and calibrates it on generators that it was trained on."
+)
+
+
+class CardError(UserError):
+    """A card.json that is missing, malformed or does not belong to the weights beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """How a logit becomes a verdict: p_ai = sigmoid(logit / temperature + bias); `ai` from `threshold` up; `uncertain`
+    where abstain_low <= p_ai < abstain_high. `chosen_by` says in words how the numbers were found."""
+
+    temperature: float = 1.0
+    bias: float = 0.0
+    threshold: float = 0.5
+    abstain_low: float = 0.5
+    abstain_high: float = 0.5
+    chosen_by: str = "default: p_ai 0.5, not calibrated"
+
+    def __post_init__(self) -> None:
+        numbers = (self.temperature, self.bias, self.threshold, self.abstain_low, self.abstain_high)
+        if not all(map(math.isfinite, numbers)) or self.temperature <= 0:
+            raise ValueError("a decision's numbers must be finite, and its temperature positive")
+
+    def p_ai(self, logit: float) -> float:
+        """The calibrated probability that the image is AI-generated, 0..1."""
+        z = logit / self.temperature + self.bias
+        return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+    def verdict(self, p_ai: float) -> Verdict:
+        """The verdict at this probability."""
+        if self.abstain_low <= p_ai < self.abstain_high:
+            return "uncertain"
+        return "ai" if p_ai >= self.threshold else "real"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """card.json. `training` tells the data (digest, seen and unseen generators), the recipe and its course; `metrics`
+    and `robustness` are what evaluation measured; `warnings` are the training's."""
+
+    name: str
+    version: str
+    architecture: str
+    preset: Preset
+    weights_sha256: str
+    decision: Decision = field(default_factory=Decision)
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    robustness: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what decides a verdict (architecture, preset, weights, decision): equal digests, equal answers."""
+        parts = [self.architecture, preset_to_dict(self.preset), self.weights_sha256, asdict(self.decision)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def cautions(self) -> list[str]:
+        """What must be shown wherever the model's verdicts are: `warnings`, and that nothing calibrated it."""
+        uncalibrated = self.decision.chosen_by == Decision.chosen_by
+        return [NOT_CALIBRATED, *self.warnings] if uncalibrated else self.warnings
+
+    def write(self, folder: Path) -> None:
+        """Write card.json into the run folder, whole or not at all."""
+        with whole(folder / CARD_FILE) as file:
+            file.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Card":
+        """The card whose card.json holds `values`. Raises ValueError where they are no card."""
+        try:
+            preset, decision = preset_from_dict(values["preset"]), Decision(**values["decision"])
+            return cls(**(values | {"preset": preset, "decision": decision}))
+        except (TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+    @classmethod
+    def read(cls, folder: Path) -> "Card":
+        """Read card.json from a run folder. Raises CardError, naming the file and what is wrong with it."""
+        path = folder / CARD_FILE
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise CardError(f"{path} is missing: is {folder} a run folder made by `patchscan train`?") from error
+        except ValueError as error:
+            raise CardError(f"{path} is not a card this version reads: {error}") from error

@@ -1,0 +1,205 @@
+"""The architectures, and nothing but architecture: SimpleCNN, ResNet50, SSP, and SSP-lite.
+
+Every model takes normalised crops, float32 (n, 3, size, size), and returns raw outputs (n, 1) or (n, 2); `ai_logit`
+turns either into the logit of P(AI).
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from patchscan.detector.srm import SRM, NoiseMaps
+
+
+class Network(nn.Module):
+    """What all architectures share: `penultimate` gives the features that the last layer decides on."""
+
+    def penultimate(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised crops (n, 3, size, size) to features (n, width)."""
+        raise NotImplementedError
+
+
+class SimpleCNN(Network):
+    """Four 3 x 3 convolutions (32, 64, 128, 256), each with ReLU and 2 x 2 max pooling, then FC 512, dropout, FC 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 128, 256)
+        blocks = [
+            layer
+            for before, after in pairwise(widths)
+            for layer in (nn.Conv2d(before, after, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+        ]
+        self.features = nn.Sequential(*blocks, nn.Flatten())  # (n, 256 * 14 * 14)
+        self.hidden = nn.Sequential(nn.Linear(256 * 14 * 14, 512), nn.ReLU(inplace=True), nn.Dropout(0.5))
+        self.fc = nn.Linear(512, 2)
+
+    def penultimate(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 224, 224) to features (n, 512)."""
+        return self.hidden(self.features(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 224, 224) to (n, 2): real, AI."""
+        return self.fc(self.penultimate(x))
+
+
+class ResNet50(Network):
+    """torchvision's ResNet50, every layer trainable, dropout before the last layer."""
+
+    def __init__(self, outputs: int = 2, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.resnet = torchvision.models.resnet50(weights=None)
+        self.resnet.fc = nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(2048, outputs)
+
+    def penultimate(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, H, W) to features (n, 2048)."""
+        return self.resnet(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, H, W) to (n, outputs)."""
+        return self.fc(self.dropout(self.penultimate(x)))
+
+
+class SSP(Network):
+    """A Single Simple Patch (arXiv 2402.01123): the 32 x 32 patch enlarged to 256 x 256, SRM noise maps, ResNet50."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.srm = SRM()
+        self.disc = ResNet50(outputs=1, dropout=0.0)
+
+    def noise(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 32, 32) to noise maps (n, 3, 256, 256)."""
+        return self.srm(F.interpolate(x, size=(256, 256), mode="bilinear", align_corners=False))
+
+    def penultimate(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 32, 32) to features (n, 2048)."""
+        return self.disc.penultimate(self.noise(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 32, 32) to (n, 1): the logit of P(AI)."""
+        return self.disc(self.noise(x))
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut (He et al., arXiv 1512.03385)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        same = stride == 1 and before == after
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, before, H, W) to (n, after, H / stride, W / stride)."""
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+class SSPLite(Network):
+    """SSP's idea without the detour over 256 x 256: noise maps of the 32 x 32 patch as it is, into a small ResNet.
+
+    Ours, not the paper's; 78,753 parameters. Several patches of an image vote by the mean of their logits.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64), dropout: float = 0.1) -> None:
+        super().__init__()
+        self.noise = NoiseMaps()
+        self.stem = nn.Sequential(
+            nn.Conv2d(12, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+        )
+        pairs = pairwise((widths[0], *widths))
+        self.body = nn.Sequential(
+            *(Residual(before, after, stride=2 if stage else 1) for stage, (before, after) in enumerate(pairs))
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(widths[-1], 1)
+
+    def penultimate(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 32, 32) to features (n, 64)."""
+        return self.body(self.stem(self.noise(x))).mean(dim=(2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 32, 32) to (n, 1): the logit of P(AI)."""
+        return self.fc(self.dropout(self.penultimate(x)))
+
+
+class Ensemble(nn.Module):
+    """Several models as one: the mean of their calibrated logits, each logit / temperature + bias.
+
+    Takes the crops of an EnsemblePreset. What describes the members are buffers, so it travels with the weights.
+    """
+
+    sizes: torch.Tensor
+    counts: torch.Tensor
+    temperatures: torch.Tensor
+    biases: torch.Tensor
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.register_buffer("sizes", torch.zeros(len(members), dtype=torch.int64))
+        self.register_buffer("counts", torch.ones(len(members), dtype=torch.int64))
+        self.register_buffer("temperatures", torch.ones(len(members)))
+        self.register_buffer("biases", torch.zeros(len(members)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(images * count, 3, S, S), each image's crops member by member, to (images * count, 1), scaled so that the
+        plain mean over an image's crops is the mean over the members."""
+        counts = self.counts.tolist()
+        parts = x.unflatten(0, (-1, sum(counts))).split(counts, dim=1)  # (images, count of one, 3, S, S) each
+        outputs = []
+        for number, (member, part) in enumerate(zip(self.members, parts, strict=True)):
+            size = int(self.sizes[number])
+            logit = ai_logit(member(part[..., :size, :size].flatten(0, 1))).unflatten(0, part.shape[:2])
+            calibrated = logit / self.temperatures[number] + self.biases[number]
+            outputs.append(calibrated * (sum(counts) / (len(counts) * counts[number])))
+        return torch.cat(outputs, dim=1).flatten()[:, None]
+
+
+ARCHITECTURES: dict[str, Callable[[], Network]] = {
+    "simplecnn": SimpleCNN,
+    "resnet50": ResNet50,
+    "ssp": SSP,
+    "ssp-lite": SSPLite,
+}
+
+
+def build(architecture: str) -> Network:
+    """An untrained model. Raises ValueError on an unknown architecture."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+    return ARCHITECTURES[architecture]()
+
+
+# A card that asks for more is hostile: each takes memory before its weights are looked at.
+MOST_MEMBERS = 8
+
+
+def assemble(architecture: str) -> nn.Module:
+    """What a card names: one architecture, or up to MOST_MEMBERS joined by `+` as an Ensemble. Raises ValueError where
+    there are more, or as `build`."""
+    names = architecture.split("+")
+    if len(names) > MOST_MEMBERS:
+        raise ValueError(f"an ensemble has at most {MOST_MEMBERS} members, not {len(names)}")
+    return build(names[0]) if len(names) == 1 else Ensemble([build(name) for name in names])
+
+
+def ai_logit(outputs: torch.Tensor) -> torch.Tensor:
+    """Outputs (n, 1), or (n, 2) as real, AI, to the logit of P(AI), (n,)."""
+    return outputs[:, 0] if outputs.shape[1] == 1 else outputs[:, 1] - outputs[:, 0]

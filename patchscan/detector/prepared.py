@@ -1,0 +1,54 @@
+"""The two halves of scoring that need no torch: bytes to crops before the model, logit to answer after it."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from patchscan.detector.answer import Answer
+from patchscan.detector.card import Card
+from patchscan.detector.images import Limits, decode
+from patchscan.detector.patches import Patches, seed_from_bytes
+from patchscan.detector.presets import EnsemblePreset
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The crops of one image, ready for the model, and what its answer says of the image; not its pixels, so that
+    many may wait for the model. `decode_s` and `patch_s` are the seconds it took to decode it and to choose them."""
+
+    image: dict[str, Any]
+    crops: Patches
+    decode_s: float
+    patch_s: float
+
+
+def prepare(data: bytes, card: Card, limits: Limits = Limits()) -> Prepared:
+    """Decode one encoded image and choose its crops by the card's preset. Raises ImageError."""
+    started = time.perf_counter()
+    image = decode(data, limits)
+    decoded = time.perf_counter()
+    facts = {"width": image.width, "height": image.height, "format": image.format, "frames": image.frames}
+    crops = card.preset.crops(image.pillow, seed_from_bytes(data))
+    return Prepared(facts, crops, decoded - started, time.perf_counter() - decoded)
+
+
+def answer(prepared: Prepared, logit: float, card: Card) -> Answer:
+    """The answer to a prepared image whose logit is known."""
+    p_ai = card.decision.p_ai(logit)
+    verdict = card.decision.verdict(p_ai)
+    reason = "abstain_band" if verdict == "uncertain" else None
+    if prepared.crops.upscaled:
+        verdict, reason = "uncertain", "small_image"
+    first = card.preset.members[0] if isinstance(card.preset, EnsemblePreset) else card.preset
+    x, y = (int(value) for value in prepared.crops.corners[0])
+    return Answer(
+        p_ai=p_ai,
+        logit=logit,
+        verdict=verdict,
+        reason=reason,
+        patch={"x": x, "y": y, "size": first.size, "complexity": int(prepared.crops.complexity[0])},
+        image=prepared.image,
+        model=card.name,
+        version=card.version,
+        digest=card.digest,
+    )

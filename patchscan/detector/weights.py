@@ -1,0 +1,112 @@
+"""Weights in and out: safetensors files, torchvision's ImageNet weights, and the authors' published SSP checkpoints.
+
+Nothing here unpickles anything but tensors (`weights_only=True`).
+"""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from patchscan.common.errors import UserError
+from patchscan.detector.models import SSP, ResNet50
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
+
+
+class WeightsError(UserError):
+    """A weights file that cannot be had or does not fit the model; the message says what to do."""
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name. Raises WeightsError where it is not one.
+
+    Written out here (the format is a JSON header before raw bytes) because an archive must run on a TorchServe that
+    has torch and nothing else: https://github.com/huggingface/safetensors#format
+    """
+    data = bytearray(path.read_bytes())
+    try:
+        (header_size,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + header_size])
+        header.pop("__metadata__", None)
+        tensors = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            raw = data[8 + header_size + begin : 8 + header_size + end]
+            flat = torch.frombuffer(raw, dtype=_DTYPES[entry["dtype"]]) if raw else torch.empty(0)
+            tensors[name] = flat.reshape(entry["shape"])
+        return tensors
+    except (struct.error, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise WeightsError(f"{path} is not a safetensors file this version reads: {error}") from error
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name from a .safetensors file or a PyTorch checkpoint (tensors only, never other pickled objects)."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} does not exist") from error
+    except Exception as error:  # torch raises pickle, zip and runtime errors alike
+        raise WeightsError(f"{path} is not a checkpoint of plain tensors: {error}") from error
+    return state.get("state_dict", state) if isinstance(state, dict) else {}
+
+
+def load_imagenet(model: nn.Module, source: str) -> None:
+    """Start a ResNet50 (or SSP's) from ImageNet. `source`: `none`, `imagenet` (torchvision's download or cache), or a
+    file of torchvision's resnet50 state dict. Raises WeightsError; a model without a ResNet50 keeps its own start.
+    """
+    backbone = model.disc if isinstance(model, SSP) else model
+    if source == "none" or not isinstance(backbone, ResNet50):
+        return
+    if source == "imagenet":
+        imagenet = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
+        try:
+            state = imagenet.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise WeightsError(
+                f"the ImageNet weights could not be downloaded ({error}); fetch {imagenet.url} on a machine that can "
+                "and pass the file with --weights FILE, or start from scratch with --weights none"
+            ) from error
+    else:
+        state = read_state_dict(Path(source))
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    try:
+        backbone.resnet.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{source} does not hold torchvision's resnet50: {error}") from error
+
+
+def load_official_ssp(model: SSP, path: Path) -> None:
+    """Load a checkpoint published by SSP's authors (github.com/bcmi/SSP-AI-Generated-Image-Detection).
+
+    Their label 1 is a real photograph, so the last layer changes sign. Raises WeightsError where the names do not fit.
+    """
+    load_official_state(model, read_state_dict(path))
+
+
+def load_official_state(model: SSP, state: dict[str, torch.Tensor]) -> None:
+    """The same from a state dict: `srm.kernel`, and `disc.*` with torchvision's ResNet50 names."""
+    renamed = {}
+    for name, value in state.items():
+        if name.startswith("disc.fc."):
+            renamed[name] = -value
+        elif name.startswith("disc."):
+            renamed["disc.resnet." + name.removeprefix("disc.")] = value
+        else:
+            renamed[name] = value
+    try:
+        model.load_state_dict(renamed)
+    except RuntimeError as error:
+        raise WeightsError(f"not an official SSP checkpoint: {error}") from error

@@ -1,0 +1,199 @@
+"""The command line of evaluation."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from patchscan.dataset.commands import DATA, INDEX
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from patchscan.dataset.audit import Audit
+    from patchscan.reporting.statistics import Estimate
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this room's commands."""
+    app.command()(audit)
+    app.command()(evaluate)
+    app.command()(ensemble)
+    app.command()(explain)
+    app.command("scan-video")(scan_video)
+
+
+def audit(
+    data: DATA,
+    index: INDEX = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+) -> None:
+    """Ask whether AI and real can be told apart without looking at a pixel, generator by generator.
+
+    AUC 0.5 is chance. `storage` is format, size, JPEG quality and chroma subsampling; `all` adds the bytes. Fair data
+    stay near 0.5 in both.
+
+    \b
+    Examples:
+      patchscan audit /data/genimage
+      patchscan audit /data/genimage --out build/audit.json
+    """
+    from patchscan.dataset.audit import audit as audit_index
+    from patchscan.dataset.index import load_index
+    from patchscan.reporting.pages import write_json
+
+    found = audit_index(load_index(data, index))
+    typer.echo(_audit_table(found).to_string(index=False))
+    for warning in found.warnings:
+        typer.echo(f"\n{warning}")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, found.as_dict())
+        typer.echo(f"\nfigures: {out}")
+
+
+def _audit_table(found: "Audit") -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = [
+        {
+            "generator": one.generator,
+            "AI": one.ai,
+            "real": one.real,
+            "AUC storage": _interval(one.storage),
+            "AUC all": _interval(one.everything),
+            "verdict": one.verdict.upper() if one.verdict == "biased" else one.verdict,
+        }
+        for one in found.generators
+    ]
+    return pd.DataFrame(rows)
+
+
+def _interval(auc: "Estimate") -> str:
+    return "-" if auc.value is None else f"{auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
+
+
+def evaluate(
+    run: Annotated[list[Path], typer.Option(help="A run folder (card.json, model.safetensors); repeat to compare.")],
+    data: Annotated[str, typer.Option(help="A data set, folder or s3:// URL: DATA/<generator>/val/{ai,nature}.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report.")],
+    protocol: Annotated[
+        Literal["raw", "matched", "both"],
+        typer.Option(help="DATA as it is, its matched version (built first if missing), or both side by side."),
+    ] = "raw",
+    matched: Annotated[
+        Path | None, typer.Option(help="Where the matched version is, if not DATA-matched; both are reported.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Fit temperature, threshold and abstain band anew and write them to the card.")
+    ] = True,
+    max_fpr: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Of real images, the share called AI at most.")
+    ] = 0.05,
+    max_fnr: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Of AI images, the share called real at most.")
+    ] = 0.05,
+    device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
+    index: INDEX = None,
+    robustness: Annotated[
+        int, typer.Option(min=0, help="Also measure robustness on so many images of each generator and class.")
+    ] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many images of each generator and class.")
+    ] = None,
+) -> None:
+    """Score the validation split, calibrate on the seen generators, and write a report one can decide from.
+
+    OUT gets report.html, report.json, RESULTS_SUMMARY.txt, RESULTS_TABLE.md, figures/ and the scores. A second run with
+    the same weights and images scores nothing again.
+
+    \b
+    Examples:
+      patchscan evaluate --run runs/ssp --data data/genimage --out build/report
+      patchscan evaluate --run runs/ssp --run runs/resnet50 --data data/genimage --out build/report --max-fpr 0.01
+      patchscan evaluate --run runs/ssp --data data/genimage --protocol both --out build/report --robustness 50
+    """
+    from patchscan.dataset.matched import matched_version, protocol_of
+    from patchscan.evaluation.calibration import Target
+    from patchscan.evaluation.evaluate import Options
+    from patchscan.evaluation.evaluate import evaluate as run_evaluation
+
+    sets: dict[str, str | Path] = {}
+    if protocol != "matched":
+        sets[protocol_of(data)] = data
+    if protocol != "raw" or matched:
+        sets["matched"] = matched_version(data, matched, index)
+    # The index named is DATA's; a version built from it has its own.
+    first = index if next(iter(sets.values())) == data else None
+    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, first, robustness)
+    report = run_evaluation(run, sets, out, options)
+    for sentence in report["findings"]["models"]:
+        typer.echo(f"- {sentence}")
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def ensemble(
+    run: Annotated[list[Path], typer.Option(help="A run folder, best a calibrated one; give two or more.")],
+    out: Annotated[Path, typer.Option(help="The new run folder.")],
+    name: Annotated[str, typer.Option(help="The new model's name.")] = "ensemble",
+) -> None:
+    """Join several runs into one model: the mean of their calibrated logits.
+
+    The result is a run folder like any other: evaluate it (which calibrates it), archive it, serve it.
+
+    \b
+    Example:
+      patchscan ensemble --run runs/ssp --run runs/ssp-lite --out runs/both --name both
+    """
+    from patchscan.training.ensemble import build_ensemble
+
+    card = build_ensemble(run, out, name)
+    typer.echo(f"{out}: {card.architecture}; next: patchscan evaluate --run {out} --data DATA --out REPORT")
+
+
+def explain(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    run: Annotated[Path, typer.Option(help="Run folder of the model.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, a PNG file.")] = Path("explanation.png"),
+    device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
+) -> None:
+    """Show why one image got its score: what the model saw of it, and what makes the answer uncertain.
+
+    Of a model of patches, the chosen patch, its noise and the candidates; of one of whole images, the parts that count;
+    of an ensemble, each member.
+
+    The picture goes to OUT, the figures as JSON to standard output.
+
+    \b
+    Example:
+      patchscan explain photo.jpg --run runs/ssp --out explanation.png
+    """
+    import json
+
+    from patchscan.evaluation.explain import as_dict
+    from patchscan.evaluation.explain_picture import write_explanation
+
+    typer.echo(json.dumps(as_dict(write_explanation(run, image, out, device)), indent=1))
+    typer.echo(f"picture: {out}", err=True)
+
+
+def scan_video(
+    video: Annotated[Path, typer.Argument(help="The video file.")],
+    run: Annotated[Path, typer.Option(help="Run folder of the model.")],
+    out: Annotated[Path, typer.Option(help="Folder for video.json, video.png and report.html.")],
+    frames: Annotated[int, typer.Option(min=2, help="How many frames to score, evenly spread over the video.")] = 60,
+    device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
+) -> None:
+    """Score frames of a video and draw the score over time.
+
+    The frames of one shot are alike: the interval of the mean is made by resampling stretches of frames, not frames.
+
+    \b
+    Example:
+      patchscan scan-video clip.mp4 --run runs/ssp --out build/clip
+    """
+    from patchscan.evaluation.video import write_video_report
+
+    report = write_video_report(run, video, out, frames, device)
+    typer.echo(report["finding"])
+    typer.echo(f"report: {out / 'report.html'}")

@@ -1,0 +1,80 @@
+"""Models against each other on the same images: paired tests with Holm's correction, and Friedman across generators."""
+
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from patchscan.evaluation.results import Evaluated, groups_of
+from patchscan.evaluation.scoring import usable
+from patchscan.reporting.statistics import Difference, accuracy_difference, auc_difference, friedman, holm
+
+
+def compare(models: list[Evaluated], protocol: str) -> dict[str, Any]:
+    """All pairs of models on every generator, and on all images where there are several generators.
+
+    Accuracy is compared at each model's own threshold (McNemar's exact test), AUC by DeLong's; p-values are Holm's over
+    all pairs and generators of the protocol, each test for itself. Only images that both models scored count.
+    """
+    pairs = [row for first, second in combinations(models, 2) for row in _pair(first, second, protocol)]
+    for test in ("accuracy", "auc"):
+        tested = [row[test] for row in pairs if row[test] is not None]
+        for result, p_value in zip(tested, holm([one["p_value"] for one in tested]), strict=True):
+            result["p_corrected"] = p_value
+    return {"pairs": pairs, "friedman": _friedman(models, protocol)}
+
+
+def _pair(first: Evaluated, second: Evaluated, protocol: str) -> list[dict[str, Any]]:
+    both = _joined(first.tables[protocol], second.tables[protocol])
+    unseen_anywhere = {name: name not in first.seen and name not in second.seen for name in both.generator.unique()}
+    parts = {name: both[both.generator == name] for name in sorted(unseen_anywhere)}
+    if len(parts) > 1:
+        parts["overall"] = both
+    return [
+        {
+            "first": first.label,
+            "second": second.label,
+            "generator": name,
+            "unseen_by_both": unseen_anywhere.get(name, False),
+            "images": len(part),
+            "accuracy": _as_dict(accuracy_difference(_right(part, "_first"), _right(part, "_second"))),
+            "auc": _as_dict(
+                auc_difference(part.label.to_numpy(), part.logit_first.to_numpy(), part.logit_second.to_numpy())
+            ),
+        }
+        for name, part in parts.items()
+    ]
+
+
+def _joined(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    columns = ["path", "logit", "measured_ai"]
+    left = first.loc[usable(first), [*columns, "generator", "label"]]
+    right = second.loc[usable(second), columns]
+    return left.merge(right, on="path", suffixes=("_first", "_second"))
+
+
+def _right(part: pd.DataFrame, which: str) -> np.ndarray:
+    return (part[f"measured_ai{which}"] == (part.label == 1)).to_numpy(dtype=bool)
+
+
+def _as_dict(difference: Difference | None) -> dict[str, Any] | None:
+    return asdict(difference) if difference else None
+
+
+def _friedman(models: list[Evaluated], protocol: str) -> dict[str, Any] | None:
+    """Friedman's test on the AUCs, generators as blocks; None where there are too few models or generators."""
+    from patchscan.reporting.statistics import auc_interval
+
+    by_model = []
+    for model in models:
+        table = model.tables[protocol]
+        parts = {
+            name: part[usable(part)] for name, part in groups_of(model, table).items() if name in set(table.generator)
+        }
+        by_model.append({name: auc_interval(part.label.to_numpy(), part.logit.to_numpy()).value
+                         for name, part in parts.items()})  # fmt: skip
+    names = sorted(name for name in by_model[0] if all(one.get(name) is not None for one in by_model))
+    p_value = friedman(np.array([[one[name] for one in by_model] for name in names], dtype=float)) if names else None
+    return None if p_value is None else {"p_value": p_value, "generators": len(names), "models": len(models)}

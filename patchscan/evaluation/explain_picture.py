@@ -1,0 +1,166 @@
+"""An explanation as one picture: the image with what was scored, the verdict and its doubts, and a row for each model
+with what it saw."""
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from scipy.signal import correlate2d
+
+from patchscan.common.files import whole
+from patchscan.detector.detector import Detector
+from patchscan.detector.srm import srm_kernels
+from patchscan.evaluation.explain import ExplainError, Explanation, PatchView, View, WholeView, explain
+from patchscan.reporting import plots
+
+# Inches: one line of the verdict's text, and what stands above them.
+LINE_INCHES, ABOVE_LINES = 0.185, 1.25
+FILTERS = ("KB, all directions", "KV, all directions", "second difference, horizontal")
+
+
+def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") -> Explanation:
+    """Explain a file and write the picture to `out` (.png). Raises ExplainError where the file cannot be read."""
+    detector = Detector.load(run, device)
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise ExplainError(f"cannot read {image}: {error.strerror}") from error
+    explanation = explain(detector, data)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(out) as file:
+        file.write_bytes(plots.png(draw(explanation, detector, image.name)))
+    return explanation
+
+
+@plots.styled
+def draw(explanation: Explanation, detector: Detector, title: str) -> Figure:
+    """The explanation as one picture; a row a model."""
+    views = explanation.views
+    lines = _verdict_lines(explanation, detector)
+    heights = (max(4.1, ABOVE_LINES + LINE_INCHES * len(lines)), *[2.2] * len(views), 2.1)
+    drawing = Figure(figsize=(10.5, sum(heights)), layout="constrained")
+    grid = drawing.add_gridspec(2 + len(views), 4, height_ratios=heights)
+    _image(drawing.add_subplot(grid[0, :2]), explanation)
+    _verdict(drawing.add_subplot(grid[0, 2:]), title, explanation.answer.verdict, lines, heights[0])
+    for row, view in enumerate(views, start=1):
+        _row(drawing, [grid[row, column] for column in range(4)], view, len(views) > 1)
+    last = drawing.add_subplot(grid[-1, :2])
+    if len(views) > 1:
+        _members(last, views)
+    elif isinstance(views[0], PatchView):
+        _complexity(last, views[0])
+    else:
+        _weights(last, views[0])
+    _others(drawing.add_subplot(grid[-1, 2:]), explanation, detector)
+    return drawing
+
+
+def noise_maps(patch: np.ndarray) -> np.ndarray:
+    """SRM's three noise maps of a patch (uint8, size x size x 3) in grey levels of its mean channel, unclamped:
+    (3, size - 4, size - 4), where the filters fit."""
+    grey = patch.astype(np.float64).mean(axis=2)
+    return np.stack([correlate2d(grey, kernel, mode="valid") for kernel in srm_kernels().double().numpy()])
+
+
+def _image(axis: Axes, explanation: Explanation) -> None:
+    axis.imshow(explanation.rgb)
+    patches = [view for view in explanation.views if isinstance(view, PatchView)]
+    for view in patches:
+        for corners, colour, width in ((view.candidates, "#ffffff", 0.7), (view.chosen, plots.AI_COLOUR, 2.2)):
+            for x, y in corners:
+                place = (x - 0.5, y - 0.5)
+                axis.add_patch(Rectangle(place, view.size, view.size, fill=False, edgecolor=colour, linewidth=width))
+    choice = any(len(view.candidates) > len(view.chosen) for view in patches)
+    title = "the scored patches (orange)" + " and the other candidates (white)" * choice if patches else "the image"
+    axis.set(title=title, xticks=[], yticks=[])
+
+
+def _verdict(axis: Axes, title: str, verdict: str, lines: list[str], height: float) -> None:
+    """`height` of the axis in inches."""
+    axis.set_axis_off()
+    axis.text(0, 1, title, fontsize=10, va="top", wrap=True, color="#55616e")
+    axis.text(0, 1 - 0.45 / height, verdict.upper(), fontsize=26, weight="bold", va="top", color=plots.INK)
+    axis.text(0, 1 - ABOVE_LINES / height, "\n".join(lines), fontsize=9, va="top", linespacing=1.45)
+
+
+def _verdict_lines(explanation: Explanation, detector: Detector) -> list[str]:
+    answer, decision = explanation.answer, detector.card.decision
+    abstains = decision.abstain_low < decision.abstain_high
+    band = f"; uncertain {decision.abstain_low:.4f} to {decision.abstain_high:.4f}" if abstains else ""
+    return [
+        f"p_ai {answer.p_ai:.4f}   (logit {answer.logit:.3f})",
+        f"AI from {decision.threshold:.4f}{band}",
+        f"{answer.image['width']} x {answer.image['height']} {answer.image['format']}",
+        f"model {answer.model} {answer.version}, digest {answer.digest[:16]}",
+        "",
+        "What makes it uncertain:" if explanation.doubts else "Nothing in this image speaks for more doubt than",
+        *([] if explanation.doubts else ["the model's error rates on its card."]),
+        *(line for doubt in explanation.doubts for line in textwrap.wrap("- " + doubt, 58, subsequent_indent="  ")),
+        "",
+        *textwrap.wrap("A score is no proof. It says how this file compares with the images the model was "
+                       "trained on.", 58),
+    ]  # fmt: skip
+
+
+def _row(drawing: Figure, places: list, view: View, several: bool) -> None:
+    label = f"{view.architecture}, p_ai {view.p_ai:.3f}\n" if several else ""
+    if isinstance(view, WholeView):
+        _pixels(drawing.add_subplot(places[0]), view.seen, f"{label}what it saw")
+        _weight_map(drawing.add_subplot(places[1]), view)
+        return
+    _pixels(drawing.add_subplot(places[0]), view.patch, f"{label}the patch")
+    for place, name, noise in zip(places[1:], FILTERS, noise_maps(view.patch), strict=True):
+        _noise(drawing.add_subplot(place), noise, name)
+
+
+def _pixels(axis: Axes, pixels: np.ndarray, title: str) -> None:
+    axis.imshow(pixels, interpolation="nearest")
+    axis.set(title=title, xticks=[], yticks=[])
+
+
+def _noise(axis: Axes, noise: np.ndarray, title: str) -> None:
+    limit = max(1.0, float(np.abs(noise).max()))
+    axis.imshow(noise, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axis.set(title=title, xticks=[], yticks=[], xlabel=f"up to {limit:.0f} grey levels")
+
+
+def _weight_map(axis: Axes, view: WholeView) -> None:
+    limit = max(1e-6, float(np.abs(view.weight).max()))
+    axis.imshow(view.weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axis.set(title="what speaks for AI (red)", xticks=[], yticks=[], xlabel=f"logit changes up to {limit:.2g}")
+
+
+def _weights(axis: Axes, view: WholeView) -> None:
+    weight = np.sort(view.weight.ravel())[::-1]
+    axis.bar(np.arange(len(weight)), weight, color=[plots.AI_COLOUR if one > 0 else plots.FAINT for one in weight])
+    axis.set(title="how much each square counts", xlabel="square", ylabel="logit lost when covered")
+
+
+def _members(axis: Axes, views: list[View]) -> None:
+    names = [view.architecture for view in views]
+    axis.barh(np.arange(len(views)), [view.p_ai for view in views], color=plots.AI_COLOUR, height=0.6)
+    axis.set(title="each member's own p_ai", xlim=(0, 1), yticks=np.arange(len(views)), yticklabels=names)
+    axis.invert_yaxis()
+
+
+def _complexity(axis: Axes, view: PatchView) -> None:
+    order = np.argsort(view.complexity, kind="stable")
+    scored = {tuple(corner) for corner in view.chosen.tolist()}
+    colours = [plots.AI_COLOUR if tuple(view.candidates[one].tolist()) in scored else plots.FAINT for one in order]
+    axis.bar(np.arange(len(order)), view.complexity[order], color=colours)
+    axis.set(title="complexity of the candidates, simplest first", xlabel="candidate", ylabel="sum of differences")
+
+
+def _others(axis: Axes, explanation: Explanation, detector: Detector) -> None:
+    decision = detector.card.decision
+    plots.mark_decision(axis, decision.threshold, (decision.abstain_low, decision.abstain_high))
+    height = np.linspace(0.2, 0.8, len(explanation.others)) if len(explanation.others) else np.array([])
+    axis.plot(explanation.others, height, "o", color=plots.REAL_COLOUR, alpha=0.5, markersize=5)
+    axis.axvline(explanation.answer.p_ai, color=plots.AI_COLOUR, linewidth=2)
+    whole = any(isinstance(view, WholeView) for view in explanation.views)
+    title = "this answer (orange), the image moved by a few pixels" if whole else "this answer (orange), other patches"
+    axis.set(title=title, xlabel="p_ai", xlim=(-0.02, 1.02), ylim=(0, 1))
+    axis.set_yticks([])

@@ -1,0 +1,109 @@
+"""What the figures of a report mean, in plain words and never more than the data carry."""
+
+from typing import Any
+
+from patchscan.reporting.pages import show
+
+SIGNIFICANT = 0.05
+
+
+def findings(report: dict[str, Any]) -> dict[str, list[str]]:
+    """Sentences for a reader to take away: `models`, each for itself, and `comparisons` between them."""
+    several = len(report["protocols"]) > 1
+    models, comparisons = [], []
+    for protocol in report["protocols"]:
+        prefix = f"[{protocol}] " if several else ""
+        for model in report["models"]:
+            models += [prefix + text for text in _of_model(model, protocol)]
+        comparisons += [prefix + text for text in _of_comparison(report["comparisons"].get(protocol))]
+    return {"models": models, "comparisons": comparisons}
+
+
+def _of_model(model: dict[str, Any], protocol: str) -> list[str]:
+    rows = model["results"][protocol]["rows"]
+    sentences = _of_generators(model["name"], [row for row in rows if row["kind"] != "group"])
+    point = model["results"][protocol]["operating_points"][0]
+    group = "unseen" if point["groups"]["unseen"]["fake_detection"]["value"] is not None else "seen"
+    precision = point["groups"][group]["precision"][1]
+    if precision["value"] is not None:
+        found, alarms = point["groups"][group]["fake_detection"], point["groups"][group]["false_alarms"]
+        sentences.append(
+            f"At its threshold {model['name']} finds {_percent(found)} of {group} generators' images and calls "
+            f"{_percent(alarms)} of the real images beside them AI: where 1 % of all images are AI, "
+            f"{show(1 - precision['value'], '%')} of its alarms would be false."
+        )
+    return sentences
+
+
+OUTCOMES = {
+    "better": "tells AI from real better than guessing on",
+    "guessing": "cannot be told from guessing on",
+    "worse": "is worse than guessing, taking real images for AI and the reverse, on",
+    "unknown": "was scored on one class only, which says nothing about telling the two apart, on",
+}
+
+
+def _of_generators(model: str, rows: list[dict[str, Any]]) -> list[str]:
+    """One sentence for each outcome, naming the generators it holds for."""
+    by_outcome: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
+    for row in rows:
+        auc = row["metrics"]["auc"]
+        figures = f", AUC {_interval(auc, '3')}" if auc["value"] is not None else ""
+        by_outcome[_outcome(auc)].append(f"{row['name']} ({row['kind']}){figures}")
+    return [f"{model} {OUTCOMES[outcome]} {'; '.join(names)}." for outcome, names in by_outcome.items() if names]
+
+
+def _outcome(auc: dict[str, Any]) -> str:
+    if auc["value"] is None:
+        return "unknown"
+    if auc["low"] <= 0.5 <= auc["high"]:
+        return "guessing"
+    return "better" if auc["low"] > 0.5 else "worse"
+
+
+def _of_comparison(comparison: dict[str, Any] | None) -> list[str]:
+    if comparison is None:
+        return []
+    sentences = [
+        text for row in comparison["pairs"] for text in (_of_pair(row, "accuracy"), _of_pair(row, "auc")) if text
+    ]
+    friedman = comparison["friedman"]
+    if friedman:
+        says = "rank differently" if friedman["p_value"] < SIGNIFICANT else "cannot be ranked"
+        sentences.append(
+            f"Across {friedman['generators']} generators the {friedman['models']} models {says} by AUC "
+            f"(Friedman, p {_p(friedman['p_value'])})."
+        )
+    return sentences
+
+
+def _of_pair(row: dict[str, Any], test: str) -> str | None:
+    result = row[test]
+    if result is None:
+        return None
+    where = "over all images" if row["generator"] == "overall" else f"on {row['generator']}"
+    low, value, high = result["low"], result["value"], result["high"]
+    better, worse = (row["first"], row["second"]) if value > 0 else (row["second"], row["first"])
+    if value < 0:
+        low, value, high = -high, -value, -low
+    if test == "accuracy":
+        size = f"{value * 100:.1f} points of accuracy, 95 % CI {low * 100:.1f} to {high * 100:.1f}"
+    else:
+        size = f"{value:.3f} of AUC, 95 % CI {low:.3f} to {high:.3f}"
+    p_value = f"p {_p(result['p_corrected'])} after correction"
+    if result["p_corrected"] >= SIGNIFICANT:
+        return f"No difference shown between {better} and {worse} {where}: {size}, {p_value}."
+    return f"{better} beats {worse} {where} by {size}, {p_value}."
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _interval(estimate: dict[str, Any], style: str) -> str:
+    value, low, high = (show(estimate[key], style) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def _percent(estimate: dict[str, Any]) -> str:
+    return _interval(estimate, "%1")

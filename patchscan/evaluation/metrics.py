@@ -1,0 +1,165 @@
+"""What a scored set of images says about a detector: every metric with a 95 % interval.
+
+Rates carry Wilson's interval, AUC DeLong's, the rest a bootstrap that resamples within each stratum (generator and
+class). All metrics of all resamples come from one matrix of counts, so a thousand resamples of 10,000 images take
+about a second. Nothing here needs torch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from patchscan.reporting.statistics import Estimate, auc_interval, mean_of_rates, undefined, wilson
+
+RESAMPLES = 1000
+ECE_BINS = 10
+_ELEMENTS_AT_ONCE = 4_000_000
+
+RESAMPLED = ("average_precision", "tpr_at_fpr_1", "tpr_at_fpr_5", "eer", "brier", "ece", "f1_ai", "f1_real")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scored images, one element each: `label` 1 AI, 0 real; `logit` finite, AI positive; `p_ai` 0..1; `says_ai` the
+    decision at the threshold, abstention set aside; `uncertain` whether the verdict abstains; `stratum` any integer
+    that groups images alike in generator and class."""
+
+    label: np.ndarray
+    logit: np.ndarray
+    p_ai: np.ndarray
+    says_ai: np.ndarray
+    uncertain: np.ndarray
+    stratum: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def measure(scored: Scored, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Estimate]:
+    """Every metric by name. What a set cannot tell (one class only, no images) is an Estimate of None."""
+    return {**_rates(scored), "auc": auc_interval(scored.label, scored.logit), **_resampled(scored, seed, resamples)}
+
+
+def confusion(scored: Scored) -> dict[str, int]:
+    """Counts of true and false AI and real decisions at the threshold."""
+    ai, says = scored.label == 1, scored.says_ai
+    return {
+        "true_ai": int((ai & says).sum()),
+        "missed_ai": int((ai & ~says).sum()),
+        "false_ai": int((~ai & says).sum()),
+        "true_real": int((~ai & ~says).sum()),
+    }
+
+
+def _rates(scored: Scored) -> dict[str, Estimate]:
+    counts = confusion(scored)
+    hit, miss, false, clear = (counts[key] for key in ("true_ai", "missed_ai", "false_ai", "true_real"))
+    fake_detection, real_detection = wilson(hit, hit + miss), wilson(clear, clear + false)
+    decided = ~scored.uncertain
+    right = scored.says_ai == (scored.label == 1)
+    return {
+        "accuracy": wilson(hit + clear, len(scored)),
+        "balanced_accuracy": mean_of_rates(fake_detection, real_detection),
+        "fake_detection": fake_detection,
+        "real_detection": real_detection,
+        "precision_ai": wilson(hit, hit + false),
+        "precision_real": wilson(clear, clear + miss),
+        "coverage": wilson(int(decided.sum()), len(scored)),
+        "selective_accuracy": wilson(int((decided & right).sum()), int(decided.sum())),
+    }
+
+
+def _resampled(scored: Scored, seed: int, resamples: int) -> dict[str, Estimate]:
+    if len(scored) == 0:
+        return {name: undefined("bootstrap") for name in RESAMPLED}
+    observed = from_counts(scored, np.ones((1, len(scored))))
+    drawn = [from_counts(scored, counts) for counts in resampled_counts(scored.stratum, seed, resamples)]
+    return {name: _interval(name, float(observed[name][0]), np.concatenate([one[name] for one in drawn]))
+            for name in RESAMPLED}  # fmt: skip
+
+
+def resampled_counts(stratum: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """How often each image is drawn in each of `resamples` stratified bootstrap samples, as (some, n) pieces."""
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(stratum == value) for value in np.unique(stratum)]
+    at_once = max(1, min(resamples, _ELEMENTS_AT_ONCE // len(stratum)))
+    for begin in range(0, resamples, at_once):
+        size = min(at_once, resamples - begin)
+        counts = np.zeros((size, len(stratum)))
+        for where in members:
+            counts[:, where] = rng.multinomial(len(where), np.full(len(where), 1 / len(where)), size=size)
+        yield counts
+
+
+def _interval(name: str, value: float, drawn: np.ndarray) -> Estimate:
+    drawn = drawn[np.isfinite(drawn)]
+    if not np.isfinite(value) or not len(drawn):
+        return undefined("bootstrap")
+    low, high = (float(bound) for bound in np.quantile(drawn, [0.025, 0.975]))
+    if low == high:
+        # No resample differs, as with perfect separation: resampling cannot tell how sure the figure is.
+        return Estimate(value, None, None, "bootstrap")
+    if name == "ece":
+        # A resample's ECE is biased upwards, so the interval is reflected at the estimate (the basic bootstrap).
+        return Estimate(value, max(0.0, 2 * value - high), max(value, min(1.0, 2 * value - low)), "basic bootstrap")
+    return Estimate(value, low, high, "bootstrap")
+
+
+def from_counts(scored: Scored, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The RESAMPLED metrics where image i counts counts[:, i] times. counts (b, n); returns (b,) each, NaN where a
+    metric is not defined."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {**_from_order(scored, counts), **_from_sums(scored, counts)}
+
+
+def _from_order(scored: Scored, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of the order alone; images of equal logit share one threshold."""
+    order = np.argsort(-scored.logit, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scored.logit[order])), len(order) - 1)
+    ai = scored.label[order] == 1
+    hits = np.cumsum(counts[:, order] * ai, axis=1)[:, ends]
+    alarms = np.cumsum(counts[:, order] * ~ai, axis=1)[:, ends]
+    tpr, fpr = hits / hits[:, -1:], alarms / alarms[:, -1:]
+    new_hits = np.diff(tpr, axis=1, prepend=0)
+    precision = np.where(hits + alarms > 0, hits / np.maximum(hits + alarms, 1), 0)
+    return {
+        "average_precision": np.where(hits[:, -1] > 0, (new_hits * precision).sum(axis=1), np.nan),
+        "tpr_at_fpr_1": _tpr_at(0.01, tpr, fpr),
+        "tpr_at_fpr_5": _tpr_at(0.05, tpr, fpr),
+        "eer": _equal_error_rate(tpr, fpr),
+    }
+
+
+def _tpr_at(limit: float, tpr: np.ndarray, fpr: np.ndarray) -> np.ndarray:
+    """The highest TPR among thresholds whose FPR is at most `limit`; no interpolation between thresholds."""
+    best = np.where(fpr <= limit, tpr, 0).max(axis=1)
+    return np.where(np.isfinite(fpr[:, -1]) & np.isfinite(tpr[:, -1]), best, np.nan)
+
+
+def _equal_error_rate(tpr: np.ndarray, fpr: np.ndarray) -> np.ndarray:
+    """The error rate where FPR = 1 - TPR, on straight lines between the ROC's points."""
+    start = np.zeros((len(tpr), 1))
+    tpr, fpr = np.hstack([start, tpr]), np.hstack([start, fpr])
+    excess = fpr + tpr - 1  # from -1 up to 1
+    after = np.argmax(excess >= 0, axis=1)[:, None]
+    ahead, behind = (np.take_along_axis(excess, index, 1) for index in (after, after - 1))
+    right, left = (np.take_along_axis(fpr, index, 1) for index in (after, after - 1))
+    return (left + (right - left) * behind / (behind - ahead))[:, 0]
+
+
+def _from_sums(scored: Scored, counts: np.ndarray) -> dict[str, np.ndarray]:
+    ai = (scored.label == 1).astype(float)
+    says = scored.says_ai.astype(float)
+    hit, miss, false, clear = (
+        counts @ part for part in (ai * says, ai * (1 - says), (1 - ai) * says, (1 - ai) * (1 - says))
+    )
+    total = counts.sum(axis=1)
+    in_bin = np.eye(ECE_BINS)[np.minimum((scored.p_ai * ECE_BINS).astype(int), ECE_BINS - 1)]  # (n, bins)
+    gap = counts @ (in_bin * (ai - scored.p_ai)[:, None])  # (b, bins)
+    return {
+        "f1_ai": 2 * hit / (2 * hit + false + miss),
+        "f1_real": 2 * clear / (2 * clear + false + miss),
+        "brier": counts @ (scored.p_ai - ai) ** 2 / total,
+        "ece": np.abs(gap).sum(axis=1) / total,
+    }

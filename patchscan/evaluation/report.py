@@ -1,0 +1,150 @@
+"""The evaluation report: report.json, and from it alone report.html, RESULTS_SUMMARY.txt, RESULTS_TABLE.md; pictures as
+PNG files beside them and inline in the page."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from patchscan.common.files import whole
+from patchscan.detector.presets import preset_to_dict
+from patchscan.evaluation import pictures
+from patchscan.evaluation.comparison import compare
+from patchscan.evaluation.findings import findings
+from patchscan.evaluation.results import PREVALENCES, Evaluated, calibration_summary, operating_points, result_rows
+from patchscan.reporting import plots
+from patchscan.reporting.pages import render, show, write_json, write_text
+
+SCHEMA = "patchscan-evaluation/1"
+
+
+def build_report(models: list[Evaluated], data: dict[str, Any]) -> dict[str, Any]:
+    """report.json's content; `data` describes the evaluated images (name, digest, images, overlap with training)."""
+    protocols = list(models[0].tables)
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": data,
+        "protocols": protocols,
+        "prevalences": list(PREVALENCES),
+        "models": [_model(one) for one in models],
+        "comparisons": {name: compare(models, name) for name in protocols} if len(models) > 1 else {},
+    }
+    report["findings"] = findings(report)
+    return report
+
+
+def _model(evaluated: Evaluated) -> dict[str, Any]:
+    card = evaluated.card
+    return {
+        "name": evaluated.label,
+        "version": card.version,
+        "digest": card.digest,
+        "architecture": card.architecture,
+        "preset": preset_to_dict(card.preset),
+        "weights_sha256": card.weights_sha256,
+        "seen": sorted(evaluated.seen),
+        "training": {key: value for key, value in card.training.items() if isinstance(value, str | int | float)},
+        "decision": asdict(card.decision),
+        "calibrated_on": evaluated.calibrated_on,
+        "warnings": card.cautions,
+        "robustness": card.robustness,
+        "results": {
+            protocol: {
+                "rows": result_rows(evaluated, protocol),
+                "operating_points": operating_points(evaluated, protocol),
+                "calibration": calibration_summary(evaluated, protocol),
+            }
+            for protocol in evaluated.tables
+        },
+    }
+
+
+def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Path], out: Path) -> None:
+    """Write the whole report into `out` (made if missing)."""
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {}
+    for name, drawing in _drawings(report, models, runs).items():
+        data = plots.png(drawing)
+        with whole(folder / f"{name}.png") as file:
+            file.write_bytes(data)
+        images[name] = {"uri": plots.data_uri(data), "width": plots.page_width(drawing)}
+    write_json(out / "report.json", report)
+    write_text(out / "report.html", render("patchscan.evaluation", "evaluation.html", report, images=images))
+    write_text(out / "RESULTS_SUMMARY.txt", summary_text(report))
+    write_text(out / "RESULTS_TABLE.md", results_table(report))
+
+
+def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path]) -> dict[str, Figure]:
+    drawings: dict[str, Figure] = {}
+    for protocol in report["protocols"]:
+        drawings |= pictures.overview(report, protocol)
+        for model, run in zip(models, runs, strict=True):
+            drawings |= pictures.of_model(model, protocol, run)
+    for model in models:
+        if model.card.robustness:
+            drawings[f"{model.label}-robustness"] = plots.robustness(model.card.robustness["rows"])
+    return drawings
+
+
+def summary_text(report: dict[str, Any]) -> str:
+    """The findings, warnings and main figures as plain text."""
+    data = report["data"]
+    lines = [
+        "RESULTS SUMMARY",
+        f"Data: {data['name']}, {data['images']:,} validation images, digest {data['digest'][:16]}",
+        f"Written: {report['created']} by patchscan",
+        "",
+        "What was found",
+        *(f"- {sentence}" for part in report["findings"].values() for sentence in part),
+    ]
+    for model in report["models"]:
+        lines += ["", f"{model['name']} {model['version']} (digest {model['digest'][:16]})"]
+        lines += [f"  Warning: {warning}" for warning in model["warnings"]]
+        lines += [f"  Decision: p_ai >= {model['decision']['threshold']:.4f}; {model['decision']['chosen_by']}"]
+        for protocol, result in model["results"].items():
+            lines += [f"  {protocol} protocol", f"    {'':22}{'images':>7}  {'accuracy':>24}  {'AUC':>24}"]
+            lines += [f"    {_summary_line(row)}" for row in result["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+def _summary_line(row: dict[str, Any]) -> str:
+    accuracy, auc = (_in_brackets(row["metrics"][name]) for name in ("accuracy", "auc"))
+    name = row["name"] if row["kind"] == "group" else f"{row['name']} ({row['kind']})"
+    return f"{name:22}{row['counts']['scored']:>7}  {accuracy:>24}  {auc:>24}"
+
+
+def _in_brackets(estimate: dict[str, Any]) -> str:
+    if estimate["value"] is None:
+        return show(None)
+    return f"{show(estimate['value'], '3')} [{show(estimate['low'], '3')}, {show(estimate['high'], '3')}]"
+
+
+def results_table(report: dict[str, Any]) -> str:
+    """Accuracy in per cent with its 95 % interval as a Markdown table: a line a model, a column a generator."""
+    parts = []
+    for protocol in report["protocols"]:
+        rows = {model["name"]: model["results"][protocol]["rows"] for model in report["models"]}
+        names = list(dict.fromkeys(row["name"] for part in rows.values() for row in part if row["kind"] != "group"))
+        parts += [
+            f"Accuracy (%) at each model's threshold, {protocol} protocol, {report['data']['name']}; 95 % intervals in "
+            "brackets; * unseen in training.",
+            "",
+            f"| model | {' | '.join(names)} |",
+            f"| --- |{' --- |' * len(names)}",
+            *(f"| {model} | {' | '.join(_table_cell(part, name) for name in names)} |" for model, part in rows.items()),
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def _table_cell(rows: list[dict[str, Any]], name: str) -> str:
+    row = next((row for row in rows if row["name"] == name), None)
+    if row is None or row["metrics"]["accuracy"]["value"] is None:
+        return show(None)
+    accuracy = row["metrics"]["accuracy"]
+    value, low, high = (f"{accuracy[key] * 100:.2f}" for key in ("value", "low", "high"))
+    return f"{value}{'*' if row['kind'] == 'unseen' else ''} [{low}, {high}]"

@@ -1,0 +1,165 @@
+"""One model's scores tables to its part of report.json: a row of metrics a generator, operating points, thresholds."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from patchscan.detector.card import Card
+from patchscan.evaluation.calibration import Target, conformal_bound, cross_fitted, decide
+from patchscan.evaluation.metrics import Scored, confusion, measure
+from patchscan.evaluation.scoring import stratum, usable
+from patchscan.reporting.statistics import complement, precision_at, wilson
+
+PREVALENCES = (0.001, 0.01, 0.1, 0.5)
+THRESHOLD_FPRS = (0.01, 0.05, 0.1)
+GROUPS = {"seen": "all seen", "unseen": "all unseen", "overall": "overall"}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model and its decided scores table by protocol (`raw`, `matched`). `calibrated_on` says whether the decision
+    was fitted in this evaluation, on the seen generators of `basis`; `target` are the error rates asked of it."""
+
+    card: Card
+    tables: dict[str, pd.DataFrame]
+    calibrated_on: str | None
+    target: Target
+
+    @property
+    def seen(self) -> set[str]:
+        return set(self.card.training.get("seen", []))
+
+    @property
+    def label(self) -> str:
+        return self.card.name
+
+
+def seen_rows(evaluated: Evaluated, table: pd.DataFrame) -> pd.Series:
+    """Which rows come from generators that the model was trained on."""
+    return table.generator.isin(evaluated.seen)
+
+
+def groups_of(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The table's rows by generator, seen ones first, then all seen, all unseen and overall where there is more than
+    one generator to pool."""
+    seen = seen_rows(evaluated, table)
+    names = sorted(table.generator.unique(), key=lambda name: (name not in evaluated.seen, name))
+    groups = {name: table[table.generator == name] for name in names}
+    pooled = {"all seen": table[seen], "all unseen": table[~seen], "overall": table}
+    return groups | {name: part for name, part in pooled.items() if part.generator.nunique() > 1 or name == "overall"}
+
+
+def scored_of(table: pd.DataFrame) -> Scored:
+    """The usable rows as the arrays that metrics take, with what the evaluation counts as decided."""
+    part = table[usable(table)]
+    return Scored(
+        label=part.label.to_numpy(),
+        logit=part.logit.to_numpy(),
+        p_ai=part.measured_p_ai.to_numpy(),
+        says_ai=part.measured_ai.to_numpy(),
+        uncertain=part.measured_uncertain.to_numpy(),
+        stratum=stratum(part),
+    )
+
+
+def result_rows(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]]:
+    """One row a generator and group: name, kind ('seen', 'unseen', 'group'), counts, metrics, confusion."""
+    table = evaluated.tables[protocol]
+    rows = []
+    for name, part in groups_of(evaluated, table).items():
+        scored = scored_of(part)
+        group = name in GROUPS.values()
+        rows.append(
+            {
+                "name": name,
+                "kind": "group" if group else "seen" if name in evaluated.seen else "unseen",
+                "counts": counts(part),
+                "metrics": {key: asdict(value) for key, value in measure(scored).items()},
+                "confusion": confusion(scored),
+            }
+        )
+    return rows
+
+
+def counts(part: pd.DataFrame) -> dict[str, int]:
+    """How many images there are, of which class, and how many carry no score and why."""
+    good = usable(part)
+    return {
+        "images": len(part),
+        "scored": int(good.sum()),
+        "ai": int((good & (part.label == 1)).sum()),
+        "real": int((good & (part.label == 0)).sum()),
+        "rejected": int((part.status == "rejected").sum()),
+        "not_finite": int(((part.status == "scored") & ~np.isfinite(part.logit)).sum()),
+        "uncertain": int((good & part.measured_uncertain).sum()),
+    }
+
+
+def operating_points(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]]:
+    """What each threshold costs: the card's, and those for THRESHOLD_FPRS on the seen generators. For every one the
+    detection and false-alarm rates on seen and unseen images, and precision at each of PREVALENCES."""
+    table = evaluated.tables[protocol]
+    table = table[usable(table)]
+    decision = evaluated.card.decision
+    points = [_point("the card's threshold", decision.threshold, table.measured_ai.to_numpy(), evaluated, table)]
+    seen = seen_rows(evaluated, table).to_numpy()
+    label, logit = table.label.to_numpy(), table.logit.to_numpy()
+    if len(np.unique(label[seen])) < 2:
+        return points
+    for fpr in THRESHOLD_FPRS:
+        bound = conformal_bound(logit[seen & (label == 0)], fpr)
+        says_ai = logit >= bound
+        # Seen images are judged by a threshold chosen without them, unseen ones by the threshold itself.
+        says_ai[seen] = cross_fitted(logit[seen], label[seen], stratum(table[seen]), Target(max_fpr=fpr)).says_ai
+        p_ai = float(decide(np.array([bound]), decision).p_ai[0])
+        points.append(_point(f"{fpr:.0%} of seen real images".replace("%", " %"), p_ai, says_ai, evaluated, table))
+    return points
+
+
+def _point(
+    name: str, threshold: float, says_ai: np.ndarray, evaluated: Evaluated, table: pd.DataFrame
+) -> dict[str, Any]:
+    seen = seen_rows(evaluated, table).to_numpy()
+    label = table.label.to_numpy()
+    groups = {}
+    for group, inside in (("seen", seen), ("unseen", ~seen)):
+        ai, real = inside & (label == 1), inside & (label == 0)
+        found = wilson(int((says_ai & ai).sum()), int(ai.sum()))
+        cleared = wilson(int((~says_ai & real).sum()), int(real.sum()))
+        groups[group] = {
+            "fake_detection": asdict(found),
+            "false_alarms": asdict(complement(cleared)),
+            "precision": [asdict(precision_at(share, found, complement(cleared))) for share in PREVALENCES],
+        }
+    return {"name": name, "threshold": threshold, "groups": groups}
+
+
+def calibration_summary(evaluated: Evaluated, protocol: str) -> dict[str, Any]:
+    """ECE and Brier score of the raw sigmoid and of the calibrated p_ai, for seen and unseen images."""
+    table = evaluated.tables[protocol]
+    seen = seen_rows(evaluated, table)
+    summary = {}
+    for group, part in (("seen", table[seen]), ("unseen", table[~seen])):
+        scored = scored_of(part)
+        raw = Scored(**{**vars(scored), "p_ai": 1 / (1 + np.exp(-np.clip(scored.logit, -700, 700)))})
+        before, after = measure(raw), measure(scored)
+        summary[group] = {
+            moment: {key: asdict(values[key]) for key in ("ece", "brier")}
+            for moment, values in (("before", before), ("after", after))
+        }
+    return summary
+
+
+def card_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the card keeps of the rows: by name, kind, counts and every metric's value and interval."""
+    return {
+        row["name"]: {
+            "kind": row["kind"],
+            "counts": row["counts"],
+            "confusion": row["confusion"],
+            **{name: [one["value"], one["low"], one["high"]] for name, one in row["metrics"].items()},
+        }
+        for row in rows
+    }

@@ -1,0 +1,172 @@
+"""What remains of a detector after what happens to images on their way: JPEG, blur, resizing, cropping, noise,
+screenshots and double JPEG, each measured on the same images as the undisturbed ones."""
+
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageFilter
+
+from patchscan.detector.card import Card
+from patchscan.detector.images import ImageError, decode
+from patchscan.detector.patches import seed_from_bytes
+from patchscan.evaluation.calibration import decide
+from patchscan.evaluation.scoring import score_images, usable
+from patchscan.reporting.statistics import auc_difference, auc_interval, wilson
+
+if TYPE_CHECKING:
+    from patchscan.detector.detector import Detector
+
+UNDISTURBED = "undisturbed"
+
+
+Encode = Callable[[Image.Image, float, np.random.Generator], bytes]
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """One thing that happens to an image: `family` and `level` place it on a curve, `label` says it in words; `encode`
+    makes the disturbed file from the decoded image, the level and a random generator."""
+
+    family: str
+    level: float
+    label: str
+    encode: Encode
+
+    def disturb(self, data: bytes) -> bytes:
+        """The disturbed bytes of an encoded image, the same every time. What is no image is passed on as it is."""
+        try:
+            rgb = decode(data).rgb
+        except ImageError:
+            return data
+        return self.encode(Image.fromarray(rgb), self.level, np.random.default_rng(seed_from_bytes(data)))
+
+
+def jpeg(image: Image.Image, quality: float) -> bytes:
+    """JPEG bytes with the chroma subsampling (4:2:0) that cameras and messengers use."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=int(quality), subsampling=2)
+    return file.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    """Lossless bytes, so that nothing but the disturbance changes the pixels."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def scaled(image: Image.Image, factor: float) -> Image.Image:
+    """Both sides times `factor`, bicubic."""
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def cropped(image: Image.Image, share: float) -> Image.Image:
+    """The middle of the image, `share` of each side."""
+    width, height = max(1, round(image.width * share)), max(1, round(image.height * share))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def noisy(image: Image.Image, deviation: float, rng: np.random.Generator) -> Image.Image:
+    """Gaussian noise of `deviation` grey levels on every sample."""
+    pixels = np.asarray(image) + rng.normal(0, deviation, (image.height, image.width, 3))
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def blurred(image: Image.Image, sigma: float) -> Image.Image:
+    """Gaussian blur of `sigma` pixels."""
+    return image.filter(ImageFilter.GaussianBlur(sigma))
+
+
+def twice(image: Image.Image, first: float) -> bytes:
+    """JPEG at quality `first`, decoded, then JPEG at 90."""
+    return jpeg(Image.open(io.BytesIO(jpeg(image, first))), 90)
+
+
+def screenshot(image: Image.Image, sent: float) -> bytes:
+    """Shown at 1.25 times its size, as on a scaled desktop, taken from there off the compression grid by 3 pixels, and
+    kept as PNG; or, where `sent` is a JPEG quality, reduced to 0.8 and sent at that."""
+    shown = image.resize((round(image.width * 1.25), round(image.height * 1.25)), Image.Resampling.BILINEAR)
+    taken = shown.crop((min(3, shown.width - 1), min(3, shown.height - 1), shown.width, shown.height))
+    return jpeg(scaled(taken, 0.8), sent) if sent else png(taken)
+
+
+FAMILIES: dict[str, tuple[str, tuple[float, ...], Encode]] = {
+    "jpeg": ("JPEG quality {}", (95, 85, 75, 60, 45, 30), lambda image, level, _: jpeg(image, level)),
+    "double jpeg": ("JPEG {}, then 90", (90, 75, 50), lambda image, level, _: twice(image, level)),
+    "blur": ("blur of {} pixels", (0.5, 1, 2), lambda image, level, _: png(blurred(image, level))),
+    "resize": ("resized {} x", (0.5, 0.75, 1.5, 2), lambda image, level, _: png(scaled(image, level))),
+    "crop": ("middle {} of each side", (0.75, 0.5), lambda image, level, _: png(cropped(image, level))),
+    "noise": ("noise of {} grey levels", (2, 5, 10), lambda image, level, rng: png(noisy(image, level, rng))),
+    "screenshot": ("screenshot, sent as JPEG {}", (0, 75), lambda image, level, _: screenshot(image, level)),
+}
+
+
+def disturbances() -> list[Disturbance]:
+    """All that is measured."""
+    return [
+        Disturbance(family, level, label.format(level).replace(", sent as JPEG 0", ", PNG"), encode)
+        for family, (label, levels, encode) in FAMILIES.items()
+        for level in levels
+    ]
+
+
+def measure_robustness(
+    detector: "Detector",
+    read: Callable[[str], bytes],
+    images: pd.DataFrame,
+    kinds: list[Disturbance] | None = None,
+) -> dict[str, Any]:
+    """Score `images` (path, generator, split, class; `read` gives a path's bytes) undisturbed and under every
+    disturbance.
+
+    Returns what the card keeps: the card's digest, how many images, and a row for each disturbance and group ('seen',
+    'unseen') with AUC, its paired difference to the undisturbed AUC, and the detection rates at the card's threshold.
+    """
+    card = detector.card
+    undisturbed = score_images(detector, read, images, f"robustness of {card.name}, {UNDISTURBED}")
+    rows = _rows(card, UNDISTURBED, 0, UNDISTURBED, undisturbed, undisturbed)
+    for kind in kinds or disturbances():
+        task = f"robustness of {card.name}, {kind.label}"
+        table = score_images(detector, partial(_disturbed, kind, read), images, task)
+        rows += _rows(card, kind.family, kind.level, kind.label, table, undisturbed)
+    return {"digest": card.digest, "images": len(images), "rows": rows}
+
+
+def _disturbed(kind: Disturbance, read: Callable[[str], bytes], path: str) -> bytes:
+    return kind.disturb(read(path))
+
+
+def _rows(
+    card: Card, family: str, level: float, label: str, table: pd.DataFrame, undisturbed: pd.DataFrame
+) -> list[dict[str, Any]]:
+    seen = table.generator.isin(card.training.get("seen", []))
+    good = usable(table) & usable(undisturbed)
+    rows = []
+    for group, inside in (("seen", seen & good), ("unseen", ~seen & good)):
+        truth, logit = table.label[inside].to_numpy(), table.logit[inside].to_numpy()
+        if not len(truth):
+            continue
+        says_ai = decide(logit, card.decision).says_ai
+        change = None if table is undisturbed else auc_difference(truth, logit, undisturbed.logit[inside].to_numpy())
+        ai, real = truth == 1, truth == 0
+        rows.append(
+            {
+                "family": family,
+                "level": level,
+                "label": label,
+                "group": group,
+                "images": len(truth),
+                "auc": asdict(auc_interval(truth, logit)),
+                "auc_change": asdict(change) if change else None,
+                "fake_detection": asdict(wilson(int((says_ai & ai).sum()), int(ai.sum()))),
+                "real_detection": asdict(wilson(int((~says_ai & real).sum()), int(real.sum()))),
+            }
+        )
+    return rows

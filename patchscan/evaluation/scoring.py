@@ -1,0 +1,151 @@
+"""Scores tables: one row an image, made by scoring a data set's validation split with one model.
+
+A table is kept as Parquet under the weights' and the images' digests, so that a second report costs no second scoring.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patchscan.common.files import whole
+from patchscan.console import ProgressReport
+from patchscan.detector.card import Card, Decision
+from patchscan.detector.images import ImageError
+from patchscan.detector.presets import preset_to_dict
+from patchscan.evaluation.calibration import Target, cross_fitted, decide
+
+if TYPE_CHECKING:
+    from patchscan.detector.detector import Detector, Prepared
+
+BATCH = 32
+DECODERS = 4
+_KEY = b"patchscan_scores"
+
+
+def score_images(
+    detector: "Detector",
+    read: Callable[[str], bytes],
+    images: pd.DataFrame,
+    task: str,
+) -> pd.DataFrame:
+    """Score files through the detector; `read` turns an image's path into its encoded bytes.
+
+    images: columns path, generator, split, class. Returns its rows in order as path, generator,
+    split, label (1 AI, 0 real), logit (NaN where rejected), small (had to be enlarged), status ('scored', 'rejected')
+    and error_code (None where scored).
+    """
+    logits, small = np.full(len(images), np.nan), np.zeros(len(images), bool)
+    codes: list[str | None] = [None] * len(images)
+    done = 0
+    with ProgressReport(task, len(images)) as progress:
+        for batch in _prepared(detector, images.path.tolist(), read):
+            good = [one for one in batch if not isinstance(one, ImageError)]
+            answers = iter(detector.logits([one.crops.pixels for one in good]))
+            for row, one in enumerate(batch, start=done):
+                if isinstance(one, ImageError):
+                    codes[row] = str(one.code)
+                else:
+                    logits[row], small[row] = next(answers), one.crops.upscaled
+            done += len(batch)
+            progress.advance(len(batch))
+    return pd.DataFrame(
+        {
+            "path": images.path.to_numpy(),
+            "generator": images.generator.to_numpy(),
+            "split": images.split.to_numpy(),
+            "label": (images["class"] == "ai").to_numpy().astype(int),
+            "logit": logits,
+            "small": small,
+            "status": ["scored" if code is None else "rejected" for code in codes],
+            "error_code": pd.Series(codes, dtype="string"),
+        }
+    )
+
+
+def _prepared(
+    detector: "Detector", paths: list[str], read: Callable[[str], bytes]
+) -> Iterator[list["Prepared | ImageError"]]:
+    """Decoded batches in order; the next one is decoded while the caller scores this one."""
+
+    def prepare(path: str) -> "Prepared | ImageError":
+        try:
+            return detector.prepare(read(path))
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        waiting: list = []
+        for begin in range(0, len(paths), BATCH):
+            started = [pool.submit(prepare, path) for path in paths[begin : begin + BATCH]]
+            if waiting:
+                yield [future.result() for future in waiting]
+            waiting = started
+        if waiting:
+            yield [future.result() for future in waiting]
+
+
+def scores_key(card: Card, images: pd.DataFrame) -> str:
+    """Names everything that decides the logits of a table: equal keys, equal logits."""
+    rows = images[["path", "sha256"]].astype(str).sort_values("path").to_numpy().tolist()
+    parts = [card.architecture, preset_to_dict(card.preset), card.weights_sha256, rows]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read_scores(path: Path, key: str) -> pd.DataFrame | None:
+    """The table at `path` where it was written under this key, else None."""
+    if not path.exists():
+        return None
+    table = pq.read_table(path)
+    return table.to_pandas() if (table.schema.metadata or {}).get(_KEY) == key.encode() else None
+
+
+def write_scores(path: Path, table: pd.DataFrame, key: str) -> None:
+    """Write a scores table as Parquet, whole or not at all."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: key.encode()})
+    with whole(path) as file:
+        pq.write_table(arrow, file)
+
+
+def usable(scores: pd.DataFrame) -> pd.Series:
+    """Which rows carry a score: those scored with a finite logit."""
+    return (scores.status == "scored") & np.isfinite(scores.logit)
+
+
+def stratum(scores: pd.DataFrame) -> np.ndarray:
+    """An integer for each row that groups generator and class."""
+    return scores.groupby(["generator", "label"]).ngroup().to_numpy()
+
+
+def apply_decision(
+    scores: pd.DataFrame, decision: Decision, calibrated_on: pd.Series | None = None, target: Target | None = None
+) -> pd.DataFrame:
+    """The table with what the decision makes of it: p_ai and verdict, as serving answers, and measured_p_ai,
+    measured_ai, measured_uncertain, which the metrics count.
+
+    The measured columns differ where `calibrated_on` (bool, one a row) names the images that the decision was chosen
+    on: each of those is decided by a decision fitted without it.
+    """
+    table = scores.copy()
+    good = usable(table).to_numpy()
+    p_ai, ai, uncertain = np.full(len(table), np.nan), np.zeros(len(table), bool), np.zeros(len(table), bool)
+    decided = decide(table.logit.to_numpy()[good], decision)
+    p_ai[good], ai[good], uncertain[good] = decided.p_ai, decided.says_ai, decided.uncertain
+    verdict = np.where(uncertain | table.small, "uncertain", np.where(ai, "ai", "real"))
+    table["p_ai"], table["verdict"] = p_ai, pd.Series(verdict, index=table.index, dtype="string").where(good)
+    if calibrated_on is not None and target is not None:
+        where = calibrated_on.to_numpy() & good
+        part = table[where]
+        held_out = cross_fitted(part.logit.to_numpy(), part.label.to_numpy(), stratum(part), target)
+        p_ai[where], ai[where], uncertain[where] = held_out.p_ai, held_out.says_ai, held_out.uncertain
+    table["measured_p_ai"], table["measured_ai"] = p_ai, ai
+    table["measured_uncertain"] = uncertain | table.small
+    return table

@@ -1,0 +1,210 @@
+"""Video: frames spread evenly over the file, scored one by one, and what they say together, with an interval that knows
+that neighbouring frames are alike."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from patchscan.common.errors import UserError
+from patchscan.common.files import whole
+from patchscan.console import ProgressReport
+from patchscan.detector.answer import Answer
+from patchscan.detector.card import Decision
+from patchscan.detector.detector import Detector
+from patchscan.reporting import plots
+from patchscan.reporting.pages import render, write_json, write_text
+
+SCHEMA = "patchscan-video/1"
+BATCH = 16
+BLOCKS = 10
+RESAMPLES = 2000
+WARNING = (
+    "The model was trained on still images. A video codec compresses harder than most photographs are, which by itself "
+    "removes or imitates traces of generators: read this as a hint where to look, not as a verdict on the video."
+)
+
+
+class VideoError(UserError):
+    """A file that cannot be read as video; the message says why."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One sampled frame: `number` in decoding order, `second` from the video's start, `png` its pixels, lossless."""
+
+    number: int
+    second: float
+    png: bytes
+
+
+def frame_numbers(video: Path, count: int) -> list[int]:
+    """The numbers of `count` frames spread evenly over the video; of all of them, if it has fewer.
+
+    Raises VideoError where the file cannot be read or holds no video.
+    """
+    total = _count_frames(video)
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+
+
+def sample_frames(video: Path, numbers: list[int]) -> Iterator[Frame]:
+    """The frames of these numbers in order, decoded in one pass. A damaged file ends early; where not even its first
+    frame can be decoded, VideoError is raised."""
+    wanted, decoded = set(numbers), 0
+    with _open(video) as container:
+        try:
+            for number, frame in enumerate(container.decode(video=0)):
+                decoded += 1
+                if number in wanted:
+                    file = io.BytesIO()
+                    image: Image.Image = frame.to_image()
+                    image.save(file, "PNG", compress_level=1)
+                    yield Frame(number, float(frame.time or 0.0), file.getvalue())
+        except av.FFmpegError as error:
+            if not decoded:
+                raise VideoError(f"{video} is damaged: not one frame of it can be decoded") from error
+
+
+def _open(video: Path) -> Any:
+    try:
+        container = av.open(str(video))
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"cannot read {video} as a video: {error.strerror or error}") from error
+    if not container.streams.video:
+        container.close()
+        raise VideoError(f"{video} holds no video stream")
+    return container
+
+
+def _count_frames(video: Path) -> int:
+    """How many frames decode; containers state the number wrongly or not at all, so packets are counted."""
+    with _open(video) as container:
+        try:
+            count = sum(packet.size > 0 for packet in container.demux(video=0))
+        except av.FFmpegError as error:
+            raise VideoError(f"cannot read {video} as a video: {error.strerror}") from error
+    if not count:
+        raise VideoError(f"{video} holds no frames")
+    return count
+
+
+def interval_of_mean(values: np.ndarray, blocks: int = BLOCKS, seed: int = 0) -> tuple[float, float] | None:
+    """95 % interval of the mean of a series whose neighbours are alike: moving-block bootstrap (Kunsch, Annals of
+    Statistics 1989) with blocks of 1 / `blocks` of the series. None for fewer than 2 * `blocks` values."""
+    if len(values) < 2 * blocks:
+        return None
+    length = len(values) // blocks
+    starts = np.random.default_rng(seed).integers(0, len(values) - length + 1, (RESAMPLES, blocks))
+    means = values[starts[..., None] + np.arange(length)].mean(axis=(1, 2))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def score_video(detector: Detector, video: Path, numbers: list[int]) -> list[dict[str, Any]]:
+    """Score the frames of these numbers: one row a frame with number, second, p_ai, logit, verdict, or its error code;
+    none for what a damaged file no longer holds."""
+    rows: list[dict[str, Any]] = []
+    with ProgressReport("score frames", len(numbers), "frames") as progress:
+        batch: list[Frame] = []
+        for frame in sample_frames(video, numbers):
+            batch.append(frame)
+            if len(batch) == BATCH:
+                rows += _score(detector, batch)
+                progress.advance(len(batch))
+                batch = []
+        rows += _score(detector, batch)
+        progress.advance(len(batch))
+    return rows
+
+
+def _score(detector: Detector, frames: list[Frame]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for frame, one in zip(frames, detector.score([frame.png for frame in frames]), strict=True):
+        place: dict[str, Any] = {"frame": frame.number, "second": frame.second}
+        if isinstance(one, Answer):
+            rows.append(place | {"p_ai": one.p_ai, "logit": one.logit, "verdict": one.verdict, "error_code": None})
+        else:
+            rows.append(place | {"p_ai": None, "logit": None, "verdict": None, "error_code": str(one.code)})
+    return rows
+
+
+def summarise(rows: list[dict[str, Any]], decision: Decision) -> dict[str, Any]:
+    """The mean p_ai with its interval, the share of frames by verdict, and the finding in words."""
+    scored = [row for row in rows if row["p_ai"] is not None]
+    values = np.array([row["p_ai"] for row in scored])
+    bounds = interval_of_mean(values)
+    mean = float(values.mean()) if len(values) else None
+    shares = {name: sum(row["verdict"] == name for row in scored) for name in ("ai", "real", "uncertain")}
+    if mean is None:
+        finding = "No frame could be scored."
+    elif bounds is None:
+        finding = f"Mean p_ai {mean:.3f} over {len(scored)} frames, too few for an interval."
+    else:
+        low, high = bounds
+        where = "above" if low > decision.threshold else "below" if high < decision.threshold else "on both sides of"
+        finding = (
+            f"Mean p_ai {mean:.3f}, 95 % interval {low:.3f} to {high:.3f} over {len(scored)} frames: "
+            f"{where} the threshold of {decision.threshold:.3f}."
+        )
+    low_high = {"low": bounds[0] if bounds else None, "high": bounds[1] if bounds else None}
+    return {"mean_p_ai": {"value": mean, **low_high}, "frames": len(rows), "scored": len(scored),
+            "verdicts": shares, "finding": finding}  # fmt: skip
+
+
+@plots.styled
+def draw_video(rows: list[dict[str, Any]], summary: dict[str, Any], decision: Decision) -> Figure:
+    """p_ai over time, with the mean and its interval, the threshold and the abstain band."""
+    drawing, axes = plots.figure(9.6, 3.4)
+    axis = axes[0, 0]
+    scored = [row for row in rows if row["p_ai"] is not None]
+    if decision.abstain_high > decision.abstain_low:
+        axis.axhspan(decision.abstain_low, decision.abstain_high, color=plots.BAND_COLOUR, zorder=0, label="uncertain")
+    axis.axhline(decision.threshold, color=plots.INK, linewidth=1, label="threshold")
+    seconds = [row["second"] for row in scored]
+    axis.plot(seconds, [row["p_ai"] for row in scored], color=plots.AI_COLOUR, marker="o", markersize=3, linewidth=1,
+              label="frame")  # fmt: skip
+    mean = summary["mean_p_ai"]
+    if mean["low"] is not None:
+        axis.axhspan(mean["low"], mean["high"], color=plots.REAL_COLOUR, alpha=0.15, label="mean, 95 % interval")
+    if mean["value"] is not None:
+        axis.axhline(mean["value"], color=plots.REAL_COLOUR, linewidth=1.2)
+    axis.set(xlabel="seconds", ylabel="p_ai", ylim=(-0.02, 1.02))
+    axis.grid(True)
+    drawing.legend(loc="outside upper right", fontsize=8, ncols=4)
+    return drawing
+
+
+def write_video_report(run: Path, video: Path, out: Path, frames: int, device: str = "cpu") -> dict[str, Any]:
+    """Score a video and write video.json, video.png and report.html into `out`; returns video.json's content."""
+    detector = Detector.load(run, device)
+    card = detector.card
+    numbers = frame_numbers(video, frames)
+    rows = score_video(detector, video, numbers)
+    warnings = [WARNING, *card.cautions]
+    if len(rows) < len(numbers):
+        lost = len(numbers) - len(rows)
+        warnings.insert(0, f"The file is damaged: {lost} of the {len(numbers)} frames asked for could not be decoded.")
+    summary = summarise(rows, card.decision)
+    report = {
+        "schema": SCHEMA,
+        "video": video.name,
+        "model": {"name": card.name, "version": card.version, "digest": card.digest},
+        "threshold": card.decision.threshold,
+        **summary,
+        "warnings": warnings,
+        "rows": rows,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    drawing = draw_video(rows, summary, card.decision)
+    picture = {"uri": plots.data_uri(plots.png(drawing)), "width": plots.page_width(drawing)}
+    with whole(out / "video.png") as file:
+        file.write_bytes(plots.png(drawing))
+    write_json(out / "video.json", report)
+    write_text(out / "report.html", render("patchscan.evaluation", "video.html", report, images={"video": picture}))
+    return report

@@ -1,0 +1,329 @@
+"""The pictures of every report, drawn from plain arrays: one function a picture, each returns a Figure that `png` turns
+into bytes. Shared by evaluation and scan reports; needs no torch and no display."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, PercentFormatter
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+# Okabe and Ito's colours: told apart by colour-blind readers and in grey print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#666666", "#000000")
+AI_COLOUR, REAL_COLOUR, BAND_COLOUR = "#D55E00", "#0072B2", "#f1e7cf"
+INK, FAINT = "#1d2733", "#c9d1da"
+MARKERS = "osD^vPX*"
+DPI = 144
+
+P = ParamSpec("P")
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": "#7b8794",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#e6eaef",
+    "text.color": INK,
+    "legend.frameon": False,
+}
+
+# What the levels of each family of disturbances count.
+LEVELS = {
+    "jpeg": "quality",
+    "double jpeg": "first quality, then 90",
+    "blur": "pixels",
+    "resize": "factor",
+    "crop": "share of each side",
+    "noise": "grey levels",
+    "screenshot": "0: PNG, 75: sent as JPEG",
+}
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """The house style for a function that draws."""
+
+    @wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context(rc=_STYLE):  # type: ignore[arg-type]
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """An empty figure of width x height inches and its axes, always a (rows, columns) array."""
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    return drawing, drawing.subplots(rows, columns, squeeze=False)
+
+
+def png(drawing: Figure) -> bytes:
+    """The figure as PNG bytes, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def page_width(drawing: Figure) -> int:
+    """How wide the figure stands on a page, in CSS pixels, so that its letters are as large in every picture."""
+    return round(107 * drawing.get_figwidth())
+
+
+def data_uri(data: bytes, kind: str = "image/png") -> str:
+    """Bytes as a data URI, so that a page needs no file beside it."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+@styled
+def roc(groups: Curves) -> Figure:
+    """ROC of each group (name: label (n,), score (n,)): whole, and its beginning on a logarithmic axis, where bulk
+    scans live. A group of one class is left out."""
+    drawing, axes = figure(9.6, 4.3, 1, 2)
+    whole, near = axes[0]
+    for number, (name, (label, score)) in enumerate(two_class(groups).items()):
+        fpr, tpr, _ = roc_curve(label, score, drop_intermediate=False)
+        look = _look(number)
+        whole.plot(fpr, tpr, label=name, **look)
+        # The least false-positive rate that these images can show is one in all of their real images.
+        floor = 1 / max(1, int((label == 0).sum()))
+        seen = fpr >= floor
+        near.plot(fpr[seen], tpr[seen], drawstyle="steps-post", **look)
+    chance = np.geomspace(1e-3, 1, 60)
+    whole.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1, zorder=0)
+    near.plot(chance, chance, color=FAINT, linestyle="--", linewidth=1, zorder=0)
+    for axis in (whole, near):
+        axis.set(xlabel="false-positive rate (real images called AI)", ylabel="true-positive rate", ylim=(0, 1.02))
+        axis.grid(True)
+    whole.set(title="ROC", xlim=(-0.01, 1))
+    near.set(title="The same near zero (logarithmic)", xscale="log", xlim=(3e-3, 1))
+    near.xaxis.set_major_locator(FixedLocator([0.01, 0.05, 0.1, 0.5, 1]))
+    near.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    near.xaxis.minorticks_off()
+    if whole.lines[:-1]:
+        whole.legend(loc="lower right", fontsize=8)
+    return drawing
+
+
+@styled
+def precision_recall(groups: Curves) -> Figure:
+    """Precision over recall of the AI class, for the class shares of the evaluated images."""
+    drawing, axes = figure(7.2, 3.9)
+    axis = axes[0, 0]
+    for number, (name, (label, score)) in enumerate(two_class(groups).items()):
+        precision, recall, _ = precision_recall_curve(label, score)
+        axis.plot(recall, precision, label=f"{name} ({label.mean():.0%} AI)", **_look(number))
+    axis.set(xlabel="recall (share of AI images found)", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axis.set_title("Precision and recall")
+    axis.grid(True)
+    if axis.lines:
+        drawing.legend(loc="outside right upper", fontsize=8)
+    return drawing
+
+
+@styled
+def reliability(panels: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> Figure:
+    """Reliability diagrams, one panel a name (label (n,), p_ai (n,)): the share of AI images in each bin of p_ai, with
+    Wilson's interval, and how many images each bin holds."""
+    from patchscan.reporting.statistics import wilson
+
+    drawing, axes = figure(2.4 * max(1, len(panels)), 2.8, 1, max(1, len(panels)))
+    for axis, (name, (label, p_ai)) in zip(axes[0], panels.items(), strict=False):
+        which = np.minimum((p_ai * bins).astype(int), bins - 1)
+        axis.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1)
+        for number in np.unique(which):
+            inside = which == number
+            share, low, high = wilson(int(label[inside].sum()), int(inside.sum())).bounds
+            x = float(p_ai[inside].mean())
+            axis.vlines(x, low, high, color=COLOURS[0], linewidth=1.4)
+            axis.plot([x], [share], "o", color=COLOURS[0], markersize=3 + 5 * np.sqrt(inside.mean()))
+        axis.set(title=name, xlabel="p_ai", ylabel="share that is AI", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.grid(True)
+    return drawing
+
+
+@styled
+def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> Figure:
+    """p_ai of AI and of real images, one panel a group (label (n,), p_ai (n,)), with threshold and abstain band."""
+    columns = min(3, max(1, len(groups)))
+    rows = int(np.ceil(max(1, len(groups)) / columns))
+    drawing, axes = figure(3.3 * columns, 2.3 * rows + 0.3, rows, columns)
+    edges = np.linspace(0, 1, 26)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_axis_off()
+    for axis, (name, (label, p_ai)) in zip(axes.flat, groups.items(), strict=False):
+        score_histogram(axis, {"real": (p_ai[label == 0], REAL_COLOUR), "AI": (p_ai[label == 1], AI_COLOUR)}, edges)
+        mark_decision(axis, threshold, band)
+        axis.set(title=f"{name} ({len(label)})", xlabel="p_ai", ylabel="images", xlim=(0, 1))
+    if len(groups):
+        handles = [Patch(color=REAL_COLOUR, alpha=0.5, label="real"), Patch(color=AI_COLOUR, alpha=0.5, label="AI")]
+        handles += [Patch(color=BAND_COLOUR, label="uncertain")] if band[1] > band[0] else []
+        drawing.legend(handles=handles, fontsize=8, loc="outside upper right", ncols=3)
+    return drawing
+
+
+def score_histogram(axis: Axes, values: dict[str, tuple[np.ndarray, str]], edges: np.ndarray) -> None:
+    """Overlaid histograms on one axis: name: (values, colour)."""
+    for name, (scores, colour) in values.items():
+        axis.hist(scores, bins=list(edges), color=colour, alpha=0.5, label=name)
+        axis.hist(scores, bins=list(edges), color=colour, histtype="step", linewidth=1)
+
+
+def mark_decision(axis: Axes, threshold: float, band: tuple[float, float]) -> None:
+    """The threshold as a line and the abstain band as a shade, on an axis whose x is p_ai."""
+    if band[1] > band[0]:
+        axis.axvspan(*band, color=BAND_COLOUR, zorder=0)
+    axis.axvline(threshold, color=INK, linewidth=1, linestyle="-")
+
+
+@styled
+def confusions(groups: dict[str, dict[str, int]]) -> Figure:
+    """Confusion matrices, one panel a group (counts as `metrics.confusion` gives them), shaded by the row's share."""
+    columns = min(4, max(1, len(groups)))
+    rows = int(np.ceil(max(1, len(groups)) / columns))
+    drawing, axes = figure(2.4 * columns, 2.5 * rows, rows, columns)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_axis_off()
+    for axis, (name, counts) in zip(axes.flat, groups.items(), strict=False):
+        table = np.array([[counts["true_ai"], counts["missed_ai"]], [counts["false_ai"], counts["true_real"]]])
+        share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+        axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), value in np.ndenumerate(table):
+            colour = "white" if share[row, column] > 0.6 else INK
+            axis.text(column, row, f"{value}\n{share[row, column]:.0%}", ha="center", va="center", color=colour)
+        axis.set(title=name, xticks=[0, 1], yticks=[0, 1], xlabel="called")
+        axis.set_xticklabels(["AI", "real"])
+        axis.set_yticklabels(["AI", "real"], rotation=90, va="center")
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+    return drawing
+
+
+@styled
+def risk_coverage(groups: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict[str, tuple[float, float]]) -> Figure:
+    """Risk over coverage (name: confidence (n,), whether right (n,)): the error among the most confident share of the
+    images. `chosen` marks where each group stands with the card's abstain band, as (coverage, risk)."""
+    drawing, axes = figure(5.6, 3.9)
+    axis = axes[0, 0]
+    for number, (name, (confidence, right)) in enumerate(groups.items()):
+        order = np.argsort(-confidence, kind="stable")
+        count = np.arange(1, len(right) + 1)
+        risk = np.cumsum(~right[order]) / count
+        # The first few images' risk is noise: 20 of them are the least that a rate is drawn for.
+        axis.plot((count / len(right))[19:], risk[19:], label=name, **_look(number))
+        if name in chosen:
+            axis.plot(*chosen[name], marker="o", color=_look(number)["color"], markersize=7, linestyle="none")
+    axis.set(xlabel="coverage (share of images decided)", ylabel="risk (error among the decided)", xlim=(0, 1.01))
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.grid(True)
+    if groups:
+        axis.legend(fontsize=8)
+    return drawing
+
+
+Interval = tuple[float | None, float | None, float | None]
+
+
+@styled
+def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, reference: float) -> Figure:
+    """Estimates with intervals: one line a row, one mark a model (name: value, low, high); `reference` is no skill."""
+    models = list(dict.fromkeys(name for _, values in rows for name in values))
+    drawing, axes = figure(4.7, 0.9 + len(rows) * (0.2 + 0.14 * len(models)))
+    axis = axes[0, 0]
+    step = 0.7 / max(1, len(models))
+    looks: dict[str, dict[str, Any]] = {
+        name: {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        for number, name in enumerate(models)
+    }
+    for line, (_, values) in enumerate(rows):
+        for number, name in enumerate(models):
+            value, low, high = values.get(name, (None, None, None))
+            y = line + (number - (len(models) - 1) / 2) * step
+            if low is not None and high is not None:
+                axis.hlines(y, low, high, color=looks[name]["color"], linewidth=2)
+            if value is not None:
+                axis.plot([value], [y], linestyle="none", markersize=5, **looks[name])
+    axis.axvline(reference, color="#7b8794", linewidth=1, linestyle="--")
+    axis.set(
+        yticks=range(len(rows)), xlabel=xlabel, xlim=(min(0.4, axis.get_xlim()[0]), 1.01), ylim=(len(rows) - 0.5, -0.5)
+    )
+    axis.set_yticklabels([name for name, _ in rows])
+    axis.grid(True, axis="x")
+    if len(models) > 1:
+        handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+        drawing.legend(handles=handles, loc="outside upper center", fontsize=8, ncols=min(3, len(models)))
+    return drawing
+
+
+@styled
+def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
+    """AUC with its interval over the levels of each disturbance, one panel a family, seen and unseen images; the faint
+    line is the undisturbed AUC. Rows as `robustness.measure_robustness` returns them."""
+    families = list(dict.fromkeys(row["family"] for row in rows if row["family"] != "undisturbed"))
+    columns = min(4, max(1, len(families)))
+    lines = int(np.ceil(max(1, len(families)) / columns))
+    drawing, axes = figure(2.4 * columns, 2.3 * lines + 0.4, lines, columns)
+    for axis in axes.flat[len(families) :]:
+        axis.set_axis_off()
+    for axis, family in zip(axes.flat, families, strict=False):
+        for number, group in enumerate(("seen", "unseen")):
+            colour = COLOURS[number]
+            here = [row for row in rows if row["group"] == group and row["auc"]["value"] is not None]
+            points = sorted((row for row in here if row["family"] == family), key=lambda row: row["level"])
+            for row in here:
+                if row["family"] == "undisturbed":
+                    axis.axhline(row["auc"]["value"], color=colour, linewidth=1, alpha=0.35)
+            level = [str(row["level"]) for row in points]
+            axis.vlines(level, [row["auc"]["low"] for row in points], [row["auc"]["high"] for row in points],
+                        color=colour, linewidth=1.4)  # fmt: skip
+            axis.plot(level, [row["auc"]["value"] for row in points], "o-", color=colour, markersize=4, linewidth=1.2)
+        axis.axhline(0.5, color=FAINT, linestyle="--", linewidth=1)
+        axis.set(title=family, ylim=(0.2, 1.02), ylabel="AUC", xlabel=LEVELS.get(family, ""))
+    handles = [Line2D([], [], color=COLOURS[0], marker="o", label="seen"),
+               Line2D([], [], color=COLOURS[1], marker="o", label="unseen")]  # fmt: skip
+    drawing.legend(handles=handles, loc="outside upper right", fontsize=8, ncols=2)
+    return drawing
+
+
+@styled
+def principal_components(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+    """The first two principal components of penultimate features, one panel a moment (features (n, width), label (n,),
+    generator (n,)), each with its own axes and their share of the variance."""
+    drawing, axes = figure(4.7 * max(1, len(moments)), 4.2, 1, max(1, len(moments)))
+    for axis, (moment, (features, label, generator)) in zip(axes[0], moments.items(), strict=False):
+        centred = features.astype(np.float64) - features.mean(axis=0)
+        left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+        share = singular**2 / max(float((singular**2).sum()), 1e-300)
+        for number, name in enumerate(np.unique(generator)):
+            for value, colour, kind in ((0, REAL_COLOUR, "real"), (1, AI_COLOUR, "AI")):
+                inside = (generator == name) & (label == value)
+                points = (left * singular)[inside]
+                axis.scatter(points[:, 0], points[:, 1], s=12, c=colour, marker=MARKERS[number % len(MARKERS)],
+                             alpha=0.55, linewidths=0, label=f"{name}, {kind}")  # fmt: skip
+        axis.set(title=moment, xlabel=f"component 1 ({share[0]:.0%} of the variance)")
+        axis.set_ylabel(f"component 2 ({share[1]:.0%})" if len(share) > 1 else "")
+        axis.set(xticks=[], yticks=[])
+    axes[0][-1].legend(fontsize=7.5, loc="best")
+    return drawing
+
+
+def two_class(groups: Curves) -> Curves:
+    """The groups that hold both classes."""
+    return {name: curve for name, curve in groups.items() if len(np.unique(curve[0])) == 2}
+
+
+def _look(number: int) -> dict[str, str | float]:
+    return {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.6}

@@ -1,0 +1,1 @@
+"""What all pages share: base.html, its style and its script."""

@@ -1,0 +1,75 @@
+"""What somebody must hear of after a scan: alerts drawn from its report, and a signed webhook that carries them."""
+
+import hashlib
+import hmac
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from patchscan.common.errors import UserError
+from patchscan.common.retries import Retries, Transient
+
+SIGNATURE, TIMESTAMP = "X-Patchscan-Signature", "X-Patchscan-Timestamp"
+
+
+class WebhookError(UserError):
+    """The webhook could not be delivered or its secret not read; the scan itself is complete."""
+
+
+def alerts_of(report: dict[str, Any]) -> list[dict[str, str]]:
+    """`ai`: images scored by this scan were called AI; `drift`: the new images score unlike the previous ones;
+    `failed`: objects could not be scored. Each with a sentence."""
+    found: list[dict[str, str]] = []
+    new_ai, drift, failed = report["totals"]["new_ai"], report["drift"], report["totals"]["failed"]
+    if new_ai:
+        found.append({"kind": "ai", "message": f"{new_ai:,} new or changed images look AI-generated"})
+    if drift and drift["alert"]:
+        message = f"the scores of new images have shifted: PSI {drift['psi']:.2f}, KS {drift['ks']:.2f}"
+        found.append({"kind": "drift", "message": message})
+    if failed:
+        found.append({"kind": "failed", "message": f"{failed:,} objects could not be scored; a rerun tries again"})
+    return found
+
+
+def message_of(report: dict[str, Any]) -> dict[str, Any]:
+    """What the webhook and the event stream say of a finished scan."""
+    names = ("scan", "source", "finished_at", "totals", "verdicts", "alerts")
+    return {"event": "scan.finished", **{name: report[name] for name in names}}
+
+
+def sign(secret: bytes, timestamp: str, body: bytes) -> str:
+    """`sha256=` and the hexadecimal HMAC-SHA256 of `<timestamp>.<body>`; the receiver computes the same."""
+    return "sha256=" + hmac.new(secret, timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def post(url: str, message: dict[str, Any], secret_file: Path | None, retries: Retries | None = None) -> None:
+    """POST the message as JSON, signed where a secret is given, until it is accepted. Raises WebhookError."""
+    body = json.dumps(message, sort_keys=True).encode()
+
+    def once() -> None:
+        headers = {"Content-Type": "application/json", TIMESTAMP: str(int(time.time()))}
+        if secret_file:
+            headers[SIGNATURE] = sign(_secret(secret_file), headers[TIMESTAMP], body)
+        try:
+            reply = httpx.post(url, content=body, headers=headers, timeout=10)
+        except httpx.TransportError as error:
+            raise Transient(type(error).__name__) from None
+        if reply.status_code >= 500 or reply.status_code == 429:
+            raise Transient(f"status {reply.status_code}")
+        if reply.status_code >= 300:
+            raise WebhookError(f"the webhook refuses the message: status {reply.status_code}")
+
+    try:
+        (retries or Retries(deadline_s=60)).call(once)
+    except Transient as error:
+        raise WebhookError(f"the webhook cannot be reached ({error}); the scan itself is complete") from None
+
+
+def _secret(path: Path) -> bytes:
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise WebhookError(f"the webhook's secret {path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,220 @@
+"""Who scores: TorchServe over HTTP, or a run folder in this process, behind one `Scorer`.
+
+This is the one file of the scan that knows TorchServe. Errors: ImageError where the image is at fault, Transient where
+trying again may help, Refused where the server will not take this one image, ScorerError where it will take none.
+"""
+
+import io
+import json
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import urllib3
+from urllib3.exceptions import HTTPError, LocationParseError
+
+from patchscan.common.errors import UserError
+from patchscan.common.retries import Outage, Retries, Transient
+from patchscan.common.tokens import read_tokens
+from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
+from patchscan.detector.card import Card
+from patchscan.detector.images import ErrorCode, ImageError
+from patchscan.detector.presets import PatchPreset
+
+# Who decodes images and cuts their crops.
+Select = Literal["worker", "server"]
+
+NPY = "application/x-npy"
+NOT_AN_IMAGE = "the bytes are not an image of any known format"  # as patchscan.detector.images says it
+
+
+class ScorerError(UserError):
+    """The server or run folder cannot score anything: wrong address, name, token, or another model than planned."""
+
+
+class Refused(Exception):
+    """The server does not take this image, though nothing is wrong with it."""
+
+
+class Scorer(Protocol):
+    """Scores images with the model of `card`. Safe to use from many threads; more than `parallel` calls at once gain
+    nothing. `select`: who had better cut the crops; the rows are the same. `model_s`: seconds that the model has taken
+    so far, by device: of a core (`cpu`) or of a GPU (`cuda`); `device`: which of them it computes on."""
+
+    card: Card
+    parallel: int
+    select: Select
+    device: str
+
+    @property
+    def model_s(self) -> Mapping[str, float]: ...
+
+    def answer(self, data: bytes) -> Answer:
+        """Score one encoded image."""
+
+    def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+        """Score images whose crops, each uint8 (count, size, size, 3), were cut here: one logit an image."""
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Where TorchServe is. The token's file is read for every request, so that a renewed token is used at once."""
+
+    url: str
+    model: str
+    token_file: Path | None = None
+    timeout_s: float = 60.0
+    connections: int = 64
+
+
+class TorchServe:
+    """A model served by TorchServe 0.12, through its inference API alone."""
+
+    def __init__(self, settings: ServerSettings, retries: Retries | None = None):
+        self.settings = settings
+        self.parallel = settings.connections
+        self.model_s: defaultdict[str, float] = defaultdict(float)
+        self._counting = threading.Lock()
+        address = _address(settings.url)
+        self._path = f"{(address.path or '').rstrip('/')}/predictions/{settings.model}"
+        # urllib3 sends a body within the limit for connecting: the gate takes as long for one at most.
+        timeout = urllib3.Timeout(connect=min(30.0, settings.timeout_s), read=settings.timeout_s)
+        # How many requests are under way is the worker's decision: the pool waits without limit.
+        self._http = urllib3.connection_from_url(
+            address.url, maxsize=settings.connections, block=True, timeout=timeout, retries=False
+        )
+        try:
+            ask = json.dumps({"card": True}).encode()
+            reply, _ = (retries or Retries(deadline_s=60)).call(lambda: self._post(ask, "application/json"))
+            self.card = Card.from_dict(reply["card"])
+            # Patches are a small part of a file; the crop of a whole image is larger than most files.
+            crops = "crops" in reply.get("takes", ()) and isinstance(self.card.preset, PatchPreset)
+            self.select: Select = "worker" if crops else "server"
+            self.device = next(iter(self.model_s), "cpu")
+        except Transient as error:
+            raise Outage(
+                f"no TorchServe answers for {settings.model} at {settings.url} ({error}); start it, or run the same "
+                "command again when it is back"
+            ) from error
+        except (KeyError, TypeError, ValueError, Refused) as error:
+            raise ScorerError(f"{settings.model} at {settings.url} is no patchscan model: it has no card") from error
+
+    def answer(self, data: bytes) -> Answer:
+        """Send the encoded bytes."""
+        reply = self._post(data, "application/octet-stream")
+        # The server also takes tars, zips and arrays of crops; an object of a bucket that is one is not an image.
+        if "p_ai" not in reply:
+            raise ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
+        check_digest(self.card, reply["digest"])
+        return Answer(**reply)
+
+    def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+        """Send the crops of several images as one array, uint8 (images x count, size, size, 3)."""
+        body = io.BytesIO()
+        np.save(body, np.concatenate(crops))
+        reply = self._post(body.getvalue(), NPY)
+        check_digest(self.card, reply["digest"])
+        return [float(logit) for logit in reply["logits"]]
+
+    def close(self) -> None:
+        """Close the connections that no request uses."""
+        self._http.close()
+
+    def _post(self, body: bytes, content_type: str) -> dict[str, Any]:
+        headers = {"Content-Type": content_type}
+        if self.settings.token_file:
+            headers["Authorization"] = f"Bearer {read_tokens(self.settings.token_file)[0].decode()}"
+        try:
+            reply = self._http.urlopen("POST", self._path, body=body, headers=headers)
+        except HTTPError as error:
+            raise Transient(f"the server: {type(error).__name__}") from None
+        if DEVICE in reply.headers:
+            with self._counting:
+                self.model_s[reply.headers[DEVICE]] += float(reply.headers[MODEL_SECONDS])
+        if reply.status == 200:
+            answer: dict[str, Any] = reply.json()
+            return answer
+        raise self._error(reply, len(body))
+
+    def _error(self, reply: urllib3.BaseHTTPResponse, sent: int) -> Exception:
+        """What a reply other than 200 means (docs/serve.md; measured on TorchServe 0.12)."""
+        if reply.status >= 500 or reply.status in (408, 429):
+            return Transient(f"the server answers {reply.status}")
+        if reply.status == 413:
+            return Refused(f"{sent:,} bytes are more than the server's max_request_size")
+        try:
+            problem = reply.json()
+        except ValueError:
+            problem = {}
+        error = problem.get("error")
+        if isinstance(error, dict) and error.get("code") == "bad_request":
+            return ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
+        if isinstance(error, dict) and error.get("code") in set(ErrorCode):
+            return ImageError(ErrorCode(error["code"]), str(error["message"]))
+        kind = problem.get("type", "")
+        if kind == "InvalidKeyException" or reply.status in (401, 403):
+            return ScorerError(f"{self.settings.url} refuses the token; pass the inference key with --token-file")
+        if kind in ("ModelNotFoundException", "ModelVersionNotFoundException") or reply.status == 404:
+            return ScorerError(
+                f"{self.settings.url} serves no model {self.settings.model}; `patchscan status` names those it serves"
+            )
+        return Refused(f"the server answers {reply.status} {kind}".rstrip())
+
+
+class InProcess:
+    """A run folder loaded in this process; needs the `train` extra (torch). Each image uses one core."""
+
+    parallel = len(os.sched_getaffinity(0))
+    select: Select = "worker"
+
+    def __init__(self, run: Path, device: str = "cpu"):
+        try:
+            from patchscan.detector.detector import Detector
+        except ImportError as error:
+            raise ScorerError("scoring in this process needs torch: pip install 'patchscan[train]'") from error
+        self._detector = Detector.load(run, device)
+        self.card = self._detector.card
+        self.device = self._detector.device.type
+
+    @property
+    def model_s(self) -> dict[str, float]:
+        """Seconds of forward passes so far."""
+        return {self.device: self._detector.model_s}
+
+    def answer(self, data: bytes) -> Answer:
+        """Score one encoded image."""
+        result = self._detector.score([data])[0]
+        if isinstance(result, ImageError):
+            raise result
+        return result
+
+    def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+        """Score crops that were cut before."""
+        return self._detector.logits(crops)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def check_digest(card: Card, digest: str) -> None:
+    """Raises ScorerError where an answer comes from another model than the card's: it was replaced mid-scan."""
+    if digest != card.digest:
+        raise ScorerError(f"the server now serves another version of {card.name}; run the same command again")
+
+
+def _address(url: str) -> urllib3.util.Url:
+    try:
+        address = urllib3.util.parse_url(url)
+    except LocationParseError:
+        address = urllib3.util.Url()
+    if address.scheme not in ("http", "https") or not address.host or address.auth:
+        raise ScorerError(f"{url} is not an address such as http://127.0.0.1:8080")
+    return address

@@ -1,0 +1,86 @@
+"""What is known of some of the objects: labels from folder names or a file, and the evaluation report they allow."""
+
+import csv
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from patchscan.common.errors import UserError
+from patchscan.detector.card import Card
+from patchscan.scanning.table import ScanTable
+from patchscan.storage.store import open_store
+
+FOLDERS = "folders"
+AI_NAMES, REAL_NAMES = ("ai", "fake", "generated"), ("nature", "real", "natural")
+# GenImage's layout: .../<generator>/<split>/<class>/file, or just .../<class>/file.
+FOLDER_LABEL = re.compile(
+    rf"(?:^|/)(?:(?P<generator>[^/]+)/(?:train|val|test)/)?(?P<label>{'|'.join(AI_NAMES + REAL_NAMES)})/[^/]+$",
+    re.IGNORECASE,
+)
+
+
+class LabelError(UserError):
+    """Labels that cannot be read; the message names the line."""
+
+
+def from_key(key: str) -> tuple[int, str] | None:
+    """Label (1 AI, 0 real) and generator of a key whose folder tells them; None where it does not."""
+    match = FOLDER_LABEL.search(key)
+    if match is None:
+        return None
+    return int(match["label"].lower() in AI_NAMES), match["generator"] or "all"
+
+
+def from_csv(url: str, endpoint_url: str | None = None) -> dict[str, tuple[int, str]]:
+    """Labels by key from a CSV (s3://... or a file) with columns key, label (ai or real) and, if given, generator."""
+    folder, _, name = url.rpartition("/")
+    data = open_store(folder or ".", endpoint_url=endpoint_url).read(name)
+    if data is None:
+        raise LabelError(f"there is no file {url}")
+    labels = {}
+    for number, row in enumerate(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))), start=2):
+        label = (row.get("label") or "").lower()
+        if not row.get("key") or label not in AI_NAMES + REAL_NAMES:
+            raise LabelError(f"{url}, line {number}: needs columns `key` and `label`, the label `ai` or `real`")
+        labels[row["key"]] = int(label in AI_NAMES), row.get("generator") or "all"
+    return labels
+
+
+def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None) -> pd.DataFrame:
+    """The labelled rows as evaluation's scores table: path, generator, label, logit, small, status, error_code.
+
+    `source` is `folders`, or the address of a CSV. Raises LabelError where no object has a label.
+    """
+    known = None if source == FOLDERS else from_csv(source, endpoint_url)
+    records: list[dict[str, Any]] = []
+    for row in table.each(
+        "SELECT key, etag, logit, coalesce(reason = 'small_image', false) AS small, status, error_code"
+        " FROM rows WHERE status <> 'failed' ORDER BY key"
+    ):
+        label = from_key(row["key"]) if known is None else known.get(row["key"])
+        if label:
+            records.append({"label": label[0], "generator": label[1], **row})
+    if not records:
+        raise LabelError(f"no object has a label from {source}: name folders ai and nature, or list keys in a CSV")
+    return pd.DataFrame(records).rename(columns={"key": "path"}).assign(split="scan")
+
+
+def evaluate(scores: pd.DataFrame, card: Card, name: str, out: Path) -> dict[str, Any]:
+    """Write evaluation's report on a labelled scan into `out`; the card's decision is judged, nothing is fitted."""
+    from patchscan.evaluation.calibration import Target
+    from patchscan.evaluation.report import build_report, write_report
+    from patchscan.evaluation.results import Evaluated
+    from patchscan.evaluation.scoring import apply_decision
+
+    target = Target()
+    model = Evaluated(card, {"raw": apply_decision(scores, card.decision)}, None, target)
+    digest = hashlib.sha256(scores[["path", "etag"]].to_csv(index=False).encode()).hexdigest()
+    # Nobody knows here which of a bucket's images were in a training set.
+    described = {"name": name, "digest": digest, "images": len(scores), "in_train": None, "repeated": None}
+    report = build_report([model], {**described, "generators": sorted(scores.generator.unique())})
+    write_report(report, [model], [out], out)
+    return report

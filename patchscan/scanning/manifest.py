@@ -1,0 +1,139 @@
+"""Lists of objects in a file: CSV, JSON lines or Parquet with a `key` column, or an S3 Inventory's manifest.json."""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+import pyarrow.orc as orc
+import pyarrow.parquet as pq
+
+from patchscan.storage.store import ObjectInfo, Store, StoreError, open_store
+
+BATCH = 10_000
+# S3 Inventory's field names for ours; its CSV files have no header, its manifest tells the order.
+INVENTORY_FIELDS = {
+    "Key": "key",
+    "Size": "size",
+    "ETag": "etag",
+    "LastModifiedDate": "last_modified",
+    "VersionId": "version_id",
+}
+
+# What the readers of its formats raise on damaged bytes, and the file system.
+UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OSError,
+    EOFError,
+    csv.Error,
+    zlib.error,
+    pa.ArrowException,
+)
+
+
+class ManifestError(StoreError):
+    """A manifest that cannot be read; the message says which line or field."""
+
+
+def objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
+    """The objects that the manifest at `url` (s3://... or a local file) lists, in its order; of an inventory, the
+    current versions. `bucket` is the bucket scanned, which an inventory must be of. Raises ManifestError."""
+    try:
+        yield from _objects(url, bucket, endpoint_url)
+    except UNREADABLE as error:
+        raise ManifestError(f"the manifest {url} cannot be read: {error}") from error
+
+
+def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
+    folder, _, name = url.rpartition("/")
+    store = open_store(folder or ".", endpoint_url=endpoint_url)
+    if name == "manifest.json":
+        yield from _inventory(json.load(_read(store, name, url)), bucket, endpoint_url)
+        return
+    for number, values in enumerate(_records(_read(store, name, url), name), start=1):
+        if not values.get("key"):
+            raise ManifestError(f"{url}: record {number} has no `key`; name the column of object keys `key`")
+        yield _info(values, f"{url}, record {number}")
+
+
+def _read(store: Store, name: str, url: str) -> BinaryIO:
+    data = store.read(name)
+    if data is None:
+        raise ManifestError(f"there is no manifest {url}")
+    # Unpacked as it is read: millions of keys are many times larger than packed.
+    return cast("BinaryIO", gzip.open(io.BytesIO(data))) if name.endswith(".gz") else io.BytesIO(data)
+
+
+def _records(data: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
+    kind = name.removesuffix(".gz").rpartition(".")[2].lower()
+    if kind == "csv":
+        yield from csv.DictReader(io.TextIOWrapper(data, "utf-8-sig", newline=""))
+    elif kind in ("jsonl", "ndjson"):
+        yield from (json.loads(line) for line in io.TextIOWrapper(data, "utf-8-sig") if line.strip())
+    elif kind == "parquet":
+        for batch in pq.ParquetFile(data).iter_batches(BATCH):
+            yield from batch.to_pylist()
+    else:
+        raise ManifestError(f"{name}: a manifest is .csv, .jsonl, .parquet, or an S3 Inventory's manifest.json")
+
+
+def _inventory(manifest: dict[str, Any], bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
+    if manifest["sourceBucket"] != bucket:
+        raise ManifestError(f"the inventory is of bucket {manifest['sourceBucket']}, the scan of {bucket}")
+    store = open_store(f"s3://{manifest['destinationBucket'].rpartition(':')[2]}", endpoint_url=endpoint_url)
+    kind = manifest["fileFormat"].lower()
+    names = [field.strip() for field in manifest["fileSchema"].split(",")] if kind == "csv" else []
+    for file in manifest["files"]:
+        data = _read(store, file["key"], f"{store.url}/{file['key']}")
+        for values in _inventory_records(data, kind, names):
+            current = str(values.get("IsLatest", values.get("is_latest", True))).lower() == "true"
+            deleted = str(values.get("IsDeleteMarker", values.get("is_delete_marker", False))).lower() == "true"
+            if current and not deleted:
+                yield _info(_inventory_names(values, kind), f"{store.url}/{file['key']}")
+
+
+def _inventory_records(data: BinaryIO, kind: str, names: list[str]) -> Iterator[dict[str, Any]]:
+    if kind == "csv":
+        for row in csv.reader(io.TextIOWrapper(data, "utf-8", newline="")):
+            yield dict(zip(names, row, strict=True))
+    elif kind == "parquet":
+        yield from _records(data, "inventory.parquet")
+    else:
+        file = orc.ORCFile(data)
+        for stripe in range(file.nstripes):
+            yield from file.read_stripe(stripe).to_pylist()
+
+
+def _inventory_names(values: dict[str, Any], kind: str) -> dict[str, Any]:
+    if kind != "csv":
+        return {**values, "etag": values.get("e_tag"), "last_modified": values.get("last_modified_date")}
+    ours = {INVENTORY_FIELDS[name]: value for name, value in values.items() if name in INVENTORY_FIELDS}
+    return {**ours, "key": unquote_plus(ours["key"])}
+
+
+def _info(values: dict[str, Any], where: str) -> ObjectInfo:
+    try:
+        size, modified = values.get("size"), values.get("last_modified")
+        return ObjectInfo(
+            key=values["key"],
+            size=int(size) if size not in (None, "") else None,
+            etag=(values.get("etag") or "").strip('"') or None,
+            version_id=values.get("version_id") or None,
+            last_modified=_time(modified) if modified else None,
+        )
+    except (TypeError, ValueError) as error:
+        raise ManifestError(f"{where}: {error}") from error
+
+
+def _time(value: str | datetime) -> datetime:
+    time = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

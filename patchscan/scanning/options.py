@@ -1,0 +1,183 @@
+"""The options that the scan commands share, and what is made of them."""
+
+import signal
+import threading
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from patchscan.common.errors import UserError
+from patchscan.common.shipped import shipped
+from patchscan.console import end_at_once
+
+if TYPE_CHECKING:
+    from patchscan.scanning.client import Scorer
+    from patchscan.scanning.listing import Filters
+    from patchscan.scanning.observers import Observer
+    from patchscan.scanning.plan import Plan, Source
+    from patchscan.scanning.worker import Worker, WorkSettings
+    from patchscan.storage.store import Store
+
+STARTER = shipped("model_store") / "ssp-lite"
+MB = 2**20
+
+
+class AlertKind(StrEnum):
+    """The alerts (alerts.py) that `--fail-on` can name."""
+
+    AI = "ai"
+    DRIFT = "drift"
+
+
+SourceUrl = Annotated[str, typer.Argument(metavar="SOURCE", help="s3://bucket/prefix, or a folder.")]
+Out = Annotated[str, typer.Option(help="Where results go: s3://bucket/prefix, or a folder.")]
+PlanUrl = Annotated[str, typer.Option("--plan", help="Address of the plan.json that `patchscan scan-plan` printed.")]
+Index = Annotated[int, typer.Option(min=0, help="Which shard, from 0.")]
+Within = Annotated[str | None, typer.Option(help="Count --index among these shards only, e.g. 3,7,12-20.")]
+Server = Annotated[str | None, typer.Option(help="TorchServe's inference address, e.g. http://127.0.0.1:8080.")]
+Model = Annotated[str | None, typer.Option(help="The model's name on the server.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with the inference key, or TorchServe's key_file.json.")]
+Run = Annotated[Path | None, typer.Option(help="Score in this process with this run folder instead of a server.")]
+Device = Annotated[str, typer.Option(help="Where --run computes: cpu or cuda.")]
+EndpointUrl = Annotated[str | None, typer.Option(help="Address of an S3 store that is not AWS.")]
+RequesterPays = Annotated[bool, typer.Option("--requester-pays", help="Agree to pay for the source's requests.")]
+Manifest = Annotated[
+    str | None,
+    typer.Option(help="Scan the objects this file lists: .csv, .jsonl, .parquet, or an S3 Inventory's manifest.json."),
+]
+Suffix = Annotated[list[str] | None, typer.Option(help="Only keys that end so, in any case; may be repeated.")]
+MinSize = Annotated[int | None, typer.Option(help="Only objects of at least so many bytes.")]
+MaxSize = Annotated[int | None, typer.Option(help="Only objects of at most so many bytes.")]
+Since = Annotated[datetime | None, typer.Option(help="Only objects changed at or after this time (UTC).")]
+Until = Annotated[datetime | None, typer.Option(help="Only objects changed before this time (UTC).")]
+ShardObjects = Annotated[int, typer.Option(min=1, help="Most objects in a shard.")]
+ShardMB = Annotated[int, typer.Option(min=1, help="Most megabytes in a shard.")]
+SelectBy = Annotated[
+    Literal["worker", "server"] | None,
+    typer.Option(
+        help="Who decodes and cuts the patch: this worker, which sends 3 KB a patch, or the server. Default: worker"
+        " where the server takes patches and the model looks at patches."
+    ),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Objects under way at once.")]
+InFlight = Annotated[int, typer.Option(min=1, help="Most requests at the server at once.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most images in one request of patches. Default: 1, or 8 where the model has a GPU."),
+]
+MemoryMB = Annotated[
+    int, typer.Option(min=1, help="Most megabytes of encoded images held at once; pixels take up to twice that.")
+]
+MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics on this port.")]
+
+Labels = Annotated[
+    str | None,
+    typer.Option(help="Evaluate against labels: `folders` (named ai and nature) or a CSV with columns key and label."),
+]
+Events = Annotated[Path | None, typer.Option(help="Append findings and progress to this file, a JSON object a line.")]
+Webhook = Annotated[str | None, typer.Option(help="POST a JSON summary here when the scan is finished.")]
+WebhookSecretFile = Annotated[Path | None, typer.Option(help="File with the key that signs the webhook (HMAC-SHA256).")]
+FailOn = Annotated[
+    list[AlertKind] | None,
+    typer.Option(help="End with 3 where new images look AI-generated, or scores drifted; may be repeated."),
+]
+
+
+def source_of(source: str, endpoint_url: str | None, requester_pays: bool, manifest: str | None) -> "Source":
+    """The source that the options name; folders by their absolute path, so that a plan holds anywhere."""
+    from patchscan.scanning.plan import Source, absolute
+
+    listed = absolute(manifest) if manifest else None
+    return Source(url=absolute(source), endpoint_url=endpoint_url, requester_pays=requester_pays, manifest=listed)
+
+
+def filters_of(
+    suffix: list[str] | None, min_size: int | None, max_size: int | None, since: datetime | None, until: datetime | None
+) -> "Filters":
+    """The filters that the options name."""
+    from patchscan.scanning.listing import Filters
+
+    first, end = (time.replace(tzinfo=UTC).isoformat() if time else None for time in (since, until))
+    return Filters(suffixes=tuple(suffix or ()), min_size=min_size, max_size=max_size, since=first, until=end)
+
+
+def scorer_of(
+    server: str | None, model: str | None, token_file: Path | None, run: Path | None, device: str, in_flight: int = 32
+) -> "Scorer":
+    """The scorer that the options name: a server, a run folder, or else the starter run folder."""
+    from patchscan.scanning.client import InProcess, ServerSettings, TorchServe
+
+    if server and run:
+        raise UserError("give --server or --run, not both")
+    if server:
+        if not model:
+            raise UserError("--server also needs --model, the model's name there")
+        return TorchServe(ServerSettings(url=server, model=model, token_file=token_file, connections=in_flight))
+    return InProcess(run or STARTER, device)
+
+
+def shard_of(index: int, within: str | None) -> int:
+    """The shard that `--index` and `--within` name."""
+    from patchscan.scanning.shards import parse_ranges
+
+    if within is None:
+        return index
+    try:
+        return parse_ranges(within)[index]
+    except (ValueError, IndexError) as error:
+        raise UserError(f"--within {within} names no shard number {index}; write e.g. 3,7,12-20") from error
+
+
+def settings_of(
+    select: Literal["worker", "server"] | None, threads: int, in_flight: int, batch: int | None, memory_mb: int
+) -> "WorkSettings":
+    """How a worker works."""
+    from patchscan.scanning.worker import WorkSettings
+
+    return WorkSettings(
+        select=select,
+        threads=threads,
+        in_flight=in_flight,
+        batch=batch,
+        memory=memory_mb * MB,
+    )
+
+
+def worker_of(plan: "Plan", results: "Store", scorer: "Scorer", settings: "WorkSettings") -> "Worker":
+    """A worker that stops in order on SIGTERM and Ctrl-C; a second signal ends the process at once, with 75 too."""
+    from patchscan.scanning.worker import Worker
+
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            end_at_once(number, frame)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return Worker(plan, results, scorer, settings, stop)
+
+
+def metrics_of(port: int | None) -> list["Observer"]:
+    """The metrics observer, where a port is given."""
+    from patchscan.scanning.observers import Metrics
+
+    return [Metrics(port)] if port is not None else []
+
+
+def events_of(path: Path | None, plan: "Plan") -> list["Observer"]:
+    """The event stream, where a file is given."""
+    from patchscan.scanning.observers import EventStream
+
+    if path is None:
+        return []
+    try:
+        stream = path.open("a")  # held until the process ends
+    except OSError as error:
+        raise UserError(f"--events {path} cannot be written: {error.strerror}") from error
+    return [EventStream(stream, plan.scan, plan.listed - plan.unchanged)]

@@ -1,0 +1,279 @@
+"""What a scan will do, found out once and written down: the listing, what is unchanged, and the shards of the rest.
+
+The results folder holds
+
+    history/000001.json         one entry a scan, claimed with a conditional write: who comes second follows the first
+    scans/<scan>/plan.json      this module's Plan
+    scans/<scan>/shards/        one listing a shard (rows.LISTED)
+    scans/<scan>/rows/          one Parquet part a shard (rows.SCHEMA), and the rows carried over unchanged
+    scans/<scan>/progress/      rows of shards that are not finished
+    scans/<scan>/report.*       the reports; `_SUCCESS` comes last
+"""
+
+import json
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.detector.card import Card
+from patchscan.scanning import manifest, shards
+from patchscan.scanning.listing import Filters, ListingJoin
+from patchscan.scanning.rows import LISTED, table_to_parquet
+from patchscan.storage.store import ObjectInfo, Store, is_bucket, open_store, split_url
+
+PLAN_FILE = "plan.json"
+SUCCESS_FILE = "_SUCCESS"
+PLAN_FORMAT = 1
+# How long a planner may take between its last look at the history and its own entry, where writes are unconditional.
+SETTLE_S = 5.0
+
+
+class PlanError(UserError):
+    """A results folder or a plan that does not fit what was asked."""
+
+
+class LostClaim(PlanError):
+    """Two scans were started at once on a store that cannot tell them apart; the same command follows the other."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the objects are. `manifest` names a file that lists the keys; None lists the store itself."""
+
+    url: str
+    endpoint_url: str | None = None
+    requester_pays: bool = False
+    manifest: str | None = None
+
+    def open(self, threads: int = 32) -> Store:
+        """The source's store, serving `threads` calls at once."""
+        return open_store(self.url, endpoint_url=self.endpoint_url, requester_pays=self.requester_pays, threads=threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSize:
+    """A shard ends at whichever comes first."""
+
+    max_objects: int = 5_000
+    max_bytes: int = 4 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """plan.json. Counts: `listed` = objects in the shards + `unchanged`; `filtered` and `duplicates` were left out
+    before that; `deleted` were in the previous scan's table and are gone. `listing` is what the listing cost."""
+
+    scan: str
+    source: Source
+    filters: Filters
+    model: str
+    version: str
+    digest: str
+    shards: int
+    listed: int
+    listed_bytes: int
+    unchanged: int
+    deleted: int
+    filtered: int
+    duplicates: int
+    previous: str | None
+    listing: dict[str, Any]
+    conditional_writes: bool
+    created_at: str
+    card: dict[str, Any] = field(default_factory=dict)
+    format: int = PLAN_FORMAT
+
+    def write(self, out: Store) -> None:
+        """Write plan.json."""
+        out.write(f"scans/{self.scan}/{PLAN_FILE}", json.dumps(asdict(self), indent=1).encode())
+
+    def address(self, out: Store) -> str:
+        """Where plan.json stands."""
+        return f"{out.url.rstrip('/')}/scans/{self.scan}/{PLAN_FILE}"
+
+    @classmethod
+    def read(cls, out: Store, scan: str) -> "Plan":
+        """Read the plan of a scan. Raises PlanError."""
+        name = f"scans/{scan}/{PLAN_FILE}"
+        data = out.read(name)
+        if data is None:
+            raise PlanError(f"{out.url}/{name} is missing: is this a results folder of `patchscan scan`?")
+        values = json.loads(data)
+        if values.get("format") != PLAN_FORMAT:
+            raise PlanError(f"{out.url}/{name} was made by another version of patchscan; choose a new results folder")
+        values["source"] = Source(**values["source"])
+        values["filters"] = Filters(**values["filters"])
+        return cls(**values)
+
+
+def locate(plan_url: str) -> tuple[str, str]:
+    """The address of a plan, `OUT/scans/<scan>/plan.json`, to (OUT, scan). Raises PlanError."""
+    root, _, scan = plan_url.removesuffix(f"/{PLAN_FILE}").rpartition("/scans/")
+    if not root or not plan_url.endswith(f"/{PLAN_FILE}") or "/" in scan:
+        raise PlanError(f"{plan_url} is not the address of a plan: OUT/scans/SCAN/{PLAN_FILE}")
+    return root, scan
+
+
+def is_done(out: Store, scan: str) -> bool:
+    """Whether the scan is complete."""
+    return out.read(f"scans/{scan}/{SUCCESS_FILE}") is not None
+
+
+def history(out: Store) -> list[str]:
+    """The scans of a results folder, oldest first."""
+    return list(_newest_first(out, sorted(out.names("history/"))))[::-1]
+
+
+def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:
+    """The scans of these history entries, each read when it is asked for: there may be years of them."""
+    for name in reversed(entries):
+        data = out.read(name)
+        assert data is not None
+        yield json.loads(data)["scan"]
+
+
+def last_complete(out: Store) -> Plan | None:
+    """The plan of the newest complete scan, or None."""
+    scans = _newest_first(out, sorted(out.names("history/")))
+    return next((Plan.read(out, scan) for scan in scans if is_done(out, scan)), None)
+
+
+def plan(source: Source, filters: Filters, card: Card, out: Store, shard_size: ShardSize = ShardSize()) -> Plan:
+    """The plan to work on: the unfinished one of the same source, filters and model where there is one, else a new
+    one, incremental on the last complete scan. Of planners that run at once, all get the plan of the first.
+
+    Raises PlanError where `out` belongs to another source, or lies inside it.
+    """
+    check_apart(source, out)
+    while True:
+        entries = sorted(out.names("history/"))
+        for scan in islice(_newest_first(out, entries), 1):
+            newest = Plan.read(out, scan)
+            if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
+                raise PlanError(
+                    f"{out.url} holds scans of {newest.source.url}; give each source its own results folder"
+                )
+            same = newest.digest == card.digest and newest.filters == filters
+            if same and not is_done(out, newest.scan):
+                return newest
+        ours = _make(source, filters, card, out, shard_size)
+        number = int(Path(entries[-1]).stem) + 1 if entries else 1
+        if _claim(out, f"history/{number:06d}.json", ours):
+            return ours
+        _discard(out, ours.scan)
+
+
+def _claim(out: Store, entry: str, ours: Plan) -> bool:
+    """Write the plan into the history; whether it stands there."""
+    claim = json.dumps({"scan": ours.scan}).encode()
+    if ours.conditional_writes:
+        return out.write_new(entry, claim)
+    # The last planner wins, and the others see it once those that looked before the first wrote have written too.
+    if out.read(entry) is None:
+        out.write(entry, claim)
+        time.sleep(SETTLE_S)
+    return out.read(entry) == claim
+
+
+def check_claimed(out: Store, made: Plan) -> None:
+    """Raises LostClaim where the history does not name this plan's scan."""
+    if made.scan not in _newest_first(out, sorted(out.names("history/"))):
+        raise LostClaim(f"{out.url} ignores conditional writes and another scan took this one's place; run it again")
+
+
+def check_apart(source: Source, out: Store) -> None:
+    """Results inside the source would be scanned themselves, and shown as new objects every time."""
+    inner, outer = absolute(out.url), absolute(source.url)
+    # A bucket's prefix may end within a name; the bucket's own name and a folder's may not.
+    within_name = "://" in outer and outer.count("/") > 2
+    outer = outer if within_name else f"{outer}/"
+    if source.manifest is None and f"{inner.rstrip('/')}/".startswith(outer):
+        raise PlanError(f"--out {out.url} lies inside what is scanned, {source.url}; choose another place")
+
+
+def conditional_writes(out: Store) -> bool:
+    """Whether the store honours If-None-Match: several S3 look-alikes accept it and overwrite all the same."""
+    probe = f"probe-{uuid.uuid4().hex}"
+    honoured = out.write_new(probe, b"1") and not out.write_new(probe, b"2")
+    out.delete(probe)
+    return honoured
+
+
+def _make(source: Source, filters: Filters, card: Card, out: Store, shard_size: ShardSize) -> Plan:
+    scan = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    store = source.open()
+    started = time.monotonic()
+    previous = last_complete(out)
+    with tempfile.TemporaryDirectory(prefix="patchscan-plan-") as scratch:
+        join = ListingJoin(Path(scratch), filters)
+        join.add_listing(_objects(source, store))
+        listing = {"seconds": time.monotonic() - started, "requests": dict(store.requests)}
+        if previous:
+            join.add_previous(tables(out, previous.scan), card.digest)
+        for index, table in enumerate(join.unchanged()):
+            out.write(f"scans/{scan}/rows/unchanged-{shards.name(index)}.parquet", table_to_parquet(table))
+        count = 0
+        for table in _shard_tables(join, shard_size):
+            out.write(f"scans/{scan}/shards/{shards.name(count)}.parquet", table_to_parquet(table))
+            count += 1
+        made = Plan(
+            scan=scan,
+            source=source,
+            filters=filters,
+            model=card.name,
+            version=card.version,
+            digest=card.digest,
+            card=asdict(card),
+            shards=count,
+            previous=previous.scan if previous else None,
+            listing=listing,
+            conditional_writes=conditional_writes(out),
+            created_at=datetime.now(UTC).isoformat(),
+            **join.counts(),
+        )
+    made.write(out)
+    return made
+
+
+def _objects(source: Source, store: Store) -> Iterator[ObjectInfo]:
+    if source.manifest is None:
+        return store.objects()
+    bucket, prefix = split_url(source.url) if is_bucket(source.url) else (None, "")
+    listed = manifest.objects(source.manifest, bucket, source.endpoint_url)
+    return (info for info in listed if info.key.startswith(prefix))
+
+
+def tables(out: Store, scan: str) -> Iterator[bytes]:
+    """The Parquet files of a scan's table: its shards' parts and the rows carried over."""
+    for name in sorted(out.names(f"scans/{scan}/rows/")):
+        data = out.read(name)
+        assert data is not None
+        yield data
+
+
+def _shard_tables(join: ListingJoin, shard_size: ShardSize) -> Iterator[pa.Table]:
+    """The objects to score, cut into shards, one at a time."""
+    rows = join.to_score()
+    for first, end in shards.cut(join.sizes_to_score(), shard_size.max_objects, shard_size.max_bytes):
+        yield pa.Table.from_pylist([next(rows) for _ in range(end - first)], schema=LISTED)
+
+
+def _discard(out: Store, scan: str) -> None:
+    for name in list(out.names(f"scans/{scan}/")):
+        out.delete(name)
+
+
+def absolute(url: str) -> str:
+    """An s3:// URL as it is, a folder as its absolute path."""
+    return url if "://" in url else str(Path(url).resolve())

@@ -1,0 +1,102 @@
+"""The share of AI images among those scanned, corrected for the detector's error rates as its card states them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from patchscan.detector.card import Card
+from patchscan.reporting.statistics import normal_quantile
+
+ASSUMPTIONS = (
+    "The detector's error rates on this bucket are those it showed on the images it was evaluated on; other content, "
+    "other generators or other compression change them, and with them this estimate.",
+    "Images without a score are left out; so is what nobody put into the bucket.",
+)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Decisions at the threshold on evaluated images: `found` of `ai` AI images, `flagged` of `real` real ones."""
+
+    found: int
+    ai: int
+    flagged: int
+    real: int
+
+    @property
+    def tpr(self) -> float:
+        return self.found / self.ai
+
+    @property
+    def fpr(self) -> float:
+        return self.flagged / self.real
+
+
+def rogan_gladen(flagged: int, scored: int, rates: Rates) -> tuple[float, float, float] | None:
+    """True prevalence from the share of flagged images, with its 95 % interval, each within 0..1; None where nothing
+    was scored or the detector finds no more AI images than it flags real ones.
+
+    Estimate: Rogan and Gladen, Am J Epidemiol 1978. Interval, which counts the uncertainty of TPR and FPR too: Lang and
+    Reiczigel, Prev Vet Med 2014, equations 8 to 10.
+    """
+    if scored == 0 or rates.ai == 0 or rates.real == 0 or rates.tpr <= rates.fpr:
+        return None
+    point = (flagged / scored - rates.fpr) / (rates.tpr - rates.fpr)
+    z = normal_quantile()
+    n = scored + z * z
+    share = (flagged + z * z / 2) / n
+    hit, clear = (rates.found + 1) / (rates.ai + 2), (rates.real - rates.flagged + 1) / (rates.real + 2)
+    youden = hit + clear - 1
+    centre = (share + clear - 1) / youden
+    from_hit, from_clear = hit * (1 - hit) / (rates.ai + 2), clear * (1 - clear) / (rates.real + 2)
+    shift = 2 * z * z * (centre * from_hit - (1 - centre) * from_clear)
+    spread = math.sqrt(share * (1 - share) / n + centre**2 * from_hit + (1 - centre) ** 2 * from_clear) / youden
+    low, high = centre + shift - z * spread, centre + shift + z * spread
+    return _share(point), _share(low), _share(high)
+
+
+def _share(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def measured_rates(card: Card) -> dict[str, Rates]:
+    """From the card's metrics: `seen generators`, all together, and `worst unseen generator`, the one found least.
+    Empty where the card states none."""
+    first: dict[str, Any] = next(iter(card.metrics.values()), {})
+    metrics: dict[str, Any] = card.metrics.get(card.training.get("protocol", "raw")) or first
+    by_kind: dict[str, list[Rates]] = {"seen": [], "unseen": []}
+    for row in metrics.values():
+        if row["kind"] in by_kind:
+            counts = row["confusion"]
+            ai, real = counts["true_ai"] + counts["missed_ai"], counts["true_real"] + counts["false_ai"]
+            if ai and real:
+                by_kind[row["kind"]].append(Rates(counts["true_ai"], ai, counts["false_ai"], real))
+    rates = {}
+    if seen := by_kind["seen"]:
+        pooled = (sum(getattr(one, field) for one in seen) for field in ("found", "ai", "flagged", "real"))
+        rates["seen generators"] = Rates(*pooled)
+    if by_kind["unseen"]:
+        rates["worst unseen generator"] = min(by_kind["unseen"], key=lambda one: one.tpr)
+    return rates
+
+
+def estimate(flagged: int, scored: int, card: Card) -> dict[str, Any]:
+    """For the report: the estimate under each of the card's rates, the range that covers them all, and what they
+    assume. `flagged` counts p_ai at or over the threshold, abstention set aside, as the rates do."""
+    cases: list[dict[str, Any]] = []
+    for name, rates in measured_rates(card).items():
+        found = rogan_gladen(flagged, scored, rates)
+        value, low, high = found or (None, None, None)
+        cases.append(
+            {"rates": name, "tpr": rates.tpr, "fpr": rates.fpr, "share": {"value": value, "low": low, "high": high}}
+        )
+    bounds = [one["share"] for one in cases if one["share"]["value"] is not None]
+    return {
+        "flagged": flagged,
+        "scored": scored,
+        "raw_share": flagged / scored if scored else None,
+        "cases": cases,
+        "low": min((one["low"] for one in bounds), default=None),
+        "high": max((one["high"] for one in bounds), default=None),
+        "assumptions": list(ASSUMPTIONS),
+    }

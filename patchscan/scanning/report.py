@@ -1,0 +1,135 @@
+"""The end of a scan: count its rows, write report.html and report.json, and last of all `_SUCCESS`."""
+
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from patchscan.detector.card import Card
+from patchscan.reporting import pages, plots
+from patchscan.scanning import prevalence, summary, thumbnails
+from patchscan.scanning.alerts import alerts_of
+from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed
+from patchscan.scanning.table import ScanTable
+from patchscan.storage.store import Store, is_bucket, split_url
+
+Report = dict[str, Any]
+
+
+def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
+    """Write the reports of a scan whose shards are all worked, then `_SUCCESS`; the newest reports also stand at the
+    top of the results folder. `labels` (labels.scores_table) adds evaluation's report.
+
+    Raises Incomplete, LabelError, LostClaim, and PlanError where the counts do not add up.
+    """
+    check_claimed(out, plan)
+    folder = f"scans/{plan.scan}/"
+    with tempfile.TemporaryDirectory(prefix="patchscan-report-") as scratch:
+        table = ScanTable(out, plan, Path(scratch))
+        report = _figures(table, plan)
+        report["drift"] = _drift(table, plan, out, Path(scratch))
+        report["evaluation"] = _evaluate(table, plan, labels, out, Path(scratch)) if labels else None
+    report["alerts"] = alerts_of(report)
+    if not report["totals"]["adds_up"]:
+        raise PlanError(f"the rows of scan {plan.scan} do not add up to what was listed: {report['totals']}")
+    source = plan.source.open()
+    pictures = [thumbnails.thumbnail(source, row) for row in report["most_suspicious"]]
+    drawing = plots.data_uri(plots.png(_histogram(report)))
+    page = pages.render("patchscan.scanning", "scan.html", report, pictures=pictures, histogram=drawing)
+    for where in (folder, ""):
+        out.write(f"{where}report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+        out.write(f"{where}report.html", page.encode())
+    for name in list(out.names(f"{folder}progress/")):
+        out.delete(name)
+    out.write(f"{folder}{SUCCESS_FILE}", json.dumps(report["totals"]).encode())
+    return report
+
+
+def _drift(table: ScanTable, plan: Plan, out: Store, scratch: Path) -> dict[str, Any] | None:
+    """Drift since the previous scan; None where there is none, or it was of another model."""
+    if plan.previous is None:
+        return None
+    before = Plan.read(out, plan.previous)
+    return summary.drifted(table, ScanTable(out, before, scratch)) if before.digest == plan.digest else None
+
+
+def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Path) -> dict[str, Any]:
+    """Write evaluation's report beside the scan's; where it stands and how many objects have labels."""
+    from patchscan.scanning.labels import evaluate, scores_table
+
+    scores = scores_table(table, labels, plan.source.endpoint_url)
+    files, where = scratch / "evaluation", f"scans/{plan.scan}/evaluation"
+    found = evaluate(scores, Card.from_dict(plan.card), plan.source.url, files)
+    for path in sorted(files.rglob("*")):
+        if path.is_file():
+            out.write(f"{where}/{path.relative_to(files).as_posix()}", path.read_bytes())
+    return {
+        "labels": labels,
+        "labelled": len(scores),
+        "report": f"{where}/report.html",
+        "findings": found["findings"]["models"],
+    }
+
+
+def _figures(table: ScanTable, plan: Plan) -> Report:
+    card = Card.from_dict(plan.card)
+    base = split_url(plan.source.url)[1] if is_bucket(plan.source.url) else ""
+    return {
+        "scan": plan.scan,
+        "source": plan.source.url,
+        "started_at": plan.created_at,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "previous": plan.previous,
+        "model": {
+            "name": card.name,
+            "version": card.version,
+            "digest": plan.digest,
+            "threshold": card.decision.threshold,
+            "abstain": [card.decision.abstain_low, card.decision.abstain_high],
+            "chosen_by": card.decision.chosen_by,
+            "warnings": card.cautions,
+        },
+        "totals": summary.totals(table, plan),
+        "verdicts": summary.verdicts(table),
+        "without_score": summary.without_score(table),
+        "errors": summary.errors(table),
+        "histogram": summary.histogram(table),
+        "most_suspicious": summary.most_suspicious(table),
+        "by_prefix": summary.by_prefix(table, base[: base.rfind("/") + 1]),
+        "by_month": summary.by_month(table),
+        "provenance": summary.provenance(table),
+        "prevalence": prevalence.estimate(*summary.flagged(table, card.decision.threshold), card),
+        "cost": summary.cost(table, plan),
+    }
+
+
+@plots.styled
+def _histogram(report: Report) -> Figure:
+    drawing, axes = plots.figure(9.6, 3.2)
+    axis, counts = axes[0, 0], np.array(report["histogram"])
+    edges = np.linspace(0, 1, len(counts) + 1)
+    threshold = report["model"]["threshold"]
+    for first, last, colour in ((0.0, threshold, plots.REAL_COLOUR), (threshold, 1.01, plots.AI_COLOUR)):
+        inside = (edges[:-1] >= first) & (edges[:-1] < last)
+        axis.bar(edges[:-1][inside], counts[inside], width=1 / len(counts), align="edge", color=colour, alpha=0.75)
+    plots.mark_decision(axis, threshold, tuple(report["model"]["abstain"]))
+    axis.set(xlabel="p_ai", ylabel="images", xlim=(0, 1))
+    return drawing
+
+
+def summary_text(report: Report) -> str:
+    """The short form of a report, for a terminal."""
+    totals, verdicts = report["totals"], report["verdicts"]
+    counts = ", ".join(f"{totals[name]:,} {name}" for name in ("scored", "rejected", "failed", "unchanged"))
+    lines = [
+        f"{report['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone",
+        f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
+        *(f"{row['status']} {row['code']}: {row['n']:,}, e.g. {row['examples'][0]['key']}" for row in report["errors"]),
+        *(f"alert: {alert['message']}" for alert in report["alerts"]),
+        *(f"warning: {warning}" for warning in report["model"]["warnings"]),
+    ]
+    return "\n".join(lines)

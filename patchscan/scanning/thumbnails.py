@@ -1,0 +1,51 @@
+"""The most suspicious images, small: each with its patch outlined, and the patch itself enlarged beside it."""
+
+import io
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageOps
+
+from patchscan.common.retries import Retries, Transient
+from patchscan.detector.images import ImageError, Limits, decode
+from patchscan.reporting.plots import data_uri
+from patchscan.storage.store import ObjectError, ObjectInfo, Store
+
+THUMBNAIL = 176
+OUTLINE = "#D55E00"
+
+
+def thumbnail(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> str | None:
+    """A row's image as a data URI; None where the object can no longer be had as it was scored."""
+    info = ObjectInfo(key=row["key"], etag=row["etag"], version_id=row["version_id"])
+    try:
+        fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, limits.max_bytes))
+        rgb = decode(fetched.data, limits).rgb
+    except (ObjectError, Transient, ImageError):
+        return None
+    buffer = io.BytesIO()
+    draw(Image.fromarray(rgb), row["patch"]).save(buffer, "JPEG", quality=82)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def draw(image: Image.Image, patch: dict[str, int]) -> Image.Image:
+    """The image within a THUMBNAIL square with its patch outlined; right of it the patch, enlarged to such a square and
+    stretched to full contrast: the simplest patch is often all but even.
+
+    A patch that does not lie in the image (it was enlarged before the patch was cut) is left out.
+    """
+    x, y, size = patch["x"], patch["y"], patch["size"]
+    inside = x + size <= image.width and y + size <= image.height
+    sheet = Image.new("RGB", (2 * THUMBNAIL + 4 if inside else THUMBNAIL, THUMBNAIL), "white")
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    sheet.paste(small, (0, 0))
+    if inside:
+        scale = small.width / image.width
+        # The white rim tells the outline from an image of its colour.
+        for colour, width, out in (("white", 4, 2), (OUTLINE, 2, 1)):
+            box = [x * scale - out, y * scale - out, (x + size) * scale + out, (y + size) * scale + out]
+            ImageDraw.Draw(sheet).rectangle(box, outline=colour, width=width)
+        cut = ImageOps.autocontrast(image.crop((x, y, x + size, y + size)), cutoff=1)
+        cut = cut.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST)
+        sheet.paste(cut, (THUMBNAIL + 4, 0))
+    return sheet

@@ -1,0 +1,147 @@
+"""A run folder to a TorchServe archive that needs nothing else of this project, the same bytes every time."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+from patchscan.common.errors import UserError
+from patchscan.common.files import whole
+from patchscan.common.shipped import PACKAGE, shipped
+from patchscan.detector.card import WEIGHTS_FILE, Card
+from patchscan.detector.detector import Detector
+from patchscan.detector.engines import ENGINES
+from patchscan.detector.weights import sha256_of
+from patchscan.serving import golden
+
+# The earliest time a zip can state: an archive tells what it holds, not when it was packed.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+MODEL_CONFIG = """\
+# Read by TorchServe when the model is registered.
+batchSize: 8
+maxBatchDelay: 20
+responseTimeout: 120
+# How long a crashing worker is retried while /ping still says Healthy.
+maxRetryTimeoutInSec: 30
+handler:
+  # On a CPU: torch (eager PyTorch) or onnx (ONNX Runtime). A GPU always uses torch.
+  engine: {engine}
+"""
+
+
+# Names and versions become files of the store and parts of addresses.
+NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
+NAME_IS = "1 to 64 letters, digits, _ - and ., the first of them no - or ."
+
+
+class ArchiveError(UserError):
+    """The archive could not be made; the message holds what torch-model-archiver said."""
+
+
+HANDLER = "image_detector.py"
+# What of the package the handler imports: it travels with the archive, and nothing else does.
+CARRIED = (
+    "__init__.py",
+    "common/*.py",
+    "detector/*.py",
+    "serving/__init__.py",
+    "serving/measures.py",
+    "serving/requests.py",
+)
+
+
+def archive(
+    run: Path, model_store: Path, name: str | None = None, version: str | None = None, engine: str = "torch"
+) -> Path:
+    """Write `model_store/<name>.mar` from a run folder, in place of an older one, and its digest beside it in
+    sha256sum's format. Returns the archive's path. `name` and `version` default to the card's.
+
+    Raises CardError where the folder is not a run folder, ArchiveError where the engine is unknown or
+    torch-model-archiver fails.
+    """
+    if engine not in ENGINES:
+        raise ArchiveError(f"the engine is one of {', '.join(ENGINES)}, not {engine!r}")
+    card = Card.read(run)
+    card = replace(card, name=name or card.name, version=version or card.version)
+    name = card.name
+    check_names(card)
+    model_store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as folder:
+        stage = _stage(run, card, Path(folder) / "stage")
+        _run_archiver(card, engine, stage, Path(folder))
+        mar = model_store / f"{name}.mar"
+        with whole(mar) as file:
+            _normalise(Path(folder) / mar.name, file)
+            write_digest(mar, sha256_of(file))
+    return mar
+
+
+def check_names(card: Card) -> None:
+    """Raises ArchiveError where the card's name or version cannot be a file's name."""
+    if not all(NAME.fullmatch(one) for one in (card.name, card.version)):
+        raise ArchiveError(f"an archive's name and version are {NAME_IS}, not {card.name!r} {card.version!r}")
+
+
+def _stage(run: Path, card: Card, stage: Path) -> Path:
+    """What the archive unpacks to beside the handler: weights, card, golden images, and the code that scores."""
+    for name, path in carried_code().items():
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, stage / name)
+    shutil.copy(run / WEIGHTS_FILE, stage)
+    card.write(stage)
+    golden.write(stage, Detector.load(stage))
+    return stage
+
+
+def carried_code() -> dict[str, Path]:
+    """The files of the package that an archive carries, by their names in it."""
+    files = [file for pattern in CARRIED for file in sorted(PACKAGE.glob(pattern))]
+    return {str(file.relative_to(PACKAGE.parent)): file for file in files}
+
+
+def _run_archiver(card: Card, engine: str, stage: Path, folder: Path) -> None:
+    name, version = card.name, card.version
+    config = folder / "model-config.yaml"
+    config.write_text(MODEL_CONFIG.format(engine=engine))
+    scratch = folder / "tmp"  # the archiver deletes $TMPDIR/<name> before it starts
+    scratch.mkdir()
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", version]
+    command += ["--handler", str(shipped("handlers") / HANDLER), "--extra-files", str(stage)]
+    command += ["--config-file", str(config), "--export-path", str(folder), "--archive-format", "zip-store"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(scratch)}
+    )
+    if not (folder / f"{name}.mar").exists():
+        raise ArchiveError(f"torch-model-archiver made no archive: {(done.stderr or done.stdout).strip()[-500:]}")
+
+
+def _normalise(made: Path, out: Path) -> None:
+    """Rewrite the zip with sorted names and fixed times, so that one run folder gives one digest."""
+    with zipfile.ZipFile(made) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        for name in sorted(info.filename for info in old.infolist() if not info.is_dir()):
+            data = old.read(name)
+            if name == "MAR-INF/MANIFEST.json":
+                manifest = json.loads(data)
+                manifest["createdOn"] = "01/01/1980 00:00:00"
+                data = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.external_attr = 0o644 << 16
+            new.writestr(info, data)
+
+
+def digest_file(mar: Path) -> Path:
+    """Where the digest is kept: `<name>.mar.sha256`."""
+    return mar.with_name(f"{mar.name}.sha256")
+
+
+def write_digest(mar: Path, sha256: str) -> None:
+    """Write the digest beside the archive, as sha256sum reads it."""
+    with whole(digest_file(mar)) as file:
+        file.write_text(f"{sha256}  {mar.name}\n")

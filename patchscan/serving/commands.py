@@ -1,0 +1,204 @@
+"""The command line of handlers: archive, serve, verify, register, promote, rollback, status."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+STORE = Annotated[Path, typer.Option(help="Folder of archives, the one that the server reads.")]
+KEYS = Annotated[Path, typer.Option(help="The key_file.json of `patchscan serve`, in its scratch folder.")]
+MANAGEMENT = Annotated[str, typer.Option(help="Management API, http://HOST:PORT.")]
+INFERENCE = Annotated[str, typer.Option(help="Inference API, http://HOST:PORT.")]
+TOKEN = Annotated[Path | None, typer.Option(help="Inference token, where the server has a --token-file.")]
+DEFAULT_STORE = Path("model_store")
+DEFAULT_SCRATCH = Path("build/serve")
+DEFAULT_KEYS = DEFAULT_SCRATCH / "key_file.json"
+DEFAULT_MANAGEMENT = "http://127.0.0.1:8081"
+DEFAULT_INFERENCE = "http://127.0.0.1:8080"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this room's commands."""
+    for command in (archive, serve, verify, register, promote, rollback, status):
+        app.command()(command)
+
+
+def archive(
+    run: Annotated[Path, typer.Argument(help="Run folder made by `patchscan train`.")],
+    model_store: Annotated[Path, typer.Option(help="Folder the archive is written to.")] = DEFAULT_STORE,
+    name: Annotated[str | None, typer.Option(help="Model name, where it is not the card's.")] = None,
+    version: Annotated[str | None, typer.Option(help="Model version, where it is not the card's.")] = None,
+    engine: Annotated[str, typer.Option(help="What scores on a CPU: torch, or onnx (ONNX Runtime).")] = "torch",
+) -> None:
+    """Make a TorchServe archive of a run folder; the same run gives the same bytes.
+
+    \b
+    Example:
+      patchscan archive runs/ssp --model-store model_store
+      patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
+    """
+    from patchscan.detector.card import NOT_CALIBRATED, Card
+    from patchscan.detector.weights import sha256_of
+    from patchscan.serving.archive import archive as write_archive
+
+    path = write_archive(run, model_store, name, version, engine)
+    typer.echo(f"{path}  sha256:{sha256_of(path)}")
+    if NOT_CALIBRATED in Card.read(run).cautions:
+        typer.echo(f"patchscan: warning: {NOT_CALIBRATED}", err=True)
+
+
+def serve(
+    models: Annotated[list[str] | None, typer.Argument(help="Names of archives in the store; all by default.")] = None,
+    model_store: STORE = DEFAULT_STORE,
+    inference: Annotated[str, typer.Option(help="Where predictions are taken, HOST:PORT.")] = "127.0.0.1:8080",
+    management: Annotated[str, typer.Option(help="Where the management API listens.")] = "127.0.0.1:8081",
+    metrics: Annotated[str, typer.Option(help="Where Prometheus may scrape /metrics.")] = "127.0.0.1:8082",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes a model; by default the CPUs allowed.")] = None,
+    scratch: Annotated[Path, typer.Option(help="The only folder written to.")] = DEFAULT_SCRATCH,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Inference tokens, one a line, read again when changed; by default generated.")
+    ] = None,
+    model_api: Annotated[bool, typer.Option("--model-api", help="Let the management API register models.")] = False,
+    drain_s: Annotated[float, typer.Option(min=0, help="Seconds to go on taking requests after SIGTERM.")] = 0.0,
+) -> None:
+    """Serve archives with TorchServe in the foreground; one JSON line says when all are ready and where.
+
+    SIGTERM or Ctrl-C answers what is in flight, ends every process and exits with 0. Only --inference and --metrics
+    need other machines' access; every prediction needs a token.
+
+    \b
+    Examples:
+      patchscan serve ssp
+      patchscan serve ssp resnet50 --inference 0.0.0.0:8080 --metrics 0.0.0.0:8082 --token-file /run/secrets/token
+      patchscan serve --model-api --scratch /scratch
+    """
+    from patchscan.serving.gate import Listen
+    from patchscan.serving.serve import ServeSettings
+    from patchscan.serving.serve import serve as run
+
+    settings = ServeSettings(
+        model_store=model_store,
+        models=models or [],
+        inference=Listen.parse(inference),
+        management=Listen.parse(management),
+        metrics=Listen.parse(metrics),
+        scratch=scratch,
+        workers=workers,
+        token_file=token_file,
+        model_api=model_api,
+        drain_s=drain_s,
+    )
+    raise typer.Exit(run(settings))
+
+
+def verify(
+    archive: Annotated[Path, typer.Argument(help="FILE.mar")],
+    sha256: Annotated[str | None, typer.Option(help="Expected digest; by default FILE.mar.sha256's.")] = None,
+) -> None:
+    """Check an archive before serving it: digest, files, code, weights, and its golden images' scores.
+
+    Nothing of the archive is run. An archive that fails is one line that says why, and exit code 2.
+
+    \b
+    Examples:
+      patchscan verify model_store/ssp.mar
+      patchscan verify ssp.mar --sha256 22b63ef73e0d749cb3feaa6d5ca1e0303bae9f57f2b5229999b96770c825534c
+    """
+    from patchscan.serving.verify import verify as check
+
+    good = check(archive, sha256)
+    typer.echo(f"{archive}: {good.card.name} {good.card.version}, scores as archived, sha256:{good.sha256}")
+
+
+def register(
+    archive: Annotated[Path, typer.Argument(help="FILE.mar, with another version than those served.")],
+    model_store: STORE = DEFAULT_STORE,
+    management: MANAGEMENT = DEFAULT_MANAGEMENT,
+    inference: INFERENCE = DEFAULT_INFERENCE,
+    keys: KEYS = DEFAULT_KEYS,
+    token_file: TOKEN = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of the new version.")] = 1,
+    promote: Annotated[bool, typer.Option(help="Make it the default once it has passed.")] = True,
+) -> None:
+    """Verify an archive, load it beside what is served, smoke it, and only then make it the default.
+
+    A version that does not become ready or scores otherwise than its archive says is removed again; the old one serves
+    all the while. The server must run with --model-api.
+
+    \b
+    Examples:
+      patchscan register build/ssp.mar
+      patchscan register build/ssp.mar --no-promote
+    """
+    from patchscan.serving.registry import Registry
+
+    with Registry.connect(management, inference, keys, token_file, model_store) as registry:
+        name, version = registry.register(archive, workers)
+        typer.echo(f"{name} {version} is loaded and scores as archived")
+        if promote:
+            registry.promote(name, version)
+            typer.echo(f"{name} {version} is the default")
+
+
+def promote(
+    name: Annotated[str, typer.Argument(help="Model.")],
+    version: Annotated[str, typer.Argument(help="A version that is registered.")],
+    model_store: STORE = DEFAULT_STORE,
+    management: MANAGEMENT = DEFAULT_MANAGEMENT,
+    inference: INFERENCE = DEFAULT_INFERENCE,
+    keys: KEYS = DEFAULT_KEYS,
+    token_file: TOKEN = None,
+) -> None:
+    """Smoke a registered version and make it the default.
+
+    \b
+    Example:
+      patchscan promote ssp 2.0
+    """
+    from patchscan.serving.registry import Registry
+
+    with Registry.connect(management, inference, keys, token_file, model_store) as registry:
+        registry.promote(name, version)
+    typer.echo(f"{name} {version} is the default")
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="Model.")],
+    to: Annotated[str | None, typer.Option(help="Version; needed where more than one other is registered.")] = None,
+    model_store: STORE = DEFAULT_STORE,
+    management: MANAGEMENT = DEFAULT_MANAGEMENT,
+    inference: INFERENCE = DEFAULT_INFERENCE,
+    keys: KEYS = DEFAULT_KEYS,
+    token_file: TOKEN = None,
+) -> None:
+    """Make the other registered version the default again, after the same smoke.
+
+    \b
+    Examples:
+      patchscan rollback ssp
+      patchscan rollback ssp --to 1.0
+    """
+    from patchscan.serving.registry import Registry
+
+    with Registry.connect(management, inference, keys, token_file, model_store) as registry:
+        version = registry.rollback(name, to)
+    typer.echo(f"{name} {version} is the default")
+
+
+def status(
+    management: MANAGEMENT = DEFAULT_MANAGEMENT,
+    keys: KEYS = DEFAULT_KEYS,
+) -> None:
+    """Show every model and version that is loaded: default or not, workers READY, requests waiting.
+
+    \b
+    Example:
+      patchscan status
+    """
+    from patchscan.serving.registry import Registry
+
+    with Registry.connect(management, DEFAULT_INFERENCE, keys, None, DEFAULT_STORE) as registry:
+        for one in registry.status():
+            default = "default" if one.default else ""
+            ready = f"{one.ready} of {one.workers} workers READY"
+            typer.echo(f"{one.name} {one.version:8} {default:8} {ready}, {one.waiting} waiting, {one.file}")

@@ -1,0 +1,261 @@
+"""The one door to a TorchServe that only this machine reaches: tokens, limits, health and an orderly end.
+
+TorchServe 0.12 gets no more fixes, makes up its own keys, says Healthy while no worker is, and drops what is in flight
+when it stops. Clients speak to this gate as they would to TorchServe's inference API; it passes on predictions alone.
+"""
+
+import asyncio
+import hmac
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from patchscan.common.errors import UserError
+from patchscan.common.tokens import read_tokens
+from patchscan.serving.server import MAX_REQUEST_BYTES, TorchServe
+
+PREDICTION = re.compile(r"/predictions/[\w.-]{1,128}(/[\w.-]{1,64})?", re.ASCII)
+# What may be held in memory for requests under way; TorchServe's heap of 1 GiB holds two more copies.
+HELD_BYTES = 256 * 2**20
+BODY_TIMEOUT_S = 30.0
+SILENT_TIMEOUT_S = 30.0
+# Now and then TorchServe forgets a request whose worker was killed: this is a little more than the responseTimeout
+# of an archive, after which it would have answered.
+ANSWER_TIMEOUT_S = 125.0
+DRAIN_TIMEOUT_S = 60.0
+READY_CACHE_S = 1.0
+FORM = "application/x-www-form-urlencoded"
+
+
+class Tokens:
+    """The tokens that may ask for predictions, read again whenever the file changes.
+
+    The file is TorchServe's key_file.json, or text with one token a line, so that an old and a new one may overlap.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._read_at: tuple[int, int] | None = None
+        self._tokens: list[bytes] = []
+
+    def allow(self, header: str) -> bool:
+        """Whether this Authorization header holds a token of the file. A missing or empty file allows nobody."""
+        try:
+            stat = self.path.stat()
+            if (stat.st_ino, stat.st_mtime_ns) != self._read_at:
+                self._tokens = read_tokens(self.path)
+                self._read_at = (stat.st_ino, stat.st_mtime_ns)
+        except (OSError, UserError):
+            self._tokens, self._read_at = [], None
+        kind, _, token = header.partition(" ")
+        given = token.strip().encode()
+        return kind.lower() == "bearer" and any([hmac.compare_digest(given, one) for one in self._tokens])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listen:
+    """Where an API listens; port 0 asks for a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Listen":
+        """`HOST:PORT`. Raises UserError."""
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise UserError(f"an address is HOST:PORT, as 127.0.0.1:8080, not {text!r}")
+        return cls(host=host.strip("[]"), port=int(port))
+
+
+class Gate:
+    """Serves /predictions, /ping, /readyz, /livez on one address and /metrics on another, in front of `server`."""
+
+    def __init__(self, server: TorchServe, tokens: Tokens):
+        self.server, self.tokens = server, tokens
+        self.draining = False
+        self._held = 0
+        self._ready: tuple[float, list[str]] = (0.0, ["starting"])
+        self._runners: list[web.BaseRunner] = []
+        self._silent: dict[int, float] = {}
+        self._spoken: set[int] = set()
+        self._reaper: asyncio.Task[None] | None = None
+        self._registry = CollectorRegistry()
+        self._requests = Counter("patchscan_requests", "Replies by status", ["code"], registry=self._registry)
+        self._seconds = Histogram("patchscan_request_seconds", "Request to reply", registry=self._registry)
+        self._in_flight = Gauge("patchscan_requests_in_flight", "Requests under way", registry=self._registry)
+        self._is_ready = Gauge("patchscan_ready", "1 where every model has a READY worker", registry=self._registry)
+
+    async def start(self, inference: Listen, metrics: Listen) -> tuple[int, int]:
+        """Listen on both addresses. Returns their ports. Raises UserError where an address cannot be had."""
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
+        )
+        app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[self._speak])
+        for path, answer in (("/ping", self._readyz), ("/readyz", self._readyz), ("/livez", self._livez)):
+            app.router.add_get(path, answer)
+        for method in ("POST", "PUT"):
+            app.router.add_route(method, "/predictions/{path:.*}", self._predict, expect_handler=self._expect)
+        telling = web.Application()
+        telling.router.add_get("/metrics", self._metrics)
+        ports = await self._listen(app, inference), await self._listen(telling, metrics)
+        self._reaper = asyncio.create_task(self._close_silent(self._runners[0]))
+        return ports
+
+    async def _listen(self, app: web.Application, at: Listen) -> int:
+        runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=SILENT_TIMEOUT_S, shutdown_timeout=DRAIN_TIMEOUT_S
+        )
+        await runner.setup()
+        self._runners.append(runner)
+        try:
+            await web.TCPSite(runner, at.host, at.port).start()
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(f"{at.host}:{at.port} cannot be listened on ({why}): choose another port") from error
+        return int(runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Take no more connections, answer what is under way (for DRAIN_TIMEOUT_S at most), and close."""
+        self.draining = True
+        for runner in self._runners:
+            await runner.cleanup()
+        if self._reaper:
+            self._reaper.cancel()
+        await self._http.close()
+
+    async def _expect(self, request: web.Request) -> None:
+        """Refuse before the body is sent, where the client asks with `Expect: 100-continue`."""
+        self._check(request)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+
+    def _check(self, request: web.Request) -> None:
+        if not self.tokens.allow(request.headers.get("Authorization", "")):
+            raise _error(401, "unauthorized", "this server wants Authorization: Bearer <inference token>")
+        if not PREDICTION.fullmatch(request.rel_url.raw_path):
+            raise _error(404, "not_found", "predictions are at /predictions/MODEL or /predictions/MODEL/VERSION")
+        if (request.content_length or 0) > MAX_REQUEST_BYTES:
+            raise _error(413, "too_large", f"a request may hold {MAX_REQUEST_BYTES:,} bytes")
+
+    async def _predict(self, request: web.Request) -> web.Response:
+        self._check(request)
+        size = MAX_REQUEST_BYTES if request.content_length is None else request.content_length
+        if self._held + size > HELD_BYTES:
+            raise _error(503, "busy", "too many bytes are under way; try again", {"Retry-After": "1"})
+        self._held += size
+        try:
+            return await self._forward(request, await _body(request))
+        finally:
+            self._held -= size
+
+    async def _forward(self, request: web.Request, body: bytes) -> web.Response:
+        kind = request.headers.get("Content-Type", "")
+        # curl's default type; TorchServe would take the image for a form and answer 500.
+        kind = "application/octet-stream" if not kind or kind.startswith(FORM) else kind
+        url = f"{self.server.addresses.inference_url}{request.rel_url.raw_path}"
+        headers = {"Authorization": f"Bearer {self.server.token('inference')}", "Content-Type": kind}
+        try:
+            async with self._http.post(url, data=body, headers=headers) as reply:
+                answer = await reply.read()
+                ours = {name: value for name, value in reply.headers.items() if name.startswith("X-Patchscan-")}
+                return web.Response(body=answer, status=reply.status, content_type=reply.content_type, headers=ours)
+        except TimeoutError:
+            raise _error(504, "timeout", f"no answer in {ANSWER_TIMEOUT_S:.0f} s; try again") from None
+        except (aiohttp.ClientError, OSError):
+            raise _error(503, "unavailable", "TorchServe does not answer; try again", {"Retry-After": "1"}) from None
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        """200 where every model has a READY worker and nothing is being stopped; needs no token."""
+        missing = await self._waiting_for()
+        status = "Unhealthy" if missing else "Healthy"
+        return web.json_response({"status": status, "waiting_for": missing}, status=503 if missing else 200)
+
+    async def _waiting_for(self) -> list[str]:
+        if time.monotonic() - self._ready[0] > READY_CACHE_S:
+            self._ready = (time.monotonic(), await asyncio.to_thread(self.server.not_ready))
+        return ["stopping"] if self.draining else self._ready[1]
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        """200 where TorchServe's process runs; a model that is not ready is no reason to kill it."""
+        alive = self.server.running
+        return web.json_response({"status": "Alive" if alive else "Dead"}, status=200 if alive else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        """TorchServe's metrics and this gate's own."""
+        self._is_ready.set(not await self._waiting_for())
+        try:
+            async with self._http.get(self.server.addresses.metrics_url) as reply:
+                theirs = await reply.read()
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            theirs = b""
+        return web.Response(body=theirs + generate_latest(self._registry), headers={"Content-Type": "text/plain"})
+
+    @web.middleware
+    async def _speak(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Count and time each request, and remember that its connection is not a silent one."""
+        self._spoken.add(id(request.protocol))
+        started, code = time.perf_counter(), 500
+        self._in_flight.inc()
+        try:
+            reply = await handler(request)
+            code = reply.status
+            return reply
+        except web.HTTPException as error:
+            code = error.status
+            raise
+        finally:
+            self._in_flight.dec()
+            self._requests.labels(str(code)).inc()
+            self._seconds.observe(time.perf_counter() - started)
+
+    async def _close_silent(self, runner: web.BaseRunner) -> None:
+        """Close connections that send no whole request header in time: aiohttp has no limit for the first one."""
+        while True:
+            await asyncio.sleep(1)
+            server = runner.server
+            assert isinstance(server, web.Server)
+            now = time.monotonic()
+            open_now = {id(one): one for one in server.connections}
+            self._spoken &= open_now.keys()
+            self._silent = {one: self._silent.get(one, now) for one in open_now.keys() - self._spoken}
+            for one, since in self._silent.items():
+                if now - since > SILENT_TIMEOUT_S:
+                    open_now[one].force_close()
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise _error(408, "slow", f"the body did not arrive in {BODY_TIMEOUT_S:.0f} s") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise _error(413, "too_large", f"a request may hold {MAX_REQUEST_BYTES:,} bytes") from None
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.HTTPException:
+    """The exception that aiohttp answers with: an error object like the handler's, and the connection closed."""
+    kinds: dict[int, type[web.HTTPException]] = {
+        401: web.HTTPUnauthorized,
+        404: web.HTTPNotFound,
+        408: web.HTTPRequestTimeout,
+        503: web.HTTPServiceUnavailable,
+        504: web.HTTPGatewayTimeout,
+    }
+    text = json.dumps({"error": {"code": code, "message": message}})
+    headers = {"Connection": "close", **({"WWW-Authenticate": "Bearer"} if status == 401 else {}), **(headers or {})}
+    if status == 413:
+        return web.HTTPRequestEntityTooLarge(
+            max_size=MAX_REQUEST_BYTES, actual_size=0, text=text, content_type="application/json", headers=headers
+        )
+    return kinds[status](text=text, content_type="application/json", headers=headers)

@@ -1,0 +1,72 @@
+"""Golden images: a few small pictures inside every archive, with the answers the model gave when it was archived.
+
+They are BMP files drawn from fixed random numbers, because BMP decodes to the same pixels with any library version.
+"""
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from patchscan.detector.answer import Answer
+from patchscan.detector.detector import Detector
+
+FOLDER = "golden"
+ANSWERS = "answers.json"
+# On one machine the bits agree. Between CPUs convolutions add up in another order, and a GPU rounds to fp16.
+LOGIT_TOLERANCE = 1e-3
+GPU_LOGIT_TOLERANCE = 0.05
+SIDE = 96
+
+
+def images() -> dict[str, bytes]:
+    """The pictures by file name: smooth, textured, noisy, and flat."""
+    random = np.random.RandomState(20240201)
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    smooth = np.stack([x, y, 255 - (x + y) / 2], axis=-1)
+    texture = smooth / 2 + 60 * (np.sin(x / 3) * np.cos(y / 5))[..., None] + 64
+    noise = random.random_sample((SIDE, SIDE, 3)) * 255
+    flat = np.full((SIDE, SIDE, 3), 200.0) + random.random_sample((SIDE, SIDE, 3)) * 4
+    pictures = {"smooth": smooth, "texture": texture, "noise": noise, "flat": flat}
+    return {f"{name}.bmp": _bmp(pixels) for name, pixels in pictures.items()}
+
+
+def _bmp(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "BMP")
+    return file.getvalue()
+
+
+def write(folder: Path, detector: Detector) -> None:
+    """Write the golden images and this model's answers to them under `folder`/golden."""
+    target = folder / FOLDER
+    target.mkdir()
+    answers = {}
+    for name, data in images().items():
+        (target / name).write_bytes(data)
+        (answer,) = detector.score([data])
+        assert isinstance(answer, Answer), answer
+        answers[name] = asdict(answer)
+    (target / ANSWERS).write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n")
+
+
+def differences(golden: dict[str, bytes], ask: Callable[[bytes], dict[str, Any]], on_gpu: bool = False) -> list[str]:
+    """What `ask` (an encoded image to its answer) answers otherwise than when the archive was made; [] if nothing.
+
+    `golden` is the content of the folder. Model and patch must be the same, logits within LOGIT_TOLERANCE, or within
+    GPU_LOGIT_TOLERANCE where they are computed `on_gpu`.
+    """
+    tolerance, found = GPU_LOGIT_TOLERANCE if on_gpu else LOGIT_TOLERANCE, []
+    for name, expected in json.loads(golden[ANSWERS]).items():
+        answer = ask(golden[name])
+        if answer.get("digest") != expected["digest"] or answer.get("patch") != expected["patch"]:
+            found.append(f"{name}: answered by another model")
+        elif not math.isclose(answer["logit"], expected["logit"], rel_tol=0, abs_tol=tolerance):
+            found.append(f"{name}: logit {answer['logit']:.6f}, archived with {expected['logit']:.6f}")
+    return found

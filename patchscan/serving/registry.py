@@ -1,0 +1,225 @@
+"""Versions of a model on a running TorchServe: loaded side by side, smoked, and only then made the default.
+
+The store keeps `<name>-<version>.mar` for every version, and `<name>.mar`, which a restart serves, as a copy of the
+default.
+"""
+
+import json
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.common.files import whole
+from patchscan.common.tokens import read_tokens
+from patchscan.detector.card import Card
+from patchscan.serving import golden
+from patchscan.serving.archive import digest_file, write_digest
+from patchscan.serving.verify import Verified, verify
+
+READY_TIMEOUT_S = 180.0
+SMOKE_TRIES = 5
+START = "start it with `patchscan serve`, or name its address"
+
+
+class RegistryError(UserError):
+    """The server refused, or the new version failed; the message says what still serves."""
+
+
+class ServerDown(RegistryError):
+    """The server does not answer; the same command works when it is back."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One version of one model on the server. `ready` of `workers` are READY; `waiting` requests are queued."""
+
+    name: str
+    version: str
+    default: bool
+    ready: int
+    workers: int
+    waiting: int
+    file: str
+
+
+class Registry:
+    """A running server's models, through its management API (loading, defaults) and inference API (smoke)."""
+
+    def __init__(self, management: httpx.Client, inference: httpx.Client, model_store: Path):
+        self._management, self._inference, self.model_store = management, inference, model_store
+
+    @classmethod
+    def connect(cls, management: str, inference: str, keys: Path, token_file: Path | None, store: Path) -> "Registry":
+        """Clients of both APIs. `keys` is TorchServe's key_file.json. Raises UserError where a key cannot be read."""
+        try:
+            key = json.loads(keys.read_text())["management"]["key"]
+        except (OSError, ValueError, KeyError) as error:
+            raise RegistryError(f"{keys} cannot be read: name the server's key_file.json with --keys") from error
+        token = read_tokens(token_file or keys)[0].decode()
+
+        def client(url: str, secret: str) -> httpx.Client:
+            return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, timeout=READY_TIMEOUT_S)
+
+        return cls(client(management, key), client(inference, token), store)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._management.close()
+        self._inference.close()
+
+    def register(self, mar: Path, workers: int) -> tuple[str, str]:
+        """Verify an archive, load it beside the others, and smoke it. Returns its name and version.
+
+        Raises VerifyError before the server is touched, RegistryError where the version is loaded already, does not
+        become ready or fails the smoke; then it is removed again.
+        """
+        good = verify(mar)
+        name, version = good.card.name, good.card.version
+        if any((one.name, one.version) == (name, version) for one in self.status()):
+            raise RegistryError(f"{name} {version} is loaded already; archive the new one with another --version")
+        self._keep_default(name)
+        kept = self._place(good, f"{name}-{version}.mar")
+        try:
+            query = {"url": kept.name, "initial_workers": workers, "synchronous": "true"}
+            self._manage("POST", "/models", query)
+            self._wait_ready(name, version, workers)
+            self._smoke(good)
+        except (RegistryError, KeyboardInterrupt):
+            with suppress(httpx.HTTPError):  # the error that is raised says that the server does not answer
+                self._management.delete(f"/models/{name}/{version}")
+            kept.unlink()
+            digest_file(kept).unlink()
+            raise
+        return name, version
+
+    def promote(self, name: str, version: str) -> None:
+        """Smoke a loaded version and make it the default, now and after a restart. Raises RegistryError."""
+        loaded = [one for one in self.status() if one.name == name]
+        if version not in [one.version for one in loaded]:
+            known = ", ".join(one.version for one in loaded) or "no version"
+            raise RegistryError(f"{name} {version} is not loaded; the server has {known} of {name}")
+        self._keep_default(name)
+        good = verify(self.model_store / f"{name}-{version}.mar")
+        self._smoke(good)
+        self._manage("PUT", f"/models/{name}/{version}/set-default", {})
+        self._place(good, f"{name}.mar")
+
+    def rollback(self, name: str, to: str | None) -> str:
+        """Promote the one other version that is loaded, or `to`. Returns it. Raises RegistryError."""
+        others = [one.version for one in self.status() if one.name == name and not one.default]
+        if to is None and len(others) != 1:
+            found = ", ".join(others) or "none"
+            raise RegistryError(f"which version of {name}? loaded besides the default: {found}; name one with --to")
+        version = to or others[0]
+        self.promote(name, version)
+        return version
+
+    def status(self) -> list[Loaded]:
+        """Every loaded version of every model, by name and version."""
+        found: list[Loaded] = []
+        for model in self._manage("GET", "/models", {"limit": 1000})["models"]:
+            name = model["modelName"]
+            default = self._manage("GET", f"/models/{name}", {})[0]["modelVersion"]
+            versions = self._manage("GET", f"/models/{name}/all", {})
+            found.extend(_loaded(one, default) for one in versions)
+        return sorted(found, key=lambda one: (one.name, one.version))
+
+    def _keep_default(self, name: str) -> None:
+        """Keep what a restart serves under its version's name too, so that there is a way back."""
+        default = self.model_store / f"{name}.mar"
+        if default.exists():
+            good = verify(default)
+            kept = self.model_store / f"{name}-{good.card.version}.mar"
+            if not kept.exists():
+                self._place(good, kept.name)
+
+    def _place(self, good: Verified, file_name: str) -> Path:
+        """Copy a verified archive and its digest into the store, whole or not at all."""
+        self.model_store.mkdir(parents=True, exist_ok=True)
+        target = self.model_store / file_name
+        if target.resolve() == good.mar.resolve():
+            write_digest(target, good.sha256)
+        else:
+            with whole(target) as file:
+                shutil.copyfile(good.mar, file)
+                write_digest(target, good.sha256)
+        return target
+
+    def _wait_ready(self, name: str, version: str, workers: int) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            described = self._manage("GET", f"/models/{name}/{version}", {})[0]
+            ready = sum(worker["status"] == "READY" for worker in described["workers"])
+            if ready >= workers:
+                return
+            if time.monotonic() > deadline:
+                raise RegistryError(f"{name} {version} had {ready} of {workers} workers READY; it is removed again")
+            time.sleep(0.3)
+
+    def _smoke(self, good: Verified) -> None:
+        """Send the golden images to this version through the door that clients use, and compare with the archive."""
+        card = good.card
+        (described,) = self._manage("GET", f"/models/{card.name}/{card.version}", {})
+        on_gpu = any(worker["gpu"] for worker in described["workers"])
+        found = golden.differences(good.golden, lambda data: self._predict(card, data), on_gpu)
+        if found:
+            raise RegistryError(f"{card.name} {card.version} fails the smoke, the old one serves: {'; '.join(found)}")
+
+    def _predict(self, card: Card, data: bytes) -> dict[str, Any]:
+        path = f"/predictions/{card.name}/{card.version}"
+        for _ in range(SMOKE_TRIES):
+            try:
+                reply = self._inference.post(path, content=data, headers={"Content-Type": "application/octet-stream"})
+            except httpx.HTTPError as error:
+                raise ServerDown(f"{self._inference.base_url} does not answer ({error}): {START}") from error
+            if reply.status_code < 500:
+                break
+            time.sleep(1)
+        if reply.status_code != 200:
+            raise RegistryError(f"{path} answers {reply.status_code}: {reply.text.strip()[:200]}")
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+    def _manage(self, method: str, path: str, query: dict[str, Any]) -> Any:
+        try:
+            reply = self._management.request(method, path, params=query)
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            address = self._management.base_url
+            raise RegistryError(f"{address} is not an address such as http://127.0.0.1:8081") from error
+        except httpx.HTTPError as error:
+            raise ServerDown(f"{self._management.base_url} does not answer ({error}): {START}") from error
+        if reply.status_code == 405:
+            raise RegistryError("the server registers no models: start it with `patchscan serve --model-api`")
+        if reply.status_code != 200:
+            try:
+                why = reply.json().get("message", reply.text)
+            except ValueError:
+                why = reply.text
+            raise RegistryError(f"the management API answers {reply.status_code}: {why.strip()[:300]}")
+        return reply.json()
+
+
+def _loaded(described: dict[str, Any], default: str) -> Loaded:
+    """One entry of the management API's description of a model."""
+    return Loaded(
+        name=described["modelName"],
+        version=described["modelVersion"],
+        default=described["modelVersion"] == default,
+        ready=sum(worker["status"] == "READY" for worker in described["workers"]),
+        workers=described["minWorkers"],
+        waiting=described.get("jobQueueStatus", {}).get("pendingRequests", 0),
+        file=described["modelUrl"],
+    )

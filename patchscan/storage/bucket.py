@@ -1,0 +1,218 @@
+"""An S3 bucket, or a prefix of one, as a `Store`. Credentials come from boto3's own chain and from nowhere else."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import boto3
+import botocore.loaders
+import botocore.session
+from botocore import exceptions as boto_errors
+from botocore.config import Config
+from botocore.utils import parse_timestamp
+
+from patchscan.common.retries import Outage, Retries, Transient
+from patchscan.storage.key_ranges import PAGE, KeyRanges, Page
+from patchscan.storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError, split_url
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+Result = TypeVar("Result")
+
+# Threads that list.
+LISTING_THREADS = 16
+# Reads boto3's description of S3 once, not anew for every client.
+LOADER = botocore.loaders.create_loader()
+BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"}
+CREDENTIAL_CODES = {
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "RequestTimeTooSkewed",
+}
+NETWORK_ERRORS = (boto_errors.HTTPClientError, boto_errors.ConnectionError, boto_errors.IncompleteReadError)
+
+
+class Bucket:
+    """The objects of a bucket; keys are whole keys, names of results are relative to the URL's prefix."""
+
+    def __init__(self, url: str, *, endpoint_url: str | None, requester_pays: bool, threads: int):
+        self.url = url
+        self.bucket, self.prefix = split_url(url)
+        self.requests: Counter[str] = Counter()
+        self.bytes_read = 0
+        self._lock = threading.Lock()
+        self._retries = Retries()
+        self._payer: Any = {"RequestPayer": "requester"} if requester_pays else {}
+        # One try a call: our own retries cover the download of the body too, and are counted in the row.
+        config = Config(
+            max_pool_connections=max(threads, LISTING_THREADS),
+            retries={"total_max_attempts": 1},
+            connect_timeout=10,
+            read_timeout=60,
+            # boto3 is most of what a small object costs; its name and its checks of our arguments an eighth of that.
+            user_agent="patchscan",
+            parameter_validation=False,
+        )
+        try:
+            core = botocore.session.get_session()
+            core.register_component("data_loader", LOADER)
+            core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
+            self._client: S3Client = boto3.Session(botocore_session=core).client(
+                "s3", endpoint_url=endpoint_url, config=config
+            )
+        except (boto_errors.BotoCoreError, ValueError) as error:
+            raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
+        self._client.meta.events.register("before-send.s3", self._count)
+
+    def _count(self, event_name: str, **_: Any) -> None:
+        with self._lock:
+            self.requests[event_name.rpartition(".")[2]] += 1
+
+    def objects(self) -> Iterator[ObjectInfo]:
+        """Objects under the URL's prefix in any order, the current version of each, listed by many threads at once."""
+        return iter(KeyRanges(self._page, LISTING_THREADS))
+
+    def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE, prefix: str | None = None) -> Page:
+        begin: Any = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
+        where: Any = {"Bucket": self.bucket, "Prefix": self.prefix if prefix is None else prefix, "MaxKeys": limit}
+        page = self._call(partial(self._client.list_objects_v2, **where, **begin, **self._payer))
+        return Page([_info(one) for one in page.get("Contents", [])], page.get("NextContinuationToken"))
+
+    def fetch(self, info: ObjectInfo, limit: int) -> Fetched:
+        """One try at the object, compared with the listing by ETag."""
+        condition: Any = {"IfMatch": f'"{info.etag}"'} if info.etag else {}
+        version: Any = {"VersionId": info.version_id} if info.version_id else {}
+        try:
+            reply = self._client.get_object(Bucket=self.bucket, Key=info.key, **condition, **version, **self._payer)
+            with reply["Body"] as body:
+                data = body.read(limit + 1)
+        except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
+            raise self._translate(error) from None
+        with self._lock:
+            self.bytes_read += len(data)
+        etag = reply["ETag"].strip('"')
+        if info.etag and etag != info.etag:
+            raise ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
+        if len(data) < min(reply["ContentLength"], limit + 1):
+            raise Transient("the download ended early")
+        return Fetched(data, reply["ContentLength"], etag, reply.get("VersionId"), reply["LastModified"])
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """Names of the results that begin with `prefix`."""
+        root = self._key("")
+        token: str | None = None
+        while True:
+            page = self._page(prefix=self._key(prefix), token=token)
+            yield from (info.key.removeprefix(root) for info in page.objects)
+            token = page.token
+            if token is None:
+                return
+
+    def read(self, name: str) -> bytes | None:
+        """A result's bytes, or None."""
+
+        def whole() -> bytes:
+            return self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+
+        return self._call(whole, {FailureCode.VANISHED: None})
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a result; S3's PUT is atomic."""
+        self._call(partial(self._client.put_object, Bucket=self.bucket, Key=self._key(name), Body=data))
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a result unless it exists (If-None-Match: *). A store that ignores the condition always answers True;
+        `plan.conditional_writes` finds that out."""
+
+        def put() -> bool:
+            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+            return True
+
+        return self._call(put, {FailureCode.CHANGED: False})
+
+    def delete(self, name: str) -> None:
+        """Remove a result."""
+        self._call(partial(self._client.delete_object, Bucket=self.bucket, Key=self._key(name)))
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix.rstrip('/')}/{name}".lstrip("/")
+
+    def _call(
+        self, function: Callable[[], Result], expected: Mapping[FailureCode, Result] = MappingProxyType({})
+    ) -> Result:
+        """The function's result after as many tries as it takes; `expected` answers for the errors that are answers."""
+
+        def once() -> Result:
+            try:
+                return function()
+            except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
+                raise self._translate(error) from None
+
+        try:
+            return self._retries.call(once)[0]
+        except Transient as error:
+            raise Outage(f"{self.url}: the store does not answer ({error}); run the same command again") from None
+        except ObjectError as error:
+            if error.code in expected:
+                return expected[error.code]
+            raise StoreError(f"{self.url}: {error.message}; check its name and your rights (docs/scan.md)") from None
+
+    def _translate(self, error: Exception) -> Exception:
+        """Our error for boto3's. Its text is left behind: it can hold keys, signed URLs and host names."""
+        if isinstance(error, boto_errors.ClientError):
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            return self._translate_reply(code, status)
+        if isinstance(error, NETWORK_ERRORS):
+            return Transient(type(error).__name__)
+        if isinstance(error, boto_errors.NoCredentialsError):
+            return StoreError(
+                f"{self.url}: there are no credentials; set AWS_ACCESS_KEY_ID or AWS_PROFILE (docs/scan.md)"
+            )
+        return StoreError(f"{self.url}: {type(error).__name__}; check credentials and region (docs/scan.md)")
+
+    def _translate_reply(self, code: str, status: int) -> Exception:
+        if status >= 500 or status == 429 or code in BUSY_CODES:
+            return Transient(f"{status} {code}")
+        if code in CREDENTIAL_CODES:
+            return StoreError(f"{self.url}: the store refuses the credentials ({code}); renew them and run again")
+        if code == "NoSuchBucket":
+            return StoreError(f"{self.url}: there is no bucket {self.bucket}; check its name and the store's address")
+        if status == 404:
+            return ObjectError(FailureCode.VANISHED, "the object was deleted after it was listed")
+        if status == 412:
+            return ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
+        if status == 409:
+            return Transient(f"{status} {code}")
+        if code == "InvalidObjectState":
+            return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
+        if status == 403:
+            return ObjectError(FailureCode.ACCESS_DENIED, "access denied")
+        return ObjectError(FailureCode.STORE_ERROR, f"the store answers {status} {code}")
+
+
+def _time(value: Any) -> datetime:
+    """A reply's time. boto3's own parser guesses the format anew each time, which is most of the cost of a listing."""
+    with suppress(ValueError, TypeError):
+        time = parsedate_to_datetime(value) if value[3:4] == "," else datetime.fromisoformat(value)
+        if time.tzinfo:
+            return time
+    return parse_timestamp(value)
+
+
+def _info(listed: Any) -> ObjectInfo:
+    return ObjectInfo(
+        key=listed["Key"],
+        size=listed["Size"],
+        etag=listed["ETag"].strip('"'),
+        last_modified=listed["LastModified"],
+    )

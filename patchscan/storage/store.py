@@ -1,0 +1,121 @@
+"""Where objects come from and results go: one small `Store`, an S3 bucket (bucket.py) or a local folder (folder.py).
+
+Errors: Transient where trying again may help, ObjectError where one object cannot be had, StoreError where the bucket
+or folder itself cannot be used. None of them carries credentials or the texts of boto3's exceptions.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from patchscan.common.errors import UserError
+
+SCHEME = "s3://"
+
+
+class FailureCode(StrEnum):
+    """Why an object could not be scored this time; beside `detector.images.ErrorCode`, which is about the image."""
+
+    VANISHED = "vanished"
+    CHANGED = "changed"
+    ACCESS_DENIED = "access_denied"
+    ARCHIVED = "archived"
+    STORE_ERROR = "store_error"
+    UNAVAILABLE = "unavailable"
+    SERVER_LIMIT = "server_limit"
+    INTERNAL_ERROR = "internal_error"
+
+
+class StoreError(UserError):
+    """The bucket, folder or credentials cannot be used at all."""
+
+
+class ObjectError(Exception):
+    """One object cannot be had, through no fault of its bytes."""
+
+    def __init__(self, code: FailureCode, message: str):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """One object as listed. `etag` is without quotes; it and `size` (bytes) are None where a manifest does not say."""
+
+    key: str
+    size: int | None = None
+    etag: str | None = None
+    version_id: str | None = None
+    last_modified: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """One object as fetched; `size` is the whole object's, in bytes, `data` may be cut at the limit."""
+
+    data: bytes
+    size: int
+    etag: str
+    version_id: str | None
+    last_modified: datetime | None
+
+
+class Store(Protocol):
+    """A tree of objects: as a source read by key (a bucket's keys are whole keys), for results by names relative to
+    its URL. `requests` counts calls by operation, `bytes_read` the bytes of objects fetched."""
+
+    url: str
+    requests: Counter[str]
+    bytes_read: int
+
+    def objects(self) -> Iterator[ObjectInfo]:
+        """Every object of the tree, in any order. Raises StoreError."""
+
+    def fetch(self, info: ObjectInfo, limit: int) -> Fetched:
+        """One try at the object as it was listed: at most `limit` + 1 bytes of it. Raises Transient, ObjectError (also
+        where the object is no longer the listed one) and StoreError."""
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """The names of the results that begin with `prefix`, in any order. Raises StoreError."""
+
+    def read(self, name: str) -> bytes | None:
+        """The object's bytes, or None where there is no such object. Raises StoreError."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object, whole or not at all. Raises StoreError."""
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write an object unless it exists, in one step; whether it was written. Raises StoreError."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; fine where there is none."""
+
+
+def is_bucket(url: str | Path) -> bool:
+    """Whether `url` is an s3:// URL and not a folder."""
+    return str(url).startswith(SCHEME)
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """`s3://bucket/some/prefix` to (bucket, prefix). Raises StoreError where no bucket is named."""
+    bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
+    if not bucket:
+        raise StoreError(f"{url} names no bucket; write s3://bucket/prefix")
+    return bucket, prefix
+
+
+def open_store(url: str, *, endpoint_url: str | None = None, requester_pays: bool = False, threads: int = 32) -> Store:
+    """The store at `s3://bucket/prefix` or at a folder's path. `threads` is how many calls it serves at once."""
+    from patchscan.storage.bucket import Bucket
+    from patchscan.storage.folder import Folder
+
+    if is_bucket(url):
+        return Bucket(url, endpoint_url=endpoint_url, requester_pays=requester_pays, threads=threads)
+    if "://" in url:
+        raise StoreError(f"{url}: only s3://bucket/prefix URLs and folders are supported")
+    return Folder(url)

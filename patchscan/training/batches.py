@@ -1,0 +1,171 @@
+"""Index rows to training batches: decoded, augmented, cropped, in an order that a resumed run takes up exactly."""
+
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile, get_sampling
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from patchscan.dataset.source import DataError, Source
+from patchscan.detector.images import ImageError, decode
+from patchscan.detector.patches import seed_from_bytes
+from patchscan.detector.presets import PatchPreset
+from patchscan.training.augment import augment
+from patchscan.training.processes import stopping_held
+from patchscan.training.recipe import Recipe
+from patchscan.training.synthetic import synthetic_fake
+
+EVALUATION_BATCH = 64
+
+
+class CropDataset(Dataset[tuple[torch.Tensor, int]]):
+    """One item an image: crops uint8 (count, size, size, 3) and its label.
+
+    With an `epoch` set, crops, flips and augmentation are fresh for every (seed, epoch, row) and reproducible, whatever
+    worker draws them. With `epoch` None (the default) an item is what evaluation and serving see of the same file.
+    """
+
+    def __init__(self, source: Source, rows: pd.DataFrame, recipe: Recipe, epoch: int | None = None):
+        self.source, self.recipe, self.epoch = source, recipe, epoch
+        self.paths: list[str] = rows.path.tolist()
+        self.labels: list[int] = rows.label.tolist()
+        self.photos = np.flatnonzero(rows.label.to_numpy() == 0)
+        self.train_preset = recipe.preset
+        if recipe.train_crops and isinstance(recipe.preset, PatchPreset):
+            self.train_preset = replace(recipe.preset, count=recipe.train_crops)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        if self.epoch is None:
+            data, rgb = self._decode(row)
+            crops = self.recipe.preset.crops(rgb, seed_from_bytes(data)).pixels
+        else:
+            random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{row}".encode()))
+            crops = self._training_crops(row, random)
+        return torch.tensor(np.ascontiguousarray(crops)), self.labels[row]
+
+    def _decode(self, row: int) -> tuple[bytes, np.ndarray]:
+        path = self.paths[row]
+        data = self.source.read(path)
+        try:
+            return data, decode(data).rgb
+        except ImageError as error:
+            raise DataError(f"{path} changed since it was indexed ({error}); run `patchscan index` again") from error
+
+    def _training_crops(self, row: int, random: np.random.RandomState) -> np.ndarray:
+        recipe = self.recipe
+        if self.labels[row] and random.random_sample() < recipe.synthetic:
+            data, photo = self._decode(int(random.choice(self.photos)))
+            rgb = stored_like(data, synthetic_fake(_window(photo, recipe.window, random), random))
+        else:
+            rgb = _window(self._decode(row)[1], recipe.window, random)
+        if recipe.augment:
+            rgb = augment(rgb, recipe.augment, random)
+        crops = self.train_preset.crops(rgb, int(random.randint(2**31))).pixels
+        return flipped(crops, recipe.flip, random)
+
+
+def _window(rgb: np.ndarray, side: int | None, random: np.random.RandomState) -> np.ndarray:
+    """A random `side` x `side` part of the image; the whole of it where it is smaller or no side is given."""
+    if side is None or min(rgb.shape[:2]) <= side:
+        return rgb
+    y, x = random.randint(rgb.shape[0] - side + 1), random.randint(rgb.shape[1] - side + 1)
+    return rgb[y : y + side, x : x + side]
+
+
+def stored_like(data: bytes, rgb: np.ndarray) -> np.ndarray:
+    """`rgb` after the compression of the file `data`: the same JPEG tables and subsampling, or none if it is no JPEG.
+
+    Without this, a fake made from a photograph would be told by its missing compression.
+    """
+    original = Image.open(io.BytesIO(data))
+    if not isinstance(original, JpegImageFile):
+        return rgb
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", qtables=original.quantization, subsampling=get_sampling(original))
+    return np.asarray(Image.open(file))
+
+
+def flipped(crops: np.ndarray, flip: str, random: np.random.RandomState) -> np.ndarray:
+    """Crops (count, size, size, 3), mirrored by chance: `horizontal`, or `all` eight of a square's symmetries."""
+    if flip != "none" and random.random_sample() < 0.5:
+        crops = crops[:, :, ::-1]
+    if flip == "all" and random.random_sample() < 0.5:
+        crops = crops[:, ::-1]
+    if flip == "all" and random.random_sample() < 0.5:
+        crops = crops.transpose(0, 2, 1, 3)
+    return crops
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The batches of one epoch for one of `world` processes: a permutation drawn from (seed, epoch), cut into batches
+    of `batch_size` over all processes together, each process taking every `world`-th row.
+
+    A last, smaller batch is dropped unless it is the only one. `start` skips batches already trained on.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        self.rows, self.batch_size, self.seed, self.rank, self.world = rows, batch_size, seed, rank, world
+        self.epoch = self.start = 0
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in a whole epoch."""
+        return max(1, self.rows // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.per_epoch - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.RandomState(zlib.crc32(f"{self.seed}/{self.epoch}".encode())).permutation(self.rows)
+        for batch in range(self.start, self.per_epoch):
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield rows[self.rank :: self.world].tolist()
+
+
+def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops uint8 (n * count, size, size, 3) and labels float32 (n * count,), one for each crop."""
+    crops = torch.cat([item[0] for item in items])
+    labels = torch.tensor([label for one, label in items for _ in range(len(one))], dtype=torch.float32)
+    return crops, labels
+
+
+class Loader(DataLoader[tuple[torch.Tensor, int]]):
+    """Its processes leave stopping to their parent: a signal sent to the whole group must not end them before the
+    checkpoint is written. Held from birth, because torch's own handler, which ends them, comes before code of ours."""
+
+    def __iter__(self) -> Any:
+        with stopping_held():
+            return super().__iter__()
+
+
+def training_loader(images: CropDataset, batches: EpochBatches, workers: int, pin_memory: bool) -> Loader:
+    """The `batches` of the `images`, made by so many processes ahead of the steps."""
+    return Loader(
+        images,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        # A generator of its own: the loader's draw must not move the model's random state, which a resume restores.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def evaluation_loader(source: Source, rows: pd.DataFrame, recipe: Recipe, workers: int) -> Loader:
+    """The rows in order, in batches, each image's crops as evaluation and serving see them."""
+    return Loader(
+        CropDataset(source, rows, recipe),
+        batch_size=EVALUATION_BATCH,
+        num_workers=workers,
+        collate_fn=collate,
+    )

@@ -1,0 +1,77 @@
+"""The command line of training."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from patchscan.dataset.commands import INDEX
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this room's commands."""
+    app.command()(train)
+    app.command("import-ssp")(import_ssp)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="simplecnn, resnet50, ssp, ssp-robust, ssp-lite, or a YAML file.")],
+    data: Annotated[str, typer.Option(help="Folder or s3:// URL in GenImage's layout.")],
+    run: Annotated[str, typer.Option(help="Where the run is kept: a folder or an s3:// URL.")],
+    seen: Annotated[
+        str | None, typer.Option(help="Generators to train on, with commas (the recipe's otherwise).")
+    ] = None,
+    unseen: Annotated[str | None, typer.Option(help="Generators only to be evaluated, with commas.")] = None,
+    weights: Annotated[str | None, typer.Option(help="ResNet50's start: imagenet, none, or a file.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    notice: Annotated[str | None, typer.Option(help="Shown wherever this model's verdicts are.")] = None,
+    protocol: Annotated[
+        Literal["raw", "matched"],
+        typer.Option(help="DATA as it is, or its matched version DATA-matched (built first if missing)."),
+    ] = "raw",
+    index: INDEX = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")] = None,
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = max(1, (os.cpu_count() or 2) // 2),
+) -> None:
+    """Train one recipe; the same command again goes on where an interrupted run stopped.
+
+    The checkpoint is chosen on the seen generators' validation split; unseen generators are never read. SIGTERM and
+    Ctrl-C save a checkpoint and end with exit code 75.
+
+    \b
+    Examples:
+      patchscan train ssp --data /data/genimage --run runs/ssp
+      patchscan train ssp-lite --data genimage-mini --run runs/lite --seen sd_v1,ldm --unseen stylegan2_ada
+      patchscan train resnet50 --data s3://images/genimage --index genimage.parquet --run s3://models/resnet50
+    """
+    from patchscan.training.recipe import load_recipe
+
+    checked = load_recipe(
+        recipe, seen=_names(seen), unseen=_names(unseen), weights=weights, epochs=epochs, seed=seed, notice=notice
+    )
+    from patchscan.training.train import train as train_recipe
+
+    train_recipe(checked, data, run, index=index, device=device, workers=workers, protocol=protocol)
+
+
+def import_ssp(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that SSP's authors published.")],
+    run: Annotated[Path, typer.Option(help="Run folder to write.")],
+    trained_on: Annotated[str, typer.Option(help="What the authors trained it on, in words, for the card.")],
+) -> None:
+    """Make a run folder of the SSP authors' published weights: their names and label sign become ours.
+
+    \b
+    Example:
+      patchscan import-ssp sdv15.pth --run runs/official --trained-on "GenImage, Stable Diffusion v1.5"
+    """
+    from patchscan.training.official import import_official
+
+    card = import_official(checkpoint, run, trained_on)
+    typer.echo(f"{run}  digest:{card.digest[:12]}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

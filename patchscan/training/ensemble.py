@@ -1,0 +1,57 @@
+"""Several runs as one model: a run folder whose logit is the mean of its members' calibrated logits, evaluated,
+archived and served like any other."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from patchscan.common.errors import UserError
+from patchscan.detector.card import WEIGHTS_FILE, Card
+from patchscan.detector.detector import Detector
+from patchscan.detector.models import Ensemble
+from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholePreset
+from patchscan.detector.weights import sha256_of
+
+
+class EnsembleError(UserError):
+    """Runs that cannot be joined; the message says why."""
+
+
+def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
+    """Write the run folder `out` of an ensemble of `runs` and return its card, whose decision is yet to be calibrated.
+
+    A generator is seen where any member saw it, unseen where some member names it and none saw it. Raises
+    EnsembleError for fewer than two runs or an ensemble among them, and what loading a run raises.
+    """
+    if len(runs) < 2:
+        raise EnsembleError("an ensemble needs two runs or more: repeat --run")
+    members = [Detector.load(run) for run in runs]
+    cards = [member.card for member in members]
+    presets = tuple(card.preset for card in cards if isinstance(card.preset, PatchPreset | WholePreset))
+    if len(presets) < len(cards):
+        raise EnsembleError("an ensemble cannot be a member of another: name its own members instead")
+    model = Ensemble([member.model for member in members])
+    model.sizes = torch.tensor([preset.size for preset in presets])
+    model.counts = torch.tensor([preset.count for preset in presets])
+    model.temperatures = torch.tensor([card.decision.temperature for card in cards])
+    model.biases = torch.tensor([card.decision.bias for card in cards])
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / WEIGHTS_FILE)
+    seen = sorted({generator for card in cards for generator in card.training.get("seen", [])})
+    named = {generator for card in cards for generator in card.training.get("unseen", [])}
+    card = Card(
+        name=name,
+        version="1.0",
+        architecture="+".join(card.architecture for card in cards),
+        preset=EnsemblePreset(members=presets),
+        weights_sha256=sha256_of(out / WEIGHTS_FILE),
+        training={
+            "seen": seen,
+            "unseen": sorted(named - set(seen)),
+            "members": [{"name": card.name, "version": card.version, "digest": card.digest} for card in cards],
+        },
+        warnings=list(dict.fromkeys(warning for card in cards for warning in card.warnings)),
+    )
+    card.write(out)
+    return card

@@ -1,0 +1,34 @@
+"""What the model sees before and after training: penultimate features of validation images, kept for pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from patchscan.detector.models import Network
+from patchscan.detector.presets import to_tensor
+from patchscan.training.batches import evaluation_loader
+from patchscan.training.data import TrainingData
+from patchscan.training.recipe import Recipe
+
+FEATURE_IMAGES = 500
+
+
+@torch.inference_mode()
+def write_features(file: Path, model: Network, data: TrainingData, recipe: Recipe, workers: int) -> None:
+    """Write an .npz file: `features` float32 (n, width), `label` (n,) and `generator` (n,), of at most 500 of the
+    validation images, spread over them (the first crop of each)."""
+    step = max(1, len(data.val) // FEATURE_IMAGES)
+    rows = data.val.iloc[::step].reset_index(drop=True)
+    model.eval()
+    device = next(model.parameters()).device
+    features = []
+    for crops, _ in evaluation_loader(data.source, rows, recipe, workers):
+        pixels = to_tensor(crops[:: recipe.preset.count].to(device))
+        features.append(model.penultimate(pixels).float().cpu().numpy())
+    np.savez_compressed(
+        file,
+        features=np.concatenate(features),
+        label=rows.label.to_numpy(),
+        generator=rows.generator.to_numpy(dtype=str),
+    )

@@ -1,0 +1,113 @@
+"""What learns: a model, its optimiser, and the weights that are kept; one step at a time."""
+
+import math
+import time
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from patchscan.detector.models import build
+from patchscan.detector.presets import to_tensor
+from patchscan.detector.weights import load_imagenet
+from patchscan.training.processes import Ranks
+from patchscan.training.recipe import Recipe
+
+WARMUP_STEPS = 50
+
+
+class Learner:
+    """`model` learns; `kept` is what is validated and kept: the moving average of its weights, or the model itself.
+
+    `total_steps` is the whole recipe's; `distribute` comes after `load_state`, where there is a state to go on from.
+    """
+
+    def __init__(self, recipe: Recipe, ranks: Ranks, total_steps: int):
+        self.recipe, self.ranks, self.total_steps = recipe, ranks, total_steps
+        torch.manual_seed(recipe.seed)
+        self.model = build(recipe.architecture)
+        load_imagenet(self.model, recipe.weights)
+        self.model = self.model.to(ranks.device).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = optimizer(self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.kept = deepcopy(self.model) if recipe.averaging else self.model
+        self._parallel: nn.Module = self.model
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run takes up with `load_state`."""
+        return {
+            "model": self.model.state_dict(),
+            "kept": self.kept.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`, which may be of a run by other processes."""
+        self.model.load_state_dict(state["model"])
+        self.kept.load_state_dict(state["kept"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def distribute(self) -> None:
+        """Share the steps with the other processes, where there are any."""
+        if self.ranks.world == 1:
+            return
+        if self.ranks.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self._parallel = DistributedDataParallel(self.model)
+
+    def step(self, crops: torch.Tensor, labels: torch.Tensor, done: int) -> float:
+        """Learn from crops uint8 (n, size, size, 3) and labels float32 (n,), after `done` steps; returns the loss."""
+        device = self.ranks.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(done)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            outputs = self._parallel(to_tensor(crops.to(device, non_blocking=True)))
+        loss = loss_of(outputs.float(), labels.to(device, non_blocking=True), self.recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.recipe.averaging:
+            self._average(done)
+        return loss.item()
+
+    def _learning_rate(self, done: int) -> float:
+        if not self.recipe.cosine:
+            return self.recipe.learning_rate
+        share = done / self.total_steps
+        return self.recipe.learning_rate * min(1.0, (done + 1) / WARMUP_STEPS) * math.cos(share * math.pi / 2) ** 2
+
+    @torch.no_grad()
+    def _average(self, done: int) -> None:
+        """Move the kept weights, batch-norm statistics included, towards the model's; faster in the first steps."""
+        decay = min(self.recipe.averaging, (done + 1) / (done + 10))
+        for kept, new in zip(self.kept.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if kept.dtype.is_floating_point:
+                kept.lerp_(new, 1 - decay)
+            else:
+                kept.copy_(new)
+
+    def probe_step_seconds(self, images: int) -> float:
+        """Seconds of one forward and backward pass over so many images, in evaluation mode so that nothing of the
+        model moves."""
+        self.model.eval()
+        size, count = self.recipe.preset.size, images * (self.recipe.train_crops or self.recipe.preset.count)
+        crops = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.ranks.device)
+        times = []
+        for _ in range(2):
+            start = time.monotonic()
+            loss_of(self.model(to_tensor(crops)), torch.zeros(count, device=self.ranks.device)).backward()
+            if self.ranks.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.monotonic() - start)
+        self.model.zero_grad(set_to_none=True)
+        return min(times)
+
+
+def loss_of(outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """BCE with logits for one output (n, 1), cross entropy for two (n, 2); labels float (n,), 1 is AI."""
+    if outputs.shape[1] == 1:
+        smoothed = labels * (1 - smoothing) + smoothing / 2
+        return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], smoothed)
+    return nn.functional.cross_entropy(outputs, labels.long(), label_smoothing=smoothing)

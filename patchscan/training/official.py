@@ -1,0 +1,34 @@
+"""The SSP authors' published checkpoints as run folders of this project."""
+
+from pathlib import Path
+
+from patchscan.detector.card import WEIGHTS_FILE, Card
+from patchscan.detector.models import SSP
+from patchscan.detector.presets import PatchPreset
+from patchscan.detector.weights import load_official_ssp, sha256_of
+from patchscan.training.checkpoint import RunStore
+
+# The authors choose among 64 crops, the study this project follows among 30.
+OFFICIAL_PRESET = PatchPreset(rule="simplest", candidates=64)
+
+
+def import_official(checkpoint: Path, run: Path, trained_on: str) -> Card:
+    """Write a run folder from a published checkpoint (github.com/bcmi/SSP-AI-Generated-Image-Detection).
+
+    `trained_on` says in words what the authors trained it on. Raises WeightsError where the file is no such checkpoint.
+    """
+    model = SSP()
+    load_official_ssp(model, checkpoint)
+    store = RunStore(str(run))
+    store.save_weights(WEIGHTS_FILE, model.state_dict())
+    card = Card(
+        name="ssp",
+        version="1.0",
+        architecture="ssp",
+        preset=OFFICIAL_PRESET,
+        weights_sha256=sha256_of(run / WEIGHTS_FILE),
+        training={"recipe": {"weights": checkpoint.name}, "seen": [], "unseen": [], "trained_on": trained_on},
+        warnings=[f"Imported from the authors' checkpoint, trained on {trained_on}; evaluate it on your data first."],
+    )
+    card.write(run)
+    return card

@@ -1,0 +1,114 @@
+"""A training recipe: one YAML file a model in `training/`, checked so that an error names its line."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from patchscan.common.errors import UserError
+from patchscan.common.shipped import shipped
+from patchscan.detector.presets import PatchPreset, WholePreset
+
+RECIPES = shipped("training")
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be read; the message names the file, the line and what is allowed there."""
+
+
+class Augment(BaseModel):
+    """Both classes alike, each step with `probability`: blur (sigma, pixels), resize (factor), JPEG (quality; with
+    `jpeg_probability` where that is given)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    probability: float = Field(ge=0, le=1)
+    jpeg_quality: tuple[int, int] | None = None
+    jpeg_probability: float | None = Field(default=None, ge=0, le=1)
+    blur_sigma: tuple[float, float] | None = None
+    resize: tuple[float, float] | None = None
+
+
+class Recipe(BaseModel):
+    """Everything that decides a training run besides its data.
+
+    `seen` generators train the model and choose its checkpoint; `unseen` ones are only ever evaluated. `weights`:
+    `imagenet`, `none`, or a file. `train_crops`: crops of one image in a training step (default: as many as vote).
+    `window`: side, in pixels, of the random part of an image that a step works on. `synthetic`: share of the AI images
+    replaced by a fake made from a training photograph. `averaging`: decay of the weights' moving average, which is what
+    is validated and kept. `cosine`: the learning rate warms up for 50 steps and falls to 0 along a cosine. `notice`:
+    what must be shown wherever the model's verdicts are.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    architecture: Literal["simplecnn", "resnet50", "ssp", "ssp-lite"]
+    preset: PatchPreset | WholePreset = Field(discriminator="kind")
+    seen: list[str] = Field(min_length=1)
+    unseen: list[str] = []
+    weights: str = "none"
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    optimizer: Literal["adam", "adamw"] = "adam"
+    cosine: bool = False
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    averaging: float = Field(default=0.0, ge=0, lt=1)
+    validate_every: int = Field(default=1, gt=0)
+    flip: Literal["none", "horizontal", "all"] = "none"
+    train_crops: int | None = Field(default=None, gt=0)
+    window: int | None = Field(default=None, ge=32)
+    synthetic: float = Field(default=0.0, ge=0, le=1)
+    augment: Augment | None = None
+    notice: str = ""
+    seed: int = 0
+
+
+ALLOWED = {*Recipe.model_fields, *Augment.model_fields, *(one.name for one in fields(PatchPreset))}
+
+
+def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
+    """A recipe of this project by name (`ssp`), or a file of your own; an override of None changes nothing.
+
+    Raises RecipeError naming file and line for YAML that does not parse, an unknown key, or a wrong type.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{name_or_path}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise RecipeError(f"no recipe {name_or_path!r}: use a YAML file or one of {known}")
+    try:
+        text = path.read_text()
+        values = yaml.safe_load(text)
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return Recipe.model_validate({**values, **given} if isinstance(values, dict) else values)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        # A key that is misspelt is also missing: the misspelling is what to mend.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        where, key = _line_of(text, first["loc"]), str(first["loc"][-1] if first["loc"] else "")
+        alike = get_close_matches(key, ALLOWED, 1) if first["type"] == "extra_forbidden" else []
+        hint = f"; did you mean {alike[0]}?" if alike else ""
+        raise RecipeError(f"{path}{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{hint}") from error
+
+
+def _line_of(text: str, location: tuple[int | str, ...]) -> str:
+    """`, line N` of the YAML node that a validation error points at; the deepest part that the file really has."""
+    node, line = yaml.compose(text), 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            match = next((pair for pair in node.value if pair[0].value == part), None)
+            if match is None:
+                continue
+            line, node = match[0].start_mark.line + 1, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return f", line {line}"

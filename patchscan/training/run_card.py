@@ -1,0 +1,58 @@
+"""The card of a finished run: what its weights were trained on and chosen by, and what computed them."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torchvision
+
+from patchscan.dataset.audit import audit
+from patchscan.detector.card import Card
+from patchscan.detector.weights import sha256_of
+from patchscan.training.data import TrainingData
+from patchscan.training.recipe import Recipe
+
+
+def card_of(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, Any]) -> Card:
+    """The card of the file `weights`; `best` is the validation it was chosen by: `epoch` (from 0) and `mean_auc`."""
+    notice = [recipe.notice] if recipe.notice else []
+    return Card(
+        name=recipe.name,
+        version="1.0",
+        architecture=recipe.architecture,
+        preset=recipe.preset,
+        weights_sha256=sha256_of(weights),
+        training={
+            "recipe": recipe.model_dump(),
+            "seen": recipe.seen,
+            "unseen": recipe.unseen,
+            "data_digest": data.digest,
+            "protocol": data.protocol,
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+            "best_epoch": best["epoch"] + 1,
+            "selected_by": "mean AUC of the seen generators' validation split",
+            "seen_val_mean_auc": best["mean_auc"],
+        },
+        warnings=[*notice, *audit(pd.concat([data.train, data.val])).warnings],
+        environment=environment(),
+    )
+
+
+def environment() -> dict[str, str]:
+    """Versions of what computed the weights, and the commit of this project where there is one."""
+    command = ["git", "rev-parse", "HEAD"]
+    commit = os.environ.get("PATCHSCAN_COMMIT")  # the images name theirs: they hold neither git nor the repository
+    if commit is None and shutil.which("git"):
+        commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    return {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "git_commit": commit or "unknown",
+    }

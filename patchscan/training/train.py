@@ -1,0 +1,200 @@
+"""Train one recipe: on a CPU, a GPU, or several of either, resumable at any moment.
+
+    patchscan train ssp --data DATA --run runs/ssp                          one process, the GPU if there is one
+    python -m patchscan.training.launch --nproc-per-node 4 -m patchscan.training.train -- ssp --data DATA --run ...
+
+The checkpoint is chosen by the seen generators' validation split; unseen generators are never read here.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from patchscan.common.errors import EXIT_INTERRUPTED
+from patchscan.console import ProgressReport
+from patchscan.dataset.source import DataError
+from patchscan.detector.card import WEIGHTS_FILE
+from patchscan.detector.weights import read_safetensors
+from patchscan.training.batches import CropDataset, EpochBatches, training_loader
+from patchscan.training.checkpoint import RunStore
+from patchscan.training.data import TrainingData
+from patchscan.training.features import write_features
+from patchscan.training.learner import Learner
+from patchscan.training.processes import Interrupt, Ranks
+from patchscan.training.recipe import Recipe
+from patchscan.training.run_card import card_of
+from patchscan.training.run_log import LOG_FILE, LoaderClock, RunLog
+from patchscan.training.validation import validation_aucs
+
+CHECKPOINT_EVERY_S = 120.0
+
+
+def train(
+    recipe: Recipe,
+    data: str,
+    run: str,
+    *,
+    index: Path | None = None,
+    device: str | None = None,
+    workers: int = 1,
+    protocol: Literal["raw", "matched"] = "raw",
+) -> Path:
+    """Train `recipe` on `data` (a folder or s3:// URL in GenImage's layout), as it is or on its matched version, into
+    the run `run`; resumes what is there.
+
+    Returns the run folder with model.safetensors and card.json. Raises DataError, RecipeError, WeightsError;
+    SystemExit(75) after SIGTERM or Ctrl-C, when the same call goes on from the checkpoint.
+    """
+    try:
+        ranks = Ranks.join(device)
+        if recipe.batch_size % ranks.world:
+            raise DataError(f"batch_size {recipe.batch_size} cannot be shared by {ranks.world} processes")
+        store = RunStore(run)
+        images = ranks.first_then_all(lambda: TrainingData.load(recipe, data, index, protocol))
+        return Trainer(recipe, ranks, store, images, workers).run()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Trainer:
+    """One run: what learns, from which images, how far it has come (`epoch`, and `step` within it), and the best
+    validation so far."""
+
+    def __init__(self, recipe: Recipe, ranks: Ranks, store: RunStore, data: TrainingData, workers: int):
+        self.recipe, self.ranks, self.store, self.data, self.workers = recipe, ranks, store, data, workers
+        self.batches = EpochBatches(len(data.train), recipe.batch_size, recipe.seed, ranks.rank, ranks.world)
+        self.learner = Learner(recipe, ranks, recipe.epochs * self.batches.per_epoch)
+        self.log = RunLog(store.folder, ranks.rank)
+        self.epoch = self.step = 0
+        self.best: dict[str, Any] = {"epoch": -1, "mean_auc": -1.0}
+        self._resume()
+        self.learner.distribute()
+
+    def run(self) -> Path:
+        """Train to the end of the recipe, or to an interrupt (SystemExit 75). Returns the run folder."""
+        interrupt = Interrupt()
+        self._announce()
+        while self.epoch < self.recipe.epochs:
+            self._train_epoch(interrupt)
+            last = self.epoch + 1 == self.recipe.epochs
+            if self.ranks.rank == 0 and (last or (self.epoch + 1) % self.recipe.validate_every == 0):
+                self._validate()
+            self.epoch, self.step = self.epoch + 1, 0
+            self._save_checkpoint()
+        if self.ranks.rank == 0:
+            self._finish()
+        return self.store.folder
+
+    def _announce(self) -> None:
+        images = max(1, min(self.recipe.batch_size, len(self.data.train)) // self.ranks.world)
+        step_s = self.learner.probe_step_seconds(images)
+        remaining = self.learner.total_steps - self._steps_done
+        self.log.write(
+            "start",
+            device=str(self.ranks.device),
+            processes=self.ranks.world,
+            data_digest=self.data.digest[:12],
+            images=len(self.data.train),
+            parameters=sum(one.numel() for one in self.learner.model.parameters()),
+            planned_minutes=round(remaining * step_s / 60, 1),
+        )
+        if self._steps_done == 0 and self.ranks.rank == 0:
+            self._write_features("before")
+
+    @property
+    def _steps_done(self) -> int:
+        return self.epoch * self.batches.per_epoch + self.step
+
+    def _train_epoch(self, interrupt: Interrupt) -> None:
+        self.learner.model.train()
+        self.batches.epoch, self.batches.start = self.epoch, self.step
+        images = CropDataset(self.data.source, self.data.train, self.recipe, self.epoch)
+        loader = training_loader(images, self.batches, self.workers, pin_memory=self.ranks.device.type == "cuda")
+        clock, saved_at = LoaderClock(), time.monotonic()
+        losses: list[float] = []
+        label = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
+        with ProgressReport(label, self.batches.per_epoch, "batches") as progress:
+            progress.advance(self.step)
+            for crops, labels in clock.over(loader):
+                losses.append(self.learner.step(crops, labels, self._steps_done))
+                self.step += 1
+                progress.advance(notes=f"loss {np.mean(losses[-50:]):.4f}")
+                if self.ranks.any(interrupt.asked):
+                    self._save_checkpoint()
+                    raise SystemExit(EXIT_INTERRUPTED)
+                if self.ranks.any(time.monotonic() - saved_at > CHECKPOINT_EVERY_S):
+                    self._save_checkpoint()
+                    saved_at = time.monotonic()
+        if losses:
+            loss = self.ranks.mean(float(np.mean(losses)))
+            throughput = clock.throughput(len(losses) * self.recipe.batch_size)
+            self.log.write("epoch", epoch=self.epoch + 1, loss=loss, **throughput)
+
+    def _validate(self) -> None:
+        """Measure the kept weights, and save them where they are the best so far."""
+        aucs = validation_aucs(self.learner.kept, self.data, self.recipe, self.workers)
+        mean = float(np.mean(list(aucs.values())))
+        named = {f"auc_{generator}": auc for generator, auc in aucs.items()}
+        self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **named)
+        if mean > self.best["mean_auc"]:
+            self.best = {"epoch": self.epoch, "mean_auc": mean}
+            self.store.save_weights(WEIGHTS_FILE, self.learner.kept.state_dict())
+            self.store.push(WEIGHTS_FILE)
+
+    def _finish(self) -> None:
+        folder = self.store.folder
+        self.learner.kept.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
+        self._write_features("after")
+        card_of(self.recipe, self.data, folder / WEIGHTS_FILE, self.best).write(folder)
+        self.store.push()
+        self.log.write("done", run=self.store.url, best_epoch=self.best["epoch"] + 1, mean_auc=self.best["mean_auc"])
+        self.store.push(LOG_FILE)
+
+    def _write_features(self, moment: str) -> None:
+        file = self.store.folder / f"features_{moment}.npz"
+        write_features(file, self.learner.kept, self.data, self.recipe, self.workers)
+
+    def _save_checkpoint(self) -> None:
+        """All that a resumed run needs to end in the same weights."""
+        random = self.ranks.gather(torch.get_rng_state())
+        if self.ranks.rank:
+            return
+        self.store.save_checkpoint(
+            {
+                "recipe": self.recipe.model_dump_json(),
+                "data_digest": self.data.digest,
+                **self.learner.state(),
+                "rng": random,
+                "epoch": self.epoch,
+                "step": self.step,
+                "best": self.best,
+            }
+        )
+
+    def _resume(self) -> None:
+        state = self.store.load_checkpoint()
+        if state is None:
+            return
+        if state["recipe"] != self.recipe.model_dump_json() or state["data_digest"] != self.data.digest:
+            raise DataError(
+                f"{self.store.folder} holds a run of another recipe or other data: name a new --run folder, or go on "
+                "with the recipe and data it was started with"
+            )
+        self.learner.load_state(state)
+        random = state["rng"]  # one of each process; a run by more processes than before has none for the others
+        torch.set_rng_state(random[self.ranks.rank] if self.ranks.rank < len(random) else random[0])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.log.write("resume", epoch=min(self.epoch + 1, self.recipe.epochs), step=self.step)
+
+
+if __name__ == "__main__":
+    from patchscan.cli import main
+
+    sys.argv.insert(1, "train")
+    main()

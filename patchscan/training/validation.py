@@ -1,0 +1,31 @@
+"""How well a model tells AI from real on the seen generators' validation images, by which its checkpoint is chosen."""
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from patchscan.detector.models import ai_logit
+from patchscan.detector.presets import to_tensor
+from patchscan.training.batches import evaluation_loader
+from patchscan.training.data import TrainingData
+from patchscan.training.recipe import Recipe
+
+
+def validation_aucs(model: nn.Module, data: TrainingData, recipe: Recipe, workers: int) -> dict[str, float]:
+    """The AUC on each seen generator's validation images, by the generator's name."""
+    logits = validation_logits(model, data, recipe, workers)
+    return {
+        str(generator): float(roc_auc_score(rows.label, logits[rows.index]))
+        for generator, rows in data.val.groupby("generator")
+    }
+
+
+@torch.inference_mode()
+def validation_logits(model: nn.Module, data: TrainingData, recipe: Recipe, workers: int) -> np.ndarray:
+    """One logit an image, AI positive, float64 (len(data.val),): the mean over its crops, as serving computes it."""
+    model.eval()
+    device = next(model.parameters()).device
+    loader = evaluation_loader(data.source, data.val, recipe, workers)
+    logits = [ai_logit(model(to_tensor(crops.to(device)))).double().cpu() for crops, _ in loader]
+    return torch.cat(logits).reshape(len(data.val), -1).mean(dim=1).numpy()

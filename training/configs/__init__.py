@@ -1,1 +1,0 @@
-"""The recipes, one YAML file a model; `training.recipe` reads and checks them."""
