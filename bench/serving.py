@@ -25,8 +25,8 @@ from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import ShardSize, Source, plan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.serving.archive import archive
+from patchscan.storage import open_store
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from patchscan.storage.store import open_store
 
 BUCKET, RESULTS = "bench", "bench-results"
 # Two full batches a worker: one under way, one waiting.

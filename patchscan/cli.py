@@ -1,47 +1,65 @@
-"""The `patchscan` command: every room's commands under one name. Each command imports what it needs when it runs."""
+"""The `patchscan` command: every package's commands under one name. Each command imports what it needs when it runs."""
 
 import atexit
 import errno
 import os
+import re
 import signal
 import sys
 import tempfile
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+import typer.core
 
 from patchscan.cluster import commands as cluster_commands
+from patchscan.common.console import STEPS, end_at_once
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
-from patchscan.console import end_at_once
 from patchscan.dataset import commands as dataset_commands
 from patchscan.evaluation import commands as evaluation_commands
 from patchscan.scanning import commands as scanning_commands
-from patchscan.serving import commands as handlers_commands
+from patchscan.serving import commands as serving_commands
 from patchscan.storage import commands as storage_commands
 from patchscan.training import commands as training_commands
 
 CTRL_C = 130  # typer's exit code for it
 FULL = (errno.ENOSPC, errno.EDQUOT)
+HEADINGS = ("Data", "Train", "Judge", "Serve", "Scan", "Cluster", STEPS)
+
+
+class GroupedCommands(typer.core.TyperGroup):
+    """Help that lists the commands under headings, in the order in which a newcomer meets them."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # typer's own click, which it does not export
+        """Write one section a heading: the commands that carry it as `rich_help_panel`, each with its first clause."""
+        for heading in HEADINGS:
+            below = [
+                (name, one) for name, one in self.commands.items() if getattr(one, "rich_help_panel", 0) == heading
+            ]
+            with formatter.section(heading):
+                formatter.write_dl([(name, re.split(r"[.:;]\s|\.$", one.help or "")[0]) for name, one in below])
+
 
 app = typer.Typer(
     name="patchscan",
+    cls=GroupedCommands,
     help="Find the images in a bucket that were made by a generator, and know how far to trust the answer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for room in (
+for package in (
     dataset_commands,
-    training_commands,
-    evaluation_commands,
-    handlers_commands,
-    scanning_commands,
-    cluster_commands,
     storage_commands,
+    training_commands,
+    serving_commands,
+    scanning_commands,
+    evaluation_commands,
+    cluster_commands,
 ):
-    room.add_to(app)
+    package.add_to(app)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchscan.common.console import STEPS
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import options as o
 
@@ -27,11 +28,11 @@ jobs = typer.Typer(help="The Jobs on a cluster: state, logs, ending.", no_args_i
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this room's commands."""
-    app.command("scan-coordinate")(scan_coordinate)
-    app.command("roll-out")(roll_out)
-    app.add_typer(submit, name="submit")
-    app.add_typer(jobs, name="jobs")
+    """Register this package's commands."""
+    app.add_typer(submit, name="submit", rich_help_panel="Cluster")
+    app.add_typer(jobs, name="jobs", rich_help_panel="Cluster")
+    app.command("scan-coordinate", rich_help_panel=STEPS)(scan_coordinate)
+    app.command("roll-out", rich_help_panel=STEPS)(roll_out)
 
 
 @submit.command("train")
@@ -188,7 +189,7 @@ def scan_coordinate(
     from patchscan.cluster.client import Cluster
     from patchscan.cluster.coordinator import BadConfiguration, ShardsFailed, Workers, clean_up, work_shards
     from patchscan.scanning.commands import finish, make_plan
-    from patchscan.storage.store import open_store
+    from patchscan.storage import open_store
 
     signal.signal(signal.SIGTERM, _interrupted)
     cluster = Cluster.connect(patience_s=300)
@@ -234,7 +235,7 @@ def roll_out(
     """
     from patchscan.cluster.client import Cluster
     from patchscan.cluster.rollout import next_step
-    from patchscan.storage.store import open_store
+    from patchscan.storage import open_store
 
     cluster = Cluster.connect(namespace, context)
     print(next_step(cluster, deployment, model, open_store(model_store), open_store(versions)))

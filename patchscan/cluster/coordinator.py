@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from patchscan.cluster.client import AlreadyExists, Cluster, Job, JobGone, PodFailure
+from patchscan.common.console import ProgressReport
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
-from patchscan.console import ProgressReport
 from patchscan.scanning import shards
 from patchscan.scanning.plan import Plan
 from patchscan.storage.store import Store

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
 from patchscan.common.files import whole
 from patchscan.common.processes import each_in_processes
-from patchscan.console import ProgressReport
 from patchscan.dataset.duplicates import find_duplicates
 from patchscan.dataset.facts import facts_of
 from patchscan.dataset.layout import SourceFile, find_files

@@ -8,7 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from patchscan.common.errors import UserError
-from patchscan.storage.store import is_bucket, open_store, split_url
+from patchscan.storage import open_store
+from patchscan.storage.store import is_bucket, split_url
 
 SPLITS = ("train", "val")
 CLASSES = ("ai", "nature")

@@ -18,15 +18,16 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
+from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
 from patchscan.common.files import whole
 from patchscan.common.processes import each_in_processes
-from patchscan.console import ProgressReport
 from patchscan.dataset.index import Index, build_index, data_digest, load_index, write_whole
 from patchscan.dataset.layout import CLASSES
 from patchscan.dataset.source import Source
 from patchscan.detector.images import ImageError, decode
-from patchscan.storage.store import is_bucket, open_store
+from patchscan.storage import open_store
+from patchscan.storage.store import is_bucket
 
 SETTINGS_FILE = "protocol.json"
 CROPS_FILE = "crops.parquet"

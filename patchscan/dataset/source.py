@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from patchscan.common.errors import UserError
-from patchscan.storage.store import Store, open_store
+from patchscan.storage import open_store
+from patchscan.storage.store import Store
 
 
 class DataError(UserError):

@@ -1,76 +1,18 @@
 """The command line of evaluation."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from patchscan.dataset.commands import DATA, INDEX
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from patchscan.dataset.audit import Audit
-    from patchscan.reporting.statistics import Estimate
+from patchscan.dataset.commands import INDEX
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this room's commands."""
-    app.command()(audit)
-    app.command()(evaluate)
-    app.command()(ensemble)
-    app.command()(explain)
-    app.command("scan-video")(scan_video)
-
-
-def audit(
-    data: DATA,
-    index: INDEX = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
-) -> None:
-    """Ask whether AI and real can be told apart without looking at a pixel, generator by generator.
-
-    AUC 0.5 is chance. `storage` is format, size, JPEG quality and chroma subsampling; `all` adds the bytes. Fair data
-    stay near 0.5 in both.
-
-    \b
-    Examples:
-      patchscan audit /data/genimage
-      patchscan audit /data/genimage --out build/audit.json
-    """
-    from patchscan.dataset.audit import audit as audit_index
-    from patchscan.dataset.index import load_index
-    from patchscan.reporting.pages import write_json
-
-    found = audit_index(load_index(data, index))
-    typer.echo(_audit_table(found).to_string(index=False))
-    for warning in found.warnings:
-        typer.echo(f"\n{warning}")
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, found.as_dict())
-        typer.echo(f"\nfigures: {out}")
-
-
-def _audit_table(found: "Audit") -> "pd.DataFrame":
-    import pandas as pd
-
-    rows = [
-        {
-            "generator": one.generator,
-            "AI": one.ai,
-            "real": one.real,
-            "AUC storage": _interval(one.storage),
-            "AUC all": _interval(one.everything),
-            "verdict": one.verdict.upper() if one.verdict == "biased" else one.verdict,
-        }
-        for one in found.generators
-    ]
-    return pd.DataFrame(rows)
-
-
-def _interval(auc: "Estimate") -> str:
-    return "-" if auc.value is None else f"{auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
+    """Register this package's commands."""
+    app.command(rich_help_panel="Judge")(evaluate)
+    app.command(rich_help_panel="Judge")(explain)
+    app.command("scan-video", rich_help_panel="Scan")(scan_video)
 
 
 def evaluate(
@@ -130,25 +72,6 @@ def evaluate(
     for sentence in report["findings"]["models"]:
         typer.echo(f"- {sentence}")
     typer.echo(f"report: {out / 'report.html'}")
-
-
-def ensemble(
-    run: Annotated[list[Path], typer.Option(help="A run folder, best a calibrated one; give two or more.")],
-    out: Annotated[Path, typer.Option(help="The new run folder.")],
-    name: Annotated[str, typer.Option(help="The new model's name.")] = "ensemble",
-) -> None:
-    """Join several runs into one model: the mean of their calibrated logits.
-
-    The result is a run folder like any other: evaluate it (which calibrates it), archive it, serve it.
-
-    \b
-    Example:
-      patchscan ensemble --run runs/ssp --run runs/ssp-lite --out runs/both --name both
-    """
-    from patchscan.training.ensemble import build_ensemble
-
-    card = build_ensemble(run, out, name)
-    typer.echo(f"{out}: {card.architecture}; next: patchscan evaluate --run {out} --data DATA --out REPORT")
 
 
 def explain(

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 import typer
 
-from patchscan.console import ProgressReport
+from patchscan.common.console import ProgressReport
 from patchscan.dataset.commands import INDEX
 from patchscan.dataset.index import load_index
 from patchscan.dataset.source import Source

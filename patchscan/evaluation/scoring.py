@@ -15,8 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchscan.common.console import ProgressReport
 from patchscan.common.files import whole
-from patchscan.console import ProgressReport
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.images import ImageError
 from patchscan.detector.presets import preset_to_dict

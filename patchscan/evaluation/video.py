@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
 from patchscan.common.files import whole
-from patchscan.console import ProgressReport
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Decision
 from patchscan.detector.detector import Detector

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from patchscan.common.console import STEPS
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import options as o
 
@@ -23,12 +24,12 @@ EXIT_ALERT = 3
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this room's commands."""
-    app.command()(scan)
-    app.command("report")(report)
-    app.command("scan-plan")(scan_plan)
-    app.command("scan-worker")(scan_worker)
-    app.command("scan-reduce")(scan_reduce)
+    """Register this package's commands."""
+    app.command(rich_help_panel="Scan")(scan)
+    app.command("report", rich_help_panel="Scan")(report)
+    app.command("scan-plan", rich_help_panel=STEPS)(scan_plan)
+    app.command("scan-worker", rich_help_panel=STEPS)(scan_worker)
+    app.command("scan-reduce", rich_help_panel=STEPS)(scan_reduce)
 
 
 def scan(
@@ -71,9 +72,9 @@ def scan(
       patchscan scan s3://photos/2026/ --out s3://results/photos --server http://127.0.0.1:8080 --model ssp
       patchscan scan s3://photos --out ./results --run runs/ssp --suffix .jpg --suffix .png --since 2026-01-01
     """
-    from patchscan.console import ProgressReport
+    from patchscan.common.console import ProgressReport
     from patchscan.scanning.observers import Bar
-    from patchscan.storage.store import open_store
+    from patchscan.storage import open_store
 
     scorer = o.scorer_of(server, model, token_file, run, device, in_flight)
     results = open_store(out, endpoint_url=endpoint_url)
@@ -105,13 +106,13 @@ def scan_plan(
     shard_objects: o.ShardObjects = 5_000,
     shard_mb: o.ShardMB = 4_096,
 ) -> None:
-    """First step of a scan in many processes: list, compare with the last scan, cut into shards; prints JSON.
+    """Plan a scan in many processes: list, compare with the last scan, cut into shards; prints JSON.
 
     \b
     Examples:
       patchscan scan-plan s3://photos --out s3://results/photos --server http://serve:8080 --model ssp
     """
-    from patchscan.storage.store import open_store
+    from patchscan.storage import open_store
 
     scorer = o.scorer_of(server, model, token_file, run, "cpu")
     results = open_store(out, endpoint_url=endpoint_url)
@@ -139,7 +140,7 @@ def scan_worker(
     memory_mb: o.MemoryMB = 256,
     metrics_port: o.MetricsPort = None,
 ) -> None:
-    """Second step: work one shard of a plan; any number of these may run at once, and each may be run again.
+    """Score one shard of a plan; any number of these may run at once, and each may be run again.
 
     Progress and findings are JSON lines on standard error.
 
@@ -150,7 +151,7 @@ def scan_worker(
     """
     from patchscan.scanning.observers import EventStream
     from patchscan.scanning.plan import Plan, locate
-    from patchscan.storage.store import open_store
+    from patchscan.storage import open_store
 
     shard = o.shard_of(index, within)
     scorer = o.scorer_of(server, model, token_file, run, device, in_flight)
@@ -172,14 +173,14 @@ def scan_reduce(
     webhook_secret_file: o.WebhookSecretFile = None,
     fail_on: o.FailOn = None,
 ) -> None:
-    """Last step: count the rows of all shards, write the reports and _SUCCESS.
+    """Finish a scan: count the rows of all shards, write the reports and _SUCCESS.
 
     \b
     Examples:
       patchscan scan-reduce --plan s3://results/photos/scans/SCAN/plan.json
     """
     from patchscan.scanning.plan import Plan, locate
-    from patchscan.storage.store import open_store
+    from patchscan.storage import open_store
 
     out, name = locate(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
@@ -199,7 +200,7 @@ def report(
       patchscan report s3://results/photos
     """
     from patchscan.scanning.plan import last_complete
-    from patchscan.storage.store import open_store
+    from patchscan.storage import open_store
 
     results = open_store(out, endpoint_url=endpoint_url)
     made = last_complete(results)

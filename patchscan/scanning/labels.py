@@ -12,7 +12,7 @@ import pandas as pd
 from patchscan.common.errors import UserError
 from patchscan.detector.card import Card
 from patchscan.scanning.table import ScanTable
-from patchscan.storage.store import open_store
+from patchscan.storage import open_store
 
 FOLDERS = "folders"
 AI_NAMES, REAL_NAMES = ("ai", "fake", "generated"), ("nature", "real", "natural")

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
-from patchscan.storage.store import ObjectInfo, Store, StoreError, open_store
+from patchscan.storage import open_store
+from patchscan.storage.store import ObjectInfo, Store, StoreError
 
 BATCH = 10_000
 # S3 Inventory's field names for ours; its CSV files have no header, its manifest tells the order.

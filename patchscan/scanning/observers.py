@@ -7,8 +7,8 @@ from typing import Any, Protocol, TextIO
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
-from patchscan.console import ProgressReport
 from patchscan.scanning.rows import Row
 
 PROGRESS_INTERVAL_S = 10.0

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from patchscan.common.console import end_at_once
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
-from patchscan.console import end_at_once
 
 if TYPE_CHECKING:
     from patchscan.scanning.client import Scorer

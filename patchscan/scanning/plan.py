@@ -28,7 +28,8 @@ from patchscan.detector.card import Card
 from patchscan.scanning import manifest, shards
 from patchscan.scanning.listing import Filters, ListingJoin
 from patchscan.scanning.rows import LISTED, table_to_parquet
-from patchscan.storage.store import ObjectInfo, Store, is_bucket, open_store, split_url
+from patchscan.storage import open_store
+from patchscan.storage.store import ObjectInfo, Store, is_bucket, split_url
 
 PLAN_FILE = "plan.json"
 SUCCESS_FILE = "_SUCCESS"

@@ -1,4 +1,4 @@
-"""The command line of handlers: archive, serve, verify, register, promote, rollback, status."""
+"""The command line of serving: archive, serve, verify, register, promote, rollback, status."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +18,9 @@ DEFAULT_INFERENCE = "http://127.0.0.1:8080"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this room's commands."""
+    """Register this package's commands."""
     for command in (archive, serve, verify, register, promote, rollback, status):
-        app.command()(command)
+        app.command(rich_help_panel="Serve")(command)
 
 
 def archive(

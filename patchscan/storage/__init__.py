@@ -1,1 +1,18 @@
-"""Where bytes lie: an S3 bucket or a folder behind one `Store`, and trying again where it does not answer."""
+"""Read and write objects in an S3 bucket or a local folder, through one protocol: `Store`."""
+
+from patchscan.storage.store import Store, StoreError, is_bucket
+
+
+def open_store(url: str, *, endpoint_url: str | None = None, requester_pays: bool = False, threads: int = 32) -> Store:
+    """The store at `s3://bucket/prefix` or at a folder's path. `threads` is how many calls it serves at once.
+
+    Raises StoreError where `url` is neither.
+    """
+    from patchscan.storage.bucket import Bucket  # with boto3, which a scan of a folder does without
+    from patchscan.storage.folder import Folder
+
+    if is_bucket(url):
+        return Bucket(url, endpoint_url=endpoint_url, requester_pays=requester_pays, threads=threads)
+    if "://" in url:
+        raise StoreError(f"{url}: only s3://bucket/prefix URLs and folders are supported")
+    return Folder(url)

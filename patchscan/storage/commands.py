@@ -6,8 +6,8 @@ import typer
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this room's command."""
-    app.command()(copy)
+    """Register this package's command."""
+    app.command(rich_help_panel="Data")(copy)
 
 
 def copy(

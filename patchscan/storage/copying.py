@@ -2,8 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from patchscan.console import ProgressReport
-from patchscan.storage.store import StoreError, open_store
+from patchscan.common.console import ProgressReport
+from patchscan.storage import open_store
+from patchscan.storage.store import StoreError
 
 THREADS = 16
 

@@ -107,15 +107,3 @@ def split_url(url: str) -> tuple[str, str]:
     if not bucket:
         raise StoreError(f"{url} names no bucket; write s3://bucket/prefix")
     return bucket, prefix
-
-
-def open_store(url: str, *, endpoint_url: str | None = None, requester_pays: bool = False, threads: int = 32) -> Store:
-    """The store at `s3://bucket/prefix` or at a folder's path. `threads` is how many calls it serves at once."""
-    from patchscan.storage.bucket import Bucket
-    from patchscan.storage.folder import Folder
-
-    if is_bucket(url):
-        return Bucket(url, endpoint_url=endpoint_url, requester_pays=requester_pays, threads=threads)
-    if "://" in url:
-        raise StoreError(f"{url}: only s3://bucket/prefix URLs and folders are supported")
-    return Folder(url)

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from patchscan.common.files import whole
 from patchscan.detector.card import WEIGHTS_FILE
-from patchscan.storage.store import Store, is_bucket, open_store
+from patchscan.storage import open_store
+from patchscan.storage.store import Store, is_bucket
 from patchscan.training.run_log import LOG_FILE
 
 CHECKPOINT = "checkpoint.pt"

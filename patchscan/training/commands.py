@@ -10,9 +10,10 @@ from patchscan.dataset.commands import INDEX
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register this room's commands."""
-    app.command()(train)
-    app.command("import-ssp")(import_ssp)
+    """Register this package's commands."""
+    app.command(rich_help_panel="Train")(train)
+    app.command("import-ssp", rich_help_panel="Train")(import_ssp)
+    app.command(rich_help_panel="Train")(ensemble)
 
 
 def train(
@@ -75,3 +76,22 @@ def import_ssp(
 
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def ensemble(
+    run: Annotated[list[Path], typer.Option(help="A run folder, best a calibrated one; give two or more.")],
+    out: Annotated[Path, typer.Option(help="The new run folder.")],
+    name: Annotated[str, typer.Option(help="The new model's name.")] = "ensemble",
+) -> None:
+    """Join several runs into one model: the mean of their calibrated logits.
+
+    The result is a run folder like any other: evaluate it (which calibrates it), archive it, serve it.
+
+    \b
+    Example:
+      patchscan ensemble --run runs/ssp --run runs/ssp-lite --out runs/both --name both
+    """
+    from patchscan.training.ensemble import build_ensemble
+
+    card = build_ensemble(run, out, name)
+    typer.echo(f"{out}: {card.architecture}; next: patchscan evaluate --run {out} --data DATA --out REPORT")

@@ -1,7 +1,7 @@
 """torchrun with our exit codes, for training by several processes; its own is 1 whatever they ended with.
 
-    python -m patchscan.training.launch --standalone --nproc-per-node 4 -m patchscan.training.train -- \\
-      ssp --data DATA --run RUN
+    python -m patchscan.training.launch --standalone --nproc-per-node 4 -m patchscan \\
+      train ssp --data DATA --run RUN
 
 A wrong setting (2) ends it at once, without another round. Asked to stop (SIGTERM, Ctrl-C) it answers 75 once the
 processes have written their checkpoint, and also where the other nodes do not come or have gone: the same command goes

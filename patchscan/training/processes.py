@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from patchscan.common.console import end_at_once
 from patchscan.common.errors import UserError
-from patchscan.console import end_at_once
 
 # How long the others wait for what the first builds: the index of millions of files takes hours, and a first process
 # that died ends the wait at once.

@@ -1,12 +1,11 @@
 """Train one recipe: on a CPU, a GPU, or several of either, resumable at any moment.
 
-    patchscan train ssp --data DATA --run runs/ssp                          one process, the GPU if there is one
-    python -m patchscan.training.launch --nproc-per-node 4 -m patchscan.training.train -- ssp --data DATA --run ...
+    patchscan train ssp --data DATA --run runs/ssp        # one process, on the GPU if there is one
+    python -m patchscan.training.launch --nproc-per-node 4 -m patchscan train ssp --data DATA --run runs/ssp
 
 The checkpoint is chosen by the seen generators' validation split; unseen generators are never read here.
 """
 
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from patchscan.common.console import ProgressReport
 from patchscan.common.errors import EXIT_INTERRUPTED
-from patchscan.console import ProgressReport
 from patchscan.dataset.source import DataError
 from patchscan.detector.card import WEIGHTS_FILE
 from patchscan.detector.weights import read_safetensors
@@ -191,10 +190,3 @@ class Trainer:
         torch.set_rng_state(random[self.ranks.rank] if self.ranks.rank < len(random) else random[0])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.log.write("resume", epoch=min(self.epoch + 1, self.recipe.epochs), step=self.step)
-
-
-if __name__ == "__main__":
-    from patchscan.cli import main
-
-    sys.argv.insert(1, "train")
-    main()

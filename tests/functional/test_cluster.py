@@ -23,7 +23,8 @@ from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import ShardSize, Source, is_done, plan
 from patchscan.scanning.shards import parse_ranges
 from patchscan.scanning.worker import Worker, WorkSettings
-from patchscan.storage.store import Store, open_store
+from patchscan.storage import open_store
+from patchscan.storage.store import Store
 from tests.kube_api import TOKEN, Body, KubeApi
 from tests.scan_kit import StubScorer, image, table_of
 

@@ -27,7 +27,8 @@ from patchscan.cluster.submitting import log_lines
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, ShardSize, Source, plan
 from patchscan.scanning.worker import Worker, WorkSettings
-from patchscan.storage.store import Store, open_store
+from patchscan.storage import open_store
+from patchscan.storage.store import Store
 from tests.scan_kit import StubScorer, image
 
 Body = dict[str, Any]

@@ -13,7 +13,8 @@ import yaml
 
 from patchscan.cluster.client import Cluster, ClusterError
 from patchscan.cluster.rollout import ARCHIVE, GOOD, REJECTED, Rejected, next_step, roll_out_state
-from patchscan.storage.store import StoreError, open_store
+from patchscan.storage import open_store
+from patchscan.storage.store import StoreError
 from tests.kube_api import Body, KubeApi
 
 K8S = Path(__file__).parents[2] / "k8s"

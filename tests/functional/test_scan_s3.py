@@ -25,8 +25,9 @@ from patchscan.scanning.listing import Filters
 from patchscan.scanning.manifest import ManifestError, objects
 from patchscan.scanning.plan import LostClaim, Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
 from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.storage import open_store
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from patchscan.storage.store import ObjectInfo, StoreError, open_store
+from patchscan.storage.store import ObjectInfo, StoreError
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import StubScorer, image, table_of
 

@@ -21,8 +21,8 @@ import pytest
 from patchscan.scanning.plan import history
 from patchscan.serving.archive import archive
 from patchscan.serving.server import Addresses, TorchServe
+from patchscan.storage import open_store
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from patchscan.storage.store import open_store
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import image, table_of, untrained_run
 

@@ -76,8 +76,8 @@ def launch(processes: int, *arguments: str | Path) -> list[str]:
         "patchscan.training.launch",
         *options,
         "-m",
-        "patchscan.training.train",
-        "--",
+        "patchscan",
+        "train",
         *arguments,
     ]
     return [str(one) for one in command]
@@ -231,8 +231,8 @@ def test_a_node_that_was_stopped_comes_back_and_all_go_on_together(data: Path, t
         "patchscan.training.launch",
         *options,
         "-m",
-        "patchscan.training.train",
-        "--",
+        "patchscan",
+        "train",
         str(data / "tiny.yaml"),
     ]
     command += ["--data", str(data), "--run", str(run), "--device", "cpu", "--workers", "1"]

@@ -1,4 +1,4 @@
-"""docs/architecture.md draws the real imports, and they lead one way: rooms (top-level packages) and modules alike."""
+"""docs/architecture.md draws the real imports of the package, and imports lead one way: packages, modules, tests."""
 
 import ast
 import re
@@ -7,25 +7,27 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-ROOMS = {"cli", *(file.parent.name for file in ROOT.glob("*/__init__.py"))} - {"tests"}
 DRAWN = set(
     re.findall(r"^  (\w+)(?:\[.*?\])? -(?:- \".*?\" -)?-> (\w+)$", (ROOT / "docs/architecture.md").read_text(), re.M)
 )
-# `python -m patchscan.training.train` is the command itself, begun by torchrun.
-ENTRY = ("patchscan.training.train", "cli")
+# `python -m patchscan` is the command.
+ENTRY = {"__main__": "cli"}
+TESTS = ROOT / "tests"
 
 
-def modules() -> dict[str, Path]:
-    files = [ROOT / "cli.py", *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))]
+def modules(folder: str) -> dict[str, Path]:
+    """The modules below a top-level folder, by their dotted names."""
+    files = (ROOT / folder).rglob("*.py")
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
-def imports_of(file: Path, known: set[str], inside_functions: bool = True) -> set[str]:
-    """The project's modules that a file imports, at its top alone or also inside functions."""
+def imports_of(file: Path, known: set[str]) -> set[str]:
+    """The known modules that a file imports, inside functions too."""
     found: set[str] = set()
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree) if inside_functions else tree.body:
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -34,38 +36,61 @@ def imports_of(file: Path, known: set[str], inside_functions: bool = True) -> se
     return found & known
 
 
+def imports(folder: str) -> dict[str, set[str]]:
+    """Which module imports which other modules of the same top-level folder."""
+    known = modules(folder)
+    return {name: imports_of(file, set(known)) for name, file in known.items()}
+
+
+def package_of(module: str) -> str:
+    """`patchscan.scanning.plan` belongs to `scanning`, `patchscan.cli` to `cli`."""
+    name = (*module.split("."), "patchscan")[1]
+    return ENTRY.get(name, name)
+
+
 def arrows() -> set[tuple[str, str]]:
-    """Which room imports from which other, inside functions too."""
-    known = modules()
-    found = {
-        (name.partition(".")[0], other.partition(".")[0])
-        for name, file in known.items()
-        for other in imports_of(file, set(known))
-        if (name, other) != ENTRY
-    }
-    return {(room, other) for room, other in found if room != other}
+    """Which package of patchscan imports from which other."""
+    found = {(package_of(name), package_of(other)) for name, others in imports("patchscan").items() for other in others}
+    return {(package, other) for package, other in found if package != other}
 
 
 def test_the_drawing_shows_the_real_imports() -> None:
     assert arrows() == DRAWN
 
 
-def test_no_chain_of_rooms_leads_back() -> None:
+def test_no_chain_of_packages_leads_back() -> None:
     found = arrows()
-    graph = {room: {other for one, other in found if one == room} for room in ROOMS}
+    graph = {package: {other for one, other in found if one == package} for package, _ in found}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the chain
-    assert graph["detector"] == set()
-    assert graph["storage"] == {"detector"}
-    assert imports_of(ROOT / "console.py", set(modules())) == set(), "everyone uses it, so it uses nobody"
+    assert "common" not in graph, "everyone uses it, so it uses nobody"
+    assert graph["detector"] == {"common"}, "it travels in every archive"
 
 
-def test_no_chain_of_modules_leads_back() -> None:
-    known = modules()
-    graph = {name: imports_of(file, set(known), inside_functions=False) for name, file in known.items()}
-    TopologicalSorter(graph).prepare()
+@pytest.mark.parametrize("folder", ["patchscan", "bench", "demo", "tests"])
+def test_no_chain_of_modules_leads_back(folder: str) -> None:
+    TopologicalSorter(imports(folder)).prepare()
+
+
+def test_tests_import_kits_and_no_other_tests() -> None:
+    kits = {name for name in modules("tests") if not name.rpartition(".")[2].startswith("test_")}
+    taken = {other for others in imports("tests").values() for other in others}
+    assert taken <= kits
+
+
+@pytest.mark.parametrize("folder", ["patchscan", "handlers", "bench", "demo"])
+def test_what_is_not_a_test_imports_no_tests(folder: str) -> None:
+    known = set(modules("tests"))
+    assert {str(file) for file in (ROOT / folder).rglob("*.py") if imports_of(file, known)} == set()
+
+
+@pytest.mark.parametrize("folder", ["patchscan", "handlers"])
+def test_what_is_installed_imports_nothing_that_is_not(folder: str) -> None:
+    known = {*modules("bench"), *modules("demo")}
+    assert {str(file) for file in (ROOT / folder).rglob("*.py") if imports_of(file, known)} == set()
 
 
 def test_what_the_scan_image_runs_imports_no_torch() -> None:
-    names = [name for name in modules() if name.partition(".")[0] in ("cli", "storage", "dataset", "scanning")]
+    packages = ("cli", "common", "storage", "dataset", "scanning", "cluster", "reporting")
+    names = [name for name in modules("patchscan") if package_of(name) in packages]
     code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

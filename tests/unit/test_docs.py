@@ -83,9 +83,10 @@ def check_python(command: Command) -> None:
     else:
         module = command.words[command.words.index("-m") + 1]
         assert importlib.util.find_spec(module), f"no module {module}"
-        if "--" in command.words:  # patchscan.training.launch: what follows is told to another module
-            check_python(Command(("python", *command.words[command.words.index("-m", 3) : command.words.index("--")])))
-            check_patchscan(Command(("patchscan", "train", *command.words[command.words.index("--") + 1 :])))
+        if module == "patchscan.training.launch":  # what follows its own options is told to another module
+            second = command.words.index("-m", 3)
+            assert command.words[second + 1] == "patchscan"
+            check_patchscan(Command(command.words[second + 1 :]))
         else:
             given = {word.partition("=")[0] for word in command.words if word.startswith("--")}
             assert given <= module_options(module) | HELP, f"{module} has not all of {given}"
@@ -217,17 +218,13 @@ def test_commands_and_options_in_backticks_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_in_backticks_exist(page: Path) -> None:
-    rooms = "bench|dataset|demo|detector|evaluation|handlers|scanning|storage|tests|training"
-    named = [
-        code
-        for code in inline_code(page)
-        if re.fullmatch(rf"({rooms}|docs|k8s|requirements|cli|console)[./][\w./*-]*", code)
-    ]
+    folders = "bench|demo|docs|handlers|k8s|model_store|patchscan|requirements|tests|training"
+    named = [code for code in inline_code(page) if re.fullmatch(rf"({folders})[./][\w./*-]*", code)]
     assert [code for code in named if not (list(ROOT.glob(code)) or names_code(code))] == []
 
 
 def names_code(name: str) -> bool:
-    """Whether `room.module` is a module, or `room.module.thing` stands in one."""
+    """Whether `package.module` is a module, or `package.module.thing` stands in one."""
     folder, _, last = name.rpartition(".")
     module, inside = (ROOT / one.replace(".", "/") for one in (name, folder))
     if module.is_dir() or module.with_suffix(".py").exists():

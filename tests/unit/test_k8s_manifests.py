@@ -175,7 +175,7 @@ def test_every_command_exists_with_its_options(source: Path) -> None:
     for name, template in pod_templates(objects(source)):
         for container in containers(template):
             text = " ".join(container["args"]).replace("\\\n", " ")
-            text = text.replace("-m patchscan.training.train -- ", "patchscan train ")
+            text = text.replace("-m patchscan train ", "patchscan train ")
             for command, rest in re.findall(r"patchscan ([a-z-]+)([^\n]*?)(?=\n|patchscan [a-z-]+ |$)", text):
                 options = {option.partition("=")[0] for option in re.findall(r"(?<= )--[a-z][\w-]*", rest)}
                 assert options <= options_of(command), f"{name}: {command} {options - options_of(command)}"
@@ -273,7 +273,7 @@ def test_the_workers_job_is_valid_and_runs_what_exists(tmp_path: Path) -> None:
     from patchscan.cluster.client import Job
     from patchscan.scanning.listing import Filters
     from patchscan.scanning.plan import Source, plan
-    from patchscan.storage.store import open_store
+    from patchscan.storage import open_store
 
     (tmp_path / "in").mkdir()
     made = plan(Source(url=str(tmp_path / "in")), Filters(), card(), open_store(str(tmp_path / "out")))

@@ -26,7 +26,7 @@ from patchscan.scanning.plan import Source, plan
 from patchscan.scanning.prevalence import Rates, estimate, rogan_gladen
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.worker import Worker, WorkSettings
-from patchscan.storage.store import open_store
+from patchscan.storage import open_store
 from tests.scan_kit import StubScorer, card, image
 
 

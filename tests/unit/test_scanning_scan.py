@@ -19,7 +19,8 @@ from patchscan.scanning import report, rows
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, PlanError, ShardSize, Source, history, is_done, plan
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
-from patchscan.storage.store import Store, open_store
+from patchscan.storage import open_store
+from patchscan.storage.store import Store
 from tests.scan_kit import StubScorer, card, image, table_of
 
 Table = dict[str, dict[str, Any]]

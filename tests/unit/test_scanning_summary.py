@@ -17,7 +17,8 @@ from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Source, plan
 from patchscan.scanning.thumbnails import THUMBNAIL, thumbnail
 from patchscan.scanning.worker import Worker, WorkSettings
-from patchscan.storage.store import ObjectInfo, open_store
+from patchscan.storage import open_store
+from patchscan.storage.store import ObjectInfo
 from tests.scan_kit import StubScorer
 
 

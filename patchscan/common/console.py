@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 10.0
+# The heading of commands that Jobs on a cluster run and people seldom type.
+STEPS = "Steps that other commands and Jobs run"
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
