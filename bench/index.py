@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from bench.images import encoded
 from patchscan.dataset.index import build_index
 from patchscan.dataset.layout import CLASSES, SPLITS
-from tests.image_tree import picture, write
+
+SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,11 @@ def measure(count: int, root: Path) -> Indexed:
 
 def _make(root: Path, number: int) -> None:
     split, label = SPLITS[number % 10 == 0], CLASSES[number // 10 % 2]
-    write(root / "gan" / split / label / f"{number // 2000}" / f"{number}.jpg", picture(number), quality=90)
+    folder = root / "gan" / split / label / f"{number // 2000}"
+    folder.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    (folder / f"{number}.jpg").write_bytes(encoded(np.asarray(smooth), "JPEG"))
 
 
 def _peaks() -> Iterator[float]:

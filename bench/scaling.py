@@ -8,14 +8,14 @@ from typing import Any
 
 from bench import index
 from bench.rounds import Recorder, Settings
-from tests.scale_scan import MOST_IN_MOTO
+from bench.scale_scan import MOST_IN_MOTO
 
 SCANS, STEPS = ("first scan", "1 % changed"), ("plan", "work", "reduce")
 # In a process of its own: one that is started from here counts this one's memory, with torch in it, as its own peak.
 MEASURE = """
 import json, sys
 from dataclasses import asdict
-from tests.scale_scan import measure
+from bench.scale_scan import measure
 print(json.dumps(asdict(measure(int(sys.argv[1]), plan_only=sys.argv[2] == "plan"))))
 """
 FIRST_SCAN = "first scan, share of what the S3 server gives"
@@ -54,7 +54,7 @@ def measure(settings: Settings, folder: Path) -> Recorder:
 
 
 def _scan(count: int) -> dict[str, Any]:
-    """tests.scale_scan's figures of so many objects."""
+    """bench.scale_scan's figures of so many objects."""
     command = [sys.executable, "-c", MEASURE, str(count), "plan" if count > MOST_IN_MOTO else "scan"]
     figures: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return figures

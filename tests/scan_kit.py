@@ -2,8 +2,11 @@
 
 import hashlib
 import io
+import json
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,30 @@ class StubScorer:
         return [float(one.mean()) / 16 - 8 for one in crops]
 
     def close(self) -> None:
+        pass
+
+
+class StubServer(BaseHTTPRequestHandler):
+    """The StubScorer over HTTP, as the TorchServe handler answers requests of crops; for a ThreadingHTTPServer."""
+
+    protocol_version = "HTTP/1.1"
+    scorer = StubScorer()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        reply: dict[str, Any]
+        if self.headers["Content-Type"] == "application/json":
+            reply = {"card": asdict(self.scorer.card), "takes": ["crops"]}
+        else:
+            crops = np.load(io.BytesIO(body))
+            reply = {"logits": self.scorer.logits(list(crops[:, None])), "digest": self.scorer.card.digest}
+        data = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
         pass
 
 

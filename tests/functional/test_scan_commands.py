@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from patchscan.cli import app
 from patchscan.common.errors import UserError
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from tests.scale_scan import Scorer
+from tests.scan_kit import StubServer
 
 SECRET = "a-key-that-must-stay-secret"
 
@@ -38,7 +38,7 @@ def picture(seed: int, grey: int) -> bytes:
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[list[str]]:
     """The options that name a scorer."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Scorer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StubServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield ["--server", f"http://127.0.0.1:{server.server_address[1]}", "--model", "stub"]
     server.shutdown()

@@ -203,7 +203,7 @@ def test_every_command_shows_examples_in_its_help_that_it_takes() -> None:
 def test_commands_and_options_in_backticks_exist(page: Path) -> None:
     """They may leave out what the sentence is not about, so only what is named is looked for."""
     ours = every_option()
-    for module in ("bench", "tests.scale_scan", "tests.soak"):
+    for module in ("bench", "bench.scale_scan", "tests.soak"):
         ours |= module_options(module)
     for code in inline_code(page):
         if re.match(r"patchscan [a-z]", code):

@@ -15,12 +15,11 @@ import pytest
 
 from patchscan.detector.card import Card
 from tests.operator_kit import Done, assert_one_line, clean, files, patchscan, scorer
-from tests.scale_scan import Scorer
-from tests.scan_kit import image
+from tests.scan_kit import StubServer, image
 from tests.serving_kit import BIN, Served
 
 
-class HangingScorer(Scorer):
+class HangingScorer(StubServer):
     """Says its card, and scores nothing until it is told to."""
 
     go_on = threading.Event()

@@ -1,10 +1,10 @@
 """How a scan scales: N small images in a local S3 server, a stub scorer over HTTP, memory and throughput measured.
 
-    python -m tests.scale_scan 10000
-    python -m tests.scale_scan 100000
-    python -m tests.scale_scan 1000000 --plan-only
+    python -m bench.scale_scan 10000
+    python -m bench.scale_scan 100000
+    python -m bench.scale_scan 1000000 --plan-only
 
-Up to 100,000 objects the server is the embedded one (moto), which holds them all; above that `tests.s3_stub`, which
+Up to 100,000 objects the server is the embedded one (moto), which holds them all; above that `bench.s3_stub`, which
 counts them. Each step runs in a process of its own. Printed: seconds, CPU-seconds and peak memory of each step,
 and what the server alone gives to a client that does nothing but GET, beside what the scan got of it.
 """
@@ -25,11 +25,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from tests.s3_stub import S3Stub
-from tests.scan_kit import card, image
+from bench.images import encoded
+from bench.s3_stub import S3Stub
+from patchscan.detector.card import Card
+from patchscan.detector.presets import PatchPreset
 
-BUCKET, PREFIXES, IMAGES = "photos", 20, 100
+BUCKET, PREFIXES, IMAGES, SIDE = "photos", 20, 100, 32
 MOST_IN_MOTO = 100_000
+CARD = Card(name="stub", version="1", architecture="ssp", preset=PatchPreset(), weights_sha256="1" * 64)
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,10 @@ class Scorer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers["Content-Type"] == "application/json":
-            reply: dict[str, Any] = {"card": asdict(card()), "takes": ["crops"]}
+            reply: dict[str, Any] = {"card": asdict(CARD), "takes": ["crops"]}
         else:
             crops = np.frombuffer(body[-(len(body) // 3072 * 3072) :], np.uint8).reshape(-1, 3072)
-            reply = {"logits": [float(one.mean()) / 16 - 8 for one in crops], "digest": card().digest}
+            reply = {"logits": [float(one.mean()) / 16 - 8 for one in crops], "digest": CARD.digest}
         data = json.dumps(reply).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
@@ -89,7 +92,7 @@ class Scorer(BaseHTTPRequestHandler):
 
 def serve(count: int) -> None:
     """The S3 server with its bucket filled, and the scorer; prints both ports."""
-    pictures = [image(seed, side=32) for seed in range(IMAGES)]
+    pictures = [small_image(seed) for seed in range(IMAGES)]
     if count <= MOST_IN_MOTO:
         from moto.s3.models import s3_backends
         from moto.server import ThreadedMotoServer
@@ -110,6 +113,13 @@ def serve(count: int) -> None:
     threading.Thread(target=scorer.serve_forever, daemon=True).start()
     print(json.dumps({"s3": port, "scorer": scorer.server_address[1]}), flush=True)
     sys.stdin.read()
+
+
+def small_image(seed: int) -> bytes:
+    """A PNG of SIDE x SIDE, noise about a grey that the seed chooses."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 40, (SIDE, SIDE, 3)) + random.integers(0, 200)
+    return encoded(pixels.astype(np.uint8), "PNG")
 
 
 def key_of(number: int, count: int) -> str:
@@ -169,7 +179,7 @@ def measure(objects: int, plan_only: bool = False) -> Scale:
     """Measure a first scan of so many objects and a rescan with 1 % changed; with `plan_only` just the first's plan."""
     import boto3
 
-    command = [sys.executable, "-m", "tests.scale_scan", "serve", str(objects)]
+    command = [sys.executable, "-m", "bench.scale_scan", "serve", str(objects)]
     servers = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert servers.stdout
     before = dict(os.environ)
@@ -178,7 +188,7 @@ def measure(objects: int, plan_only: bool = False) -> Scale:
         endpoint, server = (f"http://127.0.0.1:{ports[name]}" for name in ("s3", "scorer"))
         os.environ |= {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         os.environ |= {"AWS_ACCESS_KEY_ID": "scale", "AWS_SECRET_ACCESS_KEY": "scale"}
-        name, ceiling = "moto" if objects <= MOST_IN_MOTO else "tests.s3_stub", gets_per_s(endpoint, objects)
+        name, ceiling = "moto" if objects <= MOST_IN_MOTO else "bench.s3_stub", gets_per_s(endpoint, objects)
         steps = scan("first scan", server, plan_only)
         if plan_only:
             return Scale(objects, name, ceiling, None, steps)
@@ -191,7 +201,7 @@ def measure(objects: int, plan_only: bool = False) -> Scale:
 
         requests = cost()["requests"]
         for number in range(0, objects, 100):
-            client.put_object(Bucket=BUCKET, Key=key_of(number, objects), Body=image(1000 + number, side=32))
+            client.put_object(Bucket=BUCKET, Key=key_of(number, objects), Body=small_image(1000 + number))
         again = scan("1 % changed", server, plan_only=False)
         return Scale(objects, name, ceiling, objects / steps[1].seconds, steps + again, requests)
     finally:
