@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.models import build
-from patchscan.detector.weights import sha256_of
 from patchscan.scanning.options import STARTER
 from patchscan.training.recipe import load_recipe
 

@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card, Decision
 from patchscan.detector.models import assemble
 from patchscan.detector.presets import PatchPreset, Preset
-from patchscan.detector.weights import sha256_of
 from patchscan.serving.archive import archive
 from patchscan.serving.registry import Registry
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import WEIGHTS_FILE, Card, CardError
 from patchscan.detector.images import ImageError, Limits
 from patchscan.detector.models import ai_logit, assemble
 from patchscan.detector.prepared import Prepared, answer, prepare
 from patchscan.detector.presets import to_tensor
-from patchscan.detector.weights import read_safetensors, sha256_of
+from patchscan.detector.weights import read_safetensors
 
 
 class Detector:

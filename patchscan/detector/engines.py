@@ -9,8 +9,6 @@ from torch import nn
 from patchscan.detector.models import Ensemble
 from patchscan.detector.presets import EnsemblePreset, Preset
 
-ENGINES = ("torch", "onnx")
-
 
 def with_onnx(model: nn.Module, preset: Preset) -> nn.Module:
     """The model run by ONNX Runtime; of an ensemble, each member. Measured here, p_ai moves by less than 1e-5."""

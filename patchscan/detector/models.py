@@ -8,7 +8,6 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
 
@@ -52,6 +51,8 @@ class ResNet50(Network):
 
     def __init__(self, outputs: int = 2, dropout: float = 0.5) -> None:
         super().__init__()
+        import torchvision  # here, because importing it takes longer than most commands do
+
         self.resnet = torchvision.models.resnet50(weights=None)
         self.resnet.fc = nn.Identity()
         self.dropout = nn.Dropout(dropout)

@@ -3,13 +3,11 @@
 Nothing here unpickles anything but tensors (`weights_only=True`).
 """
 
-import hashlib
 import json
 import struct
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
 
 from patchscan.common.errors import UserError
@@ -20,12 +18,6 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "
 
 class WeightsError(UserError):
     """A weights file that cannot be had or does not fit the model; the message says what to do."""
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256 as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -71,6 +63,8 @@ def load_imagenet(model: nn.Module, source: str) -> None:
     if source == "none" or not isinstance(backbone, ResNet50):
         return
     if source == "imagenet":
+        import torchvision
+
         imagenet = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
         try:
             state = imagenet.get_state_dict(progress=False, check_hash=True)

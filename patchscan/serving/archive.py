@@ -12,16 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from patchscan.common.errors import UserError
-from patchscan.common.files import whole
+from patchscan.common.files import sha256_of, whole
 from patchscan.common.shipped import PACKAGE, shipped
 from patchscan.detector.card import WEIGHTS_FILE, Card
-from patchscan.detector.detector import Detector
-from patchscan.detector.engines import ENGINES
-from patchscan.detector.weights import sha256_of
 from patchscan.serving import golden
 
 # The earliest time a zip can state: an archive tells what it holds, not when it was packed.
 EPOCH = (1980, 1, 1, 0, 0, 0)
+
+ENGINES = ("torch", "onnx")
 
 MODEL_CONFIG = """\
 # Read by TorchServe when the model is registered.
@@ -91,6 +90,8 @@ def check_names(card: Card) -> None:
 
 def _stage(run: Path, card: Card, stage: Path) -> Path:
     """What the archive unpacks to beside the handler: weights, card, golden images, and the code that scores."""
+    from patchscan.detector.detector import Detector
+
     for name, path in carried_code().items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, stage / name)

@@ -37,8 +37,8 @@ def archive(
       patchscan archive runs/ssp --model-store model_store
       patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
     """
+    from patchscan.common.files import sha256_of
     from patchscan.detector.card import NOT_CALIBRATED, Card
-    from patchscan.detector.weights import sha256_of
     from patchscan.serving.archive import archive as write_archive
 
     path = write_archive(run, model_store, name, version, engine)

@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from patchscan.detector.answer import Answer
-from patchscan.detector.detector import Detector
+
+if TYPE_CHECKING:
+    from patchscan.detector.detector import Detector
 
 FOLDER = "golden"
 ANSWERS = "answers.json"
@@ -43,7 +45,7 @@ def _bmp(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write(folder: Path, detector: Detector) -> None:
+def write(folder: Path, detector: "Detector") -> None:
     """Write the golden images and this model's answers to them under `folder`/golden."""
     target = folder / FOLDER
     target.mkdir()

@@ -5,17 +5,18 @@ import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from patchscan.common.errors import UserError
+from patchscan.common.files import sha256_of
 from patchscan.common.shipped import shipped
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
-from patchscan.detector.detector import Detector
-from patchscan.detector.engines import ENGINES
-from patchscan.detector.weights import sha256_of
 from patchscan.serving import golden
-from patchscan.serving.archive import HANDLER, MODEL_CONFIG, carried_code, check_names, digest_file
+from patchscan.serving.archive import ENGINES, HANDLER, MODEL_CONFIG, carried_code, check_names, digest_file
+
+if TYPE_CHECKING:
+    from patchscan.detector.detector import Detector
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 CONFIG = "model-config.yaml"
@@ -64,14 +65,16 @@ def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
     return Verified(mar, sha256, model.card, gold)
 
 
-def _load(content: dict[str, bytes]) -> Detector:
+def _load(content: dict[str, bytes]) -> "Detector":
+    from patchscan.detector.detector import Detector
+
     with tempfile.TemporaryDirectory(prefix="patchscan-verify-") as folder:
         for name in (CARD_FILE, WEIGHTS_FILE):
             (Path(folder) / name).write_bytes(content[name])
         return Detector.load(Path(folder))
 
 
-def _answer(model: Detector, data: bytes) -> dict[str, Any]:
+def _answer(model: "Detector", data: bytes) -> dict[str, Any]:
     (answer,) = model.score([data])
     return asdict(answer) if isinstance(answer, Answer) else {}
 

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from patchscan.common.errors import UserError
+from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import Ensemble
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholePreset
-from patchscan.detector.weights import sha256_of
 
 
 class EnsembleError(UserError):

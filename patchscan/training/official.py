@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.models import SSP
 from patchscan.detector.presets import PatchPreset
-from patchscan.detector.weights import load_official_ssp, sha256_of
+from patchscan.detector.weights import load_official_ssp
 from patchscan.training.checkpoint import RunStore
 
 # The authors choose among 64 crops, the study this project follows among 30.

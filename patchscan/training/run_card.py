@@ -3,17 +3,17 @@
 import os
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
 
+from patchscan.common.files import sha256_of
 from patchscan.dataset.audit import audit
 from patchscan.detector.card import Card
-from patchscan.detector.weights import sha256_of
 from patchscan.training.data import TrainingData
 from patchscan.training.recipe import Recipe
 
@@ -52,7 +52,7 @@ def environment() -> dict[str, str]:
         commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     return {
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "numpy": np.__version__,
         "git_commit": commit or "unknown",
     }

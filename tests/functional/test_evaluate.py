@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from patchscan.cli import app
 from patchscan.common.errors import UserError
+from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import build
 from patchscan.detector.presets import PatchPreset, Preset, WholePreset
-from patchscan.detector.weights import sha256_of
 
 PER_CLASS = 12
 

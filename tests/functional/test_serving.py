@@ -22,7 +22,7 @@ from demo.sample import HostileFile, hostile_files
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
-from patchscan.serving.server import HERE, Addresses, TorchServe
+from patchscan.serving.server import HANDLERS, Addresses, TorchServe
 from tests.docs import PAGES, blocks
 from tests.serving_kit import METRICS_LAG_S, Served, encoded, picture, png, tar_of, zip_of
 
@@ -200,7 +200,7 @@ def test_metrics_count_what_was_answered(served: Served, client: httpx.Client) -
 def test_the_dashboard_asks_only_for_names_that_are_exported(served: Served, client: httpx.Client) -> None:
     ask(client, png(42))
     client.put("/predictions/tiny", content=b"text")
-    dashboard = json.loads((HERE / "dashboard.json").read_text())
+    dashboard = json.loads((HANDLERS / "dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     exported = {name.partition("{")[0] for name in served.metrics()}
     asked = {name for query in queries for name in re.findall(r"\b(?:patchscan|ts)_\w+|\bRequests\dXX\b", query)}

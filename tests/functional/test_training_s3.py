@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from patchscan.detector.weights import sha256_of
+from patchscan.common.files import sha256_of
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.image_tree import picture, write

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import WEIGHTS_FILE, Card, Decision
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import build
 from patchscan.detector.presets import PatchPreset, Preset, WholePreset, preset_from_dict, preset_to_dict
-from patchscan.detector.weights import sha256_of
 from patchscan.training.ensemble import EnsembleError, build_ensemble
 
 

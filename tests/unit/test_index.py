@@ -16,12 +16,12 @@ from PIL import Image
 
 import patchscan.dataset.index
 from patchscan.common.errors import UserError
+from patchscan.common.files import sha256_of
 from patchscan.dataset.facts import jpeg_settings
 from patchscan.dataset.index import INDEX_COLUMNS, build_index, data_digest, load_index
 from patchscan.dataset.layout import LayoutError, SourceFile, find_files, generator_name
 from patchscan.dataset.source import Source
 from patchscan.detector.images import ErrorCode
-from patchscan.detector.weights import sha256_of
 from tests.image_tree import picture, write
 
 
