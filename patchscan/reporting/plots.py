@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, PercentFormatter
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#666666", "#000000")
@@ -90,6 +89,8 @@ def data_uri(data: bytes, kind: str = "image/png") -> str:
 def roc(groups: Curves) -> Figure:
     """ROC of each group (name: label (n,), score (n,)): whole, and its beginning on a logarithmic axis, where bulk
     scans live. A group of one class is left out."""
+    from sklearn.metrics import roc_curve  # here, because a scan's report has no use for it and would wait
+
     drawing, axes = figure(9.6, 4.3, 1, 2)
     whole, near = axes[0]
     for number, (name, (label, score)) in enumerate(two_class(groups).items()):
@@ -119,6 +120,8 @@ def roc(groups: Curves) -> Figure:
 @styled
 def precision_recall(groups: Curves) -> Figure:
     """Precision over recall of the AI class, for the class shares of the evaluated images."""
+    from sklearn.metrics import precision_recall_curve
+
     drawing, axes = figure(7.2, 3.9)
     axis = axes[0, 0]
     for number, (name, (label, score)) in enumerate(two_class(groups).items()):

@@ -1,17 +1,15 @@
 """Intervals and tests: Wilson, DeLong, Newcombe, Agresti-Min, McNemar, Holm, Friedman.
 
 Every interval is two-sided at 95 % unless `level` says otherwise. Labels are 1 for AI, 0 for real; a higher score means
-more likely AI. Nothing here needs torch.
+more likely AI. Nothing here needs torch. statsmodels and scipy.stats are imported where they are used, since that takes
+longer than all else that the report of a scan imports, which needs neither.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+from scipy.special import ndtr, ndtri
 
 LEVEL = 0.95
 
@@ -42,13 +40,15 @@ def undefined(method: str) -> Estimate:
 
 def normal_quantile(level: float = LEVEL) -> float:
     """Half-width of a two-sided normal interval in standard deviations: 1.96 at 95 %."""
-    return float(stats.norm.ppf(0.5 + level / 2))
+    return float(ndtri(0.5 + level / 2))
 
 
 def wilson(successes: int, trials: int, level: float = LEVEL) -> Estimate:
     """A proportion with Wilson's score interval (Wilson, JASA 1927); undefined for no trials."""
     if trials == 0:
         return undefined("wilson")
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(successes, trials, alpha=1 - level, method="wilson")
     return Estimate(successes / trials, float(low), float(high), "wilson")
 
@@ -92,6 +92,8 @@ def complement(rate: Estimate) -> Estimate:
 def delong_components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUCs and their covariance for several scores of the same images (DeLong et al., Biometrics 1988; the fast form
     of Sun & Xu, IEEE SPL 2014). label (n,) of 0 and 1, both present; scores (k, n). Returns (k,), (k, k)."""
+    from scipy import stats
+
     positive, negative = scores[:, label == 1], scores[:, label == 0]
     m, n = positive.shape[1], negative.shape[1]
     both = stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
@@ -123,6 +125,8 @@ def auc_interval(label: np.ndarray, score: np.ndarray, level: float = LEVEL) -> 
 
 def newcombe_auc(auc: float, positives: int, negatives: int, level: float = LEVEL) -> Estimate:
     """Newcombe's method 5 for an AUC: a score-type interval that is sensible at 0 and 1 (Stat Med 2006, 25:559)."""
+    from scipy import optimize
+
     size = (positives + negatives) / 2
     z = normal_quantile(level)
 
@@ -158,13 +162,15 @@ def auc_difference(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
         return Difference(value, value, value, 1.0) if abs(value) < 1e-12 else None
     error = np.sqrt(variance)
     arm = normal_quantile() * error
-    p_value = float(2 * stats.norm.sf(abs(value) / error))
+    p_value = float(2 * ndtr(-abs(value) / error))
     return Difference(value, max(-1.0, value - arm), min(1.0, value + arm), p_value)
 
 
 def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray) -> Difference | None:
     """Two models' decisions on the same images (bool (n,), whether right): difference of accuracy with Agresti & Min's
     interval (Stat Med 2005) and McNemar's exact test. None for no images."""
+    from statsmodels.stats.contingency_tables import mcnemar
+
     n = len(first_right)
     if n == 0:
         return None
@@ -180,6 +186,8 @@ def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray) -> Di
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number (Holm, 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
@@ -189,6 +197,8 @@ def friedman(values: np.ndarray, draws: int = 20_000, seed: int = 0) -> float | 
 
     values: (blocks, treatments). Returns p, or None for fewer than 2 blocks or 3 treatments.
     """
+    from scipy import stats
+
     blocks, treatments = values.shape
     if blocks < 2 or treatments < 3:
         return None
