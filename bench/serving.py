@@ -20,9 +20,9 @@ import urllib3
 from bench.crew import Crew, Job
 from bench.rounds import Recorder, Settings, alternate
 from patchscan.common.errors import UserError
-from patchscan.scanning.client import Select, ServerSettings, TorchServe
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ShardSize, Source, plan
+from patchscan.scanning.plan import ScanSource, ShardSize, plan
+from patchscan.scanning.scorers import Select, ServerSettings, TorchServeScorer
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.serving.archive import archive
 from patchscan.storage import open_store
@@ -158,10 +158,10 @@ class Scan:
         """Objects a second from the listing to the last shard's Parquet file."""
         settings = ServerSettings(url=self.server.url, model=self.model, token_file=self.server.keys)
         with patch.dict("os.environ", self.s3.environment):
-            scorer = TorchServe(settings)
+            scorer = TorchServeScorer(settings)
             out = open_store(f"s3://{RESULTS}/{self.model}-{next(self._runs)}")
             began, store_s = time.perf_counter(), self._store_cpu_s()
-            made = plan(Source(url=f"s3://{BUCKET}"), Filters(), scorer.card, out, ShardSize(max_objects=shard))
+            made = plan(ScanSource(url=f"s3://{BUCKET}"), Filters(), scorer.card, out, ShardSize(max_objects=shard))
             worker = Worker(made, out, scorer, WorkSettings(select=select, batch=batch))
             for index in range(made.shards):
                 worker.work(index)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from bench.images import write_tree
 from bench.rounds import Recorder, Settings, alternate
 from patchscan.dataset.index import build_index, load_index
-from patchscan.dataset.source import Source
+from patchscan.dataset.source import DataSource
 from patchscan.training.batches import CropDataset, EpochBatches, collate
 from patchscan.training.data import rows_of
 from patchscan.training.recipe import Recipe, load_recipe
@@ -62,7 +62,7 @@ def _loader_rate(data: Path, recipe: Recipe, workers: int) -> float:
     rows = rows_of(load_index(data), recipe.seen, "train")
     # Small batches, so that the first, which the start of the processes delays, is a small part.
     batches = EpochBatches(len(rows), 8, seed=0)
-    dataset = CropDataset(Source(str(data)), rows, recipe, epoch=0)
+    dataset = CropDataset(DataSource(str(data)), rows, recipe, epoch=0)
     loader = iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate))
     next(loader)
     began, count = time.perf_counter(), 0

@@ -14,7 +14,7 @@ from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
 from patchscan.detector.detector import Detector
 from patchscan.detector.engines import with_onnx
 from patchscan.detector.images import ErrorCode, ImageError
-from patchscan.serving.measures import Measures
+from patchscan.serving.metrics import HandlerMetrics
 from patchscan.serving.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
 
 
@@ -22,7 +22,7 @@ class ImageDetector:
     """Answers as in `docs/serve.md`: P(AI), verdict and patch for each image, or an error with a stable code."""
 
     detector: Detector
-    measures: Measures
+    measures: HandlerMetrics
 
     def initialize(self, context: Any) -> None:
         """Load the run folder that the archive was unpacked to."""
@@ -35,7 +35,7 @@ class ImageDetector:
         if context.model_yaml_config["handler"]["engine"] == "onnx" and device == "cpu":
             self.detector.model = with_onnx(self.detector.model, self.detector.card.preset)
         self.detector.score([path.read_bytes() for path in sorted(folder.glob("golden/*.bmp"))])  # the first is slow
-        self.measures = Measures(context.metrics, context.model_name)
+        self.measures = HandlerMetrics(context.metrics, context.model_name)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """One JSON object a row, in order."""

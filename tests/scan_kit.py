@@ -18,8 +18,8 @@ from patchscan.detector.card import Card, Decision
 from patchscan.detector.prepared import answer, prepare
 from patchscan.detector.presets import PatchPreset
 from patchscan.scanning import rows
-from patchscan.scanning.client import Select
 from patchscan.scanning.plan import tables
+from patchscan.scanning.scorers import Select
 from patchscan.storage.store import Store
 
 # The columns that may differ between two scans of the same objects with the same model.

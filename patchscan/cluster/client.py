@@ -1,7 +1,7 @@
 """The Jobs of one namespace of a Kubernetes cluster: create them, follow them to the end, ask why their pods failed.
 
-The one module that speaks to Kubernetes. Errors: ClusterError where the request itself is at fault,
-AlreadyExists and JobGone where the cluster holds another state than was thought, Outage where it is out of reach.
+The one module that speaks to Kubernetes. Errors: ClusterError where the request itself is at fault, AlreadyExistsError
+and JobGoneError where the cluster holds another state than was thought, OutageError where it is out of reach.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from patchscan.common.errors import UserError
-from patchscan.common.retries import Outage, Retries, Transient
+from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.scanning import shards
 
 Body = dict[str, Any]
@@ -50,11 +50,11 @@ class ClusterError(UserError):
     """The cluster cannot be asked, or refuses what was asked; the message says why."""
 
 
-class AlreadyExists(Exception):
+class AlreadyExistsError(Exception):
     """There is an object of this name."""
 
 
-class JobGone(Exception):
+class JobGoneError(Exception):
     """The Job was deleted while it was being followed."""
 
 
@@ -95,7 +95,7 @@ class PodFailure:
 
 class Cluster:
     """One namespace. Calls are tried again while the API server is busy or out of reach, for `patience_s` seconds, and
-    then raise Outage.
+    then raise OutageError.
 
     Objects are the API's own JSON: the client's typed models refuse some that the server takes (`nvidia.com/gpu: 1`).
     """
@@ -132,11 +132,14 @@ class Cluster:
         return sorted(found, key=lambda job: (job.created_at, job.name))
 
     def create_job(self, body: Body) -> Job:
-        """Create a Job. Raises AlreadyExists, ClusterError."""
+        """Create a Job. Raises AlreadyExistsError, ClusterError."""
         return _job(self.create(body))
 
     def create(self, body: Body) -> Body:
-        """Create an object of a kind in PATHS; returns it as the cluster has it. Raises AlreadyExists, ClusterError."""
+        """Create an object of a kind in PATHS; returns it as the cluster has it.
+
+        Raises AlreadyExistsError, ClusterError.
+        """
         if body["kind"] not in PATHS:
             raise ClusterError(f"a {body['kind']} is not created here, only {', '.join(PATHS)}; use kubectl apply")
         return self._ask("POST", self._path(body["kind"]), body=body)
@@ -160,18 +163,18 @@ class Cluster:
     def follow(self, name: str) -> Iterator[Job]:
         """The Job's states from now until it has finished, through broken connections and expired watches.
 
-        Raises JobGone where it is deleted, Outage and ClusterError.
+        Raises JobGoneError where it is deleted, OutageError and ClusterError.
         """
         while True:
             job = self.job(name)
             if job is None:
-                raise JobGone(name)
+                raise JobGoneError(name)
             yield job
             if job.finished:
                 return
             # Whatever ends a watch (its time, a broken connection, a version that the server has forgotten), the next
             # read tells better than the watch where the Job stands.
-            with contextlib.suppress(Transient):
+            with contextlib.suppress(TransientError):
                 for state in self._watch(job):
                     yield state
                     if state.finished:
@@ -189,9 +192,9 @@ class Cluster:
         for line in self._stream(self._path("Job"), query, WATCH_S + ANSWER_S):
             event = json.loads(line)
             if event["type"] == "DELETED":
-                raise JobGone(job.name)
+                raise JobGoneError(job.name)
             if event["type"] == "ERROR":
-                raise Transient(event["object"].get("message", "the watch ended"))
+                raise TransientError(event["object"].get("message", "the watch ended"))
             yield _job(event["object"])
 
     # -- pods ------------------------------------------------------------------------------------------------------
@@ -213,8 +216,8 @@ class Cluster:
             # A pod that is followed may say nothing for as long as it likes.
             for line in self._stream(f"{self._path('Pod', pod)}/log", query, None if follow else ANSWER_S):
                 yield line.decode(errors="replace").rstrip("\n")
-        except Transient as error:
-            raise Outage(f"the log of {pod} broke off: {error}") from error
+        except TransientError as error:
+            raise OutageError(f"the log of {pod} broke off: {error}") from error
 
     # -- one way to ask --------------------------------------------------------------------------------------------
 
@@ -234,7 +237,7 @@ class Cluster:
     def _found(self, method: str, path: str, query: dict[str, str] | None = None) -> Body | None:
         try:
             return self._ask(method, path, query)
-        except _NotFound:
+        except _NotFoundError:
             return None
 
     def _ask(self, method: str, path: str, query: dict[str, str] | None = None, body: Body | None = None) -> Body:
@@ -246,12 +249,14 @@ class Cluster:
 
         try:
             return self._retries.call(attempt)[0]
-        except Transient as error:
-            raise Outage(f"the cluster's API server does not answer: {error}") from error
+        except TransientError as error:
+            raise OutageError(f"the cluster's API server does not answer: {error}") from error
 
     def _stream(self, path: str, query: dict[str, str], silence_s: float | None) -> Iterator[bytes]:
-        """The lines of an answer that takes its time, between two of them `silence_s` at most. Raises Transient where
-        it breaks off."""
+        """The lines of an answer that takes its time, between two of them `silence_s` at most.
+
+        Raises TransientError where it breaks off.
+        """
         with _errors_in_our_words():
             reply = self._send("GET", path, query, None, (ANSWER_S, silence_s))
             try:
@@ -276,7 +281,7 @@ class Cluster:
         return reply
 
 
-class _NotFound(ClusterError):
+class _NotFoundError(ClusterError):
     """404."""
 
 
@@ -285,7 +290,7 @@ def _errors_in_our_words() -> Iterator[None]:
     try:
         yield
     except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise Transient(str(error)) from error
+        raise TransientError(str(error)) from error
 
 
 def _refused(status: int, body: bytes) -> Exception:
@@ -295,11 +300,11 @@ def _refused(status: int, body: bytes) -> Exception:
     except (ValueError, KeyError, TypeError):
         message = body.decode(errors="replace")[:300]
     if status in BUSY or status == EXPIRED:
-        return Transient(f"{status} {message}")
+        return TransientError(f"{status} {message}")
     if status == 404:
-        return _NotFound(f"the cluster says: {message}")
+        return _NotFoundError(f"the cluster says: {message}")
     if status == 409:
-        return AlreadyExists(message)
+        return AlreadyExistsError(message)
     return ClusterError(f"the cluster refuses ({status}): {message}")
 
 

@@ -187,16 +187,16 @@ def scan_coordinate(
       patchscan scan-coordinate s3://photos --out s3://results/photos --server http://patchscan-serve:8080 --model ssp
     """
     from patchscan.cluster.client import Cluster
-    from patchscan.cluster.coordinator import BadConfiguration, ShardsFailed, Workers, clean_up, work_shards
+    from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError, Workers, clean_up, work_shards
     from patchscan.scanning.commands import finish, make_plan
     from patchscan.storage import open_store
 
     signal.signal(signal.SIGTERM, _interrupted)
     cluster = Cluster.connect(patience_s=300)
     coordinator = _own_job(cluster, job)
-    results, scorer = open_store(out), o.scorer_of(server, model, token_file, None, "cpu")
-    where = o.source_of(source, None, requester_pays, manifest)
-    filters = o.filters_of(suffix, min_size, max_size, since, until)
+    results, scorer = open_store(out), o.make_scorer(server, model, token_file, None, "cpu")
+    where = o.make_source(source, None, requester_pays, manifest)
+    filters = o.make_filters(suffix, min_size, max_size, since, until)
     plan = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
     command = ["patchscan", "scan-worker", "--server", server, "--model", model]
     command += ["--select", select] if select else []
@@ -207,10 +207,10 @@ def scan_coordinate(
     workers = Workers(command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue)
     try:
         work_shards(cluster, plan, results, workers, coordinator)
-    except BadConfiguration as error:
-        if o.scorer_of(server, model, token_file, None, "cpu").card.digest == plan.digest:
+    except ConfigurationError as error:
+        if o.make_scorer(server, model, token_file, None, "cpu").card.digest == plan.digest:
             raise
-        raise ShardsFailed(f"{model} was replaced during the scan; the next try plans it anew") from error
+        raise ShardsFailedError(f"{model} was replaced during the scan; the next try plans it anew") from error
     clean_up(cluster, plan)
     finish(results, plan, labels, webhook, webhook_secret_file, fail_on)
 

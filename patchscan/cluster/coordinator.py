@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchscan.cluster.client import AlreadyExists, Cluster, Job, JobGone, PodFailure
+from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError, PodFailure
 from patchscan.common.console import ProgressReport
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import shards
@@ -33,13 +33,13 @@ CONTROLLER_LABELS = (
 DAY_S = 86_400
 
 
-class ShardsFailed(UserError):
+class ShardsFailedError(UserError):
     """A Job has ended and shards are missing; what is done is kept, and a rerun works the missing ones only."""
 
     exit_code = EXIT_INTERRUPTED
 
 
-class BadConfiguration(UserError):
+class ConfigurationError(UserError):
     """Workers ended with exit code 2: trying again cannot help."""
 
 
@@ -62,7 +62,7 @@ class Workers:
 def work_shards(cluster: Cluster, plan: Plan, results: Store, workers: Workers, coordinator: Job) -> None:
     """Have every shard of the plan worked by pods; returns when all parts are written.
 
-    Raises ShardsFailed, BadConfiguration, and what `Cluster.follow` raises; the same call goes on from there.
+    Raises ShardsFailedError, ConfigurationError, and what `Cluster.follow` raises; the same call goes on from there.
     """
     missing = unfinished(results, plan)
     if not missing:
@@ -73,8 +73,8 @@ def work_shards(cluster: Cluster, plan: Plan, results: Store, workers: Workers, 
             for state in cluster.follow(job.name):
                 job = state
                 progress.advance(job.succeeded - progress.done, f"{job.active} pods, {len(job.failed)} shards given up")
-        except JobGone as error:
-            raise ShardsFailed(f"Job {job.name} was deleted") from error
+        except JobGoneError as error:
+            raise ShardsFailedError(f"Job {job.name} was deleted") from error
     if left := unfinished(results, plan):
         raise _failed(job, left, cluster.failures(job.name))
 
@@ -105,7 +105,7 @@ def _create(
     while True:
         try:
             return cluster.create_job(worker_job(plan, plan.address(results), missing, number, workers, coordinator))
-        except AlreadyExists:
+        except AlreadyExistsError:
             running = find_running(cluster, plan)
             if running:
                 return running
@@ -193,5 +193,5 @@ def _failed(job: Job, left: list[int], failures: dict[int | None, PodFailure]) -
     text = f"Job {job.name} ended {job.condition} ({job.message}), shards {missing} missing: {some}; a rerun works them"
     given_up = [failures[index] for index in job.failed if index in failures]
     if given_up and all(failure.exit_code == EXIT_USAGE for failure in given_up):
-        return BadConfiguration(text)
-    return ShardsFailed(text)
+        return ConfigurationError(text)
+    return ShardsFailedError(text)

@@ -20,14 +20,17 @@ REJECTED = "patchscan/archive-rejected"
 SCANS = "app.kubernetes.io/part-of=patchscan,app.kubernetes.io/component=scan"
 
 
-class Rejected(UserError):
+class RejectedArchiveError(UserError):
     """The new model's pods did not become ready; the old one serves."""
 
     exit_code = 1
 
 
 def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versions: Store) -> str:
-    """Do the one step that is due, if any; returns what it was. Raises Rejected, ClusterError, StoreError."""
+    """Do the one step that is due, if any; returns what it was.
+
+    Raises RejectedArchiveError, ClusterError, StoreError.
+    """
     found = cluster.deployment(deployment)
     if found is None:
         raise ClusterError(f"there is no Deployment {deployment} in {cluster.namespace}: first kubectl apply -k k8s/")
@@ -38,7 +41,7 @@ def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versi
         return f"the roll-out of {current or 'a new template'} is under way"
     if state == "failed" and current != good:
         _change(cluster, deployment, archive=good, notes={REJECTED: current})
-        raise Rejected(
+        raise RejectedArchiveError(
             f"{current} did not become ready, {good or 'what was there'} serves: see the logs of its pods' verify "
             f"container; to try it again: kubectl annotate deployment {deployment} {REJECTED}-"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from patchscan.cluster.client import AlreadyExists, Cluster, ClusterError, container_statuses
+from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError, container_statuses
 
 Body = dict[str, Any]
 
@@ -47,7 +47,7 @@ def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dic
             _create_unless_there(cluster, document)
     try:
         return cluster.create_job(job).name
-    except AlreadyExists as error:
+    except AlreadyExistsError as error:
         message = (
             f"there is a Job {job['metadata']['name']} already: give --name, or end it with `patchscan jobs cancel`"
         )
@@ -76,12 +76,12 @@ def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, st
     _set(body["spec"]["template"]["spec"], settings)
     try:
         return cluster.create_job(body).name
-    except AlreadyExists as error:
+    except AlreadyExistsError as error:
         raise ClusterError("a scan was submitted in this very second; wait for one") from error
 
 
 def _create_unless_there(cluster: Cluster, document: Body) -> None:
-    with contextlib.suppress(AlreadyExists):
+    with contextlib.suppress(AlreadyExistsError):
         cluster.create(document)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: renamed to `path` at the end, removed where the writing fails or is stopped."""
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def each_in_processes(
+def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
 ) -> Generator[tuple[Item, Result]]:
     """Pairs of item and `function(item)`, in no particular order; `workers` None takes one process a core. Closing it

@@ -33,7 +33,7 @@ def index(
 ) -> None:
     """Decode every image once and write index.parquet; quarantine what cannot be read; find duplicates.
 
-    Beside the index appear quarantine.parquet (path, code, message) and duplicates.parquet. Interrupted, the same
+    Beside the index appear quarantine.parquet (path, code, message) and duplicates.parquet. StoppedError, the same
     command goes on where it stopped; later it reads only files that are new or changed.
 
     \b
@@ -118,7 +118,7 @@ def match(
     """Build the fair version of a data set: crops at native resolution, both classes encoded alike and balanced.
 
     OUT is again in GenImage's layout and indexed; crops.parquet says where each crop came from, left_out.parquet what
-    was not used and why. Interrupted, the same command goes on where it stopped.
+    was not used and why. StoppedError, the same command goes on where it stopped.
 
     \b
     Examples:

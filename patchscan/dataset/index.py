@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
-from patchscan.common.files import whole
-from patchscan.common.processes import each_in_processes
+from patchscan.common.files import atomic_write
+from patchscan.common.processes import map_in_processes
 from patchscan.dataset.duplicates import find_duplicates
-from patchscan.dataset.facts import facts_of
+from patchscan.dataset.image_facts import describe_image
 from patchscan.dataset.layout import SourceFile, find_files
-from patchscan.dataset.source import Source
+from patchscan.dataset.source import DataSource
 from patchscan.storage.store import is_bucket
 
 INDEX_FILE = "index.parquet"
@@ -95,7 +95,7 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
     known = _known(out, parts)
     missing = [file for file in files if not _is_known(file, known)]
     if missing:
-        _read_missing(Source(data), missing, parts, workers)
+        _read_missing(DataSource(data), missing, parts, workers)
     records = _known(out, parts)
     table = pa.Table.from_pylist([_record(file, records[file.path]) for file in files], RECORD)
     index = _write_index(table, out)
@@ -153,11 +153,11 @@ def _record(file: SourceFile, facts: dict[str, Any]) -> dict[str, Any]:
     return facts | place
 
 
-def _read_missing(source: Source, missing: list[SourceFile], parts: Path, workers: int | None) -> None:
+def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, workers: int | None) -> None:
     """Read the files and keep their records, in a new part file every few seconds."""
     rows: list[dict[str, Any]] = []
     broken, last_part = 0, time.monotonic()
-    reading = each_in_processes(partial(read_file, source), missing, workers)
+    reading = map_in_processes(partial(read_file, source), missing, workers)
     with ProgressReport("index", len(missing)) as progress, closing(reading):
         try:
             for file, facts in reading:
@@ -171,13 +171,13 @@ def _read_missing(source: Source, missing: list[SourceFile], parts: Path, worker
             _write_part(rows, parts)
 
 
-def read_file(source: Source, file: SourceFile) -> dict[str, Any]:
-    """What `facts_of` says of one file of the data set."""
-    return facts_of(source.read(file.path))
+def read_file(source: DataSource, file: SourceFile) -> dict[str, Any]:
+    """What `describe_image` says of one file of the data set."""
+    return describe_image(source.read(file.path))
 
 
 def _write_part(rows: list[dict[str, Any]], parts: Path) -> None:
-    write_whole(pa.Table.from_pylist(rows, RECORD), parts / f"{uuid4().hex}.parquet")
+    write_parquet(pa.Table.from_pylist(rows, RECORD), parts / f"{uuid4().hex}.parquet")
 
 
 def _write_index(records: pa.Table, out: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -185,13 +185,13 @@ def _write_index(records: pa.Table, out: Path) -> tuple[pd.DataFrame, pd.DataFra
     table = records.filter(readable).select(INDEX_COLUMNS)
     quarantine = records.filter(pc.invert(readable)).select(QUARANTINE_COLUMNS)
     duplicates = find_duplicates(table.to_pandas())
-    write_whole(quarantine, out.with_name(QUARANTINE_FILE))
-    write_whole(pa.Table.from_pandas(duplicates, preserve_index=False), out.with_name(DUPLICATES_FILE))
-    write_whole(table, out)
+    write_parquet(quarantine, out.with_name(QUARANTINE_FILE))
+    write_parquet(pa.Table.from_pandas(duplicates, preserve_index=False), out.with_name(DUPLICATES_FILE))
+    write_parquet(table, out)
     return table.to_pandas(), quarantine.to_pandas(), duplicates
 
 
-def write_whole(table: pa.Table, path: Path) -> None:
+def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that appears whole or not at all."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         pq.write_table(table, file)

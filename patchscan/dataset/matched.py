@@ -20,11 +20,11 @@ from PIL import Image
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
-from patchscan.common.files import whole
-from patchscan.common.processes import each_in_processes
-from patchscan.dataset.index import Index, build_index, data_digest, load_index, write_whole
+from patchscan.common.files import atomic_write
+from patchscan.common.processes import map_in_processes
+from patchscan.dataset.index import Index, build_index, data_digest, load_index, write_parquet
 from patchscan.dataset.layout import CLASSES
-from patchscan.dataset.source import Source
+from patchscan.dataset.source import DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.storage import open_store
 from patchscan.storage.store import is_bucket
@@ -93,13 +93,13 @@ def build_matched(
             "use a smaller --size"
         )
     _claim(out, data, settings, data_digest(table))
-    write_whole(pa.Table.from_pandas(crops, preserve_index=False), out / CROPS_FILE)
-    write_whole(pa.Table.from_pandas(left_out, preserve_index=False), out / LEFT_OUT_FILE)
+    write_parquet(pa.Table.from_pandas(crops, preserve_index=False), out / CROPS_FILE)
+    write_parquet(pa.Table.from_pandas(left_out, preserve_index=False), out / LEFT_OUT_FILE)
     for folder in crops["path"].map(lambda path: (out / path).parent).unique():
         folder.mkdir(parents=True, exist_ok=True)
     missing = [crop for crop in crops.to_dict("records") if not (out / crop["path"]).exists()]
     if missing:
-        making = each_in_processes(partial(_make, Source(data), out, settings.size), missing, workers)
+        making = map_in_processes(partial(_make, DataSource(data), out, settings.size), missing, workers)
         with ProgressReport("match", len(missing)) as progress, closing(making):
             for _ in making:
                 progress.advance()
@@ -221,7 +221,7 @@ def _claim(out: Path, data: str | Path, settings: Settings, digest: str) -> None
     file.write_text(json.dumps(made_of, indent=1) + "\n")
 
 
-def _make(source: Source, out: Path, size: int, crop: dict[str, Any]) -> None:
+def _make(source: DataSource, out: Path, size: int, crop: dict[str, Any]) -> None:
     try:
         rgb = decode(source.read(crop["source"])).rgb
     except ImageError as error:
@@ -233,7 +233,7 @@ def _make(source: Source, out: Path, size: int, crop: dict[str, Any]) -> None:
     if not pd.isna(crop["first_quality"]):
         pixels = decode(_jpeg(pixels, crop["first_quality"], crop["first_subsampling"])).rgb
     file = out / crop["path"]
-    with whole(file) as partial_file:
+    with atomic_write(file) as partial_file:
         partial_file.write_bytes(_jpeg(pixels, crop["quality"], SUBSAMPLING))
 
 

@@ -12,7 +12,7 @@ class DataError(UserError):
     """The data does not hold what the recipe asks for, or a file changed since it was indexed."""
 
 
-class Source:
+class DataSource:
     """A folder or s3:// URL that an index's paths are relative to; each process opens its own connections."""
 
     def __init__(self, url: str | Path):

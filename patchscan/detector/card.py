@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from patchscan.common.errors import UserError
-from patchscan.common.files import whole
+from patchscan.common.files import atomic_write
 from patchscan.detector.answer import Verdict
 from patchscan.detector.presets import Preset, preset_from_dict, preset_to_dict
 
@@ -87,7 +87,7 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Write card.json into the run folder, whole or not at all."""
-        with whole(folder / CARD_FILE) as file:
+        with atomic_write(folder / CARD_FILE) as file:
             file.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
 
     @classmethod

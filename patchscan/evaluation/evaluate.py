@@ -147,16 +147,16 @@ def _scores(run: Path, card: Card, data: str | Path, images: pd.DataFrame, kept:
     known = read_scores(kept, scores_key(card, images))
     if known is not None:
         return known[["path", "generator", "split", "label", "logit", "small", "status", "error_code"]]
-    from patchscan.dataset.source import Source
+    from patchscan.dataset.source import DataSource
     from patchscan.detector.detector import Detector
 
     task = f"score {card.name}, {kept.stem.rpartition('-')[2]}"
-    return score_images(Detector.load(run, device), Source(data).read, images, task)
+    return score_images(Detector.load(run, device), DataSource(data).read, images, task)
 
 
 def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFrame, device: str) -> Card:
     """The card with its robustness measured, unless it was measured on these images with this very decision."""
-    from patchscan.dataset.source import Source
+    from patchscan.dataset.source import DataSource
     from patchscan.detector.detector import Detector
     from patchscan.evaluation.robustness import measure_robustness
 
@@ -165,7 +165,7 @@ def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFra
     if (known.get("digest"), known.get("images_key")) == (card.digest, key):
         return card
     card.write(run)
-    measured = measure_robustness(Detector.load(run, device), Source(data).read, images)
+    measured = measure_robustness(Detector.load(run, device), DataSource(data).read, images)
     return replace(card, robustness={**measured, "images_key": key})
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.signal import correlate2d
 
-from patchscan.common.files import whole
+from patchscan.common.files import atomic_write
 from patchscan.detector.detector import Detector
 from patchscan.detector.srm import srm_kernels
 from patchscan.evaluation.explain import ExplainError, Explanation, PatchView, View, WholeView, explain
@@ -30,7 +30,7 @@ def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") ->
         raise ExplainError(f"cannot read {image}: {error.strerror}") from error
     explanation = explain(detector, data)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(out) as file:
+    with atomic_write(out) as file:
         file.write_bytes(plots.png(draw(explanation, detector, image.name)))
     return explanation
 

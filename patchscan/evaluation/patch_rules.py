@@ -14,7 +14,7 @@ import typer
 from patchscan.common.console import ProgressReport
 from patchscan.dataset.commands import INDEX
 from patchscan.dataset.index import load_index
-from patchscan.dataset.source import Source
+from patchscan.dataset.source import DataSource
 from patchscan.detector.detector import Detector
 from patchscan.detector.images import decode
 from patchscan.detector.patches import Rule, seed_from_bytes
@@ -31,7 +31,7 @@ def patch_rules(detector: Detector, data: str, index: pd.DataFrame) -> pd.DataFr
     presets = [
         PatchPreset(rule=rule, count=count, candidates=CANDIDATES) for rule in get_args(Rule) for count in COUNTS
     ]
-    source = Source(data)
+    source = DataSource(data)
     rows = index[index.split == "val"].reset_index(drop=True)
     logits = np.zeros((len(rows), len(presets)))
     with ProgressReport("patch rules", len(rows)) as progress:

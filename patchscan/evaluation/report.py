@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from patchscan.common.files import whole
+from patchscan.common.files import atomic_write
 from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation import pictures
 from patchscan.evaluation.comparison import compare
@@ -69,7 +69,7 @@ def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Pat
     images = {}
     for name, drawing in _drawings(report, models, runs).items():
         data = plots.png(drawing)
-        with whole(folder / f"{name}.png") as file:
+        with atomic_write(folder / f"{name}.png") as file:
             file.write_bytes(data)
         images[name] = {"uri": plots.data_uri(data), "width": plots.page_width(drawing)}
     write_json(out / "report.json", report)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchscan.common.console import ProgressReport
-from patchscan.common.files import whole
+from patchscan.common.files import atomic_write
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.images import ImageError
 from patchscan.detector.presets import preset_to_dict
@@ -111,7 +111,7 @@ def write_scores(path: Path, table: pd.DataFrame, key: str) -> None:
     """Write a scores table as Parquet, whole or not at all."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: key.encode()})
-    with whole(path) as file:
+    with atomic_write(path) as file:
         pq.write_table(arrow, file)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
-from patchscan.common.files import whole
+from patchscan.common.files import atomic_write
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Decision
 from patchscan.detector.detector import Detector
@@ -203,7 +203,7 @@ def write_video_report(run: Path, video: Path, out: Path, frames: int, device: s
     out.mkdir(parents=True, exist_ok=True)
     drawing = draw_video(rows, summary, card.decision)
     picture = {"uri": plots.data_uri(plots.png(drawing)), "width": plots.page_width(drawing)}
-    with whole(out / "video.png") as file:
+    with atomic_write(out / "video.png") as file:
         file.write_bytes(plots.png(drawing))
     write_json(out / "video.json", report)
     write_text(out / "report.html", render("patchscan.evaluation", "video.html", report, images={"video": picture}))

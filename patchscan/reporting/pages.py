@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from patchscan.common.files import whole
+from patchscan.common.files import atomic_write
 
 MISSING = "–"
 
@@ -105,5 +105,5 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write_text(text, encoding="utf-8")

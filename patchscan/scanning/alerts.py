@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from patchscan.common.errors import UserError
-from patchscan.common.retries import Retries, Transient
+from patchscan.common.retries import Retries, TransientError
 
 SIGNATURE, TIMESTAMP = "X-Patchscan-Signature", "X-Patchscan-Timestamp"
 
@@ -56,15 +56,15 @@ def post(url: str, message: dict[str, Any], secret_file: Path | None, retries: R
         try:
             reply = httpx.post(url, content=body, headers=headers, timeout=10)
         except httpx.TransportError as error:
-            raise Transient(type(error).__name__) from None
+            raise TransientError(type(error).__name__) from None
         if reply.status_code >= 500 or reply.status_code == 429:
-            raise Transient(f"status {reply.status_code}")
+            raise TransientError(f"status {reply.status_code}")
         if reply.status_code >= 300:
             raise WebhookError(f"the webhook refuses the message: status {reply.status_code}")
 
     try:
         (retries or Retries(deadline_s=60)).call(once)
-    except Transient as error:
+    except TransientError as error:
         raise WebhookError(f"the webhook cannot be reached ({error}); the scan itself is complete") from None
 
 

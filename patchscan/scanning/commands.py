@@ -13,9 +13,9 @@ from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import options as o
 
 if TYPE_CHECKING:
-    from patchscan.scanning.client import Scorer
     from patchscan.scanning.listing import Filters
-    from patchscan.scanning.plan import Plan, Source
+    from patchscan.scanning.plan import Plan, ScanSource
+    from patchscan.scanning.scorers import Scorer
     from patchscan.scanning.worker import Worker
     from patchscan.storage.store import Store
 
@@ -76,14 +76,14 @@ def scan(
     from patchscan.scanning.observers import Bar
     from patchscan.storage import open_store
 
-    scorer = o.scorer_of(server, model, token_file, run, device, in_flight)
+    scorer = o.make_scorer(server, model, token_file, run, device, in_flight)
     results = open_store(out, endpoint_url=endpoint_url)
-    where = o.source_of(source, endpoint_url, requester_pays, manifest)
-    filters = o.filters_of(suffix, min_size, max_size, since, until)
+    where = o.make_source(source, endpoint_url, requester_pays, manifest)
+    filters = o.make_filters(suffix, min_size, max_size, since, until)
     made = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
-    worker = o.worker_of(made, results, scorer, o.settings_of(select, threads, in_flight, batch, memory_mb))
+    worker = o.make_worker(made, results, scorer, o.make_settings(select, threads, in_flight, batch, memory_mb))
     with ProgressReport("scanning", made.listed - made.unchanged, "objects") as progress:
-        worker.observers = [Bar(progress), *o.metrics_of(metrics_port), *o.events_of(events, made)]
+        worker.observers = [Bar(progress), *o.metrics_observers(metrics_port), *o.event_observers(events, made)]
         _work(worker, range(made.shards))
     finish(results, made, labels, webhook, webhook_secret_file, fail_on)
 
@@ -114,10 +114,10 @@ def scan_plan(
     """
     from patchscan.storage import open_store
 
-    scorer = o.scorer_of(server, model, token_file, run, "cpu")
+    scorer = o.make_scorer(server, model, token_file, run, "cpu")
     results = open_store(out, endpoint_url=endpoint_url)
-    where = o.source_of(source, endpoint_url, requester_pays, manifest)
-    filters = o.filters_of(suffix, min_size, max_size, since, until)
+    where = o.make_source(source, endpoint_url, requester_pays, manifest)
+    filters = o.make_filters(suffix, min_size, max_size, since, until)
     made = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
     counts = {name: getattr(made, name) for name in ("shards", "listed", "unchanged", "deleted")}
     print(json.dumps({"plan": made.address(results), **counts}))
@@ -153,14 +153,14 @@ def scan_worker(
     from patchscan.scanning.plan import Plan, locate
     from patchscan.storage import open_store
 
-    shard = o.shard_of(index, within)
-    scorer = o.scorer_of(server, model, token_file, run, device, in_flight)
+    shard = o.shard_number(index, within)
+    scorer = o.make_scorer(server, model, token_file, run, device, in_flight)
     out, name = locate(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
     made = Plan.read(results, name)
-    worker = o.worker_of(made, results, scorer, o.settings_of(select, threads, in_flight, batch, memory_mb))
+    worker = o.make_worker(made, results, scorer, o.make_settings(select, threads, in_flight, batch, memory_mb))
     stream = EventStream(sys.stderr, made.scan, len(worker.objects(shard)))
-    worker.observers = [stream, *o.metrics_of(metrics_port)]
+    worker.observers = [stream, *o.metrics_observers(metrics_port)]
     _work(worker, [shard])
     stream.progress()
 
@@ -210,7 +210,7 @@ def report(
 
 
 def make_plan(
-    source: "Source", filters: "Filters", scorer: "Scorer", results: "Store", shard_objects: int, shard_mb: int
+    source: "ScanSource", filters: "Filters", scorer: "Scorer", results: "Store", shard_objects: int, shard_mb: int
 ) -> "Plan":
     from patchscan.scanning.plan import ShardSize, plan
 
@@ -223,12 +223,12 @@ def make_plan(
 
 def _work(worker: "Worker", indexes: Iterable[int]) -> None:
     """Work these shards; exits with 75 where the scan is stopped before the end."""
-    from patchscan.common.retries import Interrupted
+    from patchscan.common.retries import StoppedError
 
     try:
         for index in indexes:
             worker.work(index)
-    except Interrupted:
+    except StoppedError:
         print("patchscan: interrupted; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 

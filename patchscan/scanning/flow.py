@@ -11,19 +11,19 @@ from typing import TypeVar
 
 import numpy as np
 
-from patchscan.common.retries import Interrupted, Transient
+from patchscan.common.retries import StoppedError, TransientError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def each(
+def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int, stop: threading.Event, drain_s: float
 ) -> Iterator[Result]:
     """The results of `function` for each item, as they come, from `threads` threads.
 
     What `function` raises ends it. After `stop` is set no item is begun; results of those under way are given for up to
-    `drain_s` seconds, then Interrupted is raised.
+    `drain_s` seconds, then StoppedError is raised.
     """
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:
@@ -54,9 +54,9 @@ def each(
                 result = results.get(timeout=0.2)
             except queue.Empty:
                 if over:
-                    raise Interrupted from None
+                    raise StoppedError from None
                 continue
-            if isinstance(result, Exception) and not isinstance(result, Interrupted):
+            if isinstance(result, Exception) and not isinstance(result, StoppedError):
                 raise result
             if not isinstance(result, Exception):
                 left -= 1
@@ -104,14 +104,14 @@ class Window:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Wait for a place and hold it for one request; Transient raised within means that the server is busy."""
+        """Wait for a place and hold it for one request; TransientError raised within means that the server is busy."""
         with self._changed:
             self._changed.wait_for(lambda: self._under_way < int(self.size))
             self._under_way += 1
         busy = False
         try:
             yield
-        except Transient:
+        except TransientError:
             busy = True
             raise
         finally:

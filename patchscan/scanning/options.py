@@ -15,10 +15,10 @@ from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
 
 if TYPE_CHECKING:
-    from patchscan.scanning.client import Scorer
     from patchscan.scanning.listing import Filters
     from patchscan.scanning.observers import Observer
-    from patchscan.scanning.plan import Plan, Source
+    from patchscan.scanning.plan import Plan, ScanSource
+    from patchscan.scanning.scorers import Scorer
     from patchscan.scanning.worker import Worker, WorkSettings
     from patchscan.storage.store import Store
 
@@ -87,15 +87,15 @@ FailOn = Annotated[
 ]
 
 
-def source_of(source: str, endpoint_url: str | None, requester_pays: bool, manifest: str | None) -> "Source":
+def make_source(source: str, endpoint_url: str | None, requester_pays: bool, manifest: str | None) -> "ScanSource":
     """The source that the options name; folders by their absolute path, so that a plan holds anywhere."""
-    from patchscan.scanning.plan import Source, absolute
+    from patchscan.scanning.plan import ScanSource, absolute
 
     listed = absolute(manifest) if manifest else None
-    return Source(url=absolute(source), endpoint_url=endpoint_url, requester_pays=requester_pays, manifest=listed)
+    return ScanSource(url=absolute(source), endpoint_url=endpoint_url, requester_pays=requester_pays, manifest=listed)
 
 
-def filters_of(
+def make_filters(
     suffix: list[str] | None, min_size: int | None, max_size: int | None, since: datetime | None, until: datetime | None
 ) -> "Filters":
     """The filters that the options name."""
@@ -105,22 +105,22 @@ def filters_of(
     return Filters(suffixes=tuple(suffix or ()), min_size=min_size, max_size=max_size, since=first, until=end)
 
 
-def scorer_of(
+def make_scorer(
     server: str | None, model: str | None, token_file: Path | None, run: Path | None, device: str, in_flight: int = 32
 ) -> "Scorer":
     """The scorer that the options name: a server, a run folder, or else the starter run folder."""
-    from patchscan.scanning.client import InProcess, ServerSettings, TorchServe
+    from patchscan.scanning.scorers import InProcessScorer, ServerSettings, TorchServeScorer
 
     if server and run:
         raise UserError("give --server or --run, not both")
     if server:
         if not model:
             raise UserError("--server also needs --model, the model's name there")
-        return TorchServe(ServerSettings(url=server, model=model, token_file=token_file, connections=in_flight))
-    return InProcess(run or STARTER, device)
+        return TorchServeScorer(ServerSettings(url=server, model=model, token_file=token_file, connections=in_flight))
+    return InProcessScorer(run or STARTER, device)
 
 
-def shard_of(index: int, within: str | None) -> int:
+def shard_number(index: int, within: str | None) -> int:
     """The shard that `--index` and `--within` name."""
     from patchscan.scanning.shards import parse_ranges
 
@@ -132,7 +132,7 @@ def shard_of(index: int, within: str | None) -> int:
         raise UserError(f"--within {within} names no shard number {index}; write e.g. 3,7,12-20") from error
 
 
-def settings_of(
+def make_settings(
     select: Literal["worker", "server"] | None, threads: int, in_flight: int, batch: int | None, memory_mb: int
 ) -> "WorkSettings":
     """How a worker works."""
@@ -147,7 +147,7 @@ def settings_of(
     )
 
 
-def worker_of(plan: "Plan", results: "Store", scorer: "Scorer", settings: "WorkSettings") -> "Worker":
+def make_worker(plan: "Plan", results: "Store", scorer: "Scorer", settings: "WorkSettings") -> "Worker":
     """A worker that stops in order on SIGTERM and Ctrl-C; a second signal ends the process at once, with 75 too."""
     from patchscan.scanning.worker import Worker
 
@@ -163,14 +163,14 @@ def worker_of(plan: "Plan", results: "Store", scorer: "Scorer", settings: "WorkS
     return Worker(plan, results, scorer, settings, stop)
 
 
-def metrics_of(port: int | None) -> list["Observer"]:
+def metrics_observers(port: int | None) -> list["Observer"]:
     """The metrics observer, where a port is given."""
     from patchscan.scanning.observers import Metrics
 
     return [Metrics(port)] if port is not None else []
 
 
-def events_of(path: Path | None, plan: "Plan") -> list["Observer"]:
+def event_observers(path: Path | None, plan: "Plan") -> list["Observer"]:
     """The event stream, where a file is given."""
     from patchscan.scanning.observers import EventStream
 

@@ -42,14 +42,14 @@ class PlanError(UserError):
     """A results folder or a plan that does not fit what was asked."""
 
 
-class LostClaim(PlanError):
+class ClaimLostError(PlanError):
     """Two scans were started at once on a store that cannot tell them apart; the same command follows the other."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ScanSource:
     """Where the objects are. `manifest` names a file that lists the keys; None lists the store itself."""
 
     url: str
@@ -76,7 +76,7 @@ class Plan:
     before that; `deleted` were in the previous scan's table and are gone. `listing` is what the listing cost."""
 
     scan: str
-    source: Source
+    source: ScanSource
     filters: Filters
     model: str
     version: str
@@ -113,7 +113,7 @@ class Plan:
         values = json.loads(data)
         if values.get("format") != PLAN_FORMAT:
             raise PlanError(f"{out.url}/{name} was made by another version of patchscan; choose a new results folder")
-        values["source"] = Source(**values["source"])
+        values["source"] = ScanSource(**values["source"])
         values["filters"] = Filters(**values["filters"])
         return cls(**values)
 
@@ -150,7 +150,7 @@ def last_complete(out: Store) -> Plan | None:
     return next((Plan.read(out, scan) for scan in scans if is_done(out, scan)), None)
 
 
-def plan(source: Source, filters: Filters, card: Card, out: Store, shard_size: ShardSize = ShardSize()) -> Plan:
+def plan(source: ScanSource, filters: Filters, card: Card, out: Store, shard_size: ShardSize = ShardSize()) -> Plan:
     """The plan to work on: the unfinished one of the same source, filters and model where there is one, else a new
     one, incremental on the last complete scan. Of planners that run at once, all get the plan of the first.
 
@@ -188,12 +188,14 @@ def _claim(out: Store, entry: str, ours: Plan) -> bool:
 
 
 def check_claimed(out: Store, made: Plan) -> None:
-    """Raises LostClaim where the history does not name this plan's scan."""
+    """Raises ClaimLostError where the history does not name this plan's scan."""
     if made.scan not in _newest_first(out, sorted(out.names("history/"))):
-        raise LostClaim(f"{out.url} ignores conditional writes and another scan took this one's place; run it again")
+        raise ClaimLostError(
+            f"{out.url} ignores conditional writes and another scan took this one's place; run it again"
+        )
 
 
-def check_apart(source: Source, out: Store) -> None:
+def check_apart(source: ScanSource, out: Store) -> None:
     """Results inside the source would be scanned themselves, and shown as new objects every time."""
     inner, outer = absolute(out.url), absolute(source.url)
     # A bucket's prefix may end within a name; the bucket's own name and a folder's may not.
@@ -211,7 +213,7 @@ def conditional_writes(out: Store) -> bool:
     return honoured
 
 
-def _make(source: Source, filters: Filters, card: Card, out: Store, shard_size: ShardSize) -> Plan:
+def _make(source: ScanSource, filters: Filters, card: Card, out: Store, shard_size: ShardSize) -> Plan:
     scan = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     store = source.open()
     started = time.monotonic()
@@ -247,7 +249,7 @@ def _make(source: Source, filters: Filters, card: Card, out: Store, shard_size: 
     return made
 
 
-def _objects(source: Source, store: Store) -> Iterator[ObjectInfo]:
+def _objects(source: ScanSource, store: Store) -> Iterator[ObjectInfo]:
     if source.manifest is None:
         return store.objects()
     bucket, prefix = split_url(source.url) if is_bucket(source.url) else (None, "")

@@ -24,7 +24,7 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     """Write the reports of a scan whose shards are all worked, then `_SUCCESS`; the newest reports also stand at the
     top of the results folder. `labels` (labels.scores_table) adds evaluation's report.
 
-    Raises Incomplete, LabelError, LostClaim, and PlanError where the counts do not add up.
+    Raises IncompleteScanError, LabelError, ClaimLostError, and PlanError where the counts do not add up.
     """
     check_claimed(out, plan)
     folder = f"scans/{plan.scan}/"

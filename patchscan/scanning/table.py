@@ -19,14 +19,14 @@ from patchscan.storage.store import Store
 BATCH = 50_000
 
 
-class Incomplete(PlanError):
+class IncompleteScanError(PlanError):
     """Parts are missing: their shards have not been worked."""
 
 
 class ScanTable:
     """The rows of one scan as the view `rows`, with `carried` telling the rows that were carried over unchanged.
 
-    Raises Incomplete where a shard has no part.
+    Raises IncompleteScanError where a shard has no part.
     """
 
     def __init__(self, out: Store, plan: Plan, scratch: Path):
@@ -35,7 +35,9 @@ class ScanTable:
         missing = {f"{folder}part-{shards.name(index)}.parquet" for index in range(plan.shards)} - set(found)
         if missing:
             first = min(missing).removeprefix(folder)
-            raise Incomplete(f"{len(missing)} of {plan.shards} shards are not done, first {first}; run the scan again")
+            raise IncompleteScanError(
+                f"{len(missing)} of {plan.shards} shards are not done, first {first}; run the scan again"
+            )
         self.cost: Counter[str] = Counter()
         files = scratch / plan.scan
         files.mkdir()

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps
 
-from patchscan.common.retries import Retries, Transient
+from patchscan.common.retries import Retries, TransientError
 from patchscan.detector.images import ImageError, Limits, decode
 from patchscan.reporting.plots import data_uri
 from patchscan.storage.store import ObjectError, ObjectInfo, Store
@@ -20,7 +20,7 @@ def thumbnail(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> 
     try:
         fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, limits.max_bytes))
         rgb = decode(fetched.data, limits).rgb
-    except (ObjectError, Transient, ImageError):
+    except (ObjectError, TransientError, ImageError):
         return None
     buffer = io.BytesIO()
     draw(Image.fromarray(rgb), row["patch"]).save(buffer, "JPEG", quality=82)

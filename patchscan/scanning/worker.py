@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from patchscan.common.errors import UserError
-from patchscan.common.retries import Interrupted, Retries, Transient, Watchdog
+from patchscan.common.retries import Retries, StoppedError, TransientError, Watchdog
 from patchscan.detector.answer import Answer
 from patchscan.detector.images import ErrorCode, ImageError, Limits, decoded_bytes
 from patchscan.detector.prepared import answer, prepare
 from patchscan.scanning import rows, shards
-from patchscan.scanning.client import Refused, Scorer, ScorerError, Select
-from patchscan.scanning.flow import Batcher, ByteBudget, Window, each
+from patchscan.scanning.flow import Batcher, ByteBudget, Window, map_in_threads
 from patchscan.scanning.observers import Observer
 from patchscan.scanning.plan import Plan, PlanError
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.rows import STATS_KEY, Row
+from patchscan.scanning.scorers import RefusedRequestError, Scorer, ScorerError, Select
 from patchscan.storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, Store
 
 Meter = dict[str, float]
@@ -97,8 +97,8 @@ class Worker:
     def work(self, index: int) -> None:
         """Write the part of shard `index` unless it is there.
 
-        Raises Interrupted after `stop` was set, and what ends a scan (Outage, ScorerError, StoreError); what is done
-        is kept as progress then.
+        Raises StoppedError after `stop` was set, and what ends a scan (OutageError, ScorerError, StoreError); what is
+        done is kept as progress then.
         """
         folder = f"scans/{self.plan.scan}"
         part, progress = (
@@ -114,13 +114,13 @@ class Worker:
         self._tell_kept(len(shard.done))
         todo = [info for info in objects if info.key not in shard.done]
         try:
-            for done in each(self._one_row, todo, self.settings.threads, self.stop, self.settings.drain_s):
+            for done in map_in_threads(self._one_row, todo, self.settings.threads, self.stop, self.settings.drain_s):
                 shard.done[done.row["key"]] = done.row
                 for observer in self.observers:
                     observer.row(done.row, done.fetched_bytes)
                 if shard.kept_ago() > self.settings.keep_every_s:
                     self.out.write(progress, shard.parquet())
-        except (Interrupted, UserError):
+        except (StoppedError, UserError):
             self.out.write(progress, shard.parquet())
             raise
         self.out.write_new(part, shard.parquet())
@@ -146,7 +146,7 @@ class Worker:
         with self._budget.hold(limit if info.size is None else info.size):
             try:
                 fetched, tries = self._retries.call(lambda: self.source.fetch(info, limit))
-            except (ObjectError, Transient) as error:
+            except (ObjectError, TransientError) as error:
                 return Done(self._failed(info, error), 0)
             return Done(self._scored(_as_fetched(info, fetched), fetched.data, tries), len(fetched.data))
 
@@ -154,7 +154,7 @@ class Worker:
         """`_one`, where even an error of our own is the row of this object and not the end of its shard."""
         try:
             return self._one(info)
-        except (Interrupted, UserError):
+        except (StoppedError, UserError):
             raise
         except Exception as error:
             log.exception("an error of patchscan's own at %s", info.key)
@@ -166,7 +166,7 @@ class Worker:
             result, more = self._retries.call(lambda: self._answer(data))
         except ImageError as error:
             row = rows.rejected(info, error.code, error.message, tries) | self._model
-        except (Refused, Transient) as error:
+        except (RefusedRequestError, TransientError) as error:
             return self._failed(info, error)
         else:
             row = rows.scored(info, result, provenance(data, result.image["format"]), tries + more - 1)
@@ -186,10 +186,10 @@ class Worker:
         with self._window.request():
             return self.scorer.logits(crops)
 
-    def _failed(self, info: ObjectInfo, error: ObjectError | Refused | Transient) -> Row:
+    def _failed(self, info: ObjectInfo, error: ObjectError | RefusedRequestError | TransientError) -> Row:
         if isinstance(error, ObjectError):
             return rows.failed(info, error.code, error.message, 1) | self._model
-        if isinstance(error, Refused):
+        if isinstance(error, RefusedRequestError):
             return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), 1) | self._model
         self._watchdog.check(error)
         return rows.failed(info, FailureCode.UNAVAILABLE, str(error), error.attempts) | self._model

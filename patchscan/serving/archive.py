@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from patchscan.common.errors import UserError
-from patchscan.common.files import sha256_of, whole
+from patchscan.common.files import atomic_write, sha256_of
 from patchscan.common.shipped import PACKAGE, shipped
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.serving import golden
@@ -51,7 +51,7 @@ CARRIED = (
     "common/*.py",
     "detector/*.py",
     "serving/__init__.py",
-    "serving/measures.py",
+    "serving/metrics.py",
     "serving/requests.py",
 )
 
@@ -76,7 +76,7 @@ def archive(
         stage = _stage(run, card, Path(folder) / "stage")
         _run_archiver(card, engine, stage, Path(folder))
         mar = model_store / f"{name}.mar"
-        with whole(mar) as file:
+        with atomic_write(mar) as file:
             _normalise(Path(folder) / mar.name, file)
             write_digest(mar, sha256_of(file))
     return mar
@@ -144,5 +144,5 @@ def digest_file(mar: Path) -> Path:
 
 def write_digest(mar: Path, sha256: str) -> None:
     """Write the digest beside the archive, as sha256sum reads it."""
-    with whole(digest_file(mar)) as file:
+    with atomic_write(digest_file(mar)) as file:
         file.write_text(f"{sha256}  {mar.name}\n")

@@ -16,7 +16,7 @@ from typing import Any, Self
 import httpx
 
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
-from patchscan.common.files import whole
+from patchscan.common.files import atomic_write
 from patchscan.common.tokens import read_tokens
 from patchscan.detector.card import Card
 from patchscan.serving import golden
@@ -32,7 +32,7 @@ class RegistryError(UserError):
     """The server refused, or the new version failed; the message says what still serves."""
 
 
-class ServerDown(RegistryError):
+class ServerDownError(RegistryError):
     """The server does not answer; the same command works when it is back."""
 
     exit_code = EXIT_INTERRUPTED
@@ -153,7 +153,7 @@ class Registry:
         if target.resolve() == good.mar.resolve():
             write_digest(target, good.sha256)
         else:
-            with whole(target) as file:
+            with atomic_write(target) as file:
                 shutil.copyfile(good.mar, file)
                 write_digest(target, good.sha256)
         return target
@@ -184,7 +184,7 @@ class Registry:
             try:
                 reply = self._inference.post(path, content=data, headers={"Content-Type": "application/octet-stream"})
             except httpx.HTTPError as error:
-                raise ServerDown(f"{self._inference.base_url} does not answer ({error}): {START}") from error
+                raise ServerDownError(f"{self._inference.base_url} does not answer ({error}): {START}") from error
             if reply.status_code < 500:
                 break
             time.sleep(1)
@@ -200,7 +200,7 @@ class Registry:
             address = self._management.base_url
             raise RegistryError(f"{address} is not an address such as http://127.0.0.1:8081") from error
         except httpx.HTTPError as error:
-            raise ServerDown(f"{self._management.base_url} does not answer ({error}): {START}") from error
+            raise ServerDownError(f"{self._management.base_url} does not answer ({error}): {START}") from error
         if reply.status_code == 405:
             raise RegistryError("the server registers no models: start it with `patchscan serve --model-api`")
         if reply.status_code != 200:

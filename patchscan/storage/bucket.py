@@ -17,7 +17,7 @@ from botocore import exceptions as boto_errors
 from botocore.config import Config
 from botocore.utils import parse_timestamp
 
-from patchscan.common.retries import Outage, Retries, Transient
+from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page
 from patchscan.storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError, split_url
 
@@ -103,7 +103,7 @@ class Bucket:
         if info.etag and etag != info.etag:
             raise ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
         if len(data) < min(reply["ContentLength"], limit + 1):
-            raise Transient("the download ended early")
+            raise TransientError("the download ended early")
         return Fetched(data, reply["ContentLength"], etag, reply.get("VersionId"), reply["LastModified"])
 
     def names(self, prefix: str) -> Iterator[str]:
@@ -120,10 +120,10 @@ class Bucket:
     def read(self, name: str) -> bytes | None:
         """A result's bytes, or None."""
 
-        def whole() -> bytes:
+        def read_whole() -> bytes:
             return self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
 
-        return self._call(whole, {FailureCode.VANISHED: None})
+        return self._call(read_whole, {FailureCode.VANISHED: None})
 
     def write(self, name: str, data: bytes) -> None:
         """Write a result; S3's PUT is atomic."""
@@ -159,8 +159,8 @@ class Bucket:
 
         try:
             return self._retries.call(once)[0]
-        except Transient as error:
-            raise Outage(f"{self.url}: the store does not answer ({error}); run the same command again") from None
+        except TransientError as error:
+            raise OutageError(f"{self.url}: the store does not answer ({error}); run the same command again") from None
         except ObjectError as error:
             if error.code in expected:
                 return expected[error.code]
@@ -173,7 +173,7 @@ class Bucket:
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
             return self._translate_reply(code, status)
         if isinstance(error, NETWORK_ERRORS):
-            return Transient(type(error).__name__)
+            return TransientError(type(error).__name__)
         if isinstance(error, boto_errors.NoCredentialsError):
             return StoreError(
                 f"{self.url}: there are no credentials; set AWS_ACCESS_KEY_ID or AWS_PROFILE (docs/scan.md)"
@@ -182,7 +182,7 @@ class Bucket:
 
     def _translate_reply(self, code: str, status: int) -> Exception:
         if status >= 500 or status == 429 or code in BUSY_CODES:
-            return Transient(f"{status} {code}")
+            return TransientError(f"{status} {code}")
         if code in CREDENTIAL_CODES:
             return StoreError(f"{self.url}: the store refuses the credentials ({code}); renew them and run again")
         if code == "NoSuchBucket":
@@ -192,7 +192,7 @@ class Bucket:
         if status == 412:
             return ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
         if status == 409:
-            return Transient(f"{status} {code}")
+            return TransientError(f"{status} {code}")
         if code == "InvalidObjectState":
             return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
         if status == 403:

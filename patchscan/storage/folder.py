@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from patchscan.common.retries import Outage
+from patchscan.common.retries import OutageError
 from patchscan.storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError
 
 PARTIAL = ".partial-"
@@ -97,7 +97,7 @@ class Folder:
             handle, partial = tempfile.mkstemp(dir=target.parent, prefix=PARTIAL)
             _write(handle, Path(partial), data)
         except OSError as error:
-            kind = Outage if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+            kind = OutageError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
             raise kind(
                 f"{target} cannot be written: {error.strerror}; mend that and run the same command again"
             ) from error

@@ -1,7 +1,7 @@
 """Where objects come from and results go: one small `Store`, an S3 bucket (bucket.py) or a local folder (folder.py).
 
-Errors: Transient where trying again may help, ObjectError where one object cannot be had, StoreError where the bucket
-or folder itself cannot be used. None of them carries credentials or the texts of boto3's exceptions.
+Errors: TransientError where trying again may help, ObjectError where one object cannot be had, StoreError where the
+bucket or folder itself cannot be used. None of them carries credentials or the texts of boto3's exceptions.
 """
 
 from collections import Counter
@@ -77,8 +77,10 @@ class Store(Protocol):
         """Every object of the tree, in any order. Raises StoreError."""
 
     def fetch(self, info: ObjectInfo, limit: int) -> Fetched:
-        """One try at the object as it was listed: at most `limit` + 1 bytes of it. Raises Transient, ObjectError (also
-        where the object is no longer the listed one) and StoreError."""
+        """One try at the object as it was listed: at most `limit` + 1 bytes of it.
+
+        Raises TransientError, ObjectError (also where the object is no longer the listed one) and StoreError.
+        """
 
     def names(self, prefix: str) -> Iterator[str]:
         """The names of the results that begin with `prefix`, in any order. Raises StoreError."""

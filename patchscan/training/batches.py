@@ -13,12 +13,12 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from patchscan.dataset.source import DataError, Source
+from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_bytes
 from patchscan.detector.presets import PatchPreset
 from patchscan.training.augment import augment
-from patchscan.training.processes import stopping_held
+from patchscan.training.distributed import stopping_held
 from patchscan.training.recipe import Recipe
 from patchscan.training.synthetic import synthetic_fake
 
@@ -32,7 +32,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
     worker draws them. With `epoch` None (the default) an item is what evaluation and serving see of the same file.
     """
 
-    def __init__(self, source: Source, rows: pd.DataFrame, recipe: Recipe, epoch: int | None = None):
+    def __init__(self, source: DataSource, rows: pd.DataFrame, recipe: Recipe, epoch: int | None = None):
         self.source, self.recipe, self.epoch = source, recipe, epoch
         self.paths: list[str] = rows.path.tolist()
         self.labels: list[int] = rows.label.tolist()
@@ -161,7 +161,7 @@ def training_loader(images: CropDataset, batches: EpochBatches, workers: int, pi
     )
 
 
-def evaluation_loader(source: Source, rows: pd.DataFrame, recipe: Recipe, workers: int) -> Loader:
+def evaluation_loader(source: DataSource, rows: pd.DataFrame, recipe: Recipe, workers: int) -> Loader:
     """The rows in order, in batches, each image's crops as evaluation and serving see them."""
     return Loader(
         CropDataset(source, rows, recipe),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from patchscan.common.files import whole
+from patchscan.common.files import atomic_write
 from patchscan.detector.card import WEIGHTS_FILE
 from patchscan.storage import open_store
 from patchscan.storage.store import Store, is_bucket
@@ -47,7 +47,7 @@ class RunStore:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the checkpoint (tensors and plain values only) in place of the one before."""
-        with whole(self.folder / CHECKPOINT) as partial, partial.open("wb") as file:
+        with atomic_write(self.folder / CHECKPOINT) as partial, partial.open("wb") as file:
             torch.save(state, file)
         self.push(CHECKPOINT)
 
@@ -58,7 +58,7 @@ class RunStore:
 
     def save_weights(self, name: str, state: dict[str, torch.Tensor]) -> Path:
         """Write tensors as safetensors."""
-        with whole(self.folder / name) as file:
+        with atomic_write(self.folder / name) as file:
             save_file({key: value.contiguous().cpu() for key, value in state.items()}, file)
             file.chmod(0o644)  # safetensors makes it private, which another user's server could not read
         return self.folder / name

@@ -68,7 +68,7 @@ def import_ssp(
     Example:
       patchscan import-ssp sdv15.pth --run runs/official --trained-on "GenImage, Stable Diffusion v1.5"
     """
-    from patchscan.training.official import import_official
+    from patchscan.training.import_ssp import import_official
 
     card = import_official(checkpoint, run, trained_on)
     typer.echo(f"{run}  digest:{card.digest[:12]}")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from patchscan.dataset.index import data_digest, load_index
 from patchscan.dataset.matched import matched_version, protocol_of
-from patchscan.dataset.source import DataError, Source
+from patchscan.dataset.source import DataError, DataSource
 from patchscan.training.recipe import Recipe
 
 LABELS = {"nature": 0, "ai": 1}
@@ -19,7 +19,7 @@ class TrainingData:
     """The index rows `train` and `val` of the seen generators, as `rows_of` gives them, their paths relative to
     `source`; `digest` names these very images, `protocol` is what the data set was made by (`raw` or `matched`)."""
 
-    source: Source
+    source: DataSource
     protocol: str
     train: pd.DataFrame
     val: pd.DataFrame
@@ -34,7 +34,7 @@ class TrainingData:
             data, index = made, index if made == data else None
         table = load_index(data, index)
         train, val = (rows_of(table, recipe.seen, split) for split in ("train", "val"))
-        return cls(Source(data), protocol_of(data), train, val, data_digest(pd.concat([train, val])))
+        return cls(DataSource(data), protocol_of(data), train, val, data_digest(pd.concat([train, val])))
 
 
 def rows_of(index: pd.DataFrame, generators: list[str], split: str) -> pd.DataFrame:

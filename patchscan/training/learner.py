@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from patchscan.detector.models import build
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import load_imagenet
-from patchscan.training.processes import Ranks
+from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import Recipe
 
 WARMUP_STEPS = 50

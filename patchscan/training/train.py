@@ -22,9 +22,9 @@ from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import CropDataset, EpochBatches, training_loader
 from patchscan.training.checkpoint import RunStore
 from patchscan.training.data import TrainingData
+from patchscan.training.distributed import Interrupt, Ranks
 from patchscan.training.features import write_features
 from patchscan.training.learner import Learner
-from patchscan.training.processes import Interrupt, Ranks
 from patchscan.training.recipe import Recipe
 from patchscan.training.run_card import card_of
 from patchscan.training.run_log import LOG_FILE, LoaderClock, RunLog

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from patchscan.cli import app
 from patchscan.cluster import coordinator
-from patchscan.cluster.client import Cluster, ClusterError, Job, JobGone
-from patchscan.cluster.coordinator import BadConfiguration, ShardsFailed, Workers
+from patchscan.cluster.client import Cluster, ClusterError, Job, JobGoneError
+from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError, Workers
 from patchscan.cluster.submitting import log_lines, submit_from_cron_job, submit_manifest
-from patchscan.common.retries import Outage
+from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ShardSize, Source, is_done, plan
+from patchscan.scanning.plan import ScanSource, ShardSize, is_done, plan
 from patchscan.scanning.shards import parse_ranges
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -42,7 +42,7 @@ class Bench:
             (photos / f"{number}.png").write_bytes(image(number))
         self.scorer = StubScorer()
         self.out: Store = open_store(str(folder / "out"))
-        self.plan = plan(Source(url=str(photos)), Filters(), self.scorer.card, self.out, ShardSize(max_objects=2))
+        self.plan = plan(ScanSource(url=str(photos)), Filters(), self.scorer.card, self.out, ShardSize(max_objects=2))
         self.trouble: Callable[[int, int], tuple[int, str]] = lambda shard, attempt: (0, "")
         self.tries: list[int] = []
         self.api = KubeApi(self.pod)
@@ -143,7 +143,7 @@ def test_a_job_created_by_a_faster_coordinator_is_followed(bench: Bench, monkeyp
 def test_failed_shards_are_named_and_a_rerun_works_only_them(bench: Bench) -> None:
     bench.trouble = lambda shard, attempt: (75, "the server: ReadTimeout") if shard in (1, 4) else (0, "")
     with pytest.raises(
-        ShardsFailed, match=r"shards 1,4 missing: shard 1: exit code 75, the server: ReadTimeout"
+        ShardsFailedError, match=r"shards 1,4 missing: shard 1: exit code 75, the server: ReadTimeout"
     ) as failed:
         bench.work()
     assert "FailedIndexes" in str(failed.value)
@@ -158,7 +158,7 @@ def test_failed_shards_are_named_and_a_rerun_works_only_them(bench: Bench) -> No
 
 def test_a_wrong_setting_is_tried_once_and_is_no_interruption(bench: Bench) -> None:
     bench.trouble = lambda shard, attempt: (2, "patchscan: http://patchscan-serve:8080 refuses the token")
-    with pytest.raises(BadConfiguration, match="refuses the token"):
+    with pytest.raises(ConfigurationError, match="refuses the token"):
         bench.work()
     assert bench.tries == list(range(6))
 
@@ -169,7 +169,7 @@ def test_a_job_deleted_under_way_is_an_interruption(bench: Bench) -> None:
         return 0, ""
 
     bench.trouble = delete
-    with pytest.raises(ShardsFailed, match="was deleted"):
+    with pytest.raises(ShardsFailedError, match="was deleted"):
         bench.work()
     bench.trouble = lambda shard, attempt: (0, "")
     bench.work()
@@ -193,7 +193,7 @@ def test_workers_are_the_coordinators_pod_without_its_rights(bench: Bench) -> No
 
 def test_a_cluster_that_does_not_answer_is_an_outage(bench: Bench) -> None:
     bench.api.faults = [("GET", "/jobs", 503)] * 50
-    with pytest.raises(Outage, match="does not answer"):
+    with pytest.raises(OutageError, match="does not answer"):
         bench.cluster(patience_s=0.3).job("any")
 
 
@@ -201,7 +201,7 @@ def test_refusals_carry_the_servers_words(bench: Bench) -> None:
     bench.api.faults = [("GET", "/jobs", 403)]
     with pytest.raises(ClusterError, match=r"refuses \(403\): scripted fault"):
         bench.cluster().jobs()
-    with pytest.raises(JobGone):
+    with pytest.raises(JobGoneError):
         list(bench.cluster().follow("none"))
 
 
@@ -276,7 +276,7 @@ def test_the_coordinators_command_is_a_whole_scan(bench: Bench) -> None:
     bench.cluster().create_job(coordinator_job())
     bench.trouble = lambda shard, attempt: (75, "no answer") if shard == 2 else (0, "")
     done = coordinate(bench)
-    assert isinstance(done.exception, ShardsFailed)
+    assert isinstance(done.exception, ShardsFailedError)
     assert done.exception.exit_code == 75
     bench.trouble, bench.tries = (lambda shard, attempt: (0, "")), []
     done = coordinate(bench)
@@ -296,7 +296,7 @@ def test_a_model_replaced_during_the_scan_is_an_interruption_and_the_next_try_pl
 
     bench.trouble = roll_out
     done = coordinate(bench)
-    assert isinstance(done.exception, ShardsFailed), done.output
+    assert isinstance(done.exception, ShardsFailedError), done.output
     assert done.exception.exit_code == 75
     assert "was replaced during the scan" in str(done.exception)
     bench.trouble = lambda shard, attempt: (0, "")

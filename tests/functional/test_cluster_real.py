@@ -20,12 +20,12 @@ import pytest
 import yaml
 
 from patchscan.cluster import coordinator
-from patchscan.cluster.client import AlreadyExists, Cluster, Job, JobGone
-from patchscan.cluster.coordinator import SHARDS_ANNOTATION, BadConfiguration, ShardsFailed, Workers
-from patchscan.cluster.rollout import ARCHIVE, Rejected, next_step
+from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError
+from patchscan.cluster.coordinator import SHARDS_ANNOTATION, ConfigurationError, ShardsFailedError, Workers
+from patchscan.cluster.rollout import ARCHIVE, RejectedArchiveError, next_step
 from patchscan.cluster.submitting import log_lines
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, ShardSize, Source, plan
+from patchscan.scanning.plan import Plan, ScanSource, ShardSize, plan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
@@ -101,7 +101,7 @@ class Scan:
         self.cluster, self.own, self.scorer = cluster, own, StubScorer()
         self.out: Store = open_store(str(folder / "out"))
         self.plan: Plan = plan(
-            Source(url=str(folder / "in")), Filters(), self.scorer.card, self.out, ShardSize(max_objects=1)
+            ScanSource(url=str(folder / "in")), Filters(), self.scorer.card, self.out, ShardSize(max_objects=1)
         )
 
     def work(self, script: str, retries: int = 0) -> None:
@@ -195,9 +195,9 @@ def test_failed_shards_are_named_and_a_rerun_by_two_coordinators_is_one_job_of_o
     )
     made["spec"]["template"]["spec"]["containers"][0]["resources"] = SMALL
     first = scan.cluster.create_job(made)
-    with pytest.raises(AlreadyExists):
+    with pytest.raises(AlreadyExistsError):
         scan.cluster.create_job(made)
-    with pytest.raises(ShardsFailed, match="shards 1 missing: shard 1: exit code 75, index 1; a rerun"):
+    with pytest.raises(ShardsFailedError, match="shards 1 missing: shard 1: exit code 75, index 1; a rerun"):
         scan.work("exit 1")
     assert [job.name for job in scan.jobs()] == [first.name], "the running Job was found again"
     assert (scan.jobs()[0].succeeded, scan.jobs()[0].failed) == (2, [1])
@@ -235,7 +235,7 @@ def test_killed_pods_are_replaced(scan: Scan) -> None:
 
 
 def test_a_wrong_setting_is_tried_once_an_index(scan: Scan) -> None:
-    with pytest.raises(BadConfiguration, match="exit code 2"):
+    with pytest.raises(ConfigurationError, match="exit code 2"):
         scan.work("echo refused >&2; exit 2", retries=3)
     assert len(scan.cluster.pods(scan.jobs()[0].name)) == 3
 
@@ -245,7 +245,7 @@ def test_the_workers_go_with_their_coordinator(scan: Scan) -> None:
     job = scan.cluster.create_job(coordinator.worker_job(scan.plan, "/out", [0, 1, 2], 1, workers, scan.own))
     scan.cluster.delete_job(scan.own.name)
     wait_for("the workers' Job to be gone", lambda: scan.cluster.job(job.name) is None)
-    with pytest.raises(JobGone):
+    with pytest.raises(JobGoneError):
         list(scan.cluster.follow(job.name))
 
 
@@ -278,7 +278,7 @@ def test_a_model_whose_pods_fail_is_taken_back_and_the_old_pods_stay(cluster: Cl
         before = _serving(cluster.namespace, good)
         bad = publish(b"bad")
         assert "is rolled out" in step()
-        with pytest.raises(Rejected, match=f"{bad} did not become ready, {good} serves"):
+        with pytest.raises(RejectedArchiveError, match=f"{bad} did not become ready, {good} serves"):
             wait_for("the bad one to be taken back", lambda: step() is None)
         assert step() in (f"{bad} was rejected, {good} serves", f"the roll-out of {good} is under way")
         wait_for("the bad pod to be gone", lambda: step() == f"{bad} was rejected, {good} serves")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from patchscan.cluster.client import Cluster, ClusterError
-from patchscan.cluster.rollout import ARCHIVE, GOOD, REJECTED, Rejected, next_step, roll_out_state
+from patchscan.cluster.rollout import ARCHIVE, GOOD, REJECTED, RejectedArchiveError, next_step, roll_out_state
 from patchscan.storage import open_store
 from patchscan.storage.store import StoreError
 from tests.kube_api import Body, KubeApi
@@ -97,7 +97,7 @@ def test_a_model_whose_pods_do_not_become_ready_is_taken_back_and_not_tried_agai
     bench.step()
     assert bench.serves == bad
     bench.pods_become("stuck")
-    with pytest.raises(Rejected, match=f"{bad} did not become ready, {first} serves"):
+    with pytest.raises(RejectedArchiveError, match=f"{bad} did not become ready, {first} serves"):
         bench.step()
     assert bench.serves == first
     bench.pods_become("ready")
@@ -114,7 +114,7 @@ def test_a_first_model_that_fails_leaves_what_was_there(bench: Bench) -> None:
     bad = bench.publish(b"bad")
     bench.step()
     bench.pods_become("stuck")
-    with pytest.raises(Rejected, match="what was there serves"):
+    with pytest.raises(RejectedArchiveError, match="what was there serves"):
         bench.step()
     assert bench.serves is None
     bench.pods_become("ready")

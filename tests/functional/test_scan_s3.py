@@ -23,7 +23,16 @@ from patchscan.detector.images import Limits
 from patchscan.scanning import report
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.manifest import ManifestError, objects
-from patchscan.scanning.plan import LostClaim, Plan, PlanError, ShardSize, Source, conditional_writes, history, plan
+from patchscan.scanning.plan import (
+    ClaimLostError,
+    Plan,
+    PlanError,
+    ScanSource,
+    ShardSize,
+    conditional_writes,
+    history,
+    plan,
+)
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.embedded_s3 import EmbeddedS3
@@ -66,7 +75,7 @@ def bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     return name
 
 
-def scan(source: Source, out_url: str, filters: Filters = Filters(), limits: Limits = Limits()) -> Plan:
+def scan(source: ScanSource, out_url: str, filters: Filters = Filters(), limits: Limits = Limits()) -> Plan:
     scorer, out = StubScorer(), open_store(out_url, endpoint_url=source.endpoint_url)
     made = plan(source, filters, scorer.card, out, ShardSize(max_objects=5))
     worker = Worker(made, out, scorer, WorkSettings(threads=4, batch=2, limits=limits))
@@ -79,7 +88,7 @@ def scan(source: Source, out_url: str, filters: Filters = Filters(), limits: Lim
 @pytest.mark.parametrize("page", [1000, 1, 3])
 def test_every_key_however_unusual_has_one_row(bucket: str, page: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchscan.storage.key_ranges.PAGE", page)  # small pages: many threads, many cuts
-    made = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    made = scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
     table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
     assert {key for key, row in table.items() if row["status"] == "scored"} == {
         *UNUSUAL,
@@ -89,10 +98,10 @@ def test_every_key_however_unusual_has_one_row(bucket: str, page: int, monkeypat
 
 
 def test_503s_resets_and_cut_bodies_change_no_row(bucket: str, s3: EmbeddedS3) -> None:
-    calm = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/calm")
+    calm = scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/calm")
     expected = table_of(open_store(f"s3://{bucket}-out/calm"), calm.scan)
     with FaultyProxy(s3.endpoint_url) as proxy:
-        source = Source(url=f"s3://{bucket}", endpoint_url=proxy.url)
+        source = ScanSource(url=f"s3://{bucket}", endpoint_url=proxy.url)
         stormy = scan(source, f"s3://{bucket}-out/stormy")
         assert proxy.faults > 10
     assert table_of(open_store(f"s3://{bucket}-out/stormy"), stormy.scan) == expected
@@ -100,7 +109,7 @@ def test_503s_resets_and_cut_bodies_change_no_row(bucket: str, s3: EmbeddedS3) -
 
 def test_four_scans_at_once_are_one_scan(bucket: str) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x"), range(4)))
+        list(pool.map(lambda _: scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x"), range(4)))
     out = open_store(f"s3://{bucket}-out/x")
     for name in history(out):
         assert len(table_of(out, name)) == len(UNUSUAL) + 13
@@ -139,7 +148,7 @@ def unconditional(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_planners_at_once_agree_where_the_store_ignores_conditions(unconditional: str) -> None:
     source, out = (
-        Source(url="s3://photos", endpoint_url=unconditional),
+        ScanSource(url="s3://photos", endpoint_url=unconditional),
         open_store("s3://out", endpoint_url=unconditional),
     )
     assert not conditional_writes(out)
@@ -152,14 +161,14 @@ def test_planners_at_once_agree_where_the_store_ignores_conditions(unconditional
 def test_a_scan_that_lost_its_place_ends_before_its_report(unconditional: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchscan.scanning.plan.SETTLE_S", 0.0)
     source, out = (
-        Source(url="s3://photos", endpoint_url=unconditional),
+        ScanSource(url="s3://photos", endpoint_url=unconditional),
         open_store("s3://out", endpoint_url=unconditional),
     )
     lost = plan(source, Filters(), StubScorer().card, out)
     Worker(lost, out, StubScorer()).work(0)
     out.delete("history/000001.json")  # the other planner looked before this one wrote, and wrote after it looked
     won = plan(source, Filters(), StubScorer().card, out)
-    with pytest.raises(LostClaim, match="another scan took this one's place") as ended:
+    with pytest.raises(ClaimLostError, match="another scan took this one's place") as ended:
         report.reduce(out, lost)
     assert ended.value.exit_code == 75
     assert out.read("report.json") is None
@@ -169,21 +178,21 @@ def test_a_scan_that_lost_its_place_ends_before_its_report(unconditional: str, m
 
 
 def test_an_unchanged_bucket_costs_a_listing_and_no_get(bucket: str) -> None:
-    scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
-    made = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    made = scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
     found = json.loads(open_store(f"s3://{bucket}-out/x").read("report.json") or b"")
     assert (found["totals"]["unchanged"], made.shards) == (made.listed, 0)
     assert set(found["cost"]["requests"]) == {"ListObjectsV2"}
 
 
 def test_filters_choose_by_suffix_and_size(bucket: str) -> None:
-    made = scan(Source(url=f"s3://{bucket}/many/"), f"s3://{bucket}-out/x", Filters(suffixes=(".PNG",)))
+    made = scan(ScanSource(url=f"s3://{bucket}/many/"), f"s3://{bucket}-out/x", Filters(suffixes=(".PNG",)))
     assert (made.listed, made.filtered) == (11, 1)
 
 
 def test_an_object_replaced_after_the_listing_is_a_row_that_says_so(bucket: str, s3: EmbeddedS3) -> None:
     scorer, out = StubScorer(), open_store(f"s3://{bucket}-out/x")
-    made = plan(Source(url=f"s3://{bucket}"), Filters(), scorer.card, out)
+    made = plan(ScanSource(url=f"s3://{bucket}"), Filters(), scorer.card, out)
     s3.client().put_object(Bucket=bucket, Key="plain.png", Body=image(99))
     s3.client().delete_object(Bucket=bucket, Key="../up.png")
     Worker(made, out, scorer).work(0)
@@ -196,7 +205,7 @@ def test_rows_name_the_version_of_a_versioned_bucket(bucket: str, s3: EmbeddedS3
     client = s3.client()
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     version = client.put_object(Bucket=bucket, Key="plain.png", Body=image(50))["VersionId"]
-    made = scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    made = scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
     assert table_of(open_store(f"s3://{bucket}-out/x"), made.scan)["plain.png"]["version_id"] == version
 
 
@@ -256,7 +265,7 @@ def test_an_inventory_says_what_is_scanned_and_at_which_version(bucket: str, s3:
         if one["Key"] in [*keys, "many/03.png"]
     ]
     assert len(listed) == 2 * (len(keys) + 1)
-    source = Source(url=f"s3://{bucket}", manifest=put_inventory(s3, bucket, kind, listed))
+    source = ScanSource(url=f"s3://{bucket}", manifest=put_inventory(s3, bucket, kind, listed))
     made = scan(source, f"s3://{bucket}-out/x")
     table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
     current = {one["key"]: one for one in listed if one["is_latest"] and not one["is_delete_marker"]}
@@ -277,13 +286,13 @@ def test_an_inventory_says_what_is_scanned_and_at_which_version(bucket: str, s3:
 def test_an_inventory_of_another_bucket_is_refused(bucket: str, s3: EmbeddedS3) -> None:
     manifest = put_inventory(s3, bucket, "CSV", [{"bucket": bucket, "key": "plain.png"}])
     with pytest.raises(ManifestError, match="the inventory is of bucket"):
-        scan(Source(url="s3://others", manifest=manifest), f"s3://{bucket}-out/x")
+        scan(ScanSource(url="s3://others", manifest=manifest), f"s3://{bucket}-out/x")
 
 
 def test_only_the_sources_requests_agree_to_pay(bucket: str, s3: EmbeddedS3) -> None:
     for pays in (True, False):
         with FaultyProxy(s3.endpoint_url, every=0) as proxy:
-            source = Source(url=f"s3://{bucket}/many/", endpoint_url=proxy.url, requester_pays=pays)
+            source = ScanSource(url=f"s3://{bucket}/many/", endpoint_url=proxy.url, requester_pays=pays)
             scan(source, f"s3://{bucket}-out/{pays}")
             asked = [seen for seen in proxy.seen if seen[1].startswith((f"/{bucket}/", f"/{bucket}?"))]
             payers = {headers.get("x-amz-request-payer") for _, _, headers in asked}
@@ -308,7 +317,7 @@ def test_a_manifest_says_what_is_scanned(bucket: str, s3: EmbeddedS3, kind: str)
     else:
         name, data = "keys.csv", "key\n" + "".join(f'"{key}"\n' for key in [*keys, keys[0]])
     client.put_object(Bucket=f"{bucket}-out", Key=name, Body=data if isinstance(data, bytes) else data.encode())
-    source = Source(url=f"s3://{bucket}", manifest=f"s3://{bucket}-out/{name}")
+    source = ScanSource(url=f"s3://{bucket}", manifest=f"s3://{bucket}-out/{name}")
     made = scan(source, f"s3://{bucket}-out/x")
     table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
     assert set(table) == set(keys)
@@ -329,7 +338,7 @@ def test_bad_credentials_and_missing_buckets_are_one_clear_line(
 
 
 def test_no_credential_stands_in_anything_a_scan_writes(bucket: str, s3: EmbeddedS3) -> None:
-    scan(Source(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
     out = open_store(f"s3://{bucket}-out/x")
     secrets = [s3.environment[name].encode() for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
     for name in out.names(""):
@@ -339,12 +348,12 @@ def test_no_credential_stands_in_anything_a_scan_writes(bucket: str, s3: Embedde
 
 def test_results_in_the_scanned_bucket_are_refused(bucket: str) -> None:
     with pytest.raises(PlanError, match="lies inside"):
-        plan(Source(url=f"s3://{bucket}"), Filters(), StubScorer().card, open_store(f"s3://{bucket}/results"))
+        plan(ScanSource(url=f"s3://{bucket}"), Filters(), StubScorer().card, open_store(f"s3://{bucket}/results"))
 
 
 def test_an_object_larger_than_the_limit_is_not_read(bucket: str, s3: EmbeddedS3) -> None:
     s3.client().put_object(Bucket=bucket, Key="big/huge.jpg", Body=bytes(1001))
-    made = scan(Source(url=f"s3://{bucket}/big/"), f"s3://{bucket}-out/x", limits=Limits(max_bytes=1000))
+    made = scan(ScanSource(url=f"s3://{bucket}/big/"), f"s3://{bucket}-out/x", limits=Limits(max_bytes=1000))
     row = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)["big/huge.jpg"]
     assert (row["status"], row["error_code"]) == ("rejected", "too_large")
     found = json.loads(open_store(f"s3://{bucket}-out/x").read("report.json") or b"")

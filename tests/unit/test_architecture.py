@@ -94,3 +94,15 @@ def test_what_the_scan_image_runs_imports_no_torch() -> None:
     names = [name for name in modules("patchscan") if package_of(name) in packages]
     code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_error_tree_names_every_exception() -> None:
+    """What a module defines for its own use, behind an underscore, is left out."""
+    drawn = set(re.findall(r"\w+Error\b|Exception", (ROOT / "patchscan/common/errors.py").read_text().split('"""')[1]))
+    defined = {
+        node.name
+        for file in (ROOT / "patchscan").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and not node.name.startswith("_")
+    }
+    assert drawn - {"Exception", "ValueError"} == defined

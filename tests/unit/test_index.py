@@ -17,10 +17,10 @@ from PIL import Image
 import patchscan.dataset.index
 from patchscan.common.errors import UserError
 from patchscan.common.files import sha256_of
-from patchscan.dataset.facts import jpeg_settings
+from patchscan.dataset.image_facts import jpeg_settings
 from patchscan.dataset.index import INDEX_COLUMNS, build_index, data_digest, load_index
 from patchscan.dataset.layout import LayoutError, SourceFile, find_files, generator_name
-from patchscan.dataset.source import Source
+from patchscan.dataset.source import DataSource
 from patchscan.detector.images import ErrorCode
 from tests.image_tree import picture, write
 
@@ -42,7 +42,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = patchscan.dataset.index.read_file
 
-    def counted(source: Source, file: SourceFile) -> dict[str, object]:
+    def counted(source: DataSource, file: SourceFile) -> dict[str, object]:
         names.append(Path(file.path).name)
         return read(source, file)
 
@@ -152,7 +152,7 @@ def test_an_interrupted_index_goes_on_where_it_stopped(
 ) -> None:
     counted = patchscan.dataset.index.read_file
 
-    def stopped(source: Source, file: SourceFile) -> dict[str, object]:
+    def stopped(source: DataSource, file: SourceFile) -> dict[str, object]:
         if len(reads) == 5:
             raise KeyboardInterrupt
         return counted(source, file)

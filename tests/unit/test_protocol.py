@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import patchscan.dataset.matched
 from patchscan.dataset.audit import audit
-from patchscan.dataset.facts import jpeg_settings
+from patchscan.dataset.image_facts import jpeg_settings
 from patchscan.dataset.index import build_index
 from patchscan.dataset.matched import (
     GRID,

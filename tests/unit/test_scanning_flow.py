@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from patchscan.common.retries import Interrupted, Retries, Transient
-from patchscan.scanning.flow import Batcher, ByteBudget, Window, each
+from patchscan.common.retries import Retries, StoppedError, TransientError
+from patchscan.scanning.flow import Batcher, ByteBudget, Window, map_in_threads
 
 
 class Peak:
@@ -45,8 +45,8 @@ def test_the_window_grows_with_answers_and_halves_when_the_server_is_busy() -> N
             pass
     assert window.size == 8
     for _ in range(3):  # requests of one overload fail together and count once
-        with pytest.raises(Transient), window.request():
-            raise Transient("503")
+        with pytest.raises(TransientError), window.request():
+            raise TransientError("503")
     assert window.size == 4
 
 
@@ -75,7 +75,7 @@ def test_a_batch_gives_each_image_its_own_logit_and_each_its_error() -> None:
     def score(crops: list[np.ndarray]) -> list[float]:
         sizes.append(len(crops))
         if any(one[0] == 13 for one in crops):
-            raise Transient("busy")
+            raise TransientError("busy")
         time.sleep(0.01)
         return [float(one[0]) for one in crops]
 
@@ -83,7 +83,7 @@ def test_a_batch_gives_each_image_its_own_logit_and_each_its_error() -> None:
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(lambda number: batcher.logit(np.array([number])), range(12))) == list(range(12))
     assert max(sizes) == 4
-    with pytest.raises(Transient):
+    with pytest.raises(TransientError):
         batcher.logit(np.array([13]))
 
 
@@ -98,8 +98,8 @@ def test_stopping_begins_no_item_and_gives_those_under_way() -> None:
         return item
 
     finished: list[int] = []
-    with pytest.raises(Interrupted):
-        finished.extend(each(work, range(1000), threads=4, stop=stop, drain_s=5))
+    with pytest.raises(StoppedError):
+        finished.extend(map_in_threads(work, range(1000), threads=4, stop=stop, drain_s=5))
     assert sorted(finished) == sorted(begun)
     assert len(begun) < 20
 
@@ -109,25 +109,25 @@ def test_a_hanging_item_does_not_keep_a_stopped_scan() -> None:
     stop_soon = threading.Timer(0.1, stop.set)
     stop_soon.start()
     began = time.monotonic()
-    with pytest.raises(Interrupted):
-        list(each(lambda _: time.sleep(30), [1], threads=1, stop=stop, drain_s=0.2))
+    with pytest.raises(StoppedError):
+        list(map_in_threads(lambda _: time.sleep(30), [1], threads=1, stop=stop, drain_s=0.2))
     assert time.monotonic() - began < 5
 
 
 def test_retries_count_tries_and_give_up_at_the_deadline() -> None:
-    answers = iter([Transient("a"), Transient("b"), 7])
+    answers = iter([TransientError("a"), TransientError("b"), 7])
 
     def once() -> int:
         answer = next(answers)
-        if isinstance(answer, Transient):
+        if isinstance(answer, TransientError):
             raise answer
         return answer
 
     assert Retries(longest_wait_s=0.01).call(once) == (7, 3)
 
     def never() -> None:
-        raise Transient("down")
+        raise TransientError("down")
 
-    with pytest.raises(Transient) as given_up:
+    with pytest.raises(TransientError) as given_up:
         Retries(deadline_s=0.1, longest_wait_s=0.01).call(never)
     assert given_up.value.attempts > 1

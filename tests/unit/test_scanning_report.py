@@ -22,7 +22,7 @@ from patchscan.detector.card import Card
 from patchscan.reporting.pages import Figures, show
 from patchscan.scanning import alerts, drift, labels, report
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Source, plan
+from patchscan.scanning.plan import ScanSource, plan
 from patchscan.scanning.prevalence import Rates, estimate, rogan_gladen
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -215,7 +215,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     metrics = {"raw": {"a": _confusion("seen", 95, 5), "c": _confusion("unseen", 40, 5)}}
     stub: Card = card(metrics=metrics, warnings=["made for tests"])
     out, scorer = open_store(str(out_folder)), StubScorer(stub)
-    made = plan(Source(url=str(folder)), Filters(), stub, out)
+    made = plan(ScanSource(url=str(folder)), Filters(), stub, out)
     Worker(made, out, scorer, WorkSettings(threads=2)).work(0)
     found = report.reduce(out, made, labels="folders")
     return found, (out_folder / "report.html").read_text(), out_folder

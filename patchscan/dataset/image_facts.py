@@ -34,7 +34,7 @@ _SUBSAMPLING: dict[tuple[int, ...], str] = {
 }
 
 
-def facts_of(data: bytes) -> dict[str, Any]:
+def describe_image(data: bytes) -> dict[str, Any]:
     """Decode an encoded image once and describe it.
 
     Returns format, width, height, jpeg_quality and jpeg_subsampling (None where it is no JPEG), sha256 of the bytes and

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchscan.common.retries import Outage, Retries, Transient
+from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.presets import PatchPreset, Preset, WholePreset
-from patchscan.scanning.client import Refused, ScorerError, ServerSettings, TorchServe
+from patchscan.scanning.scorers import RefusedRequestError, ScorerError, ServerSettings, TorchServeScorer
 from tests.scan_kit import card
 
 QUICK = Retries(deadline_s=0.3, longest_wait_s=0.05)
@@ -56,15 +56,15 @@ def server() -> Iterator[Server]:
     one.server_close()
 
 
-def connect(server: Server, token_file: Path | None = None) -> TorchServe:
+def connect(server: Server, token_file: Path | None = None) -> TorchServeScorer:
     url = f"http://127.0.0.1:{server.server_address[1]}"
-    return TorchServe(ServerSettings(url=url, model="stub", token_file=token_file), QUICK)
+    return TorchServeScorer(ServerSettings(url=url, model="stub", token_file=token_file), QUICK)
 
 
 @pytest.mark.parametrize("status", [500, 503, 507, 429])
 def test_a_busy_server_is_tried_again(server: Server, status: int) -> None:
     server.reply = (status, {"code": status, "type": "InternalServerException"})
-    with pytest.raises(Transient):
+    with pytest.raises(TransientError):
         connect(server).answer(b"image")
 
 
@@ -85,7 +85,7 @@ def test_an_object_that_the_server_takes_for_an_archive_is_no_image(server: Serv
 
 def test_a_body_over_the_servers_limit_is_refused(server: Server) -> None:
     server.reply = (413, b"")
-    with pytest.raises(Refused, match="max_request_size"):
+    with pytest.raises(RefusedRequestError, match="max_request_size"):
         connect(server).answer(b"image")
 
 
@@ -142,8 +142,8 @@ def test_a_renewed_token_is_used_at_once(server: Server, tmp_path: Path) -> None
 
 
 def test_no_server_is_a_clear_error_that_says_run_again() -> None:
-    with pytest.raises(Outage, match="no TorchServe answers") as out:
-        TorchServe(ServerSettings(url="http://127.0.0.1:9", model="stub"), QUICK)
+    with pytest.raises(OutageError, match="no TorchServe answers") as out:
+        TorchServeScorer(ServerSettings(url="http://127.0.0.1:9", model="stub"), QUICK)
     assert out.value.exit_code == 75
     with pytest.raises(ScorerError, match="is not an address"):
-        TorchServe(ServerSettings(url="127.0.0.1:9", model="stub"), QUICK)
+        TorchServeScorer(ServerSettings(url="127.0.0.1:9", model="stub"), QUICK)

@@ -1,7 +1,8 @@
 """Who scores: TorchServe over HTTP, or a run folder in this process, behind one `Scorer`.
 
-This is the one file of the scan that knows TorchServe. Errors: ImageError where the image is at fault, Transient where
-trying again may help, Refused where the server will not take this one image, ScorerError where it will take none.
+This is the one file of the scan that knows TorchServe. Errors: ImageError where the image is at fault,
+TransientError where trying again may help, RefusedRequestError where the server will not take this one image,
+ScorerError where it will take none.
 """
 
 import io
@@ -19,7 +20,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError
 
 from patchscan.common.errors import UserError
-from patchscan.common.retries import Outage, Retries, Transient
+from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.common.tokens import read_tokens
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
 from patchscan.detector.card import Card
@@ -37,7 +38,7 @@ class ScorerError(UserError):
     """The server or run folder cannot score anything: wrong address, name, token, or another model than planned."""
 
 
-class Refused(Exception):
+class RefusedRequestError(Exception):
     """The server does not take this image, though nothing is wrong with it."""
 
 
@@ -75,7 +76,7 @@ class ServerSettings:
     connections: int = 64
 
 
-class TorchServe:
+class TorchServeScorer:
     """A model served by TorchServe 0.12, through its inference API alone."""
 
     def __init__(self, settings: ServerSettings, retries: Retries | None = None):
@@ -99,12 +100,12 @@ class TorchServe:
             crops = "crops" in reply.get("takes", ()) and isinstance(self.card.preset, PatchPreset)
             self.select: Select = "worker" if crops else "server"
             self.device = next(iter(self.model_s), "cpu")
-        except Transient as error:
-            raise Outage(
+        except TransientError as error:
+            raise OutageError(
                 f"no TorchServe answers for {settings.model} at {settings.url} ({error}); start it, or run the same "
                 "command again when it is back"
             ) from error
-        except (KeyError, TypeError, ValueError, Refused) as error:
+        except (KeyError, TypeError, ValueError, RefusedRequestError) as error:
             raise ScorerError(f"{settings.model} at {settings.url} is no patchscan model: it has no card") from error
 
     def answer(self, data: bytes) -> Answer:
@@ -135,7 +136,7 @@ class TorchServe:
         try:
             reply = self._http.urlopen("POST", self._path, body=body, headers=headers)
         except HTTPError as error:
-            raise Transient(f"the server: {type(error).__name__}") from None
+            raise TransientError(f"the server: {type(error).__name__}") from None
         if DEVICE in reply.headers:
             with self._counting:
                 self.model_s[reply.headers[DEVICE]] += float(reply.headers[MODEL_SECONDS])
@@ -147,9 +148,9 @@ class TorchServe:
     def _error(self, reply: urllib3.BaseHTTPResponse, sent: int) -> Exception:
         """What a reply other than 200 means (docs/serve.md; measured on TorchServe 0.12)."""
         if reply.status >= 500 or reply.status in (408, 429):
-            return Transient(f"the server answers {reply.status}")
+            return TransientError(f"the server answers {reply.status}")
         if reply.status == 413:
-            return Refused(f"{sent:,} bytes are more than the server's max_request_size")
+            return RefusedRequestError(f"{sent:,} bytes are more than the server's max_request_size")
         try:
             problem = reply.json()
         except ValueError:
@@ -166,10 +167,10 @@ class TorchServe:
             return ScorerError(
                 f"{self.settings.url} serves no model {self.settings.model}; `patchscan status` names those it serves"
             )
-        return Refused(f"the server answers {reply.status} {kind}".rstrip())
+        return RefusedRequestError(f"the server answers {reply.status} {kind}".rstrip())
 
 
-class InProcess:
+class InProcessScorer:
     """A run folder loaded in this process; needs the `train` extra (torch). Each image uses one core."""
 
     parallel = len(os.sched_getaffinity(0))

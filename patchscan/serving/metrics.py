@@ -23,7 +23,7 @@ COUNTERS = {
 HISTOGRAMS = ("patchscan_decode_seconds", "patchscan_patch_seconds", "patchscan_model_seconds")
 
 
-class Measures:
+class HandlerMetrics:
     """Counts images by verdict, errors by code, scores by tenths of p_ai and requests by batch; times each batch's
     decoding, choice of patches, and model. `cache` is TorchServe's metrics cache."""
 
