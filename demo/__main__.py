@@ -13,6 +13,7 @@ from types import FrameType
 
 from demo.sample import SEEN, UNSEEN, hostile_files, write_sample
 from patchscan.common.errors import UserError
+from patchscan.common.proxies import bypass_for_loopback
 from patchscan.serving.server import Addresses, TorchServe, find_java
 from patchscan.storage.embedded_s3 import EmbeddedS3
 
@@ -30,6 +31,7 @@ def main() -> None:
     """Run the demo; exit code 2 and one line where the machine lacks something, 130 after Ctrl-C."""
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job would ignore Ctrl-C's signal
         signal.signal(number, _terminate)
+    bypass_for_loopback()
     try:
         find_java()
         run_demo()

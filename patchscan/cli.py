@@ -2,6 +2,7 @@
 
 import atexit
 import errno
+import io
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import typer.core
 from patchscan.cluster import commands as cluster_commands
 from patchscan.common.console import STEPS, end_at_once
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.common.proxies import bypass_for_loopback
 from patchscan.dataset import commands as dataset_commands
 from patchscan.evaluation import commands as evaluation_commands
 from patchscan.scanning import commands as scanning_commands
@@ -68,6 +70,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as it is in a script's background, for Ctrl-C
             signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A key in a script that the terminal's encoding lacks is printed as \u043f rather than ending the command.
+            stream.reconfigure(errors="backslashreplace")
+    bypass_for_loopback()
     try:
         app()
     except SystemExit as end:

@@ -30,6 +30,7 @@ from patchscan.serving.registry import Registry
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 330
+DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
 METRICS_LAG_S = 0.5  # TorchServe reads its workers' figures beside the answers
 
 
@@ -96,8 +97,10 @@ def zip_of(members: dict[str, bytes]) -> bytes:
 
 
 def environment() -> dict[str, str]:
-    """This process's, with one thread a process: the machine is shared with other tests."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    """This process's, with one thread a process, since the machine is shared with other tests, and behind a proxy that
+    does not answer: what runs on loopback needs none."""
+    kept = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    return {**kept, "OMP_NUM_THREADS": "1", **DEAD_PROXY}
 
 
 def patchscan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

