@@ -68,7 +68,8 @@ class Crew:
         """Images (or matrix products) a second, all processes together."""
         for line in self._lines:
             line.send((job, seconds))
-        return sum(line.recv() for line in self._lines)
+        result: float = sum(line.recv() for line in self._lines)
+        return result
 
     def contender(self, job: Job, seconds: float) -> Callable[[], float]:
         """`rate` as a contender of `alternate`."""

@@ -24,7 +24,7 @@ MOVE, SHARE = 0.01, 0.99
 KEPT_IN_FLOAT = ("/srm/", "/noise/")
 
 
-class _Calibration(CalibrationDataReader):
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime carries no types
     def __init__(self, crops: Iterable[np.ndarray]):
         self._crops = iter(crops)
 

@@ -35,7 +35,7 @@ def simplest(data: bytes) -> Image.Image:
     for _ in range(CANDIDATES):
         x, y = random.randint(0, image.width - SIZE), random.randint(0, image.height - SIZE)
         crops.append(image.crop((x, y, x + SIZE, y + SIZE)))
-    return sorted(crops, key=texture)[0]
+    return min(crops, key=texture)
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ class S3Stub(ThreadingHTTPServer):
     def __init__(self, count: int, pictures: Sequence[bytes]):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.count, self.pictures = count, pictures
-        self.etags = [hashlib.md5(picture).hexdigest() for picture in pictures]
+        self.etags = [hashlib.md5(picture, usedforsecurity=False).hexdigest() for picture in pictures]
         self.stored: dict[str, dict[str, bytes]] = {}
         self.lock = threading.Lock()
 
@@ -53,7 +53,7 @@ class S3Stub(ThreadingHTTPServer):
     def _counted(self, number: int) -> tuple[int, str]:
         replaced = self.stored.get(SOURCE, {}).get(f"{number:09d}.png")
         if replaced is not None:
-            return len(replaced), hashlib.md5(replaced).hexdigest()
+            return len(replaced), hashlib.md5(replaced, usedforsecurity=False).hexdigest()
         return len(self.pictures[number % len(self.pictures)]), self.etags[number % len(self.pictures)]
 
 
@@ -70,7 +70,11 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
         else:
-            self._answer(200, data, {"ETag": f'"{hashlib.md5(data).hexdigest()}"', "Last-Modified": WHEN[1]})
+            self._answer(
+                200,
+                data,
+                {"ETag": f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"', "Last-Modified": WHEN[1]},
+            )
 
     def do_PUT(self) -> None:
         bucket, key, _ = self._address()

@@ -173,7 +173,8 @@ class Scan:
 
     def _store_cpu_s(self) -> float:
         used = psutil.Process(self.s3.process.pid).cpu_times()
-        return used.user + used.system
+        result: float = used.user + used.system
+        return result
 
 
 def measure(

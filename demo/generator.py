@@ -40,7 +40,8 @@ class Up(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.kind == "nearest":
             x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return self.conv(x)
+        result: torch.Tensor = self.conv(x)
+        return result
 
 
 class AutoEncoder(nn.Module):
@@ -60,7 +61,8 @@ class AutoEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels in -1..1, (n, 3, H, W), H and W multiples of the factor, to their redrawing."""
-        return self.decoder(self.encoder(x))
+        result: torch.Tensor = self.decoder(self.encoder(x))
+        return result
 
 
 def spectral_loss(drawn: torch.Tensor, photo: torch.Tensor) -> torch.Tensor:
@@ -95,7 +97,8 @@ def train_generator(family: Family, photos: list[np.ndarray], steps: int, seed: 
 def redraw(model: AutoEncoder, photo: np.ndarray) -> np.ndarray:
     """The photograph redrawn, uint8 (H, W, 3) with H and W multiples of 16: the same size, not compressed."""
     drawn = model(_pixels(photo[None]))[0]
-    return drawn.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    result: np.ndarray = drawn.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    return result
 
 
 def _crop(photo: np.ndarray, random: np.random.RandomState) -> np.ndarray:

@@ -256,7 +256,7 @@ def with_weights_named(data: bytes) -> bytes:
         card = json.loads(members[CARD_FILE])
         card["weights_sha256"] = sha256(members[WEIGHTS_FILE]).hexdigest()
         members[CARD_FILE] = json.dumps(card).encode()
-    except Exception:  # it no longer is such an archive
+    except Exception:  # noqa: BLE001  it no longer is such an archive
         return data
     return packed(members)
 
@@ -273,7 +273,7 @@ def work(name: str, seed: int, first: int, told: Connection) -> None:
             told.send((number, None))
             try:
                 outcome = target.run(data)
-            except Exception:
+            except Exception:  # noqa: BLE001  whatever it is, it is a finding
                 outcome = f"{FINDING}: " + traceback.format_exc()
             if peak_megabytes() - before > MEGABYTES:
                 outcome = f"{FINDING}: {peak_megabytes() - before:.0f} MB"

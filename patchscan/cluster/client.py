@@ -245,7 +245,8 @@ class Cluster:
 
         def attempt() -> Body:
             with _errors_in_our_words():
-                return json.loads(self._send(method, path, query or {}, body, ANSWER_S).read())
+                result: Body = json.loads(self._send(method, path, query or {}, body, ANSWER_S).read())
+                return result
 
         try:
             return self._retries.call(attempt)[0]

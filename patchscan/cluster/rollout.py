@@ -88,7 +88,8 @@ def keep(model: str, store: Store, versions: Store) -> str:
 
 
 def _archive(template: dict[str, Any]) -> str | None:
-    return template["metadata"].get("annotations", {}).get(ARCHIVE)
+    result: str | None = template["metadata"].get("annotations", {}).get(ARCHIVE)
+    return result
 
 
 def _change(cluster: Cluster, deployment: str, archive: str | None, notes: dict[str, str | None]) -> None:

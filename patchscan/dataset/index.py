@@ -122,7 +122,8 @@ def load_index(data: str | Path, index: Path | None = None) -> pd.DataFrame:
     if not path.exists():
         return build_index(data, path).table
     try:
-        return pq.read_table(path, columns=INDEX_COLUMNS).to_pandas()
+        result: pd.DataFrame = pq.read_table(path, columns=INDEX_COLUMNS).to_pandas()
+        return result
     except (OSError, pa.ArrowInvalid) as error:
         raise IndexFileError(
             f"{path} is not an index this version reads ({error}): run `patchscan index` again"

@@ -39,11 +39,13 @@ class SimpleCNN(Network):
 
     def penultimate(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, 224, 224) to features (n, 512)."""
-        return self.hidden(self.features(x))
+        result: torch.Tensor = self.hidden(self.features(x))
+        return result
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, 224, 224) to (n, 2): real, AI."""
-        return self.fc(self.penultimate(x))
+        result: torch.Tensor = self.fc(self.penultimate(x))
+        return result
 
 
 class ResNet50(Network):
@@ -60,11 +62,13 @@ class ResNet50(Network):
 
     def penultimate(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, H, W) to features (n, 2048)."""
-        return self.resnet(x)
+        result: torch.Tensor = self.resnet(x)
+        return result
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, H, W) to (n, outputs)."""
-        return self.fc(self.dropout(self.penultimate(x)))
+        result: torch.Tensor = self.fc(self.dropout(self.penultimate(x)))
+        return result
 
 
 class SSP(Network):
@@ -77,7 +81,8 @@ class SSP(Network):
 
     def noise(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, 32, 32) to noise maps (n, 3, 256, 256)."""
-        return self.srm(F.interpolate(x, size=(256, 256), mode="bilinear", align_corners=False))
+        result: torch.Tensor = self.srm(F.interpolate(x, size=(256, 256), mode="bilinear", align_corners=False))
+        return result
 
     def penultimate(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, 32, 32) to features (n, 2048)."""
@@ -85,7 +90,8 @@ class SSP(Network):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, 32, 32) to (n, 1): the logit of P(AI)."""
-        return self.disc(self.noise(x))
+        result: torch.Tensor = self.disc(self.noise(x))
+        return result
 
 
 class Residual(nn.Module):
@@ -133,11 +139,13 @@ class SSPLite(Network):
 
     def penultimate(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, 32, 32) to features (n, 64)."""
-        return self.body(self.stem(self.noise(x))).mean(dim=(2, 3))
+        result: torch.Tensor = self.body(self.stem(self.noise(x))).mean(dim=(2, 3))
+        return result
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, 32, 32) to (n, 1): the logit of P(AI)."""
-        return self.fc(self.dropout(self.penultimate(x)))
+        result: torch.Tensor = self.fc(self.dropout(self.penultimate(x)))
+        return result
 
 
 class Ensemble(nn.Module):

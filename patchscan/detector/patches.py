@@ -53,14 +53,16 @@ def complexity(patches: np.ndarray) -> np.ndarray:
     across += _difference_sums(here[1:], right[:-1], sums.dtype)
     sums.reshape(n, width, channels)[:, -1] = 0  # there the right neighbour is another patch
     sums += _difference_sums(rows[:-1], rows[1:], sums.dtype)
-    return sums.reshape(n, -1).sum(axis=1, dtype=np.int64)
+    result: np.ndarray = sums.reshape(n, -1).sum(axis=1, dtype=np.int64)
+    return result
 
 
 def _difference_sums(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
     # max - min is |a - b| without leaving uint8.
     apart = np.maximum(a, b)
     apart -= np.minimum(a, b)
-    return apart.sum(axis=0, dtype=dtype)
+    result: np.ndarray = apart.sum(axis=0, dtype=dtype)
+    return result
 
 
 def simplest_patch(rgb: Pixels, size: int = 32, candidates: int = 30, seed: int = 0) -> Patches:

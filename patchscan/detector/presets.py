@@ -139,7 +139,8 @@ def preset_from_dict(values: dict[str, Any]) -> Preset:
     kinds = {"patch": PatchPreset, "whole": WholePreset}
     if values.get("kind") not in kinds:
         raise ValueError(f"preset kind must be one of {', '.join(kinds)}, ensemble, not {values.get('kind')!r}")
-    return kinds[values["kind"]](**values)
+    result: Preset = kinds[values["kind"]](**values)
+    return result
 
 
 def preset_to_dict(preset: Preset) -> dict[str, Any]:

@@ -3,6 +3,7 @@ with what it saw."""
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -105,7 +106,7 @@ def _verdict_lines(explanation: Explanation, detector: Detector) -> list[str]:
     ]  # fmt: skip
 
 
-def _row(drawing: Figure, places: list, view: View, several: bool) -> None:
+def _row(drawing: Figure, places: list[Any], view: View, several: bool) -> None:
     label = f"{view.architecture}, p_ai {view.p_ai:.3f}\n" if several else ""
     if isinstance(view, WholeView):
         _pixels(drawing.add_subplot(places[0]), view.seen, f"{label}what it saw")

@@ -145,7 +145,8 @@ def _equal_error_rate(tpr: np.ndarray, fpr: np.ndarray) -> np.ndarray:
     after = np.argmax(excess >= 0, axis=1)[:, None]
     ahead, behind = (np.take_along_axis(excess, index, 1) for index in (after, after - 1))
     right, left = (np.take_along_axis(fpr, index, 1) for index in (after, after - 1))
-    return (left + (right - left) * behind / (behind - ahead))[:, 0]
+    result: np.ndarray = (left + (right - left) * behind / (behind - ahead))[:, 0]
+    return result
 
 
 def _from_sums(scored: Scored, counts: np.ndarray) -> dict[str, np.ndarray]:

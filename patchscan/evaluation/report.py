@@ -130,8 +130,10 @@ def results_table(report: dict[str, Any]) -> str:
         rows = {model["name"]: model["results"][protocol]["rows"] for model in report["models"]}
         names = list(dict.fromkeys(row["name"] for part in rows.values() for row in part if row["kind"] != "group"))
         parts += [
-            f"Accuracy (%) at each model's threshold, {protocol} protocol, {report['data']['name']}; 95 % intervals in "
-            "brackets; * unseen in training.",
+            (
+                f"Accuracy (%) at each model's threshold, {protocol} protocol, {report['data']['name']}; 95 % "
+                "intervals in brackets; * unseen in training."
+            ),
             "",
             f"| model | {' | '.join(names)} |",
             f"| --- |{' --- |' * len(names)}",

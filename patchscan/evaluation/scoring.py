@@ -6,7 +6,7 @@ A table is kept as Parquet under the weights' and the images' digests, so that a
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,8 @@ from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation.calibration import Target, cross_fitted, decide
 
 if TYPE_CHECKING:
-    from patchscan.detector.detector import Detector, Prepared
+    from patchscan.detector.detector import Detector
+    from patchscan.detector.prepared import Prepared
 
 BATCH = 32
 DECODERS = 4
@@ -82,7 +83,7 @@ def _prepared(
             return error
 
     with ThreadPoolExecutor(DECODERS) as pool:
-        waiting: list = []
+        waiting: list[Future[Prepared | ImageError]] = []
         for begin in range(0, len(paths), BATCH):
             started = [pool.submit(prepare, path) for path in paths[begin : begin + BATCH]]
             if waiting:
@@ -117,7 +118,8 @@ def write_scores(path: Path, table: pd.DataFrame, key: str) -> None:
 
 def usable(scores: pd.DataFrame) -> pd.Series:
     """Which rows carry a score: those scored with a finite logit."""
-    return (scores.status == "scored") & np.isfinite(scores.logit)
+    result: pd.Series = (scores.status == "scored") & np.isfinite(scores.logit)
+    return result
 
 
 def stratum(scores: pd.DataFrame) -> np.ndarray:

@@ -50,7 +50,8 @@ def frame_numbers(video: Path, count: int) -> list[int]:
     Raises VideoError where the file cannot be read or holds no video.
     """
     total = _count_frames(video)
-    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+    result: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+    return result
 
 
 def sample_frames(video: Path, numbers: list[int]) -> Iterator[Frame]:
@@ -91,7 +92,8 @@ def _count_frames(video: Path) -> int:
             raise VideoError(f"cannot read {video} as a video: {error.strerror}") from error
     if not count:
         raise VideoError(f"{video} holds no frames")
-    return count
+    result: int = count
+    return result
 
 
 def interval_of_mean(values: np.ndarray, blocks: int = BLOCKS, seed: int = 0) -> tuple[float, float] | None:

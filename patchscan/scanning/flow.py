@@ -37,7 +37,7 @@ def map_in_threads(
                 results.put(function(todo.get_nowait()))
             except queue.Empty:
                 return
-            except Exception as error:  # raised again where the results are consumed
+            except Exception as error:  # noqa: BLE001  raised again where the results are consumed
                 results.put(error)
 
     # Daemons: a thread that hangs in a request must not keep a stopped scan from ending.
@@ -153,7 +153,7 @@ class Batcher:
                     break
             try:
                 logits = self._score([crops for crops, _ in batch])
-            except Exception as error:  # each waiting thread raises it for its own image
+            except Exception as error:  # noqa: BLE001  each waiting thread raises it for its own image
                 for _, future in batch:
                     future.set_exception(error)
             else:

@@ -8,8 +8,10 @@ from patchscan.detector.card import Card
 from patchscan.reporting.statistics import normal_quantile
 
 ASSUMPTIONS = (
-    "The detector's error rates on this bucket are those it showed on the images it was evaluated on; other content, "
-    "other generators or other compression change them, and with them this estimate.",
+    (
+        "The detector's error rates on this bucket are those it showed on the images it was evaluated on; other "
+        "content, other generators or other compression change them, and with them this estimate."
+    ),
     "Images without a score are left out; so is what nobody put into the bucket.",
 )
 

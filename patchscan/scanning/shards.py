@@ -11,8 +11,8 @@ def cut(sizes: Iterable[int | None], max_objects: int, max_bytes: int) -> Iterat
     """
     first = end = 0
     held = 0
-    for size in sizes:
-        size = size or 0
+    for known_size in sizes:
+        size = known_size or 0
         if end > first and (end - first == max_objects or held + size > max_bytes):
             yield first, end
             first, held = end, 0

@@ -30,7 +30,7 @@ class HandlerMetrics:
     def __init__(self, cache: Any, model: str):
         self._model = model
         self._metrics = {}
-        kinds = {name: MetricTypes.COUNTER for name in COUNTERS} | {name: MetricTypes.HISTOGRAM for name in HISTOGRAMS}
+        kinds = dict.fromkeys(COUNTERS, MetricTypes.COUNTER) | dict.fromkeys(HISTOGRAMS, MetricTypes.HISTOGRAM)
         for name, kind in kinds.items():
             names = ["ModelName", label] if (label := COUNTERS.get(name)) else ["ModelName"]
             unit = "count" if kind is MetricTypes.COUNTER else "s"

@@ -38,7 +38,7 @@ JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')  # Java 8 says 1.8
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 # The last line of a worker's traceback, as log4j2.xml lets it through.
-WORKER_ERROR = re.compile(r"MODEL_LOG ([\w.]*(?:Error|Exception)(?:: .*)?)$", re.M)
+WORKER_ERROR = re.compile(r"MODEL_LOG ([\w.]*(?:Error|Exception)(?:: .*)?)$", re.MULTILINE)
 
 
 class ServerError(UserError):
@@ -125,7 +125,7 @@ class TorchServe:
     model_store: Path
     models: list[str]
     addresses: Addresses = field(default_factory=Addresses)
-    workers: int = field(default_factory=lambda: available_cpus())
+    workers: int = field(default_factory=lambda: available_cpus())  # noqa: PLW0108  defined below
     folder: Path | None = None
     model_api: bool = False
     java: Path | None = None
@@ -172,7 +172,7 @@ class TorchServe:
             env=server_environment(self.folder),
             # Ctrl-C reaches this process alone, which then stops the server in order.
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  one system call through ctypes, which takes no lock
         )
 
     def _properties(self) -> str:
@@ -254,7 +254,8 @@ class TorchServe:
 
     def token(self, kind: str) -> str:
         """The current key of this API: `inference` or `management`."""
-        return json.loads(self.key_file.read_text())[kind]["key"]
+        result: str = json.loads(self.key_file.read_text())[kind]["key"]
+        return result
 
     @property
     def pid(self) -> int:

@@ -93,7 +93,7 @@ class KeyRanges:
             while taken := self._take():
                 self._list(taken)
             self._give(None)
-        except Exception as error:  # raised again where the listing is consumed
+        except Exception as error:  # noqa: BLE001  raised again where the listing is consumed
             self._give(error)
 
     def _give(self, page: Sequence[ObjectInfo] | Exception | None) -> None:

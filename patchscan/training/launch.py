@@ -33,7 +33,7 @@ class Agent(LocalElasticAgent):
     """torchrun's agent, but for a wrong setting, which another round does not mend."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if EXIT_USAGE in codes(result.failures):
             self._remaining_restarts = 0
         return result

@@ -49,7 +49,8 @@ def environment() -> dict[str, str]:
     command = ["git", "rev-parse", "HEAD"]
     commit = os.environ.get("PATCHSCAN_COMMIT")  # the images name theirs: they hold neither git nor the repository
     if commit is None and shutil.which("git"):
-        commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+        commit = done.stdout.strip()
     return {
         "torch": torch.__version__,
         "torchvision": version("torchvision"),

@@ -47,4 +47,5 @@ def _redrawn(photo: np.ndarray, enlarge: Image.Resampling, random: np.random.Ran
 
 
 def _to_bytes(pixels: np.ndarray) -> np.ndarray:
-    return np.clip(pixels.round(), 0, 255).astype(np.uint8)
+    result: np.ndarray = np.clip(pixels.round(), 0, 255).astype(np.uint8)
+    return result

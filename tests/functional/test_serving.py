@@ -262,7 +262,8 @@ def test_every_curl_of_the_documentation_works(served: Served, tmp_path: Path) -
     scripts = [block.text for page in PAGES for block in blocks(page) if block.language == "sh"]
     lines = [line for script in scripts for line in script.splitlines() if line.startswith(("curl", "printf"))]
     assert len(lines) >= 15
-    for line in lines:
+    for documented_line in lines:
+        line = documented_line
         for documented, real in said.items():
             line = line.replace(documented, real)
         shell = f"TOKEN={token} KEY={key}; {line.replace('curl', 'curl --fail-with-body -sS', 1)}"

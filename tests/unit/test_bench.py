@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
 def rows_shown(text: str) -> list[str]:
     """The first cell of every row of every table of a bench in a page."""
-    return [name for name in re.findall(r"^\| ([^|]+?) +\| [\d.,]+(?: \S+)? \| ", text, re.M) if name != "---"]
+    return [name for name in re.findall(r"^\| ([^|]+?) +\| [\d.,]+(?: \S+)? \| ", text, re.MULTILINE) if name != "---"]
 
 
 def some_bench() -> Bench:

@@ -58,7 +58,7 @@ def evaluated(
         warnings=["<b>trained</b> on little"],
     )
     decided = apply_decision(scores, decision, rows if fit else None, Target())
-    return Evaluated(card, {protocol: decided for protocol in protocols}, "raw" if fit else None, Target())
+    return Evaluated(card, dict.fromkeys(protocols, decided), "raw" if fit else None, Target())
 
 
 def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
