@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench bench-quick lint format lock images push clean
+.PHONY: demo test bench bench-quick lint format hooks lock images push clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
@@ -29,6 +29,10 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Have git lint each commit (.pre-commit-config.yaml).
+hooks: $(VENV)/ready
+	$(BIN)/pre-commit install
 
 # One environment for everything, from the lock file, every wheel checked against its hash.
 $(VENV)/ready: $(LOCK) pyproject.toml
