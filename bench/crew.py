@@ -113,8 +113,8 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
         return lambda: len(torch.mm(left, right)) // GEMM_SIDE
     from bench import official
     from patchscan.detector.detector import Detector
-    from patchscan.detector.engines import OnnxModel, with_onnx
-    from patchscan.detector.models import build
+    from patchscan.detector.engines import OnnxModel, to_onnx
+    from patchscan.detector.models import build_network
     from patchscan.detector.weights import read_safetensors
 
     assert job.run
@@ -122,13 +122,13 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
     crops = [detector.prepare(data).crops.pixels for data in images]
     turn = _turns(len(images))
     if job.engine in ("default", "official"):
-        plain = build(detector.card.architecture).eval()
+        plain = build_network(detector.card.architecture).eval()
         plain.load_state_dict(read_safetensors(job.run / "model.safetensors"))
         if job.engine == "official":
             return lambda: len(official.logits(plain, [images[next(turn)] for _ in range(EAGER_BATCH)]))
         return lambda: _pass(plain, [crops[next(turn)] for _ in range(EAGER_BATCH)])
     if job.engine == "onnx":
-        detector.model = with_onnx(detector.model, detector.card.preset)
+        detector.model = to_onnx(detector.model, detector.card.preset)
     if job.file:
         detector.model = OnnxModel(str(job.file))
     return lambda: len(detector.logits([crops[next(turn)]]))

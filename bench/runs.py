@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card
-from patchscan.detector.models import build
+from patchscan.detector.models import build_network
 from patchscan.scanning.options import STARTER
 from patchscan.training.recipe import load_recipe
 
@@ -19,7 +19,9 @@ def run_folder(architecture: str, folder: Path) -> Path:
     run = folder / architecture
     run.mkdir(parents=True)
     torch.manual_seed(0)
-    save_file({name: one.contiguous() for name, one in build(architecture).state_dict().items()}, run / WEIGHTS_FILE)
+    save_file(
+        {name: one.contiguous() for name, one in build_network(architecture).state_dict().items()}, run / WEIGHTS_FILE
+    )
     Card(
         name=architecture,
         version="1.0",

@@ -12,7 +12,7 @@ import torch
 
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
 from patchscan.detector.detector import Detector
-from patchscan.detector.engines import with_onnx
+from patchscan.detector.engines import to_onnx
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.serving.metrics import HandlerMetrics
 from patchscan.serving.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
@@ -33,7 +33,7 @@ class ImageDetector:
         folder = Path(context.system_properties["model_dir"])
         self.detector = Detector.load(folder, device)
         if context.model_yaml_config["handler"]["engine"] == "onnx" and device == "cpu":
-            self.detector.model = with_onnx(self.detector.model, self.detector.card.preset)
+            self.detector.model = to_onnx(self.detector.model, self.detector.card.preset)
         self.detector.score([path.read_bytes() for path in sorted(folder.glob("golden/*.bmp"))])  # the first is slow
         self.measures = HandlerMetrics(context.metrics, context.model_name)
 

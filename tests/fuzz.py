@@ -37,7 +37,7 @@ from patchscan.common.errors import UserError
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
 from patchscan.detector.images import ImageError
 from patchscan.detector.prepared import prepare
-from patchscan.detector.presets import PatchPreset, WholePreset
+from patchscan.detector.presets import PatchPreset, WholeImagePreset
 from tests.image_tree import picture
 
 OUT = Path("build/fuzz")
@@ -71,7 +71,7 @@ class Decoder:
     """Bytes of every format, to the crops of a patch model and of a whole-image model."""
 
     def __init__(self, folder: Path):
-        cards = {"ssp": PatchPreset(), "simplecnn": WholePreset()}
+        cards = {"ssp": PatchPreset(), "simplecnn": WholeImagePreset()}
         self.cards = [
             Card(name="x", version="1", architecture=name, preset=preset, weights_sha256="")
             for name, preset in cards.items()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card, Decision
-from patchscan.detector.prepared import answer, prepare
+from patchscan.detector.prepared import build_answer, prepare
 from patchscan.detector.presets import PatchPreset
 from patchscan.scanning import rows
 from patchscan.scanning.plan import tables
@@ -48,7 +48,7 @@ class StubScorer:
 
     def answer(self, data: bytes) -> Answer:
         prepared = prepare(data, self.card)
-        return answer(prepared, self.logits([prepared.crops.pixels])[0], self.card)
+        return build_answer(prepared, self.logits([prepared.crops.pixels])[0], self.card)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         with self._lock:
@@ -107,12 +107,12 @@ def untrained_run(folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from patchscan.detector.models import build
+    from patchscan.detector.models import build_network
 
     torch.manual_seed(0)
     weights = folder / "model.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in build("ssp-lite").state_dict().items()}, weights)
+    save_file({name: value.contiguous() for name, value in build_network("ssp-lite").state_dict().items()}, weights)
     Card(
         name="untrained",
         version="1.0",

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card, Decision
-from patchscan.detector.models import assemble
+from patchscan.detector.models import build_model
 from patchscan.detector.presets import PatchPreset, Preset
 from patchscan.serving.archive import archive
 from patchscan.serving.registry import Registry
@@ -45,7 +45,7 @@ def untrained_run(
     """A run folder of any architecture, its weights drawn from the seed."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
-    save_file(assemble(architecture).state_dict(), folder / WEIGHTS_FILE)
+    save_file(build_model(architecture).state_dict(), folder / WEIGHTS_FILE)
     Card(
         name=name,
         version="1.0",

@@ -1,4 +1,4 @@
-"""The model card: everything a verdict needs besides the weights, and everything a reader needs to judge it."""
+"""Read and write the model card, card.json: preset, decision thresholds, training data and measured error rates."""
 
 import hashlib
 import json
@@ -16,21 +16,23 @@ from patchscan.detector.presets import Preset, preset_from_dict, preset_to_dict
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
 
-
 NOT_CALIBRATED = (
-    "This model's threshold was never calibrated: it calls AI what scores above p_ai 0.5, however often that is wrong. "
-    "`patchscan evaluate` measures it, and calibrates it on generators that it was trained on."
+    "This model's threshold was never calibrated: it calls an image AI from p_ai 0.5 up, however often that is wrong. "
+    "`patchscan evaluate` measures the error rates and calibrates the threshold on the generators it was trained on."
 )
 
 
 class CardError(UserError):
-    """A card.json that is missing, malformed or does not belong to the weights beside it."""
+    """card.json is missing, malformed or does not belong to the weights beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """How a logit becomes a verdict: p_ai = sigmoid(logit / temperature + bias); `ai` from `threshold` up; `uncertain`
-    where abstain_low <= p_ai < abstain_high. `chosen_by` says in words how the numbers were found."""
+    """The numbers that turn a logit into a verdict.
+
+    p_ai = sigmoid(logit / temperature + bias). The verdict is `uncertain` where abstain_low <= p_ai < abstain_high,
+    otherwise `ai` from `threshold` up and `real` below. `chosen_by` says in words how the numbers were found.
+    """
 
     temperature: float = 1.0
     bias: float = 0.0
@@ -45,12 +47,12 @@ class Decision:
             raise ValueError("a decision's numbers must be finite, and its temperature positive")
 
     def p_ai(self, logit: float) -> float:
-        """The calibrated probability that the image is AI-generated, 0..1."""
+        """Return the calibrated probability that the image is AI-generated, 0..1."""
         z = logit / self.temperature + self.bias
         return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
 
     def verdict(self, p_ai: float) -> Verdict:
-        """The verdict at this probability."""
+        """Return the verdict at this probability."""
         if self.abstain_low <= p_ai < self.abstain_high:
             return "uncertain"
         return "ai" if p_ai >= self.threshold else "real"
@@ -58,8 +60,11 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """card.json. `training` tells the data (digest, seen and unseen generators), the recipe and its course; `metrics`
-    and `robustness` are what evaluation measured; `warnings` are the training's."""
+    """The content of card.json.
+
+    `training` holds the data (digest, seen and unseen generators), the recipe and its outcome; `metrics` and
+    `robustness` are what evaluation measured; `warnings` were found in training.
+    """
 
     name: str
     version: str
@@ -75,24 +80,24 @@ class Card:
 
     @cached_property
     def digest(self) -> str:
-        """Names what decides a verdict (architecture, preset, weights, decision): equal digests, equal answers."""
+        """SHA-256 over architecture, preset, weights and decision: models of equal digest give equal answers."""
         parts = [self.architecture, preset_to_dict(self.preset), self.weights_sha256, asdict(self.decision)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
-    def cautions(self) -> list[str]:
-        """What must be shown wherever the model's verdicts are: `warnings`, and that nothing calibrated it."""
+    def all_warnings(self) -> list[str]:
+        """The warnings to show with every verdict: `warnings`, and NOT_CALIBRATED where that applies."""
         uncalibrated = self.decision.chosen_by == Decision.chosen_by
         return [NOT_CALIBRATED, *self.warnings] if uncalibrated else self.warnings
 
     def write(self, folder: Path) -> None:
-        """Write card.json into the run folder, whole or not at all."""
+        """Write card.json into the run folder, atomically."""
         with atomic_write(folder / CARD_FILE) as file:
             file.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Card":
-        """The card whose card.json holds `values`. Raises ValueError where they are no card."""
+        """Build a card from the parsed card.json. Raises ValueError on missing, unknown or wrong values."""
         try:
             preset, decision = preset_from_dict(values["preset"]), Decision(**values["decision"])
             return cls(**(values | {"preset": preset, "decision": decision}))
@@ -108,4 +113,4 @@ class Card:
         except FileNotFoundError as error:
             raise CardError(f"{path} is missing: is {folder} a run folder made by `patchscan train`?") from error
         except ValueError as error:
-            raise CardError(f"{path} is not a card this version reads: {error}") from error
+            raise CardError(f"{path} is not a card that this version can read: {error}") from error

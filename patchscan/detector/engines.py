@@ -1,4 +1,4 @@
-"""The same model run by ONNX Runtime instead of eager PyTorch: the setting `engine` of an archive's handler."""
+"""Run a model with ONNX Runtime instead of PyTorch: the `engine` setting of an archive's handler."""
 
 import tempfile
 import warnings
@@ -10,17 +10,17 @@ from patchscan.detector.models import Ensemble
 from patchscan.detector.presets import EnsemblePreset, Preset
 
 
-def with_onnx(model: nn.Module, preset: Preset) -> nn.Module:
-    """The model run by ONNX Runtime; of an ensemble, each member. Measured here, p_ai moves by less than 1e-5."""
+def to_onnx(model: nn.Module, preset: Preset) -> nn.Module:
+    """Convert the model, or each member of an ensemble, to run in ONNX Runtime. p_ai changes by less than 1e-5."""
     if isinstance(model, Ensemble) and isinstance(preset, EnsemblePreset):
-        parts = zip(model.members, preset.members, strict=True)
-        model.members = nn.ModuleList([_exported(member, part.count, part.size) for member, part in parts])
+        pairs = zip(model.members, preset.members, strict=True)
+        model.members = nn.ModuleList([_convert(member, part.count, part.size) for member, part in pairs])
         return model
-    return _exported(model, preset.count, preset.size)
+    return _convert(model, preset.count, preset.size)
 
 
 class OnnxModel(nn.Module):
-    """Stands in for the model that was exported to `file`: takes and gives what it does, on the CPU, with one thread.
+    """Replacement for the model that was exported to `file`: same input and output, on the CPU, with one thread.
     Needs onnxruntime."""
 
     def __init__(self, file: str):
@@ -28,18 +28,18 @@ class OnnxModel(nn.Module):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # workers, not threads, share the cores
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # worker processes already use all cores
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised crops (n, 3, size, size), the n that was exported, to raw outputs (n, 1) or (n, 2)."""
+        """Normalised crops (n, 3, size, size) to raw outputs (n, 1) or (n, 2); n is fixed at the export."""
         (outputs,) = self._session.run(None, {"crops": x.contiguous().numpy()})
         return torch.from_numpy(outputs)
 
 
-def _exported(model: nn.Module, crops: int, size: int) -> OnnxModel:
-    """Export when loaded: the archive's weights stay the only ones."""
+def _convert(model: nn.Module, crops: int, size: int) -> OnnxModel:
+    # Exported at load time, so that the archive holds the weights only once.
     with tempfile.TemporaryDirectory(prefix="patchscan-onnx-") as folder:
         file = f"{folder}/model.onnx"
         export(model.eval(), torch.zeros(crops, 3, size, size), file)
@@ -47,10 +47,12 @@ def _exported(model: nn.Module, crops: int, size: int) -> OnnxModel:
 
 
 def export(model: nn.Module, example: torch.Tensor, file: str) -> None:
-    """Write `model` as ONNX for the crops of one image, as many as `example` (n, 3, size, size) has: ONNX Runtime is a
-    little faster where it knows their number. Needs onnx."""
+    """Write `model` as an ONNX file for inputs of exactly the shape of `example`, (n, 3, size, size). Needs onnx.
+
+    The number of crops n is fixed because ONNX Runtime is a little faster when it knows it.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter that needs no further package says that it is the older one
+        warnings.simplefilter("ignore")  # this exporter is deprecated, but the new one needs a further package
         torch.onnx.export(
             model,
             (example,),

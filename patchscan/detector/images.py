@@ -1,8 +1,8 @@
-"""Encoded bytes to RGB pixels, or one of a fixed set of reasons why not.
+"""Decode encoded images to RGB pixels, or raise an ImageError with one of a fixed set of codes.
 
 The limits are checked on the header, before any pixel is decoded. EXIF orientation is not applied: the pixels are
 scored as stored, because a rotation moves the compression grid that detectors look at. Alpha is dropped, CMYK is
-converted, 16-bit samples keep their high byte, and an animation is represented by its first frame.
+converted, 16-bit samples keep their high byte, and of an animation the first frame is used.
 """
 
 import io
@@ -17,21 +17,21 @@ from PIL import Image
 
 try:
     import pillow_heif
-except ImportError:  # a stock TorchServe has no HEIC decoder: such files are then `unsupported_format`
+except ImportError:  # a stock TorchServe has no HEIC decoder: HEIC files are then `unsupported_format`
     pass
 else:
     pillow_heif.register_heif_opener()
 
-# `decode` checks its own limits; Pillow's would answer the same question a second time, as a warning.
+# `decode` checks its own limits, so Pillow's warning about large images is redundant.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-# What it says of damaged metadata would stand in a scan's output once a file; the pixels are what counts.
+# Pillow warns about damaged metadata. Only the pixels matter here, and a scan would print one warning per file.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 
 
 class ErrorCode(StrEnum):
-    """Why an image cannot be scored; the same codes stand in answers, rows, reports and docs."""
+    """Why an image cannot be scored. Answers, rows, reports and docs use the same codes."""
 
     EMPTY = "empty"
     NOT_AN_IMAGE = "not_an_image"
@@ -42,7 +42,7 @@ class ErrorCode(StrEnum):
 
 
 class ImageError(ValueError):
-    """The image is at fault, for good: `code` is one of `ErrorCode`, `message` one line for a person."""
+    """The image itself cannot be scored, so a retry is useless: `code` for programs, `message` one line for people."""
 
     def __init__(self, code: ErrorCode, message: str):
         super().__init__(message)
@@ -52,7 +52,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is refused before decoding: encoded bytes, pixels, and the shorter side in pixels."""
+    """Limits checked before decoding: bytes of the encoded file, pixels, and pixels of the shorter side."""
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 64_000_000
@@ -61,7 +61,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class RGBImage:
-    """Decoded pixels: `pillow` has mode RGB; `frames` counts an animation's frames (1 for a still)."""
+    """A decoded image: `pillow` has mode RGB; `frames` is the number of frames of an animation (1 for a still)."""
 
     pillow: Image.Image
     format: str
@@ -104,8 +104,10 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
 
 
 def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
-    """The memory that `decode` takes, in bytes, by the header alone: four a pixel, and as many again where the mode
-    must be converted; 0 for what it refuses."""
+    """Return the memory in bytes that `decode` needs, read from the header alone; 0 for an image that it refuses.
+
+    Pillow takes four bytes per pixel, and as many again where the mode must be converted.
+    """
     try:
         with _open(data) as image:
             _check_size(image, limits)
@@ -135,7 +137,7 @@ def _known_formats() -> set[str]:
 
 
 def _claimed_format(data: bytes) -> str | None:
-    """The format whose signature the bytes begin with, by Pillow's own tests; None where no signature fits."""
+    """The format whose signature the bytes begin with, by Pillow's own checks; None if there is none."""
     brand = data[4:12]
     if brand[:4] == b"ftyp" and brand[4:] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         return "HEIF" if "HEIF" in _known_formats() else "HEIC"

@@ -1,4 +1,4 @@
-"""The architectures, and nothing but architecture: SimpleCNN, ResNet50, SSP, and SSP-lite.
+"""The network architectures: SimpleCNN, ResNet50, SSP, SSP-lite, and ensembles of them.
 
 Every model takes normalised crops, float32 (n, 3, size, size), and returns raw outputs (n, 1) or (n, 2); `ai_logit`
 turns either into the logit of P(AI).
@@ -15,10 +15,10 @@ from patchscan.detector.srm import SRM, NoiseMaps
 
 
 class Network(nn.Module):
-    """What all architectures share: `penultimate` gives the features that the last layer decides on."""
+    """Base class of all architectures."""
 
     def penultimate(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised crops (n, 3, size, size) to features (n, width)."""
+        """Normalised crops (n, 3, size, size) to the last layer's input, features (n, width)."""
         raise NotImplementedError
 
 
@@ -53,7 +53,7 @@ class ResNet50(Network):
 
     def __init__(self, outputs: int = 2, dropout: float = 0.5) -> None:
         super().__init__()
-        import torchvision  # here, because importing it takes longer than most commands do
+        import torchvision  # imported here because the import takes longer than most commands
 
         self.resnet = torchvision.models.resnet50(weights=None)
         self.resnet.fc = nn.Identity()
@@ -95,7 +95,7 @@ class SSP(Network):
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut (He et al., arXiv 1512.03385)."""
+    """A residual block: two 3 x 3 convolutions and a shortcut (He et al., arXiv 1512.03385)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -106,10 +106,10 @@ class Residual(nn.Module):
             nn.Conv2d(after, after, 3, padding=1, bias=False),
             nn.BatchNorm2d(after),
         )
-        same = stride == 1 and before == after
+        same_shape = stride == 1 and before == after
         self.shortcut = (
             nn.Identity()
-            if same
+            if same_shape
             else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
         )
 
@@ -119,9 +119,9 @@ class Residual(nn.Module):
 
 
 class SSPLite(Network):
-    """SSP's idea without the detour over 256 x 256: noise maps of the 32 x 32 patch as it is, into a small ResNet.
+    """A small variant of SSP: noise maps of the 32 x 32 patch, not enlarged, into a ResNet of 78,753 parameters.
 
-    Ours, not the paper's; 78,753 parameters. Several patches of an image vote by the mean of their logits.
+    Designed in this project, not in the paper. The logits of several patches of an image are averaged.
     """
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64), dropout: float = 0.1) -> None:
@@ -149,9 +149,10 @@ class SSPLite(Network):
 
 
 class Ensemble(nn.Module):
-    """Several models as one: the mean of their calibrated logits, each logit / temperature + bias.
+    """Several models combined: the mean of their calibrated logits, each logit / temperature + bias.
 
-    Takes the crops of an EnsemblePreset. What describes the members are buffers, so it travels with the weights.
+    Takes the crops of an EnsemblePreset. The members' crop sizes, crop counts, temperatures and biases are buffers, so
+    they are saved with the weights.
     """
 
     sizes: torch.Tensor
@@ -168,10 +169,12 @@ class Ensemble(nn.Module):
         self.register_buffer("biases", torch.zeros(len(members)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(images * count, 3, S, S), each image's crops member by member, to (images * count, 1), scaled so that the
-        plain mean over an image's crops is the mean over the members."""
+        """(images * count, 3, S, S), each image's crops member by member, to (images * count, 1).
+
+        The outputs are scaled so that the plain mean over an image's crops is the mean over the members.
+        """
         counts = self.counts.tolist()
-        parts = x.unflatten(0, (-1, sum(counts))).split(counts, dim=1)  # (images, count of one, 3, S, S) each
+        parts = x.unflatten(0, (-1, sum(counts))).split(counts, dim=1)  # per member: (images, its count, 3, S, S)
         outputs = []
         for number, (member, part) in enumerate(zip(self.members, parts, strict=True)):
             size = int(self.sizes[number])
@@ -189,26 +192,28 @@ ARCHITECTURES: dict[str, Callable[[], Network]] = {
 }
 
 
-def build(architecture: str) -> Network:
-    """An untrained model. Raises ValueError on an unknown architecture."""
+def build_network(architecture: str) -> Network:
+    """Build one untrained network. Raises ValueError on an unknown architecture."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
     return ARCHITECTURES[architecture]()
 
 
-# A card that asks for more is hostile: each takes memory before its weights are looked at.
-MOST_MEMBERS = 8
+# Each member takes memory before its weights are checked, so a card from a stranger must not name any number of them.
+MAX_MEMBERS = 8
 
 
-def assemble(architecture: str) -> nn.Module:
-    """What a card names: one architecture, or up to MOST_MEMBERS joined by `+` as an Ensemble. Raises ValueError where
-    there are more, or as `build`."""
+def build_model(architecture: str) -> nn.Module:
+    """Build the model that a card names: one architecture, or up to MAX_MEMBERS joined by `+` as an Ensemble.
+
+    Raises ValueError on an unknown architecture or too many members.
+    """
     names = architecture.split("+")
-    if len(names) > MOST_MEMBERS:
-        raise ValueError(f"an ensemble has at most {MOST_MEMBERS} members, not {len(names)}")
-    return build(names[0]) if len(names) == 1 else Ensemble([build(name) for name in names])
+    if len(names) > MAX_MEMBERS:
+        raise ValueError(f"an ensemble has at most {MAX_MEMBERS} members, not {len(names)}")
+    return build_network(names[0]) if len(names) == 1 else Ensemble([build_network(name) for name in names])
 
 
 def ai_logit(outputs: torch.Tensor) -> torch.Tensor:
-    """Outputs (n, 1), or (n, 2) as real, AI, to the logit of P(AI), (n,)."""
+    """Convert raw outputs, (n, 1) or (n, 2) as real, AI, to the logit of P(AI), (n,)."""
     return outputs[:, 0] if outputs.shape[1] == 1 else outputs[:, 1] - outputs[:, 0]

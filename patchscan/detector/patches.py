@@ -1,7 +1,7 @@
-"""The simplest patch of an image, and the other ways to choose patches that it is measured against.
+"""Choose patches of an image: the least complex ones, as SSP does, or by one of three rules for comparison.
 
-The idea is SSP's (Chen et al., "A Single Simple Patch is All You Need for AI-generated Image Detection",
-arXiv 2402.01123): a generator hides its trace best where there is much to see, so look where there is least.
+SSP (Chen et al., "A Single Simple Patch is All You Need for AI-generated Image Detection", arXiv 2402.01123): a
+generator's trace is hard to find in detailed areas, so score the patch with the least detail.
 """
 
 import hashlib
@@ -14,17 +14,18 @@ from PIL import Image
 
 Rule = Literal["simplest", "random", "most_complex", "grid"]
 
-# Shorter side under the patch size: the official code resizes the whole image to this before it cuts.
+# If the shorter side is below the patch size, the official code first resizes the image to this width and height.
 SMALL_IMAGE_SIDE = 256
 
-# An RGB image, decoded: uint8 (height, width, 3), or Pillow's of mode RGB, of which only what is needed is copied.
+# A decoded RGB image: an array uint8 (height, width, 3), or a Pillow image of mode RGB (cheaper: only the patches are
+# copied into an array).
 Pixels = np.ndarray | Image.Image
 
 
 @dataclass(frozen=True)
 class Patches:
     """Chosen patches: `pixels` uint8 (count, size, size, 3); `corners` int (count, 2) as x, y in pixels of the image
-    they were cut from; `complexity` int (count,); `upscaled` where that image had to be enlarged first."""
+    they were cut from; `complexity` int (count,); `upscaled` is True if that image had to be enlarged first."""
 
     pixels: np.ndarray
     corners: np.ndarray
@@ -33,25 +34,26 @@ class Patches:
 
 
 def seed_from_bytes(data: bytes) -> int:
-    """A 32-bit seed from the encoded file, so that the same file gets the same patches anywhere, in any batch."""
+    """Derive a 32-bit seed from the encoded file, so that the same file gets the same patches everywhere."""
     return int.from_bytes(hashlib.sha256(data).digest()[:4], "big")
 
 
 def complexity(patches: np.ndarray) -> np.ndarray:
-    """Sum of absolute differences of neighbours: horizontal, vertical and both diagonals, over all channels.
+    """Return each patch's complexity: the sum of absolute differences of neighbouring pixels, horizontal, vertical and
+    along both diagonals, over all channels.
 
     patches: uint8 (n, height, width, 3). Returns int64 (n,). Source: SSP, section 3.2 and the official code.
     """
     n, height, width, channels = patches.shape
-    # All patches side by side make long rows, which keep the differences in vector instructions.
+    # All patches are laid side by side, because numpy's vector instructions pay off on long rows.
     rows = np.ascontiguousarray(patches.transpose(1, 0, 2, 3)).reshape(height, -1)
     here, right = rows[:, :-channels], rows[:, channels:]
-    sums = np.zeros(rows.shape[1], np.min_scalar_type(4 * 255 * height))  # of each column and channel
+    sums = np.zeros(rows.shape[1], np.min_scalar_type(4 * 255 * height))  # one sum per column and channel
     across = sums[:-channels]
     across += _difference_sums(here, right, sums.dtype)
     across += _difference_sums(here[:-1], right[1:], sums.dtype)
     across += _difference_sums(here[1:], right[:-1], sums.dtype)
-    sums.reshape(n, width, channels)[:, -1] = 0  # there the right neighbour is another patch
+    sums.reshape(n, width, channels)[:, -1] = 0  # the last column's right neighbour belongs to another patch
     sums += _difference_sums(rows[:-1], rows[1:], sums.dtype)
     result: np.ndarray = sums.reshape(n, -1).sum(axis=1, dtype=np.int64)
     return result
@@ -59,27 +61,27 @@ def complexity(patches: np.ndarray) -> np.ndarray:
 
 def _difference_sums(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
     # max - min is |a - b| without leaving uint8.
-    apart = np.maximum(a, b)
-    apart -= np.minimum(a, b)
-    result: np.ndarray = apart.sum(axis=0, dtype=dtype)
+    difference = np.maximum(a, b)
+    difference -= np.minimum(a, b)
+    result: np.ndarray = difference.sum(axis=0, dtype=dtype)
     return result
 
 
 def simplest_patch(rgb: Pixels, size: int = 32, candidates: int = 30, seed: int = 0) -> Patches:
-    """The first least complex of `candidates` uniformly drawn `size` x `size` patches of `rgb`."""
+    """Return the least complex of `candidates` uniformly drawn `size` x `size` patches; of equal ones the first."""
     return choose_patches(rgb, rule="simplest", size=size, candidates=candidates, count=1, seed=seed)
 
 
 def choose_patches(
     rgb: Pixels, *, rule: Rule = "simplest", size: int = 32, candidates: int = 30, count: int = 1, seed: int = 0
 ) -> Patches:
-    """`count` patches of `rgb`, in the order of the rule.
+    """Choose `count` patches of `rgb`, in the order of the rule.
 
     `simplest` and `most_complex` rank `candidates` uniform draws by `complexity` (ties: the first drawn wins); `random`
-    takes the first `count` draws; `grid` spreads `count` patches evenly and draws nothing. An image whose shorter side
-    is under `size` is first resized to 256 x 256, as the official code does.
+    takes the first `count` draws; `grid` spreads `count` patches evenly, without randomness. An image whose shorter
+    side is below `size` is first resized to 256 x 256, as the official code does.
     """
-    height, width = sides(rgb)
+    height, width = height_and_width(rgb)
     upscaled = min(height, width) < size
     if upscaled:
         height = width = SMALL_IMAGE_SIDE
@@ -89,7 +91,7 @@ def choose_patches(
     else:
         drawn = count if rule == "random" else max(candidates, count)
         corners = random_corners(height, width, size, drawn, seed)
-    pixels = cut(rgb, corners, size)
+    pixels = cut_patches(rgb, corners, size)
     scores = complexity(pixels)
     if rule in ("simplest", "most_complex"):
         order = np.argsort(scores if rule == "simplest" else -scores, kind="stable")[:count]
@@ -97,50 +99,49 @@ def choose_patches(
     return Patches(pixels, corners, scores, upscaled)
 
 
-def sides(rgb: Pixels) -> tuple[int, int]:
-    """Height and width in pixels."""
+def height_and_width(rgb: Pixels) -> tuple[int, int]:
+    """Return height and width in pixels."""
     return (rgb.height, rgb.width) if isinstance(rgb, Image.Image) else (rgb.shape[0], rgb.shape[1])
 
 
 def as_pillow(rgb: Pixels) -> Image.Image:
-    """The same pixels as a Pillow image of mode RGB."""
+    """Return the pixels as a Pillow image of mode RGB."""
     return rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)
 
 
-def cut(rgb: Pixels, corners: np.ndarray, size: int) -> np.ndarray:
-    """The `size` x `size` patches at `corners`, int (n, 2) as x, y. Returns uint8 (n, size, size, 3)."""
-    places = corners.tolist()
+def cut_patches(rgb: Pixels, corners: np.ndarray, size: int) -> np.ndarray:
+    """Cut the `size` x `size` patches at `corners`, int (n, 2) as x, y. Returns uint8 (n, size, size, 3)."""
     if isinstance(rgb, np.ndarray):
-        return np.stack([rgb[y : y + size, x : x + size] for x, y in places])
-    strip = Image.new("RGB", (size * len(places), size))
-    # Pillow gives numpy whole images only, as a copy: of a photograph that costs as much as half its decoding.
-    # Image.crop and Image.paste end in these two calls; their checks would take longer than the pixels.
+        return np.stack([rgb[y : y + size, x : x + size] for x, y in corners.tolist()])
+    strip = Image.new("RGB", (size * len(corners), size))
+    # Copying a whole photograph into an array would cost half as much as decoding it, so only the patches are copied.
+    # Image.crop and Image.paste end in these two calls; their argument checks take longer than the copying.
     source, target = rgb.im, strip.im
-    for left, (x, y) in zip(range(0, strip.width, size), places, strict=True):
+    for left, (x, y) in zip(range(0, strip.width, size), corners.tolist(), strict=True):
         target.paste(source.crop((x, y, x + size, y + size)), (left, 0, left + size, size))
-    return np.asarray(strip).reshape(size, len(places), size, 3).transpose(1, 0, 2, 3)
+    return np.asarray(strip).reshape(size, len(corners), size, 3).transpose(1, 0, 2, 3)
 
 
 def random_corners(height: int, width: int, size: int, count: int, seed: int) -> np.ndarray:
-    """`count` top-left corners (x, y), uniform over every place where the patch fits. Returns int64 (count, 2)."""
-    # NumPy promises RandomState's stream never changes (NEP 19), so a verdict can be reproduced years later.
-    _streams.random.seed(seed)
-    draws = _streams.random.random_sample((count, 2))
+    """Draw `count` top-left corners (x, y), uniform over all positions of the patch. Returns int64 (count, 2)."""
+    # NumPy promises that RandomState's stream never changes (NEP 19), so a verdict can be reproduced years later.
+    _thread_local.random.seed(seed)
+    draws = _thread_local.random.random_sample((count, 2))
     return (draws * (width - size + 1, height - size + 1)).astype(np.int64)
 
 
-class _Streams(threading.local):
-    """A generator a thread: seeding one takes 2 us, making one 100."""
+class _ThreadLocal(threading.local):
+    """One random generator per thread, seeded anew for every image: seeding takes 2 us, creating one 100 us."""
 
     def __init__(self) -> None:
         self.random = np.random.RandomState()
 
 
-_streams = _Streams()
+_thread_local = _ThreadLocal()
 
 
 def grid_corners(height: int, width: int, size: int, count: int) -> np.ndarray:
-    """`count` corners (x, y) spread evenly over the image, row by row. Returns int64 (count, 2)."""
+    """Spread `count` corners (x, y) evenly over the image, row by row. Returns int64 (count, 2)."""
     columns = int(np.ceil(np.sqrt(count)))
     rows = int(np.ceil(count / columns))
     x = np.linspace(0, width - size, columns + 2)[1:-1]

@@ -1,4 +1,4 @@
-"""The two halves of scoring that need no torch: bytes to crops before the model, logit to answer after it."""
+"""The steps of scoring that need no torch: bytes to crops before the model, logit to answer after it."""
 
 import time
 from dataclasses import dataclass
@@ -13,8 +13,11 @@ from patchscan.detector.presets import EnsemblePreset
 
 @dataclass(frozen=True)
 class Prepared:
-    """The crops of one image, ready for the model, and what its answer says of the image; not its pixels, so that
-    many may wait for the model. `decode_s` and `patch_s` are the seconds it took to decode it and to choose them."""
+    """The crops of one image, and the facts about the image that its answer states.
+
+    The decoded image is not kept, so that many prepared images can wait for the model. `decode_s` and `patch_s` are the
+    seconds spent on decoding and on choosing the crops.
+    """
 
     image: dict[str, Any]
     crops: Patches
@@ -32,8 +35,8 @@ def prepare(data: bytes, card: Card, limits: Limits = Limits()) -> Prepared:
     return Prepared(facts, crops, decoded - started, time.perf_counter() - decoded)
 
 
-def answer(prepared: Prepared, logit: float, card: Card) -> Answer:
-    """The answer to a prepared image whose logit is known."""
+def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
+    """Build the answer to a prepared image from its logit."""
     p_ai = card.decision.p_ai(logit)
     verdict = card.decision.verdict(p_ai)
     reason = "abstain_band" if verdict == "uncertain" else None

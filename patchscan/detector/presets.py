@@ -1,7 +1,7 @@
-"""How an image becomes a model's input: the one place that training, evaluation, serving and scanning all use.
+"""Turn an image into a model's input. Training, evaluation, serving and scanning all use this module.
 
-A preset turns RGB pixels into uint8 crops without torch, so that a scan worker can do it; `to_tensor` turns crops into
-the normalised tensor a model takes.
+A preset cuts RGB pixels into uint8 crops without torch, because scan workers have none; `to_tensor` turns crops into
+the normalised tensor that a model takes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# A card or recipe that asks for more is mistaken or hostile.
-LARGEST_SIDE, MOST_PATCHES = 1024, 1024
-# Longer sides an image may have for each shorter one, where it is scored whole.
-LONGEST = 16
+# Upper limits for cards and recipes, so that a mistaken or hostile one cannot exhaust the memory.
+MAX_SIDE, MAX_PATCHES = 1024, 1024
+# Longer side over shorter side; of a longer image, WholeImagePreset scores the middle part only.
+MAX_ASPECT_RATIO = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchPreset:
-    """`count` patches of `size` x `size` pixels, chosen by `rule` among `candidates` draws; their logits are
-    averaged."""
+    """Score `count` patches of `size` x `size` pixels, chosen by `rule` among `candidates` draws, and average their
+    logits."""
 
     kind: Literal["patch"] = "patch"
     size: int = 32
@@ -40,20 +40,20 @@ class PatchPreset:
         _check_side(self.size)
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, not {self.rule!r}")
-        if not (1 <= self.count <= MOST_PATCHES and 1 <= self.candidates <= MOST_PATCHES):
-            raise ValueError(f"count and candidates must be 1 to {MOST_PATCHES}")
+        if not (1 <= self.count <= MAX_PATCHES and 1 <= self.candidates <= MAX_PATCHES):
+            raise ValueError(f"count and candidates must be 1 to {MAX_PATCHES}")
 
     def crops(self, rgb: Pixels, seed: int) -> Patches:
-        """An RGB image to crops uint8 (count, size, size, 3); the same seed gives the same crops."""
+        """Cut an RGB image into crops uint8 (count, size, size, 3); the same seed gives the same crops."""
         return choose_patches(
             rgb, rule=self.rule, size=self.size, candidates=self.candidates, count=self.count, seed=seed
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholePreset:
-    """The whole image: shorter side resized to `resize`, then the central `size` x `size` (torchvision's ImageNet
-    evaluation preset). No randomness: the seed changes nothing."""
+class WholeImagePreset:
+    """Score the whole image: shorter side resized to `resize`, then the central `size` x `size` (torchvision's
+    ImageNet evaluation preset). No randomness: the seed changes nothing."""
 
     kind: Literal["whole"] = "whole"
     size: int = 224
@@ -65,12 +65,12 @@ class WholePreset:
 
     @property
     def count(self) -> int:
-        """One crop an image."""
+        """Crops per image: one."""
         return 1
 
     def crops(self, rgb: Pixels, seed: int) -> Patches:
-        """An RGB image to one crop, uint8 (1, size, size, 3)."""
-        left, top, pillow = _middle(as_pillow(rgb))
+        """Reduce an RGB image to one crop, uint8 (1, size, size, 3)."""
+        left, top, pillow = _limit_aspect_ratio(as_pillow(rgb))
         scale = self.resize / min(pillow.size)
         width, height = (max(self.size, round(side * scale)) for side in pillow.size)
         resized = pillow.resize((width, height), Image.Resampling.BILINEAR)
@@ -80,10 +80,11 @@ class WholePreset:
         return Patches(pixels, corner, np.zeros(1, dtype=np.int64), upscaled=scale > 8)
 
 
-def _middle(image: Image.Image) -> tuple[int, int, Image.Image]:
-    """The corner (x, y) and pixels of the part of the image that can be scored whole: all of it, unless one side is
-    over LONGEST times the other, when enlarging a strip a few pixels wide would take gigabytes."""
-    width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
+def _limit_aspect_ratio(image: Image.Image) -> tuple[int, int, Image.Image]:
+    """Cut the image down to its middle if one side is over MAX_ASPECT_RATIO times the other. Returns the corner (x, y)
+    of the remaining part and the part."""
+    # Enlarging a strip a few pixels wide would take gigabytes.
+    width, height = (min(side, MAX_ASPECT_RATIO * min(image.size)) for side in image.size)
     if (width, height) == image.size:
         return 0, 0, image
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -91,30 +92,33 @@ def _middle(image: Image.Image) -> tuple[int, int, Image.Image]:
 
 
 def _check_side(side: int) -> None:
-    if not 8 <= side <= LARGEST_SIDE:
-        raise ValueError(f"a side must be 8 to {LARGEST_SIDE} pixels, not {side}")
+    if not 8 <= side <= MAX_SIDE:
+        raise ValueError(f"a side must be 8 to {MAX_SIDE} pixels, not {side}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnsemblePreset:
-    """Every member's own crops of the image, in the members' order, each padded with zeros to the largest member's
-    size so that they travel as one array; the model cuts the padding off again."""
+    """The crops of every member's preset, in the members' order.
+
+    Each crop is padded with zeros to the largest member's size, so that all fit in one array; the model removes the
+    padding.
+    """
 
     kind: Literal["ensemble"] = "ensemble"
-    members: tuple[PatchPreset | WholePreset, ...]
+    members: tuple[PatchPreset | WholeImagePreset, ...]
 
     @property
     def size(self) -> int:
-        """The padded side of a crop in pixels."""
+        """Side of a padded crop in pixels."""
         return max(member.size for member in self.members)
 
     @property
     def count(self) -> int:
-        """Crops of one image, all members together."""
+        """Crops per image, all members together."""
         return sum(member.count for member in self.members)
 
     def crops(self, rgb: Pixels, seed: int) -> Patches:
-        """An RGB image to crops uint8 (count, size, size, 3); each member's are those it takes alone."""
+        """Cut an RGB image into crops uint8 (count, size, size, 3); each member gets the crops it would get alone."""
         parts = [member.crops(rgb, seed) for member in self.members]
         padded = [
             np.pad(part.pixels, ((0, 0), (0, self.size - member.size), (0, self.size - member.size), (0, 0)))
@@ -128,15 +132,15 @@ class EnsemblePreset:
         )
 
 
-Preset = PatchPreset | WholePreset | EnsemblePreset
+Preset = PatchPreset | WholeImagePreset | EnsemblePreset
 
 
 def preset_from_dict(values: dict[str, Any]) -> Preset:
-    """The preset that `asdict` wrote. Raises TypeError on an unknown field, ValueError on an unknown kind."""
+    """Read what `preset_to_dict` wrote. Raises TypeError on an unknown field, ValueError on an unknown kind."""
     if values.get("kind") == "ensemble":
         members = tuple(preset_from_dict(member) for member in values["members"])
-        return EnsemblePreset(members=tuple(one for one in members if not isinstance(one, EnsemblePreset)))
-    kinds = {"patch": PatchPreset, "whole": WholePreset}
+        return EnsemblePreset(members=tuple(member for member in members if not isinstance(member, EnsemblePreset)))
+    kinds = {"patch": PatchPreset, "whole": WholeImagePreset}
     if values.get("kind") not in kinds:
         raise ValueError(f"preset kind must be one of {', '.join(kinds)}, ensemble, not {values.get('kind')!r}")
     result: Preset = kinds[values["kind"]](**values)
@@ -144,15 +148,13 @@ def preset_from_dict(values: dict[str, Any]) -> Preset:
 
 
 def preset_to_dict(preset: Preset) -> dict[str, Any]:
-    """The preset as it is written in card.json."""
+    """Return the preset as it is written in card.json."""
     return asdict(preset)
 
 
 def to_tensor(crops: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """uint8 (n, size, size, 3) to float32 (n, 3, size, size), scaled to 0..1 and normalised as for ImageNet.
-
-    A tensor stays on its device, so that a GPU is sent bytes and not floats.
-    """
+    """Convert crops uint8 (n, size, size, 3) to float32 (n, 3, size, size), scaled to 0..1 and normalised as for
+    ImageNet. A tensor stays on its device."""
     import torch
 
     pixels = torch.as_tensor(crops).permute(0, 3, 1, 2).float().div_(255.0)

@@ -13,13 +13,13 @@ HORIZONTAL = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, -2, 1, 0], [0, 0, 0, 0, 0
 
 
 def srm_kernels() -> torch.Tensor:
-    """KB / 4, KV / 12 and the horizontal second difference / 2. Returns float32 (3, 5, 5)."""
+    """Return KB / 4, KV / 12 and the horizontal second difference / 2, float32 (3, 5, 5)."""
     return torch.stack([torch.tensor(KB) / 4, torch.tensor(KV) / 12, torch.tensor(HORIZONTAL) / 2])
 
 
 class NoiseMaps(nn.Module):
-    """Each channel's noise at native resolution: KB / 4, KV / 12 and second differences along both axes, in grey
-    levels, clamped to +-`clamp`. No padding, so that the patch's border leaves no trace of its own."""
+    """Noise maps of each channel: KB / 4, KV / 12 and second differences along both axes, in grey levels, clamped to
+    +-`clamp`. No padding: it would leave a trace of the patch's border."""
 
     kernel: torch.Tensor
     grey_levels: torch.Tensor
@@ -27,8 +27,8 @@ class NoiseMaps(nn.Module):
     def __init__(self, clamp: float = 8.0) -> None:
         super().__init__()
         self.clamp = clamp
-        along = torch.tensor(HORIZONTAL) / 2
-        kernel = torch.stack([torch.tensor(KB) / 4, torch.tensor(KV) / 12, along, along.T])
+        horizontal = torch.tensor(HORIZONTAL) / 2
+        kernel = torch.stack([torch.tensor(KB) / 4, torch.tensor(KV) / 12, horizontal, horizontal.T])
         self.register_buffer("kernel", kernel[:, None], persistent=False)  # (4, 1, 5, 5)
         grey_levels = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255
         self.register_buffer("grey_levels", grey_levels, persistent=False)

@@ -1,6 +1,6 @@
-"""Weights in and out: safetensors files, torchvision's ImageNet weights, and the authors' published SSP checkpoints.
+"""Read weights: safetensors files, torchvision's ImageNet weights, and the checkpoints that SSP's authors published.
 
-Nothing here unpickles anything but tensors (`weights_only=True`).
+Checkpoints are unpickled with `weights_only=True`, so a hostile file cannot run code.
 """
 
 import json
@@ -17,15 +17,13 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "
 
 
 class WeightsError(UserError):
-    """A weights file that cannot be had or does not fit the model; the message says what to do."""
+    """A weights file cannot be downloaded, cannot be read or does not fit the model; the message says what to do."""
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, by name. Raises WeightsError where it is not one.
-
-    Written out here (the format is a JSON header before raw bytes) because an archive must run on a TorchServe that
-    has torch and nothing else: https://github.com/huggingface/safetensors#format
-    """
+    """Read the tensors of a safetensors file, by name. Raises WeightsError if it is not one."""
+    # Not read with the safetensors package, because an archive must run on a TorchServe that has torch and nothing
+    # else. The format is a JSON header before raw bytes: https://github.com/huggingface/safetensors#format
     data = bytearray(path.read_bytes())
     try:
         (header_size,) = struct.unpack_from("<Q", data)
@@ -39,11 +37,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             tensors[name] = flat.reshape(entry["shape"])
         return tensors
     except (struct.error, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise WeightsError(f"{path} is not a safetensors file this version reads: {error}") from error
+        raise WeightsError(f"{path} is not a safetensors file that this version can read: {error}") from error
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a .safetensors file or a PyTorch checkpoint (tensors only, never other pickled objects)."""
+    """Read tensors by name from a .safetensors file or a PyTorch checkpoint. Raises WeightsError."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
@@ -56,8 +54,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_imagenet(model: nn.Module, source: str) -> None:
-    """Start a ResNet50 (or SSP's) from ImageNet. `source`: `none`, `imagenet` (torchvision's download or cache), or a
-    file of torchvision's resnet50 state dict. Raises WeightsError; a model without a ResNet50 keeps its own start.
+    """Initialise a ResNet50, or the one inside SSP, with ImageNet weights; other models are left as they are.
+
+    source: `none`, `imagenet` (torchvision's download or cache), or a file of torchvision's resnet50 state dict. Raises
+    WeightsError.
     """
     backbone = model.disc if isinstance(model, SSP) else model
     if source == "none" or not isinstance(backbone, ResNet50):
@@ -70,8 +70,8 @@ def load_imagenet(model: nn.Module, source: str) -> None:
             state = imagenet.get_state_dict(progress=False, check_hash=True)
         except OSError as error:
             raise WeightsError(
-                f"the ImageNet weights could not be downloaded ({error}); fetch {imagenet.url} on a machine that can "
-                "and pass the file with --weights FILE, or start from scratch with --weights none"
+                f"cannot download the ImageNet weights ({error}); fetch {imagenet.url} on a machine with internet "
+                "access and pass the file with --weights FILE, or start from scratch with --weights none"
             ) from error
     else:
         state = read_state_dict(Path(source))
@@ -79,19 +79,19 @@ def load_imagenet(model: nn.Module, source: str) -> None:
     try:
         backbone.resnet.load_state_dict(state)
     except RuntimeError as error:
-        raise WeightsError(f"{source} does not hold torchvision's resnet50: {error}") from error
+        raise WeightsError(f"{source} does not hold the weights of torchvision's resnet50: {error}") from error
 
 
 def load_official_ssp(model: SSP, path: Path) -> None:
     """Load a checkpoint published by SSP's authors (github.com/bcmi/SSP-AI-Generated-Image-Detection).
 
-    Their label 1 is a real photograph, so the last layer changes sign. Raises WeightsError where the names do not fit.
+    Their label 1 is a real photograph, so the last layer changes sign. Raises WeightsError if the names do not fit.
     """
     load_official_state(model, read_state_dict(path))
 
 
 def load_official_state(model: SSP, state: dict[str, torch.Tensor]) -> None:
-    """The same from a state dict: `srm.kernel`, and `disc.*` with torchvision's ResNet50 names."""
+    """Load the state dict of such a checkpoint: `srm.kernel`, and `disc.*` with torchvision's ResNet50 names."""
     renamed = {}
     for name, value in state.items():
         if name.startswith("disc.fc."):

@@ -13,7 +13,7 @@ from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.models import Ensemble
 from patchscan.detector.patches import choose_patches, seed_from_bytes
-from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholePreset
+from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
 # A patch of one flat colour or clipped to black or white carries no noise to read.
 CLIPPED_SHARE, FLAT_DEVIATION = 0.25, 1.0
@@ -126,7 +126,7 @@ def _view(one: Detector, rgb: np.ndarray, seed: int) -> View:
             chosen=crops.corners,
             patch=crops.pixels[0],
         )
-    assert isinstance(preset, WholePreset)  # a member is no ensemble itself
+    assert isinstance(preset, WholeImagePreset)  # a member is no ensemble itself
     seen = crops.pixels[0]
     return WholeView(
         architecture=one.card.architecture,
@@ -161,7 +161,7 @@ def _moved(rgb: np.ndarray, number: int) -> np.ndarray:
 
 def doubts(detector: Detector, answer: Answer, views: list[View], others: np.ndarray) -> list[str]:
     """What makes an answer uncertain, one sentence each; empty where nothing does."""
-    decision, found = detector.card.decision, list(detector.card.cautions)
+    decision, found = detector.card.decision, list(detector.card.all_warnings)
     if answer.reason == "small_image":
         found.append("The image is smaller than what is scored and had to be enlarged: no verdict is given.")
     if answer.reason == "abstain_band":

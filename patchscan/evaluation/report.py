@@ -49,7 +49,7 @@ def _model(evaluated: Evaluated) -> dict[str, Any]:
         "training": {key: value for key, value in card.training.items() if isinstance(value, str | int | float)},
         "decision": asdict(card.decision),
         "calibrated_on": evaluated.calibrated_on,
-        "warnings": card.cautions,
+        "warnings": card.all_warnings,
         "robustness": card.robustness,
         "results": {
             protocol: {

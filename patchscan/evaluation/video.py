@@ -188,7 +188,7 @@ def write_video_report(run: Path, video: Path, out: Path, frames: int, device: s
     card = detector.card
     numbers = frame_numbers(video, frames)
     rows = score_video(detector, video, numbers)
-    warnings = [WARNING, *card.cautions]
+    warnings = [WARNING, *card.all_warnings]
     if len(rows) < len(numbers):
         lost = len(numbers) - len(rows)
         warnings.insert(0, f"The file is damaged: {lost} of the {len(numbers)} frames asked for could not be decoded.")

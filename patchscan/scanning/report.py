@@ -91,7 +91,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
             "threshold": card.decision.threshold,
             "abstain": [card.decision.abstain_low, card.decision.abstain_high],
             "chosen_by": card.decision.chosen_by,
-            "warnings": card.cautions,
+            "warnings": card.all_warnings,
         },
         "totals": summary.totals(table, plan),
         "verdicts": summary.verdicts(table),

@@ -17,7 +17,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.retries import Retries, StoppedError, TransientError, Watchdog
 from patchscan.detector.answer import Answer
 from patchscan.detector.images import ErrorCode, ImageError, Limits, decoded_bytes
-from patchscan.detector.prepared import answer, prepare
+from patchscan.detector.prepared import build_answer, prepare
 from patchscan.scanning import rows, shards
 from patchscan.scanning.flow import Batcher, ByteBudget, Window, map_in_threads
 from patchscan.scanning.observers import Observer
@@ -180,7 +180,7 @@ class Worker:
         card = self.scorer.card
         with self._pixels.hold(decoded_bytes(data, self.settings.limits)):
             prepared = prepare(data, card, self.settings.limits)
-        return answer(prepared, self._batcher.logit(prepared.crops.pixels), card)
+        return build_answer(prepared, self._batcher.logit(prepared.crops.pixels), card)
 
     def _logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         with self._window.request():

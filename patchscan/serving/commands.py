@@ -43,7 +43,7 @@ def archive(
 
     path = write_archive(run, model_store, name, version, engine)
     typer.echo(f"{path}  sha256:{sha256_of(path)}")
-    if NOT_CALIBRATED in Card.read(run).cautions:
+    if NOT_CALIBRATED in Card.read(run).all_warnings:
         typer.echo(f"patchscan: warning: {NOT_CALIBRATED}", err=True)
 
 

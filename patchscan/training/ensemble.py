@@ -11,7 +11,7 @@ from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import Ensemble
-from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholePreset
+from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
 
 class EnsembleError(UserError):
@@ -28,7 +28,7 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
         raise EnsembleError("an ensemble needs two runs or more: repeat --run")
     members = [Detector.load(run) for run in runs]
     cards = [member.card for member in members]
-    presets = tuple(card.preset for card in cards if isinstance(card.preset, PatchPreset | WholePreset))
+    presets = tuple(card.preset for card in cards if isinstance(card.preset, PatchPreset | WholeImagePreset))
     if len(presets) < len(cards):
         raise EnsembleError("an ensemble cannot be a member of another: name its own members instead")
     model = Ensemble([member.model for member in members])

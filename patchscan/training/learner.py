@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from patchscan.detector.models import build
+from patchscan.detector.models import build_network
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import load_imagenet
 from patchscan.training.distributed import Ranks
@@ -27,7 +27,7 @@ class Learner:
     def __init__(self, recipe: Recipe, ranks: Ranks, total_steps: int):
         self.recipe, self.ranks, self.total_steps = recipe, ranks, total_steps
         torch.manual_seed(recipe.seed)
-        self.model = build(recipe.architecture)
+        self.model = build_network(recipe.architecture)
         load_imagenet(self.model, recipe.weights)
         self.model = self.model.to(ranks.device).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
-from patchscan.detector.presets import PatchPreset, WholePreset
+from patchscan.detector.presets import PatchPreset, WholeImagePreset
 
 RECIPES = shipped("training")
 
@@ -47,7 +47,7 @@ class Recipe(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     architecture: Literal["simplecnn", "resnet50", "ssp", "ssp-lite"]
-    preset: PatchPreset | WholePreset = Field(discriminator="kind")
+    preset: PatchPreset | WholeImagePreset = Field(discriminator="kind")
     seen: list[str] = Field(min_length=1)
     unseen: list[str] = []
     weights: str = "none"

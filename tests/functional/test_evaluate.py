@@ -18,8 +18,8 @@ from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
-from patchscan.detector.models import build
-from patchscan.detector.presets import PatchPreset, Preset, WholePreset
+from patchscan.detector.models import build_network
+from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
 
 PER_CLASS = 12
 
@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(folder: Path, seed: int, architecture: str = "ssp-lite", preset: Preset = PatchPreset(count=2)) -> Path:
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
-    save_file(build(architecture).state_dict(), folder / WEIGHTS_FILE)
+    save_file(build_network(architecture).state_dict(), folder / WEIGHTS_FILE)
     Card(
         name=folder.name,
         version="1.0",
@@ -150,7 +150,7 @@ def test_explain_agrees_with_serving(report: Path, runs: list[Path], data: Path,
 def test_whole_images_and_ensembles_are_explained_by_what_each_model_saw(
     report: Path, runs: list[Path], data: Path, tmp_path: Path
 ) -> None:
-    whole = make_run(tmp_path / "whole", 3, "simplecnn", WholePreset())
+    whole = make_run(tmp_path / "whole", 3, "simplecnn", WholeImagePreset())
     patchscan("ensemble", "--run", runs[0], "--run", whole, "--out", tmp_path / "both", "--name", "both")
     image = data / "smooth/val/ai/3.png"
     figures = json.loads(patchscan("explain", image, "--run", tmp_path / "both", "--out", tmp_path / "why.png"))

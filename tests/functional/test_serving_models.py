@@ -9,7 +9,7 @@ import pytest
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.detector import Detector
-from patchscan.detector.presets import PatchPreset, WholePreset
+from patchscan.detector.presets import PatchPreset, WholeImagePreset
 from patchscan.serving.verify import verify
 from patchscan.training.ensemble import build_ensemble
 from tests.serving_kit import Served, patchscan, png, untrained_run
@@ -21,8 +21,10 @@ MODELS = ("simplecnn", "resnet50", "ssp", "ensemble")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of each, untrained; the members of the ensemble bring a calibration each."""
     folder = tmp_path_factory.mktemp("runs")
-    untrained_run(folder / "simplecnn", "simplecnn", "simplecnn", WholePreset(), 1, Decision(temperature=0.1, bias=0.5))
-    untrained_run(folder / "resnet50", "resnet50", "resnet50", WholePreset(), 2, Decision(temperature=8.0))
+    untrained_run(
+        folder / "simplecnn", "simplecnn", "simplecnn", WholeImagePreset(), 1, Decision(temperature=0.1, bias=0.5)
+    )
+    untrained_run(folder / "resnet50", "resnet50", "resnet50", WholeImagePreset(), 2, Decision(temperature=8.0))
     untrained_run(folder / "ssp", "ssp", "ssp", PatchPreset(), 3, Decision(temperature=2.0, bias=-0.3))
     build_ensemble([folder / "ssp", folder / "simplecnn"], folder / "ensemble", "ensemble")
     return folder

@@ -14,15 +14,15 @@ from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import WEIGHTS_FILE, Card, Decision
 from patchscan.detector.detector import Detector
-from patchscan.detector.models import build
-from patchscan.detector.presets import PatchPreset, Preset, WholePreset, preset_from_dict, preset_to_dict
+from patchscan.detector.models import build_network
+from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset, preset_from_dict, preset_to_dict
 from patchscan.training.ensemble import EnsembleError, build_ensemble
 
 
 def run_folder(folder: Path, architecture: str, preset: Preset, decision: Decision, seen: list[str]) -> Path:
     torch.manual_seed(len(folder.name))
     folder.mkdir()
-    save_file(build(architecture).state_dict(), folder / WEIGHTS_FILE)
+    save_file(build_network(architecture).state_dict(), folder / WEIGHTS_FILE)
     Card(
         name=folder.name,
         version="1.0",
@@ -42,7 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [
         run_folder(base / "lite", "ssp-lite", PatchPreset(count=3), Decision(temperature=0.25, bias=0.5), ["sd"]),
         run_folder(base / "lite-2", "ssp-lite", PatchPreset(rule="random"), Decision(), ["sd"]),
-        run_folder(base / "cnn", "simplecnn", WholePreset(), Decision(temperature=3.0, bias=-1.0), ["gan"]),
+        run_folder(base / "cnn", "simplecnn", WholeImagePreset(), Decision(temperature=3.0, bias=-1.0), ["gan"]),
     ]
 
 

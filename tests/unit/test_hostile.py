@@ -11,8 +11,8 @@ from PIL import Image
 
 from patchscan.detector.card import Card
 from patchscan.detector.images import ErrorCode, ImageError, decode
-from patchscan.detector.models import assemble
-from patchscan.detector.presets import PatchPreset, WholePreset
+from patchscan.detector.models import build_model
+from patchscan.detector.presets import PatchPreset, WholeImagePreset
 from tests.image_tree import picture
 from tests.scan_kit import card
 
@@ -32,10 +32,10 @@ def test_a_ribbon_is_not_enlarged_whole() -> None:
     """8 x 100,000 pixels in a small file would become 256 x 3,200,000, 3 GB: the middle of it is scored."""
     ribbon = picture(1, 100_000, 8)
     middle = ribbon[:, 50_000 - 64 : 50_000 + 64]
-    crops, alone = (WholePreset().crops(pixels, 0) for pixels in (ribbon, middle))
+    crops, alone = (WholeImagePreset().crops(pixels, 0) for pixels in (ribbon, middle))
     assert np.array_equal(crops.pixels, alone.pixels)
     assert (crops.corners == alone.corners + np.array([50_000 - 64, 0])).all()
-    tall = WholePreset().crops(ribbon.transpose(1, 0, 2), 0)
+    tall = WholeImagePreset().crops(ribbon.transpose(1, 0, 2), 0)
     assert tall.corners.tolist() == [[0, int(crops.corners[0, 0])]]
 
 
@@ -65,7 +65,7 @@ def test_a_card_that_asks_for_the_impossible_is_no_card(wrong: dict[str, Any]) -
 
 def test_a_card_cannot_ask_for_any_number_of_models() -> None:
     with pytest.raises(ValueError, match="at most 8 members"):
-        assemble("+".join(["resnet50"] * 10_000))
+        build_model("+".join(["resnet50"] * 10_000))
 
 
 def test_a_patch_preset_says_what_it_takes() -> None:

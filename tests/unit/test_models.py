@@ -9,7 +9,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from patchscan.detector.models import ResNet50, SimpleCNN, SSPLite, ai_logit, build
+from patchscan.detector.models import ResNet50, SimpleCNN, SSPLite, ai_logit, build_network
 from patchscan.detector.weights import WeightsError, load_imagenet, read_safetensors, read_state_dict
 
 
@@ -30,7 +30,7 @@ def test_resnet50_is_torchvisions_with_dropout_and_two_outputs() -> None:
 
 
 def test_ssp_learns_everything_but_its_filters() -> None:
-    model = build("ssp")
+    model = build_network("ssp")
     assert "srm.kernel" not in dict(model.named_parameters())
     assert all(name.startswith("disc.") for name, _ in model.named_parameters())
 
@@ -48,7 +48,7 @@ def test_ssp_lite_has_under_a_million_parameters_and_sees_noise_only() -> None:
 )
 @torch.inference_mode()
 def test_every_architecture_gives_one_logit_a_crop(architecture: str, size: int) -> None:
-    model = build(architecture).eval()
+    model = build_network(architecture).eval()
     crops = torch.zeros(2, 3, size, size)
     assert ai_logit(model(crops)).shape == (2,)
     assert model.penultimate(crops).shape[0] == 2
@@ -61,7 +61,7 @@ def test_two_outputs_become_the_logit_of_ai() -> None:
 
 def test_an_unknown_architecture_names_the_known() -> None:
     with pytest.raises(ValueError, match="simplecnn, resnet50, ssp, ssp-lite"):
-        build("ssp2")
+        build_network("ssp2")
 
 
 def test_safetensors_are_read_as_the_library_wrote_them(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
 def test_imagenet_weights_load_from_a_file(tmp_path: Path, architecture: str) -> None:
     imagenet = torchvision.models.resnet50(weights=None).state_dict()
     torch.save(imagenet, tmp_path / "resnet50.pth")
-    model = build(architecture)
+    model = build_network(architecture)
     load_imagenet(model, str(tmp_path / "resnet50.pth"))
     loaded = model.state_dict()
     name = next(key for key in loaded if key.endswith("layer1.0.conv1.weight"))
@@ -111,7 +111,7 @@ def test_offline_imagenet_weights_say_what_to_do(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(WeightsError, match="--weights FILE, or start from scratch with --weights none"):
-        load_imagenet(build("resnet50"), "imagenet")
+        load_imagenet(build_network("resnet50"), "imagenet")
 
 
 def test_torchvisions_cached_weights_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,10 +120,10 @@ def test_torchvisions_cached_weights_are_used(tmp_path: Path, monkeypatch: pytes
     cache.mkdir(parents=True)
     # torchvision checks the first eight hex digits of the file's SHA-256 against its name only when it downloads.
     torch.save(torchvision.models.resnet50(weights=None).state_dict(), cache / "resnet50-11ad3fa6.pth")
-    load_imagenet(build("resnet50"), "imagenet")
+    load_imagenet(build_network("resnet50"), "imagenet")
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="does not hold torchvision's resnet50"):
-        load_imagenet(build("ssp"), str(tmp_path / "other.pth"))
+    with pytest.raises(WeightsError, match="does not hold the weights of torchvision's resnet50"):
+        load_imagenet(build_network("ssp"), str(tmp_path / "other.pth"))

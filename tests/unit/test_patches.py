@@ -10,12 +10,12 @@ from patchscan.detector.patches import (
     Rule,
     choose_patches,
     complexity,
-    cut,
+    cut_patches,
     random_corners,
     seed_from_bytes,
     simplest_patch,
 )
-from patchscan.detector.presets import PatchPreset, WholePreset, preset_from_dict, preset_to_dict
+from patchscan.detector.presets import PatchPreset, WholeImagePreset, preset_from_dict, preset_to_dict
 
 sizes = st.integers(32, 80)
 seeds = st.integers(0, 2**32 - 1)
@@ -83,7 +83,7 @@ def test_a_pillow_image_gets_the_patches_of_its_array(rule: Rule, shape: tuple[i
 def test_patches_of_an_image_larger_than_a_block_of_pillows() -> None:
     rgb = np.resize(noise(1000, 997), (3000, 4000, 3))
     corners = random_corners(3000, 4000, 32, 30, seed=1)
-    assert np.array_equal(cut(Image.fromarray(rgb), corners, 32), cut(rgb, corners, 32))
+    assert np.array_equal(cut_patches(Image.fromarray(rgb), corners, 32), cut_patches(rgb, corners, 32))
 
 
 def test_equal_candidates_keep_the_first_drawn() -> None:
@@ -110,8 +110,8 @@ def test_an_image_smaller_than_a_patch_is_enlarged_first() -> None:
     assert not simplest_patch(noise(32, 32)).upscaled
 
 
-@pytest.mark.parametrize("preset", [PatchPreset(rule="grid", count=4), WholePreset()])
-def test_presets_survive_the_card(preset: PatchPreset | WholePreset) -> None:
+@pytest.mark.parametrize("preset", [PatchPreset(rule="grid", count=4), WholeImagePreset()])
+def test_presets_survive_the_card(preset: PatchPreset | WholeImagePreset) -> None:
     assert preset_from_dict(preset_to_dict(preset)) == preset
     with pytest.raises(TypeError):
         preset_from_dict({**preset_to_dict(preset), "unknown": 1})
@@ -119,4 +119,4 @@ def test_presets_survive_the_card(preset: PatchPreset | WholePreset) -> None:
 
 @pytest.mark.parametrize("shape", [(100, 400), (400, 100), (224, 224), (9, 500)])
 def test_the_whole_preset_gives_one_crop_of_its_size(shape: tuple[int, int]) -> None:
-    assert WholePreset().crops(noise(*shape), seed=0).pixels.shape == (1, 224, 224, 3)
+    assert WholeImagePreset().crops(noise(*shape), seed=0).pixels.shape == (1, 224, 224, 3)

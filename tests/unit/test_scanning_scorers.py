@@ -14,7 +14,7 @@ import pytest
 
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.detector.images import ErrorCode, ImageError
-from patchscan.detector.presets import PatchPreset, Preset, WholePreset
+from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
 from patchscan.scanning.scorers import RefusedRequestError, ScorerError, ServerSettings, TorchServeScorer
 from tests.scan_kit import card
 
@@ -111,7 +111,7 @@ def test_a_model_replaced_in_the_middle_ends_the_scan(server: Server) -> None:
         (PatchPreset(), {"takes": ["image", "crops"]}, "worker"),
         (PatchPreset(), {"takes": ["image"]}, "server"),
         (PatchPreset(), {}, "server"),
-        (WholePreset(), {"takes": ["image", "crops"]}, "server"),
+        (WholeImagePreset(), {"takes": ["image", "crops"]}, "server"),
     ],
 )
 def test_patches_are_cut_here_where_the_server_takes_them(

@@ -8,16 +8,16 @@ import torch
 from patchscan.common.shipped import shipped
 from patchscan.detector.card import Card
 from patchscan.detector.detector import Detector
-from patchscan.detector.engines import with_onnx
+from patchscan.detector.engines import to_onnx
 from patchscan.detector.images import ImageError
-from patchscan.detector.models import Ensemble, assemble
-from patchscan.detector.presets import EnsemblePreset, PatchPreset, Preset, WholePreset
+from patchscan.detector.models import Ensemble, build_model
+from patchscan.detector.presets import EnsemblePreset, PatchPreset, Preset, WholeImagePreset
 from patchscan.serving.archive import ArchiveError, archive
 from patchscan.serving.golden import GPU_LOGIT_TOLERANCE
 from tests.serving_kit import png, tiny_run
 
 STARTER = shipped("model_store") / "ssp-lite"
-ENSEMBLE = EnsemblePreset(members=(PatchPreset(count=4), WholePreset(size=224)))
+ENSEMBLE = EnsemblePreset(members=(PatchPreset(count=4), WholeImagePreset(size=224)))
 CASES: list[tuple[str, Preset]] = [
     ("ssp-lite", PatchPreset(count=16)),
     ("ssp", PatchPreset()),
@@ -28,7 +28,7 @@ CASES: list[tuple[str, Preset]] = [
 @pytest.mark.parametrize(("architecture", "preset"), CASES, ids=[case[0] for case in CASES])
 def test_scores_agree_within_1e_5(architecture: str, preset: Preset) -> None:
     torch.manual_seed(0)
-    model = assemble(architecture)
+    model = build_model(architecture)
     if isinstance(model, Ensemble):
         model.sizes[:], model.counts[:] = torch.tensor([32, 224]), torch.tensor([4, 1])
     card = Card(name="m", version="1", architecture=architecture, preset=preset, weights_sha256="0" * 64)
@@ -36,7 +36,7 @@ def test_scores_agree_within_1e_5(architecture: str, preset: Preset) -> None:
     images = [png(seed, 240, 230) for seed in range(4)]
     crops = [detector.prepare(data).crops.pixels for data in images]
     eager = detector.logits(crops)
-    detector.model = with_onnx(detector.model, preset)
+    detector.model = to_onnx(detector.model, preset)
     onnx = detector.logits(crops)
     p_ai = card.decision.p_ai
     assert [p_ai(logit) for logit in onnx] == pytest.approx([p_ai(logit) for logit in eager], abs=1e-5, rel=0)
@@ -84,13 +84,13 @@ def detector_of(architecture: str, device: str = "cpu") -> Detector:
     """The trained starter for ssp-lite, untrained weights for the others."""
     if architecture == "ssp-lite":
         return Detector.load(STARTER, device)
-    return untrained(architecture, PatchPreset() if architecture == "ssp" else WholePreset(), device)
+    return untrained(architecture, PatchPreset() if architecture == "ssp" else WholeImagePreset(), device)
 
 
 def untrained(architecture: str, preset: Preset, device: str = "cpu") -> Detector:
     torch.manual_seed(0)
     card = Card(name="m", version="1", architecture=architecture, preset=preset, weights_sha256="0" * 64)
-    return Detector(card, assemble(architecture), device)
+    return Detector(card, build_model(architecture), device)
 
 
 def assert_close(detector: Detector, half: list[float], full: list[float]) -> None:

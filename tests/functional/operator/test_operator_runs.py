@@ -31,7 +31,7 @@ def test_weights_of_another_architecture(run: Path, photos: Path, tmp_path: Path
     card = other / "card.json"
     card.write_text(card.read_text().replace('"ssp-lite"', '"simplecnn"'))
     done = patchscan("scan", photos, "--run", other, "--out", tmp_path / "out")
-    assert_one_line(done, 2, f"{other}/model.safetensors does not hold what {other}/card.json says, a simplecnn")
+    assert_one_line(done, 2, f"{other}/model.safetensors does not fit the architecture in {other}/card.json, simplecnn")
     assert files(tmp_path / "out") == set()
 
 
