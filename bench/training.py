@@ -13,7 +13,7 @@ from bench.rounds import Recorder, Settings, alternate
 from patchscan.dataset.index import build_index, load_index
 from patchscan.dataset.source import DataSource
 from patchscan.training.batches import CropDataset, EpochBatches, collate
-from patchscan.training.data import rows_of
+from patchscan.training.data import select_rows
 from patchscan.training.recipe import Recipe, load_recipe
 from patchscan.training.train import train
 
@@ -59,7 +59,7 @@ def measure(settings: Settings, folder: Path) -> Recorder:
 
 def _loader_rate(data: Path, recipe: Recipe, workers: int) -> float:
     """Images a second of one epoch, the loader's start left out."""
-    rows = rows_of(load_index(data), recipe.seen, "train")
+    rows = select_rows(load_index(data), recipe.seen, "train")
     # Small batches, so that the first, which the start of the processes delays, is a small part.
     batches = EpochBatches(len(rows), 8, seed=0)
     dataset = CropDataset(DataSource(str(data)), rows, recipe, epoch=0)

@@ -1,1 +1,1 @@
-"""From a recipe and a data set to a run folder: weights and their card."""
+"""Train a detector: a recipe and a data set give a run folder with weights and their card."""

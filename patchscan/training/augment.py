@@ -1,4 +1,4 @@
-"""Training-time damage, the same for both classes: blur, resize and JPEG, as images meet on the web."""
+"""Augment training images with blur, resizing and JPEG, as images on the web have them; the same for both classes."""
 
 import io
 
@@ -9,8 +9,8 @@ from patchscan.training.recipe import Augment
 
 
 def augment(rgb: np.ndarray, steps: Augment, random: np.random.RandomState) -> np.ndarray:
-    """`rgb` uint8 (H, W, 3) with each configured step applied with `steps.probability`, in the order blur, resize,
-    JPEG (the last step of every real chain). Returns uint8 (H', W', 3)."""
+    """Apply each configured step with `steps.probability`, in the order blur, resize, JPEG (which comes last in
+    practice too). `rgb` is uint8 (H, W, 3); returns uint8 (H', W', 3)."""
     image = Image.fromarray(rgb)
     if steps.blur_sigma and random.random_sample() < steps.probability:
         image = image.filter(ImageFilter.GaussianBlur(random.uniform(*steps.blur_sigma)))

@@ -1,4 +1,4 @@
-"""Index rows to training batches: decoded, augmented, cropped, in an order that a resumed run takes up exactly."""
+"""Make training batches: decode, augment and crop images, in an order that a resumed run continues exactly."""
 
 import io
 import zlib
@@ -18,7 +18,7 @@ from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_bytes
 from patchscan.detector.presets import PatchPreset
 from patchscan.training.augment import augment
-from patchscan.training.distributed import stopping_held
+from patchscan.training.distributed import stop_signals_blocked
 from patchscan.training.recipe import Recipe
 from patchscan.training.synthetic import synthetic_fake
 
@@ -26,17 +26,17 @@ EVALUATION_BATCH = 64
 
 
 class CropDataset(Dataset[tuple[torch.Tensor, int]]):
-    """One item an image: crops uint8 (count, size, size, 3) and its label.
+    """A dataset with one item per image: crops uint8 (count, size, size, 3) and the label.
 
-    With an `epoch` set, crops, flips and augmentation are fresh for every (seed, epoch, row) and reproducible, whatever
-    worker draws them. With `epoch` None (the default) an item is what evaluation and serving see of the same file.
+    With `epoch` set, crops, flips and augmentation depend on (seed, epoch, row) only, not on the worker process that
+    makes them. With `epoch` None (the default) the crops are those that evaluation and serving use for the same file.
     """
 
     def __init__(self, source: DataSource, rows: pd.DataFrame, recipe: Recipe, epoch: int | None = None):
         self.source, self.recipe, self.epoch = source, recipe, epoch
         self.paths: list[str] = rows.path.tolist()
         self.labels: list[int] = rows.label.tolist()
-        self.photos = np.flatnonzero(rows.label.to_numpy() == 0)
+        self.photo_rows = np.flatnonzero(rows.label.to_numpy() == 0)
         self.train_preset = recipe.preset
         if recipe.train_crops and isinstance(recipe.preset, PatchPreset):
             self.train_preset = replace(recipe.preset, count=recipe.train_crops)
@@ -64,28 +64,29 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
     def _training_crops(self, row: int, random: np.random.RandomState) -> np.ndarray:
         recipe = self.recipe
         if self.labels[row] and random.random_sample() < recipe.synthetic:
-            data, photo = self._decode(int(random.choice(self.photos)))
-            rgb = stored_like(data, synthetic_fake(_window(photo, recipe.window, random), random))
+            data, photo = self._decode(int(random.choice(self.photo_rows)))
+            rgb = compressed_like(data, synthetic_fake(_random_window(photo, recipe.window, random), random))
         else:
-            rgb = _window(self._decode(row)[1], recipe.window, random)
+            rgb = _random_window(self._decode(row)[1], recipe.window, random)
         if recipe.augment:
             rgb = augment(rgb, recipe.augment, random)
         crops = self.train_preset.crops(rgb, int(random.randint(2**31))).pixels
         return flipped(crops, recipe.flip, random)
 
 
-def _window(rgb: np.ndarray, side: int | None, random: np.random.RandomState) -> np.ndarray:
-    """A random `side` x `side` part of the image; the whole of it where it is smaller or no side is given."""
+def _random_window(rgb: np.ndarray, side: int | None, random: np.random.RandomState) -> np.ndarray:
+    """A random `side` x `side` part of the image; all of it if it is smaller or `side` is None."""
     if side is None or min(rgb.shape[:2]) <= side:
         return rgb
     y, x = random.randint(rgb.shape[0] - side + 1), random.randint(rgb.shape[1] - side + 1)
     return rgb[y : y + side, x : x + side]
 
 
-def stored_like(data: bytes, rgb: np.ndarray) -> np.ndarray:
-    """`rgb` after the compression of the file `data`: the same JPEG tables and subsampling, or none if it is no JPEG.
+def compressed_like(data: bytes, rgb: np.ndarray) -> np.ndarray:
+    """Compress and decode `rgb` as the encoded file `data` was: same JPEG tables and subsampling. No change if `data`
+    is no JPEG.
 
-    Without this, a fake made from a photograph would be told by its missing compression.
+    Without this, a model could recognise a fake made from a photograph by its missing compression.
     """
     original = Image.open(io.BytesIO(data))
     if not isinstance(original, JpegImageFile):
@@ -96,7 +97,7 @@ def stored_like(data: bytes, rgb: np.ndarray) -> np.ndarray:
 
 
 def flipped(crops: np.ndarray, flip: str, random: np.random.RandomState) -> np.ndarray:
-    """Crops (count, size, size, 3), mirrored by chance: `horizontal`, or `all` eight of a square's symmetries."""
+    """Flip crops (count, size, size, 3) at random; flip: `none`, `horizontal`, or `all` 8 symmetries of a square."""
     if flip != "none" and random.random_sample() < 0.5:
         crops = crops[:, :, ::-1]
     if flip == "all" and random.random_sample() < 0.5:
@@ -107,10 +108,10 @@ def flipped(crops: np.ndarray, flip: str, random: np.random.RandomState) -> np.n
 
 
 class EpochBatches(Sampler[list[int]]):
-    """The batches of one epoch for one of `world` processes: a permutation drawn from (seed, epoch), cut into batches
-    of `batch_size` over all processes together, each process taking every `world`-th row.
+    """The row numbers of one epoch's batches, for process `rank` of `world`.
 
-    A last, smaller batch is dropped unless it is the only one. `start` skips batches already trained on.
+    The rows are permuted by (seed, epoch) and cut into batches of `batch_size`; each process gets every `world`-th row
+    of a batch. A last, smaller batch is dropped unless it is the only one. `start` skips batches already trained on.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
@@ -119,7 +120,7 @@ class EpochBatches(Sampler[list[int]]):
 
     @property
     def per_epoch(self) -> int:
-        """Batches in a whole epoch."""
+        """Batches per epoch."""
         return max(1, self.rows // self.batch_size)
 
     def __len__(self) -> int:
@@ -133,36 +134,38 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crops uint8 (n * count, size, size, 3) and labels float32 (n * count,), one for each crop."""
-    crops = torch.cat([item[0] for item in items])
-    labels = torch.tensor([label for one, label in items for _ in range(len(one))], dtype=torch.float32)
-    return crops, labels
+    """Join items into crops uint8 (n * count, size, size, 3) and labels float32 (n * count,), one for each crop."""
+    joined = torch.cat([crops for crops, _ in items])
+    labels = torch.tensor([label for crops, label in items for _ in range(len(crops))], dtype=torch.float32)
+    return joined, labels
 
 
 class Loader(DataLoader[tuple[torch.Tensor, int]]):
-    """Its processes leave stopping to their parent: a signal sent to the whole group must not end them before the
-    checkpoint is written. Held from birth, because torch's own handler, which ends them, comes before code of ours."""
+    """A DataLoader whose worker processes ignore SIGTERM and Ctrl-C, so that the parent can write a checkpoint when a
+    signal is sent to the whole process group."""
 
     def __iter__(self) -> Any:
-        with stopping_held():
+        # Workers inherit the blocked signals. Blocking them inside the worker would be too late: torch installs its
+        # own handler, which ends the worker, before any of our code runs.
+        with stop_signals_blocked():
             return super().__iter__()
 
 
 def training_loader(images: CropDataset, batches: EpochBatches, workers: int, pin_memory: bool) -> Loader:
-    """The `batches` of the `images`, made by so many processes ahead of the steps."""
+    """Load the `batches` of `images` ahead of training, in `workers` processes."""
     return Loader(
         images,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        # A generator of its own: the loader's draw must not move the model's random state, which a resume restores.
+        # A separate generator, because the loader must not advance torch's random state, which a resume restores.
         generator=torch.Generator().manual_seed(0),
     )
 
 
 def evaluation_loader(source: DataSource, rows: pd.DataFrame, recipe: Recipe, workers: int) -> Loader:
-    """The rows in order, in batches, each image's crops as evaluation and serving see them."""
+    """Load the rows in order, in batches, with the crops that evaluation and serving use."""
     return Loader(
         CropDataset(source, rows, recipe),
         batch_size=EVALUATION_BATCH,

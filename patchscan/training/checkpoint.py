@@ -1,6 +1,6 @@
-"""Where a run lives: a folder, or an s3:// URL mirrored into a scratch folder, so that a moved pod finds its run again.
+"""Read and write a run's files, in a folder or at an s3:// URL, where a pod that is moved to another node finds them.
 
-Every file appears whole or not at all.
+All files are written atomically.
 """
 
 import tempfile
@@ -16,13 +16,14 @@ from patchscan.storage import open_store
 from patchscan.storage.store import Store, is_bucket
 from patchscan.training.run_log import LOG_FILE
 
-CHECKPOINT = "checkpoint.pt"
-# What a resumed run reads or appends to.
-RESUMED = (CHECKPOINT, WEIGHTS_FILE, LOG_FILE, "features_before.npz")
+CHECKPOINT_FILE = "checkpoint.pt"
+# The files that a resumed run reads or appends to.
+RESUME_FILES = (CHECKPOINT_FILE, WEIGHTS_FILE, LOG_FILE, "features_before.npz")
 
 
 class RunStore:
-    """The run's files under `folder`; `push` copies finished files to `url`, where that is not the folder itself."""
+    """The files of one run. They are written to `folder`; if the run's location is an s3:// URL, that is a temporary
+    folder, and `push` uploads them to `url`."""
 
     def __init__(self, location: str):
         self.url = location
@@ -31,7 +32,7 @@ class RunStore:
             self._remote = open_store(location)
             self._scratch = tempfile.TemporaryDirectory(prefix="patchscan-run-")
             self.folder = Path(self._scratch.name)
-            for name in RESUMED:
+            for name in RESUME_FILES:
                 if (data := self._remote.read(name)) is not None:
                     (self.folder / name).write_bytes(data)
         else:
@@ -39,26 +40,26 @@ class RunStore:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def push(self, *names: str) -> None:
-        """Copy these files (default: all of the run) to the run's URL; nothing to do for a folder."""
+        """Upload these files (default: all files of the run) to the run's URL; does nothing for a folder."""
         if self._remote is not None:
             files = [path for path in self.folder.rglob("*") if path.is_file()]
             for name in names or [str(path.relative_to(self.folder)) for path in files]:
                 self._remote.write(name, (self.folder / name).read_bytes())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write the checkpoint (tensors and plain values only) in place of the one before."""
-        with atomic_write(self.folder / CHECKPOINT) as partial, partial.open("wb") as file:
+        """Write and upload the checkpoint (tensors and plain values only), replacing the previous one."""
+        with atomic_write(self.folder / CHECKPOINT_FILE) as partial, partial.open("wb") as file:
             torch.save(state, file)
-        self.push(CHECKPOINT)
+        self.push(CHECKPOINT_FILE)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None for a new run."""
-        path = self.folder / CHECKPOINT
+        """Read the last checkpoint; None for a new run."""
+        path = self.folder / CHECKPOINT_FILE
         return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
     def save_weights(self, name: str, state: dict[str, torch.Tensor]) -> Path:
-        """Write tensors as safetensors."""
+        """Write tensors by name as the safetensors file `name` of the run; returns its path."""
         with atomic_write(self.folder / name) as file:
             save_file({key: value.contiguous().cpu() for key, value in state.items()}, file)
-            file.chmod(0o644)  # safetensors makes it private, which another user's server could not read
+            file.chmod(0o644)  # safetensors creates it as 0600, and a server of another user must read it
         return self.folder / name

@@ -1,4 +1,4 @@
-"""The command line of training."""
+"""Commands for training: train, import-ssp, ensemble."""
 
 import os
 from pathlib import Path
@@ -21,22 +21,26 @@ def train(
     data: Annotated[str, typer.Option(help="Folder or s3:// URL in GenImage's layout.")],
     run: Annotated[str, typer.Option(help="Where the run is kept: a folder or an s3:// URL.")],
     seen: Annotated[
-        str | None, typer.Option(help="Generators to train on, with commas (the recipe's otherwise).")
+        str | None, typer.Option(help="Generators to train on, separated by commas (default: the recipe's).")
     ] = None,
-    unseen: Annotated[str | None, typer.Option(help="Generators only to be evaluated, with commas.")] = None,
-    weights: Annotated[str | None, typer.Option(help="ResNet50's start: imagenet, none, or a file.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    notice: Annotated[str | None, typer.Option(help="Shown wherever this model's verdicts are.")] = None,
+    unseen: Annotated[
+        str | None, typer.Option(help="Generators kept for evaluation, separated by commas (default: the recipe's).")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Initial weights of ResNet50: imagenet, none, or a file (default: the recipe's).")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs (default: the recipe's).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed (default: the recipe's).")] = None,
+    notice: Annotated[str | None, typer.Option(help="A warning to show with all of this model's verdicts.")] = None,
     protocol: Annotated[
         Literal["raw", "matched"],
         typer.Option(help="DATA as it is, or its matched version DATA-matched (built first if missing)."),
     ] = "raw",
     index: INDEX = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")] = None,
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = max(1, (os.cpu_count() or 2) // 2),
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is a GPU).")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that load images.")] = max(1, (os.cpu_count() or 2) // 2),
 ) -> None:
-    """Train one recipe; the same command again goes on where an interrupted run stopped.
+    """Train one recipe. Run the same command again to continue an interrupted run.
 
     The checkpoint is chosen on the seen generators' validation split; unseen generators are never read. SIGTERM and
     Ctrl-C save a checkpoint and end with exit code 75.
@@ -62,7 +66,7 @@ def import_ssp(
     run: Annotated[Path, typer.Option(help="Run folder to write.")],
     trained_on: Annotated[str, typer.Option(help="What the authors trained it on, in words, for the card.")],
 ) -> None:
-    """Make a run folder of the SSP authors' published weights: their names and label sign become ours.
+    """Convert a checkpoint that SSP's authors published into a run folder.
 
     \b
     Example:
@@ -79,13 +83,13 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def ensemble(
-    run: Annotated[list[Path], typer.Option(help="A run folder, best a calibrated one; give two or more.")],
+    run: Annotated[list[Path], typer.Option(help="A run folder, preferably calibrated; give two or more.")],
     out: Annotated[Path, typer.Option(help="The new run folder.")],
     name: Annotated[str, typer.Option(help="The new model's name.")] = "ensemble",
 ) -> None:
-    """Join several runs into one model: the mean of their calibrated logits.
+    """Combine several runs into one model: the mean of their calibrated logits.
 
-    The result is a run folder like any other: evaluate it (which calibrates it), archive it, serve it.
+    The result is a run folder: evaluate it (which calibrates it), archive it and serve it as usual.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Which images a run learns from and is chosen by: those of the seen generators, whatever else lies beside them."""
+"""Select the images that a run trains and validates on: those of the seen generators only."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ LABELS = {"nature": 0, "ai": 1}
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The index rows `train` and `val` of the seen generators, as `rows_of` gives them, their paths relative to
-    `source`; `digest` names these very images, `protocol` is what the data set was made by (`raw` or `matched`)."""
+    """The images of one run: `train` and `val` are index rows as `select_rows` returns them, with paths relative to
+    `source`; `digest` identifies these images; `protocol` is `raw` or `matched`."""
 
     source: DataSource
     protocol: str
@@ -27,19 +27,23 @@ class TrainingData:
 
     @classmethod
     def load(cls, recipe: Recipe, data: str, index: Path | None, protocol: Literal["raw", "matched"]) -> "TrainingData":
-        """From `data`, a folder or s3:// URL, as it is or in its matched version; what is missing is built. Raises
-        DataError as `rows_of` does, and what building an index or a matched version raises."""
+        """Load the images of `data`, a folder or s3:// URL; builds a missing index or matched version first.
+
+        Raises DataError as `select_rows` does, and what building an index or a matched version raises.
+        """
         if protocol == "matched":
-            made = str(matched_version(data, index=index))
-            data, index = made, index if made == data else None
+            matched = str(matched_version(data, index=index))
+            data, index = matched, index if matched == data else None
         table = load_index(data, index)
-        train, val = (rows_of(table, recipe.seen, split) for split in ("train", "val"))
+        train, val = (select_rows(table, recipe.seen, split) for split in ("train", "val"))
         return cls(DataSource(data), protocol_of(data), train, val, data_digest(pd.concat([train, val])))
 
 
-def rows_of(index: pd.DataFrame, generators: list[str], split: str) -> pd.DataFrame:
-    """The index rows of these generators and this split, with `label` (1 AI, 0 real). Raises DataError where a
-    generator is missing or has one class only."""
+def select_rows(index: pd.DataFrame, generators: list[str], split: str) -> pd.DataFrame:
+    """Return the index rows of these generators and this split, with a column `label` (1 AI, 0 real).
+
+    Raises DataError if a generator is missing or has one class only.
+    """
     rows = index[index.generator.isin(generators) & (index.split == split)].reset_index(drop=True)
     for generator in generators:
         classes = set(rows[rows.generator == generator]["class"])
@@ -47,6 +51,6 @@ def rows_of(index: pd.DataFrame, generators: list[str], split: str) -> pd.DataFr
             found = ", ".join(sorted(index.generator.unique())) or "none"
             raise DataError(
                 f"{generator}/{split} needs images in both ai/ and nature/, found {sorted(classes) or 'none'}; "
-                f"generators in this data: {found}. Name yours with --seen and --unseen"
+                f"generators in this data: {found}. Choose among them with --seen and --unseen"
             )
     return rows.assign(label=rows["class"].map(LABELS))

@@ -1,4 +1,4 @@
-"""This training process among the others, and how it is asked to stop."""
+"""Coordinate the processes of one training run, and handle the signals that stop it."""
 
 import os
 import signal
@@ -15,18 +15,18 @@ import torch.distributed as dist
 from patchscan.common.console import end_at_once
 from patchscan.common.errors import UserError
 
-# How long the others wait for what the first builds: the index of millions of files takes hours, and a first process
-# that died ends the wait at once.
-BUILDING_TIMEOUT = timedelta(days=1)
+# How long the other processes wait while the first builds an index, which takes hours for millions of files. If the
+# first process dies, the others stop waiting at once.
+BUILD_TIMEOUT = timedelta(days=1)
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that torchrun started; one of one without torchrun."""
+    """This process's rank among the `world` processes that torchrun started; rank 0 of 1 without torchrun."""
 
     rank: int
     world: int
@@ -34,11 +34,13 @@ class Ranks:
 
     @classmethod
     def join(cls, device: str | None) -> "Ranks":
-        """Join the others: nccl on GPUs, gloo on CPUs."""
+        """Join the process group: nccl on GPUs, gloo on CPUs. `device` is cpu or cuda; None takes a GPU if there is
+        one."""
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if "RANK" not in os.environ:
             return cls(0, 1, torch.device(kind))
-        # Until there is something to save: a Python handler would not run while torch waits for the other processes.
+        # A Python signal handler would not run while torch waits for the other processes, so SIGTERM ends this process
+        # directly until there is something to save.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
         if kind == "cuda":
@@ -46,29 +48,31 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), torch.device(kind))
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; every process must ask at the same step."""
+        """Whether `flag` is set in any process. Every process must call this at the same step."""
         return self.mean(float(flag)) > 0
 
-    def first_then_all(self, read: Callable[[], T]) -> T:
-        """`read()`, by the first process before the others, so that what it builds is built once. A UserError of the
-        first is raised in all."""
+    def rank_zero_first(self, read: Callable[[], T]) -> T:
+        """Call `read` in the first process and then in the others, so that what it builds is built only once.
+
+        A UserError in the first process is raised in all of them.
+        """
         if self.world == 1:
             return read()
-        group = dist.new_group(backend="gloo", timeout=BUILDING_TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=BUILD_TIMEOUT)
         assert isinstance(group, dist.ProcessGroup)  # every process is a member
-        refused: list[UserError | None] = [None]
+        failure: list[UserError | None] = [None]
         if not self.rank:
             try:
                 result = read()
             except UserError as error:
-                refused = [error]
-        dist.broadcast_object_list(refused, src=0, group=group)
-        if refused[0]:
-            raise refused[0]
+                failure = [error]
+        dist.broadcast_object_list(failure, src=0, group=group)
+        if failure[0]:
+            raise failure[0]
         return read() if self.rank else result
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in the order of their ranks; every process must ask at the same step."""
+        """Return every process's value, in rank order. Every process must call this at the same step."""
         if self.world == 1:
             return [value]
         gathered: list[Any] = [None] * self.world
@@ -76,7 +80,7 @@ class Ranks:
         return gathered
 
     def mean(self, value: float) -> float:
-        """The mean over all processes; every process must ask at the same step."""
+        """Return the mean over all processes. Every process must call this at the same step."""
         if self.world == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -85,23 +89,25 @@ class Ranks:
 
 
 class Interrupt:
-    """Remembers SIGTERM and Ctrl-C until the step is over; a second one ends the process at once."""
+    """Records SIGTERM or Ctrl-C in `requested`, which the training loop checks after each step. A second signal ends
+    the process at once."""
 
     def __init__(self) -> None:
-        self.asked = False
-        for number in STOPPING:
-            signal.signal(number, self._ask)
+        self.requested = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             end_at_once(number, frame)
-        self.asked = True
+        self.requested = True
 
 
 @contextmanager
-def stopping_held() -> Iterator[None]:
-    """SIGTERM and Ctrl-C wait until the end of this; in processes and threads that are begun meanwhile, for ever."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+def stop_signals_blocked() -> Iterator[None]:
+    """Block SIGTERM and Ctrl-C until the end of the block. Processes and threads started inside it inherit the blocked
+    signals and never unblock them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

@@ -1,5 +1,4 @@
-"""Several runs as one model: a run folder whose logit is the mean of its members' calibrated logits, evaluated,
-archived and served like any other."""
+"""Combine several runs into one run folder whose logit is the mean of the members' calibrated logits."""
 
 from pathlib import Path
 
@@ -15,22 +14,22 @@ from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePr
 
 
 class EnsembleError(UserError):
-    """Runs that cannot be joined; the message says why."""
+    """The runs cannot be combined; the message says why."""
 
 
 def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
-    """Write the run folder `out` of an ensemble of `runs` and return its card, whose decision is yet to be calibrated.
+    """Write an ensemble of `runs` into the run folder `out` and return its card. Its decision is not calibrated yet.
 
-    A generator is seen where any member saw it, unseen where some member names it and none saw it. Raises
-    EnsembleError for fewer than two runs or an ensemble among them, and what loading a run raises.
+    The ensemble has seen a generator if any member has; a generator is unseen if a member names it as unseen and none
+    has seen it. Raises EnsembleError for fewer than two runs or an ensemble among them, and what loading a run raises.
     """
     if len(runs) < 2:
-        raise EnsembleError("an ensemble needs two runs or more: repeat --run")
+        raise EnsembleError("an ensemble needs at least two runs: repeat --run")
     members = [Detector.load(run) for run in runs]
     cards = [member.card for member in members]
     presets = tuple(card.preset for card in cards if isinstance(card.preset, PatchPreset | WholeImagePreset))
     if len(presets) < len(cards):
-        raise EnsembleError("an ensemble cannot be a member of another: name its own members instead")
+        raise EnsembleError("an ensemble cannot contain another ensemble: give --run its members instead")
     model = Ensemble([member.model for member in members])
     model.sizes = torch.tensor([preset.size for preset in presets])
     model.counts = torch.tensor([preset.count for preset in presets])

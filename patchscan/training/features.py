@@ -1,4 +1,4 @@
-"""What the model sees before and after training: penultimate features of validation images, kept for pictures."""
+"""Save the penultimate features of validation images before and after training, for the report's pictures."""
 
 from pathlib import Path
 
@@ -16,8 +16,10 @@ FEATURE_IMAGES = 500
 
 @torch.inference_mode()
 def write_features(file: Path, model: Network, data: TrainingData, recipe: Recipe, workers: int) -> None:
-    """Write an .npz file: `features` float32 (n, width), `label` (n,) and `generator` (n,), of at most 500 of the
-    validation images, spread over them (the first crop of each)."""
+    """Write an .npz file: `features` float32 (n, width), `label` (n,) and `generator` (n,).
+
+    n is about FEATURE_IMAGES at most, evenly spread over the validation images; the first crop of each is used.
+    """
     step = max(1, len(data.val) // FEATURE_IMAGES)
     rows = data.val.iloc[::step].reset_index(drop=True)
     model.eval()

@@ -1,4 +1,4 @@
-"""The SSP authors' published checkpoints as run folders of this project."""
+"""Convert checkpoints that SSP's authors published into run folders."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from patchscan.detector.presets import PatchPreset
 from patchscan.detector.weights import load_official_ssp
 from patchscan.training.checkpoint import RunStore
 
-# The authors choose among 64 crops, the study this project follows among 30.
+# The authors choose among 64 crops; the study that this project follows chooses among 30.
 OFFICIAL_PRESET = PatchPreset(rule="simplest", candidates=64)
 
 
 def import_official(checkpoint: Path, run: Path, trained_on: str) -> Card:
     """Write a run folder from a published checkpoint (github.com/bcmi/SSP-AI-Generated-Image-Detection).
 
-    `trained_on` says in words what the authors trained it on. Raises WeightsError where the file is no such checkpoint.
+    `trained_on` says in words what the authors trained it on. Raises WeightsError if the file is no such checkpoint.
     """
     model = SSP()
     load_official_ssp(model, checkpoint)

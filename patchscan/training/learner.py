@@ -1,4 +1,4 @@
-"""What learns: a model, its optimiser, and the weights that are kept; one step at a time."""
+"""One training step at a time: the model, its optimiser, and the averaged weights."""
 
 import math
 import time
@@ -19,9 +19,11 @@ WARMUP_STEPS = 50
 
 
 class Learner:
-    """`model` learns; `kept` is what is validated and kept: the moving average of its weights, or the model itself.
+    """The model in training and its optimiser.
 
-    `total_steps` is the whole recipe's; `distribute` comes after `load_state`, where there is a state to go on from.
+    `model` is trained; `averaged` is validated and saved: the moving average of its weights where the recipe asks for
+    averaging, otherwise the model itself. `total_steps` is the number of steps of the recipe. Call `distribute` after
+    `load_state`, because that loads into the model that is not yet distributed.
     """
 
     def __init__(self, recipe: Recipe, ranks: Ranks, total_steps: int):
@@ -32,25 +34,25 @@ class Learner:
         self.model = self.model.to(ranks.device).to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = optimizer(self.model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        self.kept = deepcopy(self.model) if recipe.averaging else self.model
+        self.averaged = deepcopy(self.model) if recipe.averaging else self.model
         self._parallel: nn.Module = self.model
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run takes up with `load_state`."""
+        """The state for a checkpoint, which `load_state` reads."""
         return {
             "model": self.model.state_dict(),
-            "kept": self.kept.state_dict(),
+            "kept": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`, which may be of a run by other processes."""
+        """Restore a `state`; it may come from a run with another number of processes."""
         self.model.load_state_dict(state["model"])
-        self.kept.load_state_dict(state["kept"])
+        self.averaged.load_state_dict(state["kept"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def distribute(self) -> None:
-        """Share the steps with the other processes, where there are any."""
+        """Distribute the steps over all processes, if there are several."""
         if self.ranks.world == 1:
             return
         if self.ranks.device.type == "cuda":
@@ -58,18 +60,18 @@ class Learner:
         self._parallel = DistributedDataParallel(self.model)
 
     def step(self, crops: torch.Tensor, labels: torch.Tensor, done: int) -> float:
-        """Learn from crops uint8 (n, size, size, 3) and labels float32 (n,), after `done` steps; returns the loss."""
+        """Train on crops uint8 (n, size, size, 3) and labels float32 (n,), as step number `done`; returns the loss."""
         device = self.ranks.device
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(done)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             outputs = self._parallel(to_tensor(crops.to(device, non_blocking=True)))
-        loss = loss_of(outputs.float(), labels.to(device, non_blocking=True), self.recipe.label_smoothing)
+        loss = compute_loss(outputs.float(), labels.to(device, non_blocking=True), self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         if self.recipe.averaging:
-            self._average(done)
+            self._update_average(done)
         return loss.item()
 
     def _learning_rate(self, done: int) -> float:
@@ -79,25 +81,24 @@ class Learner:
         return self.recipe.learning_rate * min(1.0, (done + 1) / WARMUP_STEPS) * math.cos(share * math.pi / 2) ** 2
 
     @torch.no_grad()
-    def _average(self, done: int) -> None:
-        """Move the kept weights, batch-norm statistics included, towards the model's; faster in the first steps."""
+    def _update_average(self, done: int) -> None:
+        """Move the averaged weights, batch-norm statistics included, towards the model's; faster in the first steps."""
         decay = min(self.recipe.averaging, (done + 1) / (done + 10))
-        for kept, new in zip(self.kept.state_dict().values(), self.model.state_dict().values(), strict=True):
-            if kept.dtype.is_floating_point:
-                kept.lerp_(new, 1 - decay)
+        for average, new in zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if average.dtype.is_floating_point:
+                average.lerp_(new, 1 - decay)
             else:
-                kept.copy_(new)
+                average.copy_(new)
 
-    def probe_step_seconds(self, images: int) -> float:
-        """Seconds of one forward and backward pass over so many images, in evaluation mode so that nothing of the
-        model moves."""
-        self.model.eval()
+    def measure_step_seconds(self, images: int) -> float:
+        """Measure one forward and backward pass over `images` blank images. The model does not change."""
+        self.model.eval()  # in training mode the pass would update the batch-norm statistics
         size, count = self.recipe.preset.size, images * (self.recipe.train_crops or self.recipe.preset.count)
         crops = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.ranks.device)
         times = []
         for _ in range(2):
             start = time.monotonic()
-            loss_of(self.model(to_tensor(crops)), torch.zeros(count, device=self.ranks.device)).backward()
+            compute_loss(self.model(to_tensor(crops)), torch.zeros(count, device=self.ranks.device)).backward()
             if self.ranks.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.monotonic() - start)
@@ -105,8 +106,9 @@ class Learner:
         return min(times)
 
 
-def loss_of(outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """BCE with logits for one output (n, 1), cross entropy for two (n, 2); labels float (n,), 1 is AI."""
+def compute_loss(outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Return the mean loss: BCE with logits for outputs (n, 1), cross entropy for (n, 2); labels float (n,), 1 is
+    AI."""
     if outputs.shape[1] == 1:
         smoothed = labels * (1 - smoothing) + smoothing / 2
         return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], smoothed)

@@ -1,4 +1,4 @@
-"""A training recipe: one YAML file a model in `training/`, checked so that an error names its line."""
+"""Read training recipes: one YAML file per model in `training/`. Errors name the file and line."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -16,12 +16,14 @@ RECIPES = shipped("training")
 
 
 class RecipeError(UserError):
-    """A recipe that cannot be read; the message names the file, the line and what is allowed there."""
+    """A recipe cannot be read; the message names the file, the line and what is allowed there."""
 
 
 class Augment(BaseModel):
-    """Both classes alike, each step with `probability`: blur (sigma, pixels), resize (factor), JPEG (quality; with
-    `jpeg_probability` where that is given)."""
+    """Augmentation of both classes: ranges for blur (sigma in pixels), resizing (factor) and JPEG (quality).
+
+    Each step is applied with `probability`; JPEG with `jpeg_probability` if that is set.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,14 +35,14 @@ class Augment(BaseModel):
 
 
 class Recipe(BaseModel):
-    """Everything that decides a training run besides its data.
+    """All settings of a training run except its data.
 
-    `seen` generators train the model and choose its checkpoint; `unseen` ones are only ever evaluated. `weights`:
-    `imagenet`, `none`, or a file. `train_crops`: crops of one image in a training step (default: as many as vote).
-    `window`: side, in pixels, of the random part of an image that a step works on. `synthetic`: share of the AI images
-    replaced by a fake made from a training photograph. `averaging`: decay of the weights' moving average, which is what
-    is validated and kept. `cosine`: the learning rate warms up for 50 steps and falls to 0 along a cosine. `notice`:
-    what must be shown wherever the model's verdicts are.
+    `seen`: generators to train on and to choose the checkpoint on. `unseen`: generators for evaluation only. `weights`:
+    `imagenet`, `none`, or a file. `train_crops`: crops per image in a training step (default: the preset's count).
+    `window`: side, in pixels, of the random part of an image that the crops are taken from. `synthetic`: share of the
+    AI images to replace with fakes made from training photographs. `averaging`: decay of the moving average of the
+    weights, which is then validated and saved. `cosine`: the learning rate warms up for 50 steps and falls to 0 along a
+    cosine. `notice`: a warning to show with all of the model's verdicts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,13 +71,13 @@ class Recipe(BaseModel):
     seed: int = 0
 
 
-ALLOWED = {*Recipe.model_fields, *Augment.model_fields, *(one.name for one in fields(PatchPreset))}
+ALLOWED_KEYS = {*Recipe.model_fields, *Augment.model_fields, *(field.name for field in fields(PatchPreset))}
 
 
 def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
-    """A recipe of this project by name (`ssp`), or a file of your own; an override of None changes nothing.
+    """Load one of this project's recipes by name (`ssp`), or a YAML file. An override of None changes nothing.
 
-    Raises RecipeError naming file and line for YAML that does not parse, an unknown key, or a wrong type.
+    Raises RecipeError, naming file and line, for YAML that does not parse, an unknown key, or a wrong type.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
@@ -91,16 +93,16 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
-        # A key that is misspelt is also missing: the misspelling is what to mend.
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        # A misspelt key causes two errors, "unknown key" and "missing key": report the unknown one.
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         where, key = _line_of(text, first["loc"]), str(first["loc"][-1] if first["loc"] else "")
-        alike = get_close_matches(key, ALLOWED, 1) if first["type"] == "extra_forbidden" else []
-        hint = f"; did you mean {alike[0]}?" if alike else ""
+        similar = get_close_matches(key, ALLOWED_KEYS, 1) if first["type"] == "extra_forbidden" else []
+        hint = f"; did you mean {similar[0]}?" if similar else ""
         raise RecipeError(f"{path}{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{hint}") from error
 
 
 def _line_of(text: str, location: tuple[int | str, ...]) -> str:
-    """`, line N` of the YAML node that a validation error points at; the deepest part that the file really has."""
+    """Return `, line N` of the YAML node at `location`, or of its nearest parent that the file contains."""
     node, line = yaml.compose(text), 1
     for part in location:
         if isinstance(node, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""The card of a finished run: what its weights were trained on and chosen by, and what computed them."""
+"""Build the card of a finished run: its training data, how the checkpoint was chosen, and the software versions."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ from patchscan.training.data import TrainingData
 from patchscan.training.recipe import Recipe
 
 
-def card_of(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, Any]) -> Card:
-    """The card of the file `weights`; `best` is the validation it was chosen by: `epoch` (from 0) and `mean_auc`."""
+def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, Any]) -> Card:
+    """Build the card of the file `weights`; `best` is its validation result: `epoch` (from 0) and `mean_auc`."""
     notice = [recipe.notice] if recipe.notice else []
     return Card(
         name=recipe.name,
@@ -45,9 +45,9 @@ def card_of(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, A
 
 
 def environment() -> dict[str, str]:
-    """Versions of what computed the weights, and the commit of this project where there is one."""
+    """Return the versions of torch, torchvision and numpy, and this project's git commit or `unknown`."""
     command = ["git", "rev-parse", "HEAD"]
-    commit = os.environ.get("PATCHSCAN_COMMIT")  # the images name theirs: they hold neither git nor the repository
+    commit = os.environ.get("PATCHSCAN_COMMIT")  # set in the container images, which hold neither git nor a repository
     if commit is None and shutil.which("git"):
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
         commit = done.stdout.strip()

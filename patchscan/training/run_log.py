@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on: a line for people, one for programs, curves for TensorBoard."""
+"""Log a run's progress to standard error, to a JSON Lines file and to TensorBoard."""
 
 import json
 import sys
@@ -15,16 +15,16 @@ Batch = TypeVar("Batch")
 
 
 class RunLog:
-    """The log of the run in `folder`, written by the first process alone."""
+    """The log of the run in `folder`; only the process of rank 0 writes it."""
 
     def __init__(self, folder: Path, rank: int):
         self._file = folder / LOG_FILE
-        self._board = None if rank else SummaryWriter(str(folder / "tensorboard"))
+        self._tensorboard = None if rank else SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, event: str, **values: Any) -> None:
-        """One line on standard error, the same as JSON in log.jsonl; of an event with an `epoch`, the numbers (floats)
-        to TensorBoard."""
-        if self._board is None:
+        """Write one line to standard error and one to log.jsonl; for an event with an `epoch`, also write its floats to
+        TensorBoard."""
+        if self._tensorboard is None:
             return
         shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
         print(f"{event}:", *(f"{key}={value}" for key, value in shown.items()), file=sys.stderr, flush=True)
@@ -33,18 +33,18 @@ class RunLog:
         if "epoch" in values:
             for key, value in values.items():
                 if isinstance(value, float):
-                    self._board.add_scalar(f"{event}/{key}", value, values["epoch"])
-            self._board.flush()
+                    self._tensorboard.add_scalar(f"{event}/{key}", value, values["epoch"])
+            self._tensorboard.flush()
 
 
-class LoaderClock:
-    """How long an epoch's steps waited for their batches, and how long they took."""
+class LoaderTimer:
+    """Measures how long an epoch's steps waited for their batches, and how long the steps took."""
 
     def __init__(self) -> None:
         self._waited_s = self._trained_s = 0.0
 
-    def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, timed."""
+    def iterate(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, measuring the time to load each and the time until the next is asked for."""
         ready = time.monotonic()
         for batch in batches:
             start = time.monotonic()
@@ -54,6 +54,6 @@ class LoaderClock:
             self._trained_s += ready - start
 
     def throughput(self, images: int) -> dict[str, float]:
-        """Images a second, and the share of the time that was spent waiting."""
+        """Return images per second, and the share of the time that was spent waiting for batches."""
         total = self._waited_s + self._trained_s
         return {"images_per_s": images / total, "waiting_share": self._waited_s / total}

@@ -1,7 +1,7 @@
-"""Fakes made from training photographs, without any generator: traces of upsampling and of periodic layers alone.
+"""Make fakes from training photographs, without any generator: only the traces of upsampling and of periodic layers.
 
-Content, camera and compression are the photograph's, so that only the trace is left to learn. In the ablation of
-docs/results.md this is what carries a detector from one generator to another.
+Content, camera and compression are the photograph's, so the trace is all that a model can learn. In the ablation of
+docs/results.md, these fakes are what makes a detector work on a generator that it was not trained on.
 """
 
 import numpy as np
@@ -11,17 +11,18 @@ ENLARGE = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling
 
 
 def synthetic_fake(photo: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """A fake of `photo`, uint8 (H, W, 3), the same shape; not compressed, the caller stores it as the photograph was.
+    """Make a fake from `photo`, uint8 (H, W, 3); returns the same shape. The caller compresses it like the photograph.
 
-    One time in four its detail gets a periodic gain, as strided layers leave it; otherwise it is shrunk, gets a little
-    noise there and is enlarged again by nearest, bilinear or bicubic, as a decoder does, keeping up to half its detail.
+    One time in four, the photo's detail gets a periodic gain, as strided layers leave it. Otherwise the photo is
+    shrunk, gets a little noise and is enlarged again by nearest, bilinear or bicubic, as a decoder does, keeping up to
+    half its detail.
     """
     pixels = photo.astype(np.float32)
     kind = int(random.randint(1 + len(ENLARGE)))
     if kind == 0:
         return _to_bytes(pixels + _periodic_detail(photo, pixels, random))
-    drawn = _redrawn(photo, ENLARGE[kind - 1], random)
-    return _to_bytes(drawn + random.uniform(0.0, 0.5) * (pixels - drawn))
+    enlarged = _shrink_and_enlarge(photo, ENLARGE[kind - 1], random)
+    return _to_bytes(enlarged + random.uniform(0.0, 0.5) * (pixels - enlarged))
 
 
 def _periodic_detail(photo: np.ndarray, pixels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
@@ -36,8 +37,8 @@ def _periodic_detail(photo: np.ndarray, pixels: np.ndarray, random: np.random.Ra
     return random.uniform(0.3, 1.0) * tiled * (np.abs(pixels - mean) + random.uniform(0, 2))
 
 
-def _redrawn(photo: np.ndarray, enlarge: Image.Resampling, random: np.random.RandomState) -> np.ndarray:
-    """Shrunk 2 or 4 times, a little noise, enlarged again."""
+def _shrink_and_enlarge(photo: np.ndarray, enlarge: Image.Resampling, random: np.random.RandomState) -> np.ndarray:
+    """Shrink 2 or 4 times, add a little noise, enlarge again."""
     factor = int(random.choice([2, 2, 4]))
     height, width = photo.shape[:2]
     size = (max(1, width // factor), max(1, height // factor))

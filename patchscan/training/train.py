@@ -1,9 +1,9 @@
-"""Train one recipe: on a CPU, a GPU, or several of either, resumable at any moment.
+"""Train one recipe on CPUs or GPUs, in one or several processes; an interrupted run can be resumed.
 
     patchscan train ssp --data DATA --run runs/ssp        # one process, on the GPU if there is one
     python -m patchscan.training.launch --nproc-per-node 4 -m patchscan train ssp --data DATA --run runs/ssp
 
-The checkpoint is chosen by the seen generators' validation split; unseen generators are never read here.
+The checkpoint is chosen on the seen generators' validation split; unseen generators are never read.
 """
 
 import time
@@ -26,8 +26,8 @@ from patchscan.training.distributed import Interrupt, Ranks
 from patchscan.training.features import write_features
 from patchscan.training.learner import Learner
 from patchscan.training.recipe import Recipe
-from patchscan.training.run_card import card_of
-from patchscan.training.run_log import LOG_FILE, LoaderClock, RunLog
+from patchscan.training.run_card import build_card
+from patchscan.training.run_log import LOG_FILE, LoaderTimer, RunLog
 from patchscan.training.validation import validation_aucs
 
 CHECKPOINT_EVERY_S = 120.0
@@ -43,18 +43,18 @@ def train(
     workers: int = 1,
     protocol: Literal["raw", "matched"] = "raw",
 ) -> Path:
-    """Train `recipe` on `data` (a folder or s3:// URL in GenImage's layout), as it is or on its matched version, into
-    the run `run`; resumes what is there.
+    """Train `recipe` on `data`, or on its matched version, and write the run to `run`. Resumes the run if it exists.
 
-    Returns the run folder with model.safetensors and card.json. Raises DataError, RecipeError, WeightsError;
-    SystemExit(75) after SIGTERM or Ctrl-C, when the same call goes on from the checkpoint.
+    data: a folder or s3:// URL in GenImage's layout. run: a folder or s3:// URL. Returns the run folder with
+    model.safetensors and card.json. Raises DataError, RecipeError, WeightsError; SystemExit(75) after SIGTERM or
+    Ctrl-C, once a checkpoint is saved from which the same call continues.
     """
     try:
         ranks = Ranks.join(device)
         if recipe.batch_size % ranks.world:
-            raise DataError(f"batch_size {recipe.batch_size} cannot be shared by {ranks.world} processes")
+            raise DataError(f"batch_size {recipe.batch_size} is not divisible by {ranks.world} processes")
         store = RunStore(run)
-        images = ranks.first_then_all(lambda: TrainingData.load(recipe, data, index, protocol))
+        images = ranks.rank_zero_first(lambda: TrainingData.load(recipe, data, index, protocol))
         return Trainer(recipe, ranks, store, images, workers).run()
     finally:
         if dist.is_initialized():
@@ -62,8 +62,8 @@ def train(
 
 
 class Trainer:
-    """One run: what learns, from which images, how far it has come (`epoch`, and `step` within it), and the best
-    validation so far."""
+    """One training run: the learner, its images, the progress (`epoch`, and `step` within it), and the best validation
+    result so far."""
 
     def __init__(self, recipe: Recipe, ranks: Ranks, store: RunStore, data: TrainingData, workers: int):
         self.recipe, self.ranks, self.store, self.data, self.workers = recipe, ranks, store, data, workers
@@ -76,9 +76,9 @@ class Trainer:
         self.learner.distribute()
 
     def run(self) -> Path:
-        """Train to the end of the recipe, or to an interrupt (SystemExit 75). Returns the run folder."""
+        """Train to the end of the recipe, or until interrupted (SystemExit 75). Returns the run folder."""
         interrupt = Interrupt()
-        self._announce()
+        self._log_start()
         while self.epoch < self.recipe.epochs:
             self._train_epoch(interrupt)
             last = self.epoch + 1 == self.recipe.epochs
@@ -90,9 +90,9 @@ class Trainer:
             self._finish()
         return self.store.folder
 
-    def _announce(self) -> None:
+    def _log_start(self) -> None:
         images = max(1, min(self.recipe.batch_size, len(self.data.train)) // self.ranks.world)
-        step_s = self.learner.probe_step_seconds(images)
+        step_s = self.learner.measure_step_seconds(images)
         remaining = self.learner.total_steps - self._steps_done
         self.log.write(
             "start",
@@ -100,7 +100,7 @@ class Trainer:
             processes=self.ranks.world,
             data_digest=self.data.digest[:12],
             images=len(self.data.train),
-            parameters=sum(one.numel() for one in self.learner.model.parameters()),
+            parameters=sum(parameter.numel() for parameter in self.learner.model.parameters()),
             planned_minutes=round(remaining * step_s / 60, 1),
         )
         if self._steps_done == 0 and self.ranks.rank == 0:
@@ -115,16 +115,16 @@ class Trainer:
         self.batches.epoch, self.batches.start = self.epoch, self.step
         images = CropDataset(self.data.source, self.data.train, self.recipe, self.epoch)
         loader = training_loader(images, self.batches, self.workers, pin_memory=self.ranks.device.type == "cuda")
-        clock, saved_at = LoaderClock(), time.monotonic()
+        timer, saved_at = LoaderTimer(), time.monotonic()
         losses: list[float] = []
         label = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
         with ProgressReport(label, self.batches.per_epoch, "batches") as progress:
             progress.advance(self.step)
-            for crops, labels in clock.over(loader):
+            for crops, labels in timer.iterate(loader):
                 losses.append(self.learner.step(crops, labels, self._steps_done))
                 self.step += 1
                 progress.advance(notes=f"loss {np.mean(losses[-50:]):.4f}")
-                if self.ranks.any(interrupt.asked):
+                if self.ranks.any(interrupt.requested):
                     self._save_checkpoint()
                     raise SystemExit(EXIT_INTERRUPTED)
                 if self.ranks.any(time.monotonic() - saved_at > CHECKPOINT_EVERY_S):
@@ -132,36 +132,36 @@ class Trainer:
                     saved_at = time.monotonic()
         if losses:
             loss = self.ranks.mean(float(np.mean(losses)))
-            throughput = clock.throughput(len(losses) * self.recipe.batch_size)
+            throughput = timer.throughput(len(losses) * self.recipe.batch_size)
             self.log.write("epoch", epoch=self.epoch + 1, loss=loss, **throughput)
 
     def _validate(self) -> None:
-        """Measure the kept weights, and save them where they are the best so far."""
-        aucs = validation_aucs(self.learner.kept, self.data, self.recipe, self.workers)
+        """Validate the averaged weights, and save them if they are the best so far."""
+        aucs = validation_aucs(self.learner.averaged, self.data, self.recipe, self.workers)
         mean = float(np.mean(list(aucs.values())))
-        named = {f"auc_{generator}": auc for generator, auc in aucs.items()}
-        self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **named)
+        auc_fields = {f"auc_{generator}": auc for generator, auc in aucs.items()}
+        self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **auc_fields)
         if mean > self.best["mean_auc"]:
             self.best = {"epoch": self.epoch, "mean_auc": mean}
-            self.store.save_weights(WEIGHTS_FILE, self.learner.kept.state_dict())
+            self.store.save_weights(WEIGHTS_FILE, self.learner.averaged.state_dict())
             self.store.push(WEIGHTS_FILE)
 
     def _finish(self) -> None:
         folder = self.store.folder
-        self.learner.kept.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
+        self.learner.averaged.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
         self._write_features("after")
-        card_of(self.recipe, self.data, folder / WEIGHTS_FILE, self.best).write(folder)
+        build_card(self.recipe, self.data, folder / WEIGHTS_FILE, self.best).write(folder)
         self.store.push()
         self.log.write("done", run=self.store.url, best_epoch=self.best["epoch"] + 1, mean_auc=self.best["mean_auc"])
         self.store.push(LOG_FILE)
 
     def _write_features(self, moment: str) -> None:
         file = self.store.folder / f"features_{moment}.npz"
-        write_features(file, self.learner.kept, self.data, self.recipe, self.workers)
+        write_features(file, self.learner.averaged, self.data, self.recipe, self.workers)
 
     def _save_checkpoint(self) -> None:
-        """All that a resumed run needs to end in the same weights."""
-        random = self.ranks.gather(torch.get_rng_state())
+        """Save everything that a resumed run needs to end in the same weights."""
+        rng_states = self.ranks.gather(torch.get_rng_state())
         if self.ranks.rank:
             return
         self.store.save_checkpoint(
@@ -169,7 +169,7 @@ class Trainer:
                 "recipe": self.recipe.model_dump_json(),
                 "data_digest": self.data.digest,
                 **self.learner.state(),
-                "rng": random,
+                "rng": rng_states,
                 "epoch": self.epoch,
                 "step": self.step,
                 "best": self.best,
@@ -182,11 +182,11 @@ class Trainer:
             return
         if state["recipe"] != self.recipe.model_dump_json() or state["data_digest"] != self.data.digest:
             raise DataError(
-                f"{self.store.folder} holds a run of another recipe or other data: name a new --run folder, or go on "
-                "with the recipe and data it was started with"
+                f"{self.store.folder} holds a run of another recipe or other data: choose a new --run folder, or use "
+                "the recipe and data that the run was started with"
             )
         self.learner.load_state(state)
-        random = state["rng"]  # one of each process; a run by more processes than before has none for the others
-        torch.set_rng_state(random[self.ranks.rank] if self.ranks.rank < len(random) else random[0])
+        rng_states = state["rng"]  # one per process; the run may now have more processes than when it was saved
+        torch.set_rng_state(rng_states[self.ranks.rank] if self.ranks.rank < len(rng_states) else rng_states[0])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.log.write("resume", epoch=min(self.epoch + 1, self.recipe.epochs), step=self.step)

@@ -1,4 +1,4 @@
-"""How well a model tells AI from real on the seen generators' validation images, by which its checkpoint is chosen."""
+"""Measure the AUC on the seen generators' validation images, by which the checkpoint is chosen."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from patchscan.training.recipe import Recipe
 
 
 def validation_aucs(model: nn.Module, data: TrainingData, recipe: Recipe, workers: int) -> dict[str, float]:
-    """The AUC on each seen generator's validation images, by the generator's name."""
+    """Return the AUC on each seen generator's validation images, by the generator's name."""
     logits = validation_logits(model, data, recipe, workers)
     return {
         str(generator): float(roc_auc_score(rows.label, logits[rows.index]))
@@ -23,7 +23,8 @@ def validation_aucs(model: nn.Module, data: TrainingData, recipe: Recipe, worker
 
 @torch.inference_mode()
 def validation_logits(model: nn.Module, data: TrainingData, recipe: Recipe, workers: int) -> np.ndarray:
-    """One logit an image, AI positive, float64 (len(data.val),): the mean over its crops, as serving computes it."""
+    """Return one logit per validation image, AI positive, float64 (len(data.val),): the mean over its crops, as in
+    serving."""
     model.eval()
     device = next(model.parameters()).device
     loader = evaluation_loader(data.source, data.val, recipe, workers)

@@ -83,7 +83,7 @@ def test_a_batch_of_ensemble_crops_is_scored_image_by_image(runs: list[Path], tm
     assert together.tolist() == pytest.approx(detector.logits(crops), abs=1e-4)
 
 
-def test_card_of_an_ensemble(runs: list[Path], tmp_path: Path) -> None:
+def test_an_ensembles_card(runs: list[Path], tmp_path: Path) -> None:
     build_ensemble(runs, tmp_path / "all", "all")
     card = Card.read(tmp_path / "all")
     assert card.architecture == "ssp-lite+ssp-lite+simplecnn"
@@ -98,5 +98,5 @@ def test_what_cannot_be_joined(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(EnsembleError, match="two runs"):
         build_ensemble(runs[:1], tmp_path / "one", "one")
     build_ensemble(runs[:2], tmp_path / "two", "two")
-    with pytest.raises(EnsembleError, match="cannot be a member"):
+    with pytest.raises(EnsembleError, match="cannot contain another"):
         build_ensemble([tmp_path / "two", runs[2]], tmp_path / "nested", "nested")

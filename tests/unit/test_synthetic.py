@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from patchscan.training.batches import EpochBatches, flipped, stored_like
+from patchscan.training.batches import EpochBatches, compressed_like, flipped
 from patchscan.training.synthetic import synthetic_fake
 from tests.image_tree import picture
 
@@ -30,10 +30,10 @@ def test_it_has_the_photographs_shape_and_content(seed: int, width: int, height:
 
 def test_it_is_stored_as_the_photograph_was() -> None:
     photo = picture(2)
-    assert np.array_equal(stored_like(jpeg(photo, 80), photo), np.asarray(Image.open(io.BytesIO(jpeg(photo, 80)))))
+    assert np.array_equal(compressed_like(jpeg(photo, 80), photo), np.asarray(Image.open(io.BytesIO(jpeg(photo, 80)))))
     png = io.BytesIO()
     Image.fromarray(photo).save(png, "PNG")
-    assert stored_like(png.getvalue(), photo) is photo
+    assert compressed_like(png.getvalue(), photo) is photo
 
 
 @given(rows=st.integers(1, 200), batch=st.sampled_from([2, 4, 8]), epoch=st.integers(0, 3), start=st.integers(0, 5))
