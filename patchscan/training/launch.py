@@ -51,7 +51,7 @@ def launch(arguments: list[str]) -> int:
     # With a shared store, torch 2.14 announces the address of the process group in the first round only, and a node
     # that joins later would wait for ever.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    setattr(api, "LocalElasticAgent", Agent)  # noqa: B010  mypy has it that a class is not assigned to
+    setattr(api, "LocalElasticAgent", NoRestartAgent)  # noqa: B010  mypy rejects a plain assignment to a class
     try:
         run(parse_args(["--shutdown-timeout", str(STOP_TIMEOUT_S), *arguments]))
     except ChildFailedError as error:
