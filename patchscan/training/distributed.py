@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from patchscan.common.console import end_at_once
 from patchscan.common.errors import UserError
+from patchscan.training.device import check_device
 
 # How long the other processes wait while the first builds an index, which takes hours for millions of files. If the
 # first process dies, the others stop waiting at once.
@@ -35,8 +36,9 @@ class Ranks:
     @classmethod
     def join(cls, device: str | None) -> "Ranks":
         """Join the process group: nccl on GPUs, gloo on CPUs. `device` is cpu or cuda; None takes a GPU if there is
-        one."""
+        one. Raises DeviceError where the device cannot be used."""
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(kind)
         if "RANK" not in os.environ:
             return cls(0, 1, torch.device(kind))
         # A Python signal handler would not run while torch waits for the other processes, so SIGTERM ends this process

@@ -1,0 +1,104 @@
+"""The script of every training Job, on a bucket: what it publishes, and how it ends where it cannot go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from patchscan.detector.card import NOT_CALIBRATED, Card
+from patchscan.storage.copying import copy_tree
+from patchscan.storage.embedded_s3 import EmbeddedS3
+from tests.image_tree import picture, write
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+RECIPE = """\
+name: tiny
+architecture: ssp-lite
+preset: {kind: patch, size: 32, rule: random, count: 2}
+seen: [gan]
+epochs: 2
+batch_size: 8
+learning_rate: 1.0e-3
+"""
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
+    """A bucket with a small data set, and one for what the Job publishes."""
+    data = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 24), ("val", 8)):
+        for number in range(count):
+            real = picture(1000 * (split == "val") + number)
+            write(data / "gan" / split / "nature" / f"{number}.png", real)
+            write(data / "gan" / split / "ai" / f"{number}.png", real // 16 * 16)
+    with pytest.MonkeyPatch.context() as patch, EmbeddedS3() as server:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        for bucket in ("data", "models"):
+            server.client().create_bucket(Bucket=bucket)
+        copy_tree(str(data), "s3://data/set")
+        yield server
+
+
+@pytest.fixture
+def job(s3: EmbeddedS3, tmp_path: Path) -> list[str | Path]:
+    """The command of a training Job with a recipe of its own."""
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return ["sh", ROOT / "training/job.sh", tmp_path / "tiny.yaml"]
+
+
+def environment(work: Path, **settings: str) -> dict[str, str]:
+    where = {name: f"s3://models/{work.name}/{name.lower()}" for name in ("RUN", "MODEL_STORE", "VERSIONS", "REPORT")}
+    fixed = {"DATA": "s3://data/set", "SEEN": "gan", "UNSEEN": "none", "EPOCHS": "2", "DEVICE": "cpu", "LOADERS": "0"}
+    path = f"{BIN}:{os.environ['PATH']}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "WORK": str(work), **where, **fixed, **settings}
+
+
+def test_it_publishes_a_calibrated_archive_and_puts_the_calibrated_card_back(
+    job: list[str | Path], tmp_path: Path
+) -> None:
+    settings = environment(tmp_path)
+    running = subprocess.Popen(job, env=settings, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert running.stdout
+    first = running.stdout.readline()
+    assert first.startswith("train ")
+    assert "publish to s3://models" in first
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "set" / "index.parquet").exists():  # training has begun
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGTERM)  # as tini -g passes it on
+    assert running.wait(120) == 75
+
+    done = subprocess.run(job, env=settings, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("published to s3://models")
+    assert [
+        step for step in ("check", "copy", "train", "evaluate", "archive", "publish") if f"{step} " not in last
+    ] == []
+    for name in ("RUN", "MODEL_STORE", "REPORT", "VERSIONS"):
+        copy_tree(settings[name], str(tmp_path / "published" / name))
+    assert NOT_CALIBRATED not in Card.read(tmp_path / "published/RUN").cautions
+    assert (tmp_path / "published/MODEL_STORE/tiny.mar").exists()
+    assert json.loads((tmp_path / "published/REPORT/report.json").read_text())["models"][0]["name"] == "tiny"
+    assert len(list((tmp_path / "published/VERSIONS").glob("*/tiny.mar"))) == 1
+
+
+def test_a_device_that_cannot_be_used_is_one_line_before_anything_is_copied(
+    job: list[str | Path], tmp_path: Path
+) -> None:
+    settings = environment(tmp_path, DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run(job, env=settings, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("patchscan: device cuda cannot be used: ")
+    assert not (tmp_path / "set").exists()

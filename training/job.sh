@@ -1,0 +1,91 @@
+#!/bin/sh
+# The steps of every training Job: check the device, copy the data, train, evaluate, archive, verify, publish.
+#
+#   sh training/job.sh RECIPE      RECIPE as for `patchscan train`: ssp, resnet50, simplecnn, or a YAML file
+#
+# Settings are environment variables; the manifests in k8s/ say what each is for:
+#   DATA SEEN UNSEEN EPOCHS DEVICE LOADERS     what `patchscan train` is given
+#   WEIGHTS                                    what a ResNet50 starts from; unset for other models
+#   RUN MODEL_STORE VERSIONS REPORT            where the run, archive, its copy by digest and the report go
+#   NODES GPUS                                 processes that train together, 1 and 1 unless set
+#   WORK                                       scratch folder, /data unless set
+#
+# Killed at any moment, the same call goes on: the checkpoint is in RUN. The exit code is that of the step that failed:
+# 2 where a setting is wrong and trying again cannot help, 75 where it was interrupted.
+set -eu
+trap : TERM  # the step under way receives it too and ends in order; without this the shell would end first
+
+recipe=$1
+work=${WORK:-/data}
+steps=
+
+step() {  # step NAME COMMAND...: run a step and note how long it took
+  name=$1
+  shift
+  began=$(date +%s)
+  "$@"
+  steps="$steps, $name $(($(date +%s) - began)) s"
+}
+
+fetch_data() {
+  case $DATA in
+    s3://*) patchscan copy "$DATA" "$work/set" --skip-existing ;;  # a volume keeps it between pods
+  esac
+}
+
+train() {
+  if [ -f "$work/run/card.json" ] || [ "${NODES:-1}${GPUS:-1}" = 11 ]; then
+    # Also where all was trained and pod 0 comes again to publish: the other nodes have ended and do not come.
+    set -- patchscan train
+  else
+    set -- python -m patchscan.training.launch --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts 20 \
+      --rdzv-backend c10d --rdzv-id "$JOB_NAME" --rdzv-endpoint "$JOB_NAME-0.$SERVICE:29400" \
+      --rdzv-conf join_timeout=3600 -m patchscan train
+  fi
+  "$@" "$recipe" --data "$data" --run "$RUN" --seen "$SEEN" --unseen "$UNSEEN" ${WEIGHTS:+--weights "$WEIGHTS"} \
+    --epochs "$EPOCHS" --device "$DEVICE" --workers "$LOADERS"
+}
+
+fetch_run() {
+  rm -rf "$work/run"  # a volume may hold another run's
+  case $RUN in
+    s3://*) patchscan copy "$RUN" "$work/run" ;;
+    *) mkdir -p "$work/run" && cp -r "$RUN/." "$work/run" ;;
+  esac
+}
+
+evaluate() {
+  patchscan evaluate --run "$work/run" --data "$data" --out "$work/report" --device "$DEVICE"
+  # Evaluating calibrated the card: the run that others will archive must hold that one.
+  mkdir -p "$work/calibrated"
+  cp "$work/run/card.json" "$work/calibrated/"
+  patchscan copy "$work/calibrated" "$RUN"
+}
+
+archive() {
+  rm -rf "$work/store"
+  patchscan archive "$work/run" --model-store "$work/store"
+  patchscan verify "$work"/store/*.mar
+}
+
+publish() {
+  patchscan copy "$work/report" "$REPORT"
+  patchscan copy "$work/store" "$VERSIONS/$(sha256sum "$work"/store/*.mar | cut -c1-12)"
+  patchscan copy "$work/store" "$MODEL_STORE"
+}
+
+case $DATA in
+  s3://*) data=$work/set ;;
+  *) data=$DATA ;;  # a folder that is mounted
+esac
+echo "train $recipe on $DATA ($DEVICE), run $RUN: check, copy, train, evaluate, archive, verify, publish to $MODEL_STORE"
+step check python -m patchscan.training.device "$DEVICE"
+step copy fetch_data
+[ "${NODES:-1}${GPUS:-1}" = 11 ] || fetch_run || echo "no run in $RUN yet: training starts from the beginning"
+step train train
+[ "${JOB_COMPLETION_INDEX:-0}" = 0 ] || exit 0  # of several nodes, the first one does the rest
+fetch_run
+step evaluate evaluate
+step archive archive
+step publish publish
+echo "published to $MODEL_STORE: ${steps#, }"
