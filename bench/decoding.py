@@ -10,7 +10,7 @@ from bench.images import encoded, photograph
 from bench.official import simplest
 from bench.rounds import Recorder, Settings, alternate
 from patchscan.detector.images import decode
-from patchscan.detector.patches import seed_from_bytes, simplest_patch
+from patchscan.detector.patches import seed_from_pixels, simplest_patch
 
 WAYS = ("ours", "official", "decode alone")
 KINDS = ("JPEG", "PNG")
@@ -49,7 +49,8 @@ def measure(settings: Settings) -> Recorder:
 
 def ours(data: bytes) -> object:
     """Bytes to the chosen patch, as every scan does it."""
-    return simplest_patch(decode(data).pillow, seed=seed_from_bytes(data))
+    pillow = decode(data).pillow
+    return simplest_patch(pillow, seed=seed_from_pixels(pillow))
 
 
 def decode_alone(data: bytes) -> object:

@@ -5,15 +5,16 @@ TorchServe wants exactly one class here, and a list exactly as long as the batch
 """
 
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
-from patchscan.detector.detector import Detector
+from patchscan.detector.card import NotFiniteError
+from patchscan.detector.detector import Detector, ScoreError
 from patchscan.detector.engines import to_onnx
-from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.serving.metrics import HandlerMetrics
 from patchscan.serving.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
 
@@ -57,8 +58,7 @@ class ImageDetector:
             context.set_response_header(index, MODEL_SECONDS, f"{model_s:.6f}")
             context.set_response_header(index, DEVICE, self.detector.device.type)
             if status != 200:
-                phrase = "Bad Request" if status == 400 else "Unprocessable Entity"
-                context.set_response_status(code=status, phrase=phrase, idx=index)
+                context.set_response_status(code=status, phrase=HTTPStatus(status).phrase, idx=index)
             replies.append(reply)
         return replies
 
@@ -73,10 +73,10 @@ class ImageDetector:
             return [request.data]
         return [data for _, data in request.members] if isinstance(request, ManyImages) else []
 
-    def _reply(self, request: Request | RequestError, scored: list[Answer | ImageError]) -> tuple[int, dict[str, Any]]:
+    def _reply(self, request: Request | RequestError, scored: list[Answer | ScoreError]) -> tuple[int, dict[str, Any]]:
         card = self.detector.card
         if isinstance(request, OneImage):
-            return (422 if isinstance(scored[0], ImageError) else 200), self._as_json(scored[0])
+            return _status(scored[0]), self._as_json(scored[0])
         if isinstance(request, ManyImages):
             named = zip(request.members, scored, strict=True)
             return 200, {"answers": [{"name": name, **self._as_json(one)} for (name, _), one in named]}
@@ -91,7 +91,13 @@ class ImageDetector:
             request = RequestError(f"this model takes {count} crops of {size} x {size} pixels an image")
         return 400, {"error": {"code": "bad_request", "message": str(request)}}
 
-    def _as_json(self, one: Answer | ImageError) -> dict[str, Any]:
+    def _as_json(self, one: Answer | ScoreError) -> dict[str, Any]:
         if isinstance(one, Answer):
             return asdict(one)
-        return {"error": {"code": ErrorCode(one.code).value, "message": one.message}}
+        return {"error": {"code": str(one.code), "message": str(one)}}
+
+
+def _status(one: Answer | ScoreError) -> int:
+    if isinstance(one, Answer):
+        return 200
+    return 500 if isinstance(one, NotFiniteError) else 422

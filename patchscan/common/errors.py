@@ -9,6 +9,7 @@ Each package defines the errors of its own, beside the code that raises them:
     |   |   `-- ManifestError          a list of objects that cannot be read
     |   |-- DataError, LayoutError, IndexFileError, ProtocolError     data sets
     |   |-- CardError, WeightsError                                   run folders
+    |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
     |   |-- RecipeError, DeviceError, EnsembleError                   training
     |   |-- EvaluationError, ExplainError, VideoError                 evaluation
     |   |-- ArchiveError, VerifyError, ServerError                    serving

@@ -15,6 +15,8 @@ from patchscan.detector.presets import Preset, preset_from_dict, preset_to_dict
 
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
+# Raised whenever the same card is scored otherwise than before: 1 chose patches by the file, 2 does by the pixels.
+SCORING = 2
 
 NOT_CALIBRATED = (
     "This model's threshold was never calibrated: it calls an image AI from p_ai 0.5 up, however often that is wrong. "
@@ -24,6 +26,12 @@ NOT_CALIBRATED = (
 
 class CardError(UserError):
     """card.json is missing, malformed or does not belong to the weights beside it."""
+
+
+class NotFiniteError(UserError):
+    """The model's output for an image is NaN or infinite: no verdict can be made of it. The image is not at fault."""
+
+    code = "not_finite"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,12 @@ class Decision:
             raise ValueError("a decision's numbers must be finite, and its temperature positive")
 
     def p_ai(self, logit: float) -> float:
-        """Return the calibrated probability that the image is AI-generated, 0..1."""
+        """Return the calibrated probability that the image is AI-generated, 0..1.
+
+        Raises NotFiniteError if the logit is NaN or infinite.
+        """
+        if not math.isfinite(logit):
+            raise NotFiniteError(f"the model's output for this image is {logit}: its weights may be damaged")
         z = logit / self.temperature + self.bias
         return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
 
@@ -80,8 +93,8 @@ class Card:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over architecture, preset, weights and decision: models of equal digest give equal answers."""
-        parts = [self.architecture, preset_to_dict(self.preset), self.weights_sha256, asdict(self.decision)]
+        """SHA-256 over architecture, preset, weights, decision and SCORING: equal digests give equal answers."""
+        parts = [self.architecture, preset_to_dict(self.preset), self.weights_sha256, asdict(self.decision), SCORING]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property

@@ -11,12 +11,15 @@ import torch
 
 from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
-from patchscan.detector.card import WEIGHTS_FILE, Card, CardError
+from patchscan.detector.card import WEIGHTS_FILE, Card, CardError, NotFiniteError
 from patchscan.detector.images import ImageError, Limits
 from patchscan.detector.models import ai_logit, build_model
 from patchscan.detector.prepared import Prepared, build_answer, prepare
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import read_safetensors
+
+# Why one image of a batch has no answer: the image's fault, or the model's.
+ScoreError = ImageError | NotFiniteError
 
 
 class Detector:
@@ -86,8 +89,8 @@ class Detector:
             self.model_s += clock() - started
         return logits
 
-    def score(self, images: Sequence[bytes]) -> list[Answer | ImageError]:
-        """Score encoded images. Returns one answer per image, in order; its ImageError where it cannot be scored."""
+    def score(self, images: Sequence[bytes]) -> list[Answer | ScoreError]:
+        """Score encoded images. Returns one answer per image, in order; its error where it cannot be scored."""
         return self.decide(self.prepare_all(images))
 
     def prepare_all(self, images: Sequence[bytes]) -> list[Prepared | ImageError]:
@@ -100,12 +103,18 @@ class Detector:
                 prepared.append(error)
         return prepared
 
-    def decide(self, prepared: Sequence[Prepared | ImageError]) -> list[Answer | ImageError]:
+    def decide(self, prepared: Sequence[Prepared | ImageError]) -> list[Answer | ScoreError]:
         """Run the model on prepared images. Returns their answers in order; an ImageError is passed through."""
         decoded = [image for image in prepared if isinstance(image, Prepared)]
         logits = iter(self.logits([image.crops.pixels for image in decoded]))
-        return [self.answer(image, next(logits)) if isinstance(image, Prepared) else image for image in prepared]
+        answers: list[Answer | ScoreError] = []
+        for image in prepared:
+            try:
+                answers.append(self.answer(image, next(logits)) if isinstance(image, Prepared) else image)
+            except NotFiniteError as error:
+                answers.append(error)
+        return answers
 
     def answer(self, prepared: Prepared, logit: float) -> Answer:
-        """Build the answer to a prepared image from its logit."""
+        """Build the answer to a prepared image from its logit. Raises NotFiniteError if that is NaN or infinite."""
         return build_answer(prepared, logit, self.card)

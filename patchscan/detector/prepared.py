@@ -7,7 +7,7 @@ from typing import Any
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
 from patchscan.detector.images import Limits, decode
-from patchscan.detector.patches import Patches, seed_from_bytes
+from patchscan.detector.patches import Patches, seed_from_pixels
 from patchscan.detector.presets import EnsemblePreset
 
 
@@ -31,12 +31,12 @@ def prepare(data: bytes, card: Card, limits: Limits = Limits()) -> Prepared:
     image = decode(data, limits)
     decoded = time.perf_counter()
     facts = {"width": image.width, "height": image.height, "format": image.format, "frames": image.frames}
-    crops = card.preset.crops(image.pillow, seed_from_bytes(data))
+    crops = card.preset.crops(image.pillow, seed_from_pixels(image.pillow))
     return Prepared(facts, crops, decoded - started, time.perf_counter() - decoded)
 
 
 def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
-    """Build the answer to a prepared image from its logit."""
+    """Build the answer to a prepared image from its logit. Raises NotFiniteError if that is NaN or infinite."""
     p_ai = card.decision.p_ai(logit)
     verdict = card.decision.verdict(p_ai)
     reason = "abstain_band" if verdict == "uncertain" else None

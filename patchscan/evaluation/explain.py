@@ -12,7 +12,7 @@ from patchscan.detector.card import Decision
 from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.models import Ensemble
-from patchscan.detector.patches import choose_patches, seed_from_bytes
+from patchscan.detector.patches import choose_patches, seed_from_pixels
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
 # A patch of one flat colour or clipped to black or white carries no noise to read.
@@ -78,11 +78,12 @@ def explain(detector: Detector, data: bytes, redraws: int = 20) -> Explanation:
         prepared = detector.prepare(data)
     except ImageError as error:
         raise ExplainError(f"the image cannot be scored: {error.code}: {error.message}") from error
-    rgb, seed, preset = decode(data, detector.limits).rgb, seed_from_bytes(data), detector.card.preset
+    rgb, preset = decode(data, detector.limits).rgb, detector.card.preset
+    seed = seed_from_pixels(rgb)
     answer = detector.answer(prepared, detector.logits([prepared.crops.pixels])[0])
     views = [_view(member, rgb, seed) for member in members(detector)]
     again = [
-        preset.crops(_moved(rgb, number) if _whole(views) else rgb, seed + number).pixels
+        preset.crops(_moved(rgb, number) if _whole(views) else rgb, (seed + number) % 2**32).pixels
         for number in range(1, redraws + 1)
     ]
     others = np.array([detector.card.decision.p_ai(logit) for logit in detector.logits(again)])

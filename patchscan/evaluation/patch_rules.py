@@ -17,7 +17,7 @@ from patchscan.dataset.index import load_index
 from patchscan.dataset.source import DataSource
 from patchscan.detector.detector import Detector
 from patchscan.detector.images import decode
-from patchscan.detector.patches import Rule, seed_from_bytes
+from patchscan.detector.patches import Rule, seed_from_pixels
 from patchscan.detector.presets import PatchPreset
 from patchscan.reporting.statistics import auc_interval
 
@@ -36,8 +36,8 @@ def patch_rules(detector: Detector, data: str, index: pd.DataFrame) -> pd.DataFr
     logits = np.zeros((len(rows), len(presets)))
     with ProgressReport("patch rules", len(rows)) as progress:
         for number, path in enumerate(rows.path):
-            file = source.read(path)
-            rgb, seed = decode(file).rgb, seed_from_bytes(file)
+            rgb = decode(source.read(path)).rgb
+            seed = seed_from_pixels(rgb)
             logits[number] = detector.logits([preset.crops(rgb, seed).pixels for preset in presets])
             progress.advance()
     table = []

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from patchscan.detector.card import Card
 from patchscan.detector.images import ImageError, decode
-from patchscan.detector.patches import seed_from_bytes
+from patchscan.detector.patches import seed_from_pixels
 from patchscan.evaluation.calibration import decide
 from patchscan.evaluation.scoring import score_images, usable
 from patchscan.reporting.statistics import auc_difference, auc_interval, wilson
@@ -43,7 +43,7 @@ class Disturbance:
             rgb = decode(data).rgb
         except ImageError:
             return data
-        return self.encode(Image.fromarray(rgb), self.level, np.random.default_rng(seed_from_bytes(data)))
+        return self.encode(Image.fromarray(rgb), self.level, np.random.default_rng(seed_from_pixels(rgb)))
 
 
 def jpeg(image: Image.Image, quality: float) -> bytes:

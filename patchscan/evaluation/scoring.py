@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.files import atomic_write
-from patchscan.detector.card import Card, Decision
+from patchscan.detector.card import SCORING, Card, Decision
 from patchscan.detector.images import ImageError
 from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation.calibration import Target, cross_fitted, decide
@@ -96,7 +96,7 @@ def _prepared(
 def scores_key(card: Card, images: pd.DataFrame) -> str:
     """Names everything that decides the logits of a table: equal keys, equal logits."""
     rows = images[["path", "sha256"]].astype(str).sort_values("path").to_numpy().tolist()
-    parts = [card.architecture, preset_to_dict(card.preset), card.weights_sha256, rows]
+    parts = [card.architecture, preset_to_dict(card.preset), card.weights_sha256, SCORING, rows]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,7 +23,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.common.tokens import read_tokens
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
-from patchscan.detector.card import Card
+from patchscan.detector.card import Card, NotFiniteError
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.presets import PatchPreset
 
@@ -56,7 +56,7 @@ class Scorer(Protocol):
     def model_s(self) -> Mapping[str, float]: ...
 
     def answer(self, data: bytes) -> Answer:
-        """Score one encoded image."""
+        """Score one encoded image. Raises NotFiniteError where the model's output is no number."""
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Score images whose crops, each uint8 (count, size, size, 3), were cut here: one logit an image."""
@@ -147,15 +147,17 @@ class TorchServeScorer:
 
     def _error(self, reply: urllib3.BaseHTTPResponse, sent: int) -> Exception:
         """What a reply other than 200 means (docs/serve.md; measured on TorchServe 0.12)."""
-        if reply.status >= 500 or reply.status in (408, 429):
-            return TransientError(f"the server answers {reply.status}")
         if reply.status == 413:
             return RefusedRequestError(f"{sent:,} bytes are more than the server's max_request_size")
         try:
             problem = reply.json()
         except ValueError:
             problem = {}
-        error = problem.get("error")
+        error = problem.get("error") if isinstance(problem, dict) else None
+        if isinstance(error, dict) and error.get("code") == NotFiniteError.code:
+            return NotFiniteError(str(error.get("message")))
+        if reply.status >= 500 or reply.status in (408, 429):
+            return TransientError(f"the server answers {reply.status}")
         if isinstance(error, dict) and error.get("code") == "bad_request":
             return ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
         if isinstance(error, dict) and error.get("code") in set(ErrorCode):
@@ -193,7 +195,7 @@ class InProcessScorer:
     def answer(self, data: bytes) -> Answer:
         """Score one encoded image."""
         result = self._detector.score([data])[0]
-        if isinstance(result, ImageError):
+        if not isinstance(result, Answer):
             raise result
         return result
 

@@ -16,6 +16,7 @@ import numpy as np
 from patchscan.common.errors import UserError
 from patchscan.common.retries import Retries, StoppedError, TransientError, Watchdog
 from patchscan.detector.answer import Answer
+from patchscan.detector.card import NotFiniteError
 from patchscan.detector.images import ErrorCode, ImageError, Limits, decoded_bytes
 from patchscan.detector.prepared import build_answer, prepare
 from patchscan.scanning import rows, shards
@@ -166,7 +167,7 @@ class Worker:
             result, more = self._retries.call(lambda: self._answer(data))
         except ImageError as error:
             row = rows.rejected(info, error.code, error.message, tries) | self._model
-        except (RefusedRequestError, TransientError) as error:
+        except (NotFiniteError, RefusedRequestError, TransientError) as error:
             return self._failed(info, error)
         else:
             row = rows.scored(info, result, provenance(data, result.image["format"]), tries + more - 1)
@@ -186,9 +187,13 @@ class Worker:
         with self._window.request():
             return self.scorer.logits(crops)
 
-    def _failed(self, info: ObjectInfo, error: ObjectError | RefusedRequestError | TransientError) -> Row:
+    def _failed(
+        self, info: ObjectInfo, error: ObjectError | NotFiniteError | RefusedRequestError | TransientError
+    ) -> Row:
         if isinstance(error, ObjectError):
             return rows.failed(info, error.code, error.message, 1) | self._model
+        if isinstance(error, NotFiniteError):
+            return rows.failed(info, FailureCode.NOT_FINITE, str(error), 1) | self._model
         if isinstance(error, RefusedRequestError):
             return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), 1) | self._model
         self._watchdog.check(error)

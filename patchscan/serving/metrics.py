@@ -10,6 +10,7 @@ from typing import Any
 from ts.metrics.metric_type_enum import MetricTypes
 
 from patchscan.detector.answer import Answer
+from patchscan.detector.detector import ScoreError
 from patchscan.detector.images import ImageError
 from patchscan.detector.prepared import Prepared
 
@@ -40,7 +41,7 @@ class HandlerMetrics:
         self,
         requests: int,
         prepared: Sequence[Prepared | ImageError],
-        answers: Sequence[Answer | ImageError],
+        answers: Sequence[Answer | ScoreError],
         model_s: float,
     ) -> None:
         """One batch: its requests, its images prepared and answered, and the seconds the model took for all."""
@@ -48,7 +49,7 @@ class HandlerMetrics:
         self._add("patchscan_batches_total", 1)
         self._add("patchscan_batch_requests_total", requests)
         self._count("patchscan_images_total", (one.verdict for one in good))
-        self._count("patchscan_errors_total", (one.code.value for one in answers if isinstance(one, ImageError)))
+        self._count("patchscan_errors_total", (str(one.code) for one in answers if not isinstance(one, Answer)))
         self._count("patchscan_scores_total", (f"{min(int(one.p_ai * 10), 9) / 10:.1f}" for one in good))
         if good:
             ready = [one for one in prepared if isinstance(one, Prepared)]

@@ -27,6 +27,7 @@ class FailureCode(StrEnum):
     STORE_ERROR = "store_error"
     UNAVAILABLE = "unavailable"
     SERVER_LIMIT = "server_limit"
+    NOT_FINITE = "not_finite"
     INTERNAL_ERROR = "internal_error"
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.images import ImageError, decode
-from patchscan.detector.patches import seed_from_bytes
+from patchscan.detector.patches import seed_from_pixels
 from patchscan.detector.presets import PatchPreset
 from patchscan.training.augment import augment
 from patchscan.training.distributed import stop_signals_blocked
@@ -29,7 +29,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
     """A dataset with one item per image: crops uint8 (count, size, size, 3) and the label.
 
     With `epoch` set, crops, flips and augmentation depend on (seed, epoch, row) only, not on the worker process that
-    makes them. With `epoch` None (the default) the crops are those that evaluation and serving use for the same file.
+    makes them. With `epoch` None (the default) the crops are those that evaluation and serving use for the same picture.
     """
 
     def __init__(self, source: DataSource, rows: pd.DataFrame, recipe: Recipe, epoch: int | None = None):
@@ -46,8 +46,8 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
         if self.epoch is None:
-            data, rgb = self._decode(row)
-            crops = self.recipe.preset.crops(rgb, seed_from_bytes(data)).pixels
+            rgb = self._decode(row)[1]
+            crops = self.recipe.preset.crops(rgb, seed_from_pixels(rgb)).pixels
         else:
             random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{row}".encode()))
             crops = self._training_crops(row, random)

@@ -12,7 +12,7 @@ from patchscan.detector.patches import (
     complexity,
     cut_patches,
     random_corners,
-    seed_from_bytes,
+    seed_from_pixels,
     simplest_patch,
 )
 from patchscan.detector.presets import PatchPreset, WholeImagePreset, preset_from_dict, preset_to_dict
@@ -93,9 +93,20 @@ def test_equal_candidates_keep_the_first_drawn() -> None:
 
 
 def test_corners_of_a_seed_never_change() -> None:
-    # A stored verdict can only be checked years later if the same file still gets the same patch.
-    assert seed_from_bytes(b"patchscan") == 1496407926
+    # A stored verdict can only be checked years later if the same picture still gets the same patch.
+    assert (
+        seed_from_pixels(np.arange(375 * 500 * 3, dtype=np.uint32).reshape(375, 500, 3).astype(np.uint8)) == 3148956512
+    )
     assert random_corners(375, 500, 32, 3, seed=1496407926).tolist() == [[235, 179], [287, 240], [183, 177]]
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (31, 40), (33, 40), (500, 300)])
+def test_a_seed_is_of_the_pixels_and_the_size(shape: tuple[int, int]) -> None:
+    rgb = noise(*shape)
+    assert seed_from_pixels(rgb) == seed_from_pixels(Image.fromarray(rgb))
+    flat = np.zeros((*shape, 3), np.uint8)
+    others = [noise(*shape, seed=1), rgb[:, ::-1], rgb[:-1], flat, flat[:, :-1], flat.transpose(1, 0, 2)]
+    assert len({seed_from_pixels(other) for other in [rgb, *others]}) == 1 + len(others)
 
 
 def test_every_place_can_be_drawn() -> None:

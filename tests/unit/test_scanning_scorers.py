@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from patchscan.common.retries import OutageError, Retries, TransientError
+from patchscan.detector.card import NotFiniteError
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
 from patchscan.scanning.scorers import RefusedRequestError, ScorerError, ServerSettings, TorchServeScorer
@@ -65,6 +66,12 @@ def connect(server: Server, token_file: Path | None = None) -> TorchServeScorer:
 def test_a_busy_server_is_tried_again(server: Server, status: int) -> None:
     server.reply = (status, {"code": status, "type": "InternalServerException"})
     with pytest.raises(TransientError):
+        connect(server).answer(b"image")
+
+
+def test_an_answer_that_is_no_number_is_not_asked_for_again(server: Server) -> None:
+    server.reply = (500, {"error": {"code": "not_finite", "message": "the model's output for this image is nan"}})
+    with pytest.raises(NotFiniteError, match="is nan"):
         connect(server).answer(b"image")
 
 
