@@ -1,1 +1,1 @@
-"""Whether to trust a detector: the data's bias, metrics with intervals, comparisons, calibration, reports."""
+"""Evaluate detectors: metrics with intervals, comparisons, calibration, robustness, explanations and reports."""

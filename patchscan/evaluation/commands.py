@@ -1,4 +1,4 @@
-"""The command line of evaluation."""
+"""Commands for evaluation: evaluate, explain, scan-video."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,33 +21,34 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for the report.")],
     protocol: Annotated[
         Literal["raw", "matched", "both"],
-        typer.Option(help="DATA as it is, its matched version (built first if missing), or both side by side."),
+        typer.Option(help="Score DATA as it is, its matched version (built first if missing), or both."),
     ] = "raw",
     matched: Annotated[
-        Path | None, typer.Option(help="Where the matched version is, if not DATA-matched; both are reported.")
+        Path | None,
+        typer.Option(help="Folder of the matched version, if not DATA-matched. It is reported as well."),
     ] = None,
     calibrate: Annotated[
-        bool, typer.Option(help="Fit temperature, threshold and abstain band anew and write them to the card.")
+        bool, typer.Option(help="Fit temperature, bias, threshold and abstain band, and write them to the card.")
     ] = True,
     max_fpr: Annotated[
-        float, typer.Option(min=0.0001, max=0.5, help="Of real images, the share called AI at most.")
+        float, typer.Option(min=0.0001, max=0.5, help="Highest share of real images that may be called AI.")
     ] = 0.05,
     max_fnr: Annotated[
-        float, typer.Option(min=0.0001, max=0.5, help="Of AI images, the share called real at most.")
+        float, typer.Option(min=0.0001, max=0.5, help="Highest share of AI images that may be called real.")
     ] = 0.05,
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
     index: INDEX = None,
     robustness: Annotated[
-        int, typer.Option(min=0, help="Also measure robustness on so many images of each generator and class.")
+        int, typer.Option(min=0, help="Also measure robustness, on this many images of each generator and class.")
     ] = 0,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many images of each generator and class.")
+        int | None, typer.Option(min=1, help="Score at most this many images of each generator and class.")
     ] = None,
 ) -> None:
-    """Score the validation split, calibrate on the seen generators, and write a report one can decide from.
+    """Score the validation split, calibrate on the seen generators, and write a report.
 
-    OUT gets report.html, report.json, RESULTS_SUMMARY.txt, RESULTS_TABLE.md, figures/ and the scores. A second run with
-    the same weights and images scores nothing again.
+    Writes report.html, report.json, RESULTS_SUMMARY.txt, RESULTS_TABLE.md, figures/ and the scores to OUT. A second run
+    with the same weights and images reuses the scores.
 
     \b
     Examples:
@@ -65,9 +66,9 @@ def evaluate(
         sets[protocol_of(data)] = data
     if protocol != "raw" or matched:
         sets["matched"] = matched_version(data, matched, index)
-    # The index named is DATA's; a version built from it has its own.
-    first = index if next(iter(sets.values())) == data else None
-    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, first, robustness)
+    # --index is the index of DATA; the matched version has its own.
+    first_index = index if next(iter(sets.values())) == data else None
+    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, first_index, robustness)
     report = run_evaluation(run, sets, out, options)
     for sentence in report["findings"]["models"]:
         typer.echo(f"- {sentence}")
@@ -80,12 +81,12 @@ def explain(
     out: Annotated[Path, typer.Option(help="The picture to write, a PNG file.")] = Path("explanation.png"),
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
-    """Show why one image got its score: what the model saw of it, and what makes the answer uncertain.
+    """Show why one image got its score: what the model saw, and what makes the answer uncertain.
 
-    Of a model of patches, the chosen patch, its noise and the candidates; of one of whole images, the parts that count;
-    of an ensemble, each member.
+    For a model that scores patches, the picture shows the chosen patch, its noise and the other candidates; for one
+    that scores whole images, which parts raise or lower the score; for an ensemble, each member.
 
-    The picture goes to OUT, the figures as JSON to standard output.
+    Writes the picture to OUT and the figures as JSON to standard output.
 
     \b
     Example:
@@ -109,7 +110,7 @@ def scan_video(
 ) -> None:
     """Score frames of a video and draw the score over time.
 
-    The frames of one shot are alike: the interval of the mean is made by resampling stretches of frames, not frames.
+    Neighbouring frames are similar, so the interval of the mean is computed by resampling blocks of frames.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Models against each other on the same images: paired tests with Holm's correction, and Friedman across generators."""
+"""Compare models on the same images: paired tests with Holm's correction, and Friedman's test across generators."""
 
 from dataclasses import asdict
 from itertools import combinations
@@ -7,29 +7,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from patchscan.evaluation.results import Evaluated, groups_of
+from patchscan.evaluation.results import Evaluated, group_rows
 from patchscan.evaluation.scoring import usable
 from patchscan.reporting.statistics import Difference, accuracy_difference, auc_difference, friedman, holm
 
 
 def compare(models: list[Evaluated], protocol: str) -> dict[str, Any]:
-    """All pairs of models on every generator, and on all images where there are several generators.
+    """Compare all pairs of models on every generator, and on all images if there are several generators.
 
-    Accuracy is compared at each model's own threshold (McNemar's exact test), AUC by DeLong's; p-values are Holm's over
-    all pairs and generators of the protocol, each test for itself. Only images that both models scored count.
+    Accuracy is compared at each model's own threshold (McNemar's exact test), AUC by DeLong's test. p-values are
+    corrected by Holm's method over all pairs and generators of the protocol, separately for the two tests. Only images
+    that both models scored are used.
     """
     pairs = [row for first, second in combinations(models, 2) for row in _pair(first, second, protocol)]
     for test in ("accuracy", "auc"):
-        tested = [row[test] for row in pairs if row[test] is not None]
-        for result, p_value in zip(tested, holm([one["p_value"] for one in tested]), strict=True):
+        results = [row[test] for row in pairs if row[test] is not None]
+        for result, p_value in zip(results, holm([result["p_value"] for result in results]), strict=True):
             result["p_corrected"] = p_value
     return {"pairs": pairs, "friedman": _friedman(models, protocol)}
 
 
 def _pair(first: Evaluated, second: Evaluated, protocol: str) -> list[dict[str, Any]]:
-    both = _joined(first.tables[protocol], second.tables[protocol])
-    unseen_anywhere = {name: name not in first.seen and name not in second.seen for name in both.generator.unique()}
-    parts = {name: both[both.generator == name] for name in sorted(unseen_anywhere)}
+    both = _join_scores(first.tables[protocol], second.tables[protocol])
+    unseen_by_both = {name: name not in first.seen and name not in second.seen for name in both.generator.unique()}
+    parts = {name: both[both.generator == name] for name in sorted(unseen_by_both)}
     if len(parts) > 1:
         parts["overall"] = both
     return [
@@ -37,9 +38,9 @@ def _pair(first: Evaluated, second: Evaluated, protocol: str) -> list[dict[str, 
             "first": first.label,
             "second": second.label,
             "generator": name,
-            "unseen_by_both": unseen_anywhere.get(name, False),
+            "unseen_by_both": unseen_by_both.get(name, False),
             "images": len(part),
-            "accuracy": _as_dict(accuracy_difference(_right(part, "_first"), _right(part, "_second"))),
+            "accuracy": _as_dict(accuracy_difference(_correct(part, "_first"), _correct(part, "_second"))),
             "auc": _as_dict(
                 auc_difference(part.label.to_numpy(), part.logit_first.to_numpy(), part.logit_second.to_numpy())
             ),
@@ -48,15 +49,15 @@ def _pair(first: Evaluated, second: Evaluated, protocol: str) -> list[dict[str, 
     ]
 
 
-def _joined(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+def _join_scores(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     columns = ["path", "logit", "measured_ai"]
     left = first.loc[usable(first), [*columns, "generator", "label"]]
     right = second.loc[usable(second), columns]
     return left.merge(right, on="path", suffixes=("_first", "_second"))
 
 
-def _right(part: pd.DataFrame, which: str) -> np.ndarray:
-    return (part[f"measured_ai{which}"] == (part.label == 1)).to_numpy(dtype=bool)
+def _correct(part: pd.DataFrame, suffix: str) -> np.ndarray:
+    return (part[f"measured_ai{suffix}"] == (part.label == 1)).to_numpy(dtype=bool)
 
 
 def _as_dict(difference: Difference | None) -> dict[str, Any] | None:
@@ -64,14 +65,14 @@ def _as_dict(difference: Difference | None) -> dict[str, Any] | None:
 
 
 def _friedman(models: list[Evaluated], protocol: str) -> dict[str, Any] | None:
-    """Friedman's test on the AUCs, generators as blocks; None where there are too few models or generators."""
+    """Friedman's test on the AUCs with generators as blocks; None if there are too few models or generators."""
     from patchscan.reporting.statistics import auc_interval
 
     by_model = []
     for model in models:
         table = model.tables[protocol]
         parts = {
-            name: part[usable(part)] for name, part in groups_of(model, table).items() if name in set(table.generator)
+            name: part[usable(part)] for name, part in group_rows(model, table).items() if name in set(table.generator)
         }
         by_model.append({name: auc_interval(part.label.to_numpy(), part.logit.to_numpy()).value
                          for name, part in parts.items()})  # fmt: skip

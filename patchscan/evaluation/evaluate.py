@@ -1,4 +1,4 @@
-"""`patchscan evaluate`: run folders and a data set to scores tables, calibrated cards and a report."""
+"""Evaluate run folders on a data set: score its images, calibrate the cards and write a report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,14 +18,17 @@ from patchscan.evaluation.scoring import apply_decision, read_scores, score_imag
 
 
 class EvaluationError(UserError):
-    """Data or run folders that cannot be evaluated; the message says what to do."""
+    """The data or run folders cannot be evaluated; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `evaluate` was asked: the device to score on, whether to fit the decision anew, for which error rates, and
-    the number of images to take of each generator and class at most (None: all), the first data's index where it is
-    not beside the data, and how many images of each generator and class to measure robustness on (0: none)."""
+    """Options of `evaluate`.
+
+    `device`: where to score, `cpu` or `cuda`. `calibrate`: fit a new decision, for the error rates `target`. `limit`:
+    most images per generator and class (None: all). `index`: the index file of the first data set if it is not beside
+    the data. `robustness`: images per generator and class to measure robustness on (0: do not measure it).
+    """
 
     device: str = "cpu"
     calibrate: bool = True
@@ -40,14 +43,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate every run on every data set and write the report into `out`; returns report.json's content.
 
-    data: protocol ('raw', 'matched') to a folder or s3:// URL in GenImage's layout, whose validation split is scored.
-    The decision and metrics are written back to each run's card. Raises EvaluationError, and what reading cards and
+    data maps a protocol ('raw', 'matched') to a folder or s3:// URL in GenImage's layout; its validation split is
+    scored. The decision and metrics are written to each run's card. Raises EvaluationError, and what reading cards and
     data raises.
     """
     cards = [Card.read(run) for run in runs]
     names = [card.name for card in cards]
     if len(set(names)) < len(names):
-        raise EvaluationError(f"two runs have the same name ({', '.join(names)}): rename one in its card.json")
+        raise EvaluationError(f"two runs have the same name ({', '.join(names)}): change the name in one card.json")
     first = next(iter(data))
     images = {
         protocol: validation_images(where, options.limit, options.index if protocol == first else None)
@@ -64,9 +67,12 @@ def evaluate(
 
 
 def validation_images(data: str | Path, limit: int | None = None, index_file: Path | None = None) -> pd.DataFrame:
-    """The validation split of a data set, readable or not: path, generator, split, class, sha256, in_train (whether
-    the same file is also in the training split). `limit` keeps so many of each generator and class, evenly spread;
-    `index_file` is the data's index where it is not DATA/index.parquet."""
+    """List the validation split of a data set, quarantined files included.
+
+    Returns columns path, generator, split, class, sha256, in_train (the same file is also in the training split).
+    `limit` keeps at most that many images per generator and class, evenly spread; `index_file` is the index file if it
+    is not DATA/index.parquet. Raises EvaluationError if there is no validation split.
+    """
     from patchscan.dataset.index import QUARANTINE_FILE, index_place, load_index
 
     index_file = index_file or index_place(data)
@@ -77,16 +83,16 @@ def validation_images(data: str | Path, limit: int | None = None, index_file: Pa
     if quarantine.exists():
         parts.append(pq.read_table(quarantine, columns=columns).to_pandas())
     images = pd.concat(parts, ignore_index=True)
-    trained = set(images.sha256[images.split == "train"])
+    train_digests = set(images.sha256[images.split == "train"])
     images = images[images.split == "val"].sort_values("path").reset_index(drop=True)
     if images.empty:
         raise EvaluationError(f"{data} has no val split: put images under {data}/<generator>/val/ai and .../val/nature")
-    images["in_train"] = images.sha256.isin(trained)
-    return images if limit is None else spread(images, limit)
+    images["in_train"] = images.sha256.isin(train_digests)
+    return images if limit is None else limit_per_group(images, limit)
 
 
-def spread(images: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """At most `limit` images of each generator and class, evenly spread over their paths."""
+def limit_per_group(images: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Keep at most `limit` images of each generator and class, evenly spread over their sorted paths."""
     chosen = [
         part.iloc[np.linspace(0, len(part) - 1, min(limit, len(part))).round().astype(int)]
         for _, part in images.groupby(["generator", "class"])
@@ -120,12 +126,14 @@ def _evaluate(
     if fit:
         rows = logits[basis][calibration]
         seen = ", ".join(sorted(rows.generator.unique()))
-        what = (
+        description = (
             f"{int((rows.label == 1).sum())} AI and {int((rows.label == 0).sum())} real images ({seen}; val, {basis})"
         )
-        card = replace(card, decision=fit_decision(rows.logit.to_numpy(), rows.label.to_numpy(), options.target, what))
+        decision = fit_decision(rows.logit.to_numpy(), rows.label.to_numpy(), options.target, description)
+        card = replace(card, decision=decision)
     if options.robustness:
-        card = _with_robustness(run, card, data[basis], spread(images[basis], options.robustness), options.device)
+        sample = limit_per_group(images[basis], options.robustness)
+        card = _with_robustness(run, card, data[basis], sample, options.device)
     tables = {
         protocol: apply_decision(
             table, card.decision, calibration if fit and protocol == basis else None, options.target
@@ -142,27 +150,27 @@ def _calibration_rows(card: Card, table: pd.DataFrame) -> pd.Series:
     return usable(table) & table.generator.isin(card.training.get("seen", []))
 
 
-def _scores(run: Path, card: Card, data: str | Path, images: pd.DataFrame, kept: Path, device: str) -> pd.DataFrame:
-    """The logits of these images, from the table kept by an earlier evaluation where nothing has changed."""
-    known = read_scores(kept, scores_key(card, images))
-    if known is not None:
-        return known[["path", "generator", "split", "label", "logit", "small", "status", "error_code"]]
+def _scores(run: Path, card: Card, data: str | Path, images: pd.DataFrame, cache: Path, device: str) -> pd.DataFrame:
+    """The logits of these images; read from the file `cache` of an earlier evaluation if nothing has changed."""
+    cached = read_scores(cache, scores_key(card, images))
+    if cached is not None:
+        return cached[["path", "generator", "split", "label", "logit", "small", "status", "error_code"]]
     from patchscan.dataset.source import DataSource
     from patchscan.detector.detector import Detector
 
-    task = f"score {card.name}, {kept.stem.rpartition('-')[2]}"
+    task = f"score {card.name}, {cache.stem.rpartition('-')[2]}"
     return score_images(Detector.load(run, device), DataSource(data).read, images, task)
 
 
 def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFrame, device: str) -> Card:
-    """The card with its robustness measured, unless it was measured on these images with this very decision."""
+    """The card with its robustness; measured again unless the card holds it for the same images and decision."""
     from patchscan.dataset.source import DataSource
     from patchscan.detector.detector import Detector
     from patchscan.evaluation.robustness import measure_robustness
 
     key = scores_key(card, images)
-    known = card.robustness
-    if (known.get("digest"), known.get("images_key")) == (card.digest, key):
+    previous = card.robustness
+    if (previous.get("digest"), previous.get("images_key")) == (card.digest, key):
         return card
     card.write(run)
     measured = measure_robustness(Detector.load(run, device), DataSource(data).read, images)

@@ -1,5 +1,5 @@
-"""Why one image got its score: what each model saw of it, how the choice compares with other choices, and what would
-make the answer uncertain. `explain_picture` draws it."""
+"""Explain one image's score: what each model saw, how the score changes with other patches or crops, and what makes the
+answer uncertain. `explain_picture` draws the explanation."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,23 +15,26 @@ from patchscan.detector.models import Ensemble
 from patchscan.detector.patches import choose_patches, seed_from_pixels
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
-# A patch of one flat colour or clipped to black or white carries no noise to read.
+# Limits above (below) which a patch is reported as clipped (flat): there is little noise in such a patch.
 CLIPPED_SHARE, FLAT_DEVIATION = 0.25, 1.0
-# Reduced by more than this, an image has lost most of what a generator left between neighbouring pixels.
+# An image reduced more than this has lost most of the traces that a generator leaves between neighbouring pixels.
 STRONG_REDUCTION = 2.0
-# Whole images are scored again less so many rows and columns, and covered one square of so many pixels at a time.
-MOVE, SQUARE = 8, 32
+# For a model of whole images, in pixels: how much is cut off to shift the image, and the side of the covered squares.
+SHIFT, SQUARE = 8, 32
 
 
 class ExplainError(UserError):
-    """An image that cannot be explained; the message says why."""
+    """The image cannot be explained; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchView:
-    """What a model of patches saw: `candidates` int (n, 2) the corners (x, y) it chose among and `complexity` int (n,)
-    theirs; `chosen` int (count, 2) the corners that were scored, `patch` uint8 (size, size, 3) the first of them.
-    `p_ai` is its own."""
+    """What a model that scores patches saw.
+
+    `candidates` int (n, 2): corners (x, y) of the candidate patches; `complexity` int (n,): their complexity; `chosen`
+    int (count, 2): corners of the scored patches; `patch` uint8 (size, size, 3): the first of these. `p_ai` is this
+    model's own.
+    """
 
     architecture: str
     p_ai: float
@@ -43,37 +46,43 @@ class PatchView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeView:
-    """What a model of whole images saw: `seen` uint8 (size, size, 3) the reduced image, and `weight` float64 (k, k), by
-    how much the logit falls where that square is covered with grey (occlusion, Zeiler and Fergus, arXiv 1311.2901):
-    above 0 where the square speaks for AI. `reduction` is the image's shorter side over the one that was scored."""
+class WholeImageView:
+    """What a model that scores whole images saw.
+
+    `pixels` uint8 (size, size, 3): the reduced image; `weight` float64 (k, k): by how much the logit falls when that
+    square is covered with the mean colour (occlusion, Zeiler and Fergus, arXiv 1311.2901), above 0 if the square speaks
+    for AI; `reduction`: the image's shorter side over that of the reduced image. `p_ai` is this model's own.
+    """
 
     architecture: str
     p_ai: float
-    seen: np.ndarray
+    pixels: np.ndarray
     weight: np.ndarray
     reduction: float
 
 
-View = PatchView | WholeView
+View = PatchView | WholeImageView
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """`answer` is what serving answers; `views` what each model saw (one, or an ensemble's members); `others` the p_ai
-    of other choices: patches drawn anew, whole images moved by a few pixels; `doubts` says in words what makes the
-    answer uncertain, what the card warns of included."""
+    """The explanation of one image's score.
+
+    `rgb` uint8 (height, width, 3): the image; `answer`: the same as in serving; `views`: what the model, or each member
+    of an ensemble, saw; `alternative_p_ai` float64 (redraws,): p_ai with other patches, or with the image shifted by a
+    few pixels; `doubts`: what makes the answer uncertain, one sentence each, with the card's warnings.
+    """
 
     rgb: np.ndarray
     answer: Answer
     views: list[View]
-    others: np.ndarray
+    alternative_p_ai: np.ndarray
     doubts: list[str]
 
 
 def explain(detector: Detector, data: bytes, redraws: int = 20) -> Explanation:
-    """Score one encoded image and look into what was scored; `redraws` further choices show how much the answer
-    depends on the choice. Raises ExplainError for an image that cannot be scored."""
+    """Score one encoded image and explain the score. It is also scored `redraws` times with other patches, or shifted,
+    to show how much the answer depends on them. Raises ExplainError if the image cannot be scored."""
     try:
         prepared = detector.prepare(data)
     except ImageError as error:
@@ -82,17 +91,18 @@ def explain(detector: Detector, data: bytes, redraws: int = 20) -> Explanation:
     seed = seed_from_pixels(rgb)
     answer = detector.answer(prepared, detector.logits([prepared.crops.pixels])[0])
     views = [_view(member, rgb, seed) for member in members(detector)]
-    again = [
-        preset.crops(_moved(rgb, number) if _whole(views) else rgb, (seed + number) % 2**32).pixels
+    redrawn = [
+        preset.crops(_shifted(rgb, number) if _has_whole_image(views) else rgb, (seed + number) % 2**32).pixels
         for number in range(1, redraws + 1)
     ]
-    others = np.array([detector.card.decision.p_ai(logit) for logit in detector.logits(again)])
-    found = doubts(detector, answer, views, others)
-    return Explanation(rgb=rgb, answer=answer, views=views, others=others, doubts=found)
+    alternatives = np.array([detector.card.decision.p_ai(logit) for logit in detector.logits(redrawn)])
+    doubts = find_doubts(detector, answer, views, alternatives)
+    return Explanation(rgb=rgb, answer=answer, views=views, alternative_p_ai=alternatives, doubts=doubts)
 
 
 def members(detector: Detector) -> list[Detector]:
-    """The detector itself, or an ensemble's members as detectors of their own, each with its own calibration."""
+    """Return the members of an ensemble as separate detectors, each with its own calibration; for any other model, the
+    detector itself."""
     card, model = detector.card, detector.model
     if not isinstance(card.preset, EnsemblePreset) or not isinstance(model, Ensemble):
         return [detector]
@@ -109,110 +119,109 @@ def members(detector: Detector) -> list[Detector]:
     ]
 
 
-def _view(one: Detector, rgb: np.ndarray, seed: int) -> View:
-    preset, decision = one.card.preset, one.card.decision
+def _view(detector: Detector, rgb: np.ndarray, seed: int) -> View:
+    preset, decision = detector.card.preset, detector.card.decision
     crops = preset.crops(rgb, seed)
-    logit = one.logits([crops.pixels])[0]
+    logit = detector.logits([crops.pixels])[0]
     if isinstance(preset, PatchPreset):
-        drawn = crops
+        candidates = crops
         if preset.rule in ("simplest", "most_complex"):
             count = max(preset.candidates, preset.count)
-            drawn = choose_patches(rgb, rule="random", size=preset.size, count=count, seed=seed)
+            candidates = choose_patches(rgb, rule="random", size=preset.size, count=count, seed=seed)
         return PatchView(
-            architecture=one.card.architecture,
+            architecture=detector.card.architecture,
             p_ai=decision.p_ai(logit),
             size=preset.size,
-            candidates=drawn.corners,
-            complexity=drawn.complexity,
+            candidates=candidates.corners,
+            complexity=candidates.complexity,
             chosen=crops.corners,
             patch=crops.pixels[0],
         )
     assert isinstance(preset, WholeImagePreset)  # a member is no ensemble itself
-    seen = crops.pixels[0]
-    return WholeView(
-        architecture=one.card.architecture,
+    pixels = crops.pixels[0]
+    return WholeImageView(
+        architecture=detector.card.architecture,
         p_ai=decision.p_ai(logit),
-        seen=seen,
-        weight=logit - _covered_logits(one, seen),
+        pixels=pixels,
+        weight=logit - _covered_logits(detector, pixels),
         reduction=min(rgb.shape[:2]) / preset.resize,
     )
 
 
-def _covered_logits(one: Detector, seen: np.ndarray) -> np.ndarray:
-    """The logits (k, k) of the image with each SQUARE x SQUARE part of it covered by its mean colour."""
-    side, grey = seen.shape[0] // SQUARE, seen.mean(axis=(0, 1)).astype(np.uint8)
-    covered = np.repeat(seen[None, None], side * side, axis=0)
-    for number in range(side * side):
-        y, x = (SQUARE * place for place in divmod(number, side))
-        covered[number, 0, y : y + SQUARE, x : x + SQUARE] = grey
-    return np.array(one.logits(list(covered))).reshape(side, side)
+def _covered_logits(detector: Detector, pixels: np.ndarray) -> np.ndarray:
+    """The logits (k, k) of the image, each with one SQUARE x SQUARE part covered by the mean colour."""
+    squares, mean = pixels.shape[0] // SQUARE, pixels.mean(axis=(0, 1)).astype(np.uint8)
+    covered = np.repeat(pixels[None, None], squares * squares, axis=0)
+    for number in range(squares * squares):
+        y, x = (SQUARE * position for position in divmod(number, squares))
+        covered[number, 0, y : y + SQUARE, x : x + SQUARE] = mean
+    return np.array(detector.logits(list(covered))).reshape(squares, squares)
 
 
-def _whole(views: list[View]) -> bool:
-    return any(isinstance(view, WholeView) for view in views)
+def _has_whole_image(views: list[View]) -> bool:
+    return any(isinstance(view, WholeImageView) for view in views)
 
 
-def _moved(rgb: np.ndarray, number: int) -> np.ndarray:
-    """The image less MOVE rows and columns, `number` deciding at which of its edges."""
-    if min(rgb.shape[:2]) <= 2 * MOVE:
+def _shifted(rgb: np.ndarray, seed: int) -> np.ndarray:
+    """The image without SHIFT rows and columns, cut off at edges that `seed` decides."""
+    if min(rgb.shape[:2]) <= 2 * SHIFT:
         return rgb
-    x, y = np.random.default_rng(number).integers(0, MOVE + 1, 2)
-    return rgb[y : rgb.shape[0] - MOVE + y, x : rgb.shape[1] - MOVE + x]
+    x, y = np.random.default_rng(seed).integers(0, SHIFT + 1, 2)
+    return rgb[y : rgb.shape[0] - SHIFT + y, x : rgb.shape[1] - SHIFT + x]
 
 
-def doubts(detector: Detector, answer: Answer, views: list[View], others: np.ndarray) -> list[str]:
-    """What makes an answer uncertain, one sentence each; empty where nothing does."""
+def find_doubts(detector: Detector, answer: Answer, views: list[View], alternatives: np.ndarray) -> list[str]:
+    """List what makes an answer uncertain, one sentence each; empty if nothing does. `alternatives` is p_ai with other
+    patches or shifts, (n,)."""
     decision, found = detector.card.decision, list(detector.card.all_warnings)
     if answer.reason == "small_image":
-        found.append("The image is smaller than what is scored and had to be enlarged: no verdict is given.")
+        found.append("The image is smaller than the model's input and had to be enlarged: no verdict is given.")
     if answer.reason == "abstain_band":
         found.append(f"p_ai lies in the abstain band, {decision.abstain_low:.3f} to {decision.abstain_high:.3f}.")
-    verdicts = [decision.verdict(p_ai) for p_ai in others]
+    verdicts = [decision.verdict(p_ai) for p_ai in alternatives]
     differ = sum(verdict != answer.verdict for verdict in verdicts)
     if differ and answer.reason != "small_image":
-        what = "moves of the image by a few pixels" if _whole(views) else "draws of patches"
-        found.append(f"{differ} of {len(others)} other {what} would give another verdict.")
+        what = "shifts of the image by a few pixels" if _has_whole_image(views) else "draws of patches"
+        found.append(f"{differ} of {len(alternatives)} other {what} would give another verdict.")
     if len({view.p_ai >= 0.5 for view in views}) > 1:
-        each = ", ".join(f"{view.architecture} {view.p_ai:.2f}" for view in views)
-        found.append(f"The members disagree: {each}.")
+        scores = ", ".join(f"{view.architecture} {view.p_ai:.2f}" for view in views)
+        found.append(f"The members disagree: {scores}.")
     for view in views:
-        found += _doubts_of_view(view)
+        found += _doubts_about_view(view)
     if answer.image["format"] == "GIF" or answer.image["frames"] > 1:
         found.append("The file is an animation or has a palette: only its first frame was scored.")
     return found
 
 
-def _doubts_of_view(view: View) -> list[str]:
-    if isinstance(view, WholeView):
+def _doubts_about_view(view: View) -> list[str]:
+    if isinstance(view, WholeImageView):
         if view.reduction <= STRONG_REDUCTION:
             return []
-        return [
-            f"{view.architecture} saw the image reduced {view.reduction:.1f} x: its finest traces are averaged away."
-        ]
+        return [f"{view.architecture} saw the image reduced {view.reduction:.1f} x, which removes its finest traces."]
     found = []
     clipped = float(((view.patch == 0) | (view.patch == 255)).mean())
     if clipped > CLIPPED_SHARE:
         found.append(f"{clipped:.0%} of the patch is clipped to black or white, where no noise is left.")
     if float(view.patch.std(axis=(0, 1)).max()) < FLAT_DEVIATION:
-        found.append("The patch is almost of one colour: there is hardly any noise to read.")
+        found.append("The patch is almost uniform in colour: it contains hardly any noise.")
     return found
 
 
 def as_dict(explanation: Explanation) -> dict[str, Any]:
-    """The explanation's figures, for JSON."""
+    """Return the explanation's figures, for JSON."""
     return {
         **asdict(explanation.answer),
         "views": [_figures(view) for view in explanation.views],
-        "p_ai_of_other_choices": explanation.others.tolist(),
+        "p_ai_of_other_choices": explanation.alternative_p_ai.tolist(),
         "doubts": explanation.doubts,
     }
 
 
 def _figures(view: View) -> dict[str, Any]:
-    shown = {"architecture": view.architecture, "p_ai": view.p_ai}
-    if isinstance(view, WholeView):
-        return shown | {"weight": view.weight.tolist(), "reduction": view.reduction}
-    return shown | {
+    figures = {"architecture": view.architecture, "p_ai": view.p_ai}
+    if isinstance(view, WholeImageView):
+        return figures | {"weight": view.weight.tolist(), "reduction": view.reduction}
+    return figures | {
         "chosen": view.chosen.tolist(),
         "candidates": view.candidates.tolist(),
         "complexity": view.complexity.tolist(),

@@ -1,5 +1,5 @@
-"""An explanation as one picture: the image with what was scored, the verdict and its doubts, and a row for each model
-with what it saw."""
+"""Draw an explanation as one picture: the image with the scored patches, the verdict and what makes it uncertain, and
+one row per model with what it saw."""
 
 import textwrap
 from pathlib import Path
@@ -14,16 +14,16 @@ from scipy.signal import correlate2d
 from patchscan.common.files import atomic_write
 from patchscan.detector.detector import Detector
 from patchscan.detector.srm import srm_kernels
-from patchscan.evaluation.explain import ExplainError, Explanation, PatchView, View, WholeView, explain
+from patchscan.evaluation.explain import ExplainError, Explanation, PatchView, View, WholeImageView, explain
 from patchscan.reporting import plots
 
-# Inches: one line of the verdict's text, and what stands above them.
-LINE_INCHES, ABOVE_LINES = 0.185, 1.25
+# Height of one line of text, and of the heading above the lines.
+LINE_INCHES, HEADING_INCHES = 0.185, 1.25
 FILTERS = ("KB, all directions", "KV, all directions", "second difference, horizontal")
 
 
 def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") -> Explanation:
-    """Explain a file and write the picture to `out` (.png). Raises ExplainError where the file cannot be read."""
+    """Explain a file and write the picture to `out` (.png). Raises ExplainError if it cannot be read or scored."""
     detector = Detector.load(run, device)
     try:
         data = image.read_bytes()
@@ -38,10 +38,10 @@ def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") ->
 
 @plots.styled
 def draw(explanation: Explanation, detector: Detector, title: str) -> Figure:
-    """The explanation as one picture; a row a model."""
+    """Draw the explanation, with one row per model."""
     views = explanation.views
     lines = _verdict_lines(explanation, detector)
-    heights = (max(4.1, ABOVE_LINES + LINE_INCHES * len(lines)), *[2.2] * len(views), 2.1)
+    heights = (max(4.1, HEADING_INCHES + LINE_INCHES * len(lines)), *[2.2] * len(views), 2.1)
     drawing = Figure(figsize=(10.5, sum(heights)), layout="constrained")
     grid = drawing.add_gridspec(2 + len(views), 4, height_ratios=heights)
     _image(drawing.add_subplot(grid[0, :2]), explanation)
@@ -55,13 +55,13 @@ def draw(explanation: Explanation, detector: Detector, title: str) -> Figure:
         _complexity(last, views[0])
     else:
         _weights(last, views[0])
-    _others(drawing.add_subplot(grid[-1, 2:]), explanation, detector)
+    _alternatives(drawing.add_subplot(grid[-1, 2:]), explanation, detector)
     return drawing
 
 
 def noise_maps(patch: np.ndarray) -> np.ndarray:
-    """SRM's three noise maps of a patch (uint8, size x size x 3) in grey levels of its mean channel, unclamped:
-    (3, size - 4, size - 4), where the filters fit."""
+    """Return SRM's three noise maps of a patch uint8 (size, size, 3), of the mean of its channels, in grey levels, not
+    clamped: float64 (3, size - 4, size - 4)."""
     grey = patch.astype(np.float64).mean(axis=2)
     return np.stack([correlate2d(grey, kernel, mode="valid") for kernel in srm_kernels().double().numpy()])
 
@@ -80,11 +80,11 @@ def _image(axis: Axes, explanation: Explanation) -> None:
 
 
 def _verdict(axis: Axes, title: str, verdict: str, lines: list[str], height: float) -> None:
-    """`height` of the axis in inches."""
+    """`height` is the axis' height in inches."""
     axis.set_axis_off()
     axis.text(0, 1, title, fontsize=10, va="top", wrap=True, color="#55616e")
     axis.text(0, 1 - 0.45 / height, verdict.upper(), fontsize=26, weight="bold", va="top", color=plots.INK)
-    axis.text(0, 1 - ABOVE_LINES / height, "\n".join(lines), fontsize=9, va="top", linespacing=1.45)
+    axis.text(0, 1 - HEADING_INCHES / height, "\n".join(lines), fontsize=9, va="top", linespacing=1.45)
 
 
 def _verdict_lines(explanation: Explanation, detector: Detector) -> list[str]:
@@ -97,19 +97,19 @@ def _verdict_lines(explanation: Explanation, detector: Detector) -> list[str]:
         f"{answer.image['width']} x {answer.image['height']} {answer.image['format']}",
         f"model {answer.model} {answer.version}, digest {answer.digest[:16]}",
         "",
-        "What makes it uncertain:" if explanation.doubts else "Nothing in this image speaks for more doubt than",
-        *([] if explanation.doubts else ["the model's error rates on its card."]),
+        "What makes it uncertain:" if explanation.doubts else "No special reason for doubt in this image. The card",
+        *([] if explanation.doubts else ["states the model's error rates."]),
         *(line for doubt in explanation.doubts for line in textwrap.wrap("- " + doubt, 58, subsequent_indent="  ")),
         "",
-        *textwrap.wrap("A score is no proof. It says how this file compares with the images the model was "
-                       "trained on.", 58),
+        *textwrap.wrap("A score is not proof. It compares this file with the images that the model was trained on.",
+                       58),
     ]  # fmt: skip
 
 
 def _row(drawing: Figure, places: list[Any], view: View, several: bool) -> None:
     label = f"{view.architecture}, p_ai {view.p_ai:.3f}\n" if several else ""
-    if isinstance(view, WholeView):
-        _pixels(drawing.add_subplot(places[0]), view.seen, f"{label}what it saw")
+    if isinstance(view, WholeImageView):
+        _pixels(drawing.add_subplot(places[0]), view.pixels, f"{label}the image as scored")
         _weight_map(drawing.add_subplot(places[1]), view)
         return
     _pixels(drawing.add_subplot(places[0]), view.patch, f"{label}the patch")
@@ -128,16 +128,17 @@ def _noise(axis: Axes, noise: np.ndarray, title: str) -> None:
     axis.set(title=title, xticks=[], yticks=[], xlabel=f"up to {limit:.0f} grey levels")
 
 
-def _weight_map(axis: Axes, view: WholeView) -> None:
+def _weight_map(axis: Axes, view: WholeImageView) -> None:
     limit = max(1e-6, float(np.abs(view.weight).max()))
     axis.imshow(view.weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axis.set(title="what speaks for AI (red)", xticks=[], yticks=[], xlabel=f"logit changes up to {limit:.2g}")
 
 
-def _weights(axis: Axes, view: WholeView) -> None:
-    weight = np.sort(view.weight.ravel())[::-1]
-    axis.bar(np.arange(len(weight)), weight, color=[plots.AI_COLOUR if one > 0 else plots.FAINT for one in weight])
-    axis.set(title="how much each square counts", xlabel="square", ylabel="logit lost when covered")
+def _weights(axis: Axes, view: WholeImageView) -> None:
+    weights = np.sort(view.weight.ravel())[::-1]
+    colours = [plots.AI_COLOUR if weight > 0 else plots.FAINT for weight in weights]
+    axis.bar(np.arange(len(weights)), weights, color=colours)
+    axis.set(title="how much each square matters", xlabel="square", ylabel="fall of the logit when covered")
 
 
 def _members(axis: Axes, views: list[View]) -> None:
@@ -150,18 +151,18 @@ def _members(axis: Axes, views: list[View]) -> None:
 def _complexity(axis: Axes, view: PatchView) -> None:
     order = np.argsort(view.complexity, kind="stable")
     scored = {tuple(corner) for corner in view.chosen.tolist()}
-    colours = [plots.AI_COLOUR if tuple(view.candidates[one].tolist()) in scored else plots.FAINT for one in order]
+    colours = [plots.AI_COLOUR if tuple(view.candidates[i].tolist()) in scored else plots.FAINT for i in order]
     axis.bar(np.arange(len(order)), view.complexity[order], color=colours)
     axis.set(title="complexity of the candidates, simplest first", xlabel="candidate", ylabel="sum of differences")
 
 
-def _others(axis: Axes, explanation: Explanation, detector: Detector) -> None:
-    decision = detector.card.decision
+def _alternatives(axis: Axes, explanation: Explanation, detector: Detector) -> None:
+    decision, p_ai = detector.card.decision, explanation.alternative_p_ai
     plots.mark_decision(axis, decision.threshold, (decision.abstain_low, decision.abstain_high))
-    height = np.linspace(0.2, 0.8, len(explanation.others)) if len(explanation.others) else np.array([])
-    axis.plot(explanation.others, height, "o", color=plots.REAL_COLOUR, alpha=0.5, markersize=5)
+    height = np.linspace(0.2, 0.8, len(p_ai)) if len(p_ai) else np.array([])
+    axis.plot(p_ai, height, "o", color=plots.REAL_COLOUR, alpha=0.5, markersize=5)
     axis.axvline(explanation.answer.p_ai, color=plots.AI_COLOUR, linewidth=2)
-    whole = any(isinstance(view, WholeView) for view in explanation.views)
-    title = "this answer (orange), the image moved by a few pixels" if whole else "this answer (orange), other patches"
+    shifted = any(isinstance(view, WholeImageView) for view in explanation.views)
+    title = f"this answer (orange), {'the image shifted by a few pixels' if shifted else 'other patches'}"
     axis.set(title=title, xlabel="p_ai", xlim=(-0.02, 1.02), ylim=(0, 1))
     axis.set_yticks([])

@@ -1,4 +1,4 @@
-"""What the figures of a report mean, in plain words and never more than the data carry."""
+"""Write a report's findings as sentences, which claim no more than the intervals and p-values support."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ SIGNIFICANT = 0.05
 
 
 def findings(report: dict[str, Any]) -> dict[str, list[str]]:
-    """Sentences for a reader to take away: `models`, each for itself, and `comparisons` between them."""
+    """Return the sentences about each model under `models`, and those about pairs of models under `comparisons`."""
     several = len(report["protocols"]) > 1
     models, comparisons = [], []
     for protocol in report["protocols"]:
         prefix = f"[{protocol}] " if several else ""
         for model in report["models"]:
-            models += [prefix + text for text in _of_model(model, protocol)]
-        comparisons += [prefix + text for text in _of_comparison(report["comparisons"].get(protocol))]
+            models += [prefix + text for text in _model_findings(model, protocol)]
+        comparisons += [prefix + text for text in _comparison_findings(report["comparisons"].get(protocol))]
     return {"models": models, "comparisons": comparisons}
 
 
-def _of_model(model: dict[str, Any], protocol: str) -> list[str]:
+def _model_findings(model: dict[str, Any], protocol: str) -> list[str]:
     rows = model["results"][protocol]["rows"]
-    sentences = _of_generators(model["name"], [row for row in rows if row["kind"] != "group"])
+    sentences = _generator_findings(model["name"], [row for row in rows if row["kind"] != "group"])
     point = model["results"][protocol]["operating_points"][0]
     group = "unseen" if point["groups"]["unseen"]["fake_detection"]["value"] is not None else "seen"
     precision = point["groups"][group]["precision"][1]
@@ -29,21 +29,21 @@ def _of_model(model: dict[str, Any], protocol: str) -> list[str]:
         found, alarms = point["groups"][group]["fake_detection"], point["groups"][group]["false_alarms"]
         sentences.append(
             f"At its threshold {model['name']} finds {_percent(found)} of {group} generators' images and calls "
-            f"{_percent(alarms)} of the real images beside them AI: where 1 % of all images are AI, "
+            f"{_percent(alarms)} of the real images in those data AI: where 1 % of all images are AI, "
             f"{show(1 - precision['value'], '%')} of its alarms would be false."
         )
     return sentences
 
 
 OUTCOMES = {
-    "better": "tells AI from real better than guessing on",
-    "guessing": "cannot be told from guessing on",
-    "worse": "is worse than guessing, taking real images for AI and the reverse, on",
-    "unknown": "was scored on one class only, which says nothing about telling the two apart, on",
+    "better": "separates AI from real images better than guessing on",
+    "guessing": "is not shown to differ from guessing on",
+    "worse": "is worse than guessing (it takes real images for AI and AI images for real) on",
+    "unknown": "was scored on one class only, so no AUC can be computed, on",
 }
 
 
-def _of_generators(model: str, rows: list[dict[str, Any]]) -> list[str]:
+def _generator_findings(model: str, rows: list[dict[str, Any]]) -> list[str]:
     """One sentence for each outcome, naming the generators it holds for."""
     by_outcome: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
     for row in rows:
@@ -61,23 +61,26 @@ def _outcome(auc: dict[str, Any]) -> str:
     return "better" if auc["low"] > 0.5 else "worse"
 
 
-def _of_comparison(comparison: dict[str, Any] | None) -> list[str]:
+def _comparison_findings(comparison: dict[str, Any] | None) -> list[str]:
     if comparison is None:
         return []
     sentences = [
-        text for row in comparison["pairs"] for text in (_of_pair(row, "accuracy"), _of_pair(row, "auc")) if text
+        text
+        for row in comparison["pairs"]
+        for text in (_pair_finding(row, "accuracy"), _pair_finding(row, "auc"))
+        if text
     ]
     friedman = comparison["friedman"]
     if friedman:
-        says = "rank differently" if friedman["p_value"] < SIGNIFICANT else "cannot be ranked"
+        verb = "rank differently" if friedman["p_value"] < SIGNIFICANT else "cannot be ranked"
         sentences.append(
-            f"Across {friedman['generators']} generators the {friedman['models']} models {says} by AUC "
+            f"Across {friedman['generators']} generators the {friedman['models']} models {verb} by AUC "
             f"(Friedman, p {_p(friedman['p_value'])})."
         )
     return sentences
 
 
-def _of_pair(row: dict[str, Any], test: str) -> str | None:
+def _pair_finding(row: dict[str, Any], test: str) -> str | None:
     result = row[test]
     if result is None:
         return None

@@ -1,8 +1,8 @@
-"""What a scored set of images says about a detector: every metric with a 95 % interval.
+"""Compute a detector's metrics on scored images, each with a 95 % interval.
 
-Rates carry Wilson's interval, AUC DeLong's, the rest a bootstrap that resamples within each stratum (generator and
-class). All metrics of all resamples come from one matrix of counts, so a thousand resamples of 10,000 images take
-about a second. Nothing here needs torch.
+Rates have Wilson's interval, AUC has DeLong's, the other metrics a bootstrap interval, resampled within each stratum
+(generator and class). All resamples are computed from one matrix of counts, so a thousand resamples of 10,000 images
+take about a second. This module needs no torch.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,12 @@ RESAMPLED = ("average_precision", "tpr_at_fpr_1", "tpr_at_fpr_5", "eer", "brier"
 
 @dataclass(frozen=True)
 class Scored:
-    """Scored images, one element each: `label` 1 AI, 0 real; `logit` finite, AI positive; `p_ai` 0..1; `says_ai` the
-    decision at the threshold, abstention set aside; `uncertain` whether the verdict abstains; `stratum` any integer
-    that groups images alike in generator and class."""
+    """Arrays with one element per scored image.
+
+    `label`: 1 AI, 0 real; `logit`: finite, AI positive; `p_ai`: 0..1; `says_ai`: p_ai is at or above the threshold,
+    whether uncertain or not; `uncertain`: p_ai is in the abstain band; `stratum`: an integer for each combination of
+    generator and class.
+    """
 
     label: np.ndarray
     logit: np.ndarray
@@ -37,12 +40,13 @@ class Scored:
 
 
 def measure(scored: Scored, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Estimate]:
-    """Every metric by name. What a set cannot tell (one class only, no images) is an Estimate of None."""
+    """Compute all metrics, by name. A metric that is undefined for these images (one class only, no images) is an
+    Estimate of None."""
     return {**_rates(scored), "auc": auc_interval(scored.label, scored.logit), **_resampled(scored, seed, resamples)}
 
 
 def confusion(scored: Scored) -> dict[str, int]:
-    """Counts of true and false AI and real decisions at the threshold."""
+    """Count true and false decisions for AI and real at the threshold."""
     ai, says = scored.label == 1, scored.says_ai
     return {
         "true_ai": int((ai & says).sum()),
@@ -80,7 +84,7 @@ def _resampled(scored: Scored, seed: int, resamples: int) -> dict[str, Estimate]
 
 
 def resampled_counts(stratum: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn in each of `resamples` stratified bootstrap samples, as (some, n) pieces."""
+    """Yield how often each image is drawn in each of `resamples` stratified bootstrap samples, in pieces (b, n)."""
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(stratum == value) for value in np.unique(stratum)]
     at_once = max(1, min(resamples, _ELEMENTS_AT_ONCE // len(stratum)))
@@ -98,23 +102,23 @@ def _interval(name: str, value: float, drawn: np.ndarray) -> Estimate:
         return undefined("bootstrap")
     low, high = (float(bound) for bound in np.quantile(drawn, [0.025, 0.975]))
     if low == high:
-        # No resample differs, as with perfect separation: resampling cannot tell how sure the figure is.
+        # All resamples are equal, as with perfect separation: they give no information about the uncertainty.
         return Estimate(value, None, None, "bootstrap")
     if name == "ece":
-        # A resample's ECE is biased upwards, so the interval is reflected at the estimate (the basic bootstrap).
+        # The ECE of a resample is biased upwards, so the interval is reflected at the estimate (basic bootstrap).
         return Estimate(value, max(0.0, 2 * value - high), max(value, min(1.0, 2 * value - low)), "basic bootstrap")
     return Estimate(value, low, high, "bootstrap")
 
 
 def from_counts(scored: Scored, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """The RESAMPLED metrics where image i counts counts[:, i] times. counts (b, n); returns (b,) each, NaN where a
-    metric is not defined."""
+    """Compute the RESAMPLED metrics with image i counted counts[:, i] times. counts is (b, n); returns (b,) for each
+    metric, NaN where it is undefined."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return {**_from_order(scored, counts), **_from_sums(scored, counts)}
 
 
 def _from_order(scored: Scored, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of the order alone; images of equal logit share one threshold."""
+    """Metrics that depend only on the order of the logits; images of equal logit share one threshold."""
     order = np.argsort(-scored.logit, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scored.logit[order])), len(order) - 1)
     ai = scored.label[order] == 1

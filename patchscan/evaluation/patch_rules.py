@@ -1,4 +1,4 @@
-"""How much a detector owes to its patch rule: the same weights, patches chosen in other ways, all else equal.
+"""Measure the effect of the patch rule: the AUC of one detector with its patches chosen by each of the rules.
 
 python -m patchscan.evaluation.patch_rules --run runs/ssp-lite --data DATA
 """
@@ -26,8 +26,8 @@ CANDIDATES = 30
 
 
 def patch_rules(detector: Detector, data: str, index: pd.DataFrame) -> pd.DataFrame:
-    """One row a rule, count and generator of the validation split: `rule`, `count`, `generator`, `auc`, `low`, `high`
-    (95 %, DeLong). The detector keeps its weights; only its preset changes."""
+    """Return one row per rule, count and generator of the validation split: `rule`, `count`, `generator`, `auc`, `low`,
+    `high` (95 %, DeLong). The weights stay the same; only the preset changes."""
     presets = [
         PatchPreset(rule=rule, count=count, candidates=CANDIDATES) for rule in get_args(Rule) for count in COUNTS
     ]
@@ -63,7 +63,7 @@ def main(
     data: Annotated[str, typer.Option(help="Data set in GenImage's layout, a folder or an s3:// URL.")],
     index: INDEX = None,
 ) -> None:
-    """Print the AUC of every patch rule with 1, 5 and 16 patches, a Markdown table."""
+    """Print a Markdown table with the AUC of every patch rule with 1, 5 and 16 patches."""
     torch.set_num_threads(1)
     table = patch_rules(Detector.load(run), data, load_index(data, index))
     generators = sorted(table.generator.unique())

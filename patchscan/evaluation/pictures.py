@@ -1,4 +1,4 @@
-"""The pictures of an evaluation report, by file name: which plot shows which rows of which model."""
+"""Draw the pictures of an evaluation report, by file name."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from patchscan.evaluation.results import Evaluated, groups_of, scored_of, seen_rows
+from patchscan.evaluation.results import Evaluated, group_rows, seen_rows, to_scored
 from patchscan.reporting import plots
 
 MOMENTS = {"before": "before training", "after": "after training"}
 
 
 def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
-    """AUC and accuracy of every model on every generator, with intervals."""
+    """Draw AUC and accuracy of every model on every generator, with intervals."""
     drawings = {}
     for metric, title in (("auc", "AUC"), ("accuracy", "accuracy at the card's threshold")):
         names = list(
@@ -32,18 +32,17 @@ def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
     return drawings
 
 
-def of_model(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure]:
-    """One model's pictures under one protocol; the feature pictures only where the run folder holds features."""
+def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure]:
+    """Draw one model's pictures under one protocol; pictures of features only if the run folder holds features."""
     table, decision = evaluated.tables[protocol], evaluated.card.decision
-    scored = {name: one for name, part in groups_of(evaluated, table).items() if len(one := scored_of(part))}
+    groups = {name: scored for name, part in group_rows(evaluated, table).items() if len(scored := to_scored(part))}
     band = (decision.abstain_low, decision.abstain_high)
-    by_logit = {name: (one.label, one.logit) for name, one in scored.items()}
+    by_logit = {name: (scored.label, scored.logit) for name, scored in groups.items()}
+    by_p_ai = {name: (scored.label, scored.p_ai) for name, scored in groups.items()}
     drawings = {
         "roc": plots.roc(by_logit),
         "precision-recall": plots.precision_recall(by_logit),
-        "histograms": plots.histograms(
-            {name: (one.label, one.p_ai) for name, one in scored.items()}, decision.threshold, band
-        ),
+        "histograms": plots.histograms(by_p_ai, decision.threshold, band),
         "reliability": plots.reliability(_reliability_panels(evaluated, protocol)),
         "confusion": plots.confusions(_confusions(evaluated, protocol)),
         "risk-coverage": _risk_coverage(evaluated, protocol),
@@ -59,7 +58,7 @@ def _reliability_panels(evaluated: Evaluated, protocol: str) -> dict[str, tuple[
     seen = seen_rows(evaluated, table)
     panels: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, part in (("seen", table[seen]), ("unseen", table[~seen])):
-        scored = scored_of(part)
+        scored = to_scored(part)
         if len(scored):
             raw = 1 / (1 + np.exp(-np.clip(scored.logit, -700, 700)))
             panels |= {f"{name}, as trained": (scored.label, raw), f"{name}, calibrated": (scored.label, scored.p_ai)}
@@ -69,8 +68,8 @@ def _reliability_panels(evaluated: Evaluated, protocol: str) -> dict[str, tuple[
 def _confusions(evaluated: Evaluated, protocol: str) -> dict[str, dict[str, int]]:
     from patchscan.evaluation.metrics import confusion
 
-    groups = groups_of(evaluated, evaluated.tables[protocol])
-    return {name: confusion(scored_of(part)) for name, part in groups.items()}
+    groups = group_rows(evaluated, evaluated.tables[protocol])
+    return {name: confusion(to_scored(part)) for name, part in groups.items()}
 
 
 def _risk_coverage(evaluated: Evaluated, protocol: str) -> Figure:
@@ -78,7 +77,7 @@ def _risk_coverage(evaluated: Evaluated, protocol: str) -> Figure:
     seen = seen_rows(evaluated, table)
     groups, chosen = {}, {}
     for name, part in (("seen", table[seen]), ("unseen", table[~seen])):
-        scored = scored_of(part)
+        scored = to_scored(part)
         if len(scored) < 20:
             continue
         right = scored.says_ai == (scored.label == 1)
@@ -90,13 +89,13 @@ def _risk_coverage(evaluated: Evaluated, protocol: str) -> Figure:
 
 
 def confidence(p_ai: np.ndarray, threshold: float) -> np.ndarray:
-    """How far p_ai lies from the threshold, as a share of the room on its side: 0 on the threshold, 1 at 0 or 1."""
-    room = np.where(p_ai >= threshold, max(1 - threshold, 1e-12), max(threshold, 1e-12))
-    return np.abs(p_ai - threshold) / room
+    """Return the distance of p_ai from the threshold, scaled to 0..1: 0 at the threshold, 1 at p_ai 0 or 1."""
+    largest = np.where(p_ai >= threshold, max(1 - threshold, 1e-12), max(threshold, 1e-12))
+    return np.abs(p_ai - threshold) / largest
 
 
 def feature_moments(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Penultimate features that training left in the run folder, by moment."""
+    """Read the features, labels and generators that training wrote to the run folder, before and after training."""
     moments = {}
     for moment, title in MOMENTS.items():
         path = run / f"features_{moment}.npz"

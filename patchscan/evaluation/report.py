@@ -1,5 +1,5 @@
-"""The evaluation report: report.json, and from it alone report.html, RESULTS_SUMMARY.txt, RESULTS_TABLE.md; pictures as
-PNG files beside them and inline in the page."""
+"""Write the evaluation report: report.json; report.html, RESULTS_SUMMARY.txt and RESULTS_TABLE.md made from it alone;
+and pictures, as PNG files and embedded in the page."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,7 +21,8 @@ SCHEMA = "patchscan-evaluation/1"
 
 
 def build_report(models: list[Evaluated], data: dict[str, Any]) -> dict[str, Any]:
-    """report.json's content; `data` describes the evaluated images (name, digest, images, overlap with training)."""
+    """Build report.json's content; `data` describes the evaluated images (name, digest, images, overlap with
+    training)."""
     protocols = list(models[0].tables)
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -29,7 +30,7 @@ def build_report(models: list[Evaluated], data: dict[str, Any]) -> dict[str, Any
         "data": data,
         "protocols": protocols,
         "prevalences": list(PREVALENCES),
-        "models": [_model(one) for one in models],
+        "models": [_model(model) for model in models],
         "comparisons": {name: compare(models, name) for name in protocols} if len(models) > 1 else {},
     }
     report["findings"] = findings(report)
@@ -63,7 +64,7 @@ def _model(evaluated: Evaluated) -> dict[str, Any]:
 
 
 def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Path], out: Path) -> None:
-    """Write the whole report into `out` (made if missing)."""
+    """Write all files of the report into `out` (made if missing)."""
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     images = {}
@@ -83,7 +84,7 @@ def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path])
     for protocol in report["protocols"]:
         drawings |= pictures.overview(report, protocol)
         for model, run in zip(models, runs, strict=True):
-            drawings |= pictures.of_model(model, protocol, run)
+            drawings |= pictures.model_pictures(model, protocol, run)
     for model in models:
         if model.card.robustness:
             drawings[f"{model.label}-robustness"] = plots.robustness(model.card.robustness["rows"])
@@ -91,14 +92,14 @@ def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path])
 
 
 def summary_text(report: dict[str, Any]) -> str:
-    """The findings, warnings and main figures as plain text."""
+    """Return the findings, warnings and main figures as plain text."""
     data = report["data"]
     lines = [
         "RESULTS SUMMARY",
         f"Data: {data['name']}, {data['images']:,} validation images, digest {data['digest'][:16]}",
         f"Written: {report['created']} by patchscan",
         "",
-        "What was found",
+        "Findings",
         *(f"- {sentence}" for part in report["findings"].values() for sentence in part),
     ]
     for model in report["models"]:
@@ -124,7 +125,8 @@ def _in_brackets(estimate: dict[str, Any]) -> str:
 
 
 def results_table(report: dict[str, Any]) -> str:
-    """Accuracy in per cent with its 95 % interval as a Markdown table: a line a model, a column a generator."""
+    """Return a Markdown table of the accuracy in per cent with its 95 % interval: one line per model, one column per
+    generator."""
     parts = []
     for protocol in report["protocols"]:
         rows = {model["name"]: model["results"][protocol]["rows"] for model in report["models"]}

@@ -1,4 +1,4 @@
-"""One model's scores tables to its part of report.json: a row of metrics a generator, operating points, thresholds."""
+"""Compute one model's part of report.json from its scores: metrics per generator, operating points, calibration."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,8 +19,11 @@ GROUPS = {"seen": "all seen", "unseen": "all unseen", "overall": "overall"}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model and its decided scores table by protocol (`raw`, `matched`). `calibrated_on` says whether the decision
-    was fitted in this evaluation, on the seen generators of `basis`; `target` are the error rates asked of it."""
+    """A model and its scores tables, by protocol (`raw`, `matched`).
+
+    `calibrated_on` is the protocol whose seen generators the decision was fitted on in this evaluation, None if it was
+    not fitted; `target` holds the error rates asked for.
+    """
 
     card: Card
     tables: dict[str, pd.DataFrame]
@@ -37,13 +40,13 @@ class Evaluated:
 
 
 def seen_rows(evaluated: Evaluated, table: pd.DataFrame) -> pd.Series:
-    """Which rows come from generators that the model was trained on."""
+    """Return which rows come from generators that the model was trained on, bool (rows,)."""
     return table.generator.isin(evaluated.seen)
 
 
-def groups_of(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The table's rows by generator, seen ones first, then all seen, all unseen and overall where there is more than
-    one generator to pool."""
+def group_rows(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Group the table's rows: one group per generator, seen ones first; then `all seen` and `all unseen`, if there is
+    more than one generator in them; then `overall`."""
     seen = seen_rows(evaluated, table)
     names = sorted(table.generator.unique(), key=lambda name: (name not in evaluated.seen, name))
     groups = {name: table[table.generator == name] for name in names}
@@ -51,8 +54,8 @@ def groups_of(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFra
     return groups | {name: part for name, part in pooled.items() if part.generator.nunique() > 1 or name == "overall"}
 
 
-def scored_of(table: pd.DataFrame) -> Scored:
-    """The usable rows as the arrays that metrics take, with what the evaluation counts as decided."""
+def to_scored(table: pd.DataFrame) -> Scored:
+    """Convert the usable rows to the arrays that metrics take."""
     part = table[usable(table)]
     return Scored(
         label=part.label.to_numpy(),
@@ -65,16 +68,16 @@ def scored_of(table: pd.DataFrame) -> Scored:
 
 
 def result_rows(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]]:
-    """One row a generator and group: name, kind ('seen', 'unseen', 'group'), counts, metrics, confusion."""
+    """Return one row per generator and group: name, kind ('seen', 'unseen', 'group'), counts, metrics, confusion."""
     table = evaluated.tables[protocol]
     rows = []
-    for name, part in groups_of(evaluated, table).items():
-        scored = scored_of(part)
-        group = name in GROUPS.values()
+    for name, part in group_rows(evaluated, table).items():
+        scored = to_scored(part)
+        is_group = name in GROUPS.values()
         rows.append(
             {
                 "name": name,
-                "kind": "group" if group else "seen" if name in evaluated.seen else "unseen",
+                "kind": "group" if is_group else "seen" if name in evaluated.seen else "unseen",
                 "counts": counts(part),
                 "metrics": {key: asdict(value) for key, value in measure(scored).items()},
                 "confusion": confusion(scored),
@@ -84,7 +87,7 @@ def result_rows(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]]:
 
 
 def counts(part: pd.DataFrame) -> dict[str, int]:
-    """How many images there are, of which class, and how many carry no score and why."""
+    """Count the images by class, and those without a usable score by reason."""
     good = usable(part)
     return {
         "images": len(part),
@@ -98,8 +101,8 @@ def counts(part: pd.DataFrame) -> dict[str, int]:
 
 
 def operating_points(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]]:
-    """What each threshold costs: the card's, and those for THRESHOLD_FPRS on the seen generators. For every one the
-    detection and false-alarm rates on seen and unseen images, and precision at each of PREVALENCES."""
+    """Measure the card's threshold, and thresholds for each of THRESHOLD_FPRS on the seen generators: detection and
+    false-alarm rates on seen and unseen images, and precision at each of PREVALENCES."""
     table = evaluated.tables[protocol]
     table = table[usable(table)]
     decision = evaluated.card.decision
@@ -111,7 +114,7 @@ def operating_points(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]
     for fpr in THRESHOLD_FPRS:
         bound = conformal_bound(logit[seen & (label == 0)], fpr)
         says_ai = logit >= bound
-        # Seen images are judged by a threshold chosen without them, unseen ones by the threshold itself.
+        # Seen images are decided by thresholds that were chosen without them (cross-fitting).
         says_ai[seen] = cross_fitted(logit[seen], label[seen], stratum(table[seen]), Target(max_fpr=fpr)).says_ai
         p_ai = float(decide(np.array([bound]), decision).p_ai[0])
         points.append(_point(f"{fpr:.0%} of seen real images".replace("%", " %"), p_ai, says_ai, evaluated, table))
@@ -137,12 +140,13 @@ def _point(
 
 
 def calibration_summary(evaluated: Evaluated, protocol: str) -> dict[str, Any]:
-    """ECE and Brier score of the raw sigmoid and of the calibrated p_ai, for seen and unseen images."""
+    """Compute ECE and Brier score before calibration (the sigmoid of the logit) and after, for seen and unseen
+    images."""
     table = evaluated.tables[protocol]
     seen = seen_rows(evaluated, table)
     summary = {}
     for group, part in (("seen", table[seen]), ("unseen", table[~seen])):
-        scored = scored_of(part)
+        scored = to_scored(part)
         raw = Scored(**{**vars(scored), "p_ai": 1 / (1 + np.exp(-np.clip(scored.logit, -700, 700)))})
         before, after = measure(raw), measure(scored)
         summary[group] = {
@@ -153,13 +157,13 @@ def calibration_summary(evaluated: Evaluated, protocol: str) -> dict[str, Any]:
 
 
 def card_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the card keeps of the rows: by name, kind, counts and every metric's value and interval."""
+    """Return the part of the rows that the card stores, by name: kind, counts, and each metric's value and interval."""
     return {
         row["name"]: {
             "kind": row["kind"],
             "counts": row["counts"],
             "confusion": row["confusion"],
-            **{name: [one["value"], one["low"], one["high"]] for name, one in row["metrics"].items()},
+            **{name: [metric["value"], metric["low"], metric["high"]] for name, metric in row["metrics"].items()},
         }
         for row in rows
     }

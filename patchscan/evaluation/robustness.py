@@ -1,5 +1,5 @@
-"""What remains of a detector after what happens to images on their way: JPEG, blur, resizing, cropping, noise,
-screenshots and double JPEG, each measured on the same images as the undisturbed ones."""
+"""Measure a detector's robustness: its AUC and detection rates on the same images after JPEG, double JPEG, blur,
+resizing, cropping, noise and screenshots."""
 
 import io
 from collections.abc import Callable
@@ -29,8 +29,8 @@ Encode = Callable[[Image.Image, float, np.random.Generator], bytes]
 
 @dataclass(frozen=True)
 class Disturbance:
-    """One thing that happens to an image: `family` and `level` place it on a curve, `label` says it in words; `encode`
-    makes the disturbed file from the decoded image, the level and a random generator."""
+    """One change to an image: `family` and `level` give its place on a curve, `label` names it; `encode` makes the
+    disturbed file from the decoded image, the level and a random generator."""
 
     family: str
     level: float
@@ -38,7 +38,7 @@ class Disturbance:
     encode: Encode
 
     def disturb(self, data: bytes) -> bytes:
-        """The disturbed bytes of an encoded image, the same every time. What is no image is passed on as it is."""
+        """Disturb an encoded image, in the same way every time. Bytes that are not an image are returned unchanged."""
         try:
             rgb = decode(data).rgb
         except ImageError:
@@ -47,59 +47,59 @@ class Disturbance:
 
 
 def jpeg(image: Image.Image, quality: float) -> bytes:
-    """JPEG bytes with the chroma subsampling (4:2:0) that cameras and messengers use."""
+    """Encode as JPEG, with the chroma subsampling (4:2:0) that cameras and messengers use."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=int(quality), subsampling=2)
     return file.getvalue()
 
 
 def png(image: Image.Image) -> bytes:
-    """Lossless bytes, so that nothing but the disturbance changes the pixels."""
+    """Encode without loss, so that only the disturbance changes the pixels."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def scaled(image: Image.Image, factor: float) -> Image.Image:
-    """Both sides times `factor`, bicubic."""
+    """Resize both sides by `factor`, bicubic."""
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def cropped(image: Image.Image, share: float) -> Image.Image:
-    """The middle of the image, `share` of each side."""
+    """Cut out the middle of the image, `share` of each side."""
     width, height = max(1, round(image.width * share)), max(1, round(image.height * share))
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def noisy(image: Image.Image, deviation: float, rng: np.random.Generator) -> Image.Image:
-    """Gaussian noise of `deviation` grey levels on every sample."""
+    """Add Gaussian noise with a standard deviation of `deviation` grey levels to every sample."""
     pixels = np.asarray(image) + rng.normal(0, deviation, (image.height, image.width, 3))
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
 def blurred(image: Image.Image, sigma: float) -> Image.Image:
-    """Gaussian blur of `sigma` pixels."""
+    """Apply a Gaussian blur of `sigma` pixels."""
     return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
-def twice(image: Image.Image, first: float) -> bytes:
-    """JPEG at quality `first`, decoded, then JPEG at 90."""
+def double_jpeg(image: Image.Image, first: float) -> bytes:
+    """Encode as JPEG at quality `first`, decode, and encode as JPEG at 90."""
     return jpeg(Image.open(io.BytesIO(jpeg(image, first))), 90)
 
 
-def screenshot(image: Image.Image, sent: float) -> bytes:
-    """Shown at 1.25 times its size, as on a scaled desktop, taken from there off the compression grid by 3 pixels, and
-    kept as PNG; or, where `sent` is a JPEG quality, reduced to 0.8 and sent at that."""
+def screenshot(image: Image.Image, quality: float) -> bytes:
+    """Imitate a screenshot: enlarge 1.25 times, as on a scaled desktop, and cut off 3 pixels at the left and top, so
+    that the JPEG grid moves. Encode as PNG; if `quality` is not 0, reduce to 0.8 and encode as JPEG instead."""
     shown = image.resize((round(image.width * 1.25), round(image.height * 1.25)), Image.Resampling.BILINEAR)
     taken = shown.crop((min(3, shown.width - 1), min(3, shown.height - 1), shown.width, shown.height))
-    return jpeg(scaled(taken, 0.8), sent) if sent else png(taken)
+    return jpeg(scaled(taken, 0.8), quality) if quality else png(taken)
 
 
 FAMILIES: dict[str, tuple[str, tuple[float, ...], Encode]] = {
     "jpeg": ("JPEG quality {}", (95, 85, 75, 60, 45, 30), lambda image, level, _: jpeg(image, level)),
-    "double jpeg": ("JPEG {}, then 90", (90, 75, 50), lambda image, level, _: twice(image, level)),
+    "double jpeg": ("JPEG {}, then 90", (90, 75, 50), lambda image, level, _: double_jpeg(image, level)),
     "blur": ("blur of {} pixels", (0.5, 1, 2), lambda image, level, _: png(blurred(image, level))),
     "resize": ("resized {} x", (0.5, 0.75, 1.5, 2), lambda image, level, _: png(scaled(image, level))),
     "crop": ("middle {} of each side", (0.75, 0.5), lambda image, level, _: png(cropped(image, level))),
@@ -109,7 +109,7 @@ FAMILIES: dict[str, tuple[str, tuple[float, ...], Encode]] = {
 
 
 def disturbances() -> list[Disturbance]:
-    """All that is measured."""
+    """Return all disturbances that are measured."""
     return [
         Disturbance(family, level, label.format(level).replace(", sent as JPEG 0", ", PNG"), encode)
         for family, (label, levels, encode) in FAMILIES.items()
@@ -123,11 +123,12 @@ def measure_robustness(
     images: pd.DataFrame,
     kinds: list[Disturbance] | None = None,
 ) -> dict[str, Any]:
-    """Score `images` (path, generator, split, class; `read` gives a path's bytes) undisturbed and under every
-    disturbance.
+    """Score `images` (columns path, generator, split, class) undisturbed and under every disturbance; `read` returns
+    the encoded bytes of a path.
 
-    Returns what the card keeps: the card's digest, how many images, and a row for each disturbance and group ('seen',
-    'unseen') with AUC, its paired difference to the undisturbed AUC, and the detection rates at the card's threshold.
+    Returns what the card stores: the card's digest, the number of images, and one row per disturbance and group
+    ('seen', 'unseen') with the AUC, its paired difference to the undisturbed AUC, and the detection rates at the card's
+    threshold.
     """
     card = detector.card
     undisturbed = score_images(detector, read, images, f"robustness of {card.name}, {UNDISTURBED}")

@@ -1,6 +1,6 @@
-"""Scores tables: one row an image, made by scoring a data set's validation split with one model.
+"""Score the images of a data set with one model into a table with one row per image.
 
-A table is kept as Parquet under the weights' and the images' digests, so that a second report costs no second scoring.
+The table is saved as Parquet with a key of the weights' and images' digests, so that a second report can reuse it.
 """
 
 import hashlib
@@ -37,24 +37,24 @@ def score_images(
     images: pd.DataFrame,
     task: str,
 ) -> pd.DataFrame:
-    """Score files through the detector; `read` turns an image's path into its encoded bytes.
+    """Score files with the detector; `read` returns the encoded bytes of a path; `task` is the progress bar's label.
 
-    images: columns path, generator, split, class. Returns its rows in order as path, generator,
-    split, label (1 AI, 0 real), logit (NaN where rejected), small (had to be enlarged), status ('scored', 'rejected')
-    and error_code (None where scored).
+    images: columns path, generator, split, class. Returns one row per image, in order: path, generator, split, label
+    (1 AI, 0 real), logit (NaN if rejected), small (had to be enlarged), status ('scored', 'rejected') and error_code
+    (None if scored).
     """
     logits, small = np.full(len(images), np.nan), np.zeros(len(images), bool)
     codes: list[str | None] = [None] * len(images)
     done = 0
     with ProgressReport(task, len(images)) as progress:
-        for batch in _prepared(detector, images.path.tolist(), read):
-            good = [one for one in batch if not isinstance(one, ImageError)]
-            answers = iter(detector.logits([one.crops.pixels for one in good]))
-            for row, one in enumerate(batch, start=done):
-                if isinstance(one, ImageError):
-                    codes[row] = str(one.code)
+        for batch in _prepare_batches(detector, images.path.tolist(), read):
+            decoded = [image for image in batch if not isinstance(image, ImageError)]
+            batch_logits = iter(detector.logits([image.crops.pixels for image in decoded]))
+            for row, image in enumerate(batch, start=done):
+                if isinstance(image, ImageError):
+                    codes[row] = str(image.code)
                 else:
-                    logits[row], small[row] = next(answers), one.crops.upscaled
+                    logits[row], small[row] = next(batch_logits), image.crops.upscaled
             done += len(batch)
             progress.advance(len(batch))
     return pd.DataFrame(
@@ -71,10 +71,10 @@ def score_images(
     )
 
 
-def _prepared(
+def _prepare_batches(
     detector: "Detector", paths: list[str], read: Callable[[str], bytes]
 ) -> Iterator[list["Prepared | ImageError"]]:
-    """Decoded batches in order; the next one is decoded while the caller scores this one."""
+    """Yield decoded batches in order; the next batch is decoded while the caller scores this one."""
 
     def prepare(path: str) -> "Prepared | ImageError":
         try:
@@ -94,14 +94,14 @@ def _prepared(
 
 
 def scores_key(card: Card, images: pd.DataFrame) -> str:
-    """Names everything that decides the logits of a table: equal keys, equal logits."""
+    """Return a digest of everything that decides the logits of a table: tables of equal keys have equal logits."""
     rows = images[["path", "sha256"]].astype(str).sort_values("path").to_numpy().tolist()
     parts = [card.architecture, preset_to_dict(card.preset), card.weights_sha256, SCORING, rows]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def read_scores(path: Path, key: str) -> pd.DataFrame | None:
-    """The table at `path` where it was written under this key, else None."""
+    """Read the table at `path` if it exists and has this key; otherwise None."""
     if not path.exists():
         return None
     table = pq.read_table(path)
@@ -109,7 +109,7 @@ def read_scores(path: Path, key: str) -> pd.DataFrame | None:
 
 
 def write_scores(path: Path, table: pd.DataFrame, key: str) -> None:
-    """Write a scores table as Parquet, whole or not at all."""
+    """Write a scores table as Parquet, atomically."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: key.encode()})
     with atomic_write(path) as file:
@@ -117,24 +117,24 @@ def write_scores(path: Path, table: pd.DataFrame, key: str) -> None:
 
 
 def usable(scores: pd.DataFrame) -> pd.Series:
-    """Which rows carry a score: those scored with a finite logit."""
+    """Return which rows have a finite logit, bool (rows,)."""
     result: pd.Series = (scores.status == "scored") & np.isfinite(scores.logit)
     return result
 
 
 def stratum(scores: pd.DataFrame) -> np.ndarray:
-    """An integer for each row that groups generator and class."""
+    """Return an integer per row that numbers the combinations of generator and class."""
     return scores.groupby(["generator", "label"]).ngroup().to_numpy()
 
 
 def apply_decision(
     scores: pd.DataFrame, decision: Decision, calibrated_on: pd.Series | None = None, target: Target | None = None
 ) -> pd.DataFrame:
-    """The table with what the decision makes of it: p_ai and verdict, as serving answers, and measured_p_ai,
-    measured_ai, measured_uncertain, which the metrics count.
+    """Add columns to the table: p_ai and verdict, as serving answers, and measured_p_ai, measured_ai and
+    measured_uncertain, which the metrics use.
 
-    The measured columns differ where `calibrated_on` (bool, one a row) names the images that the decision was chosen
-    on: each of those is decided by a decision fitted without it.
+    The measured columns differ for the images that the decision was fitted on, marked in `calibrated_on`, bool (rows,):
+    each of those is decided by a decision fitted without it.
     """
     table = scores.copy()
     good = usable(table).to_numpy()
@@ -144,10 +144,10 @@ def apply_decision(
     verdict = np.where(uncertain | table.small, "uncertain", np.where(ai, "ai", "real"))
     table["p_ai"], table["verdict"] = p_ai, pd.Series(verdict, index=table.index, dtype="string").where(good)
     if calibrated_on is not None and target is not None:
-        where = calibrated_on.to_numpy() & good
-        part = table[where]
-        held_out = cross_fitted(part.logit.to_numpy(), part.label.to_numpy(), stratum(part), target)
-        p_ai[where], ai[where], uncertain[where] = held_out.p_ai, held_out.says_ai, held_out.uncertain
+        fitted_on = calibrated_on.to_numpy() & good
+        part = table[fitted_on]
+        decided = cross_fitted(part.logit.to_numpy(), part.label.to_numpy(), stratum(part), target)
+        p_ai[fitted_on], ai[fitted_on], uncertain[fitted_on] = decided.p_ai, decided.says_ai, decided.uncertain
     table["measured_p_ai"], table["measured_ai"] = p_ai, ai
     table["measured_uncertain"] = uncertain | table.small
     return table

@@ -1,5 +1,5 @@
-"""Video: frames spread evenly over the file, scored one by one, and what they say together, with an interval that knows
-that neighbouring frames are alike."""
+"""Score frames of a video, evenly spread over it, and report their mean with an interval that takes into account that
+neighbouring frames are similar."""
 
 import io
 from collections.abc import Iterator
@@ -26,18 +26,18 @@ BATCH = 16
 BLOCKS = 10
 RESAMPLES = 2000
 WARNING = (
-    "The model was trained on still images. A video codec compresses harder than most photographs are, which by itself "
-    "removes or imitates traces of generators: read this as a hint where to look, not as a verdict on the video."
+    "The model was trained on still images. Video is compressed more strongly than most photographs, which can remove "
+    "or imitate a generator's traces. Take this as a hint where to look, not as a verdict on the video."
 )
 
 
 class VideoError(UserError):
-    """A file that cannot be read as video; the message says why."""
+    """The file cannot be read as a video; the message says why."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One sampled frame: `number` in decoding order, `second` from the video's start, `png` its pixels, lossless."""
+    """One sampled frame: `number` in decoding order, `second` since the video's start, `png` its pixels, lossless."""
 
     number: int
     second: float
@@ -45,9 +45,9 @@ class Frame:
 
 
 def frame_numbers(video: Path, count: int) -> list[int]:
-    """The numbers of `count` frames spread evenly over the video; of all of them, if it has fewer.
+    """Return the numbers of `count` frames spread evenly over the video, or of all frames if there are fewer.
 
-    Raises VideoError where the file cannot be read or holds no video.
+    Raises VideoError if the file cannot be read or holds no video.
     """
     total = _count_frames(video)
     result: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
@@ -55,8 +55,8 @@ def frame_numbers(video: Path, count: int) -> list[int]:
 
 
 def sample_frames(video: Path, numbers: list[int]) -> Iterator[Frame]:
-    """The frames of these numbers in order, decoded in one pass. A damaged file ends early; where not even its first
-    frame can be decoded, VideoError is raised."""
+    """Yield the frames of these numbers in order, decoded in one pass. A damaged file may yield fewer; VideoError is
+    raised if not even its first frame can be decoded."""
     wanted, decoded = set(numbers), 0
     with _open(video) as container:
         try:
@@ -69,7 +69,7 @@ def sample_frames(video: Path, numbers: list[int]) -> Iterator[Frame]:
                     yield Frame(number, float(frame.time or 0.0), file.getvalue())
         except av.FFmpegError as error:
             if not decoded:
-                raise VideoError(f"{video} is damaged: not one frame of it can be decoded") from error
+                raise VideoError(f"{video} is damaged: no frame can be decoded") from error
 
 
 def _open(video: Path) -> Any:
@@ -79,26 +79,26 @@ def _open(video: Path) -> Any:
         raise VideoError(f"cannot read {video} as a video: {error.strerror or error}") from error
     if not container.streams.video:
         container.close()
-        raise VideoError(f"{video} holds no video stream")
+        raise VideoError(f"{video} contains no video stream")
     return container
 
 
 def _count_frames(video: Path) -> int:
-    """How many frames decode; containers state the number wrongly or not at all, so packets are counted."""
+    # Packets are counted, because containers state the number of frames wrongly or not at all.
     with _open(video) as container:
         try:
             count = sum(packet.size > 0 for packet in container.demux(video=0))
         except av.FFmpegError as error:
             raise VideoError(f"cannot read {video} as a video: {error.strerror}") from error
     if not count:
-        raise VideoError(f"{video} holds no frames")
+        raise VideoError(f"{video} contains no frames")
     result: int = count
     return result
 
 
 def interval_of_mean(values: np.ndarray, blocks: int = BLOCKS, seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of the mean of a series whose neighbours are alike: moving-block bootstrap (Kunsch, Annals of
-    Statistics 1989) with blocks of 1 / `blocks` of the series. None for fewer than 2 * `blocks` values."""
+    """Return the 95 % interval of the mean of a series of correlated values, by the moving-block bootstrap (Kunsch,
+    Annals of Statistics 1989) with blocks of 1 / `blocks` of the series; None for fewer than 2 * `blocks` values."""
     if len(values) < 2 * blocks:
         return None
     length = len(values) // blocks
@@ -109,8 +109,8 @@ def interval_of_mean(values: np.ndarray, blocks: int = BLOCKS, seed: int = 0) ->
 
 
 def score_video(detector: Detector, video: Path, numbers: list[int]) -> list[dict[str, Any]]:
-    """Score the frames of these numbers: one row a frame with number, second, p_ai, logit, verdict, or its error code;
-    none for what a damaged file no longer holds."""
+    """Score the frames of these numbers: one row per frame with number, second, p_ai, logit, verdict and error code.
+    Frames that a damaged file no longer contains have no row."""
     rows: list[dict[str, Any]] = []
     with ProgressReport("score frames", len(numbers), "frames") as progress:
         batch: list[Frame] = []
@@ -127,22 +127,23 @@ def score_video(detector: Detector, video: Path, numbers: list[int]) -> list[dic
 
 def _score(detector: Detector, frames: list[Frame]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for frame, one in zip(frames, detector.score([frame.png for frame in frames]), strict=True):
-        place: dict[str, Any] = {"frame": frame.number, "second": frame.second}
-        if isinstance(one, Answer):
-            rows.append(place | {"p_ai": one.p_ai, "logit": one.logit, "verdict": one.verdict, "error_code": None})
+    for frame, answer in zip(frames, detector.score([frame.png for frame in frames]), strict=True):
+        row: dict[str, Any] = {"frame": frame.number, "second": frame.second}
+        if isinstance(answer, Answer):
+            row |= {"p_ai": answer.p_ai, "logit": answer.logit, "verdict": answer.verdict, "error_code": None}
         else:
-            rows.append(place | {"p_ai": None, "logit": None, "verdict": None, "error_code": str(one.code)})
+            row |= {"p_ai": None, "logit": None, "verdict": None, "error_code": str(answer.code)}
+        rows.append(row)
     return rows
 
 
 def summarise(rows: list[dict[str, Any]], decision: Decision) -> dict[str, Any]:
-    """The mean p_ai with its interval, the share of frames by verdict, and the finding in words."""
+    """Compute the mean p_ai with its interval, the number of frames by verdict, and the finding in words."""
     scored = [row for row in rows if row["p_ai"] is not None]
     values = np.array([row["p_ai"] for row in scored])
     bounds = interval_of_mean(values)
     mean = float(values.mean()) if len(values) else None
-    shares = {name: sum(row["verdict"] == name for row in scored) for name in ("ai", "real", "uncertain")}
+    verdicts = {name: sum(row["verdict"] == name for row in scored) for name in ("ai", "real", "uncertain")}
     if mean is None:
         finding = "No frame could be scored."
     elif bounds is None:
@@ -156,12 +157,12 @@ def summarise(rows: list[dict[str, Any]], decision: Decision) -> dict[str, Any]:
         )
     low_high = {"low": bounds[0] if bounds else None, "high": bounds[1] if bounds else None}
     return {"mean_p_ai": {"value": mean, **low_high}, "frames": len(rows), "scored": len(scored),
-            "verdicts": shares, "finding": finding}  # fmt: skip
+            "verdicts": verdicts, "finding": finding}  # fmt: skip
 
 
 @plots.styled
 def draw_video(rows: list[dict[str, Any]], summary: dict[str, Any], decision: Decision) -> Figure:
-    """p_ai over time, with the mean and its interval, the threshold and the abstain band."""
+    """Draw p_ai over time, with the mean and its interval, the threshold and the abstain band."""
     drawing, axes = plots.figure(9.6, 3.4)
     axis = axes[0, 0]
     scored = [row for row in rows if row["p_ai"] is not None]
@@ -191,7 +192,7 @@ def write_video_report(run: Path, video: Path, out: Path, frames: int, device: s
     warnings = [WARNING, *card.all_warnings]
     if len(rows) < len(numbers):
         lost = len(numbers) - len(rows)
-        warnings.insert(0, f"The file is damaged: {lost} of the {len(numbers)} frames asked for could not be decoded.")
+        warnings.insert(0, f"The file is damaged: {lost} of the {len(numbers)} sampled frames could not be decoded.")
     summary = summarise(rows, card.decision)
     report = {
         "schema": SCHEMA,

@@ -1,1 +1,1 @@
-"""The pages of evaluation and of videos; they extend reporting's base.html."""
+"""HTML templates of the evaluation and video reports. They extend base.html of patchscan.reporting."""
