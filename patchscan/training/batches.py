@@ -28,8 +28,8 @@ EVALUATION_BATCH = 64
 class CropDataset(Dataset[tuple[torch.Tensor, int]]):
     """A dataset with one item per image: crops uint8 (count, size, size, 3) and the label.
 
-    With `epoch` set, crops, flips and augmentation depend on (seed, epoch, row) only, not on the worker process that
-    makes them. With `epoch` None (the default) the crops are those that evaluation and serving use for the same picture.
+    With `epoch` set, crops, flips and augmentation depend on (seed, epoch, row) only, not on the worker process.
+    With `epoch` None (the default) the crops are those that evaluation and serving use for the same picture.
     """
 
     def __init__(self, source: DataSource, rows: pd.DataFrame, recipe: Recipe, epoch: int | None = None):
