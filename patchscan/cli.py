@@ -17,6 +17,7 @@ import typer.core
 from patchscan.cluster import commands as cluster_commands
 from patchscan.common.console import STEPS, end_at_once
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.common.extras import missing_library
 from patchscan.common.proxies import bypass_for_loopback
 from patchscan.dataset import commands as dataset_commands
 from patchscan.evaluation import commands as evaluation_commands
@@ -90,6 +91,8 @@ def main() -> None:
         if _is_full_disk(error) and not (user_error and user_error.exit_code == EXIT_INTERRUPTED):
             places = f"where it writes to or in {tempfile.gettempdir()}"
             _end(f"no space left on the disk, {places}; free some and run the same command again", EXIT_INTERRUPTED)
+        if what_to_install := missing_library(error):
+            _end(what_to_install, UserError.exit_code)
         if not user_error:
             raise
         _end(str(user_error), user_error.exit_code)

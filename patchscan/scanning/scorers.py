@@ -179,10 +179,8 @@ class InProcessScorer:
     select: Select = "worker"
 
     def __init__(self, run: Path, device: str = "cpu"):
-        try:
-            from patchscan.detector.detector import Detector
-        except ImportError as error:
-            raise ScorerError("scoring in this process needs torch: pip install 'patchscan[train]'") from error
+        from patchscan.detector.detector import Detector
+
         self._detector = Detector.load(run, device)
         self.card = self._detector.card
         self.device = self._detector.device.type
