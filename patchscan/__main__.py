@@ -1,4 +1,4 @@
-"""`python -m patchscan` is the `patchscan` command."""
+"""Run the `patchscan` command with `python -m patchscan`."""
 
 from patchscan.cli import main
 

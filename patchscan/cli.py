@@ -1,4 +1,5 @@
-"""The `patchscan` command: every package's commands under one name. Each command imports what it needs when it runs."""
+"""The `patchscan` command, made of the commands of every package. Each command imports what it needs when it runs, so
+that the others start fast."""
 
 import atexit
 import errno
@@ -15,7 +16,7 @@ import typer
 import typer.core
 
 from patchscan.cluster import commands as cluster_commands
-from patchscan.common.console import STEPS, end_at_once
+from patchscan.common.console import INTERNAL_STEPS, end_at_once
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.common.extras import missing_library
 from patchscan.common.proxies import bypass_for_loopback
@@ -26,22 +27,25 @@ from patchscan.serving import commands as serving_commands
 from patchscan.storage import commands as storage_commands
 from patchscan.training import commands as training_commands
 
-CTRL_C = 130  # typer's exit code for it
-FULL = (errno.ENOSPC, errno.EDQUOT)
-HEADINGS = ("Data", "Train", "Judge", "Serve", "Scan", "Cluster", STEPS)
+TYPER_CTRL_C = 130  # typer's exit code for Ctrl-C
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+HEADINGS = ("Data", "Train", "Judge", "Serve", "Scan", "Cluster", INTERNAL_STEPS)
 
 
 class GroupedCommands(typer.core.TyperGroup):
     """Help that lists the commands under headings, in the order in which a newcomer meets them."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # typer's own click, which it does not export
-        """Write one section a heading: the commands that carry it as `rich_help_panel`, each with its first clause."""
+        """Write one section for each heading: the commands whose `rich_help_panel` it is, with the first clause of
+        their help."""
         for heading in HEADINGS:
-            below = [
-                (name, one) for name, one in self.commands.items() if getattr(one, "rich_help_panel", 0) == heading
+            rows = [
+                (name, re.split(r"[.:;]\s|\.$", command.help or "")[0])
+                for name, command in self.commands.items()
+                if getattr(command, "rich_help_panel", None) == heading
             ]
             with formatter.section(heading):
-                formatter.write_dl([(name, re.split(r"[.:;]\s|\.$", one.help or "")[0]) for name, one in below])
+                formatter.write_dl(rows)
 
 
 app = typer.Typer(
@@ -66,10 +70,11 @@ for package in (
 
 
 def main() -> None:
-    """Run one command; an error the user can mend is one line on standard error and its exit code. Ctrl-C and SIGTERM
-    end with EXIT_INTERRUPTED whatever has no handlers of its own."""
+    """Run one command. A UserError ends it with one line on standard error and the error's exit code; Ctrl-C and
+    SIGTERM end it with EXIT_INTERRUPTED, unless the command has installed signal handlers of its own."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is in a script's background, for Ctrl-C
+        # A shell script ignores Ctrl-C for the commands it runs in the background: leave it so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -79,41 +84,45 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code != CTRL_C:
+        if end.code != TYPER_CTRL_C:
             raise
         print("patchscan: interrupted; run the same command again", file=sys.stderr)
         sys.stdout.flush()
-        # Python's own end would wait for threads that wait for a server; this takes away temporary files and the like.
+        # sys.exit would wait for threads that are waiting for a server. The exit functions remove temporary files.
         atexit._run_exitfuncs()
         os._exit(EXIT_INTERRUPTED)
     except Exception as error:
         user_error = error if isinstance(error, UserError) else None
         if _is_full_disk(error) and not (user_error and user_error.exit_code == EXIT_INTERRUPTED):
             places = f"where it writes to or in {tempfile.gettempdir()}"
-            _end(f"no space left on the disk, {places}; free some and run the same command again", EXIT_INTERRUPTED)
+            _exit_with(
+                f"no space left on the disk, {places}; free some and run the same command again", EXIT_INTERRUPTED
+            )
         if what_to_install := missing_library(error):
-            _end(what_to_install, UserError.exit_code)
+            _exit_with(what_to_install, UserError.exit_code)
         if not user_error:
             raise
-        _end(str(user_error), user_error.exit_code)
+        _exit_with(str(user_error), user_error.exit_code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, end_at_once)
+    for repeated in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(repeated, end_at_once)
     raise KeyboardInterrupt
 
 
-def _end(message: str, exit_code: int) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left to do needs no order
+def _exit_with(message: str, exit_code: int) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that a SIGTERM could interrupt
     print(f"patchscan: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(exit_code)
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether it is, or a library made it of, an error that the disk is full."""
+    """Whether the error, or one that a library turned into it, says that the disk is full."""
     while error is not None:
-        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+        if getattr(error, "errno", None) in DISK_FULL_ERRORS or any(
+            os.strerror(number) in str(error) for number in DISK_FULL_ERRORS
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchscan.common.console import STEPS
+from patchscan.common.console import INTERNAL_STEPS
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import options as o
 
@@ -31,8 +31,8 @@ def add_to(app: typer.Typer) -> None:
     """Register this package's commands."""
     app.add_typer(submit, name="submit", rich_help_panel="Cluster")
     app.add_typer(jobs, name="jobs", rich_help_panel="Cluster")
-    app.command("scan-coordinate", rich_help_panel=STEPS)(scan_coordinate)
-    app.command("roll-out", rich_help_panel=STEPS)(roll_out)
+    app.command("scan-coordinate", rich_help_panel=INTERNAL_STEPS)(scan_coordinate)
+    app.command("roll-out", rich_help_panel=INTERNAL_STEPS)(roll_out)
 
 
 @submit.command("train")

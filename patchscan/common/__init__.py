@@ -1,1 +1,1 @@
-"""What every other package uses: errors, whole files, retries, processes, tokens. Imports nothing else of patchscan."""
+"""Errors, atomic files, retries, processes, progress and tokens, for all other packages. Imports none of them."""

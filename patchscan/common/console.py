@@ -1,5 +1,4 @@
-"""What a person sees of long work: a bar on a terminal, plain lines at sensible intervals elsewhere, and how it ends
-when it is told to stop."""
+"""Show the progress of long work: a bar on a terminal, plain lines in a log. End at once on a second Ctrl-C."""
 
 import os
 import sys
@@ -13,20 +12,24 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 10.0
-# The heading of commands that Jobs on a cluster run and people seldom type.
-STEPS = "Steps that other commands and Jobs run"
+# The heading in `patchscan --help` of commands that Jobs on a cluster run and people seldom type.
+INTERNAL_STEPS = "Steps that other commands and Jobs run"
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
-    """The handler of a second Ctrl-C or SIGTERM: waits for nothing. Only finished files have their names by then."""
+    """Handle a second Ctrl-C or SIGTERM: exit with EXIT_INTERRUPTED and wait for nothing.
+
+    No file is left half-written: files get their names only when they are complete.
+    """
     os.write(2, b"patchscan: ended at once; run the same command again\n")
     os._exit(EXIT_INTERRUPTED)
 
 
 class ProgressReport:
-    """Progress of one task, as a context manager: `advance` as work is done, `note` for the figures beside it.
+    """Show the progress of one task while in its context; call `advance` as work is done.
 
-    On a terminal it is a bar; elsewhere one line every ten seconds and one at the end, on standard error.
+    Written to standard error: a bar on a terminal, elsewhere one line every ten seconds and one at the end. `total` is
+    None where it is not known.
     """
 
     def __init__(self, task: str, total: int | None, unit: str = "images"):
@@ -68,27 +71,27 @@ class ProgressReport:
         if self._bar:
             self._bar.stop()
         else:
-            self._line()
+            self._print_line()
 
     def advance(self, count: int = 1, notes: str | None = None) -> None:
-        """`count` more are done; `notes`, where given, replaces the text beside the figures."""
+        """Count `count` more as done; `notes`, where given, replaces the text after the figures."""
         self.done += count
         self.notes = self.notes if notes is None else notes
         if self._bar:
-            rate = f"{_rate(self.done / (time.monotonic() - self._started))} {self.unit}/s"
+            rate = f"{_format_rate(self.done / (time.monotonic() - self._started))} {self.unit}/s"
             self._bar.update(self._id, advance=count, rate=rate, notes=self.notes)
         elif time.monotonic() - self._last_line >= PLAIN_INTERVAL_S:
-            self._line()
+            self._print_line()
 
-    def _line(self) -> None:
+    def _print_line(self) -> None:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
         of = f" of {self.total:,}" if self.total is not None else ""
-        rate = f", {_rate(self.done / elapsed)} {self.unit}/s" if elapsed > 0 else ""
+        rate = f", {_format_rate(self.done / elapsed)} {self.unit}/s" if elapsed > 0 else ""
         text = f"{self.task}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s{rate} {self.notes}"
         print(text.rstrip(), file=sys.stderr, flush=True)
 
 
-def _rate(a_second: float) -> str:
-    # Training on cores takes many seconds a batch.
-    return f"{a_second:.1f}" if a_second >= 1 else f"{a_second:.2g}"
+def _format_rate(per_second: float) -> str:
+    # Training on a CPU takes many seconds for a batch: 0.04 must not show as 0.0.
+    return f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"

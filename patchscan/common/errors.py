@@ -1,10 +1,10 @@
-"""The exit codes, and the base of every error that a user can mend: the command line prints it as one line.
+"""The error tree and the exit codes. The command line prints every UserError as one line.
 
-Each package defines the errors of its own, beside the code that raises them:
+Each package defines its own errors beside the code that raises them:
 
     Exception
     |-- UserError                      ends the command with its exit_code, 2 unless stated
-    |   |-- OutageError                (75) nothing has worked for minutes; what is done is kept
+    |   |-- OutageError                (75) nothing has worked for minutes; finished work is kept
     |   |-- StoreError                 the bucket, folder or credentials cannot be used
     |   |   `-- ManifestError          a list of objects that cannot be read
     |   |-- DataError, LayoutError, IndexFileError, ProtocolError     data sets
@@ -21,23 +21,23 @@ Each package defines the errors of its own, beside the code that raises them:
     |   |   `-- IncompleteScanError    shards are missing
     |   |-- ClusterError, ConfigurationError                          clusters
     |   |-- ShardsFailedError          (75) a Job ended and shards are missing
-    |   `-- RejectedArchiveError       (1) a new archive did not become ready and was taken back
-    |-- TransientError                 a call that may work in a moment: retried, then an OutageError or a failed row
-    |-- StoppedError                   SIGTERM or Ctrl-C: what is done is kept
+    |   `-- RejectedArchiveError       (1) a new archive did not become ready and was rolled back
+    |-- TransientError                 a call that may soon work: retried, then an OutageError or a failed row
+    |-- StoppedError                   SIGTERM or Ctrl-C; finished work is kept
     |-- ObjectError                    one object cannot be read: a failed row
-    |-- RefusedRequestError            the server will not take this image: a failed row
-    |-- AlreadyExistsError, JobGoneError    what a cluster holds is not what was thought
+    |-- RefusedRequestError            the server does not accept this image: a failed row
+    |-- AlreadyExistsError, JobGoneError    the cluster's state is not the expected one
     `-- ValueError
-        |-- ImageError                 one image cannot be scored, for good: a rejected row
-        `-- RequestError               one request to the handler that makes no sense: HTTP 400
+        |-- ImageError                 one image can never be scored: a rejected row
+        `-- RequestError               a malformed request to the handler: HTTP 400
 """
 
-# Work that was told to stop ends with it: what is done is kept, and the same command goes on.
+# The exit code of an interrupted command: finished work is kept, and the same command continues from there.
 EXIT_INTERRUPTED = 75
 
 
 class UserError(Exception):
-    """Something the user must change: a path, an option, a file. The message says what is wrong and what to do;
-    `exit_code` is what the command ends with."""
+    """An error that the user can fix: a wrong path, option or file. The message says what is wrong and what to do;
+    `exit_code` is the exit code of the command."""
 
     exit_code = 2

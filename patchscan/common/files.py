@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Write files atomically, and compute their SHA-256."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: renamed to `path` at the end, removed where the writing fails or is stopped."""
+    """Yield a temporary path beside `path` to write to. It is renamed to `path` at the end, and removed where the block
+    raises or is interrupted: `path` is never half-written."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
@@ -19,6 +20,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256 as 64 hex digits."""
+    """Return the file's SHA-256 as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""One function over many items on several processes, with few items in flight and results as they come."""
+"""Map a function over many items in several processes, with few items in flight, yielding results as they come."""
 
 import multiprocessing
 import os
@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from patchscan.common.errors import UserError
 
+# Items handed to a process at once.
 CHUNK = 32
 
 Item = TypeVar("Item")
@@ -20,19 +21,20 @@ Result = TypeVar("Result")
 def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
 ) -> Generator[tuple[Item, Result]]:
-    """Pairs of item and `function(item)`, in no particular order; `workers` None takes one process a core. Closing it
-    ends the processes.
+    """Yield pairs of item and `function(item)`, in no particular order. `workers` None starts one process for each
+    core; closing the generator ends the processes.
 
-    `function` must be a module's own (or a partial of one). With one worker, or no more than one chunk of work,
-    everything runs in this process. Raises what `function` raises, and UserError where a worker process dies.
+    `function` must be defined at the top level of a module (or be a partial of such a function), so that it can be
+    pickled. With one worker, or no more than CHUNK items, everything runs in this process. Raises what `function`
+    raises, and UserError where a worker process dies.
     """
     workers = workers or os.cpu_count() or 1
     if workers == 1 or len(items) <= CHUNK:
         yield from ((item, function(item)) for item in items)
         return
     chunks = iter([items[start : start + CHUNK] for start in range(0, len(items), CHUNK)])
-    # Spawned, not forked: a fork copies the locks of whatever threads this process runs, in whatever state.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_obey_the_parent) as pool:
+    # Spawned, not forked: a fork copies the locks that other threads of this process hold, and nobody releases them.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_init_worker) as pool:
         running: dict[Future[list[Result]], Sequence[Item]] = {}
         try:
             while True:
@@ -44,20 +46,20 @@ def map_in_processes(
                     yield from zip(running.pop(future), future.result(), strict=True)
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process died (out of memory, or killed): what is done is kept; "
+                "a worker process died (out of memory, or killed): finished work is kept; "
                 "run the same command again, with fewer --workers if memory was short"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _obey_the_parent() -> None:
-    """Leave Ctrl-C to the parent, and end with it even where it was killed outright."""
+def _init_worker() -> None:
+    """Leave Ctrl-C to the parent process, and exit when it exits, even where it was killed with SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""Trying again: one policy for stores and servers, with jittered back-off, a deadline and a stop signal."""
+"""Retry calls to stores and servers, with jittered back-off, a deadline and a stop signal."""
 
 import threading
 import time
@@ -13,26 +13,27 @@ Result = TypeVar("Result")
 
 
 class TransientError(Exception):
-    """The other side is busy, restarting or out of reach: the same call may work in a moment. `attempts` counts the
-    tries after which it was given up."""
+    """The other side is busy, restarting or unreachable: the same call may soon work. `attempts` is the number of tries
+    after which `Retries` gave up."""
 
     attempts = 1
 
 
 class OutageError(UserError):
-    """Nothing has worked for so long that going on makes no sense; what is done is kept, and a rerun goes on."""
+    """Nothing has worked for minutes, so the command ends. Finished work is kept, and a rerun continues from there."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class StoppedError(Exception):
-    """The work was told to stop (SIGTERM, Ctrl-C); what is done is kept."""
+    """The work was stopped by SIGTERM or Ctrl-C; finished work is kept."""
 
 
 class Retries:
-    """Calls a function until it works, raising Transient's last occurrence after `deadline_s` seconds.
+    """Call a function again while it raises TransientError; after `deadline_s` seconds the last one is raised.
 
-    `stop` ends the waiting at once with StoppedError.
+    Waits between tries are random and at most `longest_wait_s` seconds. Setting `stop` ends a wait at once with
+    StoppedError.
     """
 
     def __init__(self, deadline_s: float = 120.0, longest_wait_s: float = 10.0, stop: threading.Event | None = None):
@@ -46,7 +47,7 @@ class Retries:
         )
 
     def call(self, function: Callable[[], Result]) -> tuple[Result, int]:
-        """The function's result, and the number of tries it took."""
+        """Return the function's result and the number of tries it took. Raises TransientError, StoppedError."""
         policy = self._policy.copy()
         try:
             result = policy(function)
@@ -61,18 +62,19 @@ class Retries:
 
 
 class Watchdog:
-    """Tells an outage from an object that fails: `check` raises OutageError when nothing succeeded for `patience_s`."""
+    """Detect an outage, as opposed to single objects that fail: `check` raises OutageError when nothing has succeeded
+    for `patience_s` seconds."""
 
     def __init__(self, patience_s: float = 300.0):
         self.patience_s = patience_s
         self._last = time.monotonic()
 
     def success(self) -> None:
-        """Something worked."""
+        """Note that a call has succeeded."""
         self._last = time.monotonic()
 
     def check(self, why: object) -> None:
-        """Something failed for the reason `why`."""
+        """Note that a call has failed for the reason `why`. Raises OutageError when that has lasted too long."""
         if time.monotonic() - self._last > self.patience_s:
             raise OutageError(
                 f"nothing has worked for {self.patience_s:.0f} s, last: {why}; run the same command again"

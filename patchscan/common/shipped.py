@@ -1,4 +1,4 @@
-"""Folders that come with the code but are no Python packages: `handlers`, `training` (recipes) and `model_store`."""
+"""Find the folders that come with the code but are not Python packages: `handlers`, `training`, `model_store`."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def shipped(folder: str) -> Path:
-    """The path of a folder that comes with the code: beside the package in a checkout, inside it in a wheel."""
+    """Return the path of such a folder: beside the package in a checkout, inside it in a wheel."""
     installed = PACKAGE / "shipped" / folder
     return installed if installed.is_dir() else PACKAGE.parent / folder

@@ -1,4 +1,4 @@
-"""The tokens that a prediction needs, as the server checks them and its clients send them."""
+"""Read the tokens that predictions require: the server checks them, its clients send them."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ from patchscan.common.errors import UserError
 
 
 def read_tokens(path: Path) -> list[bytes]:
-    """The inference tokens that a file holds. Raises UserError where it cannot be read or holds none."""
+    """Return the inference tokens in a file: TorchServe's key_file.json, or plain text with tokens separated by white
+    space. Raises UserError where it cannot be read or holds none."""
     try:
         text = path.read_text().strip()
         found = [json.loads(text)["inference"]["key"]] if text.startswith("{") else text.split()

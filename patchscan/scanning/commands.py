@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchscan.common.console import STEPS
+from patchscan.common.console import INTERNAL_STEPS
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import options as o
 
@@ -27,9 +27,9 @@ def add_to(app: typer.Typer) -> None:
     """Register this package's commands."""
     app.command(rich_help_panel="Scan")(scan)
     app.command("report", rich_help_panel="Scan")(report)
-    app.command("scan-plan", rich_help_panel=STEPS)(scan_plan)
-    app.command("scan-worker", rich_help_panel=STEPS)(scan_worker)
-    app.command("scan-reduce", rich_help_panel=STEPS)(scan_reduce)
+    app.command("scan-plan", rich_help_panel=INTERNAL_STEPS)(scan_plan)
+    app.command("scan-worker", rich_help_panel=INTERNAL_STEPS)(scan_worker)
+    app.command("scan-reduce", rich_help_panel=INTERNAL_STEPS)(scan_reduce)
 
 
 def scan(

@@ -26,7 +26,7 @@ from patchscan.scanning.plan import Plan, PlanError
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.rows import STATS_KEY, Row
 from patchscan.scanning.scorers import RefusedRequestError, Scorer, ScorerError, Select
-from patchscan.storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, Store
+from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, Store
 
 Meter = dict[str, float]
 
@@ -240,7 +240,7 @@ class Shard:
         return rows.to_parquet(list(self.done.values()), metadata={STATS_KEY: json.dumps(spent).encode()})
 
 
-def _as_fetched(info: ObjectInfo, fetched: Fetched) -> ObjectInfo:
+def _as_fetched(info: ObjectInfo, fetched: FetchedObject) -> ObjectInfo:
     """The listing's line completed by what the fetch told."""
     return replace(
         info,

@@ -4,11 +4,11 @@ from patchscan.storage.store import Store, StoreError, is_bucket
 
 
 def open_store(url: str, *, endpoint_url: str | None = None, requester_pays: bool = False, threads: int = 32) -> Store:
-    """The store at `s3://bucket/prefix` or at a folder's path. `threads` is how many calls it serves at once.
+    """Open the store at `s3://bucket/prefix` or at a folder's path. It serves up to `threads` calls at once.
 
     Raises StoreError where `url` is neither.
     """
-    from patchscan.storage.bucket import Bucket  # with boto3, which a scan of a folder does without
+    from patchscan.storage.bucket import Bucket  # imports boto3, which folders do not need
     from patchscan.storage.folder import Folder
 
     if is_bucket(url):

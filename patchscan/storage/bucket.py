@@ -1,4 +1,4 @@
-"""An S3 bucket, or a prefix of one, as a `Store`. Credentials come from boto3's own chain and from nowhere else."""
+"""Read and write objects of an S3 bucket. Credentials come from boto3's own chain and from nowhere else."""
 
 import threading
 from collections import Counter
@@ -19,16 +19,15 @@ from botocore.utils import parse_timestamp
 
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page
-from patchscan.storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError, split_url
+from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, StoreError, split_url
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 Result = TypeVar("Result")
 
-# Threads that list.
 LISTING_THREADS = 16
-# Reads boto3's description of S3 once, not anew for every client.
+# Shared by all clients, so that boto3's description of S3 is read only once.
 LOADER = botocore.loaders.create_loader()
 BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"}
 CREDENTIAL_CODES = {
@@ -42,7 +41,8 @@ NETWORK_ERRORS = (boto_errors.HTTPClientError, boto_errors.ConnectionError, boto
 
 
 class Bucket:
-    """The objects of a bucket; keys are whole keys, names of results are relative to the URL's prefix."""
+    """A bucket, or a prefix of one, as a `Store`. Keys are full keys; names of results are relative to the URL's
+    prefix."""
 
     def __init__(self, url: str, *, endpoint_url: str | None, requester_pays: bool, threads: int):
         self.url = url
@@ -52,20 +52,21 @@ class Bucket:
         self._lock = threading.Lock()
         self._retries = Retries()
         self._payer: Any = {"RequestPayer": "requester"} if requester_pays else {}
-        # One try a call: our own retries cover the download of the body too, and are counted in the row.
+        # boto3 does not retry: our own retries also cover the download of the body, and are counted in the row.
         config = Config(
             max_pool_connections=max(threads, LISTING_THREADS),
             retries={"total_max_attempts": 1},
             connect_timeout=10,
             read_timeout=60,
-            # boto3 is most of what a small object costs; its name and its checks of our arguments an eighth of that.
+            # boto3 takes most of the CPU time of a small object; composing its user agent and validating our
+            # arguments are an eighth of that.
             user_agent="patchscan",
             parameter_validation=False,
         )
         try:
             core = botocore.session.get_session()
             core.register_component("data_loader", LOADER)
-            core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
+            core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
             self._client: S3Client = boto3.Session(botocore_session=core).client(
                 "s3", endpoint_url=endpoint_url, config=config
             )
@@ -78,17 +79,17 @@ class Bucket:
             self.requests[event_name.rpartition(".")[2]] += 1
 
     def objects(self) -> Iterator[ObjectInfo]:
-        """Objects under the URL's prefix in any order, the current version of each, listed by many threads at once."""
+        """Objects under the URL's prefix, in any order, the current version of each; LISTING_THREADS threads list."""
         return iter(KeyRanges(self._page, LISTING_THREADS))
 
     def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE, prefix: str | None = None) -> Page:
         begin: Any = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
         where: Any = {"Bucket": self.bucket, "Prefix": self.prefix if prefix is None else prefix, "MaxKeys": limit}
         page = self._call(partial(self._client.list_objects_v2, **where, **begin, **self._payer))
-        return Page([_info(one) for one in page.get("Contents", [])], page.get("NextContinuationToken"))
+        return Page([_info(listed) for listed in page.get("Contents", [])], page.get("NextContinuationToken"))
 
-    def fetch(self, info: ObjectInfo, limit: int) -> Fetched:
-        """One try at the object, compared with the listing by ETag."""
+    def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
+        """Fetch the object in one try, and compare it with the listing by ETag."""
         condition: Any = {"IfMatch": f'"{info.etag}"'} if info.etag else {}
         version: Any = {"VersionId": info.version_id} if info.version_id else {}
         try:
@@ -104,7 +105,7 @@ class Bucket:
             raise ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
         if len(data) < min(reply["ContentLength"], limit + 1):
             raise TransientError("the download ended early")
-        return Fetched(data, reply["ContentLength"], etag, reply.get("VersionId"), reply["LastModified"])
+        return FetchedObject(data, reply["ContentLength"], etag, reply.get("VersionId"), reply["LastModified"])
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the results that begin with `prefix`."""
@@ -118,20 +119,20 @@ class Bucket:
                 return
 
     def read(self, name: str) -> bytes | None:
-        """A result's bytes, or None."""
+        """A result's bytes, or None where it does not exist."""
 
-        def read_whole() -> bytes:
+        def read_body() -> bytes:
             return self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
 
-        return self._call(read_whole, {FailureCode.VANISHED: None})
+        return self._call(read_body, {FailureCode.VANISHED: None})
 
     def write(self, name: str, data: bytes) -> None:
         """Write a result; S3's PUT is atomic."""
         self._call(partial(self._client.put_object, Bucket=self.bucket, Key=self._key(name), Body=data))
 
     def write_new(self, name: str, data: bytes) -> bool:
-        """Write a result unless it exists (If-None-Match: *). A store that ignores the condition always answers True;
-        `plan.conditional_writes` finds that out."""
+        """Write a result unless it exists (If-None-Match: *). On a store that ignores the condition this always returns
+        True; `plan.honours_conditional_writes` detects such stores."""
 
         def put() -> bool:
             self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
@@ -149,16 +150,17 @@ class Bucket:
     def _call(
         self, function: Callable[[], Result], expected: Mapping[FailureCode, Result] = MappingProxyType({})
     ) -> Result:
-        """The function's result after as many tries as it takes; `expected` answers for the errors that are answers."""
+        """Call the function, with retries. `expected` gives the results for failures that are not errors here, such as
+        None for an object that does not exist."""
 
-        def once() -> Result:
+        def attempt() -> Result:
             try:
                 return function()
             except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
                 raise self._translate(error) from None
 
         try:
-            return self._retries.call(once)[0]
+            return self._retries.call(attempt)[0]
         except TransientError as error:
             raise OutageError(f"{self.url}: the store does not answer ({error}); run the same command again") from None
         except ObjectError as error:
@@ -167,7 +169,7 @@ class Bucket:
             raise StoreError(f"{self.url}: {error.message}; check its name and your rights (docs/scan.md)") from None
 
     def _translate(self, error: Exception) -> Exception:
-        """Our error for boto3's. Its text is left behind: it can hold keys, signed URLs and host names."""
+        """Turn boto3's error into ours, without its text, which can contain keys, signed URLs and host names."""
         if isinstance(error, boto_errors.ClientError):
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -200,8 +202,8 @@ class Bucket:
         return ObjectError(FailureCode.STORE_ERROR, f"the store answers {status} {code}")
 
 
-def _time(value: Any) -> datetime:
-    """A reply's time. boto3's own parser guesses the format anew each time, which is most of the cost of a listing."""
+def _parse_time(value: Any) -> datetime:
+    """Parse a reply's time. boto3's own parser guesses the format each time, which is most of the cost of a listing."""
     with suppress(ValueError, TypeError):
         time = parsedate_to_datetime(value) if value[3:4] == "," else datetime.fromisoformat(value)
         if time.tzinfo:

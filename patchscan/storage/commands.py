@@ -1,4 +1,4 @@
-"""The command line of storage."""
+"""The `patchscan copy` command."""
 
 from typing import Annotated
 
@@ -13,7 +13,9 @@ def add_to(app: typer.Typer) -> None:
 def copy(
     source: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.")],
     destination: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.")],
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave what is there.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Skip objects that the destination has.")
+    ] = False,
 ) -> None:
     """Copy a folder or bucket prefix, object by object: data to a pod, archives to and from a model store.
 

@@ -1,4 +1,5 @@
-"""An S3 server on this machine, for demos and tests: moto's, over HTTP on a free loopback port, credentials enforced.
+"""Run an S3 server on this machine, for demos and tests: moto's, over HTTP on a free loopback port, credentials
+checked.
 
 It runs in a process of its own, keeps its objects in memory, and ends with the process that started it.
 """
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 REGION = "us-east-1"
-# The calls that create the one user; from the next call on, every request must be signed by it.
+# Unsigned calls that moto accepts: those that create the one user. Every later request must be signed by that user.
 SETUP_CALLS = 3
 ALLOW_ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
 
@@ -22,7 +23,8 @@ ALLOW_ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action"
 class EmbeddedS3:
     """A running server, as a context manager.
 
-    `endpoint_url` is its address, `environment` the variables that point boto3, here or in a child process, to it.
+    `endpoint_url` is its address; `environment` holds the variables with which boto3 finds it, here or in a child
+    process.
     """
 
     def __enter__(self) -> Self:
@@ -72,7 +74,7 @@ class EmbeddedS3:
 
 
 def _serve() -> None:
-    """Serve until standard input closes, which it does when the parent ends, however it ends."""
+    """Serve until standard input closes, which happens when the parent process ends, even when it is killed."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -1,4 +1,4 @@
-"""A local folder as a `Store`: what works on a bucket works on a laptop."""
+"""Read and write files of a local folder through the same protocol as objects of a bucket."""
 
 import errno
 import os
@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from patchscan.common.retries import OutageError
-from patchscan.storage.store import FailureCode, Fetched, ObjectError, ObjectInfo, StoreError
+from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, StoreError
 
 PARTIAL = ".partial-"
 
 
 class Folder:
-    """Files below a folder; keys are relative paths with `/`. Its ETag is modification time and size."""
+    """A folder as a `Store`. Keys are relative paths with `/`; a file's ETag is its modification time and size."""
 
     def __init__(self, url: str):
         self.url = url
@@ -27,7 +27,7 @@ class Folder:
         """Every file, symbolic links to files included; links to folders are not followed."""
         if not self.root.is_dir():
             raise StoreError(f"{self.url} is not a folder")
-        for folder, _, names in os.walk(self.root, onerror=_refuse):
+        for folder, _, names in os.walk(self.root, onerror=_raise_store_error):
             for name in names:
                 path = Path(folder, name)
                 key = path.relative_to(self.root).as_posix()
@@ -38,10 +38,10 @@ class Folder:
                 if path.is_file():
                     yield self._info(key, path.stat())
 
-    def fetch(self, info: ObjectInfo, limit: int) -> Fetched:
-        """The file, compared with the listing by modification time and size."""
+    def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
+        """Read the file, and compare it with the listing by modification time and size."""
         if Path(info.key).is_absolute() or ".." in Path(info.key).parts:
-            raise ObjectError(FailureCode.ACCESS_DENIED, "the path leads out of the folder")
+            raise ObjectError(FailureCode.ACCESS_DENIED, "the path points outside the folder")
         try:
             with (self.root / info.key).open("rb") as file:
                 data = file.read(limit + 1)
@@ -55,7 +55,7 @@ class Folder:
         if info.etag and info.etag != now.etag:
             raise ObjectError(FailureCode.CHANGED, "the file was changed after it was listed")
         self.bytes_read += len(data)
-        return Fetched(data, now.size or 0, str(now.etag), None, now.last_modified)
+        return FetchedObject(data, now.size or 0, str(now.etag), None, now.last_modified)
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the results that begin with `prefix`."""
@@ -65,7 +65,7 @@ class Folder:
                 yield name
 
     def read(self, name: str) -> bytes | None:
-        """A result's bytes, or None."""
+        """A result's bytes, or None where it does not exist."""
         try:
             return (self.root / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -97,9 +97,9 @@ class Folder:
             handle, partial = tempfile.mkstemp(dir=target.parent, prefix=PARTIAL)
             _write(handle, Path(partial), data)
         except OSError as error:
-            kind = OutageError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
-            raise kind(
-                f"{target} cannot be written: {error.strerror}; mend that and run the same command again"
+            error_class = OutageError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+            raise error_class(
+                f"{target} cannot be written: {error.strerror}; fix that and run the same command again"
             ) from error
         return Path(partial)
 
@@ -111,7 +111,7 @@ class Folder:
 
 
 def _write(handle: int, path: Path, data: bytes) -> None:
-    """Write an open file, which is removed again where that fails."""
+    """Write to an open file; remove it where that fails."""
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -122,5 +122,5 @@ def _write(handle: int, path: Path, data: bytes) -> None:
         raise
 
 
-def _refuse(error: OSError) -> None:
+def _raise_store_error(error: OSError) -> None:
     raise StoreError(f"{error.filename} cannot be listed: {error.strerror}; a scan must see every file")

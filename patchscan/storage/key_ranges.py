@@ -1,10 +1,11 @@
-"""A listing by many threads that needs no `/` in the keys: ranges of keys, halved whenever a thread has nothing to do.
+"""List a bucket with many threads, also where its keys have no `/`: each thread lists a range of keys.
 
-A range holds the keys with `start < key <= last`. One thread lists it page by page; one that is idle looks for a key
-about half-way to the range's end (`between`, and a page of one key to see whether anything lies there) and takes what
-comes after it. Where ranges are cut is a guess and decides only who lists what: every key is in exactly one range.
+A range holds the keys with `start < key <= last`. One thread lists it page by page. An idle thread looks for a key
+about half-way to the end of another thread's range (`between`, then a page of one key to see whether there are keys
+after it) and takes over what comes after that key. Where a range is cut is a guess, but it decides only which thread
+lists what: every key is in exactly one range.
 
-That needs keys in a fixed order, which S3 gives (UTF-8 bytes, the order of Python's strings). A store that lists in no
+This needs keys in a fixed order, which S3 gives (by UTF-8 bytes, as Python orders strings). A store that lists in no
 order (S3's directory buckets) is listed by one thread.
 """
 
@@ -18,34 +19,34 @@ from typing import Protocol
 
 from patchscan.storage.store import ObjectInfo, StoreError
 
-# Objects in a page: the most that S3 gives.
+# Objects in a page: the most that S3 returns.
 PAGE = 1000
-# Looks for a place to cut before the thread lets the range be until its next page.
+# Tries to find a place to cut a range, before the idle thread waits for the range's next page.
 PROBES = 12
-# Characters after what two keys share that `between` reckons with.
+# Characters after the common prefix of two keys that `between` computes with.
 WIDTH = 6
-# Cuts are made of characters below this: there UTF-8 and UTF-16, by which some stores sort, agree.
+# Ranges are cut at keys of characters below this: for those, UTF-8 and UTF-16 (by which some stores sort) agree.
 FIRST_SURROGATE = "\ud800"
 
 
 @dataclass(frozen=True)
 class Page:
-    """Some objects in the order of their keys, and what continues the listing; None at its end."""
+    """Some objects in the order of their keys, and the token that continues the listing; None at its end."""
 
     objects: Sequence[ObjectInfo]
     token: str | None
 
 
 class ListPage(Protocol):
-    """Lists up to `limit` objects: from the one after the key `after`, or from where `token` says."""
+    """List up to `limit` objects: those after the key `after`, or those from `token` on."""
 
     def __call__(self, *, after: str, token: str | None = None, limit: int) -> Page: ...
 
 
 @dataclass(eq=False)
 class KeyRange:
-    """Keys with `start < key <= last` (None: to the end), listed up to `after`. No key was seen between `ceiling` and
-    `last`; `pages` counts those listed since the range was cut. `divisible`: another thread may look for a cut."""
+    """Keys with `start < key <= last` (None: to the end), listed up to `after`. There is no key between `ceiling` and
+    `last`. `pages` were listed since the range was last cut; `divisible`: another thread may try to cut it."""
 
     start: str
     after: str
@@ -57,12 +58,12 @@ class KeyRange:
 
 
 class KeyRanges:
-    """The objects that `list_page` gives, listed by `threads` threads at once; iterate once, in any order."""
+    """The objects that `list_page` lists, in any order, listed by `threads` threads at once. Can be iterated once."""
 
     def __init__(self, list_page: ListPage, threads: int):
         self._list_page, self._threads = list_page, threads
         self._open = [KeyRange(start="", after="")]
-        self._untaken = list(self._open)
+        self._unstarted = list(self._open)
         self._characters: set[str] = set()
         self._ordered = True
         self._stopped = False
@@ -70,11 +71,10 @@ class KeyRanges:
         self._listed: queue.Queue[Sequence[ObjectInfo] | Exception | None] = queue.Queue(maxsize=2 * threads)
 
     def __iter__(self) -> Iterator[ObjectInfo]:
-        crew = [threading.Thread(target=self._run, daemon=True) for _ in range(self._threads)]
-        for thread in crew:
-            thread.start()
+        for _ in range(self._threads):
+            threading.Thread(target=self._run, daemon=True).start()
         try:
-            running = len(crew)
+            running = self._threads
             while running:
                 page = self._listed.get()
                 if isinstance(page, Exception):
@@ -90,13 +90,13 @@ class KeyRanges:
 
     def _run(self) -> None:
         try:
-            while taken := self._take():
-                self._list(taken)
-            self._give(None)
+            while key_range := self._next_range():
+                self._list(key_range)
+            self._put(None)
         except Exception as error:  # noqa: BLE001  raised again where the listing is consumed
-            self._give(error)
+            self._put(error)
 
-    def _give(self, page: Sequence[ObjectInfo] | Exception | None) -> None:
+    def _put(self, page: Sequence[ObjectInfo] | Exception | None) -> None:
         while not self._stopped:
             try:
                 self._listed.put(page, timeout=1)
@@ -104,81 +104,83 @@ class KeyRanges:
                 continue
             return
 
-    def _take(self) -> KeyRange | None:
-        """A range for an idle thread; None when everything is listed."""
+    def _next_range(self) -> KeyRange | None:
+        """Wait for a range for an idle thread to list; None when everything is listed."""
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopped or not self._open or self._untaken or any(one.divisible for one in self._open)
+                    lambda: self._stopped or not self._open or self._unstarted or any(r.divisible for r in self._open)
                 )
                 if self._stopped or not self._open:
                     return None
-                if self._untaken:
-                    return self._untaken.pop()
-                # The one that has gone on longest is likely to go on longest.
-                widest = max((one for one in self._open if one.divisible), key=lambda one: one.pages)
-                widest.divisible = False
-            if half := self._divide(widest):
-                return half
+                if self._unstarted:
+                    return self._unstarted.pop()
+                # The range with the most pages so far is likely to have the most pages left.
+                largest = max((r for r in self._open if r.divisible), key=lambda r: r.pages)
+                largest.divisible = False
+            if upper := self._divide(largest):
+                return upper
 
-    def _divide(self, whole: KeyRange) -> KeyRange | None:
+    def _divide(self, divided: KeyRange) -> KeyRange | None:
         """Cut a range that another thread lists, and return its upper part; None where no good place is found."""
         for _ in range(PROBES):
             with self._changed:
-                middle = between(whole.after, whole.ceiling, sorted(self._characters))
+                middle = between(divided.after, divided.ceiling, sorted(self._characters))
             if middle is None:
                 return None
             following = self._list_page(after=middle, limit=1).objects
             with self._changed:
-                if whole not in self._open or not self._ordered:
+                if divided not in self._open or not self._ordered:
                     return None
-                if middle < whole.after or (whole.ceiling is not None and middle >= whole.ceiling):
-                    continue  # the range has become smaller meanwhile
+                if middle < divided.after or (divided.ceiling is not None and middle >= divided.ceiling):
+                    continue  # the range has shrunk in the meantime
                 if following and following[0].key <= middle:
-                    return None  # the store does not know StartAfter
-                if not following or (whole.last is not None and following[0].key > whole.last):
-                    whole.ceiling = middle
+                    return None  # the store ignores StartAfter
+                if not following or (divided.last is not None and following[0].key > divided.last):
+                    divided.ceiling = middle
                     continue
-                half = KeyRange(start=middle, after=middle, last=whole.last, ceiling=whole.ceiling)
-                whole.last = whole.ceiling = middle
-                whole.pages = 0
-                self._open.append(half)
-                return half
+                upper = KeyRange(start=middle, after=middle, last=divided.last, ceiling=divided.ceiling)
+                divided.last = divided.ceiling = middle
+                divided.pages = 0
+                self._open.append(upper)
+                return upper
         return None
 
-    def _list(self, one: KeyRange) -> None:
+    def _list(self, key_range: KeyRange) -> None:
         while True:
-            page = self._list_page(after=one.after, token=one.token, limit=PAGE)
+            page = self._list_page(after=key_range.after, token=key_range.token, limit=PAGE)
             with self._changed:
-                inside = self._take_in(one, page)
+                inside = self._accept(key_range, page)
                 self._changed.notify_all()
-            self._give(inside)
-            if one not in self._open:
+            self._put(inside)
+            if key_range not in self._open:
                 return
 
-    def _take_in(self, one: KeyRange, page: Page) -> Sequence[ObjectInfo]:
-        """What of a page belongs to the range; the range goes on after it, or is closed."""
-        inside = list(takewhile(lambda info: one.last is None or info.key <= one.last, page.objects))
+    def _accept(self, key_range: KeyRange, page: Page) -> Sequence[ObjectInfo]:
+        """Return the objects of a page that belong to the range, and advance or close the range."""
+        inside = list(takewhile(lambda info: key_range.last is None or info.key <= key_range.last, page.objects))
         beyond = page.objects[len(inside) :]
         keys = [info.key for info in page.objects]
         self._ordered = self._ordered and keys == sorted(keys)
-        if any(info.key <= one.start for info in inside) or any(info.key <= (one.last or "") for info in beyond):
+        if any(info.key <= key_range.start for info in inside) or any(
+            info.key <= (key_range.last or "") for info in beyond
+        ):
             raise StoreError("the store lists its keys in no fixed order")
         self._characters.update(character for key in keys[::50] for character in key if character < FIRST_SURROGATE)
-        one.after, one.token = (inside[-1].key if inside else one.after), page.token
-        one.pages += 1
-        one.divisible = self._ordered
+        key_range.after, key_range.token = (inside[-1].key if inside else key_range.after), page.token
+        key_range.pages += 1
+        key_range.divisible = self._ordered
         if beyond or page.token is None:
-            self._open.remove(one)
+            self._open.remove(key_range)
         return inside
 
 
 def between(low: str, high: str | None, alphabet: Sequence[str]) -> str | None:
-    """A short string of `alphabet` (ascending) with low < string < high (None: no end), about half-way as keys made of
-    this alphabet lie; None where there is no such string or it would be long."""
+    """A short string of characters of `alphabet` (ascending) with low < string < high (None: no upper end), about
+    half-way among the keys that can be made of them. None where there is no such string, or only a long one."""
     if not alphabet:
         return None
-    shared = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(low, high or "", strict=False)))
+    shared = "".join(pair[0] for pair in takewhile(lambda pair: pair[0] == pair[1], zip(low, high or "", strict=False)))
     base = len(alphabet) + 1  # 0 is the end of a string
 
     def number(text: str) -> int:

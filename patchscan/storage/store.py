@@ -1,7 +1,7 @@
-"""Where objects come from and results go: one small `Store`, an S3 bucket (bucket.py) or a local folder (folder.py).
+"""The `Store` protocol: read objects and write results, in an S3 bucket (bucket.py) or a local folder (folder.py).
 
-Errors: TransientError where trying again may help, ObjectError where one object cannot be had, StoreError where the
-bucket or folder itself cannot be used. None of them carries credentials or the texts of boto3's exceptions.
+Errors: TransientError where trying again may help, ObjectError where one object cannot be read, StoreError where the
+bucket or folder itself cannot be used. None of them contains credentials or the texts of boto3's exceptions.
 """
 
 from collections import Counter
@@ -36,7 +36,7 @@ class StoreError(UserError):
 
 
 class ObjectError(Exception):
-    """One object cannot be had, through no fault of its bytes."""
+    """One object cannot be read; that says nothing about its content."""
 
     def __init__(self, code: FailureCode, message: str):
         super().__init__(message)
@@ -46,7 +46,8 @@ class ObjectError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """One object as listed. `etag` is without quotes; it and `size` (bytes) are None where a manifest does not say."""
+    """One object as listed. `etag` is without quotes; it and `size` (bytes) are None where a manifest does not give
+    them."""
 
     key: str
     size: int | None = None
@@ -56,8 +57,8 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """One object as fetched; `size` is the whole object's, in bytes, `data` may be cut at the limit."""
+class FetchedObject:
+    """One object as fetched. `size` is the size of the object in bytes; `data` is cut where that is over the limit."""
 
     data: bytes
     size: int
@@ -67,8 +68,8 @@ class Fetched:
 
 
 class Store(Protocol):
-    """A tree of objects: as a source read by key (a bucket's keys are whole keys), for results by names relative to
-    its URL. `requests` counts calls by operation, `bytes_read` the bytes of objects fetched."""
+    """A tree of objects. Objects to scan are read by key (in a bucket the full key), results are read and written by
+    names relative to the URL. `requests` counts calls by operation, `bytes_read` the bytes of objects fetched."""
 
     url: str
     requests: Counter[str]
@@ -77,8 +78,8 @@ class Store(Protocol):
     def objects(self) -> Iterator[ObjectInfo]:
         """Every object of the tree, in any order. Raises StoreError."""
 
-    def fetch(self, info: ObjectInfo, limit: int) -> Fetched:
-        """One try at the object as it was listed: at most `limit` + 1 bytes of it.
+    def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
+        """Fetch the object as it was listed, in one try: at most `limit` + 1 bytes of it.
 
         Raises TransientError, ObjectError (also where the object is no longer the listed one) and StoreError.
         """
@@ -90,13 +91,13 @@ class Store(Protocol):
         """The object's bytes, or None where there is no such object. Raises StoreError."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Write an object, whole or not at all. Raises StoreError."""
+        """Write an object atomically. Raises StoreError."""
 
     def write_new(self, name: str, data: bytes) -> bool:
-        """Write an object unless it exists, in one step; whether it was written. Raises StoreError."""
+        """Write an object unless it exists, atomically. Returns whether it was written. Raises StoreError."""
 
     def delete(self, name: str) -> None:
-        """Remove an object; fine where there is none."""
+        """Remove an object, if it exists. Raises StoreError."""
 
 
 def is_bucket(url: str | Path) -> bool:

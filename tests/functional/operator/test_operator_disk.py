@@ -34,7 +34,7 @@ def test_the_results_do_not_fit(kilobytes: int, photos: Path, served: Served, tm
     done, left, again = on_a_full_disk(out, kilobytes, "scan", photos, "--out", out, *scorer(served))
     assert done.returncode == 75, done.stderr
     line = done.stderr.splitlines()[-1]
-    assert re.match(rf"patchscan: {out}/\S+ cannot be written: No space left on device; mend that", line)
+    assert re.match(rf"patchscan: {out}/\S+ cannot be written: No space left on device; fix that", line)
     assert "Traceback" not in done.stderr
     assert not [name for name in left if "partial" in name or name.endswith("_SUCCESS")]
     assert "report.html" not in left
