@@ -1,1 +1,1 @@
-"""A data set in GenImage's layout: what is in it (the index), and its fair version (the matched protocol). No torch."""
+"""Index and audit a data set in GenImage's layout, and build its fair version (the matched protocol). No torch."""

@@ -1,7 +1,8 @@
-"""The bias audit: can AI and real be told apart without looking at a pixel? Then a detector may do the same.
+"""The bias audit: measure how well AI and real images can be separated without their pixels, by how they are stored.
 
-GenImage's real photographs are JPEGs of every size and its fakes are PNGs of one, and detectors learn that ("Fake or
-JPEG? Revealing Common Biases in Generated Image Detection Datasets", arXiv 2403.17608).
+Where that is possible, a detector may learn it instead of what generators leave in the pixels. GenImage's real
+photographs are JPEGs of many sizes and its fakes are PNGs of one size, and detectors learn that ("Fake or JPEG?
+Revealing Common Biases in Generated Image Detection Datasets", arXiv 2403.17608).
 """
 
 from dataclasses import asdict, dataclass
@@ -19,14 +20,14 @@ from patchscan.reporting.statistics import Estimate, auc_interval, undefined
 
 Verdict = Literal["fair", "caution", "biased", "unknown"]
 
-# A clue counts where the whole interval of its AUC lies above this: 0.5 is none, and a trace of one misleads nobody.
-CLUE = 0.55
+# A clue counts where the whole interval of its AUC lies above this. Chance is 0.5; a detector gains little from less.
+MIN_CLUE_AUC = 0.55
 FOLDS = 5
-# Per generator; more would narrow the intervals below half a point and take minutes.
+# Images of each generator: with more, the intervals become narrower than half a point and the audit takes minutes.
 SAMPLE = 20_000
 
-# Each clue and the columns of `_inputs` it is made of. The first four say how the files were stored, the last two
-# also how complex their content is.
+# Each clue and the columns of `_inputs` it uses. STORAGE clues say only how files were stored; WEIGHT clues also depend
+# on how complex the content is.
 STORAGE = {
     "format": ["format"],
     "size": ["size", "log_width", "log_height"],
@@ -40,11 +41,11 @@ _CATEGORIES = ["format", "size", "quality", "subsampling"]
 
 @dataclass(frozen=True)
 class GeneratorAudit:
-    """What tells AI from real in one generator's images: cross-validated AUCs with 95 % intervals (DeLong), of the
-    storage clues together (`storage`), of all clues (`everything`), and of each alone (`clues`).
+    """How well clues other than pixels separate one generator's AI images from real ones: cross-validated AUCs with 95
+    % intervals (DeLong), of the storage clues together (`storage`), of all clues (`everything`), and of each (`clues`).
 
-    verdict: `biased` where storage does it, `caution` where only the bytes do, `fair` where nothing does, `unknown`
-    where there are too few images of a class. `warning` says it in words; empty where fair.
+    verdict: `biased` where the storage clues separate them, `caution` where only the number of bytes does, `fair` where
+    nothing does, `unknown` where a class has too few images. `warning` is a sentence, empty where fair.
     """
 
     generator: str
@@ -59,39 +60,39 @@ class GeneratorAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """The audits of every generator, and of `all` together where there are several."""
+    """One audit for each generator, and one for `all` together where there are several."""
 
     generators: list[GeneratorAudit]
 
     @property
     def biased(self) -> bool:
-        """Whether any generator is."""
-        return any(one.verdict == "biased" for one in self.generators)
+        """Whether any generator's verdict is `biased`."""
+        return any(generator.verdict == "biased" for generator in self.generators)
 
     @property
     def warnings(self) -> list[str]:
         """The sentences that belong on a model card and in every report on these data."""
-        return [one.warning for one in self.generators if one.warning]
+        return [generator.warning for generator in self.generators if generator.warning]
 
     def as_dict(self) -> dict[str, Any]:
         """The audit as JSON values, for reports."""
         return {
             "biased": self.biased,
             "warnings": self.warnings,
-            "generators": [asdict(one) for one in self.generators],
+            "generators": [asdict(generator) for generator in self.generators],
         }
 
 
 def audit(index: pd.DataFrame, seed: int = 0) -> Audit:
-    """Audit an index (`dataset.index.INDEX_COLUMNS`): a no-pixel logistic regression for each generator, 5-fold
-    cross-validated, on at most SAMPLE images of each."""
+    """Audit an index (a table with the columns INDEX_COLUMNS of index.py): for each generator, cross-validate in 5
+    folds a logistic regression that sees no pixels, on at most SAMPLE images. Writes nothing."""
     groups = [(str(name), rows) for name, rows in index.groupby("generator")]
     if len(groups) > 1:
         groups.append(("all", index))
-    return Audit([_audit_one(name, rows, seed) for name, rows in groups])
+    return Audit([_audit_generator(name, rows, seed) for name, rows in groups])
 
 
-def _audit_one(generator: str, rows: pd.DataFrame, seed: int) -> GeneratorAudit:
+def _audit_generator(generator: str, rows: pd.DataFrame, seed: int) -> GeneratorAudit:
     rows = rows.sample(min(len(rows), SAMPLE), random_state=seed)
     label = (rows["class"] == "ai").to_numpy(int)
     ai, real = int(label.sum()), int((1 - label).sum())
@@ -108,7 +109,7 @@ def _audit_one(generator: str, rows: pd.DataFrame, seed: int) -> GeneratorAudit:
 
 
 def _inputs(rows: pd.DataFrame) -> pd.DataFrame:
-    """The index's columns as a regression takes them: categories as text, quantities as logarithms."""
+    """The index's columns as inputs of a regression: categories as text, quantities as logarithms."""
     return pd.DataFrame(
         {
             "format": rows["format"],
@@ -134,11 +135,10 @@ def _auc(inputs: pd.DataFrame, label: np.ndarray, clues: list[str], seed: int) -
 
 
 def _model(columns: list[str]) -> Pipeline:
-    """Logistic regression on values (frequent ones each on its own) and on quantities up to their squares, so that
-    "AI images are all of one size" and "AI files are of middling size" are both found.
-
-    Balanced classes: otherwise folds of different class shares have different intercepts, which moves the pooled AUC.
-    """
+    """Logistic regression on one-hot categories (rare values pooled) and on quantities with their squares, so that both
+    "AI images all have one size" and "AI files have a medium size" are found."""
+    # Balanced class weights: otherwise folds with different class shares get different intercepts, which shifts the AUC
+    # of their pooled scores.
     values = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=0.01)
     quantities = make_pipeline(StandardScaler(), PolynomialFeatures(2, include_bias=False))
     inputs = make_column_transformer(
@@ -149,7 +149,7 @@ def _model(columns: list[str]) -> Pipeline:
 
 
 def _is_clue(estimate: Estimate) -> bool:
-    return estimate.low is not None and estimate.low > CLUE
+    return estimate.low is not None and estimate.low > MIN_CLUE_AUC
 
 
 def _warning(
@@ -168,30 +168,30 @@ def _warning(
     what = which or f"none alone, {' and '.join(among)} together"
     if verdict == "biased":
         return (
-            f"BIASED DATA: {generator}: how the files are stored tells AI from real without a pixel, "
-            f"AUC {_shown(storage)}: {what}. A detector may have learned that instead of the generator's trace; "
+            f"BIASED DATA: {generator}: how the files are stored separates AI from real without a pixel, "
+            f"AUC {_format_auc(storage)}: {what}. A detector may have learned that instead of the generator's traces; "
             "train and evaluate on the matched protocol too (`patchscan match`)."
         )
     return (
-        f"CAUTION: {generator}: the files are stored alike, but how many bytes they take tells AI from real, "
-        f"AUC {_shown(everything)}: {what}. Their content or their earlier compression differs, and a detector may "
-        "have learned that; re-encoding cannot take it away."
+        f"CAUTION: {generator}: the files are stored alike, but how many bytes they take separates AI from real, "
+        f"AUC {_format_auc(everything)}: {what}. Their content or their earlier compression differs, and a detector "
+        "may have learned that; re-encoding cannot remove it."
     )
 
 
-def _shown(estimate: Estimate) -> str:
+def _format_auc(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} (95 % interval {estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def _difference(rows: pd.DataFrame, clue: str) -> str:
-    """How the classes differ in one clue: the commonest value of each, or the median of a quantity."""
+    """How the classes differ in one clue: the most common value of each class, or the median of a quantity."""
     column = CLUES[clue][0]
     ai, real = (_inputs(rows[rows["class"] == label])[column] for label in ("ai", "nature"))
-    describe = _commonest if column in _CATEGORIES else _median
+    describe = _most_common if column in _CATEGORIES else _median
     return f"AI {describe(ai)}, real {describe(real)}"
 
 
-def _commonest(values: pd.Series) -> str:
+def _most_common(values: pd.Series) -> str:
     shares = values.value_counts(normalize=True)
     return f"{shares.index[0]} in {shares.iloc[0]:.0%}".replace("nan", "none")
 

@@ -1,4 +1,4 @@
-"""The command line of data sets: index one, audit it, build its matched version."""
+"""The commands for data sets: `index`, `audit` and `match`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 DATA = Annotated[
     str, typer.Argument(help="Folder or s3:// URL in GenImage's layout: <generator>/{train,val}/{ai,nature}.")
 ]
-INDEX = Annotated[Path | None, typer.Option(help="Index file, where it is not DATA/index.parquet.")]
-WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")]
+INDEX = Annotated[Path | None, typer.Option(help="Index file; by default DATA/index.parquet.")]
+WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each core.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,15 +26,13 @@ def add_to(app: typer.Typer) -> None:
 
 def index(
     data: DATA,
-    out: Annotated[
-        Path | None, typer.Option(help="Index file to write, where DATA cannot be written to or is a bucket.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Index file to write, where DATA is read-only or a bucket.")] = None,
     workers: WORKERS = None,
 ) -> None:
     """Decode every image once and write index.parquet; quarantine what cannot be read; find duplicates.
 
-    Beside the index appear quarantine.parquet (path, code, message) and duplicates.parquet. StoppedError, the same
-    command goes on where it stopped; later it reads only files that are new or changed.
+    Beside the index it writes quarantine.parquet (path, code, message) and duplicates.parquet. An interrupted run
+    continues when the command is run again; later runs read only files that are new or changed.
 
     \b
     Examples:
@@ -60,10 +58,10 @@ def audit(
     index: INDEX = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
 ) -> None:
-    """Ask whether AI and real can be told apart without looking at a pixel, generator by generator.
+    """Measure whether AI and real images differ in how they are stored, generator by generator.
 
-    AUC 0.5 is chance. `storage` is format, size, JPEG quality and chroma subsampling; `all` adds the bytes. Fair data
-    stay near 0.5 in both.
+    Shows the AUC of a classifier that sees no pixels: 0.5 is chance, and fair data stay near it. `storage` uses format,
+    size, JPEG quality and chroma subsampling; `all` adds the number of bytes.
 
     \b
     Examples:
@@ -74,34 +72,34 @@ def audit(
     from patchscan.dataset.index import load_index
     from patchscan.reporting.pages import write_json
 
-    found = audit_index(load_index(data, index))
-    typer.echo(_audit_table(found).to_string(index=False))
-    for warning in found.warnings:
+    result = audit_index(load_index(data, index))
+    typer.echo(_audit_table(result).to_string(index=False))
+    for warning in result.warnings:
         typer.echo(f"\n{warning}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, found.as_dict())
+        write_json(out, result.as_dict())
         typer.echo(f"\nfigures: {out}")
 
 
-def _audit_table(found: "Audit") -> "pd.DataFrame":
+def _audit_table(audit: "Audit") -> "pd.DataFrame":
     import pandas as pd
 
     rows = [
         {
-            "generator": one.generator,
-            "AI": one.ai,
-            "real": one.real,
-            "AUC storage": _interval(one.storage),
-            "AUC all": _interval(one.everything),
-            "verdict": one.verdict.upper() if one.verdict == "biased" else one.verdict,
+            "generator": row.generator,
+            "AI": row.ai,
+            "real": row.real,
+            "AUC storage": _format_interval(row.storage),
+            "AUC all": _format_interval(row.everything),
+            "verdict": row.verdict.upper() if row.verdict == "biased" else row.verdict,
         }
-        for one in found.generators
+        for row in audit.generators
     ]
     return pd.DataFrame(rows)
 
 
-def _interval(auc: "Estimate") -> str:
+def _format_interval(auc: "Estimate") -> str:
     return "-" if auc.value is None else f"{auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
 
 
@@ -109,16 +107,16 @@ def match(
     data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder for the matched version, outside DATA.")],
     size: Annotated[int, typer.Option(min=32, help="Side of the crops in pixels; smaller images are left out.")] = 256,
-    min_quality: Annotated[int, typer.Option(min=1, max=100, help="Least JPEG quality of the crops.")] = 85,
-    max_quality: Annotated[int, typer.Option(min=1, max=100, help="Greatest JPEG quality of the crops.")] = 98,
-    seed: Annotated[int, typer.Option(help="Which images, crops and qualities are drawn.")] = 0,
+    min_quality: Annotated[int, typer.Option(min=1, max=100, help="Lowest JPEG quality of the crops.")] = 85,
+    max_quality: Annotated[int, typer.Option(min=1, max=100, help="Highest JPEG quality of the crops.")] = 98,
+    seed: Annotated[int, typer.Option(help="Seed for the choice of images, crops and qualities.")] = 0,
     index: INDEX = None,
     workers: WORKERS = None,
 ) -> None:
     """Build the fair version of a data set: crops at native resolution, both classes encoded alike and balanced.
 
     OUT is again in GenImage's layout and indexed; crops.parquet says where each crop came from, left_out.parquet what
-    was not used and why. StoppedError, the same command goes on where it stopped.
+    was not used and why. An interrupted run continues when the command is run again.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Exact and near duplicates in an index: a copy of a training image in the val split makes every figure too good."""
+"""Find exact and near duplicates in an index: a copy of a training image in the val split inflates every metric."""
 
 from itertools import pairwise
 
@@ -7,20 +7,21 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# Perceptual hashes (64 bits) this near are one picture, re-encoded or slightly retouched.
+# Images whose 64-bit perceptual hashes differ in at most so many bits are one picture, re-encoded or retouched.
 NEAR_BITS = 4
+# Rows of hashes compared at once, which bounds memory.
 BLOCK = 512
 
 
 def find_duplicates(index: pd.DataFrame, bits: int = NEAR_BITS) -> pd.DataFrame:
-    """Every file that has a copy, one row a file: kind (`exact`, equal bytes; `near`, perceptual hashes chained by at
-    most `bits` differing bits), group (a number), path, generator, split, class.
+    """Find every file that has a copy; one row for each: kind (`exact`, equal bytes; `near`, perceptual hashes chained
+    by at most `bits` differing bits), group (a number), path, generator, split, class.
 
     A near group that holds only exact copies of one file is not repeated as near. Sorted by kind, group, path.
     """
     exact = pd.Series(pd.factorize(index["sha256"])[0], index.index)
     hashes, of_file = np.unique([int(text, 16) for text in index["phash"]], return_inverse=True)
-    near = pd.Series(_chained(hashes.astype(np.uint64), bits)[of_file] if len(index) else [], index.index)
+    near = pd.Series(_group_numbers(hashes.astype(np.uint64), bits)[of_file] if len(index) else [], index.index)
     several_files = index.groupby(near)["sha256"].transform("nunique") > 1
     columns = ["path", "generator", "split", "class"]
     found = pd.concat(
@@ -34,7 +35,7 @@ def find_duplicates(index: pd.DataFrame, bits: int = NEAR_BITS) -> pd.DataFrame:
 
 
 def describe(duplicates: pd.DataFrame) -> list[str]:
-    """The table of `find_duplicates` in sentences: how many copies, how many across train and val, across classes."""
+    """Describe the table of `find_duplicates` in sentences: how many copies, and how many across splits or classes."""
     lines = []
     for kind, word in (("exact", "identical"), ("near", "nearly identical")):
         rows = duplicates[duplicates["kind"] == kind]
@@ -49,15 +50,16 @@ def describe(duplicates: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _chained(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """A group number for each distinct hash (uint64, n): the connected components of "at most `bits` bits apart"."""
+def _group_numbers(hashes: np.ndarray, bits: int) -> np.ndarray:
+    """Return a group number for each distinct hash (uint64, n): the connected components of "at most `bits` bits
+    apart"."""
     pairs = near_pairs(hashes, bits)
     edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(hashes), len(hashes)))
     return connected_components(edges, directed=False)[1]
 
 
 def near_pairs(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """All pairs i < j of `hashes` (uint64, n) at most `bits` bits apart, int (m, 2), sorted.
+    """Return all pairs i < j of `hashes` (uint64, n) at most `bits` bits apart, int (m, 2), sorted.
 
     Cut into `bits` + 1 bands, two such hashes agree in at least one whole band (pigeonhole), so only hashes that share
     a band are compared.

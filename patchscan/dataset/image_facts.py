@@ -1,4 +1,4 @@
-"""What one image file says about itself besides its content: format, size, JPEG settings and fingerprints."""
+"""Describe one image file: format, size, JPEG settings, and hashes of its bytes and of its picture."""
 
 import hashlib
 import io
@@ -37,9 +37,9 @@ _SUBSAMPLING: dict[tuple[int, ...], str] = {
 def describe_image(data: bytes) -> dict[str, Any]:
     """Decode an encoded image once and describe it.
 
-    Returns format, width, height, jpeg_quality and jpeg_subsampling (None where it is no JPEG), sha256 of the bytes and
-    phash (64 bits as 16 hex digits); of one that cannot be scored, sha256, code (`patchscan.detector.images.ErrorCode`)
-    and message instead.
+    Returns format, width, height, jpeg_quality and jpeg_subsampling (None where it is not a JPEG), sha256 of the bytes
+    and phash (64 bits as 16 hex digits); for an image that cannot be scored, sha256, code
+    (`patchscan.detector.images.ErrorCode`) and message instead.
     """
     digest = {"sha256": hashlib.sha256(data).hexdigest()}
     try:
@@ -58,7 +58,8 @@ def describe_image(data: bytes) -> dict[str, Any]:
 
 
 def jpeg_settings(data: bytes) -> tuple[int, str]:
-    """Quality (1 to 100) and chroma subsampling (`4:2:0`, ..., `grey`, `other`) of an encoded JPEG, from its header."""
+    """Return quality (1 to 100) and chroma subsampling (`4:2:0`, ..., `grey`, `other`) of an encoded JPEG, from its
+    header."""
     with JpegImageFile(io.BytesIO(data)) as image:
         quality = estimate_quality(np.asarray(next(iter(image.quantization.values()))))
         layers = image.layer
@@ -71,7 +72,7 @@ def jpeg_settings(data: bytes) -> tuple[int, str]:
 
 
 def estimate_quality(luminance: np.ndarray) -> int:
-    """The libjpeg quality, 1 to 100, whose luminance table is nearest to this one (64 values in row order).
+    """Return the libjpeg quality, 1 to 100, whose luminance table is nearest to this one (64 values in row order).
 
     libjpeg's jcparam.c scales table K.1 of ITU-T T.81 by 5000 / q percent below quality 50 and by 200 - 2q from there
     up. Exact for files that libjpeg wrote with its own tables; the nearest by sum of absolute differences for others.

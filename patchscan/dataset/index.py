@@ -1,7 +1,7 @@
-"""The data index: every file of a data set decoded once, described in a row of index.parquet, or quarantined.
+"""Build and load the index of a data set: each file is decoded once and gets a row in index.parquet, or is quarantined.
 
-Building one is resumable: rows are kept in part files as they come, and a file whose size and time have not changed
-is never read twice.
+Building is resumable: rows are written to part files as they come, and a file whose size and modification time have not
+changed is not read again.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ QUARANTINE_FILE = "quarantine.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
 PART_SECONDS = 5.0
 
-# What is known of one file; `code` and `message` are set where it cannot be scored, the image's facts where it can.
+# One file's record. `code` and `message` are set where it cannot be scored, the image's properties where it can.
 RECORD = pa.schema(
     [
         ("path", pa.string()),
@@ -66,7 +66,7 @@ class IndexFileError(UserError):
 @dataclass(frozen=True)
 class Index:
     """A built index: `path` of index.parquet, its `table`, the `quarantine` and `duplicates` tables written beside it,
-    and how many files were `read` in this run (the rest were known)."""
+    how many files were `read` in this run (the others were already indexed), and the `seconds` it took."""
 
     path: Path
     table: pd.DataFrame
@@ -80,45 +80,46 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
     """Index the data set under `data`, a folder or an s3:// URL, into the local file `out` (by default
     `data`/index.parquet), on `workers` processes.
 
-    Beside it appear quarantine.parquet (path, code, message, ...) and duplicates.parquet. Killed at any moment, the
-    same call goes on where it stopped. Raises LayoutError where `data` is not in GenImage's layout, DataError where a
-    file cannot be read, IndexFileError where the index cannot be written.
+    Writes quarantine.parquet (path, code, message, ...) and duplicates.parquet beside it. After an interruption, even a
+    SIGKILL, the same call continues where it stopped. Raises LayoutError where `data` is not in GenImage's layout,
+    DataError where a file cannot be read, IndexFileError where the index cannot be written.
     """
     started = time.monotonic()
-    out = out or index_place(data)
+    out = out or default_index_path(data)
     parts = out.with_name("index.parts")
     try:
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IndexFileError(f"cannot write {out}: {error.strerror}; name another place with --out") from error
     files = find_files(data)
-    known = _known(out, parts)
+    known = _read_records(out, parts)
     missing = [file for file in files if not _is_known(file, known)]
     if missing:
         _read_missing(DataSource(data), missing, parts, workers)
-    records = _known(out, parts)
+    records = _read_records(out, parts)
     table = pa.Table.from_pylist([_record(file, records[file.path]) for file in files], RECORD)
     index = _write_index(table, out)
     shutil.rmtree(parts)
     return Index(out, *index, read=len(missing), seconds=time.monotonic() - started)
 
 
-def index_place(data: str | Path) -> Path:
-    """Where the index of `data` lies unless said otherwise. Raises IndexFileError for a bucket, which has none."""
+def default_index_path(data: str | Path) -> Path:
+    """Return `data`/index.parquet. Raises IndexFileError for a bucket, whose index needs an explicit path."""
     if is_bucket(data):
         raise IndexFileError(
-            f"an index is a local file: name the one of {data} (index: --out FILE; others: --index FILE)"
+            f"the index of {data} must be a local file: name it (patchscan index: --out FILE; others: --index FILE)"
         )
     return Path(data) / INDEX_FILE
 
 
 def load_index(data: str | Path, index: Path | None = None) -> pd.DataFrame:
-    """The table of `index` (by default `data`/index.parquet), one row a readable image; built first if missing.
+    """Load the table of `index` (by default `data`/index.parquet), one row for each readable image. Builds a missing
+    one.
 
     Columns: INDEX_COLUMNS; `path` is relative to `data`, `jpeg_quality` is NaN and `jpeg_subsampling` None where the
-    image is no JPEG.
+    image is not a JPEG. Raises IndexFileError where the file is not an index, and what `build_index` raises.
     """
-    path = index or index_place(data)
+    path = index or default_index_path(data)
     if not path.exists():
         return build_index(data, path).table
     try:
@@ -126,18 +127,18 @@ def load_index(data: str | Path, index: Path | None = None) -> pd.DataFrame:
         return result
     except (OSError, pa.ArrowInvalid) as error:
         raise IndexFileError(
-            f"{path} is not an index this version reads ({error}): run `patchscan index` again"
+            f"{path} is not an index that this version can read ({error}): run `patchscan index` again"
         ) from error
 
 
 def data_digest(index: pd.DataFrame) -> str:
-    """sha256 over the sorted (path, sha256, class, split) of an index: equal digests, equal training data."""
+    """Return the SHA-256 of an index's sorted (path, sha256, class, split): equal digests mean equal training data."""
     rows = sorted(index[["path", "sha256", "class", "split"]].itertuples(index=False, name=None))
     return hashlib.sha256("\n".join(map(json.dumps, rows)).encode()).hexdigest()
 
 
-def _known(out: Path, parts: Path) -> dict[str, dict[str, Any]]:
-    """The records of the last finished index and of the parts of an unfinished one, by path."""
+def _read_records(out: Path, parts: Path) -> dict[str, dict[str, Any]]:
+    """Read the records of the last finished index and of the parts of an unfinished one, by path."""
     files = [out, out.with_name(QUARANTINE_FILE), *sorted(parts.glob("*.parquet"))]
     tables = [pq.read_table(file) for file in files if file.exists()]
     return {record["path"]: record for table in tables for record in table.to_pylist()}
@@ -149,13 +150,13 @@ def _is_known(file: SourceFile, known: dict[str, dict[str, Any]]) -> bool:
 
 
 def _record(file: SourceFile, facts: dict[str, Any]) -> dict[str, Any]:
-    place = asdict(file)
-    place["class"] = place.pop("label")
-    return facts | place
+    columns = asdict(file)
+    columns["class"] = columns.pop("label")
+    return facts | columns
 
 
 def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, workers: int | None) -> None:
-    """Read the files and keep their records, in a new part file every few seconds."""
+    """Read the files and write their records to a new part file every PART_SECONDS."""
     rows: list[dict[str, Any]] = []
     broken, last_part = 0, time.monotonic()
     reading = map_in_processes(partial(read_file, source), missing, workers)
@@ -173,7 +174,7 @@ def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, wo
 
 
 def read_file(source: DataSource, file: SourceFile) -> dict[str, Any]:
-    """What `describe_image` says of one file of the data set."""
+    """Read one file of the data set and describe it (`describe_image`)."""
     return describe_image(source.read(file.path))
 
 
@@ -193,6 +194,6 @@ def _write_index(records: pa.Table, out: Path) -> tuple[pd.DataFrame, pd.DataFra
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file that appears whole or not at all."""
+    """Write a Parquet file atomically."""
     with atomic_write(path) as file:
         pq.write_table(table, file)

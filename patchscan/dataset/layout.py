@@ -1,4 +1,4 @@
-"""GenImage's folder layout: which generator, split and class each file of a data set belongs to."""
+"""Read GenImage's folder layout: find a data set's files, and the generator, split and class of each."""
 
 import os
 import re
@@ -14,8 +14,8 @@ from patchscan.storage.store import is_bucket, split_url
 SPLITS = ("train", "val")
 CLASSES = ("ai", "nature")
 
-# The names of GenImage's own downloads, with the dates and spellings they carry, after `_normal`.
-_KNOWN = {
+# The folder names of GenImage's downloads, simplified by `_simplify`, and the generators' names.
+_GENERATORS = {
     "adm": "adm",
     "biggan": "biggan",
     "glide": "glide",
@@ -37,7 +37,7 @@ class LayoutError(UserError):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a data set: `path` is relative to its root, with forward slashes; size in bytes, time in ns."""
+    """One file of a data set: `path` is relative to its root, with forward slashes; `bytes` is its size."""
 
     path: str
     generator: str
@@ -48,17 +48,18 @@ class SourceFile:
 
 
 def generator_name(folder: str) -> str:
-    """The generator a folder stands for: `imagenet_ai_0419_sdv4` is `sd_v1_4`; a name not of GenImage's is kept."""
-    return _KNOWN.get(_normal(folder), folder)
+    """Return the generator of a folder: `imagenet_ai_0419_sdv4` is `sd_v1_4`; a name that GenImage does not use is
+    kept."""
+    return _GENERATORS.get(_simplify(folder), folder)
 
 
-def _normal(folder: str) -> str:
+def _simplify(folder: str) -> str:
     name = re.sub(r"^imagenet_(ai_)?(\d{4}_)?", "", folder.lower())
     return re.sub(r"[^a-z0-9]", "", name)
 
 
 def find_files(data: str | Path) -> list[SourceFile]:
-    """Every file under `<generator>/{train,val}/{ai,nature}`, sorted by path; hidden files are left out.
+    """Find every file under `<generator>/{train,val}/{ai,nature}`, sorted by path; hidden files are left out.
 
     `data` is a folder or an s3:// URL. The generator's folder may be `data` itself, a folder in it, or one level deeper
     as GenImage's archives unpack (`BigGAN/imagenet_ai_0419_biggan/train/...`). Raises LayoutError where there is no
@@ -67,9 +68,9 @@ def find_files(data: str | Path) -> list[SourceFile]:
     listed = _in_bucket(str(data)) if is_bucket(data) else _in_folder(Path(data))
     name = Path(data).resolve().name
     files = [
-        SourceFile(path, *place, size, modified_ns)
+        SourceFile(path, *classified, size, modified_ns)
         for path, size, modified_ns in listed
-        if (place := place_of(path, name)) is not None
+        if (classified := classify_path(path, name)) is not None
     ]
     if not files:
         raise LayoutError(
@@ -78,9 +79,9 @@ def find_files(data: str | Path) -> list[SourceFile]:
     return sorted(files, key=lambda file: file.path)
 
 
-def place_of(path: str, root: str) -> tuple[str, str, str] | None:
-    """Generator, split and class of a file by its `path` relative to a data set's root, whose own name is `root`; None
-    where it lies elsewhere or is hidden."""
+def classify_path(path: str, root: str) -> tuple[str, str, str] | None:
+    """Return generator, split and class of the file at `path`, which is relative to the data set's folder; that
+    folder's own name is `root`. None where the path is not in the layout or is hidden."""
     parts = path.split("/")
     if any(part.startswith(".") for part in parts):
         return None
@@ -91,25 +92,25 @@ def place_of(path: str, root: str) -> tuple[str, str, str] | None:
 
 
 def _in_folder(data: Path) -> Iterator[tuple[str, int, int]]:
-    """Path, bytes and time of change (ns) of the files below a folder; links to folders are followed."""
+    """Yield path, bytes and modification time (ns) of the files below a folder; links to folders are followed."""
     if not data.is_dir():
         raise LayoutError(f"{data} is not a folder: give the folder that holds <generator>/{{train,val}}/{{ai,nature}}")
     for parent, folders, names in os.walk(data, followlinks=True):
         above = Path(parent).relative_to(data).parts
-        folders[:] = [name for name in folders if not name.startswith(".") and _may_hold((*above, name))]
+        folders[:] = [name for name in folders if not name.startswith(".") and _may_contain_images((*above, name))]
         for name in names:
             path = "/".join((*above, name))
             try:
                 path.encode()
             except UnicodeEncodeError as error:
                 raise LayoutError(f"the name {path!r} is not UTF-8: rename the file") from error
-            if place_of(path, "") is not None:
+            if classify_path(path, "") is not None:
                 status = Path(parent, name).stat()
                 yield path, status.st_size, status.st_mtime_ns
 
 
-def _may_hold(folder: tuple[str, ...]) -> bool:
-    """Whether images of the data set can lie in or below this folder: what else is there is not walked through."""
+def _may_contain_images(folder: tuple[str, ...]) -> bool:
+    """Whether this folder, or one below it, may contain images of the data set; others are not walked."""
     return len(folder) <= 2 or any(
         split in SPLITS and (not label or label[0] in CLASSES)
         for split, *label in (folder[depth : depth + 2] for depth in range(3))

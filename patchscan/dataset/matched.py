@@ -1,7 +1,8 @@
-"""The matched protocol: a fair version of a data set, in which only the pixels can tell AI from real.
+"""Build the matched version of a data set: a fair one, in which AI and real images differ in nothing but their pixels.
 
-Crops at native resolution, balanced classes, and every image encoded alike, after "Fake or JPEG? Revealing Common
-Biases in Generated Image Detection Datasets" (arXiv 2403.17608); the first JPEG pass of lossless images is our own.
+It has crops at native resolution, balanced classes and one encoding for all images, after "Fake or JPEG? Revealing
+Common Biases in Generated Image Detection Datasets" (arXiv 2403.17608). The first JPEG pass of lossless images is an
+addition of this project.
 """
 
 import io
@@ -33,8 +34,8 @@ SETTINGS_FILE = "protocol.json"
 CROPS_FILE = "crops.parquet"
 LEFT_OUT_FILE = "left_out.parquet"
 
-# Corners lie on this grid: the blocks of a JPEG are 8 pixels wide at 4:4:4 and 16 at 4:2:0, so a crop that starts on a
-# multiple of 16 keeps its blocks whole under both. Lossless images are cut on it too, or the grid would be a clue.
+# Corners of crops lie on this grid. A JPEG's blocks are 8 pixels wide at 4:4:4 and 16 at 4:2:0, so that a crop from a
+# multiple of 16 cuts no block under either. Lossless images are cut on it too, or the grid would be a clue.
 GRID = 16
 SUBSAMPLING = "4:4:4"
 CROP_COLUMNS = [
@@ -52,12 +53,12 @@ CROP_COLUMNS = [
 
 
 class ProtocolError(UserError):
-    """A matched data set that cannot be built from these data or in this folder."""
+    """The matched version cannot be built from these data or in this folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`size`: the crop's side in pixels; `qualities`: least and greatest JPEG quality, drawn uniformly."""
+    """`size` is the crop's side in pixels; JPEG qualities are drawn uniformly from `qualities` (lowest, highest)."""
 
     size: int = 256
     qualities: tuple[int, int] = (85, 98)
@@ -65,8 +66,8 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Matched:
-    """A built data set: its `index`, its `crops` (CROP_COLUMNS), and what was `left_out` (path, reason)."""
+class MatchedData:
+    """A matched data set: its `index`, its `crops` (CROP_COLUMNS), and what was `left_out` (path, reason)."""
 
     index: Index
     crops: pd.DataFrame
@@ -79,11 +80,11 @@ def build_matched(
     settings: Settings = Settings(),
     index: Path | None = None,
     workers: int | None = None,
-) -> Matched:
+) -> MatchedData:
     """Build the matched version of `data` in `out`: <generator>/{train,val}/{ai,nature}/*.jpg, indexed, with
-    crops.parquet and left_out.parquet beside it. Killed at any moment, the same call goes on where it stopped.
+    crops.parquet and left_out.parquet beside it. After an interruption, even a SIGKILL, the same call continues.
 
-    Raises ProtocolError where `out` holds something else or no image is large enough.
+    Raises ProtocolError where `out` contains something else or no image is large enough, and what `load_index` raises.
     """
     table = load_index(data, index)
     crops, left_out = plan_matched(table, settings)
@@ -92,76 +93,77 @@ def build_matched(
             f"no generator in {data} has images of both classes as large as {settings.size} x {settings.size}: "
             "use a smaller --size"
         )
-    _claim(out, data, settings, data_digest(table))
+    _check_or_write_settings(out, data, settings, data_digest(table))
     write_parquet(pa.Table.from_pandas(crops, preserve_index=False), out / CROPS_FILE)
     write_parquet(pa.Table.from_pandas(left_out, preserve_index=False), out / LEFT_OUT_FILE)
     for folder in crops["path"].map(lambda path: (out / path).parent).unique():
         folder.mkdir(parents=True, exist_ok=True)
     missing = [crop for crop in crops.to_dict("records") if not (out / crop["path"]).exists()]
     if missing:
-        making = map_in_processes(partial(_make, DataSource(data), out, settings.size), missing, workers)
-        with ProgressReport("match", len(missing)) as progress, closing(making):
-            for _ in making:
+        writing = map_in_processes(partial(_write_crop, DataSource(data), out, settings.size), missing, workers)
+        with ProgressReport("match", len(missing)) as progress, closing(writing):
+            for _ in writing:
                 progress.advance()
-    return Matched(build_index(out, workers=workers), crops, left_out)
+    return MatchedData(build_index(out, workers=workers), crops, left_out)
 
 
-def matched_version(data: str | Path, place: Path | None = None, index: Path | None = None) -> str | Path:
-    """The data set `data` under the matched protocol: itself where it is one, else the folder `place` (by default
-    DATA-matched, beside the folder DATA), built first where it is missing or incomplete.
+def matched_version(data: str | Path, out: Path | None = None, index: Path | None = None) -> str | Path:
+    """Return the matched version of `data`: `data` itself where it is matched already, else the folder `out` (by
+    default DATA-matched, beside the folder DATA), which is built first where it is missing or incomplete.
 
-    Raises ProtocolError where `place` was made of other data, and for a bucket, which has no such place.
+    Raises ProtocolError where `out` was made of other data, and for a bucket without `out`.
     """
     if protocol_of(data) == "matched":
         return data
-    if place is None and is_bucket(data):
+    if out is None and is_bucket(data):
         raise ProtocolError(f"build the matched version of {data} with `patchscan match {data} OUT`, then name OUT")
-    place = place or Path(data).resolve().with_name(Path(data).resolve().name + "-matched")
-    made = place / SETTINGS_FILE
+    out = out or Path(data).resolve().with_name(Path(data).resolve().name + "-matched")
+    settings_file = out / SETTINGS_FILE
     settings = Settings()
-    if made.exists():
-        known = json.loads(made.read_text())
-        settings = Settings(size=known["size"], qualities=tuple(known["qualities"]), seed=known["seed"])
-    build_matched(data, place, settings, index)
-    return place
+    if settings_file.exists():
+        used = json.loads(settings_file.read_text())
+        settings = Settings(size=used["size"], qualities=tuple(used["qualities"]), seed=used["seed"])
+    build_matched(data, out, settings, index)
+    return out
 
 
 def protocol_of(data: str | Path) -> str:
-    """`matched` where this module made the data set (a folder, or its copy in a bucket), `raw` otherwise."""
+    """Return `matched` where `data` is a matched version (a folder, or its copy in a bucket), else `raw`."""
     return "raw" if open_store(str(data)).read(SETTINGS_FILE) is None else "matched"
 
 
 def plan_matched(index: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What to cut from where, and what to leave out and why; the same index and settings give the same plan.
+    """Plan the crops (a table with CROP_COLUMNS), and what is left out (path, generator, split, class, reason). The
+    same index and settings give the same plan.
 
-    Within each generator and split: images smaller than the crop, and val images whose very bytes are in any train
-    split, are left out; then as many AI images as real ones are kept, at random. Corners and qualities are drawn from
-    one distribution for both classes.
+    In each generator and split, images smaller than the crop are left out, and so are val images whose bytes are also
+    in a train split. Then as many AI images as real ones are kept, at random. Corners and qualities are drawn from the
+    same distribution for both classes.
     """
-    trained = set(index["sha256"][index["split"] == "train"])
+    train_digests = set(index["sha256"][index["split"] == "train"])
     small = index[["width", "height"]].min(axis=1) < settings.size
-    copied = (index["split"] == "val") & index["sha256"].isin(trained)
+    copied = (index["split"] == "val") & index["sha256"].isin(train_digests)
     left_out = [
-        _reason(index[small], f"smaller than {settings.size} x {settings.size}"),
-        _reason(index[copied & ~small], "a copy of a training image"),
+        _with_reason(index[small], f"smaller than {settings.size} x {settings.size}"),
+        _with_reason(index[copied & ~small], "a copy of a training image"),
     ]
     crops = []
     for (generator, split), rows in index[~small & ~copied].groupby(["generator", "split"]):
         random = np.random.default_rng([settings.seed, crc32(f"{generator}/{split}".encode())])
         kept = _balance(rows.sort_values("path"), random)
-        left_out.append(_reason(rows.drop(kept.index), "more of its class than of the other"))
+        left_out.append(_with_reason(rows.drop(kept.index), "more of its class than of the other"))
         if len(kept):
             crops.append(_crops(kept, settings, random))
     planned = pd.concat(crops, ignore_index=True) if crops else pd.DataFrame(columns=CROP_COLUMNS)
     return planned, pd.concat(left_out, ignore_index=True)
 
 
-def _reason(rows: pd.DataFrame, reason: str) -> pd.DataFrame:
+def _with_reason(rows: pd.DataFrame, reason: str) -> pd.DataFrame:
     return rows[["path", "generator", "split", "class"]].assign(reason=reason)
 
 
 def _balance(rows: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
-    """As many of each class, in random order: first all AI images, then all real ones."""
+    """Keep equally many images of each class, in random order: first all AI images, then all real ones."""
     classes = [rows[rows["class"] == label] for label in CLASSES]
     count = min(len(part) for part in classes)
     return pd.concat([part.iloc[random.permutation(len(part))[:count]] for part in classes])
@@ -173,7 +175,7 @@ def _crops(kept: pd.DataFrame, settings: Settings, random: np.random.Generator) 
     places = kept["generator"] + "/" + kept["split"] + "/" + kept["class"] + "/"
     crops = pd.DataFrame(
         {
-            "path": places + [f"{one:06d}.jpg" for one in number],
+            "path": places + [f"{n:06d}.jpg" for n in number],
             "source": kept["path"],
             "generator": kept["generator"],
             "split": kept["split"],
@@ -187,10 +189,8 @@ def _crops(kept: pd.DataFrame, settings: Settings, random: np.random.Generator) 
 
 
 def _first_pass(kept: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
-    """For images that are no JPEG, the quality and subsampling of one of this group's JPEGs, drawn at random.
-
-    Otherwise every photograph would be compressed twice and every lossless fake once, which leaves a trace of its own.
-    """
+    """For images that are not JPEGs, the quality and subsampling of a JPEG of this group, drawn at random."""
+    # Otherwise photographs would be compressed twice and lossless fakes once, which a detector can see.
     jpegs = kept[["jpeg_quality", "jpeg_subsampling"]].dropna()
     lossless = kept["jpeg_quality"].isna()
     first = pd.DataFrame({"first_quality": np.nan, "first_subsampling": None}, index=kept.index)
@@ -201,11 +201,11 @@ def _first_pass(kept: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame
     return first.astype({"first_quality": "Int16", "first_subsampling": "object"})
 
 
-def _claim(out: Path, data: str | Path, settings: Settings, digest: str) -> None:
-    """Write down in `out` what it is made of, or check that it was made of the same before."""
+def _check_or_write_settings(out: Path, data: str | Path, settings: Settings, digest: str) -> None:
+    """Write settings and data digest into a new `out`, or check that an existing `out` was made with the same."""
     if not is_bucket(data) and out.resolve().is_relative_to(Path(data).resolve()):
         raise ProtocolError(f"{out} lies within {data} and would become part of it: choose a folder outside")
-    made_of: dict[str, Any] = {
+    record: dict[str, Any] = {
         "protocol": "matched",
         "size": settings.size,
         "qualities": list(settings.qualities),
@@ -213,15 +213,15 @@ def _claim(out: Path, data: str | Path, settings: Settings, digest: str) -> None
         "source_digest": digest,
     }
     file = out / SETTINGS_FILE
-    if file.exists() and json.loads(file.read_text()) != made_of:
+    if file.exists() and json.loads(file.read_text()) != record:
         raise ProtocolError(f"{out} was made of other data or with other settings ({file}): choose another folder")
     if not file.exists() and out.exists() and any(out.iterdir()):
         raise ProtocolError(f"{out} is not empty and was not made by `patchscan match`: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(made_of, indent=1) + "\n")
+    file.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _make(source: DataSource, out: Path, size: int, crop: dict[str, Any]) -> None:
+def _write_crop(source: DataSource, out: Path, size: int, crop: dict[str, Any]) -> None:
     try:
         rgb = decode(source.read(crop["source"])).rgb
     except ImageError as error:
@@ -238,7 +238,7 @@ def _make(source: DataSource, out: Path, size: int, crop: dict[str, Any]) -> Non
 
 
 def _jpeg(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:
-    """Pixels (uint8, H x W x 3) as a JPEG; what Pillow cannot write (grey, 4:4:0, ...) is written as 4:2:0."""
+    """Pixels (uint8, H x W x 3) as a JPEG; subsamplings that Pillow cannot write (grey, 4:4:0, ...) become 4:2:0."""
     written = subsampling if subsampling in ("4:4:4", "4:2:2", "4:2:0") else "4:2:0"
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=int(quality), subsampling=written)

@@ -73,9 +73,9 @@ def validation_images(data: str | Path, limit: int | None = None, index_file: Pa
     `limit` keeps at most that many images per generator and class, evenly spread; `index_file` is the index file if it
     is not DATA/index.parquet. Raises EvaluationError if there is no validation split.
     """
-    from patchscan.dataset.index import QUARANTINE_FILE, index_place, load_index
+    from patchscan.dataset.index import QUARANTINE_FILE, default_index_path, load_index
 
-    index_file = index_file or index_place(data)
+    index_file = index_file or default_index_path(data)
     index = load_index(data, index_file)
     quarantine = index_file.with_name(QUARANTINE_FILE)
     columns = ["path", "generator", "split", "class", "sha256"]

@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(data: Path, 
 def test_an_interrupted_match_makes_only_the_missing_crops(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, made = patchscan.dataset.matched._make, []
+    make, made = patchscan.dataset.matched._write_crop, []
 
     def stopped(*arguments: object) -> None:
         if len(made) == 10:
@@ -80,11 +80,11 @@ def test_an_interrupted_match_makes_only_the_missing_crops(
         made.append(arguments)
         make(*arguments)
 
-    monkeypatch.setattr(patchscan.dataset.matched, "_make", stopped)
+    monkeypatch.setattr(patchscan.dataset.matched, "_write_crop", stopped)
     with pytest.raises(KeyboardInterrupt):
         build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
     monkeypatch.setattr(
-        patchscan.dataset.matched, "_make", lambda *arguments: (made.append(arguments), make(*arguments))
+        patchscan.dataset.matched, "_write_crop", lambda *arguments: (made.append(arguments), make(*arguments))
     )
     crops = build_matched(data, tmp_path / "out", Settings(size=64), workers=1).crops
     assert len(made) == len(crops) == len(list((tmp_path / "out").glob("*/*/*/*.jpg")))
