@@ -1,1 +1,1 @@
-"""Everything that knows Kubernetes: the API client, submitting and following Jobs, coordinating scans, roll-outs."""
+"""Run trainings and scans on Kubernetes, and roll out models. No other package knows Kubernetes."""

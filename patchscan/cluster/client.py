@@ -1,7 +1,7 @@
-"""The Jobs of one namespace of a Kubernetes cluster: create them, follow them to the end, ask why their pods failed.
+"""Create Jobs in one namespace of a Kubernetes cluster, follow them to their end, and find out why their pods failed.
 
-The one module that speaks to Kubernetes. Errors: ClusterError where the request itself is at fault, AlreadyExistsError
-and JobGoneError where the cluster holds another state than was thought, OutageError where it is out of reach.
+The only module that calls the Kubernetes API. Errors: ClusterError where the request is wrong or not allowed,
+AlreadyExistsError and JobGoneError where the cluster is not in the expected state, OutageError where it is unreachable.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 JOB_NAME = "batch.kubernetes.io/job-name"
 INDEX = "batch.kubernetes.io/job-completion-index"
 PART_OF = "app.kubernetes.io/part-of=patchscan"
-# What is spoken to, by kind: API group and the kind's plural.
+# The kinds that can be used: API group and plural.
 PATHS = {
     "Job": ("apis/batch/v1", "jobs"),
     "CronJob": ("apis/batch/v1", "cronjobs"),
@@ -38,20 +38,20 @@ PATHS = {
     "Deployment": ("apis/apps/v1", "deployments"),
 }
 ANSWER_S = 30
-# The server ends a watch after so long; it is taken up again where the Job then stands.
+# The server ends a watch after so many seconds; a new one is started from the Job's state at that time.
 WATCH_S = 240
 PAGE = 500
 BUSY = {429, 500, 502, 503, 504}
-# A version that the server has forgotten: what began with it begins anew.
+# The HTTP status for a resource version that the server no longer has; the watch or list is started again.
 EXPIRED = 410
 
 
 class ClusterError(UserError):
-    """The cluster cannot be asked, or refuses what was asked; the message says why."""
+    """No cluster is configured, or it refuses the request; the message says why."""
 
 
 class AlreadyExistsError(Exception):
-    """There is an object of this name."""
+    """An object of this name exists already."""
 
 
 class JobGoneError(Exception):
@@ -60,8 +60,8 @@ class JobGoneError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """A Job as the cluster last told it. `failed` are the indexes given up; `condition` is Complete, Failed, Suspended
-    or None; `created_at` is ISO 8601, UTC; `template` is its pod template as the API's JSON."""
+    """A Job as last read from the cluster. `failed` are the indexes that failed for good; `condition` is Complete,
+    Failed, Suspended or None; `created_at` is ISO 8601, UTC; `template` is its pod template as the API's JSON."""
 
     name: str
     uid: str
@@ -79,14 +79,14 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the Job is complete or has failed."""
         return self.condition in ("Complete", "Failed")
 
 
 @dataclass(frozen=True)
 class PodFailure:
-    """How the last pod of an index, or of a Job without indexes (None), ended: its container's exit code (None where
-    it never started) and the end of its log, or the cluster's reason."""
+    """How the last failed pod of an index ended (index None: of a Job without indexes): its container's exit code (None
+    where it never started) and the last line of its log, or the cluster's reason."""
 
     index: int | None
     exit_code: int | None
@@ -94,10 +94,10 @@ class PodFailure:
 
 
 class Cluster:
-    """One namespace. Calls are tried again while the API server is busy or out of reach, for `patience_s` seconds, and
-    then raise OutageError.
+    """One namespace of a cluster. Calls are retried while the API server is busy or unreachable, for `patience_s`
+    seconds, and then raise OutageError; `pause_s` is about how long `follow` waits between two watches, in seconds.
 
-    Objects are the API's own JSON: the client's typed models refuse some that the server takes (`nvidia.com/gpu: 1`).
+    Objects are the API's own JSON: the client's typed models refuse some that the server accepts (`nvidia.com/gpu: 1`).
     """
 
     def __init__(self, api: client.ApiClient, namespace: str, patience_s: float = 300.0, pause_s: float = 2.0):
@@ -107,7 +107,8 @@ class Cluster:
 
     @classmethod
     def connect(cls, namespace: str | None = None, context: str | None = None, patience_s: float = 30.0) -> Self:
-        """The cluster that this pod runs in, else the one of the user's kubeconfig. Raises ClusterError."""
+        """Connect to the cluster that this pod runs in, else to the one of the user's kubeconfig. Raises
+        ClusterError."""
         try:
             if "KUBERNETES_SERVICE_HOST" in os.environ and NAMESPACE_FILE.exists():
                 config.load_incluster_config()
@@ -123,11 +124,11 @@ class Cluster:
 
     def job(self, name: str) -> Job | None:
         """The Job of this name, or None."""
-        found = self._found("GET", self._path("Job", name))
+        found = self._ask_or_none("GET", self._path("Job", name))
         return _job(found) if found else None
 
     def jobs(self, selector: str = PART_OF) -> list[Job]:
-        """The Jobs that carry these labels, oldest first."""
+        """The Jobs with these labels, oldest first."""
         found = map(_job, self._list("Job", selector))
         return sorted(found, key=lambda job: (job.created_at, job.name))
 
@@ -136,32 +137,32 @@ class Cluster:
         return _job(self.create(body))
 
     def create(self, body: Body) -> Body:
-        """Create an object of a kind in PATHS; returns it as the cluster has it.
+        """Create an object of a kind in PATHS; returns it as the cluster stored it.
 
         Raises AlreadyExistsError, ClusterError.
         """
         if body["kind"] not in PATHS:
-            raise ClusterError(f"a {body['kind']} is not created here, only {', '.join(PATHS)}; use kubectl apply")
+            raise ClusterError(f"patchscan creates no {body['kind']}, only {', '.join(PATHS)}; use kubectl apply")
         return self._ask("POST", self._path(body["kind"]), body=body)
 
     def delete_job(self, name: str) -> bool:
-        """Delete a Job; its pods are told to stop. Whether there was one."""
-        return self._found("DELETE", self._path("Job", name), {"propagationPolicy": "Background"}) is not None
+        """Delete a Job and its pods, which get SIGTERM. Returns whether the Job existed."""
+        return self._ask_or_none("DELETE", self._path("Job", name), {"propagationPolicy": "Background"}) is not None
 
     def cron_job(self, name: str) -> Body | None:
         """A CronJob, or None."""
-        return self._found("GET", self._path("CronJob", name))
+        return self._ask_or_none("GET", self._path("CronJob", name))
 
     def deployment(self, name: str) -> Body | None:
         """A Deployment, or None."""
-        return self._found("GET", self._path("Deployment", name))
+        return self._ask_or_none("GET", self._path("Deployment", name))
 
     def patch(self, kind: str, name: str, body: Body) -> Body:
-        """Merge `body` into an object; None removes a field. Returns it as it then is. Raises ClusterError."""
+        """Merge `body` into an object; None removes a field. Returns the new object. Raises ClusterError."""
         return self._ask("PATCH", self._path(kind, name), body=body)
 
     def follow(self, name: str) -> Iterator[Job]:
-        """The Job's states from now until it has finished, through broken connections and expired watches.
+        """Yield the Job's states from now until it has finished, through broken connections and expired watches.
 
         Raises JobGoneError where it is deleted, OutageError and ClusterError.
         """
@@ -172,8 +173,8 @@ class Cluster:
             yield job
             if job.finished:
                 return
-            # Whatever ends a watch (its time, a broken connection, a version that the server has forgotten), the next
-            # read tells better than the watch where the Job stands.
+            # Whatever ends a watch (its time limit, a broken connection, an expired resource version): the loop then
+            # reads the Job's state anew.
             with contextlib.suppress(TransientError):
                 for state in self._watch(job):
                     yield state
@@ -213,13 +214,13 @@ class Cluster:
         """The lines of a container's log; with `follow` until it ends."""
         query = {"container": container, "follow": "true" if follow else "false"}
         try:
-            # A pod that is followed may say nothing for as long as it likes.
+            # A pod that is followed may log nothing for any length of time.
             for line in self._stream(f"{self._path('Pod', pod)}/log", query, None if follow else ANSWER_S):
                 yield line.decode(errors="replace").rstrip("\n")
         except TransientError as error:
             raise OutageError(f"the log of {pod} broke off: {error}") from error
 
-    # -- one way to ask --------------------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------
 
     def _path(self, kind: str, name: str = "") -> str:
         group, plural = PATHS[kind]
@@ -234,17 +235,17 @@ class Cluster:
                 return
             query["continue"] = more
 
-    def _found(self, method: str, path: str, query: dict[str, str] | None = None) -> Body | None:
+    def _ask_or_none(self, method: str, path: str, query: dict[str, str] | None = None) -> Body | None:
         try:
             return self._ask(method, path, query)
         except _NotFoundError:
             return None
 
     def _ask(self, method: str, path: str, query: dict[str, str] | None = None, body: Body | None = None) -> Body:
-        """The answer to one request, tried again while the server is busy or out of reach."""
+        """Send a request, retried while the server is busy or unreachable, and return the answer's JSON."""
 
         def attempt() -> Body:
-            with _errors_in_our_words():
+            with _translated_errors():
                 result: Body = json.loads(self._send(method, path, query or {}, body, ANSWER_S).read())
                 return result
 
@@ -254,11 +255,11 @@ class Cluster:
             raise OutageError(f"the cluster's API server does not answer: {error}") from error
 
     def _stream(self, path: str, query: dict[str, str], silence_s: float | None) -> Iterator[bytes]:
-        """The lines of an answer that takes its time, between two of them `silence_s` at most.
+        """Yield the lines of a long answer, with at most `silence_s` seconds between two of them (None: no limit).
 
-        Raises TransientError where it breaks off.
+        Raises TransientError where the connection breaks.
         """
-        with _errors_in_our_words():
+        with _translated_errors():
             reply = self._send("GET", path, query, None, (ANSWER_S, silence_s))
             try:
                 yield from reply.response
@@ -278,7 +279,7 @@ class Cluster:
         )
         reply = self._api.call_api(*request[:4], _request_timeout=timeout)
         if not 200 <= reply.status < 300:
-            raise _refused(reply.status, reply.read())
+            raise _error_for_reply(reply.status, reply.read())
         return reply
 
 
@@ -287,15 +288,16 @@ class _NotFoundError(ClusterError):
 
 
 @contextlib.contextmanager
-def _errors_in_our_words() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
         raise TransientError(str(error)) from error
 
 
-def _refused(status: int, body: bytes) -> Exception:
-    """An answer that is none, in our words: the API server's own message names object and field."""
+def _error_for_reply(status: int, body: bytes) -> Exception:
+    """The error for a reply other than 2xx. Its text is the API server's message, which names the object and the
+    field."""
     try:
         message = json.loads(body)["message"]
     except (ValueError, KeyError, TypeError):
@@ -311,7 +313,7 @@ def _refused(status: int, body: bytes) -> Exception:
 
 def _job(body: Body) -> Job:
     metadata, status = body["metadata"], body.get("status", {})
-    true = {one["type"]: one for one in status.get("conditions", []) if one["status"] == "True"}
+    true = {condition["type"]: condition for condition in status.get("conditions", []) if condition["status"] == "True"}
     state: Body = next((true[name] for name in ("Complete", "Failed", "Suspended") if name in true), {})
     return Job(
         name=metadata["name"],
@@ -331,9 +333,9 @@ def _job(body: Body) -> Job:
 
 
 def _failure(pod: Body) -> PodFailure:
-    """How this failed pod ended: its first container that did not end well, or the cluster's own reason."""
+    """How this failed pod ended: the exit of its first container that failed, or the cluster's own reason."""
     status, index = pod["status"], pod["metadata"].get("annotations", {}).get(INDEX)
-    states = [one["state"].get("terminated", {}) for one in container_statuses(pod)]
+    states = [container["state"].get("terminated", {}) for container in container_statuses(pod)]
     end: Body = next((state for state in states if state.get("exitCode")), {})
     message = end.get("message") or end.get("reason") or status.get("message") or status.get("reason") or ""
     last = message.strip().splitlines()[-1:]
@@ -341,12 +343,12 @@ def _failure(pod: Body) -> PodFailure:
 
 
 def container_statuses(pod: Body) -> list[Body]:
-    """What a pod's status says of its containers, those for initialisation first."""
+    """The statuses of a pod's containers, init containers first."""
     return [*pod["status"].get("initContainerStatuses", []), *pod["status"].get("containerStatuses", [])]
 
 
 def _default_namespace(context: str | None) -> str:
     """The namespace of the kubeconfig's context."""
     contexts, active = config.list_kube_config_contexts()
-    chosen = next((one for one in contexts if one["name"] == context), active)
+    chosen = next((candidate for candidate in contexts if candidate["name"] == context), active)
     return chosen["context"].get("namespace") or "default"

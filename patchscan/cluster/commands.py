@@ -1,5 +1,5 @@
-"""The command line of clusters: submit Jobs, see and end them; and what runs inside: coordinating a scan,
-rolling out a model."""
+"""The commands for clusters: submit, show and end Jobs; and, run inside the cluster, coordinate a scan or roll out a
+model."""
 
 import signal
 import sys
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 CRON_JOB = "patchscan-scan"
 
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="By default the kubeconfig's.")]
-Context = Annotated[str | None, typer.Option(help="The kubeconfig's context, where it is not the current one.")]
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="As `patchscan jobs status` shows it.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; by default the kubeconfig's.")]
+Context = Annotated[str | None, typer.Option(help="The kubeconfig's context; by default the current one.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of the Job, as `patchscan jobs status` shows it.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another value for a setting; may be repeated.")
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting; may be repeated.")
 ]
 
 submit = typer.Typer(help="Start a training or a scan on a cluster.", no_args_is_help=True)
-jobs = typer.Typer(help="The Jobs on a cluster: state, logs, ending.", no_args_is_help=True)
+jobs = typer.Typer(help="Show the Jobs on a cluster and their logs, or cancel one.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,13 +37,13 @@ def add_to(app: typer.Typer) -> None:
 
 @submit.command("train")
 def submit_train(
-    manifest: Annotated[str, typer.Argument(help="The Job's file, such as k8s/train-ssp.yaml.")],
-    name: Annotated[str | None, typer.Option(help="The new Job's name, where it is not the file's.")] = None,
+    manifest: Annotated[str, typer.Argument(help="Manifest of the Job, such as k8s/train-ssp.yaml.")],
+    name: Annotated[str | None, typer.Option(help="Name of the new Job; by default the manifest's.")] = None,
     settings: Settings = None,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Start a training Job from its manifest, with other settings where given.
+    """Start a training Job from its manifest, with changed settings where given.
 
     \b
     Examples:
@@ -60,15 +60,15 @@ def submit_train(
 @submit.command("scan")
 def submit_scan(
     source: Annotated[
-        str | None, typer.Argument(metavar="[SOURCE]", help="What to scan, where it is not the nightly scan's.")
+        str | None, typer.Argument(metavar="[SOURCE]", help="What to scan; by default what the nightly scan does.")
     ] = None,
-    out: Annotated[str | None, typer.Option(help="Where results go; each source needs its own.")] = None,
-    cron_job: Annotated[str, typer.Option(help="The CronJob whose settings the scan has.")] = CRON_JOB,
+    out: Annotated[str | None, typer.Option(help="Results folder; each source needs its own.")] = None,
+    cron_job: Annotated[str, typer.Option(help="The CronJob whose settings are used.")] = CRON_JOB,
     settings: Settings = None,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Start the nightly scan now, or one of another source with the same settings.
+    """Start the nightly scan now, or a scan of another source with the same settings.
 
     \b
     Examples:
@@ -87,7 +87,7 @@ def submit_scan(
 
 @jobs.command("status")
 def jobs_status(namespace: Namespace = None, context: Context = None) -> None:
-    """Every training and scan on the cluster: its state, how much is done, and why it failed.
+    """Show every training and scan on the cluster: its state, how much is done, and why it failed.
 
     \b
     Example:
@@ -99,26 +99,28 @@ def jobs_status(namespace: Namespace = None, context: Context = None) -> None:
     from patchscan.cluster.client import Cluster
 
     found = Cluster.connect(namespace, context).jobs()
-    table = Table("job", "state", "done", "running", "given up", "created", "message", box=None)
+    table = Table("job", "state", "done", "running", "failed", "created", "message", box=None)
     for job in found:
         done, created = f"{job.succeeded} of {job.completions}", job.created_at
-        state, given_up = job.condition or "Active", str(len(job.failed))
-        table.add_row(job.name, state, done, str(job.active), given_up, created, job.message)
+        state, failed = job.condition or "Active", str(len(job.failed))
+        table.add_row(job.name, state, done, str(job.active), failed, created, job.message)
     if found:
         Console(width=None if sys.stdout.isatty() else 200).print(table)
     else:
-        print("no Jobs of patchscan here")
+        print("there are no Jobs of patchscan in this namespace")
 
 
 @jobs.command("logs")
 def jobs_logs(
     job: JobName,
-    index: Annotated[int | None, typer.Option(min=0, help="Of this index; by default of the newest pod.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the pod has ended.")] = False,
+    index: Annotated[
+        int | None, typer.Option(min=0, help="Show the pod of this index; by default the newest pod.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the pod has ended.")] = False,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Print the log of a Job's newest pod, step by step.
+    """Print the log of a Job's newest pod, container by container.
 
     \b
     Examples:
@@ -134,7 +136,7 @@ def jobs_logs(
 
 @jobs.command("cancel")
 def jobs_cancel(job: JobName, namespace: Namespace = None, context: Context = None) -> None:
-    """End a Job and its pods. What they have done is kept: submitted again, a training or scan goes on from there.
+    """End a Job and its pods. Finished work is kept: submitted again, a training or scan continues from there.
 
     \b
     Example:
@@ -143,7 +145,7 @@ def jobs_cancel(job: JobName, namespace: Namespace = None, context: Context = No
     from patchscan.cluster.client import Cluster, ClusterError
 
     if not Cluster.connect(namespace, context).delete_job(job):
-        raise ClusterError(f"there is no Job {job}; `patchscan jobs status` shows those there are")
+        raise ClusterError(f"there is no Job {job}; `patchscan jobs status` lists all Jobs")
     print(f"{job} is cancelled")
 
 
@@ -168,9 +170,9 @@ def scan_coordinate(
     batch: o.Batch = None,
     memory_mb: o.MemoryMB = 256,
     metrics_port: o.MetricsPort = None,
-    parallelism: Annotated[int, typer.Option(min=1, help="Worker pods at once.")] = 8,
-    worker_cpu: Annotated[str, typer.Option(help="CPU that a worker pod requests.")] = "1",
-    worker_memory: Annotated[str, typer.Option(help="Memory of a worker pod.")] = "1Gi",
+    parallelism: Annotated[int, typer.Option(min=1, help="Worker pods that run at once.")] = 8,
+    worker_cpu: Annotated[str, typer.Option(help="CPU requested by a worker pod.")] = "1",
+    worker_memory: Annotated[str, typer.Option(help="Memory requested by a worker pod, and its limit.")] = "1Gi",
     queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that the workers wait in.")] = None,
     labels: o.Labels = None,
     webhook: o.Webhook = None,
@@ -178,20 +180,26 @@ def scan_coordinate(
     fail_on: o.FailOn = None,
     job: Annotated[str, typer.Option(envvar="JOB_NAME", help="The Job that this pod belongs to.")] = "",
 ) -> None:
-    """A whole scan by many pods, run inside the cluster: plan, an Indexed Job of workers, report, cleaning up.
+    """Run a scan with many pods, from inside the cluster: plan it, create an Indexed Job of workers, write the report.
 
-    Stopped at any moment, the same command finds the running Job again, or has only the missing shards worked.
+    Interrupted at any moment, the same command finds the running Job again, or creates one for the missing shards only.
 
     \b
     Example:
       patchscan scan-coordinate s3://photos --out s3://results/photos --server http://patchscan-serve:8080 --model ssp
     """
     from patchscan.cluster.client import Cluster
-    from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError, Workers, clean_up, work_shards
+    from patchscan.cluster.coordinator import (
+        ConfigurationError,
+        ShardsFailedError,
+        WorkerSettings,
+        clean_up,
+        work_shards,
+    )
     from patchscan.scanning.commands import finish, make_plan
     from patchscan.storage import open_store
 
-    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGTERM, _exit_interrupted)
     cluster = Cluster.connect(patience_s=300)
     coordinator = _own_job(cluster, job)
     results, scorer = open_store(out), o.make_scorer(server, model, token_file, None, "cpu")
@@ -204,7 +212,9 @@ def scan_coordinate(
     command += ["--batch", str(batch)] if batch else []
     command += ["--token-file", str(token_file)] if token_file else []
     command += ["--metrics-port", str(metrics_port)] if metrics_port else []
-    workers = Workers(command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue)
+    workers = WorkerSettings(
+        command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue
+    )
     try:
         work_shards(cluster, plan, results, workers, coordinator)
     except ConfigurationError as error:
@@ -216,18 +226,18 @@ def scan_coordinate(
 
 
 def roll_out(
-    model: Annotated[str, typer.Argument(help="The model served: MODEL.mar in the store.")],
+    model: Annotated[str, typer.Argument(help="Name of the served model: MODEL.mar in the model store.")],
     model_store: Annotated[str, typer.Option(help="Where new archives are published: s3://bucket/prefix.")],
-    versions: Annotated[str, typer.Option(help="Where every archive is kept under its digest.")],
-    deployment: Annotated[str, typer.Option(help="The Deployment that serves.")] = "patchscan-serve",
+    versions: Annotated[str, typer.Option(help="Where every archive is kept, under its digest.")],
+    deployment: Annotated[str, typer.Option(help="The serving Deployment.")] = "patchscan-serve",
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Have serving take up what is published, behind its gate: does the one step that is due, and ends.
+    """Roll out the published model to the serving pods: does the one step that is due, and ends.
 
-    A new archive in the store is rolled out; one whose pods did not become ready is taken back while the old pods
-    serve, and is not tried again. While a scan is under way nothing is rolled out. The cluster's CronJob
-    patchscan-roll-out calls it again and again.
+    A new archive in the model store is rolled out. One whose pods do not become ready is rolled back, while the old
+    pods serve, and is not tried again. Nothing is rolled out while a scan runs. The CronJob patchscan-roll-out runs
+    this every five minutes.
 
     \b
     Example:
@@ -250,6 +260,6 @@ def _own_job(cluster: "Cluster", name: str) -> "Job":
     return found
 
 
-def _interrupted(number: int, frame: Any) -> None:
-    print("patchscan: interrupted; the workers go on, and the same command finds them again", file=sys.stderr)
+def _exit_interrupted(number: int, frame: Any) -> None:
+    print("patchscan: interrupted; the workers keep running, and the same command finds them again", file=sys.stderr)
     sys.exit(EXIT_INTERRUPTED)

@@ -1,8 +1,8 @@
-"""A scan's shards as an Indexed Job: created or found again, followed to its end, removed when the scan is reduced.
+"""Run a scan's shards as an Indexed Job: create it or find it again, follow it to its end, and delete it at the end.
 
-The worker pods are the coordinator's own pod with another command, so that image, credentials, security settings and
-places are said once, in the manifest. Whatever stops a coordinator, the next one of the same scan finds the running
-Job by its label, or creates one for the shards that are still missing.
+The worker pods have the coordinator's own pod template with another command, so that image, credentials, security and
+scheduling settings are written once, in the manifest. Whatever ends a coordinator, the next one of the same scan finds
+the running Job by its label, or creates one for the shards that are still missing.
 """
 
 import copy
@@ -23,7 +23,7 @@ EXIT_USAGE = UserError.exit_code
 SCAN_LABEL = "patchscan/scan"
 SHARDS_ANNOTATION = "patchscan/shards"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-# What the Job controller writes into a pod template by itself.
+# Labels that the Job controller adds to a pod template; a copy must not have them.
 CONTROLLER_LABELS = (
     "batch.kubernetes.io/controller-uid",
     "batch.kubernetes.io/job-name",
@@ -34,7 +34,7 @@ DAY_S = 86_400
 
 
 class ShardsFailedError(UserError):
-    """A Job has ended and shards are missing; what is done is kept, and a rerun works the missing ones only."""
+    """A Job has ended and shards are missing; finished shards are kept, and a rerun works on the missing ones only."""
 
     exit_code = EXIT_INTERRUPTED
 
@@ -44,10 +44,10 @@ class ConfigurationError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workers:
-    """How a scan's Job runs: `parallelism` pods at once, what each requests, how often an index is tried again after
-    its pod failed (evictions do not count), after how many given up indexes the whole Job is, seconds until it is
-    ended, and the Kueue queue it waits in, if any. `command` is a worker's command line without its shard."""
+class WorkerSettings:
+    """How a scan's Job runs. `command` is a worker's command line without its shard; `parallelism` pods run at once and
+    request `cpu` and `memory` each. An index is retried `retries` times after its pod failed (evictions do not count);
+    after `max_failed` failed indexes, or `deadline_s` seconds, the Job fails. `queue` is its Kueue queue, if any."""
 
     command: Sequence[str]
     parallelism: int = 8
@@ -59,12 +59,12 @@ class Workers:
     queue: str | None = None
 
 
-def work_shards(cluster: Cluster, plan: Plan, results: Store, workers: Workers, coordinator: Job) -> None:
-    """Have every shard of the plan worked by pods; returns when all parts are written.
+def work_shards(cluster: Cluster, plan: Plan, results: Store, workers: WorkerSettings, coordinator: Job) -> None:
+    """Run pods that work on every unfinished shard of the plan; returns when all parts are written.
 
-    Raises ShardsFailedError, ConfigurationError, and what `Cluster.follow` raises; the same call goes on from there.
+    Raises ShardsFailedError, ConfigurationError, and what `Cluster.follow` raises; the same call continues from there.
     """
-    missing = unfinished(results, plan)
+    missing = unfinished_shards(results, plan)
     if not missing:
         return
     job = find_running(cluster, plan) or _create(cluster, plan, results, missing, workers, coordinator)
@@ -72,11 +72,11 @@ def work_shards(cluster: Cluster, plan: Plan, results: Store, workers: Workers, 
         try:
             for state in cluster.follow(job.name):
                 job = state
-                progress.advance(job.succeeded - progress.done, f"{job.active} pods, {len(job.failed)} shards given up")
+                progress.advance(job.succeeded - progress.done, f"{job.active} pods, {len(job.failed)} shards failed")
         except JobGoneError as error:
             raise ShardsFailedError(f"Job {job.name} was deleted") from error
-    if left := unfinished(results, plan):
-        raise _failed(job, left, cluster.failures(job.name))
+    if missing := unfinished_shards(results, plan):
+        raise _job_error(job, missing, cluster.failures(job.name))
 
 
 def clean_up(cluster: Cluster, plan: Plan) -> None:
@@ -85,22 +85,22 @@ def clean_up(cluster: Cluster, plan: Plan) -> None:
         cluster.delete_job(job.name)
 
 
-def unfinished(results: Store, plan: Plan) -> list[int]:
+def unfinished_shards(results: Store, plan: Plan) -> list[int]:
     """The shards that have no part yet, ascending."""
-    parts = set(results.names(f"scans/{plan.scan}/rows/part-"))
-    named = {index: f"scans/{plan.scan}/rows/part-{shards.name(index)}.parquet" for index in range(plan.shards)}
-    return [index for index, name in named.items() if name not in parts]
+    prefix = f"scans/{plan.scan}/rows/part-"
+    parts = set(results.names(prefix))
+    return [index for index in range(plan.shards) if f"{prefix}{shards.name(index)}.parquet" not in parts]
 
 
 def find_running(cluster: Cluster, plan: Plan) -> Job | None:
-    """The scan's Job that has not finished, or None."""
+    """The scan's unfinished Job, or None."""
     return next((job for job in cluster.jobs(_selector(plan)) if not job.finished), None)
 
 
 def _create(
-    cluster: Cluster, plan: Plan, results: Store, missing: list[int], workers: Workers, coordinator: Job
+    cluster: Cluster, plan: Plan, results: Store, missing: list[int], workers: WorkerSettings, coordinator: Job
 ) -> Job:
-    """A new Job for the missing shards; the running one where another coordinator was faster."""
+    """Create a Job for the missing shards; where another coordinator was faster, return its running Job."""
     number = 1 + max((_number(job) for job in cluster.jobs(_selector(plan))), default=0)
     while True:
         try:
@@ -121,10 +121,13 @@ def _selector(plan: Plan) -> str:
 
 
 def worker_job(
-    plan: Plan, plan_url: str, missing: Sequence[int], number: int, workers: Workers, coordinator: Job
+    plan: Plan, plan_url: str, missing: Sequence[int], number: int, workers: WorkerSettings, coordinator: Job
 ) -> Body:
-    """The Indexed Job that works these shards, as the API's JSON. Its name follows from scan and number, so that of
-    two coordinators only one can create it; it goes when the coordinator's Job goes."""
+    """The Indexed Job for these shards, as the API's JSON.
+
+    Its name consists of scan and number, so that of two coordinators only one can create it. It is owned by the
+    coordinator's Job and deleted with it.
+    """
     labels = {"app.kubernetes.io/part-of": "patchscan", "app.kubernetes.io/component": "scan-worker"}
     queue = {QUEUE_LABEL: workers.queue} if workers.queue else {}
     return {
@@ -159,15 +162,17 @@ def worker_job(
     }
 
 
-def worker_template(template: Body, labels: Body, workers: Workers, plan_url: str, missing: Sequence[int]) -> Body:
+def worker_template(
+    template: Body, labels: Body, workers: WorkerSettings, plan_url: str, missing: Sequence[int]
+) -> Body:
     """The coordinator's pod template with a worker's command, labels and resources, and without access to the API."""
-    made = copy.deepcopy(template)
-    metadata = made.setdefault("metadata", {})
+    new = copy.deepcopy(template)
+    metadata = new.setdefault("metadata", {})
     kept = {name: value for name, value in metadata.get("labels", {}).items() if name not in CONTROLLER_LABELS}
     metadata["labels"] = kept | labels
     metadata.pop("creationTimestamp", None)
-    spec = made["spec"]
-    spec["restartPolicy"] = "Never"  # what backoffLimitPerIndex asks for
+    spec = new["spec"]
+    spec["restartPolicy"] = "Never"  # backoffLimitPerIndex requires it
     spec["automountServiceAccountToken"] = False
     container = spec["containers"][0]
     container["name"] = "worker"
@@ -177,21 +182,22 @@ def worker_template(template: Body, labels: Body, workers: Workers, plan_url: st
     ]
     amounts = {"cpu": workers.cpu, "memory": workers.memory}
     container["resources"] = {"requests": amounts, "limits": {"memory": workers.memory}}
-    return made
+    return new
 
 
-def _failed(job: Job, left: list[int], failures: dict[int | None, PodFailure]) -> Exception:
-    """What to tell of a Job that ended with shards missing."""
-    of_index = shards.parse_ranges(job.annotations[SHARDS_ANNOTATION])
-    told = [
-        f"shard {of_index[failure.index]}: exit code {failure.exit_code}, {failure.message}"
+def _job_error(job: Job, missing: list[int], failures: dict[int | None, PodFailure]) -> Exception:
+    """The error for a Job that ended with shards missing."""
+    shard_of_index = shards.parse_ranges(job.annotations[SHARDS_ANNOTATION])
+    reasons = [
+        f"shard {shard_of_index[failure.index]}: exit code {failure.exit_code}, {failure.message}"
         for failure in failures.values()
-        if failure.index is not None and of_index[failure.index] in left
+        if failure.index is not None and shard_of_index[failure.index] in missing
     ]
-    some = "; ".join(told[:5]) or "no pod has failed"
-    missing = shards.format_ranges(left)
-    text = f"Job {job.name} ended {job.condition} ({job.message}), shards {missing} missing: {some}; a rerun works them"
-    given_up = [failures[index] for index in job.failed if index in failures]
-    if given_up and all(failure.exit_code == EXIT_USAGE for failure in given_up):
+    text = (
+        f"Job {job.name} ended {job.condition} ({job.message}), shards {shards.format_ranges(missing)} missing: "
+        f"{'; '.join(reasons[:5]) or 'no pod has failed'}; a rerun works on these only"
+    )
+    last_failures = [failures[index] for index in job.failed if index in failures]
+    if last_failures and all(failure.exit_code == EXIT_USAGE for failure in last_failures):
         return ConfigurationError(text)
     return ShardsFailedError(text)

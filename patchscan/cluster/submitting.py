@@ -1,4 +1,5 @@
-"""Jobs started from a laptop: a manifest or the nightly scan's CronJob with other settings; and their logs."""
+"""Start Jobs from a laptop, from a manifest or the nightly scan's CronJob with changed settings, and read their
+logs."""
 
 import contextlib
 import time
@@ -17,7 +18,7 @@ POLL_S = 2.0
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` texts by name. Raises ClusterError."""
+    """Parse `NAME=VALUE` texts into values by name. Raises ClusterError."""
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -28,23 +29,23 @@ def parse_settings(texts: Sequence[str]) -> dict[str, str]:
 
 
 def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dict[str, str]) -> str:
-    """Create the objects of a manifest with one Job in it; returns the Job's name.
+    """Create the objects of a manifest that contains one Job; returns the Job's name.
 
-    What the Job needs beside itself may be there already; a Job of the same name may not. Raises ClusterError.
+    Objects beside the Job may exist already; a Job of the same name may not. Raises ClusterError.
     """
     try:
-        documents = [one for one in yaml.safe_load_all(Path(path).read_text()) if one]
+        documents = [document for document in yaml.safe_load_all(Path(path).read_text()) if document]
     except (OSError, yaml.YAMLError) as error:
         raise ClusterError(f"{path} cannot be read: {error}") from error
-    found = [one for one in documents if one.get("kind") == "Job"]
+    found = [document for document in documents if document.get("kind") == "Job"]
     if len(found) != 1:
-        raise ClusterError(f"{path} holds {len(found)} Jobs; give a file with one, such as k8s/train-ssp.yaml")
+        raise ClusterError(f"{path} contains {len(found)} Jobs; give a file with one, such as k8s/train-ssp.yaml")
     job = found[0]
     job["metadata"]["name"] = name or job["metadata"]["name"]
-    _set(job["spec"]["template"]["spec"], settings)
+    _change_settings(job["spec"]["template"]["spec"], settings)
     for document in documents:
         if document is not job:
-            _create_unless_there(cluster, document)
+            _create_unless_exists(cluster, document)
     try:
         return cluster.create_job(job).name
     except AlreadyExistsError as error:
@@ -55,7 +56,7 @@ def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dic
 
 
 def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, str]) -> str:
-    """Create a Job as the CronJob would, with other settings; returns its name. Raises ClusterError."""
+    """Create a Job as the CronJob would, with changed settings; returns its name. Raises ClusterError."""
     found = cluster.cron_job(cron_job)
     if found is None:
         raise ClusterError(f"there is no CronJob {cron_job} in {cluster.namespace}: first kubectl apply -k k8s/")
@@ -73,32 +74,33 @@ def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, st
         },
         "spec": template["spec"],
     }
-    _set(body["spec"]["template"]["spec"], settings)
+    _change_settings(body["spec"]["template"]["spec"], settings)
     try:
         return cluster.create_job(body).name
     except AlreadyExistsError as error:
-        raise ClusterError("a scan was submitted in this very second; wait for one") from error
+        raise ClusterError("another scan was submitted in the same second; run the command again") from error
 
 
-def _create_unless_there(cluster: Cluster, document: Body) -> None:
+def _create_unless_exists(cluster: Cluster, document: Body) -> None:
     with contextlib.suppress(AlreadyExistsError):
         cluster.create(document)
 
 
-def _set(pod: Body, settings: dict[str, str]) -> None:
-    """Give every container these values; a name that no container has is an error."""
+def _change_settings(pod: Body, settings: dict[str, str]) -> None:
+    """Set these environment variables in every container. Raises ClusterError for a name that no container has."""
     containers = [*pod.get("initContainers", []), *pod["containers"]]
-    known = {one["name"] for container in containers for one in container.get("env", [])}
-    from_maps = any("configMapRef" in one for container in containers for one in container.get("envFrom", []))
+    known = {variable["name"] for container in containers for variable in container.get("env", [])}
+    from_maps = any("configMapRef" in source for container in containers for source in container.get("envFrom", []))
     if unknown := ([] if from_maps else sorted(settings.keys() - known)):
         raise ClusterError(f"there is no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     for container in containers:
-        kept = [one for one in container.get("env", []) if one["name"] not in settings]
+        kept = [variable for variable in container.get("env", []) if variable["name"] not in settings]
         container["env"] = kept + [{"name": name, "value": value} for name, value in settings.items()]
 
 
 def log_lines(cluster: Cluster, job: str, index: int | None, follow: bool) -> Iterator[str]:
-    """The log of the Job's newest pod (of an index), container after container; with `follow` until the pod has ended.
+    """Yield the log of the Job's newest pod (of an index), container by container; with `follow` until the pod has
+    ended.
 
     Raises ClusterError where there is no pod.
     """
@@ -106,7 +108,7 @@ def log_lines(cluster: Cluster, job: str, index: int | None, follow: bool) -> It
     if not pods:
         raise ClusterError(f"Job {job} has no pod" + ("" if index is None else f" of index {index}"))
     name, spec = pods[-1]["metadata"]["name"], pods[-1]["spec"]
-    for container in [one["name"] for one in [*spec.get("initContainers", []), *spec["containers"]]]:
+    for container in [c["name"] for c in [*spec.get("initContainers", []), *spec["containers"]]]:
         if not _has_started(cluster, job, index, name, container, follow):
             return
         yield f"== {container}"
@@ -114,14 +116,14 @@ def log_lines(cluster: Cluster, job: str, index: int | None, follow: bool) -> It
 
 
 def _has_started(cluster: Cluster, job: str, index: int | None, pod: str, container: str, follow: bool) -> bool:
-    """Whether the container has begun; with `follow`, waits until it has, or until the pod has ended without it."""
+    """Whether the container has started. With `follow`, wait until it has, or until the pod has ended without it."""
     while True:
-        now = next((one for one in cluster.pods(job, index) if one["metadata"]["name"] == pod), None)
-        if now is None:
+        current = next((p for p in cluster.pods(job, index) if p["metadata"]["name"] == pod), None)
+        if current is None:
             return False
-        states = {one["name"]: one["state"] for one in container_statuses(now)}
+        states = {status["name"]: status["state"] for status in container_statuses(current)}
         if {"running", "terminated"} & states.get(container, {}).keys():
             return True
-        if not follow or now["status"].get("phase") in ("Succeeded", "Failed"):
+        if not follow or current["status"].get("phase") in ("Succeeded", "Failed"):
             return False
         time.sleep(POLL_S)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from patchscan.cli import app
 from patchscan.cluster import coordinator
 from patchscan.cluster.client import Cluster, ClusterError, Job, JobGoneError
-from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError, Workers
+from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError, WorkerSettings
 from patchscan.cluster.submitting import log_lines, submit_from_cron_job, submit_manifest
 from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
@@ -29,7 +29,7 @@ from tests.kube_api import TOKEN, Body, KubeApi
 from tests.scan_kit import StubScorer, image, table_of
 
 K8S = Path(__file__).parents[2] / "k8s"
-WORKERS = Workers(command=["patchscan", "scan-worker"], parallelism=3, retries=2)
+WORKERS = WorkerSettings(command=["patchscan", "scan-worker"], parallelism=3, retries=2)
 
 
 class Bench:
@@ -100,7 +100,7 @@ def test_expired_and_broken_watches_and_a_busy_server_are_ridden_out(bench: Benc
     bench.api.expire_watches, bench.api.drop_watches = 1, 2
     bench.api.faults = [("GET", "/jobs", 503), ("POST", "/jobs", 500), ("GET", "watch", 429), ("GET", "watch", 410)]
     bench.work()
-    assert coordinator.unfinished(bench.out, bench.plan) == []
+    assert coordinator.unfinished_shards(bench.out, bench.plan) == []
     assert bench.api.expire_watches == bench.api.drop_watches == 0
     assert bench.api.faults == []
     assert len(bench.worker_jobs()) == 1
@@ -173,7 +173,7 @@ def test_a_job_deleted_under_way_is_an_interruption(bench: Bench) -> None:
         bench.work()
     bench.trouble = lambda shard, attempt: (0, "")
     bench.work()
-    assert coordinator.unfinished(bench.out, bench.plan) == []
+    assert coordinator.unfinished_shards(bench.out, bench.plan) == []
 
 
 def test_workers_are_the_coordinators_pod_without_its_rights(bench: Bench) -> None:
@@ -316,4 +316,4 @@ def test_the_laptops_commands(bench: Bench) -> None:
     assert "6 of 6" in shown.output
     assert "Complete" in shown.output
     assert CliRunner().invoke(app, ["jobs", "cancel", "coordinator"]).exit_code == 0
-    assert CliRunner().invoke(app, ["jobs", "status"]).output == "no Jobs of patchscan here\n"
+    assert CliRunner().invoke(app, ["jobs", "status"]).output == "there are no Jobs of patchscan in this namespace\n"

@@ -21,8 +21,8 @@ import yaml
 
 from patchscan.cluster import coordinator
 from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError
-from patchscan.cluster.coordinator import SHARDS_ANNOTATION, ConfigurationError, ShardsFailedError, Workers
-from patchscan.cluster.rollout import ARCHIVE, RejectedArchiveError, next_step
+from patchscan.cluster.coordinator import SHARDS_ANNOTATION, ConfigurationError, ShardsFailedError, WorkerSettings
+from patchscan.cluster.rollout import ARCHIVE_ANNOTATION, RejectedArchiveError, next_step
 from patchscan.cluster.submitting import log_lines
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, ScanSource, ShardSize, plan
@@ -106,7 +106,7 @@ class Scan:
 
     def work(self, script: str, retries: int = 0) -> None:
         """What the coordinator does; JOB_COMPLETION_INDEX is the pod's index."""
-        workers = Workers(
+        workers = WorkerSettings(
             command=["sh", "-c", script], cpu="20m", memory="64Mi", retries=retries, deadline_s=PATIENCE_S
         )
         coordinator.work_shards(Cluster.connect(self.cluster.namespace), self.plan, self.out, workers, self.own)
@@ -191,7 +191,7 @@ def test_failed_shards_are_named_and_a_rerun_by_two_coordinators_is_one_job_of_o
     scan.write(0, 2)
     failing = 'sleep 5; echo index $JOB_COMPLETION_INDEX >&2; [ "$JOB_COMPLETION_INDEX" != 1 ] || exit 75'
     made = coordinator.worker_job(
-        scan.plan, "/out", [0, 1, 2], 1, Workers(command=["sh", "-c", failing], retries=0), scan.own
+        scan.plan, "/out", [0, 1, 2], 1, WorkerSettings(command=["sh", "-c", failing], retries=0), scan.own
     )
     made["spec"]["template"]["spec"]["containers"][0]["resources"] = SMALL
     first = scan.cluster.create_job(made)
@@ -241,7 +241,7 @@ def test_a_wrong_setting_is_tried_once_an_index(scan: Scan) -> None:
 
 
 def test_the_workers_go_with_their_coordinator(scan: Scan) -> None:
-    workers = Workers(command=["sh", "-c", "sleep 300"], cpu="20m", memory="64Mi")
+    workers = WorkerSettings(command=["sh", "-c", "sleep 300"], cpu="20m", memory="64Mi")
     job = scan.cluster.create_job(coordinator.worker_job(scan.plan, "/out", [0, 1, 2], 1, workers, scan.own))
     scan.cluster.delete_job(scan.own.name)
     wait_for("the workers' Job to be gone", lambda: scan.cluster.job(job.name) is None)
@@ -321,7 +321,7 @@ def _serving(namespace: str, archive: str) -> set[str]:
     """The pods that serve an archive and are not ending."""
     found = yaml.safe_load(kubectl("get", "pods", "-n", namespace, "-o", "yaml"))["items"]
     pods = [pod["metadata"] for pod in found if "deletionTimestamp" not in pod["metadata"]]
-    return {pod["name"] for pod in pods if pod.get("annotations", {}).get(ARCHIVE) == archive}
+    return {pod["name"] for pod in pods if pod.get("annotations", {}).get(ARCHIVE_ANNOTATION) == archive}
 
 
 def _phases(cluster: Cluster, job: str) -> set[str]:

@@ -12,7 +12,14 @@ import pytest
 import yaml
 
 from patchscan.cluster.client import Cluster, ClusterError
-from patchscan.cluster.rollout import ARCHIVE, GOOD, REJECTED, RejectedArchiveError, next_step, roll_out_state
+from patchscan.cluster.rollout import (
+    ARCHIVE_ANNOTATION,
+    GOOD_ANNOTATION,
+    REJECTED_ANNOTATION,
+    RejectedArchiveError,
+    next_step,
+    roll_out_state,
+)
 from patchscan.storage import open_store
 from patchscan.storage.store import StoreError
 from tests.kube_api import Body, KubeApi
@@ -64,7 +71,7 @@ class Bench:
     def serves(self) -> str | None:
         """The archive that the pod template names."""
         annotations: dict[str, str] = self.deployment()["spec"]["template"]["metadata"]["annotations"]
-        return annotations.get(ARCHIVE)
+        return annotations.get(ARCHIVE_ANNOTATION)
 
 
 @pytest.fixture
@@ -75,7 +82,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def test_what_is_published_is_rolled_out_once_and_kept_under_its_digest(bench: Bench) -> None:
     first = bench.publish(b"first")
-    assert bench.step() == f"{first} is rolled out in place of what was there"
+    assert bench.step() == f"{first} is rolled out in place of the old archive"
     assert bench.serves == first
     assert (bench.folder / "versions" / first / "ssp.mar").read_bytes() == b"first"
     assert "under way" in bench.step(), "the controller has not seen it yet"
@@ -107,14 +114,14 @@ def test_a_model_whose_pods_do_not_become_ready_is_taken_back_and_not_tried_agai
     bench.pods_become("ready")
     assert bench.step() == f"{better} serves"
     notes = bench.deployment()["metadata"]["annotations"]
-    assert (notes[GOOD], notes.get(REJECTED)) == (better, None)
+    assert (notes[GOOD_ANNOTATION], notes.get(REJECTED_ANNOTATION)) == (better, None)
 
 
 def test_a_first_model_that_fails_leaves_what_was_there(bench: Bench) -> None:
     bad = bench.publish(b"bad")
     bench.step()
     bench.pods_become("stuck")
-    with pytest.raises(RejectedArchiveError, match="what was there serves"):
+    with pytest.raises(RejectedArchiveError, match="the old archive serves"):
         bench.step()
     assert bench.serves is None
     bench.pods_become("ready")
@@ -127,7 +134,7 @@ def test_a_scan_under_way_is_let_finish(bench: Bench) -> None:
         {"kind": "Job", "metadata": {"name": "night", "labels": labels}, "spec": {"template": {}}}
     )
     new = bench.publish(b"new")
-    assert "waits until the scan under way has ended" in bench.step()
+    assert "waits until the running scan has ended" in bench.step()
     assert bench.serves is None
     bench.cluster.delete_job(job.name)
     bench.step()
@@ -139,7 +146,7 @@ def test_an_archive_that_is_not_its_digests_is_not_rolled_out(bench: Bench) -> N
         bench.step()
     bench.publish(b"whole")
     (bench.folder / "store/ssp.mar").write_bytes(b"half")
-    with pytest.raises(StoreError, match="not the archive of its sha256 file"):
+    with pytest.raises(StoreError, match="does not match its"):
         bench.step()
     bench.api.delete("deployments", NAME)
     with pytest.raises(ClusterError, match="no Deployment patchscan-serve"):

@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from patchscan.cli import app
-from patchscan.cluster.coordinator import Workers, worker_job
+from patchscan.cluster.coordinator import WorkerSettings, worker_job
 from patchscan.serving.gate import Gate, Tokens
 from patchscan.serving.server import TorchServe
 from tests.scan_kit import card
@@ -289,7 +289,7 @@ def test_the_workers_job_is_valid_and_runs_what_exists(tmp_path: Path) -> None:
     made = plan(ScanSource(url=str(tmp_path / "in")), Filters(), card(), open_store(str(tmp_path / "out")))
     template = next(one for name, one in pod_templates(objects(K8S)) if name == "CronJob/patchscan-scan")
     coordinator = Job("own", "uid-1", "1", {}, {}, 1, 0, 0, [], None, "", "", template)
-    workers = Workers(command=["patchscan", "scan-worker", "--select", "worker"], queue="patchscan")
+    workers = WorkerSettings(command=["patchscan", "scan-worker", "--select", "worker"], queue="patchscan")
     body = worker_job(made, "s3://out/scans/x/plan.json", [0, 1, 5], 1, workers, coordinator)
     kubernetes_validate.validate(body, VERSION, strict=True)
     assert body["spec"]["suspend"] is True
