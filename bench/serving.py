@@ -21,7 +21,7 @@ from bench.crew import Crew, Job
 from bench.rounds import Recorder, Settings, alternate
 from patchscan.common.errors import UserError
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, ShardSize, plan
+from patchscan.scanning.plan import ScanSource, ShardSize, plan_scan
 from patchscan.scanning.scorers import Select, ServerSettings, TorchServeScorer
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.serving.archive import archive
@@ -161,7 +161,9 @@ class Scan:
             scorer = TorchServeScorer(settings)
             out = open_store(f"s3://{RESULTS}/{self.model}-{next(self._runs)}")
             began, store_s = time.perf_counter(), self._store_cpu_s()
-            made = plan(ScanSource(url=f"s3://{BUCKET}"), Filters(), scorer.card, out, ShardSize(max_objects=shard))
+            made = plan_scan(
+                ScanSource(url=f"s3://{BUCKET}"), Filters(), scorer.card, out, ShardSize(max_objects=shard)
+            )
             worker = Worker(made, out, scorer, WorkSettings(select=select, batch=batch))
             for index in range(made.shards):
                 worker.work(index)

@@ -18,7 +18,7 @@ from patchscan.detector.card import Card, Decision
 from patchscan.detector.prepared import build_answer, prepare
 from patchscan.detector.presets import PatchPreset
 from patchscan.scanning import rows
-from patchscan.scanning.plan import tables
+from patchscan.scanning.plan import read_parts
 from patchscan.scanning.scorers import Select
 from patchscan.storage.store import Store
 
@@ -95,7 +95,7 @@ def image(seed: int, side: int = 40, kind: str = "PNG") -> bytes:
 def table_of(out: Store, scan: str) -> dict[str, dict[str, Any]]:
     """A scan's rows by key, without the fields that may differ between two scans; fails on a key that comes twice."""
     found: dict[str, dict[str, Any]] = {}
-    for data in tables(out, scan):
+    for data in read_parts(out, scan):
         for row in rows.from_parquet(data).to_pylist():
             assert row["key"] not in found, f"{row['key']} has two rows"
             found[row["key"]] = {name: value for name, value in row.items() if name not in CIRCUMSTANCES}

@@ -9,7 +9,7 @@ import typer
 
 from patchscan.common.console import INTERNAL_STEPS
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
-from patchscan.scanning import options as o
+from patchscan.scanning import options
 
 if TYPE_CHECKING:
     from patchscan.cluster.client import Cluster, Job
@@ -150,34 +150,34 @@ def jobs_cancel(job: JobName, namespace: Namespace = None, context: Context = No
 
 
 def scan_coordinate(
-    source: o.SourceUrl,
-    out: o.Out,
+    source: options.SourceUrl,
+    out: options.Out,
     server: Annotated[str, typer.Option(help="TorchServe's inference address in the cluster.")],
     model: Annotated[str, typer.Option(help="The model's name on the server.")],
-    token_file: o.TokenFile = None,
-    manifest: o.Manifest = None,
-    suffix: o.Suffix = None,
-    min_size: o.MinSize = None,
-    max_size: o.MaxSize = None,
-    since: o.Since = None,
-    until: o.Until = None,
-    requester_pays: o.RequesterPays = False,
-    shard_objects: o.ShardObjects = 5_000,
-    shard_mb: o.ShardMB = 4_096,
-    select: o.SelectBy = None,
-    threads: o.Threads = 32,
-    in_flight: o.InFlight = 32,
-    batch: o.Batch = None,
-    memory_mb: o.MemoryMB = 256,
-    metrics_port: o.MetricsPort = None,
+    token_file: options.TokenFile = None,
+    manifest: options.Manifest = None,
+    suffix: options.Suffix = None,
+    min_size: options.MinSize = None,
+    max_size: options.MaxSize = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    requester_pays: options.RequesterPays = False,
+    shard_objects: options.ShardObjects = 5_000,
+    shard_mb: options.ShardMB = 4_096,
+    select: options.SelectBy = None,
+    threads: options.Threads = 32,
+    in_flight: options.InFlight = 32,
+    batch: options.Batch = None,
+    memory_mb: options.MemoryMB = 256,
+    metrics_port: options.MetricsPort = None,
     parallelism: Annotated[int, typer.Option(min=1, help="Worker pods that run at once.")] = 8,
     worker_cpu: Annotated[str, typer.Option(help="CPU requested by a worker pod.")] = "1",
     worker_memory: Annotated[str, typer.Option(help="Memory requested by a worker pod, and its limit.")] = "1Gi",
     queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that the workers wait in.")] = None,
-    labels: o.Labels = None,
-    webhook: o.Webhook = None,
-    webhook_secret_file: o.WebhookSecretFile = None,
-    fail_on: o.FailOn = None,
+    labels: options.Labels = None,
+    webhook: options.Webhook = None,
+    webhook_secret_file: options.WebhookSecretFile = None,
+    fail_on: options.FailOn = None,
     job: Annotated[str, typer.Option(envvar="JOB_NAME", help="The Job that this pod belongs to.")] = "",
 ) -> None:
     """Run a scan with many pods, from inside the cluster: plan it, create an Indexed Job of workers, write the report.
@@ -196,16 +196,16 @@ def scan_coordinate(
         clean_up,
         work_shards,
     )
-    from patchscan.scanning.commands import finish, make_plan
+    from patchscan.scanning.commands import finish_scan, make_plan
     from patchscan.storage import open_store
 
     signal.signal(signal.SIGTERM, _exit_interrupted)
     cluster = Cluster.connect(patience_s=300)
     coordinator = _own_job(cluster, job)
-    results, scorer = open_store(out), o.make_scorer(server, model, token_file, None, "cpu")
-    where = o.make_source(source, None, requester_pays, manifest)
-    filters = o.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
+    results, scorer = open_store(out), options.make_scorer(server, model, token_file, None, "cpu")
+    scan_source = options.make_source(source, None, requester_pays, manifest)
+    filters = options.make_filters(suffix, min_size, max_size, since, until)
+    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb)
     command = ["patchscan", "scan-worker", "--server", server, "--model", model]
     command += ["--select", select] if select else []
     command += ["--threads", str(threads), "--in-flight", str(in_flight), "--memory-mb", str(memory_mb)]
@@ -218,11 +218,11 @@ def scan_coordinate(
     try:
         work_shards(cluster, plan, results, workers, coordinator)
     except ConfigurationError as error:
-        if o.make_scorer(server, model, token_file, None, "cpu").card.digest == plan.digest:
+        if options.make_scorer(server, model, token_file, None, "cpu").card.digest == plan.digest:
             raise
         raise ShardsFailedError(f"{model} was replaced during the scan; the next try plans it anew") from error
     clean_up(cluster, plan)
-    finish(results, plan, labels, webhook, webhook_secret_file, fail_on)
+    finish_scan(results, plan, labels, webhook, webhook_secret_file, fail_on)
 
 
 def roll_out(

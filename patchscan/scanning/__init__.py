@@ -1,1 +1,1 @@
-"""Scoring buckets: exactly one row an object, resumable, incremental. Imports no torch."""
+"""Scan a bucket or folder: exactly one row for each object, resumable, incremental. Imports no torch."""

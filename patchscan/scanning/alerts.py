@@ -1,4 +1,4 @@
-"""What somebody must hear of after a scan: alerts drawn from its report, and a signed webhook that carries them."""
+"""Derive alerts from a scan's report, and send them to a signed webhook."""
 
 import hashlib
 import hmac
@@ -19,9 +19,10 @@ class WebhookError(UserError):
     """The webhook could not be delivered or its secret not read; the scan itself is complete."""
 
 
-def alerts_of(report: dict[str, Any]) -> list[dict[str, str]]:
-    """`ai`: images scored by this scan were called AI; `drift`: the new images score unlike the previous ones;
-    `failed`: objects could not be scored. Each with a sentence."""
+def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the alerts of a report, as `kind` and `message`. Kinds: `ai` where this scan called images AI, `drift`
+    where the scores of new images differ from those of the previous scan, `failed` where objects could not be
+    scored."""
     found: list[dict[str, str]] = []
     new_ai, drift, failed = report["totals"]["new_ai"], report["drift"], report["totals"]["failed"]
     if new_ai:
@@ -34,14 +35,14 @@ def alerts_of(report: dict[str, Any]) -> list[dict[str, str]]:
     return found
 
 
-def message_of(report: dict[str, Any]) -> dict[str, Any]:
-    """What the webhook and the event stream say of a finished scan."""
+def webhook_message(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the message about a finished scan that `post` sends."""
     names = ("scan", "source", "finished_at", "totals", "verdicts", "alerts")
     return {"event": "scan.finished", **{name: report[name] for name in names}}
 
 
 def sign(secret: bytes, timestamp: str, body: bytes) -> str:
-    """`sha256=` and the hexadecimal HMAC-SHA256 of `<timestamp>.<body>`; the receiver computes the same."""
+    """Return `sha256=` and the hexadecimal HMAC-SHA256 of `<timestamp>.<body>`; the receiver computes the same."""
     return "sha256=" + hmac.new(secret, timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
@@ -49,7 +50,7 @@ def post(url: str, message: dict[str, Any], secret_file: Path | None, retries: R
     """POST the message as JSON, signed where a secret is given, until it is accepted. Raises WebhookError."""
     body = json.dumps(message, sort_keys=True).encode()
 
-    def once() -> None:
+    def attempt() -> None:
         headers = {"Content-Type": "application/json", TIMESTAMP: str(int(time.time()))}
         if secret_file:
             headers[SIGNATURE] = sign(_secret(secret_file), headers[TIMESTAMP], body)
@@ -63,7 +64,7 @@ def post(url: str, message: dict[str, Any], secret_file: Path | None, retries: R
             raise WebhookError(f"the webhook refuses the message: status {reply.status_code}")
 
     try:
-        (retries or Retries(deadline_s=60)).call(once)
+        (retries or Retries(deadline_s=60)).call(attempt)
     except TransientError as error:
         raise WebhookError(f"the webhook cannot be reached ({error}); the scan itself is complete") from None
 

@@ -1,4 +1,4 @@
-"""The command line of scanning: `scan` on one machine, or its three steps apart: plan, work a shard, reduce."""
+"""The commands for scans: `scan` and `report`, and the three steps of a scan for many processes: plan, work, reduce."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import typer
 
 from patchscan.common.console import INTERNAL_STEPS
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
-from patchscan.scanning import options as o
+from patchscan.scanning import options
 
 if TYPE_CHECKING:
     from patchscan.scanning.listing import Filters
@@ -33,38 +33,39 @@ def add_to(app: typer.Typer) -> None:
 
 
 def scan(
-    source: o.SourceUrl,
-    out: o.Out = "scan-results",
-    server: o.Server = None,
-    model: o.Model = None,
-    token_file: o.TokenFile = None,
-    run: o.Run = None,
-    device: o.Device = "cpu",
-    select: o.SelectBy = None,
-    manifest: o.Manifest = None,
-    suffix: o.Suffix = None,
-    min_size: o.MinSize = None,
-    max_size: o.MaxSize = None,
-    since: o.Since = None,
-    until: o.Until = None,
-    endpoint_url: o.EndpointUrl = None,
-    requester_pays: o.RequesterPays = False,
-    shard_objects: o.ShardObjects = 5_000,
-    shard_mb: o.ShardMB = 4_096,
-    threads: o.Threads = 32,
-    in_flight: o.InFlight = 32,
-    batch: o.Batch = None,
-    memory_mb: o.MemoryMB = 256,
-    metrics_port: o.MetricsPort = None,
-    labels: o.Labels = None,
-    events: o.Events = None,
-    webhook: o.Webhook = None,
-    webhook_secret_file: o.WebhookSecretFile = None,
-    fail_on: o.FailOn = None,
+    source: options.SourceUrl,
+    out: options.Out = "scan-results",
+    server: options.Server = None,
+    model: options.Model = None,
+    token_file: options.TokenFile = None,
+    run: options.Run = None,
+    device: options.Device = "cpu",
+    select: options.SelectBy = None,
+    manifest: options.Manifest = None,
+    suffix: options.Suffix = None,
+    min_size: options.MinSize = None,
+    max_size: options.MaxSize = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    endpoint_url: options.EndpointUrl = None,
+    requester_pays: options.RequesterPays = False,
+    shard_objects: options.ShardObjects = 5_000,
+    shard_mb: options.ShardMB = 4_096,
+    threads: options.Threads = 32,
+    in_flight: options.InFlight = 32,
+    batch: options.Batch = None,
+    memory_mb: options.MemoryMB = 256,
+    metrics_port: options.MetricsPort = None,
+    labels: options.Labels = None,
+    events: options.Events = None,
+    webhook: options.Webhook = None,
+    webhook_secret_file: options.WebhookSecretFile = None,
+    fail_on: options.FailOn = None,
 ) -> None:
-    """Score every image of a bucket or folder: one row an object, a report, and the next time only what changed.
+    """Score every image of a bucket or folder: one row for each object, and a report.
 
-    Stopped at any moment, the same command goes on where it was.
+    Interrupted at any moment, the same command continues where it stopped. The next scan scores only what is new or
+    changed.
 
     \b
     Examples:
@@ -73,40 +74,46 @@ def scan(
       patchscan scan s3://photos --out ./results --run runs/ssp --suffix .jpg --suffix .png --since 2026-01-01
     """
     from patchscan.common.console import ProgressReport
-    from patchscan.scanning.observers import Bar
+    from patchscan.scanning.observers import BarObserver
     from patchscan.storage import open_store
 
-    scorer = o.make_scorer(server, model, token_file, run, device, in_flight)
+    scorer = options.make_scorer(server, model, token_file, run, device, in_flight)
     results = open_store(out, endpoint_url=endpoint_url)
-    where = o.make_source(source, endpoint_url, requester_pays, manifest)
-    filters = o.make_filters(suffix, min_size, max_size, since, until)
-    made = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
-    worker = o.make_worker(made, results, scorer, o.make_settings(select, threads, in_flight, batch, memory_mb))
-    with ProgressReport("scanning", made.listed - made.unchanged, "objects") as progress:
-        worker.observers = [Bar(progress), *o.metrics_observers(metrics_port), *o.event_observers(events, made)]
-        _work(worker, range(made.shards))
-    finish(results, made, labels, webhook, webhook_secret_file, fail_on)
+    scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
+    filters = options.make_filters(suffix, min_size, max_size, since, until)
+    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb)
+    worker = options.make_worker(
+        plan, results, scorer, options.make_settings(select, threads, in_flight, batch, memory_mb)
+    )
+    with ProgressReport("scanning", plan.listed - plan.unchanged, "objects") as progress:
+        worker.observers = [
+            BarObserver(progress),
+            *options.metrics_observers(metrics_port),
+            *options.event_observers(events, plan),
+        ]
+        _work_shards(worker, range(plan.shards))
+    finish_scan(results, plan, labels, webhook, webhook_secret_file, fail_on)
 
 
 def scan_plan(
-    source: o.SourceUrl,
-    out: o.Out,
-    server: o.Server = None,
-    model: o.Model = None,
-    token_file: o.TokenFile = None,
-    run: o.Run = None,
-    manifest: o.Manifest = None,
-    suffix: o.Suffix = None,
-    min_size: o.MinSize = None,
-    max_size: o.MaxSize = None,
-    since: o.Since = None,
-    until: o.Until = None,
-    endpoint_url: o.EndpointUrl = None,
-    requester_pays: o.RequesterPays = False,
-    shard_objects: o.ShardObjects = 5_000,
-    shard_mb: o.ShardMB = 4_096,
+    source: options.SourceUrl,
+    out: options.Out,
+    server: options.Server = None,
+    model: options.Model = None,
+    token_file: options.TokenFile = None,
+    run: options.Run = None,
+    manifest: options.Manifest = None,
+    suffix: options.Suffix = None,
+    min_size: options.MinSize = None,
+    max_size: options.MaxSize = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    endpoint_url: options.EndpointUrl = None,
+    requester_pays: options.RequesterPays = False,
+    shard_objects: options.ShardObjects = 5_000,
+    shard_mb: options.ShardMB = 4_096,
 ) -> None:
-    """Plan a scan in many processes: list, compare with the last scan, cut into shards; prints JSON.
+    """Plan a scan for many processes: list, compare with the last scan, cut into shards; prints JSON.
 
     \b
     Examples:
@@ -114,64 +121,66 @@ def scan_plan(
     """
     from patchscan.storage import open_store
 
-    scorer = o.make_scorer(server, model, token_file, run, "cpu")
+    scorer = options.make_scorer(server, model, token_file, run, "cpu")
     results = open_store(out, endpoint_url=endpoint_url)
-    where = o.make_source(source, endpoint_url, requester_pays, manifest)
-    filters = o.make_filters(suffix, min_size, max_size, since, until)
-    made = make_plan(where, filters, scorer, results, shard_objects, shard_mb)
-    counts = {name: getattr(made, name) for name in ("shards", "listed", "unchanged", "deleted")}
-    print(json.dumps({"plan": made.address(results), **counts}))
+    scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
+    filters = options.make_filters(suffix, min_size, max_size, since, until)
+    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb)
+    counts = {name: getattr(plan, name) for name in ("shards", "listed", "unchanged", "deleted")}
+    print(json.dumps({"plan": plan.address(results), **counts}))
 
 
 def scan_worker(
-    plan_url: o.PlanUrl,
-    index: o.Index,
-    within: o.Within = None,
-    server: o.Server = None,
-    model: o.Model = None,
-    token_file: o.TokenFile = None,
-    run: o.Run = None,
-    device: o.Device = "cpu",
-    select: o.SelectBy = None,
-    endpoint_url: o.EndpointUrl = None,
-    threads: o.Threads = 32,
-    in_flight: o.InFlight = 32,
-    batch: o.Batch = None,
-    memory_mb: o.MemoryMB = 256,
-    metrics_port: o.MetricsPort = None,
+    plan_url: options.PlanUrl,
+    index: options.Index,
+    within: options.Within = None,
+    server: options.Server = None,
+    model: options.Model = None,
+    token_file: options.TokenFile = None,
+    run: options.Run = None,
+    device: options.Device = "cpu",
+    select: options.SelectBy = None,
+    endpoint_url: options.EndpointUrl = None,
+    threads: options.Threads = 32,
+    in_flight: options.InFlight = 32,
+    batch: options.Batch = None,
+    memory_mb: options.MemoryMB = 256,
+    metrics_port: options.MetricsPort = None,
 ) -> None:
-    """Score one shard of a plan; any number of these may run at once, and each may be run again.
+    """Score one shard of a plan; many workers may run at once, and a worker may be run again.
 
-    Progress and findings are JSON lines on standard error.
+    Writes progress and findings to standard error as JSON lines.
 
     \b
     Examples:
       patchscan scan-worker --plan s3://results/photos/scans/SCAN/plan.json --index $JOB_COMPLETION_INDEX \\
         --server http://serve:8080 --model ssp
     """
-    from patchscan.scanning.observers import EventStream
-    from patchscan.scanning.plan import Plan, locate
+    from patchscan.scanning.observers import EventObserver
+    from patchscan.scanning.plan import Plan, parse_plan_url
     from patchscan.storage import open_store
 
-    shard = o.shard_number(index, within)
-    scorer = o.make_scorer(server, model, token_file, run, device, in_flight)
-    out, name = locate(plan_url)
+    shard = options.shard_number(index, within)
+    scorer = options.make_scorer(server, model, token_file, run, device, in_flight)
+    out, name = parse_plan_url(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
-    made = Plan.read(results, name)
-    worker = o.make_worker(made, results, scorer, o.make_settings(select, threads, in_flight, batch, memory_mb))
-    stream = EventStream(sys.stderr, made.scan, len(worker.objects(shard)))
-    worker.observers = [stream, *o.metrics_observers(metrics_port)]
-    _work(worker, [shard])
+    plan = Plan.read(results, name)
+    worker = options.make_worker(
+        plan, results, scorer, options.make_settings(select, threads, in_flight, batch, memory_mb)
+    )
+    stream = EventObserver(sys.stderr, plan.scan, len(worker.objects(shard)))
+    worker.observers = [stream, *options.metrics_observers(metrics_port)]
+    _work_shards(worker, [shard])
     stream.progress()
 
 
 def scan_reduce(
-    plan_url: o.PlanUrl,
-    endpoint_url: o.EndpointUrl = None,
-    labels: o.Labels = None,
-    webhook: o.Webhook = None,
-    webhook_secret_file: o.WebhookSecretFile = None,
-    fail_on: o.FailOn = None,
+    plan_url: options.PlanUrl,
+    endpoint_url: options.EndpointUrl = None,
+    labels: options.Labels = None,
+    webhook: options.Webhook = None,
+    webhook_secret_file: options.WebhookSecretFile = None,
+    fail_on: options.FailOn = None,
 ) -> None:
     """Finish a scan: count the rows of all shards, write the reports and _SUCCESS.
 
@@ -179,20 +188,20 @@ def scan_reduce(
     Examples:
       patchscan scan-reduce --plan s3://results/photos/scans/SCAN/plan.json
     """
-    from patchscan.scanning.plan import Plan, locate
+    from patchscan.scanning.plan import Plan, parse_plan_url
     from patchscan.storage import open_store
 
-    out, name = locate(plan_url)
+    out, name = parse_plan_url(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
-    finish(results, Plan.read(results, name), labels, webhook, webhook_secret_file, fail_on)
+    finish_scan(results, Plan.read(results, name), labels, webhook, webhook_secret_file, fail_on)
 
 
 def report(
-    out: Annotated[str, typer.Argument(help="The results folder of a scan: s3://bucket/prefix, or a folder.")],
-    endpoint_url: o.EndpointUrl = None,
-    labels: o.Labels = None,
+    out: Annotated[str, typer.Argument(help="Results folder of a scan: s3://bucket/prefix, or a folder.")],
+    endpoint_url: options.EndpointUrl = None,
+    labels: options.Labels = None,
 ) -> None:
-    """Write the newest scan's report again and print its short form.
+    """Write the newest scan's report again and print its summary.
 
     \b
     Examples:
@@ -203,54 +212,59 @@ def report(
     from patchscan.storage import open_store
 
     results = open_store(out, endpoint_url=endpoint_url)
-    made = last_complete(results)
-    if made is None:
+    plan = last_complete(results)
+    if plan is None:
         raise UserError(f"{out} holds no complete scan; run `patchscan scan` first")
-    finish(results, made, labels)
+    finish_scan(results, plan, labels)
 
 
 def make_plan(
     source: "ScanSource", filters: "Filters", scorer: "Scorer", results: "Store", shard_objects: int, shard_mb: int
 ) -> "Plan":
-    from patchscan.scanning.plan import ShardSize, plan
+    """Plan a scan (`plan_scan`), and warn where the results store ignores conditional writes."""
+    from patchscan.scanning.plan import ShardSize, plan_scan
 
-    made = plan(source, filters, scorer.card, results, ShardSize(max_objects=shard_objects, max_bytes=shard_mb * o.MB))
-    if not made.conditional_writes:
-        message = f"{results.url} ignores conditional writes: of two scans started at once one will end with 75"
+    plan = plan_scan(
+        source, filters, scorer.card, results, ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
+    )
+    if not plan.conditional_writes:
+        message = (
+            f"{results.url} ignores conditional writes: if two scans are started at once, one of them ends with 75"
+        )
         print(f"patchscan: warning: {message}", file=sys.stderr)
-    return made
+    return plan
 
 
-def _work(worker: "Worker", indexes: Iterable[int]) -> None:
-    """Work these shards; exits with 75 where the scan is stopped before the end."""
+def _work_shards(worker: "Worker", indexes: Iterable[int]) -> None:
+    """Work on these shards; exits with 75 where the scan is interrupted."""
     from patchscan.common.retries import StoppedError
 
     try:
         for index in indexes:
             worker.work(index)
     except StoppedError:
-        print("patchscan: interrupted; the same command goes on from here", file=sys.stderr)
+        print("patchscan: interrupted; run the same command again to continue", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def finish(
+def finish_scan(
     results: "Store",
-    made: "Plan",
+    plan: "Plan",
     labels: str | None = None,
     webhook: str | None = None,
     webhook_secret_file: Path | None = None,
     fail_on: Sequence[str] | None = None,
 ) -> None:
-    """Reduce, tell the webhook, print the short form, and exit as the scan's outcome asks."""
-    from patchscan.scanning.alerts import message_of, post
+    """Write the reports, print the summary, send the webhook, and exit with the code of the scan's outcome."""
+    from patchscan.scanning.alerts import post, webhook_message
     from patchscan.scanning.report import reduce, summary_text
 
-    found = reduce(results, made, labels)
-    print(summary_text(found))
+    report = reduce(results, plan, labels)
+    print(summary_text(report))
     print(f"report: {results.url.rstrip('/')}/report.html")
     if webhook:
-        post(webhook, message_of(found), webhook_secret_file)
-    if found["totals"]["failed"]:
+        post(webhook, webhook_message(report), webhook_secret_file)
+    if report["totals"]["failed"]:
         raise typer.Exit(EXIT_FAILED_ROWS)
-    if {alert["kind"] for alert in found["alerts"]} & set(fail_on or ()):
+    if {alert["kind"] for alert in report["alerts"]} & set(fail_on or ()):
         raise typer.Exit(EXIT_ALERT)

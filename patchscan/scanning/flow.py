@@ -1,5 +1,5 @@
-"""How work flows through a scan worker: threads that can be stopped, and three throttles: bytes held in memory,
-requests under way at the server, and batches of crops."""
+"""Limit the work of a scan worker: threads that can be stopped, a budget of bytes in memory, a window of requests at
+the server, and batches of crops."""
 
 import queue
 import threading
@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int, stop: threading.Event, drain_s: float
 ) -> Iterator[Result]:
-    """The results of `function` for each item, as they come, from `threads` threads.
+    """Yield the results of `function` for each item, as they come, from `threads` threads.
 
-    What `function` raises ends it. After `stop` is set no item is begun; results of those under way are given for up to
-    `drain_s` seconds, then StoppedError is raised.
+    An exception from `function` ends it and is raised. After `stop` is set no item is started; results of the running
+    ones are yielded for up to `drain_s` seconds, then StoppedError is raised.
     """
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:
@@ -40,33 +40,34 @@ def map_in_threads(
             except Exception as error:  # noqa: BLE001  raised again where the results are consumed
                 results.put(error)
 
-    # Daemons: a thread that hangs in a request must not keep a stopped scan from ending.
-    crew = [threading.Thread(target=run, daemon=True) for _ in range(min(threads, len(items)))]
-    for thread in crew:
+    # Daemon threads: one that hangs in a request must not keep a stopped scan from ending.
+    workers = [threading.Thread(target=run, daemon=True) for _ in range(min(threads, len(items)))]
+    for thread in workers:
         thread.start()
-    left, drained_at = len(items), float("inf")
+    remaining, drained_at = len(items), float("inf")
     try:
-        while left:
+        while remaining:
             if stop.is_set():
                 drained_at = min(drained_at, time.monotonic() + drain_s)
-            over = time.monotonic() > drained_at or not any(thread.is_alive() for thread in crew)
+            give_up = time.monotonic() > drained_at or not any(thread.is_alive() for thread in workers)
             try:
                 result = results.get(timeout=0.2)
             except queue.Empty:
-                if over:
+                if give_up:
                     raise StoppedError from None
                 continue
             if isinstance(result, Exception) and not isinstance(result, StoppedError):
                 raise result
             if not isinstance(result, Exception):
-                left -= 1
+                remaining -= 1
                 yield result
     finally:
         halt.set()
 
 
 class ByteBudget:
-    """A semaphore on bytes: encoded images held at once stay under `total`; a larger one passes alone."""
+    """A semaphore that counts bytes: at most `total` are held at once; a larger image waits until it can be held
+    alone."""
 
     def __init__(self, total: int):
         self.total = total
@@ -89,25 +90,26 @@ class ByteBudget:
 
 
 class Window:
-    """How many requests may be under way: one more for each windowful of answers, half as many when the server is busy
-    (additive increase, multiplicative decrease), between 1 and `largest`."""
+    """Limit the requests in flight, between 1 and `largest`: one more after each window of answers, half as many when
+    the server is busy (additive increase, multiplicative decrease)."""
 
-    # Requests of one overload fail together; they count as one sign.
+    # The requests of one overload fail together: within this time they halve the window only once.
     SETTLE_S = 1.0
 
     def __init__(self, start: int = 8, largest: int = 64):
         self.size = float(max(1, min(start, largest)))
         self.largest = largest
-        self._under_way = 0
+        self._in_flight = 0
         self._shrunk = 0.0
         self._changed = threading.Condition()
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Wait for a place and hold it for one request; TransientError raised within means that the server is busy."""
+        """Wait for a free place and hold it for one request. A TransientError in the block means that the server is
+        busy."""
         with self._changed:
-            self._changed.wait_for(lambda: self._under_way < int(self.size))
-            self._under_way += 1
+            self._changed.wait_for(lambda: self._in_flight < int(self.size))
+            self._in_flight += 1
         busy = False
         try:
             yield
@@ -117,7 +119,7 @@ class Window:
         finally:
             with self._changed:
                 self._adapt(busy)
-                self._under_way -= 1
+                self._in_flight -= 1
                 self._changed.notify_all()
 
     def _adapt(self, busy: bool) -> None:
@@ -129,7 +131,7 @@ class Window:
 
 
 class Batcher:
-    """Joins the crops of many threads into few calls of `score`, each of at most `size` images."""
+    """Collect the crops of many threads into few calls of `score`, each with at most `size` images."""
 
     def __init__(self, score: Callable[[Sequence[np.ndarray]], list[float]], senders: int, size: int):
         self._score, self._size = score, size
@@ -138,7 +140,8 @@ class Batcher:
             threading.Thread(target=self._send, daemon=True).start()
 
     def logit(self, crops: np.ndarray) -> float:
-        """The logit of one image's crops, uint8 (count, size, size, 3); raises what `score` raised for its batch."""
+        """Return the logit of one image's crops, uint8 (count, size, size, 3). Raises what `score` raised for its
+        batch."""
         future: Future[float] = Future()
         self._waiting.put((crops, future))
         return future.result()

@@ -1,4 +1,4 @@
-"""What is known of some of the objects: labels from folder names or a file, and the evaluation report they allow."""
+"""Evaluate a scan against labels, which come from folder names or from a CSV file."""
 
 import csv
 import hashlib
@@ -28,7 +28,7 @@ class LabelError(UserError):
 
 
 def from_key(key: str) -> tuple[int, str] | None:
-    """Label (1 AI, 0 real) and generator of a key whose folder tells them; None where it does not."""
+    """Return label (1 AI, 0 real) and generator of a key by its folders' names; None where they do not say."""
     match = FOLDER_LABEL.search(key)
     if match is None:
         return None
@@ -36,7 +36,11 @@ def from_key(key: str) -> tuple[int, str] | None:
 
 
 def from_csv(url: str, endpoint_url: str | None = None) -> dict[str, tuple[int, str]]:
-    """Labels by key from a CSV (s3://... or a file) with columns key, label (ai or real) and, if given, generator."""
+    """Read labels by key from a CSV (s3://... or a file) with columns key, label (ai or real) and, optionally,
+    generator.
+
+    Raises LabelError.
+    """
     folder, _, name = url.rpartition("/")
     data = open_store(folder or ".", endpoint_url=endpoint_url).read(name)
     if data is None:
@@ -51,13 +55,13 @@ def from_csv(url: str, endpoint_url: str | None = None) -> dict[str, tuple[int, 
 
 
 def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None) -> pd.DataFrame:
-    """The labelled rows as evaluation's scores table: path, generator, label, logit, small, status, error_code.
+    """Return the labelled rows as evaluation's scores table: path, generator, label, logit, small, status, error_code.
 
-    `source` is `folders`, or the address of a CSV. Raises LabelError where no object has a label.
+    `source` is `folders`, or the path or URL of a CSV. Raises LabelError where no object has a label.
     """
     known = None if source == FOLDERS else from_csv(source, endpoint_url)
     records: list[dict[str, Any]] = []
-    for row in table.each(
+    for row in table.stream(
         "SELECT key, etag, logit, coalesce(reason = 'small_image', false) AS small, status, error_code"
         " FROM rows WHERE status <> 'failed' ORDER BY key"
     ):
@@ -70,7 +74,7 @@ def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None)
 
 
 def evaluate(scores: pd.DataFrame, card: Card, name: str, out: Path) -> dict[str, Any]:
-    """Write evaluation's report on a labelled scan into `out`; the card's decision is judged, nothing is fitted."""
+    """Write evaluation's report on a labelled scan into `out`. It judges the card's decision and fits nothing."""
     from patchscan.evaluation.calibration import Target
     from patchscan.evaluation.report import build_report, write_report
     from patchscan.evaluation.results import Evaluated
@@ -79,7 +83,7 @@ def evaluate(scores: pd.DataFrame, card: Card, name: str, out: Path) -> dict[str
     target = Target()
     model = Evaluated(card, {"raw": apply_decision(scores, card.decision)}, None, target)
     digest = hashlib.sha256(scores[["path", "etag"]].to_csv(index=False).encode()).hexdigest()
-    # Nobody knows here which of a bucket's images were in a training set.
+    # Whether a bucket's images were in a training set is not known: None.
     described = {"name": name, "digest": digest, "images": len(scores), "in_train": None, "repeated": None}
     report = build_report([model], {**described, "generators": sorted(scores.generator.unique())})
     write_report(report, [model], [out], out)

@@ -1,4 +1,4 @@
-"""A listing compared with the previous scan's table, both larger than memory: DuckDB on local scratch files."""
+"""Compare a listing with the previous scan's table. Both may be larger than memory: DuckDB joins them on local disk."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from patchscan.scanning.rows import LISTED, SCHEMA
 from patchscan.storage.store import ObjectInfo
 
 BATCH = 10_000
-# Rows carried over are written in parts of this many.
+# Rows in a part of rows carried over unchanged.
 UNCHANGED_PART = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which objects of the source belong to the scan: suffixes in any case, sizes in bytes, dates as ISO 8601 (an
-    object of exactly `since` is in, one of exactly `until` is out)."""
+    """Which objects of the source belong to the scan: suffixes in upper or lower case, sizes in bytes, dates as ISO
+    8601 (an object modified exactly at `since` belongs to it, one modified exactly at `until` does not)."""
 
     suffixes: tuple[str, ...] = ()
     min_size: int | None = None
@@ -34,7 +34,7 @@ class Filters:
         object.__setattr__(self, "suffixes", tuple(suffix.lower() for suffix in self.suffixes))
 
     def keep(self, info: ObjectInfo) -> bool:
-        """Whether the object belongs to the scan; what a manifest does not say excludes nothing."""
+        """Whether the object belongs to the scan. A size or date that a manifest does not give excludes nothing."""
         if self.suffixes and not info.key.lower().endswith(self.suffixes):
             return False
         if info.size is not None:
@@ -51,7 +51,7 @@ class Filters:
 
 
 class ListingJoin:
-    """The listing on one side, the previous table on the other; `scratch` is a folder on local disk."""
+    """Join the listing with the previous scan's table; `scratch` is a folder on local disk."""
 
     def __init__(self, scratch: Path, filters: Filters):
         self.scratch = scratch
@@ -68,7 +68,7 @@ class ListingJoin:
         self._db.execute("CREATE VIEW previous AS FROM no_previous")
 
     def add_listing(self, objects: Iterable[ObjectInfo]) -> None:
-        """Take in the listing, in any order, and keep what the filters keep; of a key listed twice, one."""
+        """Add the listing, in any order: what the filters keep, and each key once."""
         kept = iter(self._keep(objects))
         with pq.ParquetWriter(self.scratch / "listing.parquet", LISTED) as writer:
             while batch := list(islice(kept, BATCH)):
@@ -78,8 +78,8 @@ class ListingJoin:
         self._db.execute("CREATE TABLE todo AS SELECT * FROM listing QUALIFY row_number() OVER (PARTITION BY key) = 1")
 
     def add_previous(self, parts: Iterable[bytes], digest: str) -> None:
-        """Take in the previous scan's table (Parquet files); rows of `digest` whose object is unchanged are carried
-        over, failed ones are not."""
+        """Add the previous scan's table (Parquet files). Rows of the model `digest` whose object is unchanged are
+        carried over, except failed ones."""
         for index, data in enumerate(parts):
             (self.scratch / f"previous-{index:06d}.parquet").write_bytes(data)
         self._db.execute(f"CREATE OR REPLACE VIEW previous AS FROM '{self.scratch}/previous-*.parquet'")
@@ -124,7 +124,7 @@ class ListingJoin:
             yield from batch.to_pylist()
 
     def _sorted(self) -> pq.ParquetFile:
-        """The objects to score in a file, so that they are sorted once and read as often as it takes."""
+        """The objects to score, written to a file, so that they are sorted only once."""
         path = self.scratch / "todo.parquet"
         if not path.exists():
             self._db.execute(f"COPY (FROM todo ORDER BY key) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {BATCH})")
@@ -143,7 +143,7 @@ class ListingJoin:
         return int(found[0])
 
     def _batches(self, query: str, rows: int) -> Iterator[pa.Table]:
-        # A cursor of its own for each query: two of them are read side by side.
+        # A cursor for each query: two results are read at the same time.
         reader: pa.RecordBatchReader = self._db.cursor().sql(query).to_arrow_reader(rows)
         for batch in reader:
             if batch.num_rows:

@@ -1,4 +1,4 @@
-"""Lists of objects in a file: CSV, JSON lines or Parquet with a `key` column, or an S3 Inventory's manifest.json."""
+"""Read lists of objects: CSV, JSON lines or Parquet with a `key` column, or an S3 Inventory's manifest.json."""
 
 import csv
 import gzip
@@ -18,7 +18,7 @@ from patchscan.storage import open_store
 from patchscan.storage.store import ObjectInfo, Store, StoreError
 
 BATCH = 10_000
-# S3 Inventory's field names for ours; its CSV files have no header, its manifest tells the order.
+# Our names for S3 Inventory's fields. Its CSV files have no header: its manifest gives the order of the columns.
 INVENTORY_FIELDS = {
     "Key": "key",
     "Size": "size",
@@ -27,7 +27,7 @@ INVENTORY_FIELDS = {
     "VersionId": "version_id",
 }
 
-# What the readers of its formats raise on damaged bytes, and the file system.
+# What the file system, and the readers of these formats on damaged bytes, raise.
 UNREADABLE = (
     ValueError,
     KeyError,
@@ -46,8 +46,8 @@ class ManifestError(StoreError):
 
 
 def objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
-    """The objects that the manifest at `url` (s3://... or a local file) lists, in its order; of an inventory, the
-    current versions. `bucket` is the bucket scanned, which an inventory must be of. Raises ManifestError."""
+    """Yield the objects that the manifest at `url` (s3://... or a local file) lists, in its order; of an inventory, the
+    current versions. `bucket` is the scanned bucket, of which an inventory must be. Raises ManifestError."""
     try:
         yield from _objects(url, bucket, endpoint_url)
     except UNREADABLE as error:
@@ -70,7 +70,7 @@ def _read(store: Store, name: str, url: str) -> BinaryIO:
     data = store.read(name)
     if data is None:
         raise ManifestError(f"there is no manifest {url}")
-    # Unpacked as it is read: millions of keys are many times larger than packed.
+    # Decompressed while it is read: a list of millions of keys is many times larger than its gzip file.
     return cast("BinaryIO", gzip.open(io.BytesIO(data))) if name.endswith(".gz") else io.BytesIO(data)
 
 
@@ -117,8 +117,8 @@ def _inventory_records(data: BinaryIO, kind: str, names: list[str]) -> Iterator[
 def _inventory_names(values: dict[str, Any], kind: str) -> dict[str, Any]:
     if kind != "csv":
         return {**values, "etag": values.get("e_tag"), "last_modified": values.get("last_modified_date")}
-    ours = {INVENTORY_FIELDS[name]: value for name, value in values.items() if name in INVENTORY_FIELDS}
-    return {**ours, "key": unquote_plus(ours["key"])}
+    renamed = {INVENTORY_FIELDS[name]: value for name, value in values.items() if name in INVENTORY_FIELDS}
+    return {**renamed, "key": unquote_plus(renamed["key"])}
 
 
 def _info(values: dict[str, Any], where: str) -> ObjectInfo:
@@ -129,12 +129,12 @@ def _info(values: dict[str, Any], where: str) -> ObjectInfo:
             size=int(size) if size not in (None, "") else None,
             etag=(values.get("etag") or "").strip('"') or None,
             version_id=values.get("version_id") or None,
-            last_modified=_time(modified) if modified else None,
+            last_modified=_parse_time(modified) if modified else None,
         )
     except (TypeError, ValueError) as error:
         raise ManifestError(f"{where}: {error}") from error
 
 
-def _time(value: str | datetime) -> datetime:
+def _parse_time(value: str | datetime) -> datetime:
     time = datetime.fromisoformat(value) if isinstance(value, str) else value
     return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Who hears of every finished row: a bar, JSON lines, Prometheus metrics. None of them changes a row."""
+"""Show every finished row on a progress bar, as JSON lines, or in Prometheus metrics. Observers change no row."""
 
 import json
 import time
@@ -15,45 +15,45 @@ PROGRESS_INTERVAL_S = 10.0
 
 
 class Observer(Protocol):
-    """Is told of each row when it is done, in the order of completion, from one thread."""
+    """Called for each finished row, in the order of completion, from one thread."""
 
     def row(self, row: Row, fetched_bytes: int) -> None:
-        """One object is done; `fetched_bytes` were read for it."""
+        """Note a finished object, for which `fetched_bytes` were read."""
 
-    def kept(self, count: int) -> None:
-        """So many objects were done before, by an earlier try at the same scan."""
+    def resumed(self, count: int) -> None:
+        """Note `count` objects that an earlier run of the same scan has finished."""
 
 
-class Bar:
-    """A progress report's bar or plain lines."""
+class BarObserver:
+    """Advance a progress bar, or the plain lines that replace it in a log."""
 
     def __init__(self, progress: ProgressReport):
         self.progress = progress
         self.bytes = self.without_score = 0
 
     def row(self, row: Row, fetched_bytes: int) -> None:
-        """One object more."""
+        """Note a finished object."""
         self.bytes += fetched_bytes
         self.without_score += row["status"] != "scored"
         self.progress.advance(1, f"{self.bytes / 1e6:,.0f} MB, {self.without_score:,} without a score")
 
-    def kept(self, count: int) -> None:
-        """They count as progress."""
+    def resumed(self, count: int) -> None:
+        """Count them as progress."""
         self.progress.advance(count)
 
 
-class EventStream:
-    """One JSON object a line: `flagged` for each image whose verdict is `ai`, `failed` for each failed object, and
-    `progress` every ten seconds."""
+class EventObserver:
+    """Write one JSON object a line: `flagged` for each image whose verdict is `ai`, `failed` for each failed object,
+    and `progress` every ten seconds."""
 
     def __init__(self, stream: TextIO, scan: str, total: int):
         self.stream, self.scan, self.total = stream, scan, total
         self.counts = {"scored": 0, "rejected": 0, "failed": 0}
         self.bytes = 0
-        self._began = self._last = time.monotonic()
+        self._started = self._last = time.monotonic()
 
     def row(self, row: Row, fetched_bytes: int) -> None:
-        """One object more."""
+        """Note a finished object."""
         self.counts[row["status"]] += 1
         self.bytes += fetched_bytes
         if row.get("verdict") == "ai":
@@ -63,14 +63,14 @@ class EventStream:
         if time.monotonic() - self._last >= PROGRESS_INTERVAL_S:
             self.progress()
 
-    def kept(self, count: int) -> None:
-        """They are not left to do."""
+    def resumed(self, count: int) -> None:
+        """Take them off the total."""
         self.total -= count
 
     def progress(self) -> None:
-        """How far it is."""
+        """Write a `progress` event."""
         self._last = time.monotonic()
-        done, elapsed = sum(self.counts.values()), self._last - self._began
+        done, elapsed = sum(self.counts.values()), self._last - self._started
         rate = done / elapsed if elapsed else 0.0
         left = round((self.total - done) / rate) if rate else None
         rounded = round(rate, 2)
@@ -82,8 +82,12 @@ class EventStream:
         print(json.dumps(line), file=self.stream, flush=True)
 
 
-class Metrics:
-    """Prometheus metrics on `port` of all addresses (a scraper comes from outside the pod): no keys, no names."""
+class MetricsObserver:
+    """Serve Prometheus metrics on `port`. Listens on all addresses, since the scraper is outside the pod, and shows no
+    keys.
+
+    Raises UserError where it cannot listen.
+    """
 
     def __init__(self, port: int):
         self._objects = Counter("patchscan_scan_objects", "Objects finished", ["status", "code"])
@@ -94,10 +98,10 @@ class Metrics:
         try:
             start_http_server(port)
         except OSError as error:
-            raise UserError(f"--metrics-port {port} is not to be had ({error.strerror}): choose another") from error
+            raise UserError(f"cannot listen on --metrics-port {port} ({error.strerror}): choose another") from error
 
     def row(self, row: Row, fetched_bytes: int) -> None:
-        """One object more."""
+        """Note a finished object."""
         self._objects.labels(row["status"], row.get("error_code") or "").inc()
         self._bytes.inc(fetched_bytes)
         self._last.set_to_current_time()
@@ -105,5 +109,5 @@ class Metrics:
             self._verdicts.labels(row["verdict"]).inc()
             self._scores.observe(row["p_ai"])
 
-    def kept(self, count: int) -> None:
-        """Were counted when they were done."""
+    def resumed(self, count: int) -> None:
+        """Ignore them: they were counted when they were finished."""

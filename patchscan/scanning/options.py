@@ -1,4 +1,4 @@
-"""The options that the scan commands share, and what is made of them."""
+"""The options that the scan commands share, and the objects made from them."""
 
 import signal
 import threading
@@ -34,14 +34,16 @@ class AlertKind(StrEnum):
 
 
 SourceUrl = Annotated[str, typer.Argument(metavar="SOURCE", help="s3://bucket/prefix, or a folder.")]
-Out = Annotated[str, typer.Option(help="Where results go: s3://bucket/prefix, or a folder.")]
-PlanUrl = Annotated[str, typer.Option("--plan", help="Address of the plan.json that `patchscan scan-plan` printed.")]
-Index = Annotated[int, typer.Option(min=0, help="Which shard, from 0.")]
-Within = Annotated[str | None, typer.Option(help="Count --index among these shards only, e.g. 3,7,12-20.")]
+Out = Annotated[str, typer.Option(help="Results folder: s3://bucket/prefix, or a folder.")]
+PlanUrl = Annotated[
+    str, typer.Option("--plan", help="Path or URL of the plan.json that `patchscan scan-plan` printed.")
+]
+Index = Annotated[int, typer.Option(min=0, help="Number of the shard, from 0.")]
+Within = Annotated[str | None, typer.Option(help="Shards among which --index counts, e.g. 3,7,12-20; by default all.")]
 Server = Annotated[str | None, typer.Option(help="TorchServe's inference address, e.g. http://127.0.0.1:8080.")]
 Model = Annotated[str | None, typer.Option(help="The model's name on the server.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the inference key, or TorchServe's key_file.json.")]
-Run = Annotated[Path | None, typer.Option(help="Score in this process with this run folder instead of a server.")]
+Run = Annotated[Path | None, typer.Option(help="Score in this process, with this run folder, instead of a server.")]
 Device = Annotated[str, typer.Option(help="Where --run computes: cpu or cuda.")]
 EndpointUrl = Annotated[str | None, typer.Option(help="Address of an S3 store that is not AWS.")]
 RequesterPays = Annotated[bool, typer.Option("--requester-pays", help="Agree to pay for the source's requests.")]
@@ -49,50 +51,54 @@ Manifest = Annotated[
     str | None,
     typer.Option(help="Scan the objects this file lists: .csv, .jsonl, .parquet, or an S3 Inventory's manifest.json."),
 ]
-Suffix = Annotated[list[str] | None, typer.Option(help="Only keys that end so, in any case; may be repeated.")]
-MinSize = Annotated[int | None, typer.Option(help="Only objects of at least so many bytes.")]
-MaxSize = Annotated[int | None, typer.Option(help="Only objects of at most so many bytes.")]
+Suffix = Annotated[
+    list[str] | None, typer.Option(help="Only keys with this suffix, in upper or lower case; may be repeated.")
+]
+MinSize = Annotated[int | None, typer.Option(help="Only objects of at least this many bytes.")]
+MaxSize = Annotated[int | None, typer.Option(help="Only objects of at most this many bytes.")]
 Since = Annotated[datetime | None, typer.Option(help="Only objects changed at or after this time (UTC).")]
 Until = Annotated[datetime | None, typer.Option(help="Only objects changed before this time (UTC).")]
-ShardObjects = Annotated[int, typer.Option(min=1, help="Most objects in a shard.")]
-ShardMB = Annotated[int, typer.Option(min=1, help="Most megabytes in a shard.")]
+ShardObjects = Annotated[int, typer.Option(min=1, help="Maximum number of objects in a shard.")]
+ShardMB = Annotated[int, typer.Option(min=1, help="Maximum megabytes in a shard.")]
 SelectBy = Annotated[
     Literal["worker", "server"] | None,
     typer.Option(
-        help="Who decodes and cuts the patch: this worker, which sends 3 KB a patch, or the server. Default: worker"
-        " where the server takes patches and the model looks at patches."
+        help="Where images are decoded and the patch is cut: in this worker, which then sends 3 KB a patch, or in the"
+        " server. Default: worker, where the server accepts patches and the model looks at patches."
     ),
 ]
-Threads = Annotated[int, typer.Option(min=1, help="Objects under way at once.")]
-InFlight = Annotated[int, typer.Option(min=1, help="Most requests at the server at once.")]
+Threads = Annotated[int, typer.Option(min=1, help="Objects processed at once.")]
+InFlight = Annotated[int, typer.Option(min=1, help="Maximum number of requests in flight.")]
 Batch = Annotated[
     int | None,
-    typer.Option(min=1, help="Most images in one request of patches. Default: 1, or 8 where the model has a GPU."),
+    typer.Option(min=1, help="Maximum images in a request of patches. Default: 1, or 8 where the model has a GPU."),
 ]
 MemoryMB = Annotated[
-    int, typer.Option(min=1, help="Most megabytes of encoded images held at once; pixels take up to twice that.")
+    int, typer.Option(min=1, help="Maximum megabytes of encoded images in memory; pixels take up to twice that.")
 ]
 MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics on this port.")]
 
 Labels = Annotated[
     str | None,
-    typer.Option(help="Evaluate against labels: `folders` (named ai and nature) or a CSV with columns key and label."),
+    typer.Option(help="Evaluate against labels: `folders` (named ai and nature), or a CSV with columns key and label."),
 ]
-Events = Annotated[Path | None, typer.Option(help="Append findings and progress to this file, a JSON object a line.")]
+Events = Annotated[Path | None, typer.Option(help="Append findings and progress to this file as JSON lines.")]
 Webhook = Annotated[str | None, typer.Option(help="POST a JSON summary here when the scan is finished.")]
 WebhookSecretFile = Annotated[Path | None, typer.Option(help="File with the key that signs the webhook (HMAC-SHA256).")]
 FailOn = Annotated[
     list[AlertKind] | None,
-    typer.Option(help="End with 3 where new images look AI-generated, or scores drifted; may be repeated."),
+    typer.Option(help="Exit with 3 where new images look AI-generated, or where scores drifted; may be repeated."),
 ]
 
 
 def make_source(source: str, endpoint_url: str | None, requester_pays: bool, manifest: str | None) -> "ScanSource":
-    """The source that the options name; folders by their absolute path, so that a plan holds anywhere."""
-    from patchscan.scanning.plan import ScanSource, absolute
+    """The source that the options name. Folders get their absolute paths, since the plan is read in other processes."""
+    from patchscan.scanning.plan import ScanSource, absolute_url
 
-    listed = absolute(manifest) if manifest else None
-    return ScanSource(url=absolute(source), endpoint_url=endpoint_url, requester_pays=requester_pays, manifest=listed)
+    listed = absolute_url(manifest) if manifest else None
+    return ScanSource(
+        url=absolute_url(source), endpoint_url=endpoint_url, requester_pays=requester_pays, manifest=listed
+    )
 
 
 def make_filters(
@@ -135,7 +141,7 @@ def shard_number(index: int, within: str | None) -> int:
 def make_settings(
     select: Literal["worker", "server"] | None, threads: int, in_flight: int, batch: int | None, memory_mb: int
 ) -> "WorkSettings":
-    """How a worker works."""
+    """The worker settings that the options name."""
     from patchscan.scanning.worker import WorkSettings
 
     return WorkSettings(
@@ -148,36 +154,37 @@ def make_settings(
 
 
 def make_worker(plan: "Plan", results: "Store", scorer: "Scorer", settings: "WorkSettings") -> "Worker":
-    """A worker that stops in order on SIGTERM and Ctrl-C; a second signal ends the process at once, with 75 too."""
+    """A worker that saves its rows and stops on SIGTERM or Ctrl-C. A second signal ends the process at once, also with
+    75."""
     from patchscan.scanning.worker import Worker
 
     stop = threading.Event()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
             end_at_once(number, frame)
         stop.set()
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
     return Worker(plan, results, scorer, settings, stop)
 
 
 def metrics_observers(port: int | None) -> list["Observer"]:
     """The metrics observer, where a port is given."""
-    from patchscan.scanning.observers import Metrics
+    from patchscan.scanning.observers import MetricsObserver
 
-    return [Metrics(port)] if port is not None else []
+    return [MetricsObserver(port)] if port is not None else []
 
 
 def event_observers(path: Path | None, plan: "Plan") -> list["Observer"]:
     """The event stream, where a file is given."""
-    from patchscan.scanning.observers import EventStream
+    from patchscan.scanning.observers import EventObserver
 
     if path is None:
         return []
     try:
-        stream = path.open("a")  # held until the process ends
+        stream = path.open("a")  # stays open until the process ends
     except OSError as error:
         raise UserError(f"--events {path} cannot be written: {error.strerror}") from error
-    return [EventStream(stream, plan.scan, plan.listed - plan.unchanged)]
+    return [EventObserver(stream, plan.scan, plan.listed - plan.unchanged)]

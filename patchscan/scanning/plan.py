@@ -1,13 +1,13 @@
-"""What a scan will do, found out once and written down: the listing, what is unchanged, and the shards of the rest.
+"""Plan a scan: list the source, find what is unchanged since the last scan, and cut the rest into shards.
 
-The results folder holds
+The results folder contains
 
-    history/000001.json         one entry a scan, claimed with a conditional write: who comes second follows the first
-    scans/<scan>/plan.json      this module's Plan
-    scans/<scan>/shards/        one listing a shard (rows.LISTED)
-    scans/<scan>/rows/          one Parquet part a shard (rows.SCHEMA), and the rows carried over unchanged
-    scans/<scan>/progress/      rows of shards that are not finished
-    scans/<scan>/report.*       the reports; `_SUCCESS` comes last
+    history/000001.json         one entry for each scan; the first planner to write it wins, and all others use its plan
+    scans/<scan>/plan.json      the Plan of this module
+    scans/<scan>/shards/        one listing for each shard (rows.LISTED)
+    scans/<scan>/rows/          one Parquet part for each shard (rows.SCHEMA), and the rows carried over unchanged
+    scans/<scan>/progress/      rows of unfinished shards
+    scans/<scan>/report.*       the reports; `_SUCCESS` is written last
 """
 
 import json
@@ -34,23 +34,23 @@ from patchscan.storage.store import ObjectInfo, Store, is_bucket, split_url
 PLAN_FILE = "plan.json"
 SUCCESS_FILE = "_SUCCESS"
 PLAN_FORMAT = 1
-# How long a planner may take between its last look at the history and its own entry, where writes are unconditional.
+# On a store without conditional writes: the time a planner may take between reading the history and writing its entry.
 SETTLE_S = 5.0
 
 
 class PlanError(UserError):
-    """A results folder or a plan that does not fit what was asked."""
+    """The results folder or the plan does not fit the command."""
 
 
 class ClaimLostError(PlanError):
-    """Two scans were started at once on a store that cannot tell them apart; the same command follows the other."""
+    """Another scan was started at the same time and has won; the same command, run again, continues that one."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanSource:
-    """Where the objects are. `manifest` names a file that lists the keys; None lists the store itself."""
+    """Where the objects are. `manifest` is the path or URL of a file that lists the keys; None: the store is listed."""
 
     url: str
     endpoint_url: str | None = None
@@ -58,13 +58,13 @@ class ScanSource:
     manifest: str | None = None
 
     def open(self, threads: int = 32) -> Store:
-        """The source's store, serving `threads` calls at once."""
+        """Open the source's store, for `threads` calls at once."""
         return open_store(self.url, endpoint_url=self.endpoint_url, requester_pays=self.requester_pays, threads=threads)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSize:
-    """A shard ends at whichever comes first."""
+    """The limits of a shard; it ends at the one that is reached first."""
 
     max_objects: int = 5_000
     max_bytes: int = 4 * 2**30
@@ -73,7 +73,8 @@ class ShardSize:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """plan.json. Counts: `listed` = objects in the shards + `unchanged`; `filtered` and `duplicates` were left out
-    before that; `deleted` were in the previous scan's table and are gone. `listing` is what the listing cost."""
+    before that; `deleted` were in the previous scan's table and are gone. `listing` holds the seconds and requests that
+    listing took, `card` the model's card, `digest` its digest."""
 
     scan: str
     source: ScanSource
@@ -100,7 +101,7 @@ class Plan:
         out.write(f"scans/{self.scan}/{PLAN_FILE}", json.dumps(asdict(self), indent=1).encode())
 
     def address(self, out: Store) -> str:
-        """Where plan.json stands."""
+        """The path or URL of plan.json."""
         return f"{out.url.rstrip('/')}/scans/{self.scan}/{PLAN_FILE}"
 
     @classmethod
@@ -118,15 +119,15 @@ class Plan:
         return cls(**values)
 
 
-def locate(plan_url: str) -> tuple[str, str]:
-    """The address of a plan, `OUT/scans/<scan>/plan.json`, to (OUT, scan). Raises PlanError."""
+def parse_plan_url(plan_url: str) -> tuple[str, str]:
+    """Split `OUT/scans/<scan>/plan.json` into (OUT, scan). Raises PlanError."""
     root, _, scan = plan_url.removesuffix(f"/{PLAN_FILE}").rpartition("/scans/")
     if not root or not plan_url.endswith(f"/{PLAN_FILE}") or "/" in scan:
         raise PlanError(f"{plan_url} is not the address of a plan: OUT/scans/SCAN/{PLAN_FILE}")
     return root, scan
 
 
-def is_done(out: Store, scan: str) -> bool:
+def is_complete(out: Store, scan: str) -> bool:
     """Whether the scan is complete."""
     return out.read(f"scans/{scan}/{SUCCESS_FILE}") is not None
 
@@ -137,7 +138,7 @@ def history(out: Store) -> list[str]:
 
 
 def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:
-    """The scans of these history entries, each read when it is asked for: there may be years of them."""
+    """Yield the scans of these history entries. Each entry is read when it is needed: there may be thousands."""
     for name in reversed(entries):
         data = out.read(name)
         assert data is not None
@@ -147,16 +148,18 @@ def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:
 def last_complete(out: Store) -> Plan | None:
     """The plan of the newest complete scan, or None."""
     scans = _newest_first(out, sorted(out.names("history/")))
-    return next((Plan.read(out, scan) for scan in scans if is_done(out, scan)), None)
+    return next((Plan.read(out, scan) for scan in scans if is_complete(out, scan)), None)
 
 
-def plan(source: ScanSource, filters: Filters, card: Card, out: Store, shard_size: ShardSize = ShardSize()) -> Plan:
-    """The plan to work on: the unfinished one of the same source, filters and model where there is one, else a new
-    one, incremental on the last complete scan. Of planners that run at once, all get the plan of the first.
+def plan_scan(
+    source: ScanSource, filters: Filters, card: Card, out: Store, shard_size: ShardSize = ShardSize()
+) -> Plan:
+    """Return the unfinished plan of the same source, filters and model, if there is one, else make a new one, which is
+    incremental on the last complete scan. Planners that run at the same time all get the same plan.
 
-    Raises PlanError where `out` belongs to another source, or lies inside it.
+    Raises PlanError where `out` belongs to another source or lies inside it, and StoreError.
     """
-    check_apart(source, out)
+    check_results_outside_source(source, out)
     while True:
         entries = sorted(out.names("history/"))
         for scan in islice(_newest_first(out, entries), 1):
@@ -166,47 +169,49 @@ def plan(source: ScanSource, filters: Filters, card: Card, out: Store, shard_siz
                     f"{out.url} holds scans of {newest.source.url}; give each source its own results folder"
                 )
             same = newest.digest == card.digest and newest.filters == filters
-            if same and not is_done(out, newest.scan):
+            if same and not is_complete(out, newest.scan):
                 return newest
-        ours = _make(source, filters, card, out, shard_size)
+        new = _make(source, filters, card, out, shard_size)
         number = int(Path(entries[-1]).stem) + 1 if entries else 1
-        if _claim(out, f"history/{number:06d}.json", ours):
-            return ours
-        _discard(out, ours.scan)
+        if _claim(out, f"history/{number:06d}.json", new):
+            return new
+        _discard(out, new.scan)
 
 
-def _claim(out: Store, entry: str, ours: Plan) -> bool:
-    """Write the plan into the history; whether it stands there."""
-    claim = json.dumps({"scan": ours.scan}).encode()
-    if ours.conditional_writes:
+def _claim(out: Store, entry: str, new: Plan) -> bool:
+    """Write the new plan into the history, unless another planner was faster; returns whether the entry is this
+    plan's."""
+    claim = json.dumps({"scan": new.scan}).encode()
+    if new.conditional_writes:
         return out.write_new(entry, claim)
-    # The last planner wins, and the others see it once those that looked before the first wrote have written too.
+    # Without conditional writes the last planner to write wins. After the wait, all planners that saw no entry have
+    # written theirs, so that everybody reads the same one.
     if out.read(entry) is None:
         out.write(entry, claim)
         time.sleep(SETTLE_S)
     return out.read(entry) == claim
 
 
-def check_claimed(out: Store, made: Plan) -> None:
-    """Raises ClaimLostError where the history does not name this plan's scan."""
-    if made.scan not in _newest_first(out, sorted(out.names("history/"))):
+def check_claimed(out: Store, plan: Plan) -> None:
+    """Raise ClaimLostError where the history does not name this plan's scan."""
+    if plan.scan not in _newest_first(out, sorted(out.names("history/"))):
         raise ClaimLostError(
             f"{out.url} ignores conditional writes and another scan took this one's place; run it again"
         )
 
 
-def check_apart(source: ScanSource, out: Store) -> None:
-    """Results inside the source would be scanned themselves, and shown as new objects every time."""
-    inner, outer = absolute(out.url), absolute(source.url)
-    # A bucket's prefix may end within a name; the bucket's own name and a folder's may not.
-    within_name = "://" in outer and outer.count("/") > 2
-    outer = outer if within_name else f"{outer}/"
+def check_results_outside_source(source: ScanSource, out: Store) -> None:
+    """Raise PlanError where the results lie inside the source: they would be scanned as new objects every time."""
+    inner, outer = absolute_url(out.url), absolute_url(source.url)
+    # A bucket's prefix `s3://b/pho` covers `s3://b/photos`; a bucket `s3://b` does not cover `s3://b2`, nor do folders.
+    covers_longer_names = "://" in outer and outer.count("/") > 2
+    outer = outer if covers_longer_names else f"{outer}/"
     if source.manifest is None and f"{inner.rstrip('/')}/".startswith(outer):
         raise PlanError(f"--out {out.url} lies inside what is scanned, {source.url}; choose another place")
 
 
-def conditional_writes(out: Store) -> bool:
-    """Whether the store honours If-None-Match: several S3 look-alikes accept it and overwrite all the same."""
+def honours_conditional_writes(out: Store) -> bool:
+    """Whether the store honours If-None-Match: several S3-compatible stores accept it and overwrite all the same."""
     probe = f"probe-{uuid.uuid4().hex}"
     honoured = out.write_new(probe, b"1") and not out.write_new(probe, b"2")
     out.delete(probe)
@@ -223,14 +228,14 @@ def _make(source: ScanSource, filters: Filters, card: Card, out: Store, shard_si
         join.add_listing(_objects(source, store))
         listing = {"seconds": time.monotonic() - started, "requests": dict(store.requests)}
         if previous:
-            join.add_previous(tables(out, previous.scan), card.digest)
+            join.add_previous(read_parts(out, previous.scan), card.digest)
         for index, table in enumerate(join.unchanged()):
             out.write(f"scans/{scan}/rows/unchanged-{shards.name(index)}.parquet", table_to_parquet(table))
         count = 0
         for table in _shard_tables(join, shard_size):
             out.write(f"scans/{scan}/shards/{shards.name(count)}.parquet", table_to_parquet(table))
             count += 1
-        made = Plan(
+        plan = Plan(
             scan=scan,
             source=source,
             filters=filters,
@@ -241,12 +246,12 @@ def _make(source: ScanSource, filters: Filters, card: Card, out: Store, shard_si
             shards=count,
             previous=previous.scan if previous else None,
             listing=listing,
-            conditional_writes=conditional_writes(out),
+            conditional_writes=honours_conditional_writes(out),
             created_at=datetime.now(UTC).isoformat(),
             **join.counts(),
         )
-    made.write(out)
-    return made
+    plan.write(out)
+    return plan
 
 
 def _objects(source: ScanSource, store: Store) -> Iterator[ObjectInfo]:
@@ -257,8 +262,8 @@ def _objects(source: ScanSource, store: Store) -> Iterator[ObjectInfo]:
     return (info for info in listed if info.key.startswith(prefix))
 
 
-def tables(out: Store, scan: str) -> Iterator[bytes]:
-    """The Parquet files of a scan's table: its shards' parts and the rows carried over."""
+def read_parts(out: Store, scan: str) -> Iterator[bytes]:
+    """Yield the Parquet files of a scan's table: its shards' parts and the rows carried over."""
     for name in sorted(out.names(f"scans/{scan}/rows/")):
         data = out.read(name)
         assert data is not None
@@ -277,6 +282,6 @@ def _discard(out: Store, scan: str) -> None:
         out.delete(name)
 
 
-def absolute(url: str) -> str:
-    """An s3:// URL as it is, a folder as its absolute path."""
+def absolute_url(url: str) -> str:
+    """Return an s3:// URL unchanged, a folder as its absolute path."""
     return url if "://" in url else str(Path(url).resolve())

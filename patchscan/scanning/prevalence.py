@@ -1,4 +1,4 @@
-"""The share of AI images among those scanned, corrected for the detector's error rates as its card states them."""
+"""Estimate the share of AI images in a bucket: the flagged share, corrected for the error rates on the model's card."""
 
 import math
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ ASSUMPTIONS = (
         "The detector's error rates on this bucket are those it showed on the images it was evaluated on; other "
         "content, other generators or other compression change them, and with them this estimate."
     ),
-    "Images without a score are left out; so is what nobody put into the bucket.",
+    "Images without a score are left out; the estimate says nothing about images that are not in the bucket.",
 )
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Decisions at the threshold on evaluated images: `found` of `ai` AI images, `flagged` of `real` real ones."""
+    """Counts at the threshold on evaluated images: `found` of `ai` AI images and `flagged` of `real` real ones."""
 
     found: int
     ai: int
@@ -35,8 +35,8 @@ class Rates:
 
 
 def rogan_gladen(flagged: int, scored: int, rates: Rates) -> tuple[float, float, float] | None:
-    """True prevalence from the share of flagged images, with its 95 % interval, each within 0..1; None where nothing
-    was scored or the detector finds no more AI images than it flags real ones.
+    """Return the true prevalence by the share of flagged images, with its 95 % interval, each within 0..1; None where
+    nothing was scored, or where the detector's TPR is not above its FPR.
 
     Estimate: Rogan and Gladen, Am J Epidemiol 1978. Interval, which counts the uncertainty of TPR and FPR too: Lang and
     Reiczigel, Prev Vet Med 2014, equations 8 to 10.
@@ -47,23 +47,25 @@ def rogan_gladen(flagged: int, scored: int, rates: Rates) -> tuple[float, float,
     z = normal_quantile()
     n = scored + z * z
     share = (flagged + z * z / 2) / n
-    hit, clear = (rates.found + 1) / (rates.ai + 2), (rates.real - rates.flagged + 1) / (rates.real + 2)
-    youden = hit + clear - 1
-    centre = (share + clear - 1) / youden
-    from_hit, from_clear = hit * (1 - hit) / (rates.ai + 2), clear * (1 - clear) / (rates.real + 2)
-    shift = 2 * z * z * (centre * from_hit - (1 - centre) * from_clear)
-    spread = math.sqrt(share * (1 - share) / n + centre**2 * from_hit + (1 - centre) ** 2 * from_clear) / youden
+    sensitivity, specificity = (rates.found + 1) / (rates.ai + 2), (rates.real - rates.flagged + 1) / (rates.real + 2)
+    youden = sensitivity + specificity - 1
+    centre = (share + specificity - 1) / youden
+    sensitivity_variance = sensitivity * (1 - sensitivity) / (rates.ai + 2)
+    specificity_variance = specificity * (1 - specificity) / (rates.real + 2)
+    shift = 2 * z * z * (centre * sensitivity_variance - (1 - centre) * specificity_variance)
+    variance = share * (1 - share) / n + centre**2 * sensitivity_variance + (1 - centre) ** 2 * specificity_variance
+    spread = math.sqrt(variance) / youden
     low, high = centre + shift - z * spread, centre + shift + z * spread
-    return _share(point), _share(low), _share(high)
+    return _clip(point), _clip(low), _clip(high)
 
 
-def _share(value: float) -> float:
+def _clip(value: float) -> float:
     return min(1.0, max(0.0, value))
 
 
 def measured_rates(card: Card) -> dict[str, Rates]:
-    """From the card's metrics: `seen generators`, all together, and `worst unseen generator`, the one found least.
-    Empty where the card states none."""
+    """Return the rates on the card: of `seen generators`, pooled, and of `worst unseen generator`, the one with the
+    lowest TPR. Empty where the card has no metrics."""
     first: dict[str, Any] = next(iter(card.metrics.values()), {})
     metrics: dict[str, Any] = card.metrics.get(card.training.get("protocol", "raw")) or first
     by_kind: dict[str, list[Rates]] = {"seen": [], "unseen": []}
@@ -75,16 +77,16 @@ def measured_rates(card: Card) -> dict[str, Rates]:
                 by_kind[row["kind"]].append(Rates(counts["true_ai"], ai, counts["false_ai"], real))
     rates = {}
     if seen := by_kind["seen"]:
-        pooled = (sum(getattr(one, field) for one in seen) for field in ("found", "ai", "flagged", "real"))
+        pooled = (sum(getattr(row, field) for row in seen) for field in ("found", "ai", "flagged", "real"))
         rates["seen generators"] = Rates(*pooled)
     if by_kind["unseen"]:
-        rates["worst unseen generator"] = min(by_kind["unseen"], key=lambda one: one.tpr)
+        rates["worst unseen generator"] = min(by_kind["unseen"], key=lambda row: row.tpr)
     return rates
 
 
 def estimate(flagged: int, scored: int, card: Card) -> dict[str, Any]:
-    """For the report: the estimate under each of the card's rates, the range that covers them all, and what they
-    assume. `flagged` counts p_ai at or over the threshold, abstention set aside, as the rates do."""
+    """Return, for the report, the estimate under each of the card's rates, the range that covers them all, and their
+    assumptions. `flagged` counts p_ai at or over the threshold; like the rates, it ignores the abstain band."""
     cases: list[dict[str, Any]] = []
     for name, rates in measured_rates(card).items():
         found = rogan_gladen(flagged, scored, rates)
@@ -92,13 +94,13 @@ def estimate(flagged: int, scored: int, card: Card) -> dict[str, Any]:
         cases.append(
             {"rates": name, "tpr": rates.tpr, "fpr": rates.fpr, "share": {"value": value, "low": low, "high": high}}
         )
-    bounds = [one["share"] for one in cases if one["share"]["value"] is not None]
+    bounds = [case["share"] for case in cases if case["share"]["value"] is not None]
     return {
         "flagged": flagged,
         "scored": scored,
         "raw_share": flagged / scored if scored else None,
         "cases": cases,
-        "low": min((one["low"] for one in bounds), default=None),
-        "high": max((one["high"] for one in bounds), default=None),
+        "low": min((share["low"] for share in bounds), default=None),
+        "high": max((share["high"] for share in bounds), default=None),
         "assumptions": list(ASSUMPTIONS),
     }

@@ -1,5 +1,7 @@
-"""What a file says of its own origin: C2PA manifest, IPTC digital source type, generators' text. It never changes a
-score: such marks are easily removed, and as easily forged where they are not signed."""
+"""Read what a file says about its own origin: C2PA manifest, IPTC digital source type, text written by generators.
+
+It never changes a score: such marks are easily removed, and easily forged where they are not signed.
+"""
 
 import io
 import json
@@ -11,7 +13,7 @@ from PIL import Image
 
 try:
     import c2pa
-except ImportError:  # without the library a manifest is still noticed
+except ImportError:  # a manifest is then reported as `unreadable`
     c2pa = None
 
 TYPE = pa.struct(
@@ -27,7 +29,7 @@ Provenance = dict[str, str | None]
 # The vocabulary: https://cv.iptc.org/newscodes/digitalsourcetype
 SOURCE_TYPE = re.compile(rb"cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})")
 CREATOR_TOOL = re.compile(rb'xmp:CreatorTool(?:="|>)([^"<]{1,120})')
-# Text chunks of a PNG, as the tools name them.
+# Names of PNG text chunks, and the tools that write them.
 TEXT_CHUNKS = {
     "parameters": "Stable Diffusion web UI",
     "prompt": "ComfyUI",
@@ -36,7 +38,7 @@ TEXT_CHUNKS = {
     "invokeai_metadata": "InvokeAI",
     "Dream": "InvokeAI",
 }
-# Words of Software, CreatorTool, Description and UserComment that only generators write.
+# Words in FREE_TEXTS that only generators write.
 GENERATORS = re.compile(
     r"stable diffusion|midjourney|dall.?e|openai|novelai|firefly|imagen|comfyui|invokeai|flux\.1|ideogram|leonardo\.ai"
     r"|bing image creator|gemini|grok|negative prompt:|Sampler: ",
@@ -45,12 +47,12 @@ GENERATORS = re.compile(
 EXIF_TEXTS = {270: "ImageDescription", 305: "Software", 315: "Artist"}
 FREE_TEXTS = {*EXIF_TEXTS.values(), "UserComment", "CreatorTool", "Description", "Comment", "Title", "Source"}
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-SHOWN = 120
+MAX_TEXT = 120
 OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 
 
 def provenance(data: bytes, image_format: str) -> Provenance | None:
-    """What an encoded image of this format (as detector.images names it) claims; None where it claims nothing.
+    """Return what an encoded image of this format (as named by detector.images) claims; None where it claims nothing.
 
     `c2pa`: the state of its manifest (`Valid`, `Trusted`, `Invalid`, `unreadable`), `c2pa_generator`: the tool that
     the manifest names, `digital_source_type`: the IPTC term in manifest or XMP, `generator`: a generator's own text.
@@ -86,7 +88,7 @@ def _manifest(data: bytes, image_format: str) -> Provenance:
 
 
 def _generator(data: bytes) -> str | None:
-    """A generator's mark in text chunks, EXIF or XMP, shortened."""
+    """Find a generator's text in text chunks, EXIF or XMP, cut to MAX_TEXT characters."""
     texts: dict[str, Any] = {}
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -95,15 +97,15 @@ def _generator(data: bytes) -> str | None:
             texts |= {name: exif.get(tag) for tag, name in EXIF_TEXTS.items()}
             texts["UserComment"] = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
     except (OSError, ValueError, SyntaxError, KeyError, TypeError):
-        pass  # what is damaged claims nothing
+        pass  # damaged metadata claims nothing
     if match := CREATOR_TOOL.search(data):
         texts["CreatorTool"] = match[1]
     for name, value in texts.items():
         text = _text(value)
         if name in TEXT_CHUNKS and text:
-            return f"{TEXT_CHUNKS[name]}: {text[:SHOWN]}"
+            return f"{TEXT_CHUNKS[name]}: {text[:MAX_TEXT]}"
         if name in FREE_TEXTS and GENERATORS.search(text):
-            return f"{name}: {text[:SHOWN]}"
+            return f"{name}: {text[:MAX_TEXT]}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The end of a scan: count its rows, write report.html and report.json, and last of all `_SUCCESS`."""
+"""Finish a scan: count its rows, write report.html and report.json, and last of all `_SUCCESS`."""
 
 import json
 import tempfile
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
 from patchscan.scanning import prevalence, summary, thumbnails
-from patchscan.scanning.alerts import alerts_of
+from patchscan.scanning.alerts import find_alerts
 from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed
 from patchscan.scanning.table import ScanTable
 from patchscan.storage.store import Store, is_bucket, split_url
@@ -21,8 +21,8 @@ Report = dict[str, Any]
 
 
 def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
-    """Write the reports of a scan whose shards are all worked, then `_SUCCESS`; the newest reports also stand at the
-    top of the results folder. `labels` (labels.scores_table) adds evaluation's report.
+    """Write the reports of a scan whose shards are all done, then `_SUCCESS`, and return the report. The reports are
+    also copied to the top of the results folder. `labels` (labels.scores_table) adds evaluation's report.
 
     Raises IncompleteScanError, LabelError, ClaimLostError, and PlanError where the counts do not add up.
     """
@@ -33,7 +33,7 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
         report = _figures(table, plan)
         report["drift"] = _drift(table, plan, out, Path(scratch))
         report["evaluation"] = _evaluate(table, plan, labels, out, Path(scratch)) if labels else None
-    report["alerts"] = alerts_of(report)
+    report["alerts"] = find_alerts(report)
     if not report["totals"]["adds_up"]:
         raise PlanError(f"the rows of scan {plan.scan} do not add up to what was listed: {report['totals']}")
     source = plan.source.open()
@@ -50,15 +50,15 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
 
 
 def _drift(table: ScanTable, plan: Plan, out: Store, scratch: Path) -> dict[str, Any] | None:
-    """Drift since the previous scan; None where there is none, or it was of another model."""
+    """Drift since the previous scan; None where there is no such scan, or it used another model."""
     if plan.previous is None:
         return None
     before = Plan.read(out, plan.previous)
-    return summary.drifted(table, ScanTable(out, before, scratch)) if before.digest == plan.digest else None
+    return summary.drift_since(table, ScanTable(out, before, scratch)) if before.digest == plan.digest else None
 
 
 def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Path) -> dict[str, Any]:
-    """Write evaluation's report beside the scan's; where it stands and how many objects have labels."""
+    """Write evaluation's report beside the scan's. Returns where it is and how many objects have labels."""
     from patchscan.scanning.labels import evaluate, scores_table
 
     scores = scores_table(table, labels, plan.source.endpoint_url)
@@ -122,7 +122,7 @@ def _histogram(report: Report) -> Figure:
 
 
 def summary_text(report: Report) -> str:
-    """The short form of a report, for a terminal."""
+    """Return a summary of a report for the terminal."""
     totals, verdicts = report["totals"], report["verdicts"]
     counts = ", ".join(f"{totals[name]:,} {name}" for name in ("scored", "rejected", "failed", "unchanged"))
     lines = [

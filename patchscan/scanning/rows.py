@@ -1,4 +1,4 @@
-"""The row: one bucket object, exactly one, as it stands in Parquet."""
+"""Build the rows of a scan, one for each object, and read and write them as Parquet."""
 
 import io
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ TIME = pa.timestamp("us", tz="UTC")
 PATCH = pa.struct([("x", pa.int32()), ("y", pa.int32()), ("size", pa.int32()), ("complexity", pa.int64())])
 IMAGE = pa.struct([("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("frames", pa.int32())])
 
-# What a listing knows of an object; a shard's manifest has these columns.
+# What a listing says about an object; the files in shards/ have these columns.
 LISTED = pa.schema(
     [
         ("key", pa.string()),
@@ -52,22 +52,22 @@ SCHEMA = pa.schema(
         ("attempts", pa.int32()),
     ]
 )
-# In the footer of a part: what its shard cost (worker.py), as JSON.
+# The key in a part's footer of what its shard cost (Usage in worker.py), as JSON.
 STATS_KEY = b"patchscan.stats"
 
 
 def scored(info: ObjectInfo, answer: Answer, claims: provenance.Provenance | None, attempts: int) -> Row:
-    """The row of an object that was scored; `claims` is what the file says of its own origin."""
+    """The row of an object that was scored; `claims` is what the file says about its own origin."""
     return _row(info, "scored", attempts) | vars(answer) | {"provenance": claims}
 
 
 def rejected(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:
-    """The row of an object that is itself at fault, for good; `code` is a patchscan.detector.images.ErrorCode."""
+    """The row of an object that can never be scored; `code` is a patchscan.detector.images.ErrorCode."""
     return _row(info, "rejected", attempts) | {"error_code": str(code), "error_message": message}
 
 
 def failed(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:
-    """The row of an object that could not be scored this time; `code` is a FailureCode. A rerun tries again."""
+    """The row of an object that could not be scored this time; `code` is a FailureCode. The next scan tries again."""
     return _row(info, "failed", attempts) | {"error_code": str(code), "error_message": message}
 
 
@@ -76,18 +76,18 @@ def _row(info: ObjectInfo, status: Status, attempts: int) -> Row:
 
 
 def to_parquet(rows: Sequence[Row], schema: pa.Schema = SCHEMA, metadata: dict[bytes, bytes] | None = None) -> bytes:
-    """The rows, ordered by key, as a Parquet file; `metadata` is kept in its footer."""
+    """Return the rows, ordered by key, as the bytes of a Parquet file with `metadata` in its footer."""
     ordered = sorted(rows, key=lambda row: row["key"].encode())
     return table_to_parquet(pa.Table.from_pylist(ordered, schema=schema), metadata)
 
 
 def table_to_parquet(table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> bytes:
-    """A table as the bytes of a Parquet file."""
+    """Return a table as the bytes of a Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def from_parquet(data: bytes) -> pa.Table:
-    """A Parquet file's bytes as a table; `schema.metadata` holds what `to_parquet` was given."""
+    """Read a Parquet file's bytes; `schema.metadata` holds the metadata that `to_parquet` was given."""
     return pq.read_table(io.BytesIO(data))

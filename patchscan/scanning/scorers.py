@@ -1,8 +1,8 @@
-"""Who scores: TorchServe over HTTP, or a run folder in this process, behind one `Scorer`.
+"""Score images with TorchServe over HTTP, or with a run folder in this process, through one protocol: `Scorer`.
 
-This is the one file of the scan that knows TorchServe. Errors: ImageError where the image is at fault,
-TransientError where trying again may help, RefusedRequestError where the server will not take this one image,
-ScorerError where it will take none.
+The only file of the scan that knows TorchServe. Errors: ImageError where the image cannot be scored, TransientError
+where trying again may help, RefusedRequestError where the server does not accept this one image, ScorerError where it
+cannot score any.
 """
 
 import io
@@ -27,7 +27,7 @@ from patchscan.detector.card import Card, NotFiniteError
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.presets import PatchPreset
 
-# Who decodes images and cuts their crops.
+# Where images are decoded and their crops cut: in the scan worker or in the server.
 Select = Literal["worker", "server"]
 
 NPY = "application/x-npy"
@@ -35,17 +35,19 @@ NOT_AN_IMAGE = "the bytes are not an image of any known format"  # as patchscan.
 
 
 class ScorerError(UserError):
-    """The server or run folder cannot score anything: wrong address, name, token, or another model than planned."""
+    """The server or run folder cannot score anything: wrong address, name or token, or another model than planned."""
 
 
 class RefusedRequestError(Exception):
-    """The server does not take this image, though nothing is wrong with it."""
+    """The server does not accept this image, although nothing is wrong with it."""
 
 
 class Scorer(Protocol):
-    """Scores images with the model of `card`. Safe to use from many threads; more than `parallel` calls at once gain
-    nothing. `select`: who had better cut the crops; the rows are the same. `model_s`: seconds that the model has taken
-    so far, by device: of a core (`cpu`) or of a GPU (`cuda`); `device`: which of them it computes on."""
+    """Scores images with the model of `card`. Safe to use from many threads.
+
+    `parallel`: with more calls at once nothing gets faster. `select`: where crops should be cut; the rows are the same.
+    `device`: `cpu` or `cuda`. `model_s`: seconds of forward passes so far, by device: of one core or of the GPU.
+    """
 
     card: Card
     parallel: int
@@ -56,18 +58,18 @@ class Scorer(Protocol):
     def model_s(self) -> Mapping[str, float]: ...
 
     def answer(self, data: bytes) -> Answer:
-        """Score one encoded image. Raises NotFiniteError where the model's output is no number."""
+        """Score one encoded image. Raises ImageError, NotFiniteError, TransientError, RefusedRequestError, ScorerError."""
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
-        """Score images whose crops, each uint8 (count, size, size, 3), were cut here: one logit an image."""
+        """Score images by their crops, each uint8 (count, size, size, 3). Returns one logit for each image."""
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Where TorchServe is. The token's file is read for every request, so that a renewed token is used at once."""
+    """How TorchServe is reached. The token file is read for every request, so that a renewed token is used at once."""
 
     url: str
     model: str
@@ -77,7 +79,7 @@ class ServerSettings:
 
 
 class TorchServeScorer:
-    """A model served by TorchServe 0.12, through its inference API alone."""
+    """Scores with a model on TorchServe 0.12, through its inference API only."""
 
     def __init__(self, settings: ServerSettings, retries: Retries | None = None):
         self.settings = settings
@@ -86,17 +88,17 @@ class TorchServeScorer:
         self._counting = threading.Lock()
         address = _address(settings.url)
         self._path = f"{(address.path or '').rstrip('/')}/predictions/{settings.model}"
-        # urllib3 sends a body within the limit for connecting: the gate takes as long for one at most.
+        # urllib3's connect timeout also limits the sending of the body, for which the gate allows 30 seconds.
         timeout = urllib3.Timeout(connect=min(30.0, settings.timeout_s), read=settings.timeout_s)
-        # How many requests are under way is the worker's decision: the pool waits without limit.
+        # The worker's window limits the requests in flight, so the pool may wait for a connection without limit.
         self._http = urllib3.connection_from_url(
             address.url, maxsize=settings.connections, block=True, timeout=timeout, retries=False
         )
         try:
-            ask = json.dumps({"card": True}).encode()
-            reply, _ = (retries or Retries(deadline_s=60)).call(lambda: self._post(ask, "application/json"))
+            card_request = json.dumps({"card": True}).encode()
+            reply, _ = (retries or Retries(deadline_s=60)).call(lambda: self._post(card_request, "application/json"))
             self.card = Card.from_dict(reply["card"])
-            # Patches are a small part of a file; the crop of a whole image is larger than most files.
+            # Patches are much smaller than a file, but the crop of a whole-image model is larger than most files.
             crops = "crops" in reply.get("takes", ()) and isinstance(self.card.preset, PatchPreset)
             self.select: Select = "worker" if crops else "server"
             self.device = next(iter(self.model_s), "cpu")
@@ -106,12 +108,12 @@ class TorchServeScorer:
                 "command again when it is back"
             ) from error
         except (KeyError, TypeError, ValueError, RefusedRequestError) as error:
-            raise ScorerError(f"{settings.model} at {settings.url} is no patchscan model: it has no card") from error
+            raise ScorerError(f"{settings.model} at {settings.url} is not a patchscan model: it has no card") from error
 
     def answer(self, data: bytes) -> Answer:
-        """Send the encoded bytes."""
+        """Send the encoded bytes, and let the server decode them."""
         reply = self._post(data, "application/octet-stream")
-        # The server also takes tars, zips and arrays of crops; an object of a bucket that is one is not an image.
+        # The server also accepts tars, zips and arrays of crops, but such an object of a bucket is not an image.
         if "p_ai" not in reply:
             raise ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
         check_digest(self.card, reply["digest"])
@@ -146,7 +148,7 @@ class TorchServeScorer:
         raise self._error(reply, len(body))
 
     def _error(self, reply: urllib3.BaseHTTPResponse, sent: int) -> Exception:
-        """What a reply other than 200 means (docs/serve.md; measured on TorchServe 0.12)."""
+        """Turn a reply other than 200 into an error (docs/serve.md; as measured on TorchServe 0.12)."""
         if reply.status == 413:
             return RefusedRequestError(f"{sent:,} bytes are more than the server's max_request_size")
         try:
@@ -167,13 +169,13 @@ class TorchServeScorer:
             return ScorerError(f"{self.settings.url} refuses the token; pass the inference key with --token-file")
         if kind in ("ModelNotFoundException", "ModelVersionNotFoundException") or reply.status == 404:
             return ScorerError(
-                f"{self.settings.url} serves no model {self.settings.model}; `patchscan status` names those it serves"
+                f"{self.settings.url} serves no model {self.settings.model}; `patchscan status` lists those it serves"
             )
         return RefusedRequestError(f"the server answers {reply.status} {kind}".rstrip())
 
 
 class InProcessScorer:
-    """A run folder loaded in this process; needs the `train` extra (torch). Each image uses one core."""
+    """Scores with a run folder in this process; needs the `train` extra (torch). Each image uses one core."""
 
     parallel = len(os.sched_getaffinity(0))
     select: Select = "worker"
@@ -198,15 +200,15 @@ class InProcessScorer:
         return result
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
-        """Score crops that were cut before."""
+        """Score crops."""
         return self._detector.logits(crops)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there are no connections."""
 
 
 def check_digest(card: Card, digest: str) -> None:
-    """Raises ScorerError where an answer comes from another model than the card's: it was replaced mid-scan."""
+    """Raise ScorerError where an answer comes from another model than the card's, because it was replaced mid-scan."""
     if digest != card.digest:
         raise ScorerError(f"the server now serves another version of {card.name}; run the same command again")
 

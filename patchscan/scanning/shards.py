@@ -1,4 +1,4 @@
-"""How a listing is cut into shards: pure functions, so that the same listing always gives the same shards."""
+"""Cut a listing into shards, with pure functions: the same listing always gives the same shards."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -23,12 +23,12 @@ def cut(sizes: Iterable[int | None], max_objects: int, max_bytes: int) -> Iterat
 
 
 def name(index: int) -> str:
-    """A shard's part of a file name: `00042`; names sort as the shards do, up to 100,000 of them."""
+    """Return a shard's part of a file name: `00042`. Up to 100,000 of them sort in the order of the shards."""
     return f"{index:05d}"
 
 
 def format_ranges(indexes: Sequence[int]) -> str:
-    """Ascending indexes as Kubernetes writes them: [0, 1, 2, 5] is `0-2,5`."""
+    """Format ascending indexes as Kubernetes does: [0, 1, 2, 5] becomes `0-2,5`."""
     runs: list[list[int]] = []
     for index in indexes:
         if runs and index == runs[-1][1] + 1:
@@ -39,7 +39,7 @@ def format_ranges(indexes: Sequence[int]) -> str:
 
 
 def parse_ranges(text: str) -> list[int]:
-    """The reverse of `format_ranges`. Raises ValueError."""
+    """Parse what `format_ranges` returns. Raises ValueError."""
     found: list[int] = []
     for run in filter(None, text.split(",")):
         first, _, last = run.partition("-")

@@ -1,4 +1,4 @@
-"""What a scan found, as the dict that report.json holds: counts, verdicts, errors, scores, prefixes, months, cost."""
+"""Compute the sections of report.json: counts, verdicts, errors, scores, prefixes, months, provenance, drift, cost."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -38,9 +38,9 @@ GROUPED = """
 
 
 def totals(table: ScanTable, plan: Plan) -> dict[str, Any]:
-    """The scan's counts, and whether they add up: listed = scored + rejected + failed + unchanged, no key twice.
-    `new_ai` of the scored were called AI."""
-    counted = table.one(BY_STATUS)
+    """The scan's counts, and whether they add up: listed = scored + rejected + failed + unchanged, and no key twice.
+    `new_ai` of the scored images were called AI."""
+    counted = table.query_one(BY_STATUS)
     rows, keys = counted.pop("rows"), counted.pop("keys")
     return {
         "listed": plan.listed,
@@ -54,19 +54,19 @@ def totals(table: ScanTable, plan: Plan) -> dict[str, Any]:
 
 def verdicts(table: ScanTable) -> dict[str, int]:
     """Scored objects by verdict, those carried over included."""
-    found = table.ask("SELECT verdict, count(*) AS n FROM rows WHERE status = 'scored' GROUP BY verdict")
+    found = table.query("SELECT verdict, count(*) AS n FROM rows WHERE status = 'scored' GROUP BY verdict")
     return {"ai": 0, "real": 0, "uncertain": 0} | {row["verdict"]: row["n"] for row in found}
 
 
 def without_score(table: ScanTable) -> dict[str, int]:
     """Objects without a score by status, those carried over included."""
-    found = table.ask("SELECT status, count(*) AS n FROM rows WHERE status <> 'scored' GROUP BY status")
+    found = table.query("SELECT status, count(*) AS n FROM rows WHERE status <> 'scored' GROUP BY status")
     return {"rejected": 0, "failed": 0} | {row["status"]: row["n"] for row in found}
 
 
 def errors(table: ScanTable) -> list[dict[str, Any]]:
     """Objects without a score: status, code, how many, and the first few of them by key."""
-    return table.ask(
+    return table.query(
         "SELECT status, error_code AS code, count(*) AS n,"
         f" list({{'key': key, 'message': error_message}} ORDER BY key)[:{EXAMPLES}] AS examples"
         " FROM rows WHERE status <> 'scored' GROUP BY ALL ORDER BY n DESC, code"
@@ -75,7 +75,7 @@ def errors(table: ScanTable) -> list[dict[str, Any]]:
 
 def histogram(table: ScanTable) -> list[int]:
     """Scored objects in HISTOGRAM_BINS equal bins of p_ai."""
-    found = table.ask(
+    found = table.query(
         f"SELECT least(floor(p_ai * {HISTOGRAM_BINS})::INT, {HISTOGRAM_BINS - 1}) AS bin, count(*) AS n"
         " FROM rows WHERE status = 'scored' GROUP BY bin"
     )
@@ -85,7 +85,7 @@ def histogram(table: ScanTable) -> list[int]:
 
 def most_suspicious(table: ScanTable) -> list[dict[str, Any]]:
     """The images with the highest p_ai and a verdict of `ai`, highest first."""
-    return table.ask(
+    return table.query(
         "SELECT key, version_id, etag, size, p_ai, verdict, patch, image, provenance FROM rows WHERE verdict = 'ai'"
         f" ORDER BY p_ai DESC, logit DESC, key LIMIT {MOST_SUSPICIOUS}"
     )
@@ -95,7 +95,7 @@ def by_prefix(table: ScanTable, base: str) -> list[dict[str, Any]]:
     """Counts by the first folder below `base`, the largest first; the others together as `(others)`."""
     inner = f"substr(key, {len(base) + 1})"
     group = f"CASE WHEN contains({inner}, '/') THEN split_part({inner}, '/', 1) || '/' ELSE '(no folder)' END"
-    found = table.ask(GROUPED.format(group=group) + " ORDER BY objects DESC, name")
+    found = table.query(GROUPED.format(group=group) + " ORDER BY objects DESC, name")
     shown, others = found[:LARGEST_GROUPS], found[LARGEST_GROUPS:]
     if others:
         numbers = {field: sum(row[field] for row in others) for field in others[0] if field != "name"}
@@ -105,11 +105,11 @@ def by_prefix(table: ScanTable, base: str) -> list[dict[str, Any]]:
 
 def by_month(table: ScanTable) -> list[dict[str, Any]]:
     """Counts by the month of last modification, oldest first."""
-    return table.ask(GROUPED.format(group="coalesce(strftime(last_modified, '%Y-%m'), 'unknown')") + " ORDER BY name")
+    return table.query(GROUPED.format(group="coalesce(strftime(last_modified, '%Y-%m'), 'unknown')") + " ORDER BY name")
 
 
 def provenance(table: ScanTable) -> list[dict[str, Any]]:
-    """What files say of their own origin, beside what the detector says: counts by kind of claim and claim."""
+    """Verdicts of the files that claim something about their own origin, by kind of claim and claim."""
     claims = (
         ("C2PA manifest", "'state: ' || provenance.c2pa"),
         ("digital source type", "provenance.digital_source_type"),
@@ -117,7 +117,7 @@ def provenance(table: ScanTable) -> list[dict[str, Any]]:
     )
     found: list[dict[str, Any]] = []
     for kind, claim in claims:
-        found += table.ask(
+        found += table.query(
             f"SELECT '{kind}' AS kind, {claim} AS claim, count(*) AS objects,"
             " count(*) FILTER (verdict = 'ai') AS ai, count(*) FILTER (verdict = 'real') AS real,"
             " count(*) FILTER (verdict = 'uncertain') AS uncertain"
@@ -127,33 +127,35 @@ def provenance(table: ScanTable) -> list[dict[str, Any]]:
 
 
 def flagged(table: ScanTable, threshold: float) -> tuple[int, int]:
-    """How many images are at or over the threshold, abstention set aside, and how many were scored."""
-    counted = table.one("SELECT count(*) FILTER (p_ai >= ?) AS over, count(p_ai) AS n FROM rows", threshold)
+    """How many images are at or over the threshold, whatever the abstain band says, and how many were scored."""
+    counted = table.query_one("SELECT count(*) FILTER (p_ai >= ?) AS over, count(p_ai) AS n FROM rows", threshold)
     return counted["over"], counted["n"]
 
 
-def drifted(table: ScanTable, before: ScanTable) -> dict[str, Any]:
-    """The images scored by this scan against all of the previous scan's table."""
+def drift_since(table: ScanTable, before: ScanTable) -> dict[str, Any]:
+    """Compare the scores of the images that this scan scored with all scores of the previous scan's table `before`."""
     scores = "SELECT logit FROM rows WHERE status = 'scored'"
-    sample = np.concatenate([np.empty(0), *before.numbers(f"FROM ({scores}) USING SAMPLE reservoir(100000 ROWS)")])
+    sample = np.concatenate(
+        [np.empty(0), *before.stream_column(f"FROM ({scores}) USING SAMPLE reservoir(100000 ROWS)")]
+    )
     if len(sample) == 0:
         return drift.compare(np.zeros(1, np.int64), np.zeros(1, np.int64))
-    edges = drift.edges_of(sample)
-    now = table.numbers(f"{scores} AND NOT carried")
-    return drift.compare(drift.counts_of(before.numbers(scores), edges), drift.counts_of(now, edges))
+    edges = drift.bin_edges(sample)
+    now = table.stream_column(f"{scores} AND NOT carried")
+    return drift.compare(drift.count_in_bins(before.stream_column(scores), edges), drift.count_in_bins(now, edges))
 
 
 def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:
-    """What this scan used, listing included. `model_s` are the seconds of forward passes by device: of cores (`cpu`) or
-    of GPUs (`cuda`). Per 1,000 means of the objects not carried over."""
+    """What this scan used, listing included. `model_s` are seconds of forward passes by device: of cores (`cpu`) or of
+    GPUs (`cuda`). `per_1000` figures are for 1,000 objects that were not carried over."""
     spent = table.cost
-    worked = table.one("SELECT count(*) FILTER (NOT carried) AS n FROM rows")["n"]
+    processed = table.query_one("SELECT count(*) FILTER (NOT carried) AS n FROM rows")["n"]
     requests = Counter(plan.listing["requests"]) + Counter(_spent_by(spent, "requests."))
-    per_thousand = 1000 / worked if worked else 0.0
+    per_thousand = 1000 / processed if processed else 0.0
     return {
-        "objects": worked,
+        "objects": processed,
         "wall_s": float(spent["wall_s"]),
-        "objects_per_s": worked / spent["wall_s"] if spent["wall_s"] else None,
+        "objects_per_s": processed / spent["wall_s"] if spent["wall_s"] else None,
         "cpu_s_per_1000": spent["cpu_s"] * per_thousand,
         "model_s_per_1000": {device: s * per_thousand for device, s in _spent_by(spent, "model_s.").items()},
         "bytes_read": int(spent["bytes_read"]),
@@ -163,5 +165,5 @@ def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:
 
 
 def _spent_by(spent: Mapping[str, float], kind: str) -> dict[str, float]:
-    """The meters whose names begin with `kind`, by the rest of their names."""
+    """The entries whose names begin with `kind`, by the rest of their names."""
     return {name.removeprefix(kind): value for name, value in spent.items() if name.startswith(kind)}

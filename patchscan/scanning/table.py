@@ -1,4 +1,4 @@
-"""A scan's whole table, larger than memory: Parquet parts on local scratch disk, asked in SQL."""
+"""Query a scan's rows in SQL. They may be larger than memory: the Parquet parts are copied to local disk."""
 
 import json
 from collections import Counter
@@ -20,11 +20,12 @@ BATCH = 50_000
 
 
 class IncompleteScanError(PlanError):
-    """Parts are missing: their shards have not been worked."""
+    """Parts are missing: their shards are not done."""
 
 
 class ScanTable:
-    """The rows of one scan as the view `rows`, with `carried` telling the rows that were carried over unchanged.
+    """The rows of one scan as the SQL view `rows`; its column `carried` marks rows that were carried over unchanged.
+    `cost` adds up what the shards used.
 
     Raises IncompleteScanError where a shard has no part.
     """
@@ -52,22 +53,22 @@ class ScanTable:
         source = f"read_parquet('{files}/*.parquet', filename = true)"
         self._db.execute(f"CREATE VIEW rows AS SELECT *, filename LIKE '%/unchanged-%' AS carried FROM {source}")
 
-    def ask(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        """The rows that a query over `rows` gives."""
+    def query(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Return the rows of a query over `rows`."""
         answer: pa.Table = self._db.sql(query, params=list(values)).to_arrow_table()
         return list(answer.to_pylist())
 
-    def one(self, query: str, *values: Any) -> dict[str, Any]:
-        """The only row that a query gives."""
-        return self.ask(query, *values)[0]
+    def query_one(self, query: str, *values: Any) -> dict[str, Any]:
+        """Return the only row of a query."""
+        return self.query(query, *values)[0]
 
-    def each(self, query: str) -> Iterator[dict[str, Any]]:
-        """The rows that a query gives, one at a time."""
+    def stream(self, query: str) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a query, without holding them all in memory."""
         for batch in self._batches(query):
             yield from batch.to_pylist()
 
-    def numbers(self, query: str) -> Iterator[np.ndarray]:
-        """The first column of a query, chunk by chunk."""
+    def stream_column(self, query: str) -> Iterator[np.ndarray]:
+        """Yield the first column of a query, chunk by chunk, as arrays (n,)."""
         for batch in self._batches(query):
             yield batch.column(0).to_numpy(zero_copy_only=False)
 

@@ -1,4 +1,4 @@
-"""The most suspicious images, small: each with its patch outlined, and the patch itself enlarged beside it."""
+"""Draw thumbnails of the most suspicious images, each with its patch outlined and enlarged beside it."""
 
 import io
 from typing import Any
@@ -15,7 +15,7 @@ OUTLINE = "#D55E00"
 
 
 def thumbnail(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> str | None:
-    """A row's image as a data URI; None where the object can no longer be had as it was scored."""
+    """Return a row's thumbnail as a data URI; None where the object can no longer be read as it was scored."""
     info = ObjectInfo(key=row["key"], etag=row["etag"], version_id=row["version_id"])
     try:
         fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, limits.max_bytes))
@@ -28,10 +28,10 @@ def thumbnail(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> 
 
 
 def draw(image: Image.Image, patch: dict[str, int]) -> Image.Image:
-    """The image within a THUMBNAIL square with its patch outlined; right of it the patch, enlarged to such a square and
-    stretched to full contrast: the simplest patch is often all but even.
+    """Draw the image within a square of THUMBNAIL pixels with its patch outlined, and to the right the patch, enlarged
+    to such a square and stretched to full contrast: the simplest patch often has almost one colour.
 
-    A patch that does not lie in the image (it was enlarged before the patch was cut) is left out.
+    A patch outside the image is left out: small images are enlarged before their patch is cut.
     """
     x, y, size = patch["x"], patch["y"], patch["size"]
     inside = x + size <= image.width and y + size <= image.height
@@ -41,7 +41,7 @@ def draw(image: Image.Image, patch: dict[str, int]) -> Image.Image:
     sheet.paste(small, (0, 0))
     if inside:
         scale = small.width / image.width
-        # The white rim tells the outline from an image of its colour.
+        # A white rim, so that the outline also shows on an image of its own colour.
         for colour, width, out in (("white", 4, 2), (OUTLINE, 2, 1)):
             box = [x * scale - out, y * scale - out, (x + size) * scale + out, (y + size) * scale + out]
             ImageDraw.Draw(sheet).rectangle(box, outline=colour, width=width)

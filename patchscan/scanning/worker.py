@@ -1,7 +1,7 @@
-"""One shard: fetch, decode, score, and write its rows as one Parquet part, whole or not at all.
+"""Work on one shard: fetch, decode and score its objects, and write their rows as one Parquet part.
 
-Each of many threads takes an object all the way; three throttles (flow.py) bound memory and the load on the server.
-Rows done so far are kept as progress every half minute and when the scan is stopped, so that little is done twice.
+Each thread takes one object through all steps; flow.py limits the memory and the load on the server. Finished rows are
+saved as progress every half minute and when the scan is stopped, so that little is done twice.
 """
 
 import json
@@ -28,10 +28,10 @@ from patchscan.scanning.rows import STATS_KEY, Row
 from patchscan.scanning.scorers import RefusedRequestError, Scorer, ScorerError, Select
 from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, Store
 
-Meter = dict[str, float]
+Usage = dict[str, float]
 
-# Images in one request of crops. A GPU takes them in one pass; on cores each is its own pass, and small requests spread
-# evenly over the server's workers.
+# Images in one request of crops, by device (cpu: 1). A GPU scores a batch in one pass. On a CPU each image is a pass of
+# its own, and small requests spread more evenly over the server's workers.
 BATCH = {"cuda": 8}
 
 log = logging.getLogger(__name__)
@@ -39,10 +39,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSettings:
-    """How a worker works; none of it changes a row. Sizes in bytes, times in seconds; `batch` counts images. Who cuts
-    the crops (`select`) and how many images a request holds (`batch`) depends on the scorer where it is None.
+    """Settings of a worker; none of them changes a row. Sizes are in bytes, times in seconds.
 
-    Encoded images held at once take up to `memory`, pixels being decoded up to twice that.
+    `select` (where crops are cut) and `batch` (images in a request) None: by the scorer. `threads` objects are
+    processed at once, with at most `in_flight` requests; encoded images take up to `memory`, decoded pixels up to twice
+    that. `deadline_s`: retries of one object. `outage_s`: the scan stops when nothing has succeeded for so long.
+    `save_every_s`: finished rows are saved. `drain_s`: how long a stopped worker waits for running objects.
     """
 
     select: Select | None = None
@@ -52,21 +54,22 @@ class WorkSettings:
     memory: int = 256 * 2**20
     deadline_s: float = 180.0
     outage_s: float = 180.0
-    keep_every_s: float = 30.0
+    save_every_s: float = 30.0
     drain_s: float = 15.0
     limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished object: its row and the bytes fetched for it."""
+class FinishedObject:
+    """An object's row, and the number of bytes fetched for it."""
 
     row: Row
     fetched_bytes: int
 
 
 class Worker:
-    """Works shards of one plan, one after the other."""
+    """Works on shards of one plan, one after the other. Raises ScorerError where the scorer has another model than the
+    plan."""
 
     def __init__(
         self,
@@ -96,10 +99,10 @@ class Worker:
         self._window = Window(start=in_flight // 2, largest=in_flight)
 
     def work(self, index: int) -> None:
-        """Write the part of shard `index` unless it is there.
+        """Write the part of shard `index`, unless it exists.
 
-        Raises StoppedError after `stop` was set, and what ends a scan (OutageError, ScorerError, StoreError); what is
-        done is kept as progress then.
+        Raises StoppedError after `stop` was set, and the errors that end a scan (OutageError, ScorerError, StoreError);
+        finished rows are saved as progress before.
         """
         folder = f"scans/{self.plan.scan}"
         part, progress = (
@@ -108,18 +111,20 @@ class Worker:
         )
         finished = self.out.read(part)
         if finished is not None:
-            self._tell_kept(rows.from_parquet(finished).num_rows)
+            self._notify_resumed(rows.from_parquet(finished).num_rows)
             return
         objects = self.objects(index)
-        shard = Shard(self.out.read(progress), self._meter)
-        self._tell_kept(len(shard.done))
+        shard = Shard(self.out.read(progress), self._usage)
+        self._notify_resumed(len(shard.done))
         todo = [info for info in objects if info.key not in shard.done]
         try:
-            for done in map_in_threads(self._one_row, todo, self.settings.threads, self.stop, self.settings.drain_s):
+            for done in map_in_threads(
+                self._process_safely, todo, self.settings.threads, self.stop, self.settings.drain_s
+            ):
                 shard.done[done.row["key"]] = done.row
                 for observer in self.observers:
                     observer.row(done.row, done.fetched_bytes)
-                if shard.kept_ago() > self.settings.keep_every_s:
+                if shard.seconds_since_saved() > self.settings.save_every_s:
                     self.out.write(progress, shard.parquet())
         except (StoppedError, UserError):
             self.out.write(progress, shard.parquet())
@@ -127,9 +132,9 @@ class Worker:
         self.out.write_new(part, shard.parquet())
         self.out.delete(progress)
 
-    def _tell_kept(self, count: int) -> None:
+    def _notify_resumed(self, count: int) -> None:
         for observer in self.observers:
-            observer.kept(count)
+            observer.resumed(count)
 
     def objects(self, index: int) -> list[ObjectInfo]:
         """The objects of a shard. Raises PlanError where the plan has no such shard."""
@@ -138,37 +143,37 @@ class Worker:
             raise PlanError(f"there is no shard {index}: the plan has {self.plan.shards} shards, from 0")
         return [ObjectInfo(**row) for row in rows.from_parquet(data).to_pylist()]
 
-    def _one(self, info: ObjectInfo) -> Done:
-        """One object to its row, whatever happens to it."""
+    def _process(self, info: ObjectInfo) -> FinishedObject:
+        """Fetch and score one object. What is wrong with the object becomes its row."""
         limit = self.settings.limits.max_bytes
         if info.size is not None and info.size > limit:
             message = f"{info.size:,} bytes; the limit is {limit:,}"
-            return Done(rows.rejected(info, ErrorCode.TOO_LARGE, message, 0) | self._model, 0)
+            return FinishedObject(rows.rejected(info, ErrorCode.TOO_LARGE, message, 0) | self._model, 0)
         with self._budget.hold(limit if info.size is None else info.size):
             try:
                 fetched, tries = self._retries.call(lambda: self.source.fetch(info, limit))
             except (ObjectError, TransientError) as error:
-                return Done(self._failed(info, error), 0)
-            return Done(self._scored(_as_fetched(info, fetched), fetched.data, tries), len(fetched.data))
+                return FinishedObject(self._failed_row(info, error), 0)
+            return FinishedObject(self._score(_as_fetched(info, fetched), fetched.data, tries), len(fetched.data))
 
-    def _one_row(self, info: ObjectInfo) -> Done:
-        """`_one`, where even an error of our own is the row of this object and not the end of its shard."""
+    def _process_safely(self, info: ObjectInfo) -> FinishedObject:
+        """`_process`, where even a bug of patchscan becomes the row of this object instead of ending its shard."""
         try:
-            return self._one(info)
+            return self._process(info)
         except (StoppedError, UserError):
             raise
         except Exception as error:
-            log.exception("an error of patchscan's own at %s", info.key)
+            log.exception("a bug of patchscan at %s", info.key)
             row = rows.failed(info, FailureCode.INTERNAL_ERROR, f"{type(error).__name__}, see the log", 1)
-            return Done(row | self._model, 0)
+            return FinishedObject(row | self._model, 0)
 
-    def _scored(self, info: ObjectInfo, data: bytes, tries: int) -> Row:
+    def _score(self, info: ObjectInfo, data: bytes, tries: int) -> Row:
         try:
             result, more = self._retries.call(lambda: self._answer(data))
         except ImageError as error:
             row = rows.rejected(info, error.code, error.message, tries) | self._model
         except (NotFiniteError, RefusedRequestError, TransientError) as error:
-            return self._failed(info, error)
+            return self._failed_row(info, error)
         else:
             row = rows.scored(info, result, provenance(data, result.image["format"]), tries + more - 1)
         self._watchdog.success()
@@ -187,7 +192,7 @@ class Worker:
         with self._window.request():
             return self.scorer.logits(crops)
 
-    def _failed(
+    def _failed_row(
         self, info: ObjectInfo, error: ObjectError | NotFiniteError | RefusedRequestError | TransientError
     ) -> Row:
         if isinstance(error, ObjectError):
@@ -199,8 +204,8 @@ class Worker:
         self._watchdog.check(error)
         return rows.failed(info, FailureCode.UNAVAILABLE, str(error), error.attempts) | self._model
 
-    def _meter(self) -> Meter:
-        """What this worker has used so far."""
+    def _usage(self) -> Usage:
+        """What this worker has used so far: seconds, bytes and requests, by name."""
         return (
             {
                 "wall_s": time.monotonic(),
@@ -213,26 +218,27 @@ class Worker:
 
 
 class Shard:
-    """The rows of one shard so far, by key, and what they cost, earlier tries at the shard included."""
+    """The finished rows of one shard, by key, and what they cost, earlier runs of the shard included. `saved` is the
+    progress file of an earlier run, or None."""
 
-    def __init__(self, kept: bytes | None, meter: Callable[[], Meter]):
+    def __init__(self, saved: bytes | None, usage: Callable[[], Usage]):
         self.done: dict[str, Row] = {}
-        self._spent: Meter = {}
-        if kept is not None:
-            table = rows.from_parquet(kept)
+        self._spent: Usage = {}
+        if saved is not None:
+            table = rows.from_parquet(saved)
             self.done = {row["key"]: row for row in table.to_pylist()}
             self._spent = json.loads(table.schema.metadata[STATS_KEY])
-        self._meter, self._start = meter, meter()
-        self._written_at = time.monotonic()
+        self._usage, self._start = usage, usage()
+        self._saved_at = time.monotonic()
 
-    def kept_ago(self) -> float:
-        """Seconds since the rows were last written down."""
-        return time.monotonic() - self._written_at
+    def seconds_since_saved(self) -> float:
+        """Seconds since `parquet` was last called."""
+        return time.monotonic() - self._saved_at
 
     def parquet(self) -> bytes:
-        """The rows and their cost, to write down."""
-        self._written_at = time.monotonic()
-        now = self._meter()
+        """Return the rows and their cost as a Parquet file, to be saved."""
+        self._saved_at = time.monotonic()
+        now = self._usage()
         spent = {
             name: self._spent.get(name, 0.0) + now.get(name, 0.0) - self._start.get(name, 0.0)
             for name in self._spent.keys() | now.keys()
@@ -241,7 +247,7 @@ class Shard:
 
 
 def _as_fetched(info: ObjectInfo, fetched: FetchedObject) -> ObjectInfo:
-    """The listing's line completed by what the fetch told."""
+    """The object as listed, completed with what the fetch returned."""
     return replace(
         info,
         size=fetched.size if info.size is None else info.size,

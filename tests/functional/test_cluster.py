@@ -20,7 +20,7 @@ from patchscan.cluster.submitting import log_lines, submit_from_cron_job, submit
 from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, ShardSize, is_done, plan
+from patchscan.scanning.plan import ScanSource, ShardSize, is_complete, plan_scan
 from patchscan.scanning.shards import parse_ranges
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -42,7 +42,9 @@ class Bench:
             (photos / f"{number}.png").write_bytes(image(number))
         self.scorer = StubScorer()
         self.out: Store = open_store(str(folder / "out"))
-        self.plan = plan(ScanSource(url=str(photos)), Filters(), self.scorer.card, self.out, ShardSize(max_objects=2))
+        self.plan = plan_scan(
+            ScanSource(url=str(photos)), Filters(), self.scorer.card, self.out, ShardSize(max_objects=2)
+        )
         self.trouble: Callable[[int, int], tuple[int, str]] = lambda shard, attempt: (0, "")
         self.tries: list[int] = []
         self.api = KubeApi(self.pod)
@@ -87,7 +89,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_a_job_of_pods_gives_the_rows_of_one_process(bench: Bench) -> None:
     bench.work()
     report.reduce(bench.out, bench.plan)
-    assert is_done(bench.out, bench.plan.scan)
+    assert is_complete(bench.out, bench.plan.scan)
     assert len(table_of(bench.out, bench.plan.scan)) == 12
     assert sorted(bench.tries) == list(range(6))
     coordinator.clean_up(bench.cluster(), bench.plan)
@@ -262,7 +264,7 @@ def kubeconfig(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     # Read when the client library is imported, so set here too.
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.setenv("JOB_NAME", "coordinator")
-    monkeypatch.setattr(options, "scorer_of", lambda *_: bench.scorer)
+    monkeypatch.setattr(options, "make_scorer", lambda *_: bench.scorer)
 
 
 def coordinate(bench: Bench) -> Result:
@@ -300,7 +302,7 @@ def test_a_model_replaced_during_the_scan_is_an_interruption_and_the_next_try_pl
     assert done.exception.exit_code == 75
     assert "was replaced during the scan" in str(done.exception)
     bench.trouble = lambda shard, attempt: (0, "")
-    bench.plan = plan(bench.plan.source, Filters(), bench.scorer.card, bench.out, ShardSize(max_objects=2))
+    bench.plan = plan_scan(bench.plan.source, Filters(), bench.scorer.card, bench.out, ShardSize(max_objects=2))
     done = coordinate(bench)
     assert done.exit_code == 0, done.output
     assert "12 objects listed = 12 scored" in done.output

@@ -25,7 +25,7 @@ from patchscan.cluster.coordinator import SHARDS_ANNOTATION, ConfigurationError,
 from patchscan.cluster.rollout import ARCHIVE_ANNOTATION, RejectedArchiveError, next_step
 from patchscan.cluster.submitting import log_lines
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, ScanSource, ShardSize, plan
+from patchscan.scanning.plan import Plan, ScanSource, ShardSize, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
@@ -100,7 +100,7 @@ class Scan:
             (folder / "in" / f"{number}.png").write_bytes(image(number))
         self.cluster, self.own, self.scorer = cluster, own, StubScorer()
         self.out: Store = open_store(str(folder / "out"))
-        self.plan: Plan = plan(
+        self.plan: Plan = plan_scan(
             ScanSource(url=str(folder / "in")), Filters(), self.scorer.card, self.out, ShardSize(max_objects=1)
         )
 

@@ -29,9 +29,9 @@ from patchscan.scanning.plan import (
     PlanError,
     ScanSource,
     ShardSize,
-    conditional_writes,
     history,
-    plan,
+    honours_conditional_writes,
+    plan_scan,
 )
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -77,7 +77,7 @@ def bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 def scan(source: ScanSource, out_url: str, filters: Filters = Filters(), limits: Limits = Limits()) -> Plan:
     scorer, out = StubScorer(), open_store(out_url, endpoint_url=source.endpoint_url)
-    made = plan(source, filters, scorer.card, out, ShardSize(max_objects=5))
+    made = plan_scan(source, filters, scorer.card, out, ShardSize(max_objects=5))
     worker = Worker(made, out, scorer, WorkSettings(threads=4, batch=2, limits=limits))
     for index in range(made.shards):
         worker.work(index)
@@ -117,7 +117,7 @@ def test_four_scans_at_once_are_one_scan(bucket: str) -> None:
 
 def test_conditional_writes_are_noticed(bucket: str) -> None:
     out = open_store(f"s3://{bucket}-out")
-    assert conditional_writes(out)
+    assert honours_conditional_writes(out)
     assert out.write_new("one", b"first")
     assert not out.write_new("one", b"second")
     assert out.read("one") == b"first"
@@ -151,9 +151,9 @@ def test_planners_at_once_agree_where_the_store_ignores_conditions(unconditional
         ScanSource(url="s3://photos", endpoint_url=unconditional),
         open_store("s3://out", endpoint_url=unconditional),
     )
-    assert not conditional_writes(out)
+    assert not honours_conditional_writes(out)
     with ThreadPoolExecutor(4) as pool:
-        plans = list(pool.map(lambda _: plan(source, Filters(), StubScorer().card, out), range(4)))
+        plans = list(pool.map(lambda _: plan_scan(source, Filters(), StubScorer().card, out), range(4)))
     assert len({made.scan for made in plans}) == len(history(out)) == 1
     assert {name.split("/")[1] for name in out.names("scans/")} == {plans[0].scan}, "the others' plans are left behind"
 
@@ -164,10 +164,10 @@ def test_a_scan_that_lost_its_place_ends_before_its_report(unconditional: str, m
         ScanSource(url="s3://photos", endpoint_url=unconditional),
         open_store("s3://out", endpoint_url=unconditional),
     )
-    lost = plan(source, Filters(), StubScorer().card, out)
+    lost = plan_scan(source, Filters(), StubScorer().card, out)
     Worker(lost, out, StubScorer()).work(0)
     out.delete("history/000001.json")  # the other planner looked before this one wrote, and wrote after it looked
-    won = plan(source, Filters(), StubScorer().card, out)
+    won = plan_scan(source, Filters(), StubScorer().card, out)
     with pytest.raises(ClaimLostError, match="another scan took this one's place") as ended:
         report.reduce(out, lost)
     assert ended.value.exit_code == 75
@@ -192,7 +192,7 @@ def test_filters_choose_by_suffix_and_size(bucket: str) -> None:
 
 def test_an_object_replaced_after_the_listing_is_a_row_that_says_so(bucket: str, s3: EmbeddedS3) -> None:
     scorer, out = StubScorer(), open_store(f"s3://{bucket}-out/x")
-    made = plan(ScanSource(url=f"s3://{bucket}"), Filters(), scorer.card, out)
+    made = plan_scan(ScanSource(url=f"s3://{bucket}"), Filters(), scorer.card, out)
     s3.client().put_object(Bucket=bucket, Key="plain.png", Body=image(99))
     s3.client().delete_object(Bucket=bucket, Key="../up.png")
     Worker(made, out, scorer).work(0)
@@ -348,7 +348,7 @@ def test_no_credential_stands_in_anything_a_scan_writes(bucket: str, s3: Embedde
 
 def test_results_in_the_scanned_bucket_are_refused(bucket: str) -> None:
     with pytest.raises(PlanError, match="lies inside"):
-        plan(ScanSource(url=f"s3://{bucket}"), Filters(), StubScorer().card, open_store(f"s3://{bucket}/results"))
+        plan_scan(ScanSource(url=f"s3://{bucket}"), Filters(), StubScorer().card, open_store(f"s3://{bucket}/results"))
 
 
 def test_an_object_larger_than_the_limit_is_not_read(bucket: str, s3: EmbeddedS3) -> None:

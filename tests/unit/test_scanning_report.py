@@ -22,7 +22,7 @@ from patchscan.detector.card import Card
 from patchscan.reporting.pages import Figures, show
 from patchscan.scanning import alerts, drift, labels, report
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, plan
+from patchscan.scanning.plan import ScanSource, plan_scan
 from patchscan.scanning.prevalence import Rates, estimate, rogan_gladen
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -76,9 +76,10 @@ def test_a_card_without_error_rates_gives_no_range() -> None:
 def test_drift_is_told_from_none_and_agrees_with_scipy() -> None:
     random = np.random.default_rng(0)
     before, same, shifted = random.normal(0, 1, 5000), random.normal(0, 1, 800), random.normal(1, 1, 800)
-    edges = drift.edges_of(before)
+    edges = drift.bin_edges(before)
     counts = {
-        name: drift.counts_of(iter([values]), edges) for name, values in (("b", before), ("s", same), ("x", shifted))
+        name: drift.count_in_bins(iter([values]), edges)
+        for name, values in (("b", before), ("s", same), ("x", shifted))
     }
     assert not drift.compare(counts["b"], counts["s"])["alert"]
     found = drift.compare(counts["b"], counts["x"])
@@ -88,7 +89,7 @@ def test_drift_is_told_from_none_and_agrees_with_scipy() -> None:
 
 def test_too_few_images_are_not_compared() -> None:
     edges = np.array([0.0])
-    few = drift.counts_of(iter([np.zeros(49)]), edges)
+    few = drift.count_in_bins(iter([np.zeros(49)]), edges)
     assert drift.compare(few, few) == {
         "before": 49,
         "now": 49,
@@ -215,7 +216,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     metrics = {"raw": {"a": _confusion("seen", 95, 5), "c": _confusion("unseen", 40, 5)}}
     stub: Card = card(metrics=metrics, warnings=["made for tests"])
     out, scorer = open_store(str(out_folder)), StubScorer(stub)
-    made = plan(ScanSource(url=str(folder)), Filters(), stub, out)
+    made = plan_scan(ScanSource(url=str(folder)), Filters(), stub, out)
     Worker(made, out, scorer, WorkSettings(threads=2)).work(0)
     found = report.reduce(out, made, labels="folders")
     return found, (out_folder / "report.html").read_text(), out_folder

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from patchscan.common.retries import OutageError, StoppedError, TransientError
 from patchscan.scanning import report, rows
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, history, is_done, plan
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, history, is_complete, plan_scan
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
@@ -42,7 +42,7 @@ def photos(tmp_path: Path) -> Path:
 
 def scan(photos: Path, out: Store, scorer: StubScorer | None = None, stop: threading.Event | None = None) -> Plan:
     scorer = scorer or StubScorer()
-    made = plan(ScanSource(url=str(photos)), Filters(), scorer.card, out, SMALL_SHARDS)
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out, SMALL_SHARDS)
     worker = Worker(made, out, scorer, QUICK, stop)
     for index in range(made.shards):
         worker.work(index)
@@ -139,7 +139,7 @@ def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
             continue
     scan(photos, out)
     for name in history(out):
-        assert is_done(out, name)
+        assert is_complete(out, name)
         assert table_of(out, name) == undisturbed
 
 
@@ -150,7 +150,7 @@ def test_two_planners_at_once_work_on_one_plan(photos: Path, tmp_path: Path) -> 
     def planner() -> None:
         gate.wait()
         out = open_store(str(tmp_path / "out"))
-        plans.append(plan(ScanSource(url=str(photos)), Filters(), card(), out, SMALL_SHARDS).scan)
+        plans.append(plan_scan(ScanSource(url=str(photos)), Filters(), card(), out, SMALL_SHARDS).scan)
 
     crew = [threading.Thread(target=planner) for _ in range(4)]
     for thread in crew:
@@ -183,7 +183,7 @@ def test_stopping_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
 
 def test_an_object_that_changes_or_vanishes_after_the_listing_says_so(photos: Path, tmp_path: Path) -> None:
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
-    made = plan(ScanSource(url=str(photos)), Filters(), scorer.card, out, SMALL_SHARDS)
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out, SMALL_SHARDS)
     (photos / "album 0" / "ü+%0.png").unlink()
     (photos / "album 0" / "ü+%2.png").write_bytes(image(50, side=64))
     worker = Worker(made, out, scorer, QUICK)
@@ -231,31 +231,31 @@ def test_an_error_of_our_own_costs_one_row(photos: Path, tmp_path: Path, monkeyp
 
 def test_results_inside_the_source_are_refused(photos: Path) -> None:
     with pytest.raises(PlanError, match="lies inside"):
-        plan(ScanSource(url=str(photos)), Filters(), card(), open_store(str(photos / "out")))
+        plan_scan(ScanSource(url=str(photos)), Filters(), card(), open_store(str(photos / "out")))
 
 
 def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     scan(photos, out)
     with pytest.raises(PlanError, match="holds scans of"):
-        plan(ScanSource(url=str(photos / "album 0")), Filters(), card(), out)
+        plan_scan(ScanSource(url=str(photos / "album 0")), Filters(), card(), out)
 
 
 def test_a_worker_refuses_another_model_than_planned(photos: Path, tmp_path: Path) -> None:
     from patchscan.scanning.scorers import ScorerError
 
     out = open_store(str(tmp_path / "out"))
-    made = plan(ScanSource(url=str(photos)), Filters(), card(), out)
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), card(), out)
     with pytest.raises(ScorerError, match="another version"):
         Worker(made, out, StubScorer(card("2")))
 
 
 def test_a_shard_that_was_not_worked_is_not_a_complete_scan(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
-    made = plan(ScanSource(url=str(photos)), Filters(), card(), out, SMALL_SHARDS)
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), card(), out, SMALL_SHARDS)
     with pytest.raises(PlanError, match="shards are not done"):
         report.reduce(out, made)
-    assert not is_done(out, made.scan)
+    assert not is_complete(out, made.scan)
 
 
 def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +278,7 @@ def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(worker, "prepare", counted)
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
-    made = plan(ScanSource(url=str(tmp_path / "photos")), Filters(), scorer.card, out)
+    made = plan_scan(ScanSource(url=str(tmp_path / "photos")), Filters(), scorer.card, out)
     one_image = 200 * 200 * 3 * 2
     Worker(made, out, scorer, replace(QUICK, threads=8, memory=one_image + 1)).work(0)
     assert most[0] == 2
@@ -299,7 +299,7 @@ def test_requests_hold_one_image_for_cores_and_several_for_a_gpu(
 
     scorer, out = Slow(), open_store(str(tmp_path / "out"))
     scorer.device = device
-    made = plan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
     Worker(made, out, scorer, WorkSettings(threads=8)).work(0)
     assert sum(sizes) == 12
     assert 1 < max(sizes) <= most if most > 1 else max(sizes) == 1

@@ -14,7 +14,7 @@ from PIL import Image
 
 from patchscan.scanning import labels, report
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, plan
+from patchscan.scanning.plan import ScanSource, plan_scan
 from patchscan.scanning.thumbnails import THUMBNAIL, thumbnail
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -49,7 +49,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out, scorer = open_store(str(tmp_path_factory.mktemp("out"))), StubScorer()
-    made = plan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
     Worker(made, out, scorer, WorkSettings(threads=2)).work(0)
     report.reduce(out, made)
     return dict(json.loads(out.read("report.json") or b""))
@@ -97,7 +97,7 @@ def test_labels_from_a_file_are_evaluated(found: dict[str, Any], photos: Path, t
     ]
     (tmp_path / "labels.csv").write_text("\n".join(["key,label,generator", *named]))
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
-    made = plan(ScanSource(url=str(photos)), Filters(suffixes=(".png",), min_size=1), scorer.card, out)
+    made = plan_scan(ScanSource(url=str(photos)), Filters(suffixes=(".png",), min_size=1), scorer.card, out)
     Worker(made, out, scorer).work(0)
     evaluated = report.reduce(out, made, labels=str(tmp_path / "labels.csv"))["evaluation"]
     assert evaluated["labelled"] == 8

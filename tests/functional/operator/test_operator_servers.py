@@ -156,7 +156,7 @@ def test_a_port_is_taken(photos: Path, served: Served, tmp_path: Path) -> None:
         scan = ["scan", photos, "--out", tmp_path / "out", *scorer(served), "--metrics-port", str(port)]
         done = patchscan(*scan)
     assert done.returncode == 2
-    assert f"patchscan: --metrics-port {port} is not to be had" in done.stderr.splitlines()[-1]
+    assert f"patchscan: cannot listen on --metrics-port {port} (" in done.stderr.splitlines()[-1]
     assert patchscan(*scan).returncode == 0, "the plan was kept, and the port is free now"
 
 
