@@ -58,7 +58,8 @@ class Scorer(Protocol):
     def model_s(self) -> Mapping[str, float]: ...
 
     def answer(self, data: bytes) -> Answer:
-        """Score one encoded image. Raises ImageError, NotFiniteError, TransientError, RefusedRequestError, ScorerError."""
+        """Score one encoded image. Raises ImageError, NotFiniteError, TransientError, RefusedRequestError,
+        ScorerError."""
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Score images by their crops, each uint8 (count, size, size, 3). Returns one logit for each image."""
