@@ -1,7 +1,7 @@
-"""The TorchServe handler of every archive: an adapter between TorchServe's batches and `detector`.
+"""The TorchServe handler of every archive: passes TorchServe's batches to the detector.
 
-TorchServe wants exactly one class here, and a list exactly as long as the batch; one bad image or request gets its own
-4xx and costs its neighbours nothing.
+TorchServe requires exactly one class in this file, and one answer per request of the batch. A bad image or request gets
+its own 4xx status; the other requests of its batch are answered normally.
 """
 
 from dataclasses import asdict
@@ -20,15 +20,15 @@ from patchscan.serving.requests import CardQuestion, CutCrops, ManyImages, OneIm
 
 
 class ImageDetector:
-    """Answers as in `docs/serve.md`: P(AI), verdict and patch for each image, or an error with a stable code."""
+    """Answers requests as described in `docs/serve.md`: p_ai, verdict and patch of each image, or an error code."""
 
     detector: Detector
     measures: HandlerMetrics
 
     def initialize(self, context: Any) -> None:
-        """Load the run folder that the archive was unpacked to."""
+        """Load the run folder that TorchServe unpacked the archive to."""
         gpu = context.system_properties.get("gpu_id")
-        # Workers, not threads, share the cores: one thread a worker also keeps a score's bits the same everywhere.
+        # There is a worker process for every core. One thread per worker also gives every score the same bits.
         torch.set_num_threads(1)
         device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
         folder = Path(context.system_properties["model_dir"])
@@ -39,7 +39,7 @@ class ImageDetector:
         self.measures = HandlerMetrics(context.metrics, context.model_name)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
-        """One JSON object a row, in order."""
+        """Return one JSON object per row, in order."""
         requests = [self._parse(row) for row in rows]
         images = [data for request in requests for data in self._images(request)]
         prepared = self.detector.prepare_all(images)
@@ -47,13 +47,14 @@ class ImageDetector:
         answers = self.detector.decide(prepared)
         model_s = self.detector.model_s - before
         self.measures.batch(len(rows), prepared, answers, model_s)
-        share_s = model_s / max(1, sum(isinstance(one, Answer) for one in answers))
+        share_s = model_s / max(1, sum(isinstance(answer, Answer) for answer in answers))
         scored = iter(answers)
         replies = []
         for index, request in enumerate(requests):
-            mine, before = [next(scored) for _ in self._images(request)], self.detector.model_s
-            status, reply = self._reply(request, mine)
-            model_s = share_s * sum(isinstance(one, Answer) for one in mine) + self.detector.model_s - before
+            results, before = [next(scored) for _ in self._images(request)], self.detector.model_s
+            status, reply = self._reply(request, results)
+            answered = sum(isinstance(result, Answer) for result in results)
+            model_s = share_s * answered + self.detector.model_s - before  # _reply may run the model on cut crops
             context.set_response_content_type(index, "application/json")
             context.set_response_header(index, MODEL_SECONDS, f"{model_s:.6f}")
             context.set_response_header(index, DEVICE, self.detector.device.type)

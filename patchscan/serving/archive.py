@@ -1,4 +1,4 @@
-"""A run folder to a TorchServe archive that needs nothing else of this project, the same bytes every time."""
+"""Make a TorchServe archive of a run folder. It carries all code that it needs; a run always gives the same bytes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from patchscan.common.shipped import PACKAGE, shipped
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.serving import golden
 
-# The earliest time a zip can state: an archive tells what it holds, not when it was packed.
+# The earliest time that a zip file can state. It is fixed so that archives of one run are identical.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 ENGINES = ("torch", "onnx")
@@ -35,17 +35,17 @@ handler:
 """
 
 
-# Names and versions become files of the store and parts of addresses.
+# Names and versions become file names and parts of URLs.
 NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
-NAME_IS = "1 to 64 letters, digits, _ - and ., the first of them no - or ."
+NAME_RULE = "1 to 64 letters, digits, _ - and ., not starting with - or ."
 
 
 class ArchiveError(UserError):
-    """The archive could not be made; the message holds what torch-model-archiver said."""
+    """The archive could not be made; the message contains torch-model-archiver's output."""
 
 
 HANDLER = "image_detector.py"
-# What of the package the handler imports: it travels with the archive, and nothing else does.
+# The parts of the package that the handler imports, which the archive carries.
 CARRIED = (
     "__init__.py",
     "common/*.py",
@@ -59,14 +59,14 @@ CARRIED = (
 def archive(
     run: Path, model_store: Path, name: str | None = None, version: str | None = None, engine: str = "torch"
 ) -> Path:
-    """Write `model_store/<name>.mar` from a run folder, in place of an older one, and its digest beside it in
-    sha256sum's format. Returns the archive's path. `name` and `version` default to the card's.
+    """Write `model_store/<name>.mar` from a run folder, replacing an older one, and its digest beside it in sha256sum's
+    format. Returns the archive's path. `name` and `version` default to the card's.
 
-    Raises CardError where the folder is not a run folder, ArchiveError where the engine is unknown or
-    torch-model-archiver fails.
+    Raises CardError if the folder is not a run folder, ArchiveError if the engine is unknown or torch-model-archiver
+    fails.
     """
     if engine not in ENGINES:
-        raise ArchiveError(f"the engine is one of {', '.join(ENGINES)}, not {engine!r}")
+        raise ArchiveError(f"the engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     card = Card.read(run)
     card = replace(card, name=name or card.name, version=version or card.version)
     name = card.name
@@ -83,13 +83,13 @@ def archive(
 
 
 def check_names(card: Card) -> None:
-    """Raises ArchiveError where the card's name or version cannot be a file's name."""
-    if not all(NAME.fullmatch(one) for one in (card.name, card.version)):
-        raise ArchiveError(f"an archive's name and version are {NAME_IS}, not {card.name!r} {card.version!r}")
+    """Raise ArchiveError if the card's name or version cannot be used in a file name."""
+    if not all(NAME.fullmatch(text) for text in (card.name, card.version)):
+        raise ArchiveError(f"an archive's name and version must be {NAME_RULE}, not {card.name!r} {card.version!r}")
 
 
 def _stage(run: Path, card: Card, stage: Path) -> Path:
-    """What the archive unpacks to beside the handler: weights, card, golden images, and the code that scores."""
+    """Fill `stage` with the archive's files besides the handler: weights, card, golden images, imported code."""
     from patchscan.detector.detector import Detector
 
     for name, path in carried_code().items():
@@ -102,7 +102,7 @@ def _stage(run: Path, card: Card, stage: Path) -> Path:
 
 
 def carried_code() -> dict[str, Path]:
-    """The files of the package that an archive carries, by their names in it."""
+    """Return the package's files that an archive carries, by their names in the archive."""
     files = [file for pattern in CARRIED for file in sorted(PACKAGE.glob(pattern))]
     return {str(file.relative_to(PACKAGE.parent)): file for file in files}
 
@@ -123,9 +123,9 @@ def _run_archiver(card: Card, engine: str, stage: Path, folder: Path) -> None:
         raise ArchiveError(f"torch-model-archiver made no archive: {(done.stderr or done.stdout).strip()[-500:]}")
 
 
-def _normalise(made: Path, out: Path) -> None:
-    """Rewrite the zip with sorted names and fixed times, so that one run folder gives one digest."""
-    with zipfile.ZipFile(made) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+def _normalise(archive: Path, out: Path) -> None:
+    """Rewrite the zip with sorted names and fixed times, so that a run folder always gives the same digest."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
         for name in sorted(info.filename for info in old.infolist() if not info.is_dir()):
             data = old.read(name)
             if name == "MAR-INF/MANIFEST.json":
@@ -138,11 +138,11 @@ def _normalise(made: Path, out: Path) -> None:
 
 
 def digest_file(mar: Path) -> Path:
-    """Where the digest is kept: `<name>.mar.sha256`."""
+    """Return the path of an archive's digest file: `<name>.mar.sha256`."""
     return mar.with_name(f"{mar.name}.sha256")
 
 
 def write_digest(mar: Path, sha256: str) -> None:
-    """Write the digest beside the archive, as sha256sum reads it."""
+    """Write the digest beside the archive, in sha256sum's format."""
     with atomic_write(digest_file(mar)) as file:
         file.write_text(f"{sha256}  {mar.name}\n")

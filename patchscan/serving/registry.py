@@ -1,7 +1,7 @@
-"""Versions of a model on a running TorchServe: loaded side by side, smoked, and only then made the default.
+"""Load, test and switch versions of a model on a running TorchServe.
 
-The store keeps `<name>-<version>.mar` for every version, and `<name>.mar`, which a restart serves, as a copy of the
-default.
+The store holds `<name>-<version>.mar` for every version, and `<name>.mar`, a copy of the default version, which is
+served after a restart.
 """
 
 import json
@@ -25,15 +25,15 @@ from patchscan.serving.verify import Verified, verify
 
 READY_TIMEOUT_S = 180.0
 SMOKE_TRIES = 5
-START = "start it with `patchscan serve`, or name its address"
+START = "start it with `patchscan serve`, or give its address"
 
 
 class RegistryError(UserError):
-    """The server refused, or the new version failed; the message says what still serves."""
+    """The server refused, or the new version failed; the message says which version still serves."""
 
 
 class ServerDownError(RegistryError):
-    """The server does not answer; the same command works when it is back."""
+    """The server does not answer; run the same command again when it is back."""
 
     exit_code = EXIT_INTERRUPTED
 
@@ -52,18 +52,18 @@ class Loaded:
 
 
 class Registry:
-    """A running server's models, through its management API (loading, defaults) and inference API (smoke)."""
+    """A running server's models, through its management API (to load and switch) and inference API (to test)."""
 
     def __init__(self, management: httpx.Client, inference: httpx.Client, model_store: Path):
         self._management, self._inference, self.model_store = management, inference, model_store
 
     @classmethod
     def connect(cls, management: str, inference: str, keys: Path, token_file: Path | None, store: Path) -> "Registry":
-        """Clients of both APIs. `keys` is TorchServe's key_file.json. Raises UserError where a key cannot be read."""
+        """Connect to both APIs. `keys` is TorchServe's key_file.json. Raises UserError if a key cannot be read."""
         try:
             key = json.loads(keys.read_text())["management"]["key"]
         except (OSError, ValueError, KeyError) as error:
-            raise RegistryError(f"{keys} cannot be read: name the server's key_file.json with --keys") from error
+            raise RegistryError(f"cannot read {keys}: give the server's key_file.json with --keys") from error
         token = read_tokens(token_file or keys)[0].decode()
 
         def client(url: str, secret: str) -> httpx.Client:
@@ -81,81 +81,82 @@ class Registry:
         self._inference.close()
 
     def register(self, mar: Path, workers: int) -> tuple[str, str]:
-        """Verify an archive, load it beside the others, and smoke it. Returns its name and version.
+        """Verify an archive, load it beside the other versions, and run the smoke test. Returns its name and version.
 
-        Raises VerifyError before the server is touched, RegistryError where the version is loaded already, does not
-        become ready or fails the smoke; then it is removed again.
+        Raises VerifyError before the server is changed; RegistryError if the version is loaded already, does not become
+        ready or fails the smoke test. In the last two cases it is removed again.
         """
-        good = verify(mar)
-        name, version = good.card.name, good.card.version
-        if any((one.name, one.version) == (name, version) for one in self.status()):
+        verified = verify(mar)
+        name, version = verified.card.name, verified.card.version
+        if any((model.name, model.version) == (name, version) for model in self.status()):
             raise RegistryError(f"{name} {version} is loaded already; archive the new one with another --version")
         self._keep_default(name)
-        kept = self._place(good, f"{name}-{version}.mar")
+        stored = self._store(verified, f"{name}-{version}.mar")
         try:
-            query = {"url": kept.name, "initial_workers": workers, "synchronous": "true"}
+            query = {"url": stored.name, "initial_workers": workers, "synchronous": "true"}
             self._manage("POST", "/models", query)
             self._wait_ready(name, version, workers)
-            self._smoke(good)
+            self._smoke_test(verified)
         except (RegistryError, KeyboardInterrupt):
-            with suppress(httpx.HTTPError):  # the error that is raised says that the server does not answer
+            with suppress(httpx.HTTPError):  # the first error, which is raised again, is the one to report
                 self._management.delete(f"/models/{name}/{version}")
-            kept.unlink()
-            digest_file(kept).unlink()
+            stored.unlink()
+            digest_file(stored).unlink()
             raise
         return name, version
 
     def promote(self, name: str, version: str) -> None:
-        """Smoke a loaded version and make it the default, now and after a restart. Raises RegistryError."""
-        loaded = [one for one in self.status() if one.name == name]
-        if version not in [one.version for one in loaded]:
-            known = ", ".join(one.version for one in loaded) or "no version"
+        """Test a loaded version and make it the default, now and after a restart. Raises RegistryError."""
+        versions = [model.version for model in self.status() if model.name == name]
+        if version not in versions:
+            known = ", ".join(versions) or "no version"
             raise RegistryError(f"{name} {version} is not loaded; the server has {known} of {name}")
         self._keep_default(name)
-        good = verify(self.model_store / f"{name}-{version}.mar")
-        self._smoke(good)
+        verified = verify(self.model_store / f"{name}-{version}.mar")
+        self._smoke_test(verified)
         self._manage("PUT", f"/models/{name}/{version}/set-default", {})
-        self._place(good, f"{name}.mar")
+        self._store(verified, f"{name}.mar")
 
     def rollback(self, name: str, to: str | None) -> str:
-        """Promote the one other version that is loaded, or `to`. Returns it. Raises RegistryError."""
-        others = [one.version for one in self.status() if one.name == name and not one.default]
-        if to is None and len(others) != 1:
-            found = ", ".join(others) or "none"
-            raise RegistryError(f"which version of {name}? loaded besides the default: {found}; name one with --to")
-        version = to or others[0]
+        """Promote the version `to`, by default the only other version that is loaded. Returns it. Raises
+        RegistryError."""
+        candidates = [model.version for model in self.status() if model.name == name and not model.default]
+        if to is None and len(candidates) != 1:
+            found = ", ".join(candidates) or "none"
+            raise RegistryError(f"which version of {name}? loaded besides the default: {found}; choose one with --to")
+        version = to or candidates[0]
         self.promote(name, version)
         return version
 
     def status(self) -> list[Loaded]:
-        """Every loaded version of every model, by name and version."""
+        """List all loaded versions of all models, sorted by name and version."""
         found: list[Loaded] = []
         for model in self._manage("GET", "/models", {"limit": 1000})["models"]:
             name = model["modelName"]
             default = self._manage("GET", f"/models/{name}", {})[0]["modelVersion"]
             versions = self._manage("GET", f"/models/{name}/all", {})
-            found.extend(_loaded(one, default) for one in versions)
-        return sorted(found, key=lambda one: (one.name, one.version))
+            found.extend(_loaded(described, default) for described in versions)
+        return sorted(found, key=lambda model: (model.name, model.version))
 
     def _keep_default(self, name: str) -> None:
-        """Keep what a restart serves under its version's name too, so that there is a way back."""
+        """Copy the default archive to its version's file name too, so that a rollback finds it."""
         default = self.model_store / f"{name}.mar"
         if default.exists():
-            good = verify(default)
-            kept = self.model_store / f"{name}-{good.card.version}.mar"
-            if not kept.exists():
-                self._place(good, kept.name)
+            verified = verify(default)
+            copy = self.model_store / f"{name}-{verified.card.version}.mar"
+            if not copy.exists():
+                self._store(verified, copy.name)
 
-    def _place(self, good: Verified, file_name: str) -> Path:
-        """Copy a verified archive and its digest into the store, whole or not at all."""
+    def _store(self, verified: Verified, file_name: str) -> Path:
+        """Copy a verified archive and its digest into the store, atomically."""
         self.model_store.mkdir(parents=True, exist_ok=True)
         target = self.model_store / file_name
-        if target.resolve() == good.mar.resolve():
-            write_digest(target, good.sha256)
+        if target.resolve() == verified.mar.resolve():
+            write_digest(target, verified.sha256)
         else:
             with atomic_write(target) as file:
-                shutil.copyfile(good.mar, file)
-                write_digest(target, good.sha256)
+                shutil.copyfile(verified.mar, file)
+                write_digest(target, verified.sha256)
         return target
 
     def _wait_ready(self, name: str, version: str, workers: int) -> None:
@@ -169,14 +170,15 @@ class Registry:
                 raise RegistryError(f"{name} {version} had {ready} of {workers} workers READY; it is removed again")
             time.sleep(0.3)
 
-    def _smoke(self, good: Verified) -> None:
-        """Send the golden images to this version through the door that clients use, and compare with the archive."""
-        card = good.card
+    def _smoke_test(self, verified: Verified) -> None:
+        """Send the golden images to this version through the inference API, and compare with the archive's answers."""
+        card = verified.card
         (described,) = self._manage("GET", f"/models/{card.name}/{card.version}", {})
         on_gpu = any(worker["gpu"] for worker in described["workers"])
-        found = golden.differences(good.golden, lambda data: self._predict(card, data), on_gpu)
+        found = golden.differences(verified.golden, lambda data: self._predict(card, data), on_gpu)
         if found:
-            raise RegistryError(f"{card.name} {card.version} fails the smoke, the old one serves: {'; '.join(found)}")
+            failed = f"{card.name} {card.version} fails the smoke test, the old version still serves"
+            raise RegistryError(f"{failed}: {'; '.join(found)}")
 
     def _predict(self, card: Card, data: bytes) -> dict[str, Any]:
         path = f"/predictions/{card.name}/{card.version}"
@@ -202,7 +204,7 @@ class Registry:
         except httpx.HTTPError as error:
             raise ServerDownError(f"{self._management.base_url} does not answer ({error}): {START}") from error
         if reply.status_code == 405:
-            raise RegistryError("the server registers no models: start it with `patchscan serve --model-api`")
+            raise RegistryError("the server does not register models: start it with `patchscan serve --model-api`")
         if reply.status_code != 200:
             try:
                 why = reply.json().get("message", reply.text)
@@ -213,7 +215,7 @@ class Registry:
 
 
 def _loaded(described: dict[str, Any], default: str) -> Loaded:
-    """One entry of the management API's description of a model."""
+    """Convert one entry of the management API's description of a model."""
     return Loaded(
         name=described["modelName"],
         version=described["modelVersion"],

@@ -1,5 +1,5 @@
-"""What a prediction request may hold: one image (raw, multipart field, or base64 in JSON), a tar or zip of images,
-pre-cut crops as one .npy array, or the question for the card. Anything else is a RequestError, never a lost batch."""
+"""Parse prediction requests: one image (raw, multipart field, or base64 in JSON), a tar or zip of images, crops as one
+.npy array, or a request for the card. Anything else is a RequestError, so that the rest of the batch is answered."""
 
 import base64
 import io
@@ -15,48 +15,48 @@ from patchscan.detector.images import Limits, decoded_bytes
 
 MAX_MEMBERS = 256
 MAX_MEMBERS_BYTES = 256 * 2**20
-# Some seconds of decoding: less than TorchServe waits before it kills the worker, even for a batch of such requests.
+# Decoding this takes some seconds, so that even a batch of such requests ends before TorchServe kills the worker.
 MAX_DECODED_BYTES = 2**30
 
 
 class RequestError(ValueError):
-    """The request itself is malformed: HTTP 400 with code `bad_request`."""
+    """The request is malformed: answered with HTTP 400 and code `bad_request`."""
 
 
 @dataclass(frozen=True)
 class OneImage:
-    """One encoded image: one answer."""
+    """One encoded image, answered with one answer."""
 
     data: bytes
 
 
 @dataclass(frozen=True)
 class ManyImages:
-    """The files of a tar or zip, in its order: {"answers": [...]}, each with the member's `name`."""
+    """The files of a tar or zip, answered with {"answers": [...]} in the same order, each with the file's `name`."""
 
     members: list[tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
 class CutCrops:
-    """Crops that the client chose: uint8 (images * count, size, size, 3), answered with {"logits": [...]}."""
+    """Crops cut by the client, uint8 (images * count, size, size, 3), answered with {"logits": [...]}."""
 
     crops: np.ndarray
 
 
 @dataclass(frozen=True)
 class CardQuestion:
-    """{"card": true}: answered with the model's card, so that a client can decode, cut and decide by itself."""
+    """{"card": true}, answered with the model's card, so that a client can decode, crop and decide by itself."""
 
 
 Request = OneImage | ManyImages | CutCrops | CardQuestion
 
 
 def parse(row: dict[str, Any], limits: Limits) -> Request:
-    """One row of TorchServe's batch to what it asks for.
+    """Parse one row of TorchServe's batch. Raises RequestError.
 
-    The body is told by its first bytes, not by a header a client may have wrong. Members of a tar or zip are read up
-    to `limits.max_bytes` + 1 each (more is `too_large` when decoded). Raises RequestError.
+    The kind of body is recognised by its first bytes, because clients often send a wrong Content-Type. At most
+    `limits.max_bytes` + 1 bytes of each file in a tar or zip are read; a longer file is `too_large` when decoded.
     """
     body = row.get("body", row.get("data"))
     if body is None:  # multipart under another field name: the form's first field
@@ -93,10 +93,10 @@ def _read_npy(data: bytes) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except Exception as error:  # NumPy's header reader tokenizes the text, and lets whatever that raises through
+    except Exception as error:  # NumPy's header reader tokenizes the text and can raise any of the tokenizer's errors
         raise RequestError("the .npy header is damaged") from error
     pixels = data[file.tell() :]
-    # The header is only a claim: the array is made from the bytes that came, never from the size it promises.
+    # The header may lie: the array is made from the bytes that were received, not allocated by the header's shape.
     if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or np.prod(shape, dtype=object) != len(pixels):
         raise RequestError("crops must be one C-ordered uint8 array (images * count, size, size, 3)")
     return np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
@@ -109,7 +109,7 @@ def _zip_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
                 if not info.is_dir():
                     with archive.open(info) as member:
                         yield info.filename, member.read(max_bytes + 1)
-    except Exception as error:  # each compression has errors of its own, which share no base
+    except Exception as error:  # each compression method has its own errors, without a common base class
         raise RequestError("the zip is damaged, encrypted or of an unknown compression") from error
 
 
@@ -120,7 +120,7 @@ def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
                 member = archive.extractfile(info) if info.isfile() else None
                 if member is not None:
                     yield info.name, member.read(max_bytes + 1)
-    except Exception as error:  # hostile headers get past TarError
+    except Exception as error:  # hostile headers raise more than TarError
         raise RequestError("the tar is damaged") from error
 
 
@@ -129,8 +129,8 @@ def _bounded(members: Iterator[tuple[str, bytes]], limits: Limits) -> Iterator[t
     for count, (name, data) in enumerate(members, start=1):
         total += len(data)
         if count > MAX_MEMBERS or total > MAX_MEMBERS_BYTES:
-            raise RequestError(f"a tar or zip may hold {MAX_MEMBERS} files and {MAX_MEMBERS_BYTES:,} bytes unpacked")
+            raise RequestError(f"a tar or zip may contain {MAX_MEMBERS} files and {MAX_MEMBERS_BYTES:,} bytes unpacked")
         decoded += decoded_bytes(data, limits)
         if decoded > MAX_DECODED_BYTES:
-            raise RequestError(f"the images of a tar or zip may take {MAX_DECODED_BYTES:,} bytes decoded, 4 a pixel")
+            raise RequestError(f"the images of a tar or zip may take {MAX_DECODED_BYTES:,} bytes decoded, 4 per pixel")
         yield name, data

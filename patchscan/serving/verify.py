@@ -1,4 +1,7 @@
-"""Is this archive ours, whole and working? Nothing of it is run or unpickled: our own code scores what it holds."""
+"""Verify an archive before it is served: digest, files, code, weights, and the scores of its golden images.
+
+The archive's code is not run and nothing is unpickled: the installed patchscan scores the golden images.
+"""
 
 import json
 import tempfile
@@ -23,12 +26,12 @@ CONFIG = "model-config.yaml"
 
 
 class VerifyError(UserError):
-    """The archive must not be served; the message says what is wrong with it."""
+    """The archive must not be served; the message says why."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """An archive that may be served: its file, SHA-256, card, and golden folder's content."""
+    """An archive that passed: its file, SHA-256, card, and the files of its golden folder by name."""
 
     mar: Path
     sha256: str
@@ -39,14 +42,14 @@ class Verified:
 def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
     """Check digest, list of files, code, weights and scores of an archive, in this order. Raises VerifyError.
 
-    The digest is compared with `expected_sha256`, else with `<name>.mar.sha256` beside it where there is one.
+    The digest is compared with `expected_sha256`, otherwise with `<name>.mar.sha256` beside the archive if it exists.
     """
     if not mar.is_file():
         raise VerifyError(f"{mar} does not exist")
     sha256 = sha256_of(mar)
-    noted = digest_file(mar)
-    if expected_sha256 is None and noted.exists():
-        expected_sha256 = noted.read_text().split()[0]
+    digest_path = digest_file(mar)
+    if expected_sha256 is None and digest_path.exists():
+        expected_sha256 = digest_path.read_text().split()[0]
     if expected_sha256 not in (None, sha256):
         raise VerifyError(f"{mar} is not the expected archive: its sha256 is {sha256}, not {expected_sha256}")
     content = _read(mar)
@@ -58,8 +61,8 @@ def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
         found = golden.differences(gold, lambda data: _answer(model, data))
     except UserError as error:
         raise VerifyError(f"{mar}: {error}") from error
-    except Exception as error:  # card and answers are whatever whoever made the archive wrote
-        raise VerifyError(f"{mar} holds a damaged card or damaged answers: {type(error).__name__}") from error
+    except Exception as error:  # card and answers come from whoever made the archive and may contain anything
+        raise VerifyError(f"{mar} contains a damaged card or damaged answers: {type(error).__name__}") from error
     if found:
         raise VerifyError(f"{mar} does not score as when it was archived: {'; '.join(found)}")
     return Verified(mar, sha256, model.card, gold)
@@ -80,14 +83,14 @@ def _answer(model: "Detector", data: bytes) -> dict[str, Any]:
 
 
 def _read(mar: Path) -> dict[str, bytes]:
-    """Every file of the archive by name. Ours are stored, not deflated, so none is larger than the archive."""
+    """Read all files of the archive by name. Compressed ones are refused, so no file can be larger than the archive."""
     try:
         with zipfile.ZipFile(mar) as archive:
             files = [info for info in archive.infolist() if not info.is_dir()]
             if any(info.compress_type != zipfile.ZIP_STORED for info in files):
                 raise VerifyError(f"{mar} is compressed, so it was not made by `patchscan archive`")
             if len({info.filename for info in files}) != len(files):
-                raise VerifyError(f"{mar} holds the same file twice")
+                raise VerifyError(f"{mar} contains the same file twice")
             return {info.filename: archive.read(info) for info in files}
     except VerifyError:
         raise
@@ -95,28 +98,28 @@ def _read(mar: Path) -> dict[str, bytes]:
         raise VerifyError(f"{mar} is not a model archive: {error}") from error
 
 
-def code() -> dict[str, bytes]:
-    """Every file of code that an archive carries, by its name there, as it is installed here."""
+def installed_code() -> dict[str, bytes]:
+    """Return the installed content of all code files that an archive carries, by their names in the archive."""
     files = carried_code() | {HANDLER: shipped("handlers") / HANDLER}
     return {name: path.read_bytes() for name, path in files.items()}
 
 
 def _check_files(mar: Path, content: dict[str, bytes]) -> None:
-    """Exactly the files that `patchscan archive` writes: nothing that TorchServe or Python could run besides."""
-    ours = code()
+    """Check that there are exactly the files that `patchscan archive` writes, and no other that could be run."""
+    code = installed_code()
     gold = {f"{golden.FOLDER}/{name}" for name in (*golden.images(), golden.ANSWERS)}
-    expected = {*ours, *gold, MANIFEST, CONFIG, CARD_FILE, WEIGHTS_FILE}
+    expected = {*code, *gold, MANIFEST, CONFIG, CARD_FILE, WEIGHTS_FILE}
     if extra := sorted(content.keys() - expected):
-        raise VerifyError(f"{mar} holds what no archive of ours does: {', '.join(extra[:5])}")
+        raise VerifyError(f"{mar} contains files that `patchscan archive` does not write: {', '.join(extra[:5])}")
     if missing := sorted(expected - content.keys()):
-        raise VerifyError(f"{mar} lacks {', '.join(missing[:5])}: make it anew with `patchscan archive`")
+        raise VerifyError(f"{mar} lacks {', '.join(missing[:5])}: make it again with `patchscan archive`")
     configs = {MODEL_CONFIG.format(engine=engine) for engine in ENGINES}
-    changed = [name for name, data in ours.items() if content[name] != data]
+    changed = [name for name, data in code.items() if content[name] != data]
     changed += [CONFIG] if content[CONFIG].decode(errors="replace") not in configs else []
     if changed:
         raise VerifyError(
             f"{mar} carries other code than this version of patchscan: {', '.join(changed[:5])}. "
-            "Make it anew with `patchscan archive`"
+            "Make it again with `patchscan archive`"
         )
 
 
@@ -133,4 +136,4 @@ def _check_manifest(mar: Path, content: dict[str, bytes], card: Card) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise VerifyError("the manifest is damaged") from error
     if model != expected:
-        raise VerifyError(f"{model} is named in its manifest, {expected} by its card")
+        raise VerifyError(f"the manifest says {model}, but the card {expected}")

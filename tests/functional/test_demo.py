@@ -119,4 +119,4 @@ def test_a_port_in_use_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=f"port {port} .* is in use"):
-            Addresses(inference=port).settled()
+            Addresses(inference=port).with_free_ports()

@@ -45,11 +45,11 @@ def test_verify_names_what_is_wrong(second: Path, tmp_path: Path) -> None:
     cases = {
         "other code": {"detector/answer.py": b"import os\n"},
         "other code than this version of patchscan: image_detector.py": {"image_detector.py": b"class H: pass\n"},
-        "what no archive of ours does: model.pt": {"model.pt": b"\x80\x04N."},
-        "what no archive of ours does: requirements.txt": {"requirements.txt": b"evil\n"},
+        "`patchscan archive` does not write: model.pt": {"model.pt": b"\x80\x04N."},
+        "`patchscan archive` does not write: requirements.txt": {"requirements.txt": b"evil\n"},
         "its sha256 differs": {"model.safetensors": weights[:-4] + b"\0\0\0\0"},
         "does not score as when it was archived: noise.bmp": {"golden/answers.json": json.dumps(golden).encode()},
-        "in its manifest": {"MAR-INF/MANIFEST.json": b'{"model": {"handler": "os:system"}}'},
+        "the manifest says": {"MAR-INF/MANIFEST.json": b'{"model": {"handler": "os:system"}}'},
     }
     for number, (message, change) in enumerate(cases.items()):
         with pytest.raises(UserError, match=message):
@@ -111,7 +111,7 @@ def test_a_version_that_scores_otherwise_never_serves(
     monkeypatch.undo()
     monkeypatch.setattr("patchscan.serving.registry.verify", lambda mar: good if mar == bad else verify(mar))
     with served.registry() as registry:
-        with pytest.raises(UserError, match=r"fails the smoke, the old one serves: noise\.bmp: logit"):
+        with pytest.raises(UserError, match=r"fails the smoke test, the old version still serves: noise\.bmp: logit"):
             registry.register(bad, 1)
         assert [(one.version, one.default) for one in registry.status()] == [("1.0", True)]
     assert not (served.store / "tiny-2.0.mar").exists()

@@ -240,7 +240,7 @@ def test_only_the_scratch_folder_is_written_to(served: Served) -> None:
 
 
 def test_a_second_server_keeps_out_of_the_scratch_folder(served: Served) -> None:
-    with pytest.raises(UserError, match="is another server's"):
+    with pytest.raises(UserError, match="is in use by another server"):
         TorchServe(served.store, ["tiny.mar"], Addresses.free(), folder=served.scratch).start()
 
 

@@ -108,7 +108,7 @@ def test_a_body_that_trickles_is_cut_off(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_header_that_never_ends_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "SILENT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(gate_module, "IDLE_TIMEOUT_S", 0.5)
 
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
@@ -120,7 +120,7 @@ def test_a_header_that_never_ends_is_cut_off(tmp_path: Path, monkeypatch: pytest
 
 
 def test_more_bytes_than_memory_allows_are_told_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "HELD_BYTES", 2500)
+    monkeypatch.setattr(gate_module, "MAX_PENDING_BYTES", 2500)
 
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
         upstream.delay_s = 0.3
@@ -144,7 +144,7 @@ def test_what_is_in_flight_is_answered_before_the_end(tmp_path: Path) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
         upstream.delay_s = 0.5
         asking = asyncio.create_task(post(url))
-        while not gate._held:  # noqa: ASYNC110  the gate has no event for it
+        while not gate._pending_bytes:  # noqa: ASYNC110  the gate has no event for it
             await asyncio.sleep(0.01)
         await gate.stop()
         assert await asking == (200, {"bytes": 5})
@@ -193,7 +193,7 @@ def test_a_request_that_torchserve_forgot_is_answered_all_the_same(
         upstream.delay_s = 2.0
         status, answer = await post(url)
         assert (status, answer["error"]["code"]) == (504, "timeout")
-        assert gate._held == 0
+        assert gate._pending_bytes == 0
 
     with_gate(tmp_path, test)
 
@@ -229,7 +229,7 @@ def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
             finally:
                 await gate.stop()
 
-        with pytest.raises(UserError, match="cannot be listened on"):
+        with pytest.raises(UserError, match="cannot listen on"):
             asyncio.run(run())
 
 

@@ -5,7 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from patchscan.serving.archive import NAME_IS, archive
+from patchscan.serving.archive import NAME_RULE, archive
 from patchscan.training.recipe import RECIPES
 from tests.operator_kit import ANYWHERE, assert_one_line, files, patchscan
 from tests.serving_kit import Served, zip_of
@@ -49,7 +49,7 @@ def test_an_archive_of_another_version_a_damaged_and_a_foreign_one(run: Path, se
     stored = files(served.store)
     for number, (mar, words) in enumerate(
         (
-            (with_other_code, "carries other code than this version of patchscan: detector/answer.py. Make it anew"),
+            (with_other_code, "carries other code than this version of patchscan: detector/answer.py. Make it again"),
             (cut, "is not a model archive: File is not a zip file"),
             (foreign, "is compressed, so it was not made by `patchscan archive`"),
         )
@@ -62,7 +62,7 @@ def test_an_archive_of_another_version_a_damaged_and_a_foreign_one(run: Path, se
         store.mkdir(exist_ok=True)
         shutil.copy(cut, store / "store.mar")
         done = patchscan("serve", *named, "--model-store", store, "--scratch", tmp_path / "scratch", *ANYWHERE)
-        assert_one_line(done, 2, f"{store}/store.mar is not a model archive: take it out of the model store")
+        assert_one_line(done, 2, f"{store}/store.mar is not a model archive: remove it from the model store")
     assert files(tmp_path / "scratch") == set()
 
 
@@ -80,7 +80,7 @@ def test_a_name_that_is_a_path(run: Path, tmp_path: Path) -> None:
     assert_one_line(
         done,
         2,
-        f"an archive's name and version are {NAME_IS}, not '../ssp'",
+        f"an archive's name and version must be {NAME_RULE}, not '../ssp'",
     )
     assert files(tmp_path) == set()
 

@@ -129,9 +129,9 @@ def test_a_java_that_will_not_do(served: Served, tmp_path: Path) -> None:
     done = patchscan(*serve, PYTHONPATH=str(tmp_path / "without"))
     assert_one_line(done, 2, "Java is missing: pip install 'patchscan[serve]'", "Java 17 or later with --java")
     done = patchscan(*serve, "--java", "/opt/no-such-java")
-    assert_one_line(done, 2, "--java /opt/no-such-java is no program")
+    assert_one_line(done, 2, "--java /opt/no-such-java is not a program")
     done = patchscan(*serve, "--java", "/bin/true")
-    assert_one_line(done, 2, "--java /bin/true is no Java that runs")
+    assert_one_line(done, 2, "--java /bin/true is not a working Java")
     old = tmp_path / "java"
     for said, version in (('openjdk version "11.0.2" 2019-01-15', 11), ('java version "1.8.0_392"', 8)):
         old.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
@@ -148,8 +148,8 @@ def test_a_port_is_taken(photos: Path, served: Served, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         at = f"127.0.0.1:{port}"
         assert_one_line(patchscan(*serve, "--management", at), 2, f"port {port} (management) is in use")
-        assert_one_line(patchscan(*serve, "--inference", at), 2, f"{at} cannot be listened on", "another port")
-        assert_one_line(patchscan(*serve, "--metrics", at), 2, f"{at} cannot be listened on", "another port")
+        assert_one_line(patchscan(*serve, "--inference", at), 2, f"cannot listen on {at}", "another port")
+        assert_one_line(patchscan(*serve, "--metrics", at), 2, f"cannot listen on {at}", "another port")
     assert files(served.store) == stored
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
