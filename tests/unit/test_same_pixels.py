@@ -116,7 +116,7 @@ def test_evaluation_sees_one_picture(starter: Detector, tmp_path: Path, files: d
 def test_an_explanation_is_of_the_picture(starter: Detector) -> None:
     files = lossless()
     one, other = (explain(starter, files[name], redraws=3) for name in ("plain.png", "x.bmp"))
-    assert one.others.tolist() == other.others.tolist()
+    assert one.alternative_p_ai.tolist() == other.alternative_p_ai.tolist()
     assert one.views[0].chosen.tolist() == other.views[0].chosen.tolist()  # type: ignore[union-attr]
 
 
