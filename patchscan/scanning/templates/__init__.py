@@ -1,1 +1,1 @@
-"""The pages of scans; base.html is evaluation's."""
+"""The page of a scan; its base.html is in patchscan.reporting."""
