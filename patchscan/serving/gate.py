@@ -21,7 +21,8 @@ from patchscan.common.errors import UserError
 from patchscan.common.tokens import read_tokens
 from patchscan.serving.server import MAX_REQUEST_BYTES, TorchServe
 
-PREDICTION = re.compile(r"/predictions/[\w.-]{1,128}(/[\w.-]{1,64})?", re.ASCII)
+# Like an archive's name and version, neither part begins with a dot: the HTTP client would resolve `..` in the path.
+PREDICTION = re.compile(r"/predictions/\w[\w.-]{0,127}(/\w[\w.-]{0,63})?", re.ASCII)
 # Limit for all request bodies in memory at once; TorchServe's heap of 1 GiB holds two more copies of each.
 MAX_PENDING_BYTES = 256 * 2**20
 BODY_TIMEOUT_S = 30.0

@@ -91,6 +91,35 @@ def test_a_prediction_passes_with_torchserves_own_key(tmp_path: Path) -> None:
     with_gate(tmp_path, test)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models",
+        "/invocations",
+        "/predictions/../models",
+        "/predictions/../invocations",
+        "/predictions/m/..",
+        "/predictions/m/../../invocations",
+        "/predictions/./invocations",
+        "/predictions/%2e%2e/models",
+        "/predictions/m%2f..",
+        "/predictions/",
+        "/v2",
+    ],
+)
+def test_nothing_but_predictions_reaches_torchserve(tmp_path: Path, path: str) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        # As it stands there: an HTTP client would tidy the path.
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nContent-Length: 0\r\n\r\n"
+        writer.write(head.encode())
+        status = (await reader.readline()).split()[1]
+        writer.close()
+        assert (status, upstream.seen) == (b"404", [])
+
+    with_gate(tmp_path, test)
+
+
 def test_a_body_that_trickles_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_module, "BODY_TIMEOUT_S", 0.2)
 
