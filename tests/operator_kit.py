@@ -1,12 +1,12 @@
 """What a tired operator gets wrong is tried as a real command in a process of its own: one line that says what is wrong
 and what to do, the exit code of docs/scan.md, nothing half-written, and success once it is mended."""
 
-import subprocess
 from pathlib import Path
 
-from tests.serving_kit import BIN, Served, environment
+from tests import command
+from tests.command import Done, environment
+from tests.serving_kit import Served
 
-Done = subprocess.CompletedProcess[str]
 ANYWHERE = ["--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
 
 
@@ -17,8 +17,7 @@ def clean() -> dict[str, str]:
 
 
 def patchscan(*arguments: str | Path, **variables: str) -> Done:
-    command = [BIN / "patchscan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=clean() | variables, timeout=300)
+    return command.patchscan(*arguments, env=clean() | variables)
 
 
 def assert_one_line(done: Done, exit_code: int, *words: str) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -27,10 +26,9 @@ from patchscan.detector.models import build_model
 from patchscan.detector.presets import PatchPreset, Preset
 from patchscan.serving.archive import archive
 from patchscan.serving.registry import Registry
+from tests.command import PATCHSCAN, environment
 
-BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 330
-DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
 METRICS_LAG_S = 0.5  # TorchServe reads its workers' figures beside the answers
 
 
@@ -96,19 +94,6 @@ def zip_of(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def environment() -> dict[str, str]:
-    """This process's, with one thread a process, since the machine is shared with other tests, and behind a proxy that
-    does not answer: what runs on loopback needs none."""
-    kept = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
-    return {**kept, "OMP_NUM_THREADS": "1", **DEAD_PROXY}
-
-
-def patchscan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end."""
-    command = [BIN / "patchscan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
-
-
 def can_unshare() -> bool:
     """Whether this user may have mounts of its own, to make the root read-only for one process."""
     done = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
@@ -137,7 +122,7 @@ class Served:
         served = cls(folder, run)
         (folder / "scratch").mkdir()
         (folder / "tokens").write_text("first-token\n")
-        command = [BIN / "patchscan", "serve", "--model-store", served.store, "--scratch", served.scratch]
+        command = [PATCHSCAN, "serve", "--model-store", served.store, "--scratch", served.scratch]
         command += ["--token-file", served.token_file, *options]
         command += ["--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
         if served.read_only:

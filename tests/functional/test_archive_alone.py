@@ -20,7 +20,8 @@ from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
 from patchscan.serving.archive import archive
 from patchscan.serving.server import Addresses
-from tests.serving_kit import START_TIMEOUT_S, environment, png, tiny_run
+from tests.command import environment
+from tests.serving_kit import START_TIMEOUT_S, png, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def foreign_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stock_torchserve_runs_it_without_the_project(foreign_python: Path, tmp_path: Path) -> None:
-    done = subprocess.run([foreign_python, "-c", "import detector"], cwd=tmp_path, capture_output=True, check=False)
+    done = subprocess.run([foreign_python, "-c", "import patchscan"], cwd=tmp_path, capture_output=True, check=False)
     assert b"ModuleNotFoundError" in done.stderr
     run = tiny_run(tmp_path / "run")
     archive(run, tmp_path / "store")

@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from patchscan.detector.card import Card
 from patchscan.detector.models import SSP
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
+from tests.command import BIN, environment, patchscan
 from tests.image_tree import picture, write
 
-BIN = Path(sys.executable).parent
 PAGE = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
 GENERATORS = ("sd_v1", "ldm", "stylegan2_ada", "biggan", "sd_v1_5", "adm")
@@ -56,13 +55,11 @@ def run(command: str, desk: Path) -> None:
     words = shlex.split(command.replace("--nproc-per-node 4", "--nproc-per-node 2"))
     if " train " in command or "training." in command:
         words += ["--epochs", "1", "--device", "cpu", "--workers", "1"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "TORCH_HOME": str(desk / "cache"),
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run(words, cwd=desk, env=environment, capture_output=True, text=True, check=False)
+    variables = environment() | {"TORCH_HOME": str(desk / "cache"), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    if words[0] == "patchscan":
+        done = patchscan(*words[1:], cwd=desk, env=variables)
+    else:
+        done = subprocess.run(words, cwd=desk, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 

@@ -11,7 +11,8 @@ from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
 from patchscan.serving.archive import archive, digest_file
 from patchscan.serving.verify import verify
-from tests.serving_kit import Served, patchscan, png, tiny_run
+from tests.command import patchscan
+from tests.serving_kit import Served, png, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_verify_names_what_is_wrong(second: Path, tmp_path: Path) -> None:
     golden = json.loads(zipfile.ZipFile(second).read("golden/answers.json"))
     golden["noise.bmp"]["logit"] += 0.01
     cases = {
-        "other code": {"detector/answer.py": b"import os\n"},
+        "other code": {"patchscan/detector/answer.py": b"import os\n"},
         "other code than this version of patchscan: image_detector.py": {"image_detector.py": b"class H: pass\n"},
         "`patchscan archive` does not write: model.pt": {"model.pt": b"\x80\x04N."},
         "`patchscan archive` does not write: requirements.txt": {"requirements.txt": b"evil\n"},

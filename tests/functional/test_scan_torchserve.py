@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from patchscan.serving.archive import archive
 from patchscan.serving.server import Addresses, TorchServe
 from patchscan.storage import open_store
 from patchscan.storage.embedded_s3 import EmbeddedS3
+from tests.command import start_patchscan
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import image, table_of, untrained_run
 
@@ -84,10 +84,10 @@ def _pictures() -> dict[str, bytes]:
 
 
 def start(servers: Servers, out: str, *more: str, server: bool = True) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from patchscan.cli import main; main()", "scan", "s3://photos", "--out", out]
-    command += [*(servers.arguments if server else ()), "--shard-objects", "40", *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    scorer = servers.arguments if server else ()
+    return start_patchscan(
+        "scan", "s3://photos", "--out", out, *scorer, "--shard-objects", "40", *more, stderr=subprocess.STDOUT
+    )
 
 
 def scan(servers: Servers, out: str, *more: str, server: bool = True) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,8 @@ from patchscan.detector.detector import Detector
 from patchscan.detector.presets import PatchPreset, WholeImagePreset
 from patchscan.serving.verify import verify
 from patchscan.training.ensemble import build_ensemble
-from tests.serving_kit import Served, patchscan, png, untrained_run
+from tests.command import patchscan
+from tests.serving_kit import Served, png, untrained_run
 
 MODELS = ("simplecnn", "resnet50", "ssp", "ensemble")
 

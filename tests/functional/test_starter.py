@@ -1,14 +1,12 @@
 """`patchscan scan ./photos` right after cloning: the starter scores a folder without a server and says what it is."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from demo.sample import hostile_files, load_photo, write_jpeg
 from patchscan.detector.card import Card
 from patchscan.detector.detector import Detector
+from tests.command import patchscan
 
 ROOT = Path(__file__).parent.parent.parent
 STARTER = ROOT / "model_store" / "ssp-lite"
@@ -19,14 +17,7 @@ def test_a_folder_is_scanned_with_no_model_named(tmp_path: Path) -> None:
     write_jpeg(load_photo("coffee.png"), photos / "holiday" / "coffee.jpg")
     for hostile in hostile_files():
         (photos / hostile.name).write_bytes(hostile.data)
-    done = subprocess.run(
-        [Path(sys.executable).with_name("patchscan"), "scan", "photos"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = patchscan("scan", "photos", cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert "STARTER MODEL, not evidence" in done.stdout + done.stderr
     totals = json.loads((tmp_path / "scan-results" / "report.json").read_text())["totals"]

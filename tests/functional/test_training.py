@@ -22,9 +22,9 @@ from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import evaluation_loader
 from patchscan.training.data import TrainingData
 from patchscan.training.recipe import load_recipe
+from tests.command import environment, patchscan, start_patchscan
 from tests.image_tree import picture, write
 
-BIN = Path(sys.executable).parent
 RECIPE = """\
 name: tiny
 architecture: ssp-lite
@@ -53,18 +53,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 write(root / generator / split / "nature" / f"{number}.png", real)
                 write(root / generator / split / "ai" / f"{number}.png", real // 16 * 16)
     (root / "tiny.yaml").write_text(RECIPE)
-    subprocess.run([BIN / "patchscan", "index", root], check=True, env=environment())
+    assert patchscan("index", root).returncode == 0
     shutil.rmtree(root / "unseen_one")
     return root
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def train(data: Path, run: Path) -> list[str | Path]:
+    return ["train", data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
 
 
-def command(data: Path, run: Path) -> list[str]:
-    arguments = ["train", data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
-    return [str(BIN / "patchscan"), *map(str, arguments)]
+def succeed(*arguments: str | Path) -> None:
+    done = patchscan(*arguments)
+    assert done.returncode == 0, done.stderr
 
 
 def launch(processes: int, *arguments: str | Path) -> list[str]:
@@ -92,12 +92,12 @@ def log(run: Path) -> list[dict[str, float]]:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     run = tmp_path_factory.mktemp("finished")
-    subprocess.run(command(data, run), check=True, env=environment())
+    succeed(*train(data, run))
     return run
 
 
 def stop_after_first_epoch(data: Path, run: Path, how: signal.Signals) -> int:
-    process = subprocess.Popen(command(data, run), env=environment(), start_new_session=True)
+    process = start_patchscan(*train(data, run), stdout=None, stderr=None, start_new_session=True)
     deadline = time.monotonic() + 120
     while not any(entry["event"] == "validation" for entry in log(run)):
         assert process.poll() is None, "training ended before it could be stopped"
@@ -113,7 +113,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     data: Path, finished: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     assert stop_after_first_epoch(data, tmp_path, how) == (75 if how == signal.SIGTERM else -signal.SIGKILL)
-    subprocess.run(command(data, tmp_path), check=True, env=environment())
+    succeed(*train(data, tmp_path))
     assert any(entry["event"] == "resume" for entry in log(tmp_path))
     expected, resumed = (read_safetensors(run / "model.safetensors") for run in (finished, tmp_path))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
@@ -163,11 +163,11 @@ def test_training_and_evaluation_take_either_protocol(tmp_path: Path) -> None:
             write(data / "seen_one" / split / "ai" / f"{number}.png", real // 16 * 16)
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE.replace("epochs: 3", "epochs: 1").replace("batch_size: 8", "batch_size: 4"))
-    train = ["train", recipe, "--data", data, "--run", run, "--device", "cpu", "--protocol", "matched"]
-    subprocess.run([BIN / "patchscan", *train], check=True, env=environment())
+    small = ["train", recipe, "--data", data, "--run", run, "--device", "cpu", "--protocol", "matched"]
+    succeed(*small)
     assert Card.read(run).training["protocol"] == "matched"
     report = ["evaluate", "--run", run, "--data", data, "--protocol", "both", "--out", tmp_path / "report"]
-    subprocess.run([BIN / "patchscan", *report], check=True, env=environment())
+    succeed(*report)
     content = json.loads((tmp_path / "report" / "report.json").read_text())
     assert content["protocols"] == ["raw", "matched"]
     assert content["models"][0]["calibrated_on"] == "matched"
@@ -175,7 +175,7 @@ def test_training_and_evaluation_take_either_protocol(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.parquet"
     (data / "index.parquet").rename(elsewhere)
     alone = ["--protocol", "matched", "--index", elsewhere, "--out", tmp_path / "alone"]
-    subprocess.run([BIN / "patchscan", "evaluate", "--run", run, "--data", data, *alone], check=True, env=environment())
+    succeed("evaluate", "--run", run, "--data", data, *alone)
     assert json.loads((tmp_path / "alone" / "report.json").read_text())["data"]["name"] == "data-matched"
 
 
@@ -277,14 +277,13 @@ def _listens(process: int, port: int) -> bool:
 
 
 def test_another_recipe_does_not_overwrite_a_run(data: Path, finished: Path) -> None:
-    done = subprocess.run([*command(data, finished), "--seed", "5"], capture_output=True, text=True, check=False)
+    done = patchscan(*train(data, finished), "--seed", "5")
     assert done.returncode == 2
     assert "name a new --run folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_missing_generators_are_named(data: Path, tmp_path: Path) -> None:
-    arguments = [*command(data, tmp_path), "--seen", "midjourney"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    done = patchscan(*train(data, tmp_path), "--seen", "midjourney")
     assert done.returncode == 2
     assert "generators in this data: seen_one, unseen_one" in done.stderr

@@ -1,9 +1,6 @@
 """A data set in a bucket is indexed, trained on and evaluated without a copy on disk, and a run can live there too."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +9,9 @@ import pytest
 from patchscan.common.files import sha256_of
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
+from tests.command import patchscan
 from tests.image_tree import picture, write
 
-PATCHSCAN = str(Path(sys.executable).parent / "patchscan")
 TRAIN = ["train", "ssp-lite", "--epochs", "1", "--seen", "gan", "--unseen", "none", "--device", "cpu", "--workers", "1"]
 URL = "s3://data/sets/mine"
 
@@ -43,16 +40,6 @@ def s3(folder: Path) -> Iterator[EmbeddedS3]:
         copy_tree(str(folder), URL)
         server.client().put_object(Bucket="data", Key="sets/mine-old/gan/train/ai/1.png", Body=b"other")
         yield server
-
-
-def patchscan(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PATCHSCAN, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def test_a_bucket_trains_the_same_weights_as_a_folder(s3: EmbeddedS3, folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from http.server import ThreadingHTTPServer
@@ -14,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from patchscan.detector.card import Card
-from tests.operator_kit import Done, assert_one_line, clean, files, patchscan, scorer
+from tests.command import Done, start_patchscan
+from tests.operator_kit import assert_one_line, clean, files, patchscan, scorer
 from tests.scan_kit import StubServer, image
-from tests.serving_kit import BIN, Served
+from tests.serving_kit import Served
 
 
 class HangingScorer(StubServer):
@@ -38,8 +38,8 @@ def test_ctrl_c_twice_in_a_scan(photos: Path, tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), HangingScorer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
-        scan = [BIN / "patchscan", "scan", photos, "--out", out, "--server", address, "--model", "stub"]
-        process = subprocess.Popen(scan, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean())
+        scan = ["scan", photos, "--out", out, "--server", address, "--model", "stub"]
+        process = start_patchscan(*scan, env=clean())
         assert HangingScorer.asked.wait(60)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
@@ -50,7 +50,7 @@ def test_ctrl_c_twice_in_a_scan(photos: Path, tmp_path: Path) -> None:
         assert told.splitlines() == ["patchscan: ended at once; run the same command again"]
         assert not [name for name in files(out) if "partial" in name or "rows/part" in name]
         HangingScorer.go_on.set()
-        assert patchscan(*scan[1:]).returncode == 0
+        assert patchscan(*scan).returncode == 0
         server.shutdown()
     assert len(list((out / "history").iterdir())) == 1, "the same scan went on"
 
@@ -59,10 +59,8 @@ def test_ctrl_c_while_a_bucket_is_listed(served: Served, tmp_path: Path) -> None
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{silent.getsockname()[1]}", "AWS_DEFAULT_REGION": "x"}
         keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-        scan = [BIN / "patchscan", "scan", "s3://photos", "--out", tmp_path / "out", *scorer(served)]
-        process = subprocess.Popen(
-            scan, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean() | address | keys
-        )
+        scan = ["scan", "s3://photos", "--out", tmp_path / "out", *scorer(served)]
+        process = start_patchscan(*scan, env=clean() | address | keys)
         silent.settimeout(60)
         connection, _ = silent.accept()
         process.send_signal(signal.SIGINT)
@@ -80,8 +78,8 @@ def test_an_index_that_is_stopped_keeps_what_it_has_read(number: signal.Signals,
     folder.mkdir(parents=True)
     for at in range(8000):
         (folder / f"{at}.png").write_bytes(image(at % 9))
-    index = [BIN / "patchscan", "index", tmp_path / "data", "--workers", "2"]
-    process = subprocess.Popen(index, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean())
+    index = ["index", tmp_path / "data", "--workers", "2"]
+    process = start_patchscan(*index, env=clean())
     deadline = time.monotonic() + 120
     while not list((tmp_path / "data").glob("*/*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -90,7 +88,7 @@ def test_an_index_that_is_stopped_keeps_what_it_has_read(number: signal.Signals,
     assert process.returncode == 75, told
     assert told.splitlines()[-1] == "patchscan: interrupted; run the same command again"
     assert not (tmp_path / "data" / "index.parquet").exists()
-    again = patchscan(*index[1:])
+    again = patchscan(*index)
     assert again.returncode == 0, again.stderr
     read = re.search(r"\(([\d,]+) files read", again.stdout)
     assert read
@@ -100,10 +98,8 @@ def test_an_index_that_is_stopped_keeps_what_it_has_read(number: signal.Signals,
 def test_ctrl_c_twice_in_a_training(data: Path, tmp_path: Path) -> None:
     """As a terminal sends it, to the loader's processes too. That the same command goes on: test_training.py."""
     run = tmp_path / "run"
-    train = [BIN / "patchscan", "train", data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu"]
-    process = subprocess.Popen(
-        [*train, "--workers", "1"], stderr=subprocess.PIPE, text=True, env=clean(), start_new_session=True
-    )
+    train = ["train", data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu"]
+    process = start_patchscan(*train, "--workers", "1", stdout=None, env=clean(), start_new_session=True)
     assert process.stderr
     lines = []
     for line in process.stderr:
@@ -129,14 +125,7 @@ def test_ctrl_c_twice_in_other_commands(command: str, run: Path, data: Path, tmp
         "evaluate": ["evaluate", "--run", own, "--data", data, "--out", out],
         "archive": ["archive", own, "--model-store", out],
     }[command]
-    process = subprocess.Popen(
-        [BIN / "patchscan", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean(),
-        start_new_session=True,
-    )
+    process = start_patchscan(*arguments, env=clean(), start_new_session=True)
     deadline = time.monotonic() + 120
     while not out.exists() and time.monotonic() < deadline:  # made when the work begins
         time.sleep(0.01)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.operator_kit import Done, clean, scorer
-from tests.serving_kit import BIN, Served, can_unshare
+from tests.command import PATCHSCAN, Done
+from tests.operator_kit import clean, scorer
+from tests.serving_kit import Served, can_unshare
 
 
 def on_a_full_disk(folder: Path, kilobytes: int, *arguments: str | Path) -> tuple[Done, set[str], int]:
@@ -21,7 +22,7 @@ def on_a_full_disk(folder: Path, kilobytes: int, *arguments: str | Path) -> tupl
         f'mount -t tmpfs -o size={kilobytes}k small "$0"; "$@"; code=$?; find "$0" -type f -printf "file %P\\n"; '
         'mount -o remount,size=256m "$0"; "$@" > /dev/null 2> /dev/null; echo "again $?"; exit $code'
     )
-    command = ["unshare", "-m", "sh", "-c", script, folder, BIN / "patchscan", *arguments]
+    command = ["unshare", "-m", "sh", "-c", script, folder, PATCHSCAN, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean(), timeout=300)
     left = set(re.findall(r"^file (.*)$", done.stdout, re.MULTILINE))
     return done, left, int(re.findall(r"^again (\d+)$", done.stdout, re.MULTILINE)[0])

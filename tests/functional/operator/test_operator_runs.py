@@ -42,14 +42,14 @@ def test_an_archive_of_another_version_a_damaged_and_a_foreign_one(run: Path, se
     data = good.read_bytes()
     at = data.index(b"class Answer")
     with_other_code.write_bytes(data)
-    rewrite(with_other_code, "detector/answer.py", b"# of last year\n")
+    rewrite(with_other_code, "patchscan/detector/answer.py", b"# of last year\n")
     cut, foreign = tmp_path / "cut.mar", tmp_path / "foreign.mar"
     cut.write_bytes(data[:at])
     foreign.write_bytes(zip_of({"MAR-INF/MANIFEST.json": b"{}", "resnet.pt": b"x"}))
     stored = files(served.store)
     for number, (mar, words) in enumerate(
         (
-            (with_other_code, "carries other code than this version of patchscan: detector/answer.py. Make it again"),
+            (with_other_code, "carries other code than this version of patchscan: patchscan/detector/answer.py. Make"),
             (cut, "is not a model archive: File is not a zip file"),
             (foreign, "is compressed, so it was not made by `patchscan archive`"),
         )

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from tests.operator_kit import ANYWHERE, Done, assert_one_line, clean, files, patchscan, scorer
-from tests.serving_kit import BIN, Served
+from tests.command import BIN, Done, start_patchscan
+from tests.operator_kit import ANYWHERE, assert_one_line, clean, files, patchscan, scorer
+from tests.serving_kit import Served
 
 
 @pytest.fixture(scope="module", autouse=True)
 def waiting(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """A scan through a TorchServe that is down. It tries for a minute: begun first, asked last."""
     out = tmp_path_factory.mktemp("down") / "out"
-    command = [BIN / "patchscan", "scan", photos, "--out", out, "--server", "http://127.0.0.1:9", "--model", "tiny"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean())
+    scan = ["scan", photos, "--out", out, "--server", "http://127.0.0.1:9", "--model", "tiny"]
+    process = start_patchscan(*scan, env=clean())
     yield process, out
     process.kill()
     process.communicate()

@@ -1,0 +1,124 @@
+"""`patchscan` as a process: started as its users start it, or, the second time a command is run, forked from a process
+that has imported everything already (tests/fork_server.py), which spares each its seconds of imports.
+
+Either way it is a process of its own with this one as its parent: exit codes, signals, streams and files are the same.
+"""
+
+import array
+import atexit
+import ctypes
+import inspect
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+PATCHSCAN = str(BIN / "patchscan")
+# Read when a process begins or a library is loaded, so a forked one would not heed them.
+READ_AT_START = ("PYTHON", "LD_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "MALLOC_", "ARROW_", "MPL")
+PR_SET_CHILD_SUBREAPER = 36
+DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+Done = subprocess.CompletedProcess[str]
+
+
+def environment() -> dict[str, str]:
+    """This process's, with one thread a process, since the machine is shared with other tests, and behind a proxy that
+    does not answer: what runs on loopback needs none."""
+    kept = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    return {**kept, "OMP_NUM_THREADS": "1", **DEAD_PROXY}
+
+
+def start_patchscan(*arguments: object, fresh: bool = False, **options: Any) -> subprocess.Popen[str]:
+    """Start `patchscan` with these arguments; `options` are Popen's. What it prints is text, to be read from its pipes
+    where nothing else is asked. `fresh` asks that it is started as users do, for tests of memory or start-up."""
+    command = [PATCHSCAN, *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment(), **options}
+    forked = not fresh and _ForkServer.takes(command[1], options)
+    kind: type[subprocess.Popen[str]] = _Forked if forked else subprocess.Popen
+    return kind(command, **options)
+
+
+def patchscan(*arguments: object, timeout: float = 300, fresh: bool = False, **options: Any) -> Done:
+    """Run `patchscan` with these arguments to its end; what it printed is text."""
+    with start_patchscan(*arguments, fresh=fresh, **options) as process:
+        try:
+            printed, told = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return Done(process.args, process.returncode, printed, told)
+
+
+class _ForkServer:
+    """The one process that forks, started with the first command that is run a second time."""
+
+    lock = threading.Lock()
+    channel: socket.socket | None = None
+    ran: set[str] = set()  # noqa: RUF012
+
+    @classmethod
+    def takes(cls, command: str, options: dict[str, Any]) -> bool:
+        """Whether a command may be forked: it has been run once as its users run it, and nothing is asked for that is
+        settled when a process begins."""
+        with cls.lock:
+            first = command not in cls.ran
+            cls.ran.add(command)
+        known = {"stdin", "stdout", "stderr", "text", "env", "cwd", "start_new_session"}
+        return not first and options.keys() <= known and settled(options["env"]) == settled(environment())
+
+    @classmethod
+    def fork(cls, request: dict[str, Any], streams: list[int]) -> int:
+        """A new child of this process that runs the command of `request`; returns its process id."""
+        with cls.lock:
+            if cls.channel is None:
+                cls.channel = cls._begin()
+            LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)  # for this moment: orphans of other commands are not ours
+            try:
+                socket.send_fds(cls.channel, [json.dumps(request).encode()], streams)
+                (pid,) = array.array("i", cls.channel.recv(4))
+            finally:
+                LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0)
+            return pid
+
+    @staticmethod
+    def _begin() -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        script = str(Path(__file__).with_name("fork_server.py"))
+        command = [sys.executable, script, str(theirs.fileno())]
+        server = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment())
+        theirs.close()
+        atexit.register(server.wait)
+        atexit.register(ours.close)
+        return ours
+
+
+def settled(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables that count when a process begins."""
+    return {name: value for name, value in variables.items() if name.startswith(READ_AT_START)}
+
+
+class _Forked(subprocess.Popen[str]):
+    """A Popen whose process is forked by the fork server."""
+
+    def _execute_child(self, *arguments: Any, **named: Any) -> None:
+        given = inspect.signature(subprocess.Popen._execute_child).bind(self, *arguments, **named).arguments  # type: ignore[attr-defined]
+        request = {
+            "arguments": given["args"],
+            "environment": given["env"],
+            "cwd": os.path.abspath(given["cwd"] or "."),  # noqa: PTH100
+            "new_session": given["start_new_session"],
+        }
+        ours = {"p2cread": 0, "c2pwrite": 1, "errwrite": 2}
+        streams = [given[name] if given[name] != -1 else number for name, number in ours.items()]
+        self.pid = _ForkServer.fork(request, streams)
+        self._child_created = True
+        pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        self._close_pipe_fds(*(given[name] for name in pipes))  # type: ignore[attr-defined]
