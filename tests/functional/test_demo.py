@@ -15,7 +15,7 @@ import pytest
 
 from demo.sample import hostile_files
 from patchscan.serving.server import Addresses, ServerError
-from tests.serving_kit import environment
+from tests.command import environment
 
 ROOT = Path(__file__).parents[2]
 

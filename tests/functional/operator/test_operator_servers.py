@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from tests.command import BIN, Done, start_patchscan
+from tests.command import Done, start_patchscan
 from tests.operator_kit import ANYWHERE, assert_one_line, clean, files, patchscan, scorer
 from tests.serving_kit import Served
 
