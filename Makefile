@@ -6,13 +6,19 @@ BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench bench-quick lint format hooks lock images push clean
+.PHONY: demo test test-fast bench bench-quick lint format hooks lock images push clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
 
+# A file's tests stay in one of two processes, which share nothing; tests/conftest.py has the longest files begin.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
+
+# What needs no server, in a minute and a half.
+test-fast: $(VENV)/ready
+	$(PYTEST) tests/unit tests/golden
 
 # docs/performance.md explains the figures. BENCH takes further options: make bench BENCH="--data genimage-mini"
 bench: $(VENV)/ready

@@ -106,7 +106,7 @@ def run_to_the_end(main: Callable[[], None]) -> NoReturn:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         if code and not isinstance(end.code, int):
             print(end.code, file=sys.stderr)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  as Python does, which prints it
         sys.excepthook(type(error), error, error.__traceback__)
         code = 1
         if isinstance(error, KeyboardInterrupt):

@@ -1,5 +1,4 @@
-"""How `patchscan serve` ends, and how it does not start. This module's name sorts last among those that share the
-server: it ends it."""
+"""How `patchscan serve` ends, and how it does not start."""
 
 import os
 import signal
@@ -17,7 +16,8 @@ from tests.command import patchscan
 from tests.serving_kit import Served, png, tar_of, tiny_run, zip_of
 
 
-def test_sigterm_answers_what_is_in_flight_and_ends_everything(served: Served) -> None:
+def test_sigterm_answers_what_is_in_flight_and_ends_everything(tmp_path: Path) -> None:
+    served = Served.start(tmp_path)
     body = tar_of({f"{number}.png": png(number, 1000, 1000) for number in range(12)})
     replies: list[httpx.Response] = []
     with served.client() as client:

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from patchscan.evaluation.calibration import Target, fit_decision
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import apply_decision, read_scores, usable, write_scores
-from patchscan.reporting import plots
 from patchscan.reporting.pages import Figures, show
 
 SEEN = ["sd", "ldm"]
@@ -65,14 +63,6 @@ def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
     data = {"name": "test", "digest": "d" * 64, "images": 1234, "in_train": 3, "repeated": 0, "generators": []}
     write_report(build_report(models, data), models, [out] * len(models), out)
     return json.loads((out / "report.json").read_text()), (out / "report.html").read_text()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_pictures() -> Iterator[None]:
-    """Pictures are drawn whole, but small: what they show is looked at by people."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "DPI", 40)
-        yield
 
 
 @pytest.fixture(scope="module")

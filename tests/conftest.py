@@ -1,0 +1,24 @@
+"""The order of the files, and what makes pictures cheap."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from patchscan.reporting import plots
+
+# Minutes each, so they begin: else one process would wait for the other at the end. The other files keep their order.
+LONGEST = ("test_scan_torchserve.py", "test_demo.py", "test_training.py", "test_docs_train.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(Path(item.path).name, len(places)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_pictures() -> Iterator[None]:
+    """Pictures are drawn whole, but small: what they show is looked at by people."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "DPI", 40)
+        yield
