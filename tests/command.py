@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 BIN = Path(sys.executable).parent
@@ -25,6 +26,7 @@ READ_AT_START = ("PYTHON", "LD_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "MALLOC_"
 PR_SET_CHILD_SUBREAPER = 36
 DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
 LIBC = ctypes.CDLL(None, use_errno=True)
+NONE: Mapping[str, float] = MappingProxyType({})
 
 Done = subprocess.CompletedProcess[str]
 
@@ -36,19 +38,29 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", **DEAD_PROXY}
 
 
-def start_patchscan(*arguments: object, fresh: bool = False, **options: Any) -> subprocess.Popen[str]:
+def start_patchscan(
+    *arguments: object,
+    fresh: bool = False,
+    constants: Mapping[str, float] = NONE,
+    mounts_of: int | None = None,
+    **options: Any,
+) -> subprocess.Popen[str]:
     """Start `patchscan` with these arguments; `options` are Popen's. What it prints is text, to be read from its pipes
-    where nothing else is asked. `fresh` asks that it is started as users do, for tests of memory or start-up."""
+    where nothing else is asked.
+
+    `fresh` asks that it is started as users do, for tests of memory or start-up. `constants` shortens waits: module
+    constants by their dotted names. It sees the mounts of the process `mounts_of`. These two are always forked.
+    """
     command = [PATCHSCAN, *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment(), **options}
-    forked = not fresh and _ForkServer.takes(command[1], options)
-    kind: type[subprocess.Popen[str]] = _Forked if forked else subprocess.Popen
-    return kind(command, **options)
+    if constants or mounts_of or (not fresh and _ForkServer.takes(command[1], options)):
+        return _Forked(command, {"constants": dict(constants), "mounts_of": mounts_of}, **options)
+    return subprocess.Popen(command, **options)
 
 
-def patchscan(*arguments: object, timeout: float = 300, fresh: bool = False, **options: Any) -> Done:
-    """Run `patchscan` with these arguments to its end; what it printed is text."""
-    with start_patchscan(*arguments, fresh=fresh, **options) as process:
+def patchscan(*arguments: object, timeout: float = 300, **options: Any) -> Done:
+    """Run `patchscan` with these arguments to its end; `options` are those of `start_patchscan`."""
+    with start_patchscan(*arguments, **options) as process:
         try:
             printed, told = process.communicate(timeout=timeout)
         except BaseException:
@@ -106,7 +118,11 @@ def settled(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Forked(subprocess.Popen[str]):
-    """A Popen whose process is forked by the fork server."""
+    """A Popen whose process is forked by the fork server, with what else it is told there."""
+
+    def __init__(self, command: list[str], more: dict[str, Any], **options: Any):
+        self._more = more
+        super().__init__(command, **options)
 
     def _execute_child(self, *arguments: Any, **named: Any) -> None:
         given = inspect.signature(subprocess.Popen._execute_child).bind(self, *arguments, **named).arguments  # type: ignore[attr-defined]
@@ -115,6 +131,7 @@ class _Forked(subprocess.Popen[str]):
             "environment": given["env"],
             "cwd": os.path.abspath(given["cwd"] or "."),  # noqa: PTH100
             "new_session": given["start_new_session"],
+            **self._more,
         }
         ours = {"p2cread": 0, "c2pwrite": 1, "errwrite": 2}
         streams = [given[name] if given[name] != -1 else number for name, number in ours.items()]

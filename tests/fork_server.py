@@ -8,6 +8,7 @@ between them ends at once, and the test's process is set to inherit what such a 
 import array
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -39,6 +40,8 @@ PRELOADED = (
     "patchscan.training.train",
 )
 MOST_BYTES = 1 << 20
+CLONE_NEWNS = 0x20000
+LIBC = ctypes.CDLL(None)
 
 
 def serve(channel: socket.socket) -> None:
@@ -70,6 +73,13 @@ def serve(channel: socket.socket) -> None:
 
 def become(asked: dict[str, Any], streams: list[int]) -> None:
     """Make this process what a new one with these settings would be."""
+    if asked["mounts_of"]:
+        with Path(f"/proc/{asked['mounts_of']}/ns/mnt").open() as mounts:
+            LIBC.setns(mounts.fileno(), CLONE_NEWNS)
+    for name, value in asked["constants"].items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant), name
+        setattr(sys.modules[module], constant, value)
     if asked["new_session"]:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -30,6 +30,9 @@ from patchscan.detector.presets import PatchPreset
 # Where images are decoded and their crops cut: in the scan worker or in the server.
 Select = Literal["worker", "server"]
 
+# How long a server may take to answer for the first time: it may be starting.
+CARD_DEADLINE_S = 60
+
 NPY = "application/x-npy"
 NOT_AN_IMAGE = "the bytes are not an image of any known format"  # as patchscan.detector.images says it
 
@@ -97,7 +100,8 @@ class TorchServeScorer:
         )
         try:
             card_request = json.dumps({"card": True}).encode()
-            reply, _ = (retries or Retries(deadline_s=60)).call(lambda: self._post(card_request, "application/json"))
+            retries = retries or Retries(deadline_s=CARD_DEADLINE_S)
+            reply, _ = retries.call(lambda: self._post(card_request, "application/json"))
             self.card = Card.from_dict(reply["card"])
             # Patches are much smaller than a file, but the crop of a whole-image model is larger than most files.
             crops = "crops" in reply.get("takes", ()) and isinstance(self.card.preset, PatchPreset)

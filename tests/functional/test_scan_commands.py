@@ -39,7 +39,7 @@ def picture(seed: int, grey: int) -> bytes:
 def scorer() -> Iterator[list[str]]:
     """The options that name a scorer."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), StubServer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield ["--server", f"http://127.0.0.1:{server.server_address[1]}", "--model", "stub"]
     server.shutdown()
     server.server_close()
@@ -140,7 +140,7 @@ def test_the_webhook_carries_the_outcome_signed(photos: Path, tmp_path: Path, sc
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     (tmp_path / "secret").write_text(SECRET)
     hook = ["--webhook", f"http://127.0.0.1:{server.server_address[1]}", "--webhook-secret-file", tmp_path / "secret"]
     scanned = patchscan("scan", photos, "--out", tmp_path / "out", *scorer, *hook)

@@ -171,7 +171,7 @@ def test_in_a_storm_the_rows_are_the_same(servers: Servers, undisturbed: dict[st
         for number in range(KILLS):
             process = start(servers, out, "--threads", "4", "--endpoint-url", proxy.url)
             try:
-                process.communicate(timeout=moments.uniform(3, 9))
+                process.communicate(timeout=moments.uniform(0.5, 5))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()

@@ -181,7 +181,7 @@ class Receiver(HTTPServer):
         receiver = self
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/hook"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
 
 def test_a_webhook_is_signed_and_retried(tmp_path: Path) -> None:

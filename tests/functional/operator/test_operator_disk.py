@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import PATCHSCAN, Done
-from tests.operator_kit import clean, scorer
+from tests.command import Done, patchscan
+from tests.operator_kit import clean, files, scorer
 from tests.serving_kit import Served, can_unshare
 
 
@@ -18,14 +18,21 @@ def on_a_full_disk(folder: Path, kilobytes: int, *arguments: str | Path) -> tupl
     if not can_unshare():
         pytest.skip("this user may not mount a small disk")
     folder.mkdir()
-    script = (
-        f'mount -t tmpfs -o size={kilobytes}k small "$0"; "$@"; code=$?; find "$0" -type f -printf "file %P\\n"; '
-        'mount -o remount,size=256m "$0"; "$@" > /dev/null 2> /dev/null; echo "again $?"; exit $code'
-    )
-    command = ["unshare", "-m", "sh", "-c", script, folder, PATCHSCAN, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean(), timeout=300)
-    left = set(re.findall(r"^file (.*)$", done.stdout, re.MULTILINE))
-    return done, left, int(re.findall(r"^again (\d+)$", done.stdout, re.MULTILINE)[0])
+    # The disk is there for this process and who shares its mounts, and gone with it.
+    mount = f'mount -t tmpfs -o size={kilobytes}k small "$0"; echo mounted; read _; mount -o remount,size=256m "$0"; '
+    command = ["unshare", "-m", "sh", "-ec", mount + "echo larger; read _", folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as disk:
+        assert disk.stdin
+        assert disk.stdout
+        assert disk.stdout.readline() == "mounted\n"
+        done = patchscan(*arguments, env=clean(), mounts_of=disk.pid)
+        left = files(Path(f"/proc/{disk.pid}/root{folder}"))
+        disk.stdin.write("\n")
+        disk.stdin.flush()
+        assert disk.stdout.readline() == "larger\n"
+        again = patchscan(*arguments, env=clean(), mounts_of=disk.pid)
+        disk.stdin.close()
+    return done, left, again.returncode
 
 
 @pytest.mark.parametrize("kilobytes", [4, 40, 70])

@@ -1,29 +1,17 @@
 """A store or a server that an operator got wrong, or that is down."""
 
 import socket
-import subprocess
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from patchscan.scanning.scorers import CARD_DEADLINE_S
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from tests.command import Done, start_patchscan
+from tests import command
 from tests.operator_kit import ANYWHERE, assert_one_line, clean, files, patchscan, scorer
 from tests.serving_kit import Served
-
-
-@pytest.fixture(scope="module", autouse=True)
-def waiting(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A scan through a TorchServe that is down. It tries for a minute: begun first, asked last."""
-    out = tmp_path_factory.mktemp("down") / "out"
-    scan = ["scan", photos, "--out", out, "--server", "http://127.0.0.1:9", "--model", "tiny"]
-    process = start_patchscan(*scan, env=clean())
-    yield process, out
-    process.kill()
-    process.communicate()
 
 
 def test_a_wrong_bucket(s3: EmbeddedS3, served: Served, tmp_path: Path) -> None:
@@ -116,7 +104,7 @@ def test_a_misspelt_model_and_a_withdrawn_token(photos: Path, served: Served, tm
 
 
 def test_a_server_that_is_down_for_its_operator(served: Served) -> None:
-    """`register` is asked in test_management.py; a scan, which tries for a minute, below."""
+    """`register` is asked in test_management.py; a scan, which tries for long, below."""
     done = patchscan("status", "--management", "http://127.0.0.1:9", "--keys", served.keys)
     assert_one_line(done, 75, "http://127.0.0.1:9 does not answer", "`patchscan serve`")
     done = patchscan("status", "--management", served.said["management"], "--keys", "/nowhere/key_file.json")
@@ -161,10 +149,12 @@ def test_a_port_is_taken(photos: Path, served: Served, tmp_path: Path) -> None:
     assert patchscan(*scan).returncode == 0, "the plan was kept, and the port is free now"
 
 
-def test_torchserve_is_down(waiting: tuple[subprocess.Popen[str], Path]) -> None:
-    process, out = waiting
-    printed, told = process.communicate(timeout=120)
-    done = Done(process.args, process.returncode, printed, told)
+def test_torchserve_is_down(photos: Path, tmp_path: Path) -> None:
+    """A scan tries for a minute, here for two seconds."""
+    out = tmp_path / "out"
+    scan = ["scan", photos, "--out", out, "--server", "http://127.0.0.1:9", "--model", "tiny"]
+    assert CARD_DEADLINE_S == 60
+    done = command.patchscan(*scan, env=clean(), constants={"patchscan.scanning.scorers.CARD_DEADLINE_S": 2})
     assert_one_line(
         done, 75, "no TorchServe answers for tiny at http://127.0.0.1:9", "start it, or run the same command"
     )
