@@ -86,6 +86,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code != TYPER_CTRL_C:
             raise
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _exit_silently)  # one line is said, however often the user presses Ctrl-C
         print("patchscan: interrupted; run the same command again", file=sys.stderr)
         sys.stdout.flush()
         # sys.exit would wait for threads that are waiting for a server. The exit functions remove temporary files.
@@ -109,6 +111,10 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     for repeated in (signal.SIGINT, signal.SIGTERM):
         signal.signal(repeated, end_at_once)
     raise KeyboardInterrupt
+
+
+def _exit_silently(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _exit_with(message: str, exit_code: int) -> NoReturn:
