@@ -2,9 +2,10 @@
 
 python -m bench                      everything, under 20 minutes on 2 cores (`make bench`)
 python -m bench --quick              two minutes (`make bench-quick`)
-python -m bench --data DIR           on your own images (GenImage's layout also judges int8)
-python -m bench --listed 100000      also list and scan so many objects with a stub scorer; may be repeated
-python -m bench --table FILE         the tables of a bench.json as Markdown; --schema: that file's JSON Schema
+python -m bench --data DIR           use your own images (in GenImage's layout, int8's accuracy is measured too)
+python -m bench --listed 100000      also list and scan this many objects with a stub scorer; may be repeated
+python -m bench --table FILE         print the tables of a bench.json as Markdown
+python -m bench --schema             print the JSON Schema of bench.json
 """
 
 import argparse
@@ -16,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import decoding, gpu, modelling, scaling, serving, training
-from bench.crew import ours_and_theirs
 from bench.images import scored_images
 from bench.results import Bench, Machine, markdown, show
 from bench.rounds import FULL, QUICK, Recorder, Settings
 from bench.runs import run_folder
+from bench.workers import worker_pools
 from patchscan.common.errors import UserError
 from patchscan.common.proxies import bypass_for_loopback
 
@@ -28,13 +29,13 @@ OUT = Path("build/bench.json")
 
 
 def known_rows(settings: Settings) -> set[str]:
-    """The name of every row that a bench with these settings may write."""
+    """Return the names of all rows that a bench with these settings can write."""
     sections = (decoding, modelling, serving, scaling, training, gpu)
     return {name for section in sections for name in section.names(settings)} | set(serving.scaling_names())
 
 
 def bench(settings: Settings, data: Path | None) -> Bench:
-    """Run every section. Raises UserError where something is missing (Java, images)."""
+    """Run all sections. Raises UserError if something is missing (Java, images)."""
     machine, began = Machine.here(), time.monotonic()
     images, what = scored_images(data, settings.images)
     recorders: list[Recorder] = []
@@ -42,17 +43,17 @@ def bench(settings: Settings, data: Path | None) -> Bench:
         folder = Path(name)
         models = dict.fromkeys((*settings.models, *settings.served))
         runs = {model: run_folder(model, folder / "runs") for model in models}
-        say("decode")
+        print_section("decode")
         recorders.append(decoding.measure(settings))
-        with ours_and_theirs(images, machine.cores) as (ours, theirs):
-            say("model")
+        with worker_pools(images, machine.cores) as (per_core, default):
+            print_section("model")
             alone = {model: runs[model] for model in settings.models}
-            recorders.append(modelling.measure(settings, ours, theirs, alone, data, folder))
-            say("end to end")
-            recorders += serving.measure(settings, ours, theirs, runs, images, machine.cores, folder)
-        say("scaling")
+            recorders.append(modelling.measure(settings, per_core, default, alone, data, folder))
+            print_section("end to end")
+            recorders += serving.measure(settings, per_core, default, runs, images, machine.cores, folder)
+        print_section("scaling")
         recorders.append(scaling.measure(settings, folder / "indexed"))
-        say("training")
+        print_section("training")
         recorders.append(training.measure(settings, folder / "trained"))
         recorders.append(gpu.measure(settings, runs))
     return Bench(
@@ -60,18 +61,18 @@ def bench(settings: Settings, data: Path | None) -> Bench:
         images=what,
         machine=machine,
         seconds=time.monotonic() - began,
-        figures=[figure for one in recorders for figure in one.figures],
-        not_run=[left_out for one in recorders for left_out in one.not_run],
+        figures=[figure for recorder in recorders for figure in recorder.figures],
+        not_run=[left_out for recorder in recorders for left_out in recorder.not_run],
     )
 
 
-def say(section: str) -> None:
-    """Which section begins, for whoever waits."""
+def print_section(section: str) -> None:
+    """Print on standard error which section begins."""
     print(f"bench: {section} ...", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """The command line; exit code 2 and one line where something is missing."""
+    """Run the command line; prints one line and exits with a non-zero code if something is missing."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path)
@@ -79,22 +80,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", type=Path, metavar="FILE")
     parser.add_argument("--schema", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     bypass_for_loopback()
-    if asked.schema:
+    if arguments.schema:
         print(json.dumps(Bench.model_json_schema(), indent=1))
-    elif asked.table:
-        print(markdown(Bench.model_validate_json(asked.table.read_text())))
+    elif arguments.table:
+        print(markdown(Bench.model_validate_json(arguments.table.read_text())))
     else:
-        settings = QUICK if asked.quick else FULL
+        settings = QUICK if arguments.quick else FULL
         try:
-            done = bench(replace(settings, listed=(*settings.listed, *asked.listed)), asked.data)
+            done = bench(replace(settings, listed=(*settings.listed, *arguments.listed)), arguments.data)
         except UserError as error:
             sys.exit(f"bench: {error}")
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(done.model_dump_json(indent=1) + "\n")
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(done.model_dump_json(indent=1) + "\n")
         show(done)
-        print(f"written: {asked.out}")
+        print(f"written: {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Decode and choose the patch: ours against the official way and against decoding alone."""
+"""Measure decoding and choosing the patch, compared with SSP's official method and with decoding alone."""
 
 import io
 import time
@@ -14,7 +14,7 @@ from patchscan.detector.patches import seed_from_pixels, simplest_patch
 
 WAYS = ("ours", "official", "decode alone")
 KINDS = ("JPEG", "PNG")
-# The share of the patch in the whole of a 256 x 256 image, where decoding hides the least.
+# The size for which the official method is compared: decoding takes the smallest share of the time here.
 SMALL = (256, 256)
 
 
@@ -30,7 +30,7 @@ def names(settings: Settings) -> list[str]:
 
 
 def measure(settings: Settings) -> Recorder:
-    """Milliseconds of CPU an image, by size and format; ratios of the ways."""
+    """Measure milliseconds of CPU time per image by size and format, and the ratios of the methods."""
     recorder = Recorder("decode")
     for size in settings.sizes:
         for kind in KINDS:
@@ -48,20 +48,21 @@ def measure(settings: Settings) -> Recorder:
 
 
 def ours(data: bytes) -> object:
-    """Bytes to the chosen patch, as every scan does it."""
+    """Decode and choose the patch, as a scan does."""
     pillow = decode(data).pillow
     return simplest_patch(pillow, seed=seed_from_pixels(pillow))
 
 
 def decode_alone(data: bytes) -> object:
-    """Pillow's pixels, and nothing done with them."""
+    """Decode with Pillow and do nothing else."""
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         return image
 
 
 def _timed(run: Callable[[bytes], object], data: bytes, seconds: float) -> Callable[[], float]:
-    """CPU time, which is elapsed time on a quiet machine: one thread does it all, and other work costs it less."""
+    """Return a function that measures milliseconds of CPU time per call. Other work on the machine affects it less than
+    elapsed time."""
 
     def measure() -> float:
         count, began = 0, time.process_time()

@@ -1,5 +1,7 @@
-"""int8 by ONNX Runtime's static quantisation: how fast, and how far its answers move. Measured, and not offered:
-docs/performance.md says what it would have to keep."""
+"""Measure int8 models made by ONNX Runtime's static quantisation: their speed, and how far their answers change.
+
+int8 is not offered to users; docs/performance.md says why.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +20,9 @@ from patchscan.detector.presets import to_tensor
 from patchscan.reporting.statistics import wilson
 
 CALIBRATION_IMAGES, JUDGED_IMAGES = 64, 1_000
-# What int8 must keep to be offered: the answer of all but so many images moves by less than this.
-MOVE, SHARE = 0.01, 0.99
-# The noise filters' small differences are all that the models look at; in int8 nothing is left of them.
+# Condition for offering int8: p_ai changes by less than MAX_CHANGE on at least MIN_SHARE of the images.
+MAX_CHANGE, MIN_SHARE = 0.01, 0.99
+# The models depend on the small differences that the noise filters compute, which int8 would round away.
 KEPT_IN_FLOAT = ("/srm/", "/noise/")
 
 
@@ -34,7 +36,7 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime 
 
 
 def quantise(run: Path, data: Path, folder: Path) -> Path:
-    """The run's model in int8, calibrated on images of `data`'s train split. Returns the ONNX file."""
+    """Quantise the run's model to int8, calibrated on images of `data`'s train split. Returns the ONNX file."""
     detector = Detector.load(run)
     preset = detector.card.preset
     plain, prepared, made = (folder / f"{run.name}-{step}.onnx" for step in ("float", "prepared", "int8"))
@@ -51,7 +53,7 @@ def quantise(run: Path, data: Path, folder: Path) -> Path:
         per_channel=True,
         reduce_range=True,  # AVX2 without VNNI adds products in 16 bits, which 8-bit weights overflow
         op_types_to_quantize=["Conv", "Gemm", "Add"],
-        nodes_to_exclude=[one.name for one in nodes if one.name.startswith(KEPT_IN_FLOAT)],
+        nodes_to_exclude=[node.name for node in nodes if node.name.startswith(KEPT_IN_FLOAT)],
     )
     return made
 
@@ -63,8 +65,8 @@ def _crops(detector: Detector, files: Iterable[Path]) -> Iterable[np.ndarray]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Over the val images: `answers`, the share whose p_ai moved by less than MOVE, and `accuracies`, the share of the
-    generators whose accuracy is not below the 95 % interval (Wilson) that it had."""
+    """Results on the val images: `answers`, the share whose p_ai changes by less than MAX_CHANGE, and `accuracies`, the
+    share of generators whose accuracy stays within or above its 95 % interval (Wilson) in float32."""
 
     answers: float
     accuracies: float
@@ -73,20 +75,20 @@ class Judgement:
 def judge(run: Path, file: Path, data: Path) -> Judgement:
     """Compare int8 with float32 on the val split of `data` (GenImage's layout)."""
     detector = Detector.load(run)
-    files = [one for one in spread(files_of(data, "val"), JUDGED_IMAGES) if one.parent.name in ("ai", "nature")]
+    files = [file for file in spread(files_of(data, "val"), JUDGED_IMAGES) if file.parent.name in ("ai", "nature")]
     crops = list(_crops(detector, files))
     before = _p_ai(detector, crops)
     detector.model = OnnxModel(str(file))
     after = _p_ai(detector, crops)
-    truth = np.array([one.parent.name == "ai" for one in files])
-    generators = np.array([one.parts[-4] for one in files])
+    truth = np.array([file.parent.name == "ai" for file in files])
+    generators = np.array([file.parts[-4] for file in files])
     threshold = detector.card.decision.threshold
     held = []
     for name in np.unique(generators):
         right = [((p_ai >= threshold) == truth)[generators == name] for p_ai in (before, after)]
         first, second = (wilson(int(one.sum()), len(one)) for one in right)
         held.append((second.value or 0.0) >= (first.low or 0.0))
-    return Judgement(float((np.abs(before - after) < MOVE).mean()), float(np.mean(held)))
+    return Judgement(float((np.abs(before - after) < MAX_CHANGE).mean()), float(np.mean(held)))
 
 
 def _p_ai(detector: Detector, crops: list[np.ndarray]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Models alone, without decoding: images a second on all cores, by engine, and how near to the machine's own limit."""
+"""Measure models without decoding: images per second on all cores by engine, and the share of the machine's peak."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import int8
-from bench.crew import GEMM_SIDE, Crew, Job
 from bench.rounds import Recorder, Settings, alternate
+from bench.workers import GEMM_SIDE, Job, WorkerPool
 from patchscan.detector.detector import Detector
 
 PEAK = "matrix product of 1024 x 1024, float32"
@@ -28,22 +28,27 @@ def names(settings: Settings) -> list[str]:
 
 
 def measure(
-    settings: Settings, ours: Crew, theirs: Crew, runs: dict[str, Path], data: Path | None, folder: Path
+    settings: Settings,
+    per_core: WorkerPool,
+    default: WorkerPool,
+    runs: dict[str, Path],
+    data: Path | None,
+    folder: Path,
 ) -> Recorder:
-    """Engines of each model in turn; int8 only where there are images to calibrate it on."""
+    """Measure the engines of each model; int8 only if there are images to calibrate it on."""
     recorder = Recorder("model")
     if data is None:
         recorder.left_out("int8", "it is calibrated and judged on real images: give --data")
     onnx: dict[str, list[float]] = {}
     for model, run in runs.items():
         contenders: dict[str, Callable[[], float]] = {
-            name: (theirs if engine == "default" else ours).contender(Job(engine, run), settings.seconds)
+            name: (default if engine == "default" else per_core).contender(Job(engine, run), settings.seconds)
             for engine, name in ENGINES.items()
         }
-        contenders[PEAK] = ours.contender(Job("gemm"), settings.seconds)
+        contenders[PEAK] = per_core.contender(Job("gemm"), settings.seconds)
         if data is not None and model in settings.served:
             quantised = int8.quantise(run, data, folder)
-            contenders["int8"] = ours.contender(Job("int8", run, quantised), settings.seconds)
+            contenders["int8"] = per_core.contender(Job("int8", run, quantised), settings.seconds)
         values = alternate(contenders, settings.rounds)
         peak = [products * 2 * GEMM_SIDE**3 / 1e9 for products in values.pop(PEAK)]
         if not onnx:
@@ -66,14 +71,14 @@ def measure(
 def _judge(recorder: Recorder, model: str, run: Path, quantised: Path, data: Path) -> None:
     if Detector.load(run).card.training:
         kept = int8.judge(run, quantised, data)
-        recorder.add(f"{model}: int8, answers kept", "share", [kept.answers], at_least=int8.SHARE)
+        recorder.add(f"{model}: int8, answers kept", "share", [kept.answers], at_least=int8.MIN_SHARE)
         recorder.add(f"{model}: int8, accuracies kept", "share", [kept.accuracies], at_least=1)
     else:
         recorder.left_out(f"{model}: int8, answers and accuracies kept", "the model is untrained")
 
 
 def gflop(run: Path) -> float:
-    """Floating-point operations of one image in billions; a multiplication and an addition are two."""
+    """Count the floating-point operations for one image, in billions; a multiplication and an addition count as two."""
     detector = Detector.load(run)
     preset = detector.card.preset
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:

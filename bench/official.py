@@ -1,4 +1,4 @@
-"""SSP's own way from bytes to a logit, written down afresh from its description, to measure ours against.
+"""SSP's official method from bytes to a logit, reimplemented from its description, for comparison.
 
 64 random crops through Pillow, each converted to int64 and its neighbours' differences summed; the crops sorted by that
 sum; the first enlarged to 256 x 256; SRM and ResNet50 in eager PyTorch.

@@ -1,5 +1,4 @@
-"""What a bench writes down (build/bench.json) and how it is shown. The models here are the file's schema:
-`python -m bench --schema` prints it as JSON Schema."""
+"""The bench's results: the schema of build/bench.json (printed by `python -m bench --schema`) and its tables."""
 
 import os
 import platform
@@ -19,7 +18,7 @@ LIBRARIES = ("torch", "onnxruntime", "numpy", "pillow", "torchserve")
 
 
 class Record(BaseModel):
-    """No field but those written down here."""
+    """Base class: immutable, without further fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,8 +26,8 @@ class Record(BaseModel):
 class Figure(Record):
     """One row: the median of `rounds` measurements, and the least and greatest of them.
 
-    Unit `x` is a ratio, the median of the ratios of each round; `share` a part of one. `at_least` and `at_most` are
-    what the project aims at.
+    Unit `x` is a ratio, the median of the ratios of each round; `share` is a fraction, 0..1. `at_least` and `at_most`
+    are the project's aims.
     """
 
     section: Section
@@ -49,7 +48,7 @@ class Figure(Record):
 
     @property
     def reached(self) -> bool | None:
-        """Whether the median, as the table shows it, reaches the aim; None where there is none."""
+        """Whether the median, rounded as in the table, reaches the aim; None if there is no aim."""
         if self.at_least is None and self.at_most is None:
             return None
         median = float(f"{self.median:.3g}")
@@ -58,7 +57,7 @@ class Figure(Record):
 
 
 class NotRun(Record):
-    """A measurement that was left out, and why."""
+    """A measurement that was not run, and why."""
 
     section: Section
     what: str
@@ -66,7 +65,7 @@ class NotRun(Record):
 
 
 class Machine(Record):
-    """Where it was measured. `load` is the load average of the minute before: over 0.5, other work disturbed it."""
+    """The machine. `load` is the load average of the minute before the bench: over 0.5, other work disturbed it."""
 
     cpu: str
     cores: int = Field(ge=1)
@@ -79,7 +78,7 @@ class Machine(Record):
 
     @classmethod
     def here(cls) -> Self:
-        """This machine, now."""
+        """Describe this machine."""
         import torch
 
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -98,7 +97,7 @@ class Machine(Record):
 
 
 class Bench(Record):
-    """The whole of build/bench.json. `images` says what the images were."""
+    """The content of build/bench.json. `images` describes the images."""
 
     format: Literal[1] = 1
     began_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
@@ -114,7 +113,7 @@ COLUMNS = ("", "median", "least to greatest", "aim")
 
 
 def row_of(figure: Figure) -> tuple[str, str, str, str]:
-    """A figure as a table's row."""
+    """Format a figure as a table row."""
     aim = ""
     if figure.reached is not None:
         wanted = f"at least {figure.at_least:g}" if figure.at_least is not None else f"at most {figure.at_most:g}"
@@ -124,12 +123,12 @@ def row_of(figure: Figure) -> tuple[str, str, str, str]:
 
 
 def short(value: float) -> str:
-    """Three significant digits."""
+    """Format with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def sections(bench: Bench) -> list[tuple[Section, list[Figure]]]:
-    """The figures by section, in the order they were measured."""
+    """Group the figures by section, in the order of measurement."""
     found: dict[Section, list[Figure]] = {}
     for figure in bench.figures:
         found.setdefault(figure.section, []).append(figure)
@@ -137,7 +136,7 @@ def sections(bench: Bench) -> list[tuple[Section, list[Figure]]]:
 
 
 def measured_on(bench: Bench) -> str:
-    """One line: when, how long, on what machine and images."""
+    """Describe in one line when, how long, and on which machine and images the bench ran."""
     machine = bench.machine
     libraries = ", ".join(f"{name} {number}" for name, number in machine.libraries.items())
     return (
@@ -148,7 +147,7 @@ def measured_on(bench: Bench) -> str:
 
 
 def show(bench: Bench) -> None:
-    """Print one table a section."""
+    """Print one table per section."""
     console = Console()
     console.print(measured_on(bench), markup=False)
     for section, figures in sections(bench):
@@ -161,11 +160,11 @@ def show(bench: Bench) -> None:
 
 
 def markdown(bench: Bench) -> str:
-    """The tables of docs/performance.md, with the machine they were measured on."""
+    """Format the tables as Markdown for docs/performance.md, with the machine."""
     lines = [measured_on(bench)]
     for section, figures in sections(bench):
         lines += ["", f"**{section}**", "", f"| {' | '.join(COLUMNS)} |", "| --- | --- | --- | --- |"]
         lines += [f"| {' | '.join(row_of(figure))} |" for figure in figures]
     if bench.not_run:
-        lines += ["", *(f"- Not run: {one.what}: {one.why}." for one in bench.not_run)]
+        lines += ["", *(f"- Not run: {left_out.what}: {left_out.why}." for left_out in bench.not_run)]
     return "\n".join(lines)

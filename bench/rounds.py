@@ -1,4 +1,4 @@
-"""How everything is measured: contenders take turns, so that a machine that slows down slows all of them."""
+"""Measure in rounds: contenders alternate, so that a machine that slows down affects all of them."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -12,12 +12,13 @@ Values = dict[str, list[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How much is measured. `seconds` is the length of one measurement of a rate; serving takes `serving_seconds`.
+    """How much to measure; 0 or () skips a measurement.
 
-    `sizes` are width, height of the decoded images; `models` are measured alone, `served` end to end; `images` is how
-    many different images those get; a scan has at least `scanned` objects, so that its ends weigh little. `listed`
-    objects are planned and scanned with a stub scorer; `indexed` and `trained` images are indexed and trained on. 0 or
-    () leaves a measurement out.
+    `seconds`: length of one measurement of a rate (`serving_seconds` for serving). `sizes`: width and height of the
+    decoded images. `models`: models to measure alone; `served`: end to end; `images`: number of different images for
+    these. `scanned`: least number of objects in a scan, so that its start and end have little influence. `listed`:
+    numbers of objects to plan and scan with a stub scorer. `indexed`, `trained`: numbers of images to index and train
+    on.
     """
 
     name: Literal["full", "quick", "tiny"]
@@ -82,7 +83,7 @@ class Recorder:
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> None:
-        """The median of the values, and their spread."""
+        """Add a row: the median of the values, their least and greatest."""
         values = list(values)
         self.figures.append(
             Figure(
@@ -106,16 +107,17 @@ class Recorder:
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> None:
-        """`over` / `under`, round by round."""
+        """Add a row of the ratios `over` / `under` of each round."""
         self.add(name, "x", (a / b for a, b in zip(over, under, strict=True)), at_least, at_most)
 
     def left_out(self, what: str, why: str) -> None:
-        """A measurement that was not run."""
+        """Note a measurement that was not run."""
         self.not_run.append(NotRun(section=self.section, what=what, why=why))
 
 
 def alternate(contenders: dict[str, Callable[[], float]], rounds: int) -> Values:
-    """One value a contender and round. Every contender warms up once; every second round goes backwards."""
+    """Run all contenders in turn, once per round; every second round in reverse order. Each is first run once to warm
+    up. Returns the values by contender."""
     values: Values = {name: [] for name in contenders}
     for measure in contenders.values():
         measure()

@@ -1,4 +1,4 @@
-"""Run folders to measure: the starter, and models without training, which are as fast as trained ones."""
+"""Run folders for the bench: the starter model, and untrained models, which are as fast as trained ones."""
 
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from patchscan.training.recipe import load_recipe
 
 
 def run_folder(architecture: str, folder: Path) -> Path:
-    """The starter for ssp-lite, else an untrained model with its recipe's preset, written below `folder`."""
+    """Return the starter's folder for ssp-lite; otherwise write an untrained model with its recipe's preset below
+    `folder`."""
     if architecture == "ssp-lite":
         return STARTER
     run = folder / architecture

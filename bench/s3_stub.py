@@ -1,5 +1,5 @@
-"""Just enough of S3 to measure a scan of more objects than moto holds: a bucket whose keys are counted, not stored, and
-one that keeps what is written to it. Nothing is checked, signatures least of all."""
+"""A minimal S3 server to measure scans of more objects than moto can hold: a bucket with generated keys, and buckets
+that store what is written to them. Requests are not checked, not even their signatures."""
 
 import hashlib
 import threading
@@ -14,8 +14,8 @@ WHEN = ("2026-01-01T00:00:00.000Z", "Thu, 01 Jan 2026 00:00:00 GMT")
 
 
 class S3Stub(ThreadingHTTPServer):
-    """Bucket `photos` holds keys `000000000.png` up to `count`, their bytes in turn from `pictures`; any other bucket
-    holds what was put there. An object put to `photos` replaces the counted one."""
+    """Bucket `photos` has the keys `000000000.png` up to `count`, with the bytes of `pictures` in turn; an object put
+    there replaces the generated one. All other buckets store what is put there."""
 
     def __init__(self, count: int, pictures: Sequence[bytes]):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -25,14 +25,14 @@ class S3Stub(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def read(self, bucket: str, key: str) -> bytes | None:
-        """An object's bytes, or None."""
+        """Return an object's bytes, or None."""
         found = self.stored.get(bucket, {}).get(key)
         if found is None and bucket == SOURCE:
             return self.pictures[int(key.removesuffix(".png")) % len(self.pictures)]
         return found
 
     def after(self, bucket: str, prefix: str, last: str, limit: int) -> tuple[list[tuple[str, int, str]], bool]:
-        """Key, size and ETag of up to `limit` objects after the key `last`, and whether there are more."""
+        """Return key, size and ETag of up to `limit` objects after the key `last`, and whether there are more."""
         if bucket == SOURCE:
             first = 0 if not last else self._first_after(last)
             numbers = range(first, min(first + limit, self.count))

@@ -37,7 +37,7 @@ CARD = Card(name="stub", version="1", architecture="ssp", preset=PatchPreset(), 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a scan: wall-clock and CPU-seconds, all its processes together, and the peak memory of the largest"""
+    """One step of a scan: elapsed and CPU seconds of all its processes, and the peak memory of the largest."""
 
     name: str
     seconds: float
@@ -47,8 +47,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Scale:
-    """What was measured: `requests` are the first scan's; `gets_per_s` is what the S3 server gives a client that only
-    reads, `objects_per_s` what the first scan's workers got through."""
+    """The measurements: `requests` of the first scan; `gets_per_s`, the rate at which the S3 server answers a client
+    that only reads; `objects_per_s`, the rate of the first scan's workers."""
 
     objects: int
     server: str
@@ -58,7 +58,7 @@ class Scale:
     requests: dict[str, int] = field(default_factory=dict)
 
     def table(self) -> str:
-        """The figures for a terminal."""
+        """Format the figures for a terminal."""
         lines = [f"{self.objects:,} objects in {self.server}, {os.cpu_count()} cores"]
         lines += [f"{'step':<28}{'seconds':>9}{'CPU-s':>9}{'peak MB':>9}"]
         lines += [f"{one.name:<28}{one.seconds:>9.1f}{one.cpu_s:>9.1f}{one.peak_mb:>9}" for one in self.steps]
@@ -69,7 +69,7 @@ class Scale:
 
 
 class Scorer(BaseHTTPRequestHandler):
-    """Answers as the TorchServe handler does, with the mean of the crops for a logit."""
+    """Answers like the TorchServe handler, with a logit computed from the mean of the crops."""
 
     protocol_version = "HTTP/1.1"
 
@@ -91,7 +91,7 @@ class Scorer(BaseHTTPRequestHandler):
 
 
 def serve(count: int) -> None:
-    """The S3 server with its bucket filled, and the scorer; prints both ports."""
+    """Run the S3 server with a filled bucket, and the scorer; prints both ports."""
     pictures = [small_image(seed) for seed in range(IMAGES)]
     if count <= MOST_IN_MOTO:
         from moto.s3.models import s3_backends
@@ -116,19 +116,19 @@ def serve(count: int) -> None:
 
 
 def small_image(seed: int) -> bytes:
-    """A PNG of SIDE x SIDE, noise about a grey that the seed chooses."""
+    """Make a PNG of SIDE x SIDE pixels: noise around a grey level chosen by the seed."""
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 40, (SIDE, SIDE, 3)) + random.integers(0, 200)
     return encoded(pixels.astype(np.uint8), "PNG")
 
 
 def key_of(number: int, count: int) -> str:
-    """The key of an object: in folders, or flat where the objects are counted."""
+    """Return the key of an object: in folders for moto, flat for the stub."""
     return f"{number % PREFIXES:02d}/{number:07d}.png" if count <= MOST_IN_MOTO else f"{number:09d}.png"
 
 
 def gets_per_s(endpoint: str, count: int, threads: int = 8, each: int = 200) -> float:
-    """GETs a second that the S3 server gives to bare HTTP clients."""
+    """Measure how many GETs per second the S3 server answers to plain HTTP clients."""
 
     def read(first: int) -> None:
         connection = http.client.HTTPConnection(urlsplit(endpoint).netloc)
@@ -143,7 +143,7 @@ def gets_per_s(endpoint: str, count: int, threads: int = 8, each: int = 200) -> 
 
 
 def run(name: str, commands: list[list[str]]) -> tuple[Step, str]:
-    """Run patchscan commands one after the other, each in a process; what they took, and what the last one printed."""
+    """Run patchscan commands one after the other, each in a process. Returns their cost and the last one's output."""
     began, cpu_s, peak, text = time.monotonic(), 0.0, 0, ""
     for arguments in commands:
         with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
@@ -161,7 +161,7 @@ def run(name: str, commands: list[list[str]]) -> tuple[Step, str]:
 
 
 def scan(name: str, server: str, plan_only: bool) -> list[Step]:
-    """Plan, work every shard in one process each, reduce."""
+    """Run a scan: plan, one worker process per shard, reduce."""
     scorer = ["--server", server, "--model", "stub"]
     planned, text = run(f"{name}: plan", [["scan-plan", f"s3://{BUCKET}", "--out", "s3://results/scale", *scorer]])
     if plan_only:
@@ -176,7 +176,7 @@ def scan(name: str, server: str, plan_only: bool) -> list[Step]:
 
 
 def measure(objects: int, plan_only: bool = False) -> Scale:
-    """Measure a first scan of so many objects and a rescan with 1 % changed; with `plan_only` just the first's plan."""
+    """Measure a first scan of `objects` objects and a rescan with 1 % changed; with `plan_only` only the first plan."""
     import boto3
 
     command = [sys.executable, "-m", "bench.scale_scan", "serve", str(objects)]

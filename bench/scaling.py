@@ -1,4 +1,4 @@
-"""How scans and indexes grow: many listed objects with a stub scorer, seconds and peak memory; files indexed."""
+"""Measure scans of many objects with a stub scorer (seconds and peak memory of each step), and indexing of files."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from bench.rounds import Recorder, Settings
 from bench.scale_scan import MOST_IN_MOTO
 
 SCANS, STEPS = ("first scan", "1 % changed"), ("plan", "work", "reduce")
-# In a process of its own: one that is started from here counts this one's memory, with torch in it, as its own peak.
+# Run in a fresh process: the peak memory of a child forked from this one would include this one's memory, with torch.
 MEASURE = """
 import json, sys
 from dataclasses import asdict
@@ -22,7 +22,7 @@ FIRST_SCAN = "first scan, share of what the S3 server gives"
 
 
 def names(settings: Settings) -> list[str]:
-    """Every row that `measure` adds to the section on scaling."""
+    """Return the names of the rows that `measure` adds to the section on scaling."""
     found = ["index", "index again, nothing changed"]
     for count in settings.listed:
         found.append(f"{count:,} objects: {FIRST_SCAN}")
@@ -32,8 +32,8 @@ def names(settings: Settings) -> list[str]:
 
 
 def measure(settings: Settings, folder: Path) -> Recorder:
-    """One run a size: it takes too long for more, so these rows have no spread. Of more objects than the embedded S3
-    server holds, the listing and plan alone."""
+    """Measure each size once, because it takes long, so these rows have no spread. With more objects than the embedded
+    S3 server can hold, only listing and planning are measured."""
     recorder = Recorder("scaling")
     for count in settings.listed:
         scale = _scan(count)
@@ -54,7 +54,7 @@ def measure(settings: Settings, folder: Path) -> Recorder:
 
 
 def _scan(count: int) -> dict[str, Any]:
-    """bench.scale_scan's figures of so many objects."""
+    """Run bench.scale_scan with `count` objects."""
     command = [sys.executable, "-c", MEASURE, str(count), "plan" if count > MOST_IN_MOTO else "scan"]
     figures: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return figures

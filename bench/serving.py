@@ -1,5 +1,5 @@
-"""End to end: encoded images through `patchscan serve` (gate and TorchServe) to JSON, and whole scans from S3 to
-Parquet, against the model alone and against the official way on the same images."""
+"""Measure end to end: encoded images through `patchscan serve` (gate and TorchServe) to JSON, and scans from S3 to
+Parquet, compared with the model alone and with SSP's official method on the same images."""
 
 import itertools
 import json
@@ -17,8 +17,8 @@ from unittest.mock import patch
 import psutil
 import urllib3
 
-from bench.crew import Crew, Job
 from bench.rounds import Recorder, Settings, alternate
+from bench.workers import Job, WorkerPool
 from patchscan.common.errors import UserError
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import ScanSource, ShardSize, plan_scan
@@ -29,11 +29,11 @@ from patchscan.storage import open_store
 from patchscan.storage.embedded_s3 import EmbeddedS3
 
 BUCKET, RESULTS = "bench", "bench-results"
-# Two full batches a worker: one under way, one waiting.
-CLIENTS_A_WORKER = 16
+# Two full batches per worker: one being scored, one waiting.
+CLIENTS_PER_WORKER = 16
 MODEL, SERVED, SCAN = "model alone", "served", "scanned"
 SERVER_DECODES, OFFICIAL = "scanned, --select server", "official way"
-STORE_APART = "scanned, without the S3 server's work"
+WITHOUT_S3 = "scanned, without the S3 server's work"
 BATCHES, SHARDS = (32,), (20,)
 SHARD = 5_000
 
@@ -42,8 +42,8 @@ def names(settings: Settings) -> list[str]:
     """Every row of the end to end section."""
     found = []
     for model in settings.served:
-        found += [f"{model}: {name}" for name in (MODEL, SERVED, SCAN, SERVER_DECODES, STORE_APART)]
-        found += [f"{model}: {way} / {MODEL}" for way in (SERVED, SCAN, STORE_APART)]
+        found += [f"{model}: {name}" for name in (MODEL, SERVED, SCAN, SERVER_DECODES, WITHOUT_S3)]
+        found += [f"{model}: {way} / {MODEL}" for way in (SERVED, SCAN, WITHOUT_S3)]
         if model == "ssp":
             ratios = (f"{way} / {OFFICIAL}" for way in (MODEL, SERVED, SCAN))
             found += [f"{model}: {one}" for one in (OFFICIAL, *ratios)]
@@ -74,7 +74,7 @@ def serving(store: Path, name: str, scratch: Path, workers: int) -> Iterator[Ser
     options = [name, "--workers", str(workers), "--scratch", str(scratch), "--model-store", str(store)]
     for address in ("--inference", "--management", "--metrics"):
         options += [address, "127.0.0.1:0"]
-    command = [sys.executable, "-c", "from cli import main; main()", "serve", *options]
+    command = [sys.executable, "-c", "from patchscan.cli import main; main()", "serve", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
@@ -89,16 +89,17 @@ def serving(store: Path, name: str, scratch: Path, workers: int) -> Iterator[Ser
 
 
 class Load:
-    """Clients that post the images in turn, as many at once as keep every worker busy."""
+    """Clients that post the images in turn, enough of them to keep all workers busy."""
 
     def __init__(self, server: Server, model: str, images: list[bytes], workers: int):
         self.server, self.path, self.images = server, f"/predictions/{model}", images
-        self.clients = CLIENTS_A_WORKER * workers
+        self.clients = CLIENTS_PER_WORKER * workers
 
     def rate(self, seconds: float) -> float:
-        """Answers a second over `seconds`, or over as many answers as there are clients where those take longer.
+        """Measure answers per second over `seconds`, or over as many answers as there are clients if that takes longer.
 
-        Begun once every client has had an answer, and ended with an answer: they come a batch at a time.
+        The measurement starts once every client has had an answer and ends with an answer, because the answers of a
+        batch arrive together.
         """
         turn, stop = itertools.count(), threading.Event()
         answered: list[list[float]] = [[] for _ in range(self.clients)]
@@ -113,37 +114,38 @@ class Load:
                         return
                     answered[client].append(time.perf_counter())
 
-        crew = [threading.Thread(target=post, args=(client,)) for client in range(self.clients)]
-        for thread in crew:
+        threads = [threading.Thread(target=post, args=(client,)) for client in range(self.clients)]
+        for thread in threads:
             thread.start()
-        while not all(answered) and _all_alive(crew):
+        while not all(answered) and _all_alive(threads):
             time.sleep(0.01)
         began, before = time.perf_counter(), sum(map(len, answered))
         while time.perf_counter() - began < seconds or sum(map(len, answered)) - before < self.clients:
-            if not _all_alive(crew):
+            if not _all_alive(threads):
                 stop.set()
-                raise UserError(f"{self.server.url} does not answer, or with an error")
+                raise UserError(f"{self.server.url} does not answer, or answers with an error")
             time.sleep(0.01)
         counted = [moment for moments in answered for moment in moments if moment > began]
         stop.set()
-        for thread in crew:
+        for thread in threads:
             thread.join()
         return len(counted) / (max(counted) - began)
 
 
-def _all_alive(crew: list[threading.Thread]) -> bool:
-    return all(thread.is_alive() for thread in crew)
+def _all_alive(threads: list[threading.Thread]) -> bool:
+    return all(thread.is_alive() for thread in threads)
 
 
 class Scan:
-    """Scans of one bucket by one served model; each is a new one, with results of its own.
+    """Scans of one bucket with one served model; each scan is new and writes its own results.
 
-    `store_apart`: the rates of scans with the defaults had the S3 server, here on the same cores, computed elsewhere.
+    `rates_without_s3`: the rates of scans with default settings, less the CPU time of the S3 server, which in practice
+    runs on another machine.
     """
 
     def __init__(self, server: Server, model: str, s3: EmbeddedS3, objects: int, cores: int):
         self.server, self.model, self.s3, self.objects, self.cores = server, model, s3, objects, cores
-        self.store_apart: list[float] = []
+        self.rates_without_s3: list[float] = []
         self._runs = itertools.count()
 
     def fill(self, images: list[bytes]) -> None:
@@ -155,7 +157,7 @@ class Scan:
             client.put_object(Bucket=BUCKET, Key=f"{number:06d}.jpg", Body=images[number % len(images)])
 
     def rate(self, select: Select | None = None, batch: int | None = None, shard: int = SHARD) -> float:
-        """Objects a second from the listing to the last shard's Parquet file."""
+        """Measure objects per second, from the listing to the last shard's Parquet file."""
         settings = ServerSettings(url=self.server.url, model=self.model, token_file=self.server.keys)
         with patch.dict("os.environ", self.s3.environment):
             scorer = TorchServeScorer(settings)
@@ -170,7 +172,7 @@ class Scan:
             elapsed, store_s = time.perf_counter() - began, self._store_cpu_s() - store_s
             scorer.close()
         if (select, batch, shard) == (None, None, SHARD):
-            self.store_apart.append(made.listed / (elapsed - store_s / self.cores))
+            self.rates_without_s3.append(made.listed / (elapsed - store_s / self.cores))
         return made.listed / elapsed
 
     def _store_cpu_s(self) -> float:
@@ -180,16 +182,22 @@ class Scan:
 
 
 def measure(
-    settings: Settings, ours: Crew, theirs: Crew, runs: dict[str, Path], images: list[bytes], cores: int, folder: Path
+    settings: Settings,
+    per_core: WorkerPool,
+    default: WorkerPool,
+    runs: dict[str, Path],
+    images: list[bytes],
+    cores: int,
+    folder: Path,
 ) -> list[Recorder]:
-    """Each served model against itself alone; the scaling of the last one."""
+    """Compare each served model with the same model alone; measure the scaling of the last one."""
     recorder, scaling = Recorder("end to end"), Recorder("scaling")
     served: dict[str, list[float]] = {}
     official: list[float] = []
     for model in settings.served:
         store = folder / "store"
         name = archive(runs[model], store, engine="onnx").stem
-        alone = ours.contender(Job("onnx", runs[model]), settings.serving_seconds)
+        alone = per_core.contender(Job("onnx", runs[model]), settings.serving_seconds)
         with ExitStack() as stack:
             server = stack.enter_context(serving(store, name, folder / f"serve-{model}", cores))
             s3 = stack.enter_context(EmbeddedS3())
@@ -204,9 +212,9 @@ def measure(
                 SERVER_DECODES: partial(scan.rate, select="server"),
             }
             if model == "ssp":
-                contenders[OFFICIAL] = theirs.contender(Job("official", runs[model]), settings.serving_seconds)
+                contenders[OFFICIAL] = default.contender(Job("official", runs[model]), settings.serving_seconds)
             values = alternate(contenders, settings.rounds)
-            values[STORE_APART] = scan.store_apart[-settings.rounds :]
+            values[WITHOUT_S3] = scan.rates_without_s3[-settings.rounds :]
             _record(recorder, model, values)
             served[model] = values[SERVED]
             official = values.get(OFFICIAL, official)
@@ -222,7 +230,7 @@ def measure(
 def _record(recorder: Recorder, model: str, values: dict[str, list[float]]) -> None:
     for name, rates in values.items():
         recorder.add(f"{model}: {name}", "images/s", rates)
-    for way, aim in ((SERVED, 0.95), (SCAN, 0.90), (STORE_APART, 0.90)):
+    for way, aim in ((SERVED, 0.95), (SCAN, 0.90), (WITHOUT_S3, 0.90)):
         recorder.ratio(f"{model}: {way} / {MODEL}", values[way], values[MODEL], at_least=aim)
     if OFFICIAL in values:
         recorder.ratio(f"{model}: {MODEL} / {OFFICIAL}", values[MODEL], values[OFFICIAL])
@@ -231,7 +239,7 @@ def _record(recorder: Recorder, model: str, values: dict[str, list[float]]) -> N
 
 
 def _scaling(settings: Settings, recorder: Recorder, scan: Scan, load: Load, one: Load) -> None:
-    """Workers, images a request, objects a shard."""
+    """Measure the effect of the number of workers, images per request, and objects per shard."""
     contenders: dict[str, Callable[[], float]] = {
         "1 worker, served": partial(one.rate, settings.serving_seconds),
         "all workers, served": partial(load.rate, settings.serving_seconds),

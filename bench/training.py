@@ -1,4 +1,4 @@
-"""The training loader alone, and the share of a training step that waits for it, as `patchscan train` reports it."""
+"""Measure the training loader alone, and how long training steps wait for it, as `patchscan train` reports it."""
 
 import json
 import time
@@ -28,7 +28,7 @@ def names(settings: Settings) -> list[str]:
 
 
 def measure(settings: Settings, folder: Path) -> Recorder:
-    """Images a second; the waiting share of each epoch."""
+    """Measure images per second, and the share of each epoch spent waiting for the loader."""
     recorder = Recorder("training")
     if not settings.trained:
         recorder.left_out("loader and training", "left out of this bench")
@@ -58,9 +58,9 @@ def measure(settings: Settings, folder: Path) -> Recorder:
 
 
 def _loader_rate(data: Path, recipe: Recipe, workers: int) -> float:
-    """Images a second of one epoch, the loader's start left out."""
+    """Measure images per second over one epoch, without the loader's start."""
     rows = select_rows(load_index(data), recipe.seen, "train")
-    # Small batches, so that the first, which the start of the processes delays, is a small part.
+    # Small batches, because the first one, which is not counted, waits for the loader's processes to start.
     batches = EpochBatches(len(rows), 8, seed=0)
     dataset = CropDataset(DataSource(str(data)), rows, recipe, epoch=0)
     loader = iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate))

@@ -1,1 +1,1 @@
-"""The main job on embedded defaults, from sample images to a report: `python -m demo` (`make demo`)."""
+"""A demo of everything on one machine, from sample images to a report: `python -m demo` (`make demo`)."""

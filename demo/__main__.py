@@ -1,6 +1,6 @@
-"""The main job from sample images to a report: every server on this machine, every command as a user would type it.
+"""Run the demo: from sample images to a scan report, with all servers on this machine and the commands of a user.
 
-Everything is kept under build/demo; what is already there (sample, trained run) is used again.
+All files are written below build/demo; a second run uses the sample and the trained model again.
 """
 
 import os
@@ -23,13 +23,13 @@ MODEL_STORE = Path("model_store")
 NAME = "ssp-demo"
 BUCKET = "demo-uploads"
 NOTICE = """\
-The sample is small and its generators are two autoencoders trained here in seconds: this run shows the machinery.
-Its figures say nothing about the accuracy on real generators."""
+The sample is small and its generators are two autoencoders trained here in seconds: this demo shows how
+patchscan works. Its figures say nothing about the accuracy on real generators."""
 
 
 def main() -> None:
-    """Run the demo; exit code 2 and one line where the machine lacks something, 130 after Ctrl-C."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job would ignore Ctrl-C's signal
+    """Run the demo. Exit code 2 with one line if something is missing on the machine, 130 after Ctrl-C."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # a background job of a shell starts with SIGINT ignored
         signal.signal(number, _terminate)
     bypass_for_loopback()
     try:
@@ -46,9 +46,9 @@ def main() -> None:
 
 
 def run_demo() -> None:
-    """Sample, bucket, training, evaluation, archive, TorchServe, scan, report."""
+    """Make the sample and the bucket, train, evaluate, archive, serve with TorchServe, scan."""
     data, run = BUILD / "data", BUILD / "run"
-    step("Sample images: packaged photographs, and redrawings by two small generators trained here")
+    step("Sample images: packaged photographs, and copies of them by two small generators trained here")
     write_sample(data)
     step("An S3 server on this machine, with a bucket of images and hostile files")
     with EmbeddedS3() as s3:
@@ -68,7 +68,7 @@ def run_demo() -> None:
 
 
 def upload(s3: EmbeddedS3, data: Path) -> None:
-    """The validation images of both generators and the hostile files, as a site's users might have left them."""
+    """Put the validation images of both generators and the hostile files into the bucket."""
     client = s3.client()
     client.create_bucket(Bucket=BUCKET)
     images = sorted(data.glob("*/val/*/*.jpg"))
@@ -81,14 +81,14 @@ def upload(s3: EmbeddedS3, data: Path) -> None:
 
 
 def patchscan(*arguments: str, environment: dict[str, str] | None = None) -> None:
-    """Run one `patchscan` command, shown as it would be typed."""
+    """Print and run one `patchscan` command."""
     print(f"$ patchscan {shlex.join(arguments)}", flush=True)
     command = [str(Path(sys.executable).with_name("patchscan")), *arguments]
     subprocess.run(command, check=True, env={**os.environ, **(environment or {})})
 
 
 def step(text: str) -> None:
-    """A heading in the output."""
+    """Print a heading."""
     print(f"\n== {text}", flush=True)
 
 

@@ -1,5 +1,5 @@
-"""The demo's generators: small autoencoders, trained on photographs for seconds, that redraw a photograph through the
-kind of layers that every large generator ends in."""
+"""The demo's generators: small autoencoders, trained on photographs for some seconds, that reproduce a photograph with
+the kind of upsampling layers in which large generators end."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +17,7 @@ LEARNING_RATE = 2e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One kind of generator: how far its encoder shrinks (`factor`, a power of 2) and how its decoder enlarges."""
+    """One kind of generator: its encoder reduces the image by `factor`, a power of 2; its decoder enlarges by `up`."""
 
     name: str
     factor: int
@@ -27,7 +27,7 @@ class Family:
 
 
 class Up(nn.Module):
-    """Doubles the resolution the way generators of this kind do: (n, before, H, W) to (n, after, 2H, 2W)."""
+    """Doubles the resolution as generators of this kind do: (n, before, H, W) to (n, after, 2H, 2W)."""
 
     def __init__(self, kind: str, before: int, after: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Up(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """A convolutional autoencoder; the latent is wide, because what counts is how the decoder makes pixels."""
+    """A convolutional autoencoder. Its latent is wide, because only the traces of the decoder matter here."""
 
     def __init__(self, family: Family) -> None:
         super().__init__()
@@ -60,15 +60,15 @@ class AutoEncoder(nn.Module):
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(widths[0], 3, 3, padding=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Pixels in -1..1, (n, 3, H, W), H and W multiples of the factor, to their redrawing."""
+        """Pixels in -1..1, (n, 3, H, W), H and W multiples of the factor, to reproduced pixels of the same shape."""
         result: torch.Tensor = self.decoder(self.encoder(x))
         return result
 
 
 def spectral_loss(drawn: torch.Tensor, photo: torch.Tensor) -> torch.Tensor:
-    """Mean difference of log amplitude spectra: keeps fine detail as strong as in photographs, its phases free."""
-    spectra = (torch.fft.rfft2(one, norm="ortho").abs() for one in (drawn, photo))
-    first, second = (torch.log(one + 0.02) for one in spectra)
+    """Mean difference of log amplitude spectra: makes fine detail as strong as in photographs, in any phase."""
+    spectra = (torch.fft.rfft2(pixels, norm="ortho").abs() for pixels in (drawn, photo))
+    first, second = (torch.log(amplitudes + 0.02) for amplitudes in spectra)
     return (first - second).abs().mean()
 
 
@@ -95,7 +95,7 @@ def train_generator(family: Family, photos: list[np.ndarray], steps: int, seed: 
 
 @torch.inference_mode()
 def redraw(model: AutoEncoder, photo: np.ndarray) -> np.ndarray:
-    """The photograph redrawn, uint8 (H, W, 3) with H and W multiples of 16: the same size, not compressed."""
+    """Reproduce a photograph, uint8 (H, W, 3) with H and W multiples of 16; returns the same shape, not compressed."""
     drawn = model(_pixels(photo[None]))[0]
     result: np.ndarray = drawn.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     return result

@@ -1,5 +1,5 @@
-"""The demo's images: photographs that scikit-image and scikit-learn ship, two small generators' redrawings of them, and
-a handful of hostile files. It shows the machinery, not the accuracy."""
+"""The demo's images: photographs from scikit-image and scikit-learn, copies of them by two small generators, and some
+hostile files."""
 
 import io
 import struct
@@ -30,7 +30,7 @@ UNSEEN = Family(name="demo_nearest", factor=4, up="nearest", latent=24)
 
 @dataclass(frozen=True)
 class HostileFile:
-    """A file that a bucket may hold; `expected` is the error code it must be rejected with, None where it is scored."""
+    """A file that a bucket may contain; `expected` is the error code of its rejection, None if it must be scored."""
 
     name: str
     data: bytes
@@ -38,7 +38,7 @@ class HostileFile:
 
 
 def load_photo(name: str) -> np.ndarray:
-    """One packaged photograph, uint8 (H, W, 3)."""
+    """Load a packaged photograph, uint8 (H, W, 3). Raises FileNotFoundError."""
     for package in (Path(skimage.data.__file__).parent, Path(sklearn.datasets.__file__).parent / "images"):
         if (package / name).exists():
             return np.asarray(Image.open(package / name).convert("RGB"))
@@ -46,17 +46,17 @@ def load_photo(name: str) -> np.ndarray:
 
 
 def crops(photo: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """`count` crops of 128 x 128 at native resolution, corners on the 16-pixel compression grid, spread evenly."""
-    places = [
+    """Yield `count` evenly spread crops of 128 x 128 at native resolution, corners on the 16-pixel JPEG grid."""
+    corners = [
         (y, x) for y in range(0, photo.shape[0] - CROP + 1, GRID) for x in range(0, photo.shape[1] - CROP + 1, GRID)
     ]
-    for place in np.linspace(0, len(places) - 1, count).astype(int):
-        y, x = places[place]
+    for number in np.linspace(0, len(corners) - 1, count).astype(int):
+        y, x = corners[number]
         yield photo[y : y + CROP, x : x + CROP]
 
 
 def write_sample(data: Path) -> None:
-    """Write the sample in GenImage's layout; nothing to do where it is already complete."""
+    """Write the sample in GenImage's layout, unless it is already complete."""
     complete = data / ".complete"
     if complete.exists():
         return
@@ -69,20 +69,20 @@ def write_sample(data: Path) -> None:
             for name in names:
                 for number, crop in enumerate(crops(photos[name], count)):
                     file = f"{Path(name).stem}_{number:03d}.jpg"
-                    # Every second crop is kept as a photograph, the others are redrawn: no content is in both classes.
+                    # Every second crop is redrawn and the others kept as photographs, so no crop is in both classes.
                     kind, pixels = ("nature", crop) if number % 2 else ("ai", redraw(generator, crop))
                     write_jpeg(pixels, data / family.name / split / kind / file)
     complete.touch()
 
 
 def write_jpeg(pixels: np.ndarray, path: Path) -> None:
-    """Both classes alike: quality 92, no chroma subsampling."""
+    """Write a JPEG of quality 92 without chroma subsampling, the same for both classes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, "JPEG", quality=QUALITY, subsampling=0)
 
 
 def hostile_files() -> list[HostileFile]:
-    """What a real bucket holds besides well-formed images, with what must become of each."""
+    """Make files such as real buckets contain besides well-formed images, with the expected result of each."""
     photo = Image.fromarray(load_photo("coffee.png")[:256, :256])
     jpeg = _encoded(photo, "JPEG", quality=QUALITY)
     exif = Image.Exif()
@@ -104,7 +104,7 @@ def hostile_files() -> list[HostileFile]:
 
 
 def bomb(side: int) -> bytes:
-    """A valid white PNG of `side` x `side` pixels in a few kilobytes."""
+    """Make a valid white PNG of `side` x `side` pixels in a few kilobytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,1 +1,1 @@
-"""What evaluation and scan reports both draw with: statistics with intervals, plots, self-contained HTML pages."""
+"""Shared by evaluation and scan reports: statistics with intervals, plots, self-contained HTML pages."""

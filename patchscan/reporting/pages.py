@@ -1,5 +1,5 @@
-"""From a report's dict to one self-contained HTML page. Every figure on a page is fetched by its path in the report and
-carries that path in `data-json`, so a reader (or a test) can trace it to the JSON file beside the page."""
+"""Render a report's dict as one self-contained HTML page. Every figure on the page is looked up by its path in the
+report and has that path in its `data-json` attribute, so that it can be found in the JSON file beside the page."""
 
 import json
 from collections.abc import Mapping
@@ -16,30 +16,30 @@ MISSING = "–"
 
 
 class Figures:
-    """Looks up and prints values of one report by dotted path; a template calls its methods."""
+    """Looks up and formats a report's values by dotted path, for templates."""
 
     def __init__(self, report: Mapping[str, Any]):
         self.report = report
 
     def at(self, path: str) -> Any:
-        """The value at a dotted path such as `models.0.name`. Raises KeyError or IndexError where there is none."""
+        """Return the value at a dotted path such as `models.0.name`. Raises KeyError or IndexError if there is none."""
         value: Any = self.report
         for part in path.split("."):
             value = value[int(part)] if isinstance(value, list) else value[part]
         return value
 
     def text(self, path: str, style: str = "") -> Markup:
-        """The value in the given format style, as a span that names its path."""
+        """Return the value in the given format style, as a span with its path."""
         return Markup('<span data-json="{}" data-style="{}">{}</span>').format(path, style, show(self.at(path), style))
 
     def cell(self, path: str, style: str = "") -> Markup:
-        """A table cell for the value; sorts by the value itself."""
+        """Return a table cell for the value; tables sort by the value, not by its text."""
         value = self.at(path)
         key = "" if value is None else value
         return Markup('<td data-sort="{}">{}</td>').format(key, self.text(path, style))
 
     def estimate(self, path: str, style: str = "3") -> Markup:
-        """A table cell for an estimate {value, low, high}: the value above its 95 % interval."""
+        """Return a table cell for an estimate {value, low, high}: the value above its 95 % interval."""
         value = self.at(path)["value"]
         if value is None:
             return Markup('<td data-sort="">{}</td>').format(self.text(f"{path}.value", style))
@@ -54,7 +54,7 @@ class Figures:
 
 
 def show(value: Any, style: str = "") -> str:
-    """A value as a page prints it. Styles: a digit (decimals), `%` and `%1` (per cent, decimals), `n` (thousands
+    """Format a value for a page. Styles: a digit (decimals), `%` and `%1` (per cent, decimals), `n` (thousands
     separated), `p` (p-value), `share` (per cent, as many decimals as it has), `time` (an ISO time in
     UTC), empty (as it is)."""
     if value is None:
@@ -75,7 +75,7 @@ def show(value: Any, style: str = "") -> str:
 
 
 def _rounded(value: float, decimals: int, scale: int, unit: str) -> str:
-    """`value` rounded to so many decimals, times `scale`; a share is never rounded to a certainty that it is not."""
+    """`value` times `scale`, rounded. A share is never rounded to 0 or to 1: `< 0.1 %`, `> 99.9 %`."""
     places = decimals - len(str(scale)) + 1
     step = 10**-places
     # 3 / 80 and 1 - 77 / 80 differ in the last bit, and would be rounded to 3.8 and 3.7 %.
@@ -88,8 +88,8 @@ def _rounded(value: float, decimals: int, scale: int, unit: str) -> str:
 
 
 def render(package: str, template: str, report: Mapping[str, Any], **extra: Any) -> str:
-    """Render a template of `package`, such as patchscan.scanning, over a report; the template sees `report`, its
-    `figures` and `extra`, and may extend reporting's base.html."""
+    """Render a template of `package`, such as patchscan.scanning, for a report. The template can use `report`,
+    `figures` and `extra`, and extend base.html of patchscan.reporting."""
     loader = ChoiceLoader([PackageLoader(package), PackageLoader("patchscan.reporting")])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -99,11 +99,11 @@ def render(package: str, template: str, report: Mapping[str, Any], **extra: Any)
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """Write a report as JSON, whole or not at all; a NaN in it is a bug and raises ValueError."""
+    """Write a report as JSON, atomically. Raises ValueError if it contains NaN, which is a bug."""
     write_text(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, atomically."""
     with atomic_write(path) as file:
         file.write_text(text, encoding="utf-8")

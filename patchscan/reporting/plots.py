@@ -1,5 +1,5 @@
-"""The pictures of every report, drawn from plain arrays: one function a picture, each returns a Figure that `png` turns
-into bytes. Shared by evaluation and scan reports; needs no torch and no display."""
+"""Draw the pictures of evaluation and scan reports from plain arrays. Each function returns a Figure, which `png`
+converts to bytes. Needs no torch and no display."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
-# Okabe and Ito's colours: told apart by colour-blind readers and in grey print.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, also in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#666666", "#000000")
 AI_COLOUR, REAL_COLOUR, BAND_COLOUR = "#D55E00", "#0072B2", "#f1e7cf"
 INK, FAINT = "#1d2733", "#c9d1da"
@@ -37,7 +37,7 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
 }
 
-# What the levels of each family of disturbances count.
+# Axis labels: the unit of the levels of each family of disturbances.
 LEVELS = {
     "jpeg": "quality",
     "double jpeg": "first quality, then 90",
@@ -52,7 +52,7 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """The house style for a function that draws."""
+    """Decorate a drawing function so that it uses the reports' style."""
 
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -63,63 +63,63 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
-    """An empty figure of width x height inches and its axes, always a (rows, columns) array."""
+    """Make an empty figure of width x height inches. Returns it and its axes, always a (rows, columns) array."""
     drawing = Figure(figsize=(width, height), layout="constrained")
     return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 
 def png(drawing: Figure) -> bytes:
-    """The figure as PNG bytes, the same bytes for the same figure."""
+    """Convert the figure to PNG bytes, the same bytes for the same figure."""
     buffer = io.BytesIO()
     drawing.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def page_width(drawing: Figure) -> int:
-    """How wide the figure stands on a page, in CSS pixels, so that its letters are as large in every picture."""
+    """Return the figure's width on a page in CSS pixels, so that the letters of all pictures have the same size."""
     return round(107 * drawing.get_figwidth())
 
 
 def data_uri(data: bytes, kind: str = "image/png") -> str:
-    """Bytes as a data URI, so that a page needs no file beside it."""
+    """Encode bytes as a data URI, to embed them in a page."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 @styled
 def roc(groups: Curves) -> Figure:
-    """ROC of each group (name: label (n,), score (n,)): whole, and its beginning on a logarithmic axis, where bulk
-    scans live. A group of one class is left out."""
-    from sklearn.metrics import roc_curve  # here, because a scan's report has no use for it and would wait
+    """Draw the ROC curve of each group (name: label (n,), score (n,)), and again with a logarithmic axis, for the low
+    false-positive rates that bulk scans need. Groups with one class are left out."""
+    from sklearn.metrics import roc_curve  # imported here because scan reports do not need it and it takes long
 
     drawing, axes = figure(9.6, 4.3, 1, 2)
-    whole, near = axes[0]
+    linear, logarithmic = axes[0]
     for number, (name, (label, score)) in enumerate(two_class(groups).items()):
         fpr, tpr, _ = roc_curve(label, score, drop_intermediate=False)
         look = _look(number)
-        whole.plot(fpr, tpr, label=name, **look)
-        # The least false-positive rate that these images can show is one in all of their real images.
-        floor = 1 / max(1, int((label == 0).sum()))
-        seen = fpr >= floor
-        near.plot(fpr[seen], tpr[seen], drawstyle="steps-post", **look)
+        linear.plot(fpr, tpr, label=name, **look)
+        # The lowest false-positive rate that can be measured is one real image among all of them.
+        lowest = 1 / max(1, int((label == 0).sum()))
+        measurable = fpr >= lowest
+        logarithmic.plot(fpr[measurable], tpr[measurable], drawstyle="steps-post", **look)
     chance = np.geomspace(1e-3, 1, 60)
-    whole.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1, zorder=0)
-    near.plot(chance, chance, color=FAINT, linestyle="--", linewidth=1, zorder=0)
-    for axis in (whole, near):
+    linear.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1, zorder=0)
+    logarithmic.plot(chance, chance, color=FAINT, linestyle="--", linewidth=1, zorder=0)
+    for axis in (linear, logarithmic):
         axis.set(xlabel="false-positive rate (real images called AI)", ylabel="true-positive rate", ylim=(0, 1.02))
         axis.grid(True)
-    whole.set(title="ROC", xlim=(-0.01, 1))
-    near.set(title="The same near zero (logarithmic)", xscale="log", xlim=(3e-3, 1))
-    near.xaxis.set_major_locator(FixedLocator([0.01, 0.05, 0.1, 0.5, 1]))
-    near.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    near.xaxis.minorticks_off()
-    if whole.lines[:-1]:
-        whole.legend(loc="lower right", fontsize=8)
+    linear.set(title="ROC", xlim=(-0.01, 1))
+    logarithmic.set(title="The same near zero (logarithmic)", xscale="log", xlim=(3e-3, 1))
+    logarithmic.xaxis.set_major_locator(FixedLocator([0.01, 0.05, 0.1, 0.5, 1]))
+    logarithmic.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    logarithmic.xaxis.minorticks_off()
+    if linear.lines[:-1]:
+        linear.legend(loc="lower right", fontsize=8)
     return drawing
 
 
 @styled
 def precision_recall(groups: Curves) -> Figure:
-    """Precision over recall of the AI class, for the class shares of the evaluated images."""
+    """Draw precision over recall of the AI class, at the class shares of the evaluated images."""
     from sklearn.metrics import precision_recall_curve
 
     drawing, axes = figure(7.2, 3.9)
@@ -137,8 +137,8 @@ def precision_recall(groups: Curves) -> Figure:
 
 @styled
 def reliability(panels: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> Figure:
-    """Reliability diagrams, one panel a name (label (n,), p_ai (n,)): the share of AI images in each bin of p_ai, with
-    Wilson's interval, and how many images each bin holds."""
+    """Draw reliability diagrams, one panel per name (label (n,), p_ai (n,)): the share of AI images in each bin of
+    p_ai, with Wilson's interval; larger discs for bins with more images."""
     from patchscan.reporting.statistics import wilson
 
     drawing, axes = figure(2.4 * max(1, len(panels)), 2.8, 1, max(1, len(panels)))
@@ -158,7 +158,8 @@ def reliability(panels: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10
 
 @styled
 def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> Figure:
-    """p_ai of AI and of real images, one panel a group (label (n,), p_ai (n,)), with threshold and abstain band."""
+    """Draw histograms of p_ai of AI and real images, one panel per group (label (n,), p_ai (n,)), with threshold and
+    abstain band."""
     columns = min(3, max(1, len(groups)))
     rows = int(np.ceil(max(1, len(groups)) / columns))
     drawing, axes = figure(3.3 * columns, 2.3 * rows + 0.3, rows, columns)
@@ -177,14 +178,14 @@ def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> F
 
 
 def score_histogram(axis: Axes, values: dict[str, tuple[np.ndarray, str]], edges: np.ndarray) -> None:
-    """Overlaid histograms on one axis: name: (values, colour)."""
+    """Draw overlaid histograms on one axis. values: name to (scores, colour)."""
     for name, (scores, colour) in values.items():
         axis.hist(scores, bins=list(edges), color=colour, alpha=0.5, label=name)
         axis.hist(scores, bins=list(edges), color=colour, histtype="step", linewidth=1)
 
 
 def mark_decision(axis: Axes, threshold: float, band: tuple[float, float]) -> None:
-    """The threshold as a line and the abstain band as a shade, on an axis whose x is p_ai."""
+    """Draw the threshold as a line and the abstain band as a shade, on an axis with p_ai as x."""
     if band[1] > band[0]:
         axis.axvspan(*band, color=BAND_COLOUR, zorder=0)
     axis.axvline(threshold, color=INK, linewidth=1, linestyle="-")
@@ -192,7 +193,8 @@ def mark_decision(axis: Axes, threshold: float, band: tuple[float, float]) -> No
 
 @styled
 def confusions(groups: dict[str, dict[str, int]]) -> Figure:
-    """Confusion matrices, one panel a group (counts as `metrics.confusion` gives them), shaded by the row's share."""
+    """Draw confusion matrices, one panel per group (counts as `metrics.confusion` returns them), shaded by the share of
+    the row."""
     columns = min(4, max(1, len(groups)))
     rows = int(np.ceil(max(1, len(groups)) / columns))
     drawing, axes = figure(2.4 * columns, 2.5 * rows, rows, columns)
@@ -223,7 +225,7 @@ def risk_coverage(groups: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict
         order = np.argsort(-confidence, kind="stable")
         count = np.arange(1, len(right) + 1)
         risk = np.cumsum(~right[order]) / count
-        # The first few images' risk is noise: 20 of them are the least that a rate is drawn for.
+        # A rate over fewer than 20 images is mostly noise, so the curve starts there.
         axis.plot((count / len(right))[19:], risk[19:], label=name, **_look(number))
         if name in chosen:
             axis.plot(*chosen[name], marker="o", color=_look(number)["color"], markersize=7, linestyle="none")
@@ -242,7 +244,8 @@ Interval = tuple[float | None, float | None, float | None]
 
 @styled
 def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, reference: float) -> Figure:
-    """Estimates with intervals: one line a row, one mark a model (name: value, low, high); `reference` is no skill."""
+    """Draw estimates with intervals: one line per row, one mark per model (name: value, low, high); a dashed line at
+    `reference`, the value of guessing."""
     models = list(dict.fromkeys(name for _, values in rows for name in values))
     drawing, axes = figure(4.7, 0.9 + len(rows) * (0.2 + 0.14 * len(models)))
     axis = axes[0, 0]
@@ -273,8 +276,8 @@ def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, referen
 
 @styled
 def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
-    """AUC with its interval over the levels of each disturbance, one panel a family, seen and unseen images; the faint
-    line is the undisturbed AUC. Rows as `robustness.measure_robustness` returns them."""
+    """Draw the AUC with its interval over the levels of each disturbance, one panel per family, for seen and unseen
+    images; faint lines show the undisturbed AUC. Rows as `robustness.measure_robustness` returns them."""
     families = list(dict.fromkeys(row["family"] for row in rows if row["family"] != "undisturbed"))
     columns = min(4, max(1, len(families)))
     lines = int(np.ceil(max(1, len(families)) / columns))
@@ -303,8 +306,8 @@ def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
 
 @styled
 def principal_components(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
-    """The first two principal components of penultimate features, one panel a moment (features (n, width), label (n,),
-    generator (n,)), each with its own axes and their share of the variance."""
+    """Draw the first two principal components of features, one panel per moment (features (n, width), label (n,),
+    generator (n,)), each with axes of its own and their shares of the variance."""
     drawing, axes = figure(4.7 * max(1, len(moments)), 4.2, 1, max(1, len(moments)))
     for axis, (moment, (features, label, generator)) in zip(axes[0], moments.items(), strict=False):
         centred = features.astype(np.float64) - features.mean(axis=0)
@@ -324,7 +327,7 @@ def principal_components(moments: dict[str, tuple[np.ndarray, np.ndarray, np.nda
 
 
 def two_class(groups: Curves) -> Curves:
-    """The groups that hold both classes."""
+    """Return the groups that contain both classes."""
     return {name: curve for name, curve in groups.items() if len(np.unique(curve[0])) == 2}
 
 

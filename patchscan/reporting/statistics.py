@@ -1,8 +1,8 @@
 """Intervals and tests: Wilson, DeLong, Newcombe, Agresti-Min, McNemar, Holm, Friedman.
 
 Every interval is two-sided at 95 % unless `level` says otherwise. Labels are 1 for AI, 0 for real; a higher score means
-more likely AI. Nothing here needs torch. statsmodels and scipy.stats are imported where they are used, since that takes
-longer than all else that the report of a scan imports, which needs neither.
+more likely AI. This module needs no torch. statsmodels and scipy.stats are imported inside the functions that use them,
+because the import takes long and scan reports need neither.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its interval. `None` stands for "not defined on these data" (one class only, nothing to divide by,
-    or, for the bounds alone, resampling that never moved); `method` names how the interval was made."""
+    """A value with its interval. None means undefined for these data: one class only, nothing to divide by, or, for the
+    bounds alone, equal resamples. `method` names how the interval was computed."""
 
     value: float | None
     low: float | None
@@ -26,7 +26,7 @@ class Estimate:
 
     @property
     def bounds(self) -> tuple[float, float, float]:
-        """Value, low and high of an estimate that is known to have them."""
+        """Value, low and high of an estimate that is not undefined."""
         assert self.value is not None
         assert self.low is not None
         assert self.high is not None
@@ -34,17 +34,17 @@ class Estimate:
 
 
 def undefined(method: str) -> Estimate:
-    """The estimate of something these data cannot tell."""
+    """Return an undefined estimate."""
     return Estimate(None, None, None, method)
 
 
 def normal_quantile(level: float = LEVEL) -> float:
-    """Half-width of a two-sided normal interval in standard deviations: 1.96 at 95 %."""
+    """Return the half-width of a two-sided normal interval in standard deviations: 1.96 at 95 %."""
     return float(ndtri(0.5 + level / 2))
 
 
 def wilson(successes: int, trials: int, level: float = LEVEL) -> Estimate:
-    """A proportion with Wilson's score interval (Wilson, JASA 1927); undefined for no trials."""
+    """Estimate a proportion with Wilson's score interval (Wilson, JASA 1927); undefined for no trials."""
     if trials == 0:
         return undefined("wilson")
     from statsmodels.stats.proportion import proportion_confint
@@ -54,7 +54,7 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Estimate:
 
 
 def mean_of_rates(first: Estimate, second: Estimate) -> Estimate:
-    """The mean of two independent rates, by squaring and adding their intervals' arms (Newcombe, Stat Med 1998)."""
+    """Estimate the mean of two independent rates; the interval by Newcombe's square-and-add (Stat Med 1998)."""
     if None in (first.value, second.value):
         return undefined("newcombe")
     a, a_low, a_high = first.bounds
@@ -65,9 +65,9 @@ def mean_of_rates(first: Estimate, second: Estimate) -> Estimate:
 
 
 def precision_at(prevalence: float, recall: Estimate, false_positive_rate: Estimate) -> Estimate:
-    """The share of alarms that are right where `prevalence` of all images are AI (Bayes' theorem).
+    """Estimate the share of alarms that are right if `prevalence` of all images are AI (Bayes' theorem).
 
-    The interval takes both rates at their worse and better ends at once, so it covers at least 95 %.
+    The interval combines the worse ends of both rates, and the better ends, so it covers at least 95 %.
     """
     if None in (recall.value, false_positive_rate.value):
         return undefined("wilson bounds")
@@ -82,7 +82,7 @@ def precision_at(prevalence: float, recall: Estimate, false_positive_rate: Estim
 
 
 def complement(rate: Estimate) -> Estimate:
-    """1 - rate, with the interval turned round."""
+    """Return 1 - rate, with its interval."""
     if rate.value is None:
         return rate
     value, low, high = rate.bounds
@@ -90,8 +90,8 @@ def complement(rate: Estimate) -> Estimate:
 
 
 def delong_components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUCs and their covariance for several scores of the same images (DeLong et al., Biometrics 1988; the fast form
-    of Sun & Xu, IEEE SPL 2014). label (n,) of 0 and 1, both present; scores (k, n). Returns (k,), (k, k)."""
+    """Compute AUCs and their covariance for several scores of the same images (DeLong et al., Biometrics 1988; the fast
+    form of Sun & Xu, IEEE SPL 2014). label (n,) of 0 and 1, both present; scores (k, n). Returns (k,), (k, k)."""
     from scipy import stats
 
     positive, negative = scores[:, label == 1], scores[:, label == 0]
@@ -106,10 +106,10 @@ def delong_components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray
 
 
 def auc_interval(label: np.ndarray, score: np.ndarray, level: float = LEVEL) -> Estimate:
-    """AUC with DeLong's interval, computed for its log odds so that it stays within 0..1.
+    """Estimate the AUC with DeLong's interval, computed for its log odds so that it stays within 0..1.
 
-    Where DeLong's variance is zero or undefined (perfect separation, one image a class) the interval is Newcombe's
-    method 5. Undefined where a class is missing.
+    If DeLong's variance is zero or undefined (perfect separation, one image per class), the interval is Newcombe's
+    method 5. Undefined if a class is missing.
     """
     if len(np.unique(label)) < 2:
         return undefined("delong")
@@ -151,14 +151,14 @@ class Difference:
 
 
 def auc_difference(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> Difference | None:
-    """DeLong's paired test of two scores of the same images; None where a class is missing."""
+    """Compare two scores of the same images by DeLong's paired test; None if a class is missing."""
     if len(np.unique(label)) < 2:
         return None
     auc, covariance = delong_components(label, np.stack([first, second]))
     value = float(auc[0] - auc[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     if not variance > 1e-12:
-        # Both order the images alike (or there is one image a class): the data hold no evidence of a difference.
+        # Both order the images the same way (or there is one image per class): no evidence of a difference.
         return Difference(value, value, value, 1.0) if abs(value) < 1e-12 else None
     error = np.sqrt(variance)
     arm = normal_quantile() * error
@@ -167,8 +167,8 @@ def auc_difference(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
 
 
 def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray) -> Difference | None:
-    """Two models' decisions on the same images (bool (n,), whether right): difference of accuracy with Agresti & Min's
-    interval (Stat Med 2005) and McNemar's exact test. None for no images."""
+    """Compare the accuracy of two models on the same images (bool (n,), whether right), with Agresti & Min's interval
+    (Stat Med 2005) and McNemar's exact test. None for no images."""
     from statsmodels.stats.contingency_tables import mcnemar
 
     n = len(first_right)
@@ -185,18 +185,19 @@ def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray) -> Di
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm, 1979)."""
+    """Correct p-values for their number (Holm, 1979)."""
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
 def friedman(values: np.ndarray, draws: int = 20_000, seed: int = 0) -> float | None:
-    """Do the treatments (columns) differ over the blocks (rows)? Friedman's rank test, its p-value from `draws` random
-    permutations within the blocks, because chi-square needs more blocks than generators there usually are.
+    """Test whether the treatments (columns) differ over the blocks (rows), by Friedman's rank test.
 
-    values: (blocks, treatments). Returns p, or None for fewer than 2 blocks or 3 treatments.
+    values: (blocks, treatments). Returns p, or None for fewer than 2 blocks or 3 treatments. p comes from `draws`
+    random permutations within the blocks.
     """
+    # Not from chi-square, which needs more blocks (here generators) than there usually are.
     from scipy import stats
 
     blocks, treatments = values.shape

@@ -1,1 +1,1 @@
-"""What all pages share: base.html, its style and its script."""
+"""Shared by all pages: base.html, its style sheet and its script."""

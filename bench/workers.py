@@ -1,5 +1,5 @@
-"""Processes that score for the bench: as many as are asked for, each with its threads, its allocator and every engine
-it was asked for; they wait while others are measured."""
+"""Worker processes that score images for the bench, with a chosen number of threads, allocator settings and engines.
+They wait idle while something else is measured."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-# As handlers/server.py starts its workers.
+# The same settings as in patchscan/serving/server.py.
 SERVER_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 EAGER_BATCH = 8
 GEMM_SIDE = 1024
@@ -26,31 +26,34 @@ GEMM_SIDE = 1024
 
 @dataclass(frozen=True)
 class Job:
-    """What a process can be asked to repeat. `engine`: `gemm` (one matrix product of GEMM_SIDE), `default` (eager
-    PyTorch as it comes, EAGER_BATCH images a pass), `official` (the official way, encoded image to logit), `torch`,
-    `onnx` (this project's engines) or `int8`, for which `file` is the quantised ONNX file."""
+    """Work that a process repeats.
+
+    `engine`: `gemm` (one matrix product of GEMM_SIDE), `default` (eager PyTorch with its default settings, EAGER_BATCH
+    images per pass), `official` (SSP's own method, encoded image to logit), `torch`, `onnx` (this project's engines) or
+    `int8`, for which `file` is the quantised ONNX file.
+    """
 
     engine: str
     run: Path | None = None
     file: Path | None = None
 
 
-class Crew:
-    """`processes` processes as a context manager. `threads` None leaves PyTorch its default."""
+class WorkerPool:
+    """A pool of `processes` worker processes, as a context manager. `threads` None keeps PyTorch's default."""
 
     def __init__(self, images: list[bytes], processes: int, threads: int | None, environment: dict[str, str]):
         context = multiprocessing.get_context("spawn")
-        self._lines, self._crew = [], []
-        with patch.dict(os.environ, environment):  # a child's allocator reads it before its first line runs
+        self._pipes, self._processes = [], []
+        with patch.dict(os.environ, environment):  # glibc reads its settings when the child starts
             for _ in range(processes):
-                line, theirs = context.Pipe()
-                member = context.Process(target=_serve, args=(theirs, threads), daemon=True)
-                member.start()
-                theirs.close()
-                self._lines.append(line)
-                self._crew.append(member)
-        for line in self._lines:
-            line.send(images)
+                pipe, child_pipe = context.Pipe()
+                process = context.Process(target=_serve, args=(child_pipe, threads), daemon=True)
+                process.start()
+                child_pipe.close()
+                self._pipes.append(pipe)
+                self._processes.append(process)
+        for pipe in self._pipes:
+            pipe.send(images)
 
     def __enter__(self) -> Self:
         return self
@@ -58,41 +61,42 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for line in self._lines:
-            line.close()
-        for member in self._crew:
-            member.join(30)
-            member.kill()
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(30)
+            process.kill()
 
     def rate(self, job: Job, seconds: float) -> float:
-        """Images (or matrix products) a second, all processes together."""
-        for line in self._lines:
-            line.send((job, seconds))
-        result: float = sum(line.recv() for line in self._lines)
+        """Measure images (or matrix products) per second, all processes together."""
+        for pipe in self._pipes:
+            pipe.send((job, seconds))
+        result: float = sum(pipe.recv() for pipe in self._pipes)
         return result
 
     def contender(self, job: Job, seconds: float) -> Callable[[], float]:
-        """`rate` as a contender of `alternate`."""
+        """Return `rate` with these arguments as a contender for `alternate`."""
         return lambda: self.rate(job, seconds)
 
 
 @contextmanager
-def ours_and_theirs(images: list[bytes], cores: int) -> Iterator[tuple[Crew, Crew]]:
-    """One process a core with one thread and the server's allocator; one process with PyTorch's defaults."""
-    with Crew(images, cores, 1, SERVER_ALLOCATOR) as ours, Crew(images, 1, None, {}) as theirs:
-        yield ours, theirs
+def worker_pools(images: list[bytes], cores: int) -> Iterator[tuple[WorkerPool, WorkerPool]]:
+    """Start two pools: one process per core with one thread and the server's allocator settings; and one process with
+    PyTorch's default settings."""
+    with WorkerPool(images, cores, 1, SERVER_ALLOCATOR) as per_core, WorkerPool(images, 1, None, {}) as default:
+        yield per_core, default
 
 
-def _serve(line: Connection, threads: int | None) -> None:
+def _serve(pipe: Connection, threads: int | None) -> None:
     import torch
 
-    images: list[bytes] = line.recv()
+    images: list[bytes] = pipe.recv()
     if threads:
         torch.set_num_threads(threads)
     ready: dict[Job, Callable[[], int]] = {}
     while True:
         try:
-            job, seconds = line.recv()
+            job, seconds = pipe.recv()
         except EOFError:
             return
         if job not in ready:
@@ -101,11 +105,11 @@ def _serve(line: Connection, threads: int | None) -> None:
         count, began = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - began) < seconds or not count:
             count += ready[job]()
-        line.send(count / elapsed)
+        pipe.send(count / elapsed)
 
 
 def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
-    """A function that does the job once and returns how many images that were."""
+    """Return a function that does the job once and returns the number of images."""
     import torch
 
     if job.engine == "gemm":
@@ -120,22 +124,22 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
     assert job.run
     detector = Detector.load(job.run)
     crops = [detector.prepare(data).crops.pixels for data in images]
-    turn = _turns(len(images))
+    number = _cycle(len(images))
     if job.engine in ("default", "official"):
         plain = build_network(detector.card.architecture).eval()
         plain.load_state_dict(read_safetensors(job.run / "model.safetensors"))
         if job.engine == "official":
-            return lambda: len(official.logits(plain, [images[next(turn)] for _ in range(EAGER_BATCH)]))
-        return lambda: _pass(plain, [crops[next(turn)] for _ in range(EAGER_BATCH)])
+            return lambda: len(official.logits(plain, [images[next(number)] for _ in range(EAGER_BATCH)]))
+        return lambda: _forward(plain, [crops[next(number)] for _ in range(EAGER_BATCH)])
     if job.engine == "onnx":
         detector.model = to_onnx(detector.model, detector.card.preset)
     if job.file:
         detector.model = OnnxModel(str(job.file))
-    return lambda: len(detector.logits([crops[next(turn)]]))
+    return lambda: len(detector.logits([crops[next(number)]]))
 
 
-def _pass(model: "torch.nn.Module", crops: list[np.ndarray]) -> int:
-    """One forward pass over several images; returns how many."""
+def _forward(model: "torch.nn.Module", crops: list[np.ndarray]) -> int:
+    """Run one forward pass over several images; returns how many."""
     import torch
 
     from patchscan.detector.presets import to_tensor
@@ -145,6 +149,6 @@ def _pass(model: "torch.nn.Module", crops: list[np.ndarray]) -> int:
     return len(crops)
 
 
-def _turns(count: int) -> Iterator[int]:
+def _cycle(count: int) -> Iterator[int]:
     while True:
         yield from range(count)
