@@ -1,4 +1,4 @@
-"""On a GPU: images a second in fp32, fp16 and compiled, against the floor that its arithmetic and its memory set."""
+"""Measure a GPU: images per second in fp32, fp16 and compiled, and the share of its peak speed and memory bandwidth."""
 
 import time
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def _ways(model: torch.nn.Module, crops: torch.Tensor, images: int, seconds: flo
 
 @torch.inference_mode()
 def _rate(run: Callable[[], object], each: float, seconds: float) -> float:
-    """What `run` does (`each` units a call) a second, the GPU's queue emptied before and after."""
+    """Units per second of calling `run` (`each` units per call), with the GPU synchronised before and after."""
     run()
     torch.cuda.synchronize()
     count, began = 0, time.perf_counter()
