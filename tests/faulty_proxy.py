@@ -45,6 +45,7 @@ class FaultyProxy:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     self.connection.close()
                     return
+                assert host
                 upstream = http.client.HTTPConnection(host, port, timeout=60)
                 upstream.request(self.command, self.path, body, passed)
                 reply = upstream.getresponse()

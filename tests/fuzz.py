@@ -37,7 +37,7 @@ from patchscan.common.errors import UserError
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
 from patchscan.detector.images import ImageError
 from patchscan.detector.prepared import prepare
-from patchscan.detector.presets import PatchPreset, WholeImagePreset
+from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
 from tests.image_tree import picture
 
 OUT = Path("build/fuzz")
@@ -45,7 +45,7 @@ SECONDS, MEGABYTES = 10.0, 1024
 START_S = 600.0  # to import and to make the samples
 FINDING = "finding"
 NUMBERS = (0, 1, 2, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None,
     True,
     0,
@@ -71,7 +71,7 @@ class Decoder:
     """Bytes of every format, to the crops of a patch model and of a whole-image model."""
 
     def __init__(self, folder: Path):
-        cards = {"ssp": PatchPreset(), "simplecnn": WholeImagePreset()}
+        cards: dict[str, Preset] = {"ssp": PatchPreset(), "simplecnn": WholeImagePreset()}
         self.cards = [
             Card(name="x", version="1", architecture=name, preset=preset, weights_sha256="")
             for name, preset in cards.items()

@@ -51,7 +51,7 @@ class KubeApi:
         api = self
 
         class Handler(_Handler):
-            server_api = api
+            server_api = api  # type: ignore[assignment]  # mypy takes the name for the attribute's own type
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -130,7 +130,8 @@ class KubeApi:
 
     def run_job(self, job: Body) -> None:
         """Run the Job's pods one after the other, with backoffLimitPerIndex, FailIndex and maxFailedIndexes."""
-        spec, status = job["spec"], {"active": 1, "succeeded": 0, "failed": 0}
+        spec = job["spec"]
+        status: Body = {"active": 1, "succeeded": 0, "failed": 0}
         done: list[int] = []
         given_up: list[int] = []
         name = job["metadata"]["name"]

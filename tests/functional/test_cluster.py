@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from patchscan.cli import app
 from patchscan.cluster import coordinator
@@ -98,7 +97,11 @@ def test_a_job_of_pods_gives_the_rows_of_one_process(bench: Bench) -> None:
 
 
 def test_expired_and_broken_watches_and_a_busy_server_are_ridden_out(bench: Bench) -> None:
-    bench.trouble = lambda shard, attempt: (time.sleep(0.1), (0, ""))[1]
+    def slow(shard: int, attempt: int) -> tuple[int, str]:
+        time.sleep(0.1)
+        return 0, ""
+
+    bench.trouble = slow
     bench.api.expire_watches, bench.api.drop_watches = 1, 2
     bench.api.faults = [("GET", "/jobs", 503), ("POST", "/jobs", 500), ("GET", "watch", 429), ("GET", "watch", 410)]
     bench.work()

@@ -62,7 +62,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def patchscan(*arguments: str | Path) -> Result:
+def patchscan(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(one) for one in arguments])
 
 

@@ -259,7 +259,7 @@ def test_an_inventory_says_what_is_scanned_and_at_which_version(bucket: str, s3:
             "is_delete_marker": "Size" not in one,
             "size": one.get("Size"),
             "last_modified_date": one["LastModified"],
-            "e_tag": one.get("ETag", "").strip('"') or None,
+            "e_tag": str(one.get("ETag", "")).strip('"') or None,
         }
         for one in [*versions["Versions"], *versions["DeleteMarkers"]]
         if one["Key"] in [*keys, "many/03.png"]
@@ -309,13 +309,14 @@ def test_a_manifest_says_what_is_scanned(bucket: str, s3: EmbeddedS3, kind: str)
     keys = ["plain.png", "ünïcødé/日本/🙂.png", "with space+plus%25percent%.png"]
     listed = {one["Key"]: one for one in client.list_objects_v2(Bucket=bucket)["Contents"]}
     if kind == "jsonl":
-        name, data = "keys.jsonl", "".join(json.dumps({"key": key}) + "\n" for key in keys)
+        name, data = "keys.jsonl", "".join(json.dumps({"key": key}) + "\n" for key in keys).encode()
     elif kind == "parquet":
         body = io.BytesIO()
         pq.write_table(pa.table({"key": keys, "size": [listed[key]["Size"] for key in keys]}), body)
         name, data = "keys.parquet", body.getvalue()
     else:
-        name, data = "keys.csv", "key\n" + "".join(f'"{key}"\n' for key in [*keys, keys[0]])
+        lines = ["key", *(f'"{key}"' for key in [*keys, keys[0]])]
+        name, data = "keys.csv", "\n".join([*lines, ""]).encode()
     client.put_object(Bucket=f"{bucket}-out", Key=name, Body=data if isinstance(data, bytes) else data.encode())
     source = ScanSource(url=f"s3://{bucket}", manifest=f"s3://{bucket}-out/{name}")
     made = scan(source, f"s3://{bucket}-out/x")

@@ -53,7 +53,7 @@ def test_a_killed_server_leaves_no_process_behind(tmp_path: Path) -> None:
 def running(pid: int) -> bool:
     """Not a zombie, which waits for whoever inherited it."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

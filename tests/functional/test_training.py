@@ -10,12 +10,14 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 import yaml
 
+from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
 from patchscan.detector.detector import Detector
 from patchscan.detector.weights import read_safetensors
@@ -62,12 +64,12 @@ def train(data: Path, run: Path) -> list[str | Path]:
     return ["train", data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
 
 
-def succeed(*arguments: str | Path) -> None:
+def succeed(*arguments: object) -> None:
     done = patchscan(*arguments)
     assert done.returncode == 0, done.stderr
 
 
-def launch(processes: int, *arguments: str | Path) -> list[str]:
+def launch(processes: int, *arguments: object) -> list[str]:
     """A training by several processes of this machine, tried again as often as a Job's pods try."""
     options = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", "20"]
     command = [
@@ -83,7 +85,7 @@ def launch(processes: int, *arguments: str | Path) -> list[str]:
     return [str(one) for one in command]
 
 
-def log(run: Path) -> list[dict[str, float]]:
+def log(run: Path) -> list[dict[str, Any]]:
     path = run / "log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -135,7 +137,9 @@ def test_a_run_says_what_it_was_trained_on(data: Path, finished: Path) -> None:
 def test_the_run_folder_scores_as_validation_did(data: Path, finished: Path) -> None:
     detector = Detector.load(finished)
     images = {kind: sorted((data / "seen_one" / "val" / kind).iterdir()) for kind in ("ai", "nature")}
-    logits = {kind: [one.logit for one in detector.score([f.read_bytes() for f in images[kind]])] for kind in images}
+    scores = {kind: detector.score([file.read_bytes() for file in images[kind]]) for kind in images}
+    logits = {kind: [one.logit for one in scores[kind] if isinstance(one, Answer)] for kind in images}
+    assert [len(logits[kind]) for kind in images] == [len(files) for files in images.values()]
     wins = [ai > real for ai in logits["ai"] for real in logits["nature"]]
     assert sum(wins) / len(wins) == pytest.approx(Card.read(finished).training["seen_val_mean_auc"], abs=0.02)
 

@@ -87,7 +87,7 @@ def test_it_publishes_a_calibrated_archive_and_puts_the_calibrated_card_back(
     ] == []
     for name in ("RUN", "MODEL_STORE", "REPORT", "VERSIONS"):
         copy_tree(settings[name], str(tmp_path / "published" / name))
-    assert NOT_CALIBRATED not in Card.read(tmp_path / "published/RUN").cautions
+    assert NOT_CALIBRATED not in Card.read(tmp_path / "published/RUN").all_warnings
     assert (tmp_path / "published/MODEL_STORE/tiny.mar").exists()
     assert json.loads((tmp_path / "published/REPORT/report.json").read_text())["models"][0]["name"] == "tiny"
     assert len(list((tmp_path / "published/VERSIONS").glob("*/tiny.mar"))) == 1

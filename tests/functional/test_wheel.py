@@ -12,7 +12,8 @@ import torch
 
 from patchscan.common.extras import LIBRARIES
 from patchscan.serving.archive import archive
-from tests.serving_kit import environment, png
+from tests.command import environment
+from tests.serving_kit import png
 
 ROOT = Path(__file__).parents[2]
 STARTER = ROOT / "model_store" / "ssp-lite"
@@ -55,13 +56,13 @@ def photos(tmp_path: Path) -> Path:
 
 
 def pip(*arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", *arguments]
+    command: list[str | Path] = [sys.executable, "-m", "pip", "--quiet", *arguments]
     subprocess.run(command, check=True, env=environment() | {"PIP_NO_INDEX": "1"}, timeout=300)
 
 
 def patchscan(programs: Path, folder: Path, *arguments: str, first: str = "") -> subprocess.CompletedProcess[str]:
     """One command in `folder`; modules in the folder `first` stand before those installed."""
-    command = [programs / "patchscan", *arguments]
+    command = [str(programs / "patchscan"), *arguments]
     variables = environment() | {"PYTHONPATH": first}
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=300)
 

@@ -10,7 +10,7 @@ def tensor_for(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The reference value, float32 of `shape`, of the authors' parameter or buffer `name`."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
-    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    values: np.ndarray = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):
         values = (0.002 if name == "disc.bn1.running_var" else 0.5) * (0.5 + np.abs(values))
     elif name.endswith("running_mean"):

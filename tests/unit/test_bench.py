@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from bench import official
@@ -71,14 +73,14 @@ def test_contenders_take_turns_forwards_and_backwards() -> None:
         called.append(name)
         return float(len(called))
 
-    values = alternate({name: lambda name=name: contender(name) for name in "abc"}, rounds=2)
+    values = alternate({name: partial(contender, name) for name in "abc"}, rounds=2)
     assert "".join(called) == "abc" + "abc" + "cba"
     assert values == {"a": [4.0, 9.0], "b": [5.0, 8.0], "c": [6.0, 7.0]}
 
 
 def test_the_official_way_measures_texture_as_ours_does() -> None:
     pixels = photograph(1, 32, 32)
-    assert official.texture(official.Image.fromarray(pixels)) == complexity(pixels[None])[0]
+    assert official.texture(Image.fromarray(pixels)) == complexity(pixels[None])[0]
 
 
 def test_large_photographs_keep_their_detail() -> None:

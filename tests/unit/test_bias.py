@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from patchscan.dataset.index import build_index
 from tests.image_tree import jpeg_versus_png
 
 
-def index_of(count: int = 80, generator: str = "gan", **ai: object) -> pd.DataFrame:
+def index_of(count: int = 80, generator: str = "gan", **ai: Any) -> pd.DataFrame:
     """An index of photographs alike in everything, and of AI images that differ in the columns given."""
     random = np.random.default_rng(0)
     width = random.choice([320, 500, 640], 2 * count)
@@ -60,7 +61,8 @@ def test_each_clue_is_found_and_named() -> None:
         ("jpeg_quality", 89.0, "JPEG quality"),  # the middle of the photographs' range: no threshold finds it
         ("jpeg_subsampling", "4:2:2", "chroma subsampling"),
     ):
-        (warning,) = audit(index_of(**{column: value})).warnings
+        differing: dict[str, Any] = {column: value}
+        (warning,) = audit(index_of(**differing)).warnings
         assert warning.startswith("BIASED DATA: gan")
         assert f"{name} alone" in warning
 

@@ -15,7 +15,7 @@ from patchscan.detector.weights import WeightsError, load_imagenet, read_safeten
 
 def test_simplecnn_is_the_studys() -> None:
     layers = [layer for layer in SimpleCNN().modules() if isinstance(layer, nn.Conv2d | nn.Linear | nn.Dropout)]
-    shapes = [tuple(layer.weight.shape) if hasattr(layer, "weight") else layer.p for layer in layers]
+    shapes = [layer.p if isinstance(layer, nn.Dropout) else tuple(layer.weight.shape) for layer in layers]
     convolutions = [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (256, 128, 3, 3)]
     assert shapes == [*convolutions, (512, 256 * 14 * 14), 0.5, (2, 512)]
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,20 +73,22 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(data: Path, 
 def test_an_interrupted_match_makes_only_the_missing_crops(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, made = patchscan.dataset.matched._write_crop, []
+    make: Callable[..., None] = patchscan.dataset.matched._write_crop
+    made: list[object] = []
+
+    def counted(*arguments: object) -> None:
+        made.append(arguments)
+        make(*arguments)
 
     def stopped(*arguments: object) -> None:
         if len(made) == 10:
             raise KeyboardInterrupt
-        made.append(arguments)
-        make(*arguments)
+        counted(*arguments)
 
     monkeypatch.setattr(patchscan.dataset.matched, "_write_crop", stopped)
     with pytest.raises(KeyboardInterrupt):
         build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
-    monkeypatch.setattr(
-        patchscan.dataset.matched, "_write_crop", lambda *arguments: (made.append(arguments), make(*arguments))
-    )
+    monkeypatch.setattr(patchscan.dataset.matched, "_write_crop", counted)
     crops = build_matched(data, tmp_path / "out", Settings(size=64), workers=1).crops
     assert len(made) == len(crops) == len(list((tmp_path / "out").glob("*/*/*/*.jpg")))
 

@@ -104,7 +104,9 @@ def test_one_picture_has_one_row_where_the_worker_cuts_the_crops(tmp_path: Path,
 def test_evaluation_sees_one_picture(starter: Detector, tmp_path: Path, files: dict[str, bytes]) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    table = pd.DataFrame({"path": list(files)}).assign(**{"generator": "g", "split": "val", "class": "ai", "label": 1})
+    table = pd.DataFrame({"path": list(files)})
+    table = table.assign(generator="g", split="val", label=1)
+    table["class"] = "ai"
     scores = score_images(starter, lambda path: files[path], table, "test")
     assert scores.logit.nunique() == 1
     validated = CropDataset(DataSource(tmp_path), table, load_recipe("ssp-lite"))
@@ -123,8 +125,8 @@ def test_an_explanation_is_of_the_picture(starter: Detector) -> None:
 def test_another_picture_gets_other_patches(starter: Detector) -> None:
     changed = picture(1, 300, 200)
     changed[::2] = 255 - changed[::2]
-    corners = [
+    first, second = (
         starter.prepare(data).crops.corners
         for data in (lossless()["plain.png"], encoded(Image.fromarray(changed), "PNG"))
-    ]
-    assert not np.array_equal(*corners)
+    )
+    assert not np.array_equal(first, second)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_a_hanging_item_does_not_keep_a_stopped_scan() -> None:
 
 
 def test_retries_count_tries_and_give_up_at_the_deadline() -> None:
-    answers = iter([TransientError("a"), TransientError("b"), 7])
+    answers: Iterator[TransientError | int] = iter([TransientError("a"), TransientError("b"), 7])
 
     def once() -> int:
         answer = next(answers)

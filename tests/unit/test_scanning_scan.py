@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patchscan.common.retries import OutageError, StoppedError, TransientError
+from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, history, is_complete, plan_scan
@@ -134,7 +135,7 @@ def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
     out = open_store(str(tmp_path_factory.mktemp("crash")))
     for at, after in crashes:
         try:
-            scan(photos, CrashingStore(out, at, after))  # type: ignore[arg-type]
+            scan(photos, CrashingStore(out, at, after))
         except Crash:
             continue
     scan(photos, out)
@@ -205,7 +206,7 @@ def test_a_server_that_is_down_ends_the_scan_and_writes_no_failed_rows(photos: P
     def down(_: Any) -> list[float]:
         raise TransientError("503")
 
-    scorer.logits = down  # type: ignore[method-assign]
+    scorer.logits = down  # type: ignore[method-assign, assignment]
     with pytest.raises(OutageError):
         scan(photos, out, scorer)
     made = scan(photos, out)
@@ -216,7 +217,7 @@ def test_a_server_that_is_down_ends_the_scan_and_writes_no_failed_rows(photos: P
 def test_an_error_of_our_own_costs_one_row(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from patchscan.scanning import worker
 
-    original: Callable[..., Any] = worker.prepare
+    original: Callable[..., Any] = prepare
 
     def buggy(data: bytes, *rest: Any) -> Any:
         if data == image(3):
@@ -264,7 +265,7 @@ def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypat
     for number in range(12):
         (tmp_path / "photos").mkdir(exist_ok=True)
         (tmp_path / "photos" / f"{number}.png").write_bytes(image(number, side=200))
-    original, lock, now, most = worker.prepare, threading.Lock(), [0], [0]
+    original, lock, now, most = prepare, threading.Lock(), [0], [0]
 
     def counted(*values: Any) -> Any:
         with lock:

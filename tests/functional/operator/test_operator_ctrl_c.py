@@ -69,7 +69,7 @@ def test_ctrl_c_while_a_bucket_is_listed(served: Served, tmp_path: Path) -> None
         process.send_signal(signal.SIGINT)
         printed, told = process.communicate(timeout=30)
         connection.close()
-    assert_one_line(Done(scan, process.returncode, printed, told), 75, "run the same command again")
+    assert_one_line(Done(process.args, process.returncode, printed, told), 75, "run the same command again")
     assert files(tmp_path / "out") == set()
 
 

@@ -12,7 +12,7 @@ from tests.operator_kit import clean, files, scorer
 from tests.serving_kit import Served, can_unshare
 
 
-def on_a_full_disk(folder: Path, kilobytes: int, *arguments: str | Path) -> tuple[Done, set[str], int]:
+def on_a_full_disk(folder: Path, kilobytes: int, *arguments: object) -> tuple[Done, set[str], int]:
     """Run a command whose output folder is a disk of this size, and again on a larger one: the first run, the files it
     left, and the second's exit code."""
     if not can_unshare():
@@ -20,7 +20,7 @@ def on_a_full_disk(folder: Path, kilobytes: int, *arguments: str | Path) -> tupl
     folder.mkdir()
     # The disk is there for this process and who shares its mounts, and gone with it.
     mount = f'mount -t tmpfs -o size={kilobytes}k small "$0"; echo mounted; read _; mount -o remount,size=256m "$0"; '
-    command = ["unshare", "-m", "sh", "-ec", mount + "echo larger; read _", folder]
+    command = ["unshare", "-m", "sh", "-ec", mount + "echo larger; read _", str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as disk:
         assert disk.stdin
         assert disk.stdout
