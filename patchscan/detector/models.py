@@ -1,4 +1,4 @@
-"""The network architectures: SimpleCNN, ResNet50, SSP, SSP-lite, and ensembles of them.
+"""The network architectures: SimpleCNN, ResNet50, SSP, SSP-lite, and ensembles of them and of EfficientNet-Lite0.
 
 Every model takes normalised crops, float32 (n, 3, size, size), and returns raw outputs (n, 1) or (n, 2); `ai_logit`
 turns either into the logit of P(AI).
@@ -11,15 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from patchscan.detector.efficientnet import EfficientNetLite0
+from patchscan.detector.network import Network
 from patchscan.detector.srm import SRM, NoiseMaps
-
-
-class Network(nn.Module):
-    """Base class of all architectures."""
-
-    def penultimate(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised crops (n, 3, size, size) to the last layer's input, features (n, width)."""
-        raise NotImplementedError
 
 
 class SimpleCNN(Network):
@@ -189,6 +183,7 @@ ARCHITECTURES: dict[str, Callable[[], Network]] = {
     "resnet50": ResNet50,
     "ssp": SSP,
     "ssp-lite": SSPLite,
+    "efficientnet-lite0": EfficientNetLite0,
 }
 
 

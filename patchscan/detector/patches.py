@@ -4,6 +4,7 @@ SSP (Chen et al., "A Single Simple Patch is All You Need for AI-generated Image 
 generator's trace is hard to find in detailed areas, so score the patch with the least detail.
 """
 
+import math
 import threading
 import zlib
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ Pixels = np.ndarray | Image.Image
 @dataclass(frozen=True)
 class Patches:
     """Chosen patches: `pixels` uint8 (count, size, size, 3); `corners` int (count, 2) as x, y in pixels of the image
-    they were cut from; `complexity` int (count,); `upscaled` is True if that image had to be enlarged first."""
+    they were cut from; `complexity` int (count,); `upscaled` is True if that image had to be enlarged or continued
+    first."""
 
     pixels: np.ndarray
     corners: np.ndarray
@@ -94,11 +96,16 @@ def choose_patches(
 
     `simplest` and `most_complex` rank `candidates` uniform draws by `complexity` (ties: the first drawn wins); `random`
     takes the first `count` draws; `grid` spreads `count` patches evenly, without randomness. An image whose shorter
-    side is below `size` is first resized to 256 x 256, as the official code does.
+    side is below `size` is first resized to 256 x 256, as the official code does; for `grid` it is continued by its
+    mirror image instead, which leaves its pixels as they are.
     """
     height, width = height_and_width(rgb)
     upscaled = min(height, width) < size
-    if upscaled:
+    if upscaled and rule == "grid":
+        missing = [(0, max(0, size - side)) for side in (height, width)]
+        rgb = np.pad(np.asarray(rgb), (*missing, (0, 0)), mode="symmetric")
+        height, width = height_and_width(rgb)
+    elif upscaled:
         height = width = SMALL_IMAGE_SIDE
         rgb = as_pillow(rgb).resize((width, height), Image.Resampling.BILINEAR)
     if rule == "grid":
@@ -156,10 +163,21 @@ _thread_local = _ThreadLocal()
 
 
 def grid_corners(height: int, width: int, size: int, count: int) -> np.ndarray:
-    """Spread `count` corners (x, y) evenly over the image, row by row. Returns int64 (count, 2)."""
-    columns = int(np.ceil(np.sqrt(count)))
-    rows = int(np.ceil(count / columns))
-    x = np.linspace(0, width - size, columns + 2)[1:-1]
-    y = np.linspace(0, height - size, rows + 2)[1:-1]
-    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    return grid[:count].astype(np.int64)
+    """Spread `count` corners (x, y) evenly over the image, by its size alone. Returns int64 (count, 2).
+
+    The image is divided into `count` cells, in sqrt(count) lines along its longer side, and each patch lies in the
+    middle of its cell; one that would stick out of the image is moved inside, so patches overlap in small images.
+    """
+    longer, shorter = max(height, width), min(height, width)
+    lines = math.isqrt(count)
+    places = []
+    for line in range(lines):
+        cells = count // lines + (line < count % lines)
+        across = _middle_of_cell(line, lines, shorter, size)
+        places += [(_middle_of_cell(cell, cells, longer, size), across) for cell in range(cells)]
+    corners = np.array(places, np.int64)
+    return corners if width >= height else corners[:, ::-1]
+
+
+def _middle_of_cell(cell: int, cells: int, side: int, size: int) -> int:
+    return min(max(0, (2 * cell + 1) * side // (2 * cells) - size // 2), side - size)

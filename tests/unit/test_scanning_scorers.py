@@ -119,6 +119,8 @@ def test_a_model_replaced_in_the_middle_ends_the_scan(server: Server) -> None:
         (PatchPreset(), {"takes": ["image"]}, "server"),
         (PatchPreset(), {}, "server"),
         (WholeImagePreset(), {"takes": ["image", "crops"]}, "server"),
+        (PatchPreset(rule="random", count=32), {"takes": ["image", "crops"]}, "worker"),
+        (PatchPreset(rule="grid", count=9, size=128), {"takes": ["image", "crops"]}, "server"),
     ],
 )
 def test_patches_are_cut_here_where_the_server_takes_them(

@@ -21,6 +21,7 @@ ENSEMBLE = EnsemblePreset(members=(PatchPreset(count=4), WholeImagePreset(size=2
 CASES: list[tuple[str, Preset]] = [
     ("ssp-lite", PatchPreset(count=16)),
     ("ssp", PatchPreset()),
+    ("efficientnet-lite0", PatchPreset(rule="grid", size=64, count=4)),
     ("ssp-lite+simplecnn", ENSEMBLE),
 ]
 
@@ -60,7 +61,7 @@ def test_a_score_keeps_its_bits_with_any_number_of_threads() -> None:
 HALF_P_AI = 0.01  # what fp16 may move p_ai by, as docs/serve.md says
 
 
-@pytest.mark.parametrize("architecture", ["ssp", "ssp-lite"])
+@pytest.mark.parametrize("architecture", ["ssp", "ssp-lite", "efficientnet-lite0"])
 def test_half_precision_stays_within_its_tolerance(architecture: str) -> None:
     """On this CPU, which rounds to fp16 as a GPU does (slowly): the noise filters stay in fp32."""
     detector = detector_of(architecture)
@@ -72,7 +73,7 @@ def test_half_precision_stays_within_its_tolerance(architecture: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: torch.cuda.is_available() is false")
-@pytest.mark.parametrize("architecture", ["simplecnn", "resnet50", "ssp", "ssp-lite"])
+@pytest.mark.parametrize("architecture", ["simplecnn", "resnet50", "ssp", "ssp-lite", "efficientnet-lite0"])
 def test_a_gpu_stays_within_its_tolerance(architecture: str) -> None:
     cpu, gpu = detector_of(architecture), detector_of(architecture, "cuda")
     crops = [cpu.prepare(png(seed, 240, 230)).crops.pixels for seed in range(8)]
@@ -84,7 +85,8 @@ def detector_of(architecture: str, device: str = "cpu") -> Detector:
     """The trained starter for ssp-lite, untrained weights for the others."""
     if architecture == "ssp-lite":
         return Detector.load(STARTER, device)
-    return untrained(architecture, PatchPreset() if architecture == "ssp" else WholeImagePreset(), device)
+    presets = {"ssp": PatchPreset(), "efficientnet-lite0": PatchPreset(rule="grid", size=64, count=4)}
+    return untrained(architecture, presets.get(architecture, WholeImagePreset()), device)
 
 
 def untrained(architecture: str, preset: Preset, device: str = "cpu") -> Detector:
