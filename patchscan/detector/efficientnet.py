@@ -112,6 +112,7 @@ class EfficientNetLite0(Network):
         block here is ignored. Raises KeyError or RuntimeError where the names or shapes do not fit."""
         _take(self.stem, state, "_conv_stem", "_bn0")
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)  # a ModuleList forgets what it holds
             prefix = f"_blocks.{number}."
             if isinstance(block.expand, ScaledConv):
                 _take(block.expand, state, f"{prefix}_expand_conv", f"{prefix}_bn0")

@@ -12,7 +12,7 @@ from patchscan.detector.card import Decision
 from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.models import Ensemble
-from patchscan.detector.patches import choose_patches, seed_from_pixels
+from patchscan.detector.patches import Rule, choose_patches, seed_from_pixels
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
 # Limits above (below) which a patch is reported as clipped (flat): there is little noise in such a patch.
@@ -32,16 +32,18 @@ class PatchView:
     """What a model that scores patches saw.
 
     `candidates` int (n, 2): corners (x, y) of the candidate patches; `complexity` int (n,): their complexity; `chosen`
-    int (count, 2): corners of the scored patches; `patch` uint8 (size, size, 3): the first of these. `p_ai` is this
-    model's own.
+    int (count, 2): corners of the scored patches; `votes` float64 (count,): p_ai of each of them alone; `patch` uint8
+    (size, size, 3): the first of them. `rule` is the patch rule, `p_ai` this model's own.
     """
 
     architecture: str
     p_ai: float
+    rule: Rule
     size: int
     candidates: np.ndarray
     complexity: np.ndarray
     chosen: np.ndarray
+    votes: np.ndarray
     patch: np.ndarray
 
 
@@ -92,7 +94,7 @@ def explain(detector: Detector, data: bytes, redraws: int = 20) -> Explanation:
     answer = detector.answer(prepared, detector.logits([prepared.crops.pixels])[0])
     views = [_view(member, rgb, seed) for member in members(detector)]
     redrawn = [
-        preset.crops(_shifted(rgb, number) if _has_whole_image(views) else rgb, (seed + number) % 2**32).pixels
+        preset.crops(_shifted(rgb, number) if is_shifted(views) else rgb, (seed + number) % 2**32).pixels
         for number in range(1, redraws + 1)
     ]
     alternatives = np.array([detector.card.decision.p_ai(logit) for logit in detector.logits(redrawn)])
@@ -131,10 +133,12 @@ def _view(detector: Detector, rgb: np.ndarray, seed: int) -> View:
         return PatchView(
             architecture=detector.card.architecture,
             p_ai=decision.p_ai(logit),
+            rule=preset.rule,
             size=preset.size,
             candidates=candidates.corners,
             complexity=candidates.complexity,
             chosen=crops.corners,
+            votes=np.array([decision.p_ai(one) for one in detector.logits(list(crops.pixels[:, None]))]),
             patch=crops.pixels[0],
         )
     assert isinstance(preset, WholeImagePreset)  # a member is no ensemble itself
@@ -158,8 +162,9 @@ def _covered_logits(detector: Detector, pixels: np.ndarray) -> np.ndarray:
     return np.array(detector.logits(list(covered))).reshape(squares, squares)
 
 
-def _has_whole_image(views: list[View]) -> bool:
-    return any(isinstance(view, WholeImageView) for view in views)
+def is_shifted(views: list[View]) -> bool:
+    """Whether the alternatives are shifts of the image: some model's crops depend on no draw."""
+    return any(isinstance(view, WholeImageView) or view.rule == "grid" for view in views)
 
 
 def _shifted(rgb: np.ndarray, seed: int) -> np.ndarray:
@@ -175,13 +180,15 @@ def find_doubts(detector: Detector, answer: Answer, views: list[View], alternati
     patches or shifts, (n,)."""
     decision, found = detector.card.decision, list(detector.card.all_warnings)
     if answer.reason == "small_image":
-        found.append("The image is smaller than the model's input and had to be enlarged: no verdict is given.")
+        found.append(
+            "The image is smaller than the model's input and had to be enlarged or continued: no verdict is given."
+        )
     if answer.reason == "abstain_band":
         found.append(f"p_ai lies in the abstain band, {decision.abstain_low:.3f} to {decision.abstain_high:.3f}.")
     verdicts = [decision.verdict(p_ai) for p_ai in alternatives]
     differ = sum(verdict != answer.verdict for verdict in verdicts)
     if differ and answer.reason != "small_image":
-        what = "shifts of the image by a few pixels" if _has_whole_image(views) else "draws of patches"
+        what = "shifts of the image by a few pixels" if is_shifted(views) else "draws of patches"
         found.append(f"{differ} of {len(alternatives)} other {what} would give another verdict.")
     if len({view.p_ai >= 0.5 for view in views}) > 1:
         scores = ", ".join(f"{view.architecture} {view.p_ai:.2f}" for view in views)
@@ -223,6 +230,7 @@ def _figures(view: View) -> dict[str, Any]:
         return figures | {"weight": view.weight.tolist(), "reduction": view.reduction}
     return figures | {
         "chosen": view.chosen.tolist(),
+        "votes": view.votes.tolist(),
         "candidates": view.candidates.tolist(),
         "complexity": view.complexity.tolist(),
     }

@@ -14,7 +14,7 @@ from scipy.signal import correlate2d
 from patchscan.common.files import atomic_write
 from patchscan.detector.detector import Detector
 from patchscan.detector.srm import srm_kernels
-from patchscan.evaluation.explain import ExplainError, Explanation, PatchView, View, WholeImageView, explain
+from patchscan.evaluation.explain import ExplainError, Explanation, PatchView, View, WholeImageView, explain, is_shifted
 from patchscan.reporting import plots
 
 # Height of one line of text, and of the heading above the lines.
@@ -51,6 +51,8 @@ def draw(explanation: Explanation, detector: Detector, title: str) -> Figure:
     last = drawing.add_subplot(grid[-1, :2])
     if len(views) > 1:
         _members(last, views)
+    elif isinstance(views[0], PatchView) and views[0].rule == "grid":
+        _votes(last, views[0])
     elif isinstance(views[0], PatchView):
         _complexity(last, views[0])
     else:
@@ -74,6 +76,9 @@ def _image(axis: Axes, explanation: Explanation) -> None:
             for x, y in corners:
                 place = (x - 0.5, y - 0.5)
                 axis.add_patch(Rectangle(place, view.size, view.size, fill=False, edgecolor=colour, linewidth=width))
+        if view.rule == "grid":
+            for number, (x, y) in enumerate(view.chosen, start=1):
+                axis.annotate(str(number), (x, y), (4, -10), textcoords="offset points", color=plots.AI_COLOUR)
     choice = any(len(view.candidates) > len(view.chosen) for view in patches)
     title = "the scored patches (orange)" + " and the other candidates (white)" * choice if patches else "the image"
     axis.set(title=title, xticks=[], yticks=[])
@@ -148,6 +153,13 @@ def _members(axis: Axes, views: list[View]) -> None:
     axis.invert_yaxis()
 
 
+def _votes(axis: Axes, view: PatchView) -> None:
+    places = np.arange(len(view.votes))
+    axis.bar(places, view.votes, color=plots.AI_COLOUR)
+    axis.set(title="p_ai of each view alone", xlabel="view, numbered in the image", ylim=(0, 1))
+    axis.set_xticks(places, [str(place + 1) for place in places])
+
+
 def _complexity(axis: Axes, view: PatchView) -> None:
     order = np.argsort(view.complexity, kind="stable")
     scored = {tuple(corner) for corner in view.chosen.tolist()}
@@ -162,7 +174,7 @@ def _alternatives(axis: Axes, explanation: Explanation, detector: Detector) -> N
     height = np.linspace(0.2, 0.8, len(p_ai)) if len(p_ai) else np.array([])
     axis.plot(p_ai, height, "o", color=plots.REAL_COLOUR, alpha=0.5, markersize=5)
     axis.axvline(explanation.answer.p_ai, color=plots.AI_COLOUR, linewidth=2)
-    shifted = any(isinstance(view, WholeImageView) for view in explanation.views)
-    title = f"this answer (orange), {'the image shifted by a few pixels' if shifted else 'other patches'}"
+    others = "the image shifted by a few pixels" if is_shifted(explanation.views) else "other patches"
+    title = f"this answer (orange), {others}"
     axis.set(title=title, xlabel="p_ai", xlim=(-0.02, 1.02), ylim=(0, 1))
     axis.set_yticks([])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from patchscan.detector.models import Network
+from patchscan.detector.network import Network
 from patchscan.detector.presets import to_tensor
 from patchscan.training.batches import evaluation_loader
 from patchscan.training.data import TrainingData

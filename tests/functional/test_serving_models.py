@@ -1,4 +1,4 @@
-"""One archive a model: SimpleCNN, ResNet50, SSP and an ensemble of two, side by side in one TorchServe."""
+"""One archive a model: SimpleCNN, ResNet50, SSP, EfficientNet-Lite0 and an ensemble of two, in one TorchServe."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from patchscan.training.ensemble import build_ensemble
 from tests.command import patchscan
 from tests.serving_kit import Served, png, untrained_run
 
-MODELS = ("simplecnn", "resnet50", "ssp", "ensemble")
+MODELS = ("simplecnn", "resnet50", "ssp", "lite0", "ensemble")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     untrained_run(folder / "resnet50", "resnet50", "resnet50", WholeImagePreset(), 2, Decision(temperature=8.0))
     untrained_run(folder / "ssp", "ssp", "ssp", PatchPreset(), 3, Decision(temperature=2.0, bias=-0.3))
+    views = PatchPreset(rule="grid", size=128, count=9)
+    untrained_run(folder / "lite0", "lite0", "efficientnet-lite0", views, 4, Decision(temperature=0.01))
     build_ensemble([folder / "ssp", folder / "simplecnn"], folder / "ensemble", "ensemble")
     return folder
 
