@@ -22,7 +22,7 @@ def put_python(machine: Path, name: str, found: str) -> None:
 
 
 def make_environment(machine: Path, python: str = "") -> subprocess.CompletedProcess[str]:
-    command = ["/bin/sh", SCRIPT, "new venv", python]
+    command = ["/bin/sh", str(SCRIPT), "new venv", python]
     return subprocess.run(command, env={"PATH": str(machine)}, capture_output=True, text=True, check=False)
 
 
