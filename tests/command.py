@@ -58,7 +58,7 @@ def start_patchscan(
     return subprocess.Popen(command, **options)
 
 
-def patchscan(*arguments: object, timeout: float = 300, **options: Any) -> Done:
+def patchscan(*arguments: object, timeout: float = 540, **options: Any) -> Done:
     """Run `patchscan` with these arguments to its end; `options` are those of `start_patchscan`."""
     with start_patchscan(*arguments, **options) as process:
         try:
