@@ -1,5 +1,6 @@
 """The wheel: one import name, everything that a command reads, and commands that run from it anywhere."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_its_archives_are_those_of_a_checkout(installed: Path, tmp_path: Path) -
         ("scan ./photos", "train"),
         ("index photos", "train"),
         ("train ssp --data photos --run run", "train"),
-        (f"archive {STARTER}", "train"),
+        (f"archive {shlex.quote(str(STARTER))}", "train"),
         ("serve", "serve"),
         ("jobs status", "cluster"),
     ],
@@ -111,7 +112,7 @@ def test_what_is_not_installed_is_one_line(installed: Path, photos: Path, comman
     without.mkdir()
     for library in (library for libraries in LIBRARIES.values() for library in libraries):
         (without / f"{library}.py").write_text(f"raise ModuleNotFoundError('no {library}', name='{library}')\n")
-    done = patchscan(installed, photos.parent, *command.split(), first=str(without))
+    done = patchscan(installed, photos.parent, *shlex.split(command), first=str(without))
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("patchscan: this needs ")
