@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher import api
-from torch.distributed.run import parse_args, run
+from torch.distributed.run import get_args_parser, run
 
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 
@@ -52,8 +52,10 @@ def launch(arguments: list[str]) -> int:
     # that joins later would wait for ever.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     setattr(api, "LocalElasticAgent", NoRestartAgent)  # noqa: B010  mypy rejects a plain assignment to a class
+    parser = get_args_parser()
+    parser.allow_abbrev = False  # it would take the --run of `patchscan train` for its own --run-path
     try:
-        run(parse_args(["--shutdown-timeout", str(STOP_TIMEOUT_S), *arguments]))
+        run(parser.parse_args(["--shutdown-timeout", str(STOP_TIMEOUT_S), *arguments]))
     except ChildFailedError as error:
         codes = exit_codes(error.failures)
         known = [code for code in (EXIT_USAGE, EXIT_INTERRUPTED) if code in codes]
