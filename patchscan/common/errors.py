@@ -10,7 +10,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- DataError, LayoutError, IndexFileError, ProtocolError     data sets
     |   |-- CardError, WeightsError                                   run folders
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
-    |   |-- RecipeError, DeviceError, EnsembleError                   training
+    |   |-- RecipeError, DeviceError, DivergedError, EnsembleError    training
     |   |-- EvaluationError, ExplainError, VideoError                 evaluation
     |   |-- ArchiveError, VerifyError, ServerError                    serving
     |   |-- RegistryError              versions of a served model

@@ -17,7 +17,7 @@ from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_pixels
 from patchscan.detector.presets import PatchPreset
-from patchscan.training.augment import augment
+from patchscan.training.augment import augment, deliver
 from patchscan.training.distributed import stop_signals_blocked
 from patchscan.training.recipe import Recipe
 from patchscan.training.synthetic import synthetic_fake
@@ -28,7 +28,8 @@ EVALUATION_BATCH = 64
 class CropDataset(Dataset[tuple[torch.Tensor, int]]):
     """A dataset with one item per image: crops uint8 (count, size, size, 3) and the label.
 
-    With `epoch` set, crops, flips and augmentation depend on (seed, epoch, row) only, not on the worker process.
+    With `epoch` set, crops, flips and augmentation depend on (seed, epoch, item) only, not on the worker process; an
+    item is a row or, where EpochBatches draws a row again, the row plus a multiple of the number of rows.
     With `epoch` None (the default) the crops are those that evaluation and serving use for the same picture.
     """
 
@@ -44,12 +45,13 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, int]:
+        row = item % len(self)
         if self.epoch is None:
             rgb = self._decode(row)[1]
             crops = self.recipe.preset.crops(rgb, seed_from_pixels(rgb)).pixels
         else:
-            random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{row}".encode()))
+            random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{item}".encode()))
             crops = self._training_crops(row, random)
         return torch.tensor(np.ascontiguousarray(crops)), self.labels[row]
 
@@ -68,6 +70,9 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
             rgb = compressed_like(data, synthetic_fake(_random_window(photo, recipe.window, random), random))
         else:
             rgb = _random_window(self._decode(row)[1], recipe.window, random)
+        if recipe.delivery:
+            crops = np.stack([deliver(rgb, recipe.delivery, random) for _ in range(recipe.crops_per_image)])
+            return flipped(crops, recipe.flip, random)
         if recipe.augment:
             rgb = augment(rgb, recipe.augment, random)
         crops = self.train_preset.crops(rgb, int(random.randint(2**31))).pixels
@@ -108,14 +113,24 @@ def flipped(crops: np.ndarray, flip: str, random: np.random.RandomState) -> np.n
 
 
 class EpochBatches(Sampler[list[int]]):
-    """The row numbers of one epoch's batches, for process `rank` of `world`.
+    """The items of one epoch's batches, for process `rank` of `world`.
 
-    The rows are permuted by (seed, epoch) and cut into batches of `batch_size`; each process gets every `world`-th row
+    The rows are permuted by (seed, epoch) and cut into batches of `batch_size`; each process gets every `world`-th item
     of a batch. A last, smaller batch is dropped unless it is the only one. `start` skips batches already trained on.
+    With `sampling` as many rows are drawn by it instead, some of them several times.
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        sampling: "BalancedSampling | None" = None,
+    ):
         self.rows, self.batch_size, self.seed, self.rank, self.world = rows, batch_size, seed, rank, world
+        self.sampling = sampling
         self.epoch = self.start = 0
 
     @property
@@ -127,10 +142,47 @@ class EpochBatches(Sampler[list[int]]):
         return self.per_epoch - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.RandomState(zlib.crc32(f"{self.seed}/{self.epoch}".encode())).permutation(self.rows)
+        random = np.random.RandomState(zlib.crc32(f"{self.seed}/{self.epoch}".encode()))
+        order = self.sampling.draw(self.rows, random) if self.sampling else random.permutation(self.rows)
         for batch in range(self.start, self.per_epoch):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield rows[self.rank :: self.world].tolist()
+            items = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield items[self.rank :: self.world].tolist()
+
+
+class BalancedSampling:
+    """Draw rows so that half of them are real, and generators and kinds by the root of their number of images.
+
+    rows: columns `generator` and `label`. A kind is a generator without fakes; `kinds_share` of the real draws are of
+    kinds, where that is given and there are any.
+    """
+
+    def __init__(self, rows: pd.DataFrame, kinds_share: float | None):
+        label = rows.label.to_numpy()
+        weights = rows.groupby(["generator", "label"]).label.transform("size").to_numpy() ** -0.5
+        of_kinds = is_kind(rows)
+        if kinds_share and of_kinds.any():
+            others = (label == 0) & ~of_kinds
+            weights[of_kinds] *= kinds_share / weights[of_kinds].sum()
+            weights[others] *= (1 - kinds_share) / weights[others].sum()
+        self._classes = [np.flatnonzero(label == value) for value in (0, 1)]
+        self._cumulative = [np.cumsum(weights[rows_of_class]) for rows_of_class in self._classes]
+
+    def draw(self, count: int, random: np.random.RandomState) -> np.ndarray:
+        """Draw `count` items, in random order: a row, plus `count` for each time that it was drawn before."""
+        found = []
+        for number, rows, cumulative in zip(
+            (count - count // 2, count // 2), self._classes, self._cumulative, strict=True
+        ):
+            places = np.searchsorted(cumulative, random.random_sample(number) * cumulative[-1], side="right")
+            found.append(rows[np.minimum(places, len(rows) - 1)])
+        drawn = pd.Series(random.permutation(np.concatenate(found)))
+        return (drawn + count * drawn.groupby(drawn).cumcount()).to_numpy()
+
+
+def is_kind(rows: pd.DataFrame) -> np.ndarray:
+    """Which rows are of a kind of real images: a `generator` without fakes, `label` 0 only. Returns bool (n,)."""
+    result: np.ndarray = (rows.groupby("generator").label.transform("max") == 0).to_numpy()
+    return result
 
 
 def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="simplecnn, resnet50, ssp, ssp-robust, ssp-lite, or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="simplecnn, resnet50, ssp, ssp-robust, ssp-lite, lite0, or a YAML file.")
+    ],
     data: Annotated[str, typer.Option(help="Folder or s3:// URL in GenImage's layout.")],
     run: Annotated[str, typer.Option(help="Where the run is kept: a folder or an s3:// URL.")],
     seen: Annotated[
@@ -27,7 +29,7 @@ def train(
         str | None, typer.Option(help="Generators kept for evaluation, separated by commas (default: the recipe's).")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Initial weights of ResNet50: imagenet, none, or a file (default: the recipe's).")
+        str | None, typer.Option(help="Initial weights: imagenet, none, or a file (default: the recipe's).")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs (default: the recipe's).")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed (default: the recipe's).")] = None,
@@ -36,6 +38,10 @@ def train(
         Literal["raw", "matched"],
         typer.Option(help="DATA as it is, or its matched version DATA-matched (built first if missing)."),
     ] = "raw",
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(help="Another folder to train on, all of its splits; of real images alone too. Repeatable."),
+    ] = None,
     index: INDEX = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is a GPU).")] = None,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = max(1, (os.cpu_count() or 2) // 2),
@@ -58,7 +64,7 @@ def train(
     )
     from patchscan.training.train import train as train_recipe
 
-    train_recipe(checked, data, run, index=index, device=device, workers=workers, protocol=protocol)
+    train_recipe(checked, data, run, index=index, device=device, workers=workers, protocol=protocol, extra=extra or ())
 
 
 def import_ssp(

@@ -1,5 +1,6 @@
 """Select the images that a run trains and validates on: those of the seen generators only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,17 +27,53 @@ class TrainingData:
     digest: str
 
     @classmethod
-    def load(cls, recipe: Recipe, data: str, index: Path | None, protocol: Literal["raw", "matched"]) -> "TrainingData":
+    def load(
+        cls,
+        recipe: Recipe,
+        data: str,
+        index: Path | None,
+        protocol: Literal["raw", "matched"],
+        extra: Sequence[str] = (),
+    ) -> "TrainingData":
         """Load the images of `data`, a folder or s3:// URL; builds a missing index or matched version first.
 
-        Raises DataError as `select_rows` does, and what building an index or a matched version raises.
+        extra: folders to train on as well, see `select_extra_rows`. Raises DataError as `select_rows` does, and what
+        building an index or a matched version raises.
         """
         if protocol == "matched":
             matched = str(matched_version(data, index=index))
             data, index = matched, index if matched == data else None
         table = load_index(data, index)
-        train, val = (select_rows(table, recipe.seen, split) for split in ("train", "val"))
-        return cls(DataSource(data), protocol_of(data), train, val, data_digest(pd.concat([train, val])))
+        train = pd.concat([select_rows(table, recipe.seen, split) for split in recipe.train_splits])
+        val = select_rows(table, recipe.seen, "val")
+        source = JoinedSource(data, extra) if extra else DataSource(data)
+        added = [select_extra_rows(folder, recipe, number) for number, folder in enumerate(extra)]
+        train = pd.concat([train, *added], ignore_index=True)
+        return cls(source, protocol_of(data), train, val, data_digest(pd.concat([train, val])))
+
+
+class JoinedSource(DataSource):
+    """A data set and the extra ones beside it, whose paths begin with `extra-0/`, `extra-1/` and so on."""
+
+    def __init__(self, url: str, extra: Sequence[str]):
+        super().__init__(url)
+        self._extra = {f"extra-{number}": DataSource(folder) for number, folder in enumerate(extra)}
+
+    def read(self, path: str) -> bytes:
+        """Return the encoded bytes of one image. Raises as DataSource does."""
+        first, _, rest = path.partition("/")
+        return self._extra[first].read(rest) if first in self._extra else super().read(path)
+
+
+def select_extra_rows(folder: str, recipe: Recipe, number: int) -> pd.DataFrame:
+    """Return the index rows of extra folder `number`, in GenImage's layout, with a column `label` and paths that
+    JoinedSource reads: all splits and all generators but the recipe's unseen ones.
+
+    A generator of the folder may have real images only: it is then a kind of real image (`is_kind`).
+    """
+    index = load_index(folder)
+    rows = index[~index.generator.isin(recipe.unseen)]
+    return rows.assign(path=f"extra-{number}/" + rows.path, label=rows["class"].map(LABELS))
 
 
 def select_rows(index: pd.DataFrame, generators: list[str], split: str) -> pd.DataFrame:

@@ -69,6 +69,8 @@ class Learner:
         loss = compute_loss(outputs.float(), labels.to(device, non_blocking=True), self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.recipe.max_gradient_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_gradient_norm)
         self.optimizer.step()
         if self.recipe.averaging:
             self._update_average(done)
@@ -93,7 +95,7 @@ class Learner:
     def measure_step_seconds(self, images: int) -> float:
         """Measure one forward and backward pass over `images` blank images. The model does not change."""
         self.model.eval()  # in training mode the pass would update the batch-norm statistics
-        size, count = self.recipe.preset.size, images * (self.recipe.train_crops or self.recipe.preset.count)
+        size, count = self.recipe.train_size, images * self.recipe.crops_per_image
         crops = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.ranks.device)
         times = []
         for _ in range(2):

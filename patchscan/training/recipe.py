@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
@@ -34,15 +34,43 @@ class Augment(BaseModel):
     resize: tuple[float, float] | None = None
 
 
+class Delivery(BaseModel):
+    """Augmentation of both classes as images are delivered on the web; training crops of `size` x `size` pixels.
+
+    A share `plain` of the crops is cut as stored. Of the others, a share `shrink` is resized by `smallest` to 1 and a
+    share `enlarge` by 1.1 to `largest`, with a random filter; a share `sharpen` is sharpened; a share `compress` is
+    stored as JPEG or WebP of `quality`. Of these a share `twice` is stored again, on another grid of blocks and half of
+    the time resized once more.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(ge=16)
+    plain: float = Field(default=0.3, ge=0, le=1)
+    shrink: float = Field(default=0.4, ge=0, le=1)
+    smallest: float = Field(default=0.5, gt=0, le=1)
+    enlarge: float = Field(default=0.15, ge=0, le=1)
+    largest: float = Field(default=2.0, ge=1.1)
+    sharpen: float = Field(default=0.08, ge=0, le=1)
+    compress: float = Field(default=0.65, ge=0, le=1)
+    twice: float = Field(default=0.15, ge=0, le=1)
+    quality: tuple[int, int] = (60, 97)
+
+
 class Recipe(BaseModel):
     """All settings of a training run except its data.
 
     `seen`: generators to train on and to choose the checkpoint on. `unseen`: generators for evaluation only. `weights`:
-    `imagenet`, `none`, or a file. `train_crops`: crops per image in a training step (default: the preset's count).
-    `window`: side, in pixels, of the random part of an image that the crops are taken from. `synthetic`: share of the
-    AI images to replace with fakes made from training photographs. `averaging`: decay of the moving average of the
-    weights, which is then validated and saved. `cosine`: the learning rate warms up for 50 steps and falls to 0 along a
-    cosine. `notice`: a warning to show with all of the model's verdicts.
+    `imagenet`, `none`, or a file. `train_crops`: crops per image in a training step (default: the preset's count, or 1
+    with `delivery`). `window`: side, in pixels, of the random part of an image that the crops are taken from.
+    `synthetic`: share of the AI images to replace with fakes made from training photographs. `averaging`: decay of the
+    moving average of the weights, which is then validated and saved. `cosine`: the learning rate warms up for 50 steps
+    and falls to 0 along a cosine. `max_gradient_norm`: gradients are scaled down to this norm. `delivery`: augmentation
+    in place of `augment`. `balanced`: half of the images drawn are real, and a generator is drawn by the root of its
+    number of images. `kinds_share`: share of the real images drawn from kinds of real images that come without fakes
+    (see `--extra`; default: by the root of their number, as generators are). `train_splits`: with `val` among them no
+    images are left to choose the checkpoint on, and the last one is saved. `notice`: a warning to show with all of the
+    model's verdicts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,11 +95,39 @@ class Recipe(BaseModel):
     window: int | None = Field(default=None, ge=32)
     synthetic: float = Field(default=0.0, ge=0, le=1)
     augment: Augment | None = None
+    delivery: Delivery | None = None
+    balanced: bool = False
+    kinds_share: float | None = Field(default=None, gt=0, lt=1)
+    train_splits: tuple[Literal["train", "val"], ...] = ("train",)
+    max_gradient_norm: float | None = Field(default=None, gt=0)
     notice: str = ""
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _check_combination(self) -> "Recipe":
+        if self.delivery and (self.augment or self.preset.kind != "patch"):
+            raise ValueError("delivery goes with a patch preset and without augment")
+        if self.kinds_share and not self.balanced:
+            raise ValueError("kinds_share needs balanced: true")
+        return self
 
-ALLOWED_KEYS = {*Recipe.model_fields, *Augment.model_fields, *(field.name for field in fields(PatchPreset))}
+    @property
+    def train_size(self) -> int:
+        """The side of a training crop in pixels."""
+        return self.delivery.size if self.delivery else self.preset.size
+
+    @property
+    def crops_per_image(self) -> int:
+        """How many crops of an image a training step takes."""
+        return self.train_crops or (1 if self.delivery else self.preset.count)
+
+
+ALLOWED_KEYS = {
+    *Recipe.model_fields,
+    *Augment.model_fields,
+    *Delivery.model_fields,
+    *(field.name for field in fields(PatchPreset)),
+}
 
 
 def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:

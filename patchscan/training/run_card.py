@@ -14,13 +14,19 @@ import torch
 from patchscan.common.files import sha256_of
 from patchscan.dataset.audit import audit
 from patchscan.detector.card import Card
+from patchscan.detector.weights import describe_weights
+from patchscan.training.batches import is_kind
 from patchscan.training.data import TrainingData
 from patchscan.training.recipe import Recipe
+
+BEST_EPOCH = "mean AUC of the seen generators' validation split"
+LAST_EPOCH = "nothing: the last epoch, because the validation split was trained on; figures on it are flattering"
 
 
 def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, Any]) -> Card:
     """Build the card of the file `weights`; `best` is its validation result: `epoch` (from 0) and `mean_auc`."""
     notice = [recipe.notice] if recipe.notice else []
+    paired = pd.concat([data.train[~is_kind(data.train)], data.val])  # the audit compares the classes of a generator
     return Card(
         name=recipe.name,
         version="1.0",
@@ -35,11 +41,13 @@ def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str
             "protocol": data.protocol,
             "train_images": len(data.train),
             "val_images": len(data.val),
+            "kinds": sorted(data.train.generator[is_kind(data.train)].unique()),
+            "weights": describe_weights(recipe.architecture, recipe.weights),
             "best_epoch": best["epoch"] + 1,
-            "selected_by": "mean AUC of the seen generators' validation split",
+            "selected_by": LAST_EPOCH if "val" in recipe.train_splits else BEST_EPOCH,
             "seen_val_mean_auc": best["mean_auc"],
         },
-        warnings=[*notice, *audit(pd.concat([data.train, data.val])).warnings],
+        warnings=[*notice, *audit(paired).warnings],
         environment=environment(),
     )
 

@@ -6,7 +6,9 @@
 The checkpoint is chosen on the seen generators' validation split; unseen generators are never read.
 """
 
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +17,11 @@ import torch
 import torch.distributed as dist
 
 from patchscan.common.console import ProgressReport
-from patchscan.common.errors import EXIT_INTERRUPTED
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.dataset.source import DataError
 from patchscan.detector.card import WEIGHTS_FILE
 from patchscan.detector.weights import read_safetensors
-from patchscan.training.batches import CropDataset, EpochBatches, training_loader
+from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, is_kind, training_loader
 from patchscan.training.checkpoint import RunStore
 from patchscan.training.data import TrainingData
 from patchscan.training.distributed import Interrupt, Ranks
@@ -33,6 +35,10 @@ from patchscan.training.validation import validation_aucs
 CHECKPOINT_EVERY_S = 120.0
 
 
+class DivergedError(UserError):
+    """The loss became NaN or infinite: the recipe cannot be trained as it is."""
+
+
 def train(
     recipe: Recipe,
     data: str,
@@ -42,10 +48,12 @@ def train(
     device: str | None = None,
     workers: int = 1,
     protocol: Literal["raw", "matched"] = "raw",
+    extra: Sequence[str] = (),
 ) -> Path:
     """Train `recipe` on `data`, or on its matched version, and write the run to `run`. Resumes the run if it exists.
 
-    data: a folder or s3:// URL in GenImage's layout. run: a folder or s3:// URL. Returns the run folder with
+    data: a folder or s3:// URL in GenImage's layout. extra: folders in the same layout to train on as well, all
+    of their splits. run: a folder or s3:// URL. Returns the run folder with
     model.safetensors and card.json. Raises DataError, RecipeError, WeightsError; SystemExit(75) after SIGTERM or
     Ctrl-C, once a checkpoint is saved from which the same call continues.
     """
@@ -54,7 +62,7 @@ def train(
         if recipe.batch_size % ranks.world:
             raise DataError(f"batch_size {recipe.batch_size} is not divisible by {ranks.world} processes")
         store = RunStore(run)
-        images = ranks.rank_zero_first(lambda: TrainingData.load(recipe, data, index, protocol))
+        images = ranks.rank_zero_first(lambda: TrainingData.load(recipe, data, index, protocol, extra))
         return Trainer(recipe, ranks, store, images, workers).run()
     finally:
         if dist.is_initialized():
@@ -67,7 +75,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, ranks: Ranks, store: RunStore, data: TrainingData, workers: int):
         self.recipe, self.ranks, self.store, self.data, self.workers = recipe, ranks, store, data, workers
-        self.batches = EpochBatches(len(data.train), recipe.batch_size, recipe.seed, ranks.rank, ranks.world)
+        sampling = BalancedSampling(data.train, recipe.kinds_share) if recipe.balanced else None
+        self.batches = EpochBatches(len(data.train), recipe.batch_size, recipe.seed, ranks.rank, ranks.world, sampling)
         self.learner = Learner(recipe, ranks, recipe.epochs * self.batches.per_epoch)
         self.log = RunLog(store.folder, ranks.rank)
         self.epoch = self.step = 0
@@ -100,6 +109,7 @@ class Trainer:
             processes=self.ranks.world,
             data_digest=self.data.digest[:12],
             images=len(self.data.train),
+            images_of_kinds=int(is_kind(self.data.train).sum()),
             parameters=sum(parameter.numel() for parameter in self.learner.model.parameters()),
             planned_minutes=round(remaining * step_s / 60, 1),
         )
@@ -122,6 +132,11 @@ class Trainer:
             progress.advance(self.step)
             for crops, labels in timer.iterate(loader):
                 losses.append(self.learner.step(crops, labels, self._steps_done))
+                if not math.isfinite(losses[-1]):
+                    raise DivergedError(
+                        f"the loss is {losses[-1]} after {self._steps_done} steps: lower learning_rate or set "
+                        "max_gradient_norm in the recipe, and name a new --run"
+                    )
                 self.step += 1
                 progress.advance(notes=f"loss {np.mean(losses[-50:]):.4f}")
                 if self.ranks.any(interrupt.requested):
@@ -141,7 +156,8 @@ class Trainer:
         mean = float(np.mean(list(aucs.values())))
         auc_fields = {f"auc_{generator}": auc for generator, auc in aucs.items()}
         self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **auc_fields)
-        if mean > self.best["mean_auc"]:
+        trained_on_val = "val" in self.recipe.train_splits  # then a better figure says nothing: the last one is saved
+        if mean > self.best["mean_auc"] or trained_on_val:
             self.best = {"epoch": self.epoch, "mean_auc": mean}
             self.store.save_weights(WEIGHTS_FILE, self.learner.averaged.state_dict())
             self.store.push(WEIGHTS_FILE)

@@ -1,0 +1,224 @@
+"""Crops as they were delivered, draws that balance classes and kinds, and extra folders; the same for the same seed."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patchscan.detector.answer import Answer
+from patchscan.detector.card import Card
+from patchscan.detector.detector import Detector
+from patchscan.training import learner, train
+from patchscan.training.augment import deliver
+from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, is_kind
+from patchscan.training.data import TrainingData
+from patchscan.training.recipe import Delivery, Recipe, RecipeError, load_recipe
+from tests.image_tree import picture, write
+from tests.serving_kit import png
+
+EVERYTHING = Delivery(size=32, plain=0, shrink=0.5, enlarge=0.5, sharpen=0.5, compress=1, twice=0.5)
+
+
+@settings(deadline=None)
+@given(st.integers(8, 90), st.integers(8, 90), st.integers(0, 2**32 - 1))
+def test_a_delivered_crop_has_its_size_whatever_the_image(height: int, width: int, seed: int) -> None:
+    rgb = picture(seed % 5, 96, 96)[:height, :width]
+    one, again = (deliver(rgb, EVERYTHING, np.random.RandomState(seed)) for _ in range(2))
+    assert one.shape == (32, 32, 3)
+    assert one.dtype == np.uint8
+    assert np.array_equal(one, again)
+
+
+def test_a_plain_crop_is_a_part_of_the_image() -> None:
+    rgb = picture(1, 60, 50)
+    crop = deliver(rgb, Delivery(size=48, plain=1), np.random.RandomState(0))
+    places = [(y, x) for y in range(60 - 47) for x in range(50 - 47)]
+    assert any(np.array_equal(crop, rgb[y : y + 48, x : x + 48]) for y, x in places)
+
+
+@pytest.mark.parametrize("step", ["shrink", "enlarge", "sharpen", "compress"])
+def test_every_step_changes_pixels(step: str) -> None:
+    nothing = Delivery(size=64, plain=0, shrink=0, enlarge=0, sharpen=0, compress=0)
+    rgb = picture(1, 200, 200)
+    plain, changed = (
+        deliver(rgb, steps, np.random.RandomState(3)) for steps in (nothing, nothing.model_copy(update={step: 1.0}))
+    )
+    assert plain.shape == changed.shape
+    assert not np.array_equal(plain, changed)
+
+
+def table(**counts: tuple[int, int]) -> pd.DataFrame:
+    """Rows of generators by name, each with so many fakes and real images."""
+    rows = [
+        (name, label) for name, pair in counts.items() for label, n in zip((1, 0), pair, strict=True) for _ in range(n)
+    ]
+    return pd.DataFrame(rows, columns=["generator", "label"])
+
+
+ROWS = table(big=(400, 400), small=(100, 100), art=(0, 40), screens=(0, 10))
+
+
+@pytest.mark.parametrize(("share", "of_art"), [(0.3, 0.2), (None, None)])
+def test_half_is_real_and_generators_count_by_their_root(share: float | None, of_art: float | None) -> None:
+    assert set(ROWS.generator[is_kind(ROWS)]) == {"art", "screens"}
+    items = BalancedSampling(ROWS, share).draw(len(ROWS), np.random.RandomState(0))
+    many = [BalancedSampling(ROWS, share).draw(len(ROWS), np.random.RandomState(seed)) for seed in range(40)]
+    drawn = ROWS.iloc[np.concatenate(many) % len(ROWS)]
+    assert len(items) == len(set(items.tolist())) == len(ROWS)
+    assert drawn.label.mean() == pytest.approx(0.5, abs=1e-3)
+    fakes, real = drawn[drawn.label == 1], drawn[drawn.label == 0]
+    assert (fakes.generator == "big").mean() == pytest.approx(2 / 3, abs=0.02)
+    kinds = real.generator.isin(["art", "screens"])
+    roots = {name: count**0.5 for name, count in (("big", 400), ("small", 100), ("art", 40), ("screens", 10))}
+    expected = share or (roots["art"] + roots["screens"]) / sum(roots.values())
+    assert kinds.mean() == pytest.approx(expected, abs=0.02)
+    assert (real[kinds].generator == "art").mean() == pytest.approx(2 / 3, abs=0.03)
+    assert of_art is None or (real.generator == "art").mean() == pytest.approx(of_art, abs=0.02)
+
+
+def test_a_resumed_epoch_goes_on_with_the_same_items() -> None:
+    batches = EpochBatches(len(ROWS), 32, seed=1, sampling=BalancedSampling(ROWS, 0.3))
+    batches.epoch = 2
+    whole = list(batches)
+    batches.start = 7
+    assert list(batches) == whole[7:]
+    batches.start, batches.epoch = 0, 3
+    assert list(batches) != whole
+
+
+RECIPE = """\
+name: tiny
+architecture: efficientnet-lite0
+preset: {kind: patch, size: 64, rule: grid, count: 2}
+seen: [one]
+unseen: [other]
+epochs: 1
+batch_size: 8
+learning_rate: 1.0e-3
+flip: all
+balanced: true
+kinds_share: 0.5
+delivery: {size: 48, plain: 0.5}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return load_recipe(str(tmp_path / "tiny.yaml"))
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[str, str]:
+    """A data set of one generator, and a folder beside it with two kinds and the unseen generator."""
+    data, extra = tmp_path / "data", tmp_path / "extra"
+    for number in range(8):
+        split = "train" if number < 6 else "val"
+        write(data / "one" / split / "nature" / f"{number}.png", picture(number, 80, 80))
+        write(data / "one" / split / "ai" / f"{number}.png", picture(number, 80, 80) // 16 * 16)
+        for name, label in (("art", "nature"), ("screens", "nature"), ("other", "nature"), ("other", "ai")):
+            write(extra / name / split / label / f"{number}.png", picture(100 + number, 80, 80))
+    return str(data), str(extra)
+
+
+def test_an_extra_folder_is_trained_on_but_its_unseen_generators(recipe: Recipe, folders: tuple[str, str]) -> None:
+    data, extra = folders
+    plain = TrainingData.load(recipe, data, None, "raw")
+    joined = TrainingData.load(recipe, data, None, "raw", [extra])
+    assert (len(plain.train), len(joined.train), len(joined.val)) == (12, 12 + 16, 4)
+    assert set(joined.train.generator) == {"one", "art", "screens"}
+    assert joined.digest != plain.digest
+    images = CropDataset(joined.source, joined.train, recipe, epoch=0)
+    assert [images[row][0].shape for row in range(len(images))] == [(1, 48, 48, 3)] * len(images)
+    assert [images[row][1] for row in range(12, 28)] == [0] * 16
+
+
+def test_a_row_drawn_twice_in_an_epoch_gets_another_crop(recipe: Recipe, folders: tuple[str, str]) -> None:
+    data = TrainingData.load(recipe, folders[0], None, "raw")
+    images = CropDataset(data.source, data.train, recipe, epoch=0)
+    first, again, next_epoch = (
+        images[3][0],
+        images[3 + len(images)][0],
+        CropDataset(data.source, data.train, recipe, 1)[3][0],
+    )
+    assert (first == images[3][0]).all()
+    assert not (first == again).all()
+    assert not (first == next_epoch).all()
+
+
+def test_training_on_every_split_takes_the_validation_images_too(recipe: Recipe, folders: tuple[str, str]) -> None:
+    everything = recipe.model_copy(update={"train_splits": ("train", "val")})
+    data = TrainingData.load(everything, folders[0], None, "raw")
+    assert (len(data.train), len(data.val)) == (16, 4)
+    assert set(data.val.path) <= set(data.train.path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (RECIPE + "augment: {probability: 0.5}\n", "without augment"),
+        (RECIPE.replace("balanced: true\n", ""), "kinds_share needs balanced"),
+        (RECIPE.replace("plain: 0.5", "plan: 0.5"), "did you mean plain"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(tmp_path: Path, wrong: str, message: str) -> None:
+    (tmp_path / "wrong.yaml").write_text(wrong)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(tmp_path / "wrong.yaml"))
+
+
+class InterruptAfter:
+    """Asks for a stop after so many steps, as a signal does."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_an_interrupted_run_ends_in_the_same_weights_and_its_card_says_what_it_learned_from(
+    recipe: Recipe, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, extra = folders
+    recipe = recipe.model_copy(update={"epochs": 2, "averaging": 0.9, "cosine": True, "max_gradient_norm": 1.0})
+    cards = []
+    for name, steps in (("whole", [99]), ("stopped", [1, 2, 99])):
+        for number in steps:
+            monkeypatch.setattr(train, "Interrupt", lambda number=number: InterruptAfter(number))
+            run = [recipe, data, str(tmp_path / name)]
+            if number < 99:
+                with pytest.raises(SystemExit, match="75"):
+                    train.train(*run, device="cpu", workers=0, extra=[extra])  # type: ignore[arg-type]
+            else:
+                train.train(*run, device="cpu", workers=0, extra=[extra])  # type: ignore[arg-type]
+        cards.append(Card.read(tmp_path / name))
+    assert cards[0].weights_sha256 == cards[1].weights_sha256
+    assert cards[0].training["kinds"] == ["art", "screens"]
+    assert cards[0].training["train_images"] == 28
+    assert isinstance(Detector.load(tmp_path / "whole").score([png(1)])[0], Answer)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(
+    recipe: Recipe, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "compute_loss", lambda outputs, *_: outputs.sum() * float("nan"))
+    with pytest.raises(train.DivergedError, match="lower learning_rate"):
+        train.train(recipe, folders[0], str(tmp_path / "run"), device="cpu", workers=0)
+
+
+def test_a_model_of_every_split_keeps_its_last_epoch_and_says_so(
+    recipe: Recipe, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([0.9, 0.4])
+    monkeypatch.setattr(train, "validation_aucs", lambda *_: {"one": next(figures)})
+    everything = recipe.model_copy(update={"train_splits": ("train", "val"), "epochs": 2})
+    train.train(everything, folders[0], str(tmp_path / "run"), device="cpu", workers=0)
+    training = Card.read(tmp_path / "run").training
+    assert training["best_epoch"] == 2
+    assert "validation split was trained on" in training["selected_by"]
