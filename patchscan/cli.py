@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import tempfile
+import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -16,8 +17,8 @@ import typer
 import typer.core
 
 from patchscan.cluster import commands as cluster_commands
-from patchscan.common.console import INTERNAL_STEPS, end_at_once
-from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.common.console import INTERNAL_STEPS, end_at_once, printable
+from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from patchscan.common.extras import missing_library
 from patchscan.common.proxies import bypass_for_loopback
 from patchscan.dataset import commands as dataset_commands
@@ -71,7 +72,8 @@ for package in (
 
 def main() -> None:
     """Run one command. A UserError ends it with one line on standard error and the error's exit code; Ctrl-C and
-    SIGTERM end it with EXIT_INTERRUPTED, unless the command has installed signal handlers of its own."""
+    SIGTERM end it with EXIT_INTERRUPTED, unless the command has installed signal handlers of its own. Any other
+    exception is a bug: its traceback is printed, and the exit code is EXIT_BUG."""
     for number in (signal.SIGINT, signal.SIGTERM):
         # A shell script ignores Ctrl-C for the commands it runs in the background: leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -93,7 +95,7 @@ def main() -> None:
         # sys.exit would wait for threads that are waiting for a server. The exit functions remove temporary files.
         atexit._run_exitfuncs()
         os._exit(EXIT_INTERRUPTED)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, it is told, and has its exit code
         user_error = error if isinstance(error, UserError) else None
         if _is_full_disk(error) and not (user_error and user_error.exit_code == EXIT_INTERRUPTED):
             places = f"where it writes to or in {tempfile.gettempdir()}"
@@ -103,7 +105,7 @@ def main() -> None:
         if what_to_install := missing_library(error):
             _exit_with(what_to_install, UserError.exit_code)
         if not user_error:
-            raise
+            _exit_with_traceback(error)
         _exit_with(str(user_error), user_error.exit_code)
 
 
@@ -119,8 +121,15 @@ def _exit_silently(number: int, frame: FrameType | None) -> NoReturn:
 
 def _exit_with(message: str, exit_code: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that a SIGTERM could interrupt
-    print(f"patchscan: {' '.join(message.split())}", file=sys.stderr)
+    print(f"patchscan: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(exit_code)
+
+
+def _exit_with_traceback(error: Exception) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for line in "".join(traceback.format_exception(error)).split("\n"):
+        print(printable(line), file=sys.stderr)
+    sys.exit(EXIT_BUG)
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchscan.common.console import INTERNAL_STEPS
+from patchscan.common.console import INTERNAL_STEPS, printable
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import options
 
@@ -131,7 +131,7 @@ def jobs_logs(
     from patchscan.cluster.submitting import log_lines
 
     for line in log_lines(Cluster.connect(namespace, context), job, index, follow):
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 @jobs.command("cancel")

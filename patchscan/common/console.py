@@ -1,4 +1,5 @@
-"""Show the progress of long work: a bar on a terminal, plain lines in a log. End at once on a second Ctrl-C."""
+"""Print safely to a terminal: progress as a bar or plain lines, and text of strangers. End at once on a second
+Ctrl-C."""
 
 import os
 import sys
@@ -25,6 +26,20 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
+def printable(text: str) -> str:
+    r"""Return text that comes from outside (a key, a path, a message about one) in a form that a terminal shows as one
+    line and never obeys.
+
+    Every character that is not printable is escaped as Python writes it: line breaks (\n, \u2028), escape sequences
+    (\x1b), marks that reorder text (\u202e), lone surrogates (\udcff).
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 class ProgressReport:
     """Show the progress of one task while in its context; call `advance` as work is done.
 
@@ -33,7 +48,7 @@ class ProgressReport:
     """
 
     def __init__(self, task: str, total: int | None, unit: str = "images"):
-        self.task, self.total, self.unit = task, total, unit
+        self.task, self.total, self.unit = printable(task), total, unit
         self.done = 0
         self.notes = ""
         self._started = self._last_line = time.monotonic()
@@ -52,13 +67,13 @@ class ProgressReport:
             )
 
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[rate]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[notes]}"),
+                TextColumn("{task.fields[notes]}", markup=False),
                 console=Console(stderr=True),
             )
             self._bar.start()

@@ -1,4 +1,5 @@
-"""The error tree and the exit codes. The command line prints every UserError as one line.
+"""The error tree and the exit codes. The command line prints every UserError as one line. Any
+other exception that reaches it is a bug: its traceback is printed, and the exit code is EXIT_BUG.
 
 Each package defines its own errors beside the code that raises them:
 
@@ -6,6 +7,7 @@ Each package defines its own errors beside the code that raises them:
     |-- UserError                      ends the command with its exit_code, 2 unless stated
     |   |-- OutageError                (75) nothing has worked for minutes; finished work is kept
     |   |-- StoreError                 the bucket, folder or credentials cannot be used
+    |   |   |-- UnusableNameError      one name cannot be read or written in a store
     |   |   `-- ManifestError          a list of objects that cannot be read
     |   |-- DataError, LayoutError, IndexFileError, ProtocolError     data sets
     |   |-- CardError, WeightsError                                   run folders
@@ -29,9 +31,13 @@ Each package defines its own errors beside the code that raises them:
     |-- AlreadyExistsError, JobGoneError    the cluster's state is not the expected one
     `-- ValueError
         |-- ImageError                 one image can never be scored: a rejected row
-        `-- RequestError               a malformed request to the handler: HTTP 400
+        |-- RequestError               a malformed request to the handler: HTTP 400
+        `-- UnsafeNameError            a name that is no file inside its folder
 """
 
+# The exit code of a command that a bug of patchscan has ended; its traceback is on standard error. Python's own would
+# be 1, which means "done, some objects failed".
+EXIT_BUG = 70
 # The exit code of an interrupted command: finished work is kept, and the same command continues from there.
 EXIT_INTERRUPTED = 75
 

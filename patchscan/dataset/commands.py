@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from patchscan.common.console import printable
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -47,9 +49,9 @@ def index(
     typer.echo(_counts(built.table).to_string())
     typer.echo(f"quarantined: {len(built.quarantine):,}")
     for code, files in built.quarantine.groupby("code"):
-        typer.echo(f"  {code}: {len(files):,}, such as {files['path'].iloc[0]}")
+        typer.echo(printable(f"  {code}: {len(files):,}, such as {files['path'].iloc[0]}"))
     for line in describe(built.duplicates):
-        typer.echo(line)
+        typer.echo(printable(line))
     typer.echo(f"index: {built.path} ({built.read:,} files read in {built.seconds:.0f} s)")
 
 
@@ -75,7 +77,7 @@ def audit(
     result = audit_index(load_index(data, index))
     typer.echo(_audit_table(result).to_string(index=False))
     for warning in result.warnings:
-        typer.echo(f"\n{warning}")
+        typer.echo(f"\n{printable(warning)}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result.as_dict())

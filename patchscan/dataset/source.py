@@ -20,16 +20,11 @@ class DataSource:
         self._opened: tuple[int, Store] | None = None
 
     def read(self, path: str) -> bytes:
-        """Return the encoded bytes of one image. Raises DataError where it is gone or cannot be read, StoreError where
-        the bucket cannot be used."""
+        """Return the encoded bytes of one image. Raises DataError where it is gone, StoreError where it cannot be read
+        or the bucket cannot be used."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), open_store(self.url)
-        try:
-            data = self._opened[1].read(path)
-        except OSError as error:
-            raise DataError(
-                f"cannot read {self.url}/{path}: {error.strerror}; fix that and run the same command again"
-            ) from error
+        data = self._opened[1].read(path)
         if data is None:
             raise DataError(f"{self.url}/{path} is gone since it was listed; run `patchscan index` again")
         return data

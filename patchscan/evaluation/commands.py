@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from patchscan.common.console import printable
 from patchscan.dataset.commands import INDEX
 
 
@@ -71,7 +72,7 @@ def evaluate(
     options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, first_index, robustness)
     report = run_evaluation(run, sets, out, options)
     for sentence in report["findings"]["models"]:
-        typer.echo(f"- {sentence}")
+        typer.echo(printable(f"- {sentence}"))
     typer.echo(f"report: {out / 'report.html'}")
 
 
@@ -119,5 +120,5 @@ def scan_video(
     from patchscan.evaluation.video import write_video_report
 
     report = write_video_report(run, video, out, frames, device)
-    typer.echo(report["finding"])
+    typer.echo(printable(report["finding"]))
     typer.echo(f"report: {out / 'report.html'}")

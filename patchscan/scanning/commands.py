@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchscan.common.console import INTERNAL_STEPS
+from patchscan.common.console import INTERNAL_STEPS, printable
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import options
 
@@ -231,7 +231,7 @@ def make_plan(
         message = (
             f"{results.url} ignores conditional writes: if two scans are started at once, one of them ends with 75"
         )
-        print(f"patchscan: warning: {message}", file=sys.stderr)
+        print(f"patchscan: warning: {printable(message)}", file=sys.stderr)
     return plan
 
 
@@ -261,7 +261,7 @@ def finish_scan(
 
     report = reduce(results, plan, labels)
     print(summary_text(report))
-    print(f"report: {results.url.rstrip('/')}/report.html")
+    print(printable(f"report: {results.url.rstrip('/')}/report.html"))
     if webhook:
         post(webhook, webhook_message(report), webhook_secret_file)
     if report["totals"]["failed"]:

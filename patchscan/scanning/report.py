@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from patchscan.common.console import printable
 from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
 from patchscan.scanning import prevalence, summary, thumbnails
@@ -122,7 +123,7 @@ def _histogram(report: Report) -> Figure:
 
 
 def summary_text(report: Report) -> str:
-    """Return a summary of a report for the terminal."""
+    """Return a summary of a report for the terminal; what strangers wrote in it is escaped."""
     totals, verdicts = report["totals"], report["verdicts"]
     counts = ", ".join(f"{totals[name]:,} {name}" for name in ("scored", "rejected", "failed", "unchanged"))
     lines = [
@@ -132,4 +133,4 @@ def summary_text(report: Report) -> str:
         *(f"alert: {alert['message']}" for alert in report["alerts"]),
         *(f"warning: {warning}" for warning in report["model"]["warnings"]),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

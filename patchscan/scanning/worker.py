@@ -8,11 +8,13 @@ import json
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from patchscan.common.console import printable
 from patchscan.common.errors import UserError
 from patchscan.common.retries import Retries, StoppedError, TransientError, Watchdog
 from patchscan.detector.answer import Answer
@@ -162,8 +164,9 @@ class Worker:
             return self._process(info)
         except (StoppedError, UserError):
             raise
-        except Exception as error:
-            log.exception("a bug of patchscan at %s", info.key)
+        except Exception as error:  # noqa: BLE001  it is logged with its traceback
+            trace = "\n".join(map(printable, traceback.format_exc().split("\n")))
+            log.error("a bug of patchscan at %s\n%s", printable(info.key), trace)
             row = rows.failed(info, FailureCode.INTERNAL_ERROR, f"{type(error).__name__}, see the log", 1)
             return FinishedObject(row | self._model, 0)
 

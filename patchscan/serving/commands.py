@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from patchscan.common.console import printable
+
 STORE = Annotated[Path, typer.Option(help="Folder of archives that the server reads.")]
 KEYS = Annotated[Path, typer.Option(help="The key_file.json in the scratch folder of `patchscan serve`.")]
 MANAGEMENT = Annotated[str, typer.Option(help="Address of the management API, http://HOST:PORT.")]
@@ -210,4 +212,5 @@ def status(
         for model in registry.status():
             default = "default" if model.default else ""
             ready = f"{model.ready} of {model.workers} workers READY"
-            typer.echo(f"{model.name} {model.version:8} {default:8} {ready}, {model.waiting} waiting, {model.file}")
+            line = f"{model.name} {model.version:8} {default:8} {ready}, {model.waiting} waiting, {model.file}"
+            typer.echo(printable(line))

@@ -145,7 +145,7 @@ class Bucket:
         self._call(partial(self._client.delete_object, Bucket=self.bucket, Key=self._key(name)))
 
     def _key(self, name: str) -> str:
-        return f"{self.prefix.rstrip('/')}/{name}".lstrip("/")
+        return f"{self.prefix.rstrip('/')}/{name}" if self.prefix else name
 
     def _call(
         self, function: Callable[[], Result], expected: Mapping[FailureCode, Result] = MappingProxyType({})

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from patchscan.common.console import printable
+
 
 def add_to(app: typer.Typer) -> None:
     """Register this package's command."""
@@ -26,4 +28,4 @@ def copy(
     """
     from patchscan.storage.copying import copy_tree
 
-    print(f"{copy_tree(source, destination, skip_existing):,} copied to {destination}")
+    print(f"{copy_tree(source, destination, skip_existing):,} copied to {printable(destination)}")

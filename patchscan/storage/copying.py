@@ -1,10 +1,14 @@
 """Copy one folder or bucket prefix to another: data to a training pod, archives to and from a model store."""
 
+import unicodedata
+import uuid
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from patchscan.common.console import ProgressReport
 from patchscan.storage import open_store
-from patchscan.storage.store import StoreError
+from patchscan.storage.store import Store, StoreError, UnusableNameError, is_bucket
 
 THREADS = 16
 
@@ -12,22 +16,60 @@ THREADS = 16
 def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int:
     """Copy every object under `source` to the same name under `destination` (each an s3:// URL or a folder).
 
-    Each object is written atomically; with `skip_existing`, names that the destination has are skipped. Returns how
-    many were copied. Raises StoreError where there is nothing to copy.
+    Each object is written atomically; with `skip_existing`, names that the destination has are skipped. Objects that
+    the destination cannot hold (a folder: keys that name no file in it, keys that differ in case where it ignores case)
+    are left out, and StoreError is raised after all others have been copied. An empty object whose key ends in `/`,
+    with which some tools mark a folder, is not copied to a folder. Returns how many were copied. Raises StoreError
+    where there is nothing to copy.
     """
     origin, target = open_store(source, threads=THREADS), open_store(destination, threads=THREADS)
     names = sorted(origin.names(""))
     if not names:
         raise StoreError(f"{source} holds nothing to copy; is the address right?")
     existing = set(target.names("")) if skip_existing else set()
+    todo = [name for name in names if name not in existing]
+    same_files = _same_files(names, target)
+    left_out: list[tuple[str, str]] = []
 
     def copy(name: str) -> None:
-        data = origin.read(name)
-        if data is not None:
-            target.write(name, data)
+        try:
+            if name in same_files:
+                raise UnusableNameError("the destination ignores case, and another name differs in nothing else")
+            data = origin.read(name)
+            if data is None:
+                raise UnusableNameError("it is gone since it was listed, or a link to nothing")
+            if data or not name.endswith("/") or is_bucket(destination):
+                target.write(name, data)
+        except UnusableNameError as error:
+            left_out.append((name, str(error)))
 
-    todo = [name for name in names if name not in existing]
     with ProgressReport(f"copy to {destination}", len(todo), "files") as progress, ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(copy, todo):
             progress.advance()
+    if left_out:
+        name, why = min(left_out)
+        raise StoreError(
+            f"{len(left_out):,} of {len(todo):,} objects could not be copied, the others were; first {name}: {why}"
+        )
     return len(todo)
+
+
+def _same_files(names: Sequence[str], target: Store) -> set[str]:
+    """The names that are one file with another name in a destination that ignores case."""
+    folded = Counter(map(_fold, names))
+    if len(folded) == len(names) or not _ignores_case(target):
+        return set()
+    return {name for name in names if folded[_fold(name)] > 1}
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _ignores_case(target: Store) -> bool:
+    probe = f"probe-{uuid.uuid4().hex}"
+    target.write(probe, b"")
+    try:
+        return target.read(probe.upper()) is not None
+    finally:
+        target.delete(probe)

@@ -2,20 +2,28 @@
 
 import errno
 import os
-import tempfile
+import re
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
+from patchscan.common.files import PARTIAL_NAME, UnsafeNameError, atomic_write, safe_path
 from patchscan.common.retries import OutageError
-from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, StoreError
+from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, StoreError, UnusableNameError
 
-PARTIAL = ".partial-"
+# A name that is too long for this file system, or a file and a folder at once (`a` and `a/b`).
+NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY)
+ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
 class Folder:
-    """A folder as a `Store`. Keys are relative paths with `/`; a file's ETag is its modification time and size."""
+    """A folder as a `Store`. Keys are relative paths with `/`; a file's ETag is its modification time and size.
+
+    A file whose name is not UTF-8 has a key in which the bytes that are none are written as `\\xe9`.
+    """
 
     def __init__(self, url: str):
         self.url = url
@@ -24,29 +32,46 @@ class Folder:
         self.bytes_read = 0
 
     def objects(self) -> Iterator[ObjectInfo]:
-        """Every file, symbolic links to files included; links to folders are not followed."""
-        if not self.root.is_dir():
+        """Everything in the folder that is not a folder; links to folders are not followed.
+
+        What cannot be read is listed too, so that it gets a row: a folder that cannot be listed with a `/` at its end,
+        and links to nothing and files without a known size with neither size nor ETag.
+        """
+        if not os.path.isdir(self.root):  # noqa: PTH112  Path.is_dir raises PermissionError
             raise StoreError(f"{self.url} is not a folder")
-        for folder, _, names in os.walk(self.root, onerror=_raise_store_error):
+        closed: list[OSError] = []
+        for folder, _, names in os.walk(self.root, onerror=closed.append):
             for name in names:
                 path = Path(folder, name)
-                key = path.relative_to(self.root).as_posix()
+                key = _key(path.relative_to(self.root))
                 try:
-                    key.encode()
-                except UnicodeEncodeError:
-                    raise StoreError(f"{os.fsencode(key)!r}: the file's name is not UTF-8; rename it") from None
-                if path.is_file():
-                    yield self._info(key, path.stat())
+                    status = path.stat()
+                except OSError:
+                    yield ObjectInfo(key=key)
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield self._info(key, status)
+                elif not stat.S_ISDIR(status.st_mode):
+                    yield ObjectInfo(key=key)
+        for error in closed:
+            path = Path(error.filename)
+            if path == self.root:
+                raise StoreError(f"{self.url} cannot be listed: {error.strerror}")
+            yield ObjectInfo(key=f"{_key(path.relative_to(self.root))}/")
 
     def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
         """Read the file, and compare it with the listing by modification time and size."""
-        if Path(info.key).is_absolute() or ".." in Path(info.key).parts:
-            raise ObjectError(FailureCode.ACCESS_DENIED, "the path points outside the folder")
+        if info.key.endswith("/"):
+            raise ObjectError(FailureCode.ACCESS_DENIED, "the folder cannot be listed; nothing in it was scanned")
         try:
-            with (self.root / info.key).open("rb") as file:
+            with _open_regular(self._existing(info.key)) as file:
                 data = file.read(limit + 1)
                 now = self._info(info.key, os.fstat(file.fileno()))
+        except UnsafeNameError as error:
+            raise ObjectError(FailureCode.ACCESS_DENIED, f"the key names no file in the folder: {error}") from None
         except (FileNotFoundError, NotADirectoryError):
+            if self._existing(info.key).is_symlink():
+                raise ObjectError(FailureCode.VANISHED, "it is a link to a file that does not exist") from None
             raise ObjectError(FailureCode.VANISHED, "the file was deleted after it was listed") from None
         except PermissionError:
             raise ObjectError(FailureCode.ACCESS_DENIED, "access denied") from None
@@ -57,70 +82,93 @@ class Folder:
         self.bytes_read += len(data)
         return FetchedObject(data, now.size or 0, str(now.etag), None, now.last_modified)
 
+    def _existing(self, key: str) -> Path:
+        """The path of a key that `objects` made. Raises UnsafeNameError."""
+        path = safe_path(self.root, key)
+        if "\\x" in key and not os.path.lexists(path):
+            raw = ESCAPED_BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), key)
+            return safe_path(self.root, raw)
+        return path
+
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the results that begin with `prefix`."""
-        for path in self.root.rglob("*"):
-            name = path.relative_to(self.root).as_posix()
-            if name.startswith(prefix) and path.is_file() and not path.name.startswith(PARTIAL):
-                yield name
+        for folder, _, names in os.walk(self.root, onerror=_raise_unless_missing):
+            for file in names:
+                name = _key(Path(folder, file).relative_to(self.root))
+                if name.startswith(prefix) and not PARTIAL_NAME.fullmatch(file):
+                    yield name
 
     def read(self, name: str) -> bytes | None:
         """A result's bytes, or None where it does not exist."""
         try:
-            return (self.root / name).read_bytes()
+            with _open_regular(self._existing(name)) as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except UnsafeNameError as error:
+            raise UnusableNameError(f"{name} cannot be the name of a file in {self.url}: {error}") from None
+        except OSError as error:
+            raise StoreError(
+                f"cannot read {self.root / name}: {error.strerror}; fix that and run the same command again"
+            ) from error
 
     def write(self, name: str, data: bytes) -> None:
         """Write beside the target, then rename over it."""
-        self._partial(name, data).replace(self.root / name)
+        self._write(name, data, replace=True)
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write beside the target, then link it to the target's name, which fails where that exists."""
-        partial = self._partial(name, data)
-        try:
-            (self.root / name).hardlink_to(partial)
-        except FileExistsError:
-            return False
-        finally:
-            partial.unlink()
-        return True
+        return self._write(name, data, replace=False)
 
     def delete(self, name: str) -> None:
         """Remove a result."""
-        (self.root / name).unlink(missing_ok=True)
+        self._path(name).unlink(missing_ok=True)
 
-    def _partial(self, name: str, data: bytes) -> Path:
-        target = self.root / name
+    def _path(self, name: str) -> Path:
+        try:
+            return safe_path(self.root, name)
+        except UnsafeNameError as error:
+            raise UnusableNameError(f"{name} cannot be the name of a file in {self.url}: {error}") from None
+
+    def _write(self, name: str, data: bytes, *, replace: bool) -> bool:
+        """Write a file and return True; where it exists and may not be replaced, False."""
+        target = self._path(name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=target.parent, prefix=PARTIAL)
-            _write(handle, Path(partial), data)
+            with atomic_write(target, replace=replace) as partial:
+                partial.write_bytes(data)
         except OSError as error:
+            if isinstance(error, FileExistsError) and not replace and target.is_file():
+                return False
+            if error.errno in NAME_ERRORS:
+                raise UnusableNameError(f"{target} cannot be written: {error.strerror}") from error
             error_class = OutageError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
             raise error_class(
                 f"{target} cannot be written: {error.strerror}; fix that and run the same command again"
             ) from error
-        return Path(partial)
+        return True
 
     @staticmethod
-    def _info(key: str, stat: os.stat_result) -> ObjectInfo:
-        modified = datetime.fromtimestamp(stat.st_mtime_ns // 1_000 / 1_000_000, UTC)
-        etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
-        return ObjectInfo(key=key, size=stat.st_size, etag=etag, last_modified=modified)
+    def _info(key: str, status: os.stat_result) -> ObjectInfo:
+        modified = datetime.fromtimestamp(status.st_mtime_ns // 1_000 / 1_000_000, UTC)
+        etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
+        return ObjectInfo(key=key, size=status.st_size, etag=etag, last_modified=modified)
 
 
-def _write(handle: int, path: Path, data: bytes) -> None:
-    """Write to an open file; remove it where that fails."""
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink()
-        raise
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a file to read; OSError for anything else, also for a pipe, for which `open` would wait."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise OSError(errno.EINVAL, "it is a folder, a pipe or a device and not a file")
 
 
-def _raise_store_error(error: OSError) -> None:
-    raise StoreError(f"{error.filename} cannot be listed: {error.strerror}; a scan must see every file")
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise StoreError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+
+def _key(path: Path) -> str:
+    """The key of a relative path: bytes of it that are not UTF-8 are written as `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

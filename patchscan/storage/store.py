@@ -35,6 +35,10 @@ class StoreError(UserError):
     """The bucket, folder or credentials cannot be used at all."""
 
 
+class UnusableNameError(StoreError):
+    """One name cannot be read or written here; the store itself works."""
+
+
 class ObjectError(Exception):
     """One object cannot be read; that says nothing about its content."""
 

@@ -61,5 +61,4 @@ class RunStore:
         """Write tensors by name as the safetensors file `name` of the run; returns its path."""
         with atomic_write(self.folder / name) as file:
             save_file({key: value.contiguous().cpu() for key, value in state.items()}, file)
-            file.chmod(0o644)  # safetensors creates it as 0600, and a server of another user must read it
         return self.folder / name

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from torch.utils.tensorboard import SummaryWriter
 
+from patchscan.common.console import printable
+
 LOG_FILE = "log.jsonl"
 
 Batch = TypeVar("Batch")
@@ -27,7 +29,8 @@ class RunLog:
         if self._tensorboard is None:
             return
         shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
-        print(f"{event}:", *(f"{key}={value}" for key, value in shown.items()), file=sys.stderr, flush=True)
+        line = " ".join([f"{event}:", *(f"{key}={value}" for key, value in shown.items())])
+        print(printable(line), file=sys.stderr, flush=True)
         with self._file.open("a") as file:
             file.write(json.dumps({"time": time.time(), "event": event, **values}) + "\n")
         if "epoch" in values:

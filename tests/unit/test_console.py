@@ -1,0 +1,94 @@
+"""What strangers wrote is printed as text, and a bug is told from "done, some failed"."""
+
+import signal
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchscan import cli
+from patchscan.common.console import ProgressReport, printable
+from patchscan.common.errors import EXIT_BUG, UserError
+from patchscan.scanning.report import summary_text
+
+FORGED = "a\nverdicts: 0 AI\r\x1b[2J\x1b]0;title\x07\x9b31m\u202egpj.exe\u2066\u200f\u2028b\x7f\udcff"
+
+
+@given(st.text(st.characters()))
+def test_nothing_that_a_terminal_obeys_is_printed(text: str) -> None:
+    shown = printable(text)
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    assert printable(shown) == shown
+    if text.isprintable():
+        assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ü 日本 🙂.jpg", "ü 日本 🙂.jpg"),
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\x9b31m", r"\x9b31m"),
+        ("\u202egpj", r"\u202egpj"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_escapes_are_those_of_python(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_scans_summary_has_as_many_lines_as_it_means_to() -> None:
+    error = {"status": "rejected", "code": "empty", "n": 1, "examples": [{"key": FORGED, "message": FORGED}]}
+    report = {
+        "source": FORGED,
+        "totals": dict.fromkeys(("listed", "scored", "rejected", "failed", "unchanged", "deleted"), 1),
+        "verdicts": dict.fromkeys(("ai", "uncertain", "real"), 1),
+        "errors": [error],
+        "alerts": [{"kind": "ai", "message": FORGED}],
+        "model": {"warnings": [FORGED]},
+    }
+    text = summary_text(report)
+    assert len(text.splitlines()) == 5
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_progress_lines_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReport(FORGED, None):
+        pass
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def end_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> object:
+    """The exit code of the command when it raises this error."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+@pytest.mark.parametrize("error", [KeyError("ETag"), ValueError(FORGED), RuntimeError("no"), AssertionError()])
+def test_a_bug_prints_its_traceback_and_has_a_code_of_its_own(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_with(error, monkeypatch) == EXIT_BUG == 70
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert type(error).__name__ in shown
+    assert all(line.isprintable() for line in shown.split("\n"))
+
+
+def test_a_users_error_is_one_line_that_obeys_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_with(UserError(f"{FORGED} is missing"), monkeypatch) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("patchscan: a verdicts")
+    assert shown.count("\n") == 1
+    assert shown[:-1].isprintable()

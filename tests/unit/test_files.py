@@ -1,0 +1,210 @@
+"""Files are written whole or not at all, whoever else writes them, with the rights of the umask."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from patchscan.common.files import UnsafeNameError, atomic_write, safe_path
+from patchscan.storage import copying, open_store
+from patchscan.storage.store import StoreError, UnusableNameError
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077])
+def rights(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The rights of new files under this umask."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_of_many_writers_at_once_one_wins_and_none_leaves_half_a_file(tmp_path: Path) -> None:
+    path, failures = tmp_path / "file", list[BaseException]()
+    barrier = threading.Barrier(4)
+
+    def write(value: int) -> None:
+        try:
+            for _ in range(8):
+                barrier.wait(30)
+                with atomic_write(path) as partial, partial.open("wb") as file:
+                    for _ in range(20):
+                        file.write(bytes([value]) * 1000)
+                        file.flush()
+                seen = path.read_bytes()
+                assert len(seen) == 20_000
+                assert len(set(seen)) == 1
+        except BaseException as error:  # noqa: BLE001  the test's own thread asserts that there is none
+            failures.append(error)
+            barrier.abort()
+
+    writers = [threading.Thread(target=write, args=(value,)) for value in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failures
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as partial:  # noqa: PT012
+        partial.write_text("ne")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    with atomic_write(path) as partial:
+        partial.write_text("long")
+    assert path.read_text() == "long"
+
+
+def test_written_files_have_the_rights_of_the_umask(tmp_path: Path, rights: int) -> None:
+    with atomic_write(tmp_path / "plain") as partial:
+        partial.write_text("text")
+    with atomic_write(tmp_path / "tensors") as partial:
+        save_file({"one": np.ones(3)}, partial)  # writes a file of its own, as 0600, over the one it is given
+    store = open_store(str(tmp_path))
+    store.write("result", b"1")
+    store.write("result", b"2")
+    assert store.write_new("claim", b"1")
+    for name in ("plain", "tensors", "result", "claim"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == rights, name
+    assert load_file(tmp_path / "tensors")["one"].tolist() == [1, 1, 1]
+
+
+def test_of_many_writers_of_a_new_result_one_is_told_that_it_won(tmp_path: Path) -> None:
+    store, won = open_store(str(tmp_path)), list[int]()
+    barrier = threading.Barrier(8)
+
+    def write(value: int) -> None:
+        barrier.wait(30)
+        if store.write_new("deep/claim", bytes([value])):
+            won.append(value)
+
+    writers = [threading.Thread(target=write, args=(value,)) for value in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [bytes(won)] == [store.read("deep/claim")]
+    assert names_in(tmp_path / "deep") == ["claim"]
+
+
+INSIDE = [
+    "a",
+    "a/b",
+    "a b",
+    "..a",
+    "a..",
+    ".a/b",
+    "...",
+    "ü/日本",
+    "a\\b",
+    "C:/x",
+    "x" * 255,
+    "a\nb",
+    "%2e%2e/a",
+    "caf\udce9",
+]
+UNSAFE = ["", "/", "/etc/passwd", "..", "../a", "a/../../b", "a/..", ".", "./a", "a/./b", "a//b", "//a", "a/", "a\0b"]
+UNSAFE += ["x" * 256, "ü" * 128, "/".join(["x" * 200] * 25), "a\ud800"]
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_safe_name_is_a_file_inside_the_folder(tmp_path: Path, name: str) -> None:
+    path = safe_path(tmp_path, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(ascii(name))
+    assert path.resolve().is_relative_to(tmp_path.resolve())
+    assert path.read_text() == ascii(name)
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_name_that_is_no_file_inside_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsafeNameError):
+        safe_path(tmp_path, name)
+    with pytest.raises(UnusableNameError):
+        open_store(str(tmp_path / "inner")).write(name, b"x")
+    with pytest.raises(UnusableNameError):
+        open_store(str(tmp_path / "inner")).read(name)
+    assert names_in(tmp_path) == []
+
+
+class Objects:
+    """A store of these objects by name; `fold` is how it compares names."""
+
+    url = "memory"
+
+    def __init__(self, objects: dict[str, bytes], fold: Callable[[str], str] = str):
+        self.fold = fold
+        self.objects = {fold(name): (name, data) for name, data in objects.items()}
+
+    def names(self, prefix: str) -> list[str]:
+        return [name for name, _ in self.objects.values()]
+
+    def read(self, name: str) -> bytes | None:
+        return self.objects.get(self.fold(name), (name, None))[1]
+
+    def write(self, name: str, data: bytes) -> None:
+        self.objects[self.fold(name)] = name, data
+
+    def delete(self, name: str) -> None:
+        del self.objects[self.fold(name)]
+
+
+def copy_objects(monkeypatch: pytest.MonkeyPatch, source: Objects, target: Any) -> int:
+    stores = {"source": source, "target": target}
+    monkeypatch.setattr(copying, "open_store", lambda url, threads: stores[url])
+    return copying.copy_tree("source", "target")
+
+
+def test_copying_keeps_to_the_folder_and_says_what_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"a": b"1", "b/c": b"2", "d..e": b"3", "marked/x": b"4"}
+    bad = dict.fromkeys(["../out", "b/../../out", "/out", "b//c", "b\0", "x" * 300, "./a", "full/"], b"bad")
+    out = tmp_path / "out-folder"
+    with pytest.raises(StoreError, match="8 of 13 objects could not be copied"):
+        copy_objects(monkeypatch, Objects({**good, **bad, "marked/": b""}), open_store(str(out)))
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == set(good)
+    assert {name: (out / name).read_bytes() for name in good} == good
+    assert names_in(tmp_path) == ["out-folder"]
+
+
+def test_a_name_that_is_a_file_and_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="1 of 2 objects could not be copied"):
+        copy_objects(monkeypatch, Objects({"a": b"1", "a/b": b"2"}), open_store(str(tmp_path)))
+
+
+def test_names_that_differ_in_case_are_not_written_over_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = {"A.jpg": b"1", "a.jpg": b"2", "ü": b"3", "u\u0308": b"4", "b": b"5"}
+    exact = Objects({})
+    assert copy_objects(monkeypatch, Objects(objects), exact) == 5
+    assert dict(exact.objects.values()) == objects
+    folding = Objects({}, str.casefold)
+    with pytest.raises(StoreError, match=r"4 of 5 .*ignores case"):
+        copy_objects(monkeypatch, Objects(objects), folding)
+    assert list(folding.objects.values()) == [("b", b"5")]
+
+
+def test_a_store_that_cannot_be_written_ends_the_copy_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(Objects):
+        def write(self, name: str, data: bytes) -> None:
+            raise StoreError("access denied")
+
+    with pytest.raises(StoreError, match=r"^access denied$"):
+        copy_objects(monkeypatch, Objects({"a": b"1", "b": b"2"}), Refusing({}))

@@ -1,0 +1,122 @@
+"""Everything in a scanned folder gets a row, whatever it is."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from patchscan.scanning import report
+from patchscan.scanning.listing import Filters
+from patchscan.scanning.plan import ScanSource, plan_scan
+from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.storage import open_store
+from patchscan.storage.store import FailureCode, ObjectError, ObjectInfo, StoreError
+from tests.scan_kit import StubScorer, image, table_of
+
+NOBODY = 65534
+
+
+def outcome(photos: Path, out: Path) -> dict[str, tuple[str, str | None]]:
+    """Scan the folder; status and error code by key."""
+    store, scorer = open_store(str(out)), StubScorer()
+    plan = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, store)
+    worker = Worker(plan, store, scorer, WorkSettings(threads=2, deadline_s=0.2))
+    for index in range(plan.shards):
+        worker.work(index)
+    assert report.reduce(store, plan)["totals"]["adds_up"]
+    return {key: (row["status"], row["error_code"]) for key, row in table_of(store, plan.scan).items()}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(image(1))
+    return folder
+
+
+def test_what_is_no_file_is_a_row(photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(photos / "pipe.png")
+    (photos / "dangling.png").symlink_to("nothing")
+    (photos / "loop.png").symlink_to("loop.png")
+    (photos / "folder.png").mkdir()
+    (photos / "link.png").symlink_to("good.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(photos / "socket.png"))
+        found = outcome(photos, tmp_path / "out")
+    assert found == {
+        "good.png": ("scored", None),
+        "link.png": ("scored", None),
+        "pipe.png": ("failed", "store_error"),
+        "socket.png": ("failed", "store_error"),
+        "loop.png": ("failed", "store_error"),
+        "dangling.png": ("failed", "vanished"),
+    }
+
+
+def test_a_name_that_is_not_utf_8_is_scored(photos: Path, tmp_path: Path) -> None:
+    for number, name in enumerate([b"caf\xe9.png", b"\xff\xfe", b"\xc3\xa9\xe9.png", b"sub\xe9/in.png"]):
+        path = photos / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(image(number))
+    (photos / r"literal\xe9.png").write_bytes(image(9))
+    found = outcome(photos, tmp_path / "out")
+    keys = {"good.png", r"caf\xe9.png", r"\xff\xfe", r"é\xe9.png", r"sub\xe9/in.png", r"literal\xe9.png"}
+    assert found == dict.fromkeys(keys, ("scored", None))
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Path]:
+    """A folder of a user who, unlike root, is held to the rights of folders; the test runs as that user."""
+    before = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        if before == 0:
+            os.chown(folder, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(before)
+
+
+@pytest.mark.parametrize(("rights", "key"), [(0o000, "closed/"), (0o300, "closed/"), (0o600, "closed/in.png")])
+def test_a_folder_that_cannot_be_read_is_a_row(as_nobody: Path, rights: int, key: str) -> None:
+    closed = as_nobody / "closed"
+    closed.mkdir()
+    for file in (closed / "in.png", as_nobody / "good.png"):
+        file.write_bytes(image(2))
+    closed.chmod(rights)
+    store = open_store(str(as_nobody))
+    found = {info.key: info for info in store.objects()}
+    assert set(found) == {"good.png", key}
+    with pytest.raises(ObjectError) as failure:
+        store.fetch(found[key], 1000)
+    assert failure.value.code == FailureCode.ACCESS_DENIED
+    closed.chmod(0o700)
+    assert {info.key for info in store.objects()} == {"good.png", "closed/in.png"}
+
+
+def test_a_scanned_folder_that_cannot_be_listed_ends_the_scan(as_nobody: Path) -> None:
+    (as_nobody / "closed/inner").mkdir(parents=True)
+    (as_nobody / "closed").chmod(0o000)
+    for url in (as_nobody / "closed", as_nobody / "closed/inner"):
+        with pytest.raises(StoreError):
+            list(open_store(str(url)).objects())
+    (as_nobody / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize("key", ["../secret.png", "/etc/passwd", "a//b", "a\0b", "x" * 300, "good.png/"])
+def test_a_manifests_key_cannot_leave_the_folder(photos: Path, tmp_path: Path, key: str) -> None:
+    (tmp_path / "secret.png").write_bytes(image(3))
+    with pytest.raises(ObjectError) as failure:
+        open_store(str(photos)).fetch(ObjectInfo(key=key), 1000)
+    assert failure.value.code == FailureCode.ACCESS_DENIED
+
+
+def test_reading_a_result_that_is_a_pipe_does_not_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreError, match="not a file"):
+        open_store(str(tmp_path)).read("pipe")
