@@ -1,9 +1,12 @@
 """The answer to one image, as the server returns it, a row stores it and a report shows it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Verdict = Literal["ai", "real", "uncertain"]
+# How an image was delivered: as stored, as the web does, by a chain of services, or enlarged (evaluation/tiers.py).
+Tier = Literal["native", "web", "hard", "enlarged"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
 
 # Response headers: seconds of a CPU core or of the GPU that the model used, and which of the two. A scan adds them up
 # to report its cost.
@@ -15,15 +18,19 @@ class Answer:
     """The result for one scored image.
 
     `logit` is the model's raw output, AI positive, averaged over the crops; `p_ai` is its calibrated probability.
-    `reason` says why a verdict is `uncertain`: `abstain_band` or `small_image`; otherwise it is None. `patch` describes
-    the first crop: x, y, size in pixels of the scored image, and its complexity. `image` holds width, height, format,
-    frames.
+    `reason` says why a verdict is `uncertain`: `abstain_band`, `small_image`, or `out_of_domain` where the model cannot
+    tell AI from real in the image's tier; otherwise it is None. `tier` is the delivery that the pixels look like, and
+    decides which numbers of the card apply; `jpeg_quality` (1 to 100, None where the file is no JPEG) is what the
+    file's tables say, and decides nothing. `patch` describes the first crop: x, y, size in pixels of the scored image,
+    and its complexity. `image` holds width, height, format, frames.
     """
 
     p_ai: float
     logit: float
     verdict: Verdict
     reason: str | None
+    tier: Tier
+    jpeg_quality: int | None
     patch: dict[str, int]
     image: dict[str, Any]
     model: str

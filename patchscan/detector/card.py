@@ -10,7 +10,7 @@ from typing import Any
 
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write
-from patchscan.detector.answer import Verdict
+from patchscan.detector.answer import TIERS, Tier, Verdict
 from patchscan.detector.presets import Preset, preset_from_dict, preset_to_dict
 
 CARD_FILE = "card.json"
@@ -40,6 +40,10 @@ class Decision:
 
     p_ai = sigmoid(logit / temperature + bias). The verdict is `uncertain` where abstain_low <= p_ai < abstain_high,
     otherwise `ai` from `threshold` up and `real` below. `chosen_by` says in words how the numbers were found.
+
+    These numbers are for images of the tier `native`. `tiers` holds those for the others, by name: None for a tier in
+    which the model cannot tell AI from real, so that every verdict is `uncertain`. A tier that is not named (older
+    cards name none) is decided as `native`.
     """
 
     temperature: float = 1.0
@@ -48,11 +52,28 @@ class Decision:
     abstain_low: float = 0.5
     abstain_high: float = 0.5
     chosen_by: str = "default: p_ai 0.5, not calibrated"
+    tiers: "dict[str, Decision | None]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         numbers = (self.temperature, self.bias, self.threshold, self.abstain_low, self.abstain_high)
         if not all(map(math.isfinite, numbers)) or self.temperature <= 0:
             raise ValueError("a decision's numbers must be finite, and its temperature positive")
+        if not set(self.tiers) <= set(TIERS) or any(one is not None and one.tiers for one in self.tiers.values()):
+            raise ValueError(f"a decision's tiers must be of {', '.join(TIERS)}, and have none of their own")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Decision":
+        """Return the decision that `asdict` wrote."""
+        tiers = {tier: one and cls.from_dict(one) for tier, one in values.get("tiers", {}).items()}
+        return cls(**(values | {"tiers": tiers}))
+
+    def covers(self, tier: Tier) -> bool:
+        """Return whether the model can tell AI from real in this tier, so that its error rates mean something."""
+        return self.tiers.get(tier, self) is not None
+
+    def of(self, tier: Tier) -> "Decision":
+        """Return the numbers for images of this tier; where it is not covered, the plain ones."""
+        return self.tiers.get(tier) or self
 
     def p_ai(self, logit: float) -> float:
         """Return the calibrated probability that the image is AI-generated, 0..1.
@@ -75,8 +96,8 @@ class Decision:
 class Card:
     """The content of card.json.
 
-    `training` holds the data (digest, seen and unseen generators), the recipe and its outcome; `metrics` and
-    `robustness` are what evaluation measured; `warnings` were found in training.
+    `training` holds the data (digest, seen and unseen generators), the recipe and its outcome; `metrics`, `scoreboard`
+    and `robustness` are what evaluation measured; `warnings` were found in training.
     """
 
     name: str
@@ -87,6 +108,7 @@ class Card:
     decision: Decision = field(default_factory=Decision)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    scoreboard: list[dict[str, Any]] = field(default_factory=list)
     robustness: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
@@ -112,7 +134,7 @@ class Card:
     def from_dict(cls, values: dict[str, Any]) -> "Card":
         """Build a card from the parsed card.json. Raises ValueError on missing, unknown or wrong values."""
         try:
-            preset, decision = preset_from_dict(values["preset"]), Decision(**values["decision"])
+            preset, decision = preset_from_dict(values["preset"]), Decision.from_dict(values["decision"])
             return cls(**(values | {"preset": preset, "decision": decision}))
         except (TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -15,6 +15,8 @@ from functools import cache, cached_property
 import numpy as np
 from PIL import Image
 
+from patchscan.detector.jpeg import jpeg_quality
+
 try:
     import pillow_heif
 except ImportError:  # a stock TorchServe has no HEIC decoder: HEIC files are then `unsupported_format`
@@ -61,11 +63,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class RGBImage:
-    """A decoded image: `pillow` has mode RGB; `frames` is the number of frames of an animation (1 for a still)."""
+    """A decoded image: `pillow` has mode RGB; `frames` is the number of frames of an animation (1 for a still);
+    `jpeg_quality` is what the tables of a JPEG say (1 to 100), None for other formats."""
 
     pillow: Image.Image
     format: str
     frames: int
+    jpeg_quality: int | None
 
     @cached_property
     def rgb(self) -> np.ndarray:
@@ -94,13 +98,13 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
     with _open(data) as image:
         _check_size(image, limits)
         try:
-            frames = getattr(image, "n_frames", 1)
+            frames, quality = getattr(image, "n_frames", 1), jpeg_quality(image)
             rgb = _to_rgb(image)
         except MemoryError as error:
             raise ImageError(ErrorCode.TOO_LARGE, "the pixels do not fit in memory") from error
         except Exception as error:  # decoders raise anything on damaged files, with memory addresses in the texts
             raise ImageError(ErrorCode.TRUNCATED, f"the {image.format} data is damaged or cut short") from error
-        return RGBImage(rgb, image.format or "", frames)
+        return RGBImage(rgb, image.format or "", frames, quality)
 
 
 def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:

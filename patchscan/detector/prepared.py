@@ -4,11 +4,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from patchscan.detector.answer import Answer
+from patchscan.detector.answer import Answer, Tier
 from patchscan.detector.card import Card
 from patchscan.detector.images import Limits, decode
 from patchscan.detector.patches import Patches, seed_from_pixels
 from patchscan.detector.presets import EnsemblePreset
+from patchscan.detector.tier import estimate_tier
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Prepared:
     """
 
     image: dict[str, Any]
+    tier: Tier
+    jpeg_quality: int | None
     crops: Patches
     decode_s: float
     patch_s: float
@@ -32,14 +35,18 @@ def prepare(data: bytes, card: Card, limits: Limits = Limits()) -> Prepared:
     decoded = time.perf_counter()
     facts = {"width": image.width, "height": image.height, "format": image.format, "frames": image.frames}
     crops = card.preset.crops(image.pillow, seed_from_pixels(image.pillow))
-    return Prepared(facts, crops, decoded - started, time.perf_counter() - decoded)
+    tier = estimate_tier(image.pillow)
+    return Prepared(facts, tier, image.jpeg_quality, crops, decoded - started, time.perf_counter() - decoded)
 
 
 def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
     """Build the answer to a prepared image from its logit. Raises NotFiniteError if that is NaN or infinite."""
-    p_ai = card.decision.p_ai(logit)
-    verdict = card.decision.verdict(p_ai)
+    decision = card.decision.of(prepared.tier)
+    p_ai = decision.p_ai(logit)
+    verdict = decision.verdict(p_ai)
     reason = "abstain_band" if verdict == "uncertain" else None
+    if not card.decision.covers(prepared.tier):
+        verdict, reason = "uncertain", "out_of_domain"
     if prepared.crops.upscaled:
         verdict, reason = "uncertain", "small_image"
     first = card.preset.members[0] if isinstance(card.preset, EnsemblePreset) else card.preset
@@ -49,6 +56,8 @@ def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
         logit=logit,
         verdict=verdict,
         reason=reason,
+        tier=prepared.tier,
+        jpeg_quality=prepared.jpeg_quality,
         patch={"x": x, "y": y, "size": first.size, "complexity": int(prepared.crops.complexity[0])},
         image=prepared.image,
         model=card.name,

@@ -3,13 +3,15 @@
 Cross-fitting gives unbiased numbers for the images that the decision was fitted on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize
 from scipy.special import expit
 
+from patchscan.detector.answer import TIERS, Tier
 from patchscan.detector.card import Decision
+from patchscan.reporting.statistics import auc_interval
 
 FOLDS = 5
 # Margin added to a bound, because two implementations of the same exponential may differ in the last digits.
@@ -66,15 +68,44 @@ def conformal_bound(values: np.ndarray, share: float) -> float:
     return max(just_above, (quantile + float(greater[0])) / 2) if len(greater) else just_above
 
 
-def fit_decision(logit: np.ndarray, label: np.ndarray, target: Target, basis: str) -> Decision:
-    """Fit the decision to calibration images: logit (n,), label (n,), both classes present. `basis` describes the
-    images in words and becomes part of `chosen_by`."""
+def fit_decision(
+    logit: np.ndarray, label: np.ndarray, target: Target, basis: str, tier: np.ndarray | None = None
+) -> Decision:
+    """Fit the decision to calibration images (logit (n,), label (n,), both classes present); `basis` says in words what
+    they are and becomes part of `chosen_by`.
+
+    `tier` (n,) holds the tier that each image looks like, as scoring estimates it. Each tier then gets numbers of its
+    own, fitted to the images that look like it, so that what they promise holds for images that are estimated alike,
+    wrong estimates included. Where those are of one class, the numbers of `native` apply, and these are fitted to all
+    images where no others are to be had.
+    """
+    if tier is None:
+        return _fit(logit, label, target, basis)
+    fitted: dict[str, Decision | None] = {
+        name: _fit_covered(logit[rows], label[rows], target, f"images that look like {name}, of {basis}", name)
+        for name in TIERS
+        if len(np.unique(label[rows := tier == name])) == 2
+    }
+    plain = fitted.pop("native", None) or _fit(logit, label, target, basis)
+    return replace(plain, tiers=fitted)
+
+
+def _fit_covered(logit: np.ndarray, label: np.ndarray, target: Target, basis: str, tier: Tier) -> Decision | None:
+    """Fit one tier's numbers; None where its scores cannot be told from guessing, `native` excepted."""
+    low = auc_interval(label, logit).low
+    if tier != "native" and (low is None or low <= 0.5):
+        return None
+    counts = f"{int((label == 1).sum())} AI and {int((label == 0).sum())} real"
+    return _fit(logit, label, target, f"{counts} {basis}")
+
+
+def _fit(logit: np.ndarray, label: np.ndarray, target: Target, basis: str) -> Decision:
     temperature, bias = fit_temperature(logit, label)
     p_ai = expit(logit / temperature + bias)
     real, ai = p_ai[label == 0], p_ai[label == 1]
     threshold = conformal_bound(real, target.max_fpr)
     low = min(threshold, -conformal_bound(-ai, target.max_fnr))
-    shortfalls = [
+    short = [
         f"{len(values)} {name} images are too few to promise {share:.1%}"
         for name, values, share in (("real", real, target.max_fpr), ("AI", ai, target.max_fnr))
         if len(values) < 1 / share - 1
@@ -89,44 +120,76 @@ def fit_decision(logit: np.ndarray, label: np.ndarray, target: Target, basis: st
         threshold=threshold,
         abstain_low=low,
         abstain_high=threshold,
-        chosen_by="; ".join([text, *shortfalls]),
+        chosen_by="; ".join([text, *short]),
     )
 
 
 @dataclass(frozen=True)
 class Decided:
-    """The results of applying a decision to logits, all (n,): `p_ai` float; `says_ai` bool, p_ai is at or above the
-    threshold; `uncertain` bool, p_ai is in the abstain band."""
+    """What decisions make of logits: `p_ai` float, `says_ai` (at the threshold, abstention set aside), `uncertain`
+    bool, and `threshold`, the p_ai from which each would be called AI, all (n,)."""
 
     p_ai: np.ndarray
     says_ai: np.ndarray
     uncertain: np.ndarray
+    threshold: np.ndarray
+
+    @classmethod
+    def empty(cls, count: int) -> "Decided":
+        """Arrays for `count` images, to be filled by `put`; p_ai and threshold are NaN until then."""
+        nothing = np.zeros(count, dtype=bool)
+        return cls(np.full(count, np.nan), nothing, nothing.copy(), np.full(count, np.nan))
+
+    def put(self, where: np.ndarray, part: "Decided") -> None:
+        """Store the decisions `part` at the places `where` (bool or indices)."""
+        for name in ("p_ai", "says_ai", "uncertain", "threshold"):
+            getattr(self, name)[where] = getattr(part, name)
 
 
-def decide(logit: np.ndarray, decision: Decision) -> Decided:
-    """Apply one decision to logits (n,)."""
-    p_ai = expit(logit / decision.temperature + decision.bias)
-    uncertain = (decision.abstain_low <= p_ai) & (p_ai < decision.abstain_high)
-    return Decided(p_ai, p_ai >= decision.threshold, uncertain)
+def decide(logit: np.ndarray, decision: Decision, tier: np.ndarray | None = None) -> Decided:
+    """Apply a decision to logits (n,) of images that look like `tier` (n,); all like `native` where it is None."""
+    decided = Decided.empty(len(logit))
+    tiers: np.ndarray = np.full(len(logit), "native") if tier is None else tier
+    for name in TIERS:
+        rows = tiers == name
+        one = decision.of(name)
+        p_ai = expit(logit[rows] / one.temperature + one.bias)
+        uncertain = (one.abstain_low <= p_ai) & (p_ai < one.abstain_high) | (not decision.covers(name))
+        decided.put(rows, Decided(p_ai, p_ai >= one.threshold, uncertain, np.full(len(p_ai), one.threshold)))
+    return decided
 
 
-def cross_fitted(logit: np.ndarray, label: np.ndarray, stratum: np.ndarray, target: Target) -> Decided:
-    """Apply to each calibration image a decision that was fitted without it, so that metrics of the result are not
-    biased by choosing the threshold on the same images.
+def cross_fitted(
+    logit: np.ndarray,
+    label: np.ndarray,
+    stratum: np.ndarray,
+    target: Target,
+    tier: np.ndarray | None = None,
+    image: np.ndarray | None = None,
+) -> Decided:
+    """Decide each calibration image by a decision fitted without it: FOLDS-fold, dealt out evenly within each stratum
+    (n,). What is measured on the result is not flattered by having chosen the threshold on the same images.
 
-    Cross-fitting uses FOLDS folds, balanced within each stratum (n,). If a fold would leave out a whole class, one
-    decision is fitted to all images instead.
+    `tier` as in `fit_decision`. Rows of one `image` (n,), its deliveries, are left out together. Where a class has
+    fewer than 2 images there is nothing to leave out and everything is decided by one fit.
     """
-    fold = np.zeros(len(logit), dtype=int)
+    fold = _folds(stratum, np.arange(len(logit)) if image is None else image)
+    decided = Decided.empty(len(logit))
+    for number in range(FOLDS):
+        held, rest = fold == number, fold != number
+        if len(np.unique(label[rest])) < 2:
+            rest = np.ones(len(logit), bool)
+        one, other = (None, None) if tier is None else (tier[rest], tier[held])
+        decided.put(held, decide(logit[held], fit_decision(logit[rest], label[rest], target, "", one), other))
+    return decided
+
+
+def _folds(stratum: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Deal the images of each stratum out to FOLDS folds. Returns int (n,)."""
+    _, first, back = np.unique(image, return_index=True, return_inverse=True)
+    fold = np.zeros(len(first), dtype=int)
     rng = np.random.default_rng(0)
     for value in np.unique(stratum):
-        where = rng.permutation(np.flatnonzero(stratum == value))
+        where = rng.permutation(np.flatnonzero(stratum[first] == value))
         fold[where] = (np.arange(len(where)) + rng.integers(FOLDS)) % FOLDS
-    p_ai, says_ai, uncertain = np.zeros(len(logit)), np.zeros(len(logit), bool), np.zeros(len(logit), bool)
-    for number in range(FOLDS):
-        held_out, fitted = fold == number, fold != number
-        if len(np.unique(label[fitted])) < 2:
-            fitted = np.ones(len(logit), bool)
-        decided = decide(logit[held_out], fit_decision(logit[fitted], label[fitted], target, "cross-fitting"))
-        p_ai[held_out], says_ai[held_out], uncertain[held_out] = decided.p_ai, decided.says_ai, decided.uncertain
-    return Decided(p_ai, says_ai, uncertain)
+    return fold[back]

@@ -7,6 +7,7 @@ import typer
 
 from patchscan.common.console import printable
 from patchscan.dataset.commands import INDEX
+from patchscan.detector.answer import TIERS
 
 
 def add_to(app: typer.Typer) -> None:
@@ -18,7 +19,10 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     run: Annotated[list[Path], typer.Option(help="A run folder (card.json, model.safetensors); repeat to compare.")],
-    data: Annotated[str, typer.Option(help="A data set, folder or s3:// URL: DATA/<generator>/val/{ai,nature}.")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="A data set, folder or s3:// URL: DATA/<generator>/val/{ai,nature}; repeat for several."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the report.")],
     protocol: Annotated[
         Literal["raw", "matched", "both"],
@@ -45,35 +49,72 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score at most this many images of each generator and class.")
     ] = None,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(help="Score the images as delivered by native, web, hard or enlarged; repeat. By default by all."),
+    ] = None,
+    sources: Annotated[
+        Path | None, typer.Option(help="CSV with columns file and source, if not DATA/sources.csv or beside DATA.")
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="NAME=GENERATOR,GENERATOR: show the mean over these; repeat for several.")
+    ] = None,
 ) -> None:
     """Score the validation split, calibrate on the seen generators, and write a report.
 
     Writes report.html, report.json, RESULTS_SUMMARY.txt, RESULTS_TABLE.md, figures/ and the scores to OUT. A second run
-    with the same weights and images reuses the scores.
+    with the same weights and images reuses the scores. The images are scored as stored and re-delivered by each tier;
+    a folder of real images only, DATA/<kind>/val/nature, shows false alarms by kind. The decision is fitted on the
+    first data set.
 
     \b
     Examples:
       patchscan evaluate --run runs/ssp --data data/genimage --out build/report
       patchscan evaluate --run runs/ssp --run runs/resnet50 --data data/genimage --out build/report --max-fpr 0.01
       patchscan evaluate --run runs/ssp --data data/genimage --protocol both --out build/report --robustness 50
+      patchscan evaluate --run runs/ssp --data data/genmix --data data/alarms --out build/report
     """
     from patchscan.dataset.matched import matched_version, protocol_of
     from patchscan.evaluation.calibration import Target
     from patchscan.evaluation.evaluate import Options
     from patchscan.evaluation.evaluate import evaluate as run_evaluation
 
+    if unknown := set(tier or ()) - set(TIERS):
+        raise typer.BadParameter(f"--tier takes {', '.join(TIERS)}, not {', '.join(sorted(unknown))}")
     sets: dict[str, str | Path] = {}
-    if protocol != "matched":
-        sets[protocol_of(data)] = data
+    if len(data) > 1:
+        if protocol != "raw" or matched or index:
+            raise typer.BadParameter("--protocol, --matched and --index take a single --data")
+        sets = {Path(where).name: where for where in data}
+        if len(sets) < len(data):
+            raise typer.BadParameter("two --data folders have the same name: the report could not tell them apart")
+    elif protocol != "matched":
+        sets[protocol_of(data[0])] = data[0]
     if protocol != "raw" or matched:
-        sets["matched"] = matched_version(data, matched, index)
-    # --index is the index of DATA; the matched version has its own.
-    first_index = index if next(iter(sets.values())) == data else None
-    options = Options(device, calibrate, Target(max_fpr, max_fnr), limit, first_index, robustness)
+        sets["matched"] = matched_version(data[0], matched, index)
+    options = Options(
+        device=device,
+        calibrate=calibrate,
+        target=Target(max_fpr, max_fnr),
+        limit=limit,
+        # --index is the index of DATA; the matched version has its own.
+        index=index if next(iter(sets.values())) == data[0] else None,
+        robustness=robustness,
+        tiers=tuple(one for one in TIERS if one in (tier or TIERS) or one == "native"),
+        sources=sources,
+        groups=dict(_group(one) for one in group or []),
+    )
     report = run_evaluation(run, sets, out, options)
     for sentence in report["findings"]["models"]:
         typer.echo(printable(f"- {sentence}"))
     typer.echo(f"report: {out / 'report.html'}")
+
+
+def _group(text: str) -> tuple[str, list[str]]:
+    name, _, generators = text.partition("=")
+    if not name or not generators:
+        raise typer.BadParameter(f"--group takes NAME=GENERATOR,GENERATOR, not {text!r}")
+    return name, generators.split(",")
 
 
 def explain(

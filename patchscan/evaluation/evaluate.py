@@ -10,11 +10,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from patchscan.common.errors import UserError
-from patchscan.detector.card import Card
+from patchscan.dataset.sources import add_sources, find_sources
+from patchscan.detector.answer import TIERS, Tier
+from patchscan.detector.card import Card, Decision
 from patchscan.evaluation.calibration import Target, fit_decision
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated, card_metrics
+from patchscan.evaluation.scoreboard import card_scoreboard
 from patchscan.evaluation.scoring import apply_decision, read_scores, score_images, scores_key, usable, write_scores
+from patchscan.evaluation.tiers import deliver
 
 
 class EvaluationError(UserError):
@@ -27,7 +31,9 @@ class Options:
 
     `device`: where to score, `cpu` or `cuda`. `calibrate`: fit a new decision, for the error rates `target`. `limit`:
     most images per generator and class (None: all). `index`: the index file of the first data set if it is not beside
-    the data. `robustness`: images per generator and class to measure robustness on (0: do not measure it).
+    the data. `robustness`: images per generator and class to measure robustness on (0: do not measure it). `tiers`: the
+    deliveries to score, `native` among them. `sources`: the file of sources, if it is neither in a data folder nor
+    beside it. `groups`: names of means over generators, and of which.
     """
 
     device: str = "cpu"
@@ -36,6 +42,9 @@ class Options:
     limit: int | None = None
     index: Path | None = None
     robustness: int = 0
+    tiers: tuple[Tier, ...] = TIERS
+    sources: Path | None = None
+    groups: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -43,9 +52,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate every run on every data set and write the report into `out`; returns report.json's content.
 
-    data maps a protocol ('raw', 'matched') to a folder or s3:// URL in GenImage's layout; its validation split is
-    scored. The decision and metrics are written to each run's card. Raises EvaluationError, and what reading cards and
-    data raises.
+    data maps a name (a folder's, or a protocol, 'raw', 'matched') to a folder or s3:// URL in GenImage's layout; its
+    validation split is scored as stored and re-delivered by each tier. The decision and metrics are written to each
+    run's card. Raises EvaluationError, and what reading cards and data raises.
     """
     cards = [Card.read(run) for run in runs]
     names = [card.name for card in cards]
@@ -53,15 +62,19 @@ def evaluate(
         raise EvaluationError(f"two runs have the same name ({', '.join(names)}): change the name in one card.json")
     first = next(iter(data))
     images = {
-        protocol: validation_images(where, options.limit, options.index if protocol == first else None)
-        for protocol, where in data.items()
+        name: add_sources(
+            validation_images(where, options.limit, options.index if name == first else None),
+            where,
+            options.sources or find_sources(where),
+        )
+        for name, where in data.items()
     }
     (out / "scores").mkdir(parents=True, exist_ok=True)
     models = [_evaluate(run, card, data, images, out, options) for run, card in zip(runs, cards, strict=True)]
-    report = build_report(models, _describe(data, images))
+    report = build_report(models, _describe(data, images), options.groups)
     for run, model, part in zip(runs, models, report["models"], strict=True):
         metrics = {protocol: card_metrics(result["rows"]) for protocol, result in part["results"].items()}
-        replace(model.card, metrics=metrics).write(run)
+        replace(model.card, metrics=metrics, scoreboard=card_scoreboard(part["scoreboard"])).write(run)
     write_report(report, models, runs, out)
     return report
 
@@ -108,58 +121,92 @@ def _evaluate(
     out: Path,
     options: Options,
 ) -> Evaluated:
-    logits = {
-        protocol: _scores(
-            run,
-            card,
-            data[protocol],
-            images[protocol],
-            out / "scores" / f"{card.name}-{protocol}.parquet",
-            options.device,
+    scores = {
+        name: pd.concat(
+            [
+                _scores(run, card, data[name], images[name], _scores_file(out, card, name, tier), options.device, tier)
+                for tier in options.tiers
+            ],
+            ignore_index=True,
         )
-        for protocol in data
+        for name in data
     }
     basis = card.training.get("protocol", "raw")
-    basis = basis if basis in logits else next(iter(logits))
-    calibration = _calibration_rows(card, logits[basis])
-    fit = options.calibrate and logits[basis].label[calibration].nunique() == 2
+    basis = basis if basis in scores else next(iter(scores))
+    calibration = _calibration_rows(card, scores[basis])
+    fit = options.calibrate and scores[basis].label[calibration].nunique() == 2
     if fit:
-        rows = logits[basis][calibration]
-        seen = ", ".join(sorted(rows.generator.unique()))
-        description = (
-            f"{int((rows.label == 1).sum())} AI and {int((rows.label == 0).sum())} real images ({seen}; val, {basis})"
-        )
-        decision = fit_decision(rows.logit.to_numpy(), rows.label.to_numpy(), options.target, description)
-        card = replace(card, decision=decision)
+        card = replace(card, decision=_fit_decision(scores[basis][calibration], basis, options))
     if options.robustness:
         sample = limit_per_group(images[basis], options.robustness)
         card = _with_robustness(run, card, data[basis], sample, options.device)
-    tables = {
-        protocol: apply_decision(
-            table, card.decision, calibration if fit and protocol == basis else None, options.target
-        )
-        for protocol, table in logits.items()
+    decided = {
+        name: apply_decision(table, card.decision, calibration if fit and name == basis else None, options.target)
+        for name, table in scores.items()
     }
-    for protocol, table in tables.items():
-        path = out / "scores" / f"{card.name}-{protocol}.parquet"
-        write_scores(path, table, scores_key(card, images[protocol]))
-    return Evaluated(card, tables, basis if fit else None, options.target)
+    for name, table in decided.items():
+        for tier in options.tiers:
+            part = table[table.delivered == tier]
+            write_scores(_scores_file(out, card, name, tier), part, scores_key(card, images[name], tier))
+    return Evaluated(card, _as_stored(decided), basis if fit else None, options.target, _deliveries(decided, images))
+
+
+def _scores_file(out: Path, card: Card, name: str, tier: Tier) -> Path:
+    return (
+        out / "scores" / (f"{card.name}-{name}.parquet" if tier == "native" else f"{card.name}-{name}.{tier}.parquet")
+    )
 
 
 def _calibration_rows(card: Card, table: pd.DataFrame) -> pd.Series:
     return usable(table) & table.generator.isin(card.training.get("seen", []))
 
 
-def _scores(run: Path, card: Card, data: str | Path, images: pd.DataFrame, cache: Path, device: str) -> pd.DataFrame:
-    """The logits of these images; read from the file `cache` of an earlier evaluation if nothing has changed."""
-    cached = read_scores(cache, scores_key(card, images))
-    if cached is not None:
-        return cached[["path", "generator", "split", "label", "logit", "small", "status", "error_code"]]
-    from patchscan.dataset.source import DataSource
-    from patchscan.detector.detector import Detector
+def _fit_decision(rows: pd.DataFrame, basis: str, options: Options) -> Decision:
+    """The decision fitted to the seen generators' images; for each tier where several deliveries were scored."""
+    stored = rows[rows.delivered == "native"]
+    seen = ", ".join(sorted(rows.generator.unique()))
+    counts = f"{int((stored.label == 1).sum())} AI and {int((stored.label == 0).sum())} real images"
+    several = len(options.tiers) > 1
+    description = f"{counts} ({seen}; val, {basis}{', each in every tier' if several else ''})"
+    tier = rows.tier.to_numpy() if several else None
+    return fit_decision(rows.logit.to_numpy(), rows.label.to_numpy(), options.target, description, tier)
 
-    task = f"score {card.name}, {cache.stem.rpartition('-')[2]}"
-    return score_images(Detector.load(run, device), DataSource(data).read, images, task)
+
+def _as_stored(decided: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The images as stored of each data set with AI images; of all data sets if none has any."""
+    stored = {name: table[table.delivered == "native"].reset_index(drop=True) for name, table in decided.items()}
+    return {name: table for name, table in stored.items() if (table.label == 1).any()} or stored
+
+
+def _deliveries(decided: dict[str, pd.DataFrame], images: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """All data sets and deliveries in one table, with the columns data, source, collection and source_known added."""
+    columns = ["path", "source", "collection", "source_known"]
+    return pd.concat(
+        [table.merge(images[name][columns], on="path").assign(data=name) for name, table in decided.items()],
+        ignore_index=True,
+    )
+
+
+SCORED_COLUMNS = ["path", "generator", "split", "label", "logit", "small", "tier", "status", "error_code"]
+
+
+def _scores(
+    run: Path, card: Card, data: str | Path, images: pd.DataFrame, cache: Path, device: str, delivered: Tier
+) -> pd.DataFrame:
+    """The logits of these images as `delivered`; read from the file `cache` of an earlier evaluation if nothing has
+    changed."""
+    key = scores_key(card, images, delivered)
+    table = read_scores(cache, key)
+    if table is None:
+        from patchscan.dataset.source import DataSource
+        from patchscan.detector.detector import Detector
+
+        source = DataSource(data)
+        task = f"score {cache.stem}"
+        detector = Detector.load(run, device)
+        table = score_images(detector, lambda path: deliver(source.read(path), delivered), images, task)
+        write_scores(cache, table, key)
+    return table[SCORED_COLUMNS].assign(delivered=delivered)
 
 
 def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFrame, device: str) -> Card:
@@ -180,13 +227,15 @@ def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFra
 def _describe(data: Mapping[str, str | Path], images: dict[str, pd.DataFrame]) -> dict[str, Any]:
     from patchscan.dataset.index import data_digest
 
-    first = next(iter(images))
-    table = images[first]
+    # The matched version shows crops of the same images: they are not counted twice.
+    tables = [table for name, table in images.items() if name != "matched"] or list(images.values())
+    table = pd.concat(tables, ignore_index=True)
+    names = [Path(where).resolve().name for name, where in data.items() if name != "matched" or len(data) == 1]
     return {
-        "name": Path(data[first]).resolve().name,
+        "name": ", ".join(names),
         "digest": data_digest(table),
         "images": len(table),
         "in_train": int(table.in_train.sum()),
-        "repeated": int(table.sha256.duplicated().sum()),
+        "repeated": sum(int(one.sha256.duplicated().sum()) for one in tables),
         "generators": sorted(table.generator.unique()),
     }

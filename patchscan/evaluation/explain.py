@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from patchscan.common.errors import UserError
-from patchscan.detector.answer import Answer
+from patchscan.detector.answer import Answer, Tier
 from patchscan.detector.card import Decision
 from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError, decode
@@ -92,12 +92,13 @@ def explain(detector: Detector, data: bytes, redraws: int = 20) -> Explanation:
     rgb, preset = decode(data, detector.limits).rgb, detector.card.preset
     seed = seed_from_pixels(rgb)
     answer = detector.answer(prepared, detector.logits([prepared.crops.pixels])[0])
-    views = [_view(member, rgb, seed) for member in members(detector)]
+    views = [_view(member, rgb, seed, answer.tier) for member in members(detector)]
     redrawn = [
         preset.crops(_shifted(rgb, number) if is_shifted(views) else rgb, (seed + number) % 2**32).pixels
         for number in range(1, redraws + 1)
     ]
-    alternatives = np.array([detector.card.decision.p_ai(logit) for logit in detector.logits(redrawn)])
+    decision = detector.card.decision.of(answer.tier)
+    alternatives = np.array([decision.p_ai(logit) for logit in detector.logits(redrawn)])
     doubts = find_doubts(detector, answer, views, alternatives)
     return Explanation(rgb=rgb, answer=answer, views=views, alternative_p_ai=alternatives, doubts=doubts)
 
@@ -121,8 +122,8 @@ def members(detector: Detector) -> list[Detector]:
     ]
 
 
-def _view(detector: Detector, rgb: np.ndarray, seed: int) -> View:
-    preset, decision = detector.card.preset, detector.card.decision
+def _view(detector: Detector, rgb: np.ndarray, seed: int, tier: Tier) -> View:
+    preset, decision = detector.card.preset, detector.card.decision.of(tier)
     crops = preset.crops(rgb, seed)
     logit = detector.logits([crops.pixels])[0]
     if isinstance(preset, PatchPreset):
@@ -178,16 +179,18 @@ def _shifted(rgb: np.ndarray, seed: int) -> np.ndarray:
 def find_doubts(detector: Detector, answer: Answer, views: list[View], alternatives: np.ndarray) -> list[str]:
     """List what makes an answer uncertain, one sentence each; empty if nothing does. `alternatives` is p_ai with other
     patches or shifts, (n,)."""
-    decision, found = detector.card.decision, list(detector.card.all_warnings)
+    decision, found = detector.card.decision.of(answer.tier), list(detector.card.all_warnings)
     if answer.reason == "small_image":
         found.append(
             "The image is smaller than the model's input and had to be enlarged or continued: no verdict is given."
         )
+    if answer.reason == "out_of_domain":
+        found.append(f"The image looks like {answer.tier}, and there the model cannot tell AI from real: no verdict.")
     if answer.reason == "abstain_band":
         found.append(f"p_ai lies in the abstain band, {decision.abstain_low:.3f} to {decision.abstain_high:.3f}.")
     verdicts = [decision.verdict(p_ai) for p_ai in alternatives]
     differ = sum(verdict != answer.verdict for verdict in verdicts)
-    if differ and answer.reason != "small_image":
+    if differ and answer.reason not in ("small_image", "out_of_domain"):
         what = "shifts of the image by a few pixels" if is_shifted(views) else "draws of patches"
         found.append(f"{differ} of {len(alternatives)} other {what} would give another verdict.")
     if len({view.p_ai >= 0.5 for view in views}) > 1:

@@ -93,13 +93,14 @@ def _verdict(axis: Axes, title: str, verdict: str, lines: list[str], height: flo
 
 
 def _verdict_lines(explanation: Explanation, detector: Detector) -> list[str]:
-    answer, decision = explanation.answer, detector.card.decision
+    answer = explanation.answer
+    decision = detector.card.decision.of(answer.tier)
     abstains = decision.abstain_low < decision.abstain_high
     band = f"; uncertain {decision.abstain_low:.4f} to {decision.abstain_high:.4f}" if abstains else ""
     return [
         f"p_ai {answer.p_ai:.4f}   (logit {answer.logit:.3f})",
         f"AI from {decision.threshold:.4f}{band}",
-        f"{answer.image['width']} x {answer.image['height']} {answer.image['format']}",
+        f"{answer.image['width']} x {answer.image['height']} {answer.image['format']}, looks like {answer.tier}",
         f"model {answer.model} {answer.version}, digest {answer.digest[:16]}",
         "",
         "What makes it uncertain:" if explanation.doubts else "No special reason for doubt in this image. The card",
@@ -169,7 +170,7 @@ def _complexity(axis: Axes, view: PatchView) -> None:
 
 
 def _alternatives(axis: Axes, explanation: Explanation, detector: Detector) -> None:
-    decision, p_ai = detector.card.decision, explanation.alternative_p_ai
+    decision, p_ai = detector.card.decision.of(explanation.answer.tier), explanation.alternative_p_ai
     plots.mark_decision(axis, decision.threshold, (decision.abstain_low, decision.abstain_high))
     height = np.linspace(0.2, 0.8, len(p_ai)) if len(p_ai) else np.array([])
     axis.plot(p_ai, height, "o", color=plots.REAL_COLOUR, alpha=0.5, markersize=5)

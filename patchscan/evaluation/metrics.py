@@ -79,7 +79,7 @@ def _resampled(scored: Scored, seed: int, resamples: int) -> dict[str, Estimate]
         return {name: undefined("bootstrap") for name in RESAMPLED}
     observed = from_counts(scored, np.ones((1, len(scored))))
     drawn = [from_counts(scored, counts) for counts in resampled_counts(scored.stratum, seed, resamples)]
-    return {name: _interval(name, float(observed[name][0]), np.concatenate([one[name] for one in drawn]))
+    return {name: bootstrap_estimate(name, float(observed[name][0]), np.concatenate([one[name] for one in drawn]))
             for name in RESAMPLED}  # fmt: skip
 
 
@@ -96,7 +96,8 @@ def resampled_counts(stratum: np.ndarray, seed: int, resamples: int) -> Iterator
         yield counts
 
 
-def _interval(name: str, value: float, drawn: np.ndarray) -> Estimate:
+def bootstrap_estimate(name: str, value: float, drawn: np.ndarray) -> Estimate:
+    """Return the estimate of the metric `name` from its value and its values in the bootstrap samples, (resamples,)."""
     drawn = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or not len(drawn):
         return undefined("bootstrap")
@@ -160,11 +161,18 @@ def _from_sums(scored: Scored, counts: np.ndarray) -> dict[str, np.ndarray]:
         counts @ part for part in (ai * says, ai * (1 - says), (1 - ai) * says, (1 - ai) * (1 - says))
     )
     total = counts.sum(axis=1)
-    in_bin = np.eye(ECE_BINS)[np.minimum((scored.p_ai * ECE_BINS).astype(int), ECE_BINS - 1)]  # (n, bins)
-    gap = counts @ (in_bin * (ai - scored.p_ai)[:, None])  # (b, bins)
     return {
         "f1_ai": 2 * hit / (2 * hit + false + miss),
         "f1_real": 2 * clear / (2 * clear + false + miss),
         "brier": counts @ (scored.p_ai - ai) ** 2 / total,
-        "ece": np.abs(gap).sum(axis=1) / total,
+        "ece": calibration_error(scored.label == 1, scored.p_ai, counts),
     }
+
+
+def calibration_error(is_ai: np.ndarray, p_ai: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the expected calibration error over ECE_BINS equal bins, where image i counts counts[:, i] times. is_ai
+    bool (n,), p_ai (n,), counts (b, n); returns (b,)."""
+    in_bin = np.eye(ECE_BINS)[np.minimum((p_ai * ECE_BINS).astype(int), ECE_BINS - 1)]  # (n, bins)
+    gap = counts @ (in_bin * (is_ai - p_ai)[:, None])  # (b, bins)
+    error: np.ndarray = np.abs(gap).sum(axis=1) / counts.sum(axis=1)
+    return error

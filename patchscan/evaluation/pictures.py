@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
+from patchscan.detector.answer import TIERS
 from patchscan.evaluation.results import Evaluated, group_rows, seen_rows, to_scored
+from patchscan.evaluation.scoring import usable
 from patchscan.reporting import plots
 
 MOMENTS = {"before": "before training", "after": "after training"}
@@ -75,23 +78,38 @@ def _confusions(evaluated: Evaluated, protocol: str) -> dict[str, dict[str, int]
 def _risk_coverage(evaluated: Evaluated, protocol: str) -> Figure:
     table = evaluated.tables[protocol]
     seen = seen_rows(evaluated, table)
+    return _draw_risk({"seen": table[seen], "unseen": table[~seen]})
+
+
+def risk_coverage_by_tier(evaluated: Evaluated) -> Figure:
+    """Draw risk over coverage for each delivery, over all data sets: unseen generators and photographs, or all of them
+    if there are no unseen ones."""
+    table = evaluated.deliveries
+    assert table is not None
+    unseen = ~seen_rows(evaluated, table)
+    table = table[unseen] if unseen.any() else table
+    return _draw_risk({tier: table[table.delivered == tier] for tier in TIERS})
+
+
+def _draw_risk(parts: dict[str, pd.DataFrame]) -> Figure:
     groups, chosen = {}, {}
-    for name, part in (("seen", table[seen]), ("unseen", table[~seen])):
-        scored = to_scored(part)
-        if len(scored) < 20:
+    for name, images in parts.items():
+        part = images[usable(images)]
+        if len(part) < 20:
             continue
-        right = scored.says_ai == (scored.label == 1)
-        groups[name] = (confidence(scored.p_ai, evaluated.card.decision.threshold), right)
-        decided = ~scored.uncertain
+        right = (part.measured_ai == (part.label == 1)).to_numpy()
+        groups[name] = (confidence(part.measured_p_ai.to_numpy(), part.measured_threshold.to_numpy()), right)
+        decided = ~part.measured_uncertain.to_numpy(dtype=bool)
         if decided.any():
             chosen[name] = (float(decided.mean()), float((~right[decided]).mean()))
     return plots.risk_coverage(groups, chosen)
 
 
-def confidence(p_ai: np.ndarray, threshold: float) -> np.ndarray:
+def confidence(p_ai: np.ndarray, threshold: np.ndarray) -> np.ndarray:
     """Return the distance of p_ai from the threshold, scaled to 0..1: 0 at the threshold, 1 at p_ai 0 or 1."""
-    largest = np.where(p_ai >= threshold, max(1 - threshold, 1e-12), max(threshold, 1e-12))
-    return np.abs(p_ai - threshold) / largest
+    largest = np.maximum(np.where(p_ai >= threshold, 1 - threshold, threshold), 1e-12)
+    distance: np.ndarray = np.abs(p_ai - threshold) / largest
+    return distance
 
 
 def feature_moments(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:

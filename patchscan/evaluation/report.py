@@ -1,6 +1,7 @@
 """Write the evaluation report: report.json; report.html, RESULTS_SUMMARY.txt and RESULTS_TABLE.md made from it alone;
 and pictures, as PNG files and embedded in the page."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,15 +15,18 @@ from patchscan.evaluation import pictures
 from patchscan.evaluation.comparison import compare
 from patchscan.evaluation.findings import findings
 from patchscan.evaluation.results import PREVALENCES, Evaluated, calibration_summary, operating_points, result_rows
+from patchscan.evaluation.scoreboard import bounds_by_tier, scoreboard
 from patchscan.reporting import plots
 from patchscan.reporting.pages import render, show, write_json, write_text
 
 SCHEMA = "patchscan-evaluation/1"
 
 
-def build_report(models: list[Evaluated], data: dict[str, Any]) -> dict[str, Any]:
+def build_report(
+    models: list[Evaluated], data: dict[str, Any], groups: Mapping[str, list[str]] | None = None
+) -> dict[str, Any]:
     """Build report.json's content; `data` describes the evaluated images (name, digest, images, overlap with
-    training)."""
+    training), `groups` the means over generators that the scoreboard shows besides its own."""
     protocols = list(models[0].tables)
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -30,14 +34,14 @@ def build_report(models: list[Evaluated], data: dict[str, Any]) -> dict[str, Any
         "data": data,
         "protocols": protocols,
         "prevalences": list(PREVALENCES),
-        "models": [_model(model) for model in models],
+        "models": [_model(model, groups or {}) for model in models],
         "comparisons": {name: compare(models, name) for name in protocols} if len(models) > 1 else {},
     }
     report["findings"] = findings(report)
     return report
 
 
-def _model(evaluated: Evaluated) -> dict[str, Any]:
+def _model(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> dict[str, Any]:
     card = evaluated.card
     return {
         "name": evaluated.label,
@@ -52,6 +56,8 @@ def _model(evaluated: Evaluated) -> dict[str, Any]:
         "calibrated_on": evaluated.calibrated_on,
         "warnings": card.all_warnings,
         "robustness": card.robustness,
+        "scoreboard": scoreboard(evaluated, groups),
+        "bounds": bounds_by_tier(evaluated),
         "results": {
             protocol: {
                 "rows": result_rows(evaluated, protocol),
@@ -86,6 +92,8 @@ def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path])
         for model, run in zip(models, runs, strict=True):
             drawings |= pictures.model_pictures(model, protocol, run)
     for model in models:
+        if model.deliveries is not None:
+            drawings[f"{model.label}-risk-coverage-by-tier"] = pictures.risk_coverage_by_tier(model)
         if model.card.robustness:
             drawings[f"{model.label}-robustness"] = plots.robustness(model.card.robustness["rows"])
     return drawings

@@ -22,13 +22,15 @@ class Evaluated:
     """A model and its scores tables, by protocol (`raw`, `matched`).
 
     `calibrated_on` is the protocol whose seen generators the decision was fitted on in this evaluation, None if it was
-    not fitted; `target` holds the error rates asked for.
+    not fitted; `target` holds the error rates asked for. `deliveries` are all data sets in every tier (columns of
+    `apply_decision`, and data, delivered, source, collection, source_known); None for a labelled scan.
     """
 
     card: Card
     tables: dict[str, pd.DataFrame]
     calibrated_on: str | None
     target: Target
+    deliveries: pd.DataFrame | None = None
 
     @property
     def seen(self) -> set[str]:

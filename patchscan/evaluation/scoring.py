@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.files import atomic_write
+from patchscan.detector.answer import Tier
 from patchscan.detector.card import SCORING, Card, Decision
 from patchscan.detector.images import ImageError
 from patchscan.detector.presets import preset_to_dict
-from patchscan.evaluation.calibration import Target, cross_fitted, decide
+from patchscan.evaluation.calibration import Decided, Target, cross_fitted, decide
 
 if TYPE_CHECKING:
     from patchscan.detector.detector import Detector
@@ -40,9 +41,10 @@ def score_images(
     """Score files with the detector; `read` returns the encoded bytes of a path; `task` is the progress bar's label.
 
     images: columns path, generator, split, class. Returns one row per image, in order: path, generator, split, label
-    (1 AI, 0 real), logit (NaN if rejected), small (had to be enlarged), status ('scored', 'rejected') and error_code
-    (None if scored).
+    (1 AI, 0 real), logit (NaN if rejected), small (had to be enlarged), tier (the one that the image looks like, None
+    if rejected), status ('scored', 'rejected') and error_code (None if scored).
     """
+    tiers: list[str | None] = [None] * len(images)
     logits, small = np.full(len(images), np.nan), np.zeros(len(images), bool)
     codes: list[str | None] = [None] * len(images)
     done = 0
@@ -55,6 +57,7 @@ def score_images(
                     codes[row] = str(image.code)
                 else:
                     logits[row], small[row] = next(batch_logits), image.crops.upscaled
+                    tiers[row] = image.tier
             done += len(batch)
             progress.advance(len(batch))
     return pd.DataFrame(
@@ -65,6 +68,7 @@ def score_images(
             "label": (images["class"] == "ai").to_numpy().astype(int),
             "logit": logits,
             "small": small,
+            "tier": pd.Series(tiers, dtype="string"),
             "status": ["scored" if code is None else "rejected" for code in codes],
             "error_code": pd.Series(codes, dtype="string"),
         }
@@ -93,10 +97,11 @@ def _prepare_batches(
             yield [future.result() for future in waiting]
 
 
-def scores_key(card: Card, images: pd.DataFrame) -> str:
-    """Return a digest of everything that decides the logits of a table: tables of equal keys have equal logits."""
+def scores_key(card: Card, images: pd.DataFrame, delivered: Tier = "native") -> str:
+    """Return a digest of everything that decides the logits of a table: tables of equal keys have equal logits.
+    `delivered` is the tier by which the images were re-delivered before scoring."""
     rows = images[["path", "sha256"]].astype(str).sort_values("path").to_numpy().tolist()
-    parts = [card.architecture, preset_to_dict(card.preset), card.weights_sha256, SCORING, rows]
+    parts = [card.architecture, preset_to_dict(card.preset), card.weights_sha256, SCORING, delivered, rows]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -130,24 +135,27 @@ def stratum(scores: pd.DataFrame) -> np.ndarray:
 def apply_decision(
     scores: pd.DataFrame, decision: Decision, calibrated_on: pd.Series | None = None, target: Target | None = None
 ) -> pd.DataFrame:
-    """Add columns to the table: p_ai and verdict, as serving answers, and measured_p_ai, measured_ai and
-    measured_uncertain, which the metrics use.
+    """Add columns to the table: p_ai and verdict, as serving answers, and measured_p_ai, measured_ai,
+    measured_uncertain and measured_threshold, which the metrics use.
 
     The measured columns differ for the images that the decision was fitted on, marked in `calibrated_on`, bool (rows,):
-    each of those is decided by a decision fitted without it.
+    each of those is decided by a decision fitted without it. Rows of one `path` are deliveries of one image.
     """
     table = scores.copy()
     good = usable(table).to_numpy()
-    p_ai, ai, uncertain = np.full(len(table), np.nan), np.zeros(len(table), bool), np.zeros(len(table), bool)
-    decided = decide(table.logit.to_numpy()[good], decision)
-    p_ai[good], ai[good], uncertain[good] = decided.p_ai, decided.says_ai, decided.uncertain
-    verdict = np.where(uncertain | table.small, "uncertain", np.where(ai, "ai", "real"))
-    table["p_ai"], table["verdict"] = p_ai, pd.Series(verdict, index=table.index, dtype="string").where(good)
+    decided = Decided.empty(len(table))
+    decided.put(good, decide(table.logit.to_numpy()[good], decision, table.tier.to_numpy()[good]))
+    verdict = np.where(decided.uncertain | table.small, "uncertain", np.where(decided.says_ai, "ai", "real"))
+    # A copy, because what is measured replaces a part of it below.
+    table["p_ai"] = decided.p_ai.copy()
+    table["verdict"] = pd.Series(verdict, index=table.index, dtype="string").where(good)
     if calibrated_on is not None and target is not None:
         fitted_on = calibrated_on.to_numpy() & good
         part = table[fitted_on]
-        decided = cross_fitted(part.logit.to_numpy(), part.label.to_numpy(), stratum(part), target)
-        p_ai[fitted_on], ai[fitted_on], uncertain[fitted_on] = decided.p_ai, decided.says_ai, decided.uncertain
-    table["measured_p_ai"], table["measured_ai"] = p_ai, ai
-    table["measured_uncertain"] = uncertain | table.small
+        tier = part.tier.to_numpy() if decision.tiers else None
+        arrays = (part.logit.to_numpy(), part.label.to_numpy(), stratum(part))
+        decided.put(fitted_on, cross_fitted(*arrays, target, tier, part.path.to_numpy()))
+    table["measured_p_ai"], table["measured_ai"] = decided.p_ai, decided.says_ai
+    table["measured_uncertain"] = decided.uncertain | table.small
+    table["measured_threshold"] = decided.threshold
     return table

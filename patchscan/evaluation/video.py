@@ -2,6 +2,7 @@
 neighbouring frames are similar."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +131,10 @@ def _score(detector: Detector, frames: list[Frame]) -> list[dict[str, Any]]:
     for frame, answer in zip(frames, detector.score([frame.png for frame in frames]), strict=True):
         row: dict[str, Any] = {"frame": frame.number, "second": frame.second}
         if isinstance(answer, Answer):
-            row |= {"p_ai": answer.p_ai, "logit": answer.logit, "verdict": answer.verdict, "error_code": None}
+            row |= {"p_ai": answer.p_ai, "logit": answer.logit, "verdict": answer.verdict, "tier": answer.tier}
+            row["error_code"] = None
         else:
-            row |= {"p_ai": None, "logit": None, "verdict": None, "error_code": str(answer.code)}
+            row |= dict.fromkeys(("p_ai", "logit", "verdict", "tier")) | {"error_code": str(answer.code)}
         rows.append(row)
     return rows
 
@@ -193,18 +195,21 @@ def write_video_report(run: Path, video: Path, out: Path, frames: int, device: s
     if len(rows) < len(numbers):
         lost = len(numbers) - len(rows)
         warnings.insert(0, f"The file is damaged: {lost} of the {len(numbers)} sampled frames could not be decoded.")
-    summary = summarise(rows, card.decision)
+    # Frames of one video look alike: the numbers of the tier that most of them look like serve the summary.
+    tiers = Counter(row["tier"] for row in rows if row["tier"])
+    decision = card.decision.of(tiers.most_common(1)[0][0]) if tiers else card.decision
+    summary = summarise(rows, decision)
     report = {
         "schema": SCHEMA,
         "video": video.name,
         "model": {"name": card.name, "version": card.version, "digest": card.digest},
-        "threshold": card.decision.threshold,
+        "threshold": decision.threshold,
         **summary,
         "warnings": warnings,
         "rows": rows,
     }
     out.mkdir(parents=True, exist_ok=True)
-    drawing = draw_video(rows, summary, card.decision)
+    drawing = draw_video(rows, summary, decision)
     picture = {"uri": plots.data_uri(plots.png(drawing)), "width": plots.page_width(drawing)}
     with atomic_write(out / "video.png") as file:
         file.write_bytes(plots.png(drawing))

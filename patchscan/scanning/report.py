@@ -103,7 +103,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "by_prefix": summary.by_prefix(table, base[: base.rfind("/") + 1]),
         "by_month": summary.by_month(table),
         "provenance": summary.provenance(table),
-        "prevalence": prevalence.estimate(*summary.flagged(table, card.decision.threshold), card),
+        "prevalence": prevalence.estimate(*summary.flagged(table, card.decision), card),
         "cost": summary.cost(table, plan),
     }
 

@@ -34,6 +34,8 @@ ANSWER = [
     ("logit", pa.float64()),
     ("verdict", pa.string()),
     ("reason", pa.string()),
+    ("tier", pa.string()),
+    ("jpeg_quality", pa.int16()),
     ("patch", PATCH),
     ("image", IMAGE),
     ("model", pa.string()),

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from patchscan.detector.answer import TIERS
+from patchscan.detector.card import Decision
 from patchscan.scanning import drift
 from patchscan.scanning.plan import Plan
 from patchscan.scanning.table import ScanTable
@@ -126,9 +128,13 @@ def provenance(table: ScanTable) -> list[dict[str, Any]]:
     return found
 
 
-def flagged(table: ScanTable, threshold: float) -> tuple[int, int]:
-    """How many images are at or over the threshold, whatever the abstain band says, and how many were scored."""
-    counted = table.query_one("SELECT count(*) FILTER (p_ai >= ?) AS over, count(p_ai) AS n FROM rows", threshold)
+def flagged(table: ScanTable, decision: Decision) -> tuple[int, int]:
+    """How many images are at or over the threshold of their tier, abstain band or not, and how many were scored."""
+    thresholds = [decision.of(tier).threshold for tier in TIERS]
+    threshold = f"CASE tier {' '.join(f'WHEN {tier!r} THEN ?' for tier in TIERS)} END"
+    counted = table.query_one(
+        f"SELECT count(*) FILTER (p_ai >= {threshold}) AS over, count(p_ai) AS n FROM rows", *thresholds
+    )
     return counted["over"], counted["n"]
 
 

@@ -20,6 +20,7 @@ from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import build_network
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
+from patchscan.evaluation.tiers import deliver
 
 PER_CLASS = 12
 
@@ -123,6 +124,53 @@ def test_keeping_the_decision_leaves_the_digest(report: Path, runs: list[Path], 
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["models"][0]["calibrated_on"] is None
     assert content["data"]["images"] == 16
+
+
+def test_several_data_sets_and_photographs_alone_make_one_scoreboard(
+    data: Path, runs: list[Path], tmp_path: Path
+) -> None:
+    """A folder of both classes and one of real images by kind; the sources of some are named beside them."""
+    both, kinds = tmp_path / "mix", tmp_path / "alarms"
+    (tmp_path / "mix").symlink_to(data)
+    night = kinds / "night/val/nature"
+    night.mkdir(parents=True)
+    for number in range(4):
+        (night / f"{number}.png").write_bytes((data / f"other/val/nature/{number}.png").read_bytes())
+    names = [f"alarms/night/val/nature/{number}.png,owner/night/{number}.png\n" for number in range(4)]
+    (tmp_path / "sources.csv").write_text("file,source\n" + "".join(names))
+    run = make_run(tmp_path / "run", 4)
+    arguments = ("--run", run, "--data", both, "--data", kinds, "--out", tmp_path / "out", "--limit", 6)
+    patchscan("evaluate", *arguments, "--tier", "web", "--group", "all of them=smooth,other")
+
+    model = json.loads((tmp_path / "out/report.json").read_text())["models"][0]
+    mix, alarms = model["scoreboard"]
+    assert (mix["name"], alarms["name"]) == ("mix", "alarms")
+    assert [(row["name"], row["kind"]) for row in mix["rows"]] == [
+        ("smooth", "seen"),
+        ("other", "unseen"),
+        ("all of them", "group"),
+    ]
+    assert list(mix["rows"][0]["tiers"]) == ["native", "web"]
+    assert (mix["sources_known"], alarms["sources_known"], alarms["real_collections"]) == (0, 4, 1)
+    assert list(model["results"]) == ["mix"]
+    card = Card.read(run)
+    assert {(row["data"], row["tier"]) for row in card.scoreboard} == {
+        (name, tier) for name in ("mix", "alarms") for tier in ("native", "web")
+    }
+    detector = Detector.load(run)
+    scores = pd.read_parquet(tmp_path / "out/scores/run-alarms.web.parquet")
+    for row in scores.itertuples():
+        answer = detector.score([deliver((kinds / str(row.path)).read_bytes(), "web")])[0]
+        assert isinstance(answer, Answer)
+        assert (answer.logit, answer.tier, answer.verdict) == (row.logit, row.tier, row.verdict)
+        assert answer.jpeg_quality in (75, None)
+
+
+def test_data_sets_of_one_name_are_refused(data: Path, runs: list[Path], tmp_path: Path) -> None:
+    arguments = ["evaluate", "--run", runs[0], "--data", data, "--data", f"{data}/", "--out", tmp_path]
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert result.exit_code == 2
+    assert "same name" in result.output
 
 
 def test_an_ensemble_is_evaluated_like_any_other(report: Path, runs: list[Path], data: Path, tmp_path: Path) -> None:

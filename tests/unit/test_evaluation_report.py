@@ -35,7 +35,9 @@ def table(generators: dict[str, tuple[int, int]], skill: float, seed: int = 0) -
         path = [f"{name}/{number}.png" for number in range(len(label))]
         parts.append(pd.DataFrame({"path": path, "generator": name, "split": "val", "label": label, "logit": logit}))
     scores = pd.concat(parts, ignore_index=True)
-    return scores.assign(small=False, status="scored", error_code=pd.Series([None] * len(scores), dtype="string"))
+    return scores.assign(
+        small=False, tier="native", status="scored", error_code=pd.Series([None] * len(scores), dtype="string")
+    )
 
 
 def evaluated(

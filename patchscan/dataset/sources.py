@@ -1,0 +1,55 @@
+"""Where the images of a data set come from, so that images of one source are not counted as independent."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from patchscan.common.errors import UserError
+from patchscan.storage.store import is_bucket
+
+SOURCES_FILE = "sources.csv"
+
+
+class SourcesError(UserError):
+    """The file of sources cannot be read or lacks a column."""
+
+
+def find_sources(data: str | Path) -> Path | None:
+    """Return the file of sources of a data folder: sources.csv in it, or beside it for several folders at once; None
+    if there is neither, or the data are in a bucket."""
+    if is_bucket(data):
+        return None
+    places = (Path(data) / SOURCES_FILE, Path(data).resolve().parent / SOURCES_FILE)
+    return next((place for place in places if place.exists()), None)
+
+
+def add_sources(images: pd.DataFrame, data: str | Path, file: Path | None) -> pd.DataFrame:
+    """Add the columns source, collection and source_known (bool) to a table of images with a column path.
+
+    `file` is a CSV with the columns `file` and `source`; `file` is a path below the data folder, or below the folder
+    that holds it. A source that is itself a path, as in owner/collection/name, belongs to the collection of its first
+    two parts. Images that are not named there are each a source and a collection of their own. Raises SourcesError.
+    """
+    known = {} if file is None else _read(file)
+    name = Path(str(data)).name
+    found = [known.get(f"{name}/{path}") or known.get(path) for path in images.path]
+    sources = [source or f"{name}/{path}" for source, path in zip(found, images.path, strict=True)]
+    return images.assign(
+        source=sources,
+        collection=[
+            "/".join(source.split("/")[:2]) if is_known else source
+            for source, is_known in zip(sources, found, strict=True)
+        ],
+        source_known=[source is not None for source in found],
+    )
+
+
+def _read(file: Path) -> dict[str, str]:
+    try:
+        table = pd.read_csv(file, dtype=str)
+    except (OSError, ValueError) as error:
+        raise SourcesError(f"cannot read {file}: {error}") from error
+    if not {"file", "source"} <= set(table.columns):
+        raise SourcesError(f"{file} needs the columns `file` and `source`")
+    table = table.dropna(subset=["file", "source"])
+    return dict(zip(table.file, table.source, strict=True))

@@ -1,0 +1,149 @@
+"""The scoreboard counts sources, not images, and weighs what each bootstrap sample holds."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from patchscan.dataset.sources import SourcesError, add_sources, find_sources
+from patchscan.detector.answer import TIERS
+from patchscan.detector.card import Card, Decision
+from patchscan.detector.presets import PatchPreset
+from patchscan.evaluation.calibration import Target
+from patchscan.evaluation.results import Evaluated
+from patchscan.evaluation.scoreboard import bounds_by_tier, card_scoreboard, scoreboard, source_counts, weighted_auc
+from patchscan.evaluation.scoring import apply_decision
+
+
+def deliveries(skill: float = 2.0, images: int = 60, copies: int = 1) -> pd.DataFrame:
+    """Two generators and photographs in every tier, and a data set of photographs alone; `copies` images a source."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for data, generator, label in (
+        ("mix", "seen", 1),
+        ("mix", "seen", 0),
+        ("mix", "other", 1),
+        ("mix", "other", 0),
+        ("alarms", "art", 0),
+        ("alarms", "night", 0),
+    ):
+        source = np.arange(images) // copies
+        logit = rng.normal(skill * label, 1, images)[source * copies]
+        table = pd.DataFrame(
+            {
+                "path": [f"{generator}/{label}/{number}" for number in range(images)],
+                "generator": generator,
+                "split": "val",
+                "label": label,
+                "logit": logit,
+                "small": False,
+                "status": "scored",
+                "error_code": None,
+                "data": data,
+                "source": [f"{generator}/{label}/{one}" for one in source],
+                "collection": [f"{generator}/{label}/{one}" for one in source],
+                "source_known": True,
+            }
+        )
+        parts += [table.assign(tier=tier, delivered=tier) for tier in TIERS]
+    return pd.concat(parts, ignore_index=True)
+
+
+def evaluated(table: pd.DataFrame, decision: Decision = Decision(threshold=0.8)) -> Evaluated:
+    card = Card(name="test", version="1", architecture="ssp-lite", preset=PatchPreset(), weights_sha256="0",
+                decision=decision, training={"seen": ["seen"]})  # fmt: skip
+    return Evaluated(card, {}, None, Target(), apply_decision(table, decision))
+
+
+def test_rows_name_seen_unseen_and_means_and_photographs_alone_have_false_alarms_by_kind() -> None:
+    mix, alarms = scoreboard(evaluated(deliveries()), {"both": ["seen", "other"]})
+    assert [(row["name"], row["kind"]) for row in mix["rows"]] == [
+        ("seen", "seen"),
+        ("other", "unseen"),
+        ("both", "group"),
+    ]
+    auc = [row["tiers"]["web"]["auc"] for row in mix["rows"]]
+    assert auc[2]["value"] == pytest.approx((auc[0]["value"] + auc[1]["value"]) / 2)
+    assert auc[2]["high"] - auc[2]["low"] < auc[0]["high"] - auc[0]["low"]
+    assert [row["name"] for row in alarms["rows"]] == ["art", "night", "mean of the kinds"]
+    night = alarms["rows"][1]["tiers"]["hard"]
+    assert night["auc"]["value"] is None
+    assert 0 < night["false_alarms"]["value"] < 0.5
+    assert mix["estimated"]["web"] == {"native": 0.0, "web": 1.0, "hard": 0.0, "enlarged": 0.0}
+    assert len(card_scoreboard([mix, alarms])) == 6 * len(TIERS)
+
+
+def test_a_thousandth_needs_a_thousand_photographs() -> None:
+    mix, _ = scoreboard(evaluated(deliveries()), {})
+    values = mix["rows"][0]["tiers"]["native"]
+    assert values["tpr_at_fpr_1"]["value"] is not None  # 120 photographs of the data set together
+    assert values["tpr_at_fpr_01"]["value"] is None
+
+
+def test_false_alarms_count_verdicts_and_not_what_is_uncertain() -> None:
+    tiers = {"hard": None, "enlarged": Decision(threshold=0.8)}
+    _, alarms = scoreboard(evaluated(deliveries(), Decision(threshold=0.8, tiers=tiers)), {})
+    night = alarms["rows"][1]["tiers"]
+    assert night["hard"]["false_alarms"]["value"] == 0
+    assert night["enlarged"]["false_alarms"]["value"] == night["native"]["false_alarms"]["value"] > 0
+    bounds = {row["tier"]: row for row in bounds_by_tier(evaluated(deliveries(), Decision(tiers={"hard": None})))}
+    assert (bounds["hard"]["covered"], bounds["hard"]["seen"]["called_ai"]) == (False, 0.0)
+    assert bounds["web"]["seen"]["images"] == 60
+
+
+def test_images_of_one_source_widen_the_interval() -> None:
+    widths = []
+    for copies in (1, 12):
+        mix, _ = scoreboard(evaluated(deliveries(images=120, copies=copies)), {})
+        auc = mix["rows"][0]["tiers"]["native"]["auc"]
+        widths.append(auc["high"] - auc["low"])
+    assert widths[1] > 2 * widths[0]
+
+
+def test_collections_are_drawn_and_then_their_sources() -> None:
+    images = pd.DataFrame(
+        {
+            "generator": "g",
+            "label": 1,
+            "collection": ["a"] * 4 + ["b"] * 2,
+            "source": ["a1", "a1", "a2", "a2", "b1", "b2"],
+        }
+    )
+    counts = source_counts(images, resamples=4000)
+    assert (counts[:, 0] == counts[:, 1]).all()
+    assert counts.mean(axis=0) == pytest.approx(np.ones(6), abs=0.06)
+    # Both draws of a collection are a in a quarter of the samples; then nothing of b is there.
+    assert (counts[:, 4:].sum(axis=1) == 0).mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_weighted_auc_is_that_of_repeated_images() -> None:
+    rng = np.random.default_rng(0)
+    ai, real = rng.integers(0, 9, 40).astype(float), rng.integers(0, 7, 30).astype(float)
+    ai_counts, real_counts = rng.integers(0, 4, (5, 40)), rng.integers(0, 4, (5, 30))
+    for row, value in enumerate(weighted_auc(ai, ai_counts, real, real_counts)):
+        label = np.repeat([1, 0], [40, 30])
+        weight = np.concatenate([ai_counts[row], real_counts[row]])
+        assert value == pytest.approx(roc_auc_score(label, np.concatenate([ai, real]), sample_weight=weight))
+
+
+@pytest.mark.parametrize("place", ["mix/sources.csv", "sources.csv", "elsewhere.csv"])
+def test_sources_are_named_below_the_data_or_below_its_folder(place: str, tmp_path: Path) -> None:
+    data, file = tmp_path / "mix", tmp_path / place
+    data.mkdir()
+    prefix = "" if file.parent == data else "mix/"
+    file.write_text(
+        f"file,source\n{prefix}g/val/ai/1.png,owner/set/one.png\n{prefix}g/val/ai/2.png,owner/set/two.png\n"
+    )
+    images = pd.DataFrame({"path": ["g/val/ai/1.png", "g/val/ai/2.png", "g/val/ai/3.png"]})
+    found = add_sources(images, data, find_sources(data) or file)
+    assert found.source.tolist() == ["owner/set/one.png", "owner/set/two.png", "mix/g/val/ai/3.png"]
+    assert found.collection.tolist() == ["owner/set", "owner/set", "mix/g/val/ai/3.png"]
+    assert found.source_known.tolist() == [True, True, False]
+
+
+def test_a_file_of_sources_without_its_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sources.csv").write_text("file,origin\n")
+    with pytest.raises(SourcesError, match="columns"):
+        add_sources(pd.DataFrame({"path": ["a"]}), tmp_path, find_sources(tmp_path))
