@@ -196,10 +196,11 @@ def scan_coordinate(
         clean_up,
         work_shards,
     )
-    from patchscan.scanning.commands import finish_scan, make_plan
+    from patchscan.scanning.commands import check_labels, finish_scan, make_plan
     from patchscan.storage import open_store
 
     signal.signal(signal.SIGTERM, _exit_interrupted)
+    check_labels(labels, None)
     cluster = Cluster.connect(patience_s=300)
     coordinator = _own_job(cluster, job)
     results, scorer = open_store(out), options.make_scorer(server, model, token_file, None, "cpu")

@@ -22,7 +22,7 @@ class WebhookError(UserError):
 def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
     """Return the alerts of a report, as `kind` and `message`. Kinds: `ai` where this scan called images AI, `drift`
     where the scores of new images differ from those of the previous scan, `failed` where objects could not be
-    scored."""
+    scored, `empty` where the source holds nothing to scan."""
     found: list[dict[str, str]] = []
     new_ai, drift, failed = report["totals"]["new_ai"], report["drift"], report["totals"]["failed"]
     if new_ai:
@@ -32,6 +32,10 @@ def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
         found.append({"kind": "drift", "message": message})
     if failed:
         found.append({"kind": "failed", "message": f"{failed:,} objects could not be scored; a rerun tries again"})
+    if not report["totals"]["listed"]:
+        filtered = report["totals"]["filtered"]
+        why = f"the filters leave out all {filtered:,} objects" if filtered else "it holds no object; is it misspelt?"
+        found.append({"kind": "empty", "message": f"nothing to scan in {report['source']}: {why}"})
     return found
 
 

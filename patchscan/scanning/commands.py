@@ -77,6 +77,7 @@ def scan(
     from patchscan.scanning.observers import BarObserver
     from patchscan.storage import open_store
 
+    check_labels(labels, endpoint_url)
     scorer = options.make_scorer(server, model, token_file, run, device, in_flight)
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
@@ -233,6 +234,14 @@ def make_plan(
         )
         print(f"patchscan: warning: {printable(message)}", file=sys.stderr)
     return plan
+
+
+def check_labels(labels: str | None, endpoint_url: str | None) -> None:
+    """Find out before the scan whether its labels can be read. Their module's imports are slow: only where needed."""
+    if labels is not None:
+        from patchscan.scanning.labels import check
+
+        check(labels, endpoint_url)
 
 
 def _work_shards(worker: "Worker", indexes: Iterable[int]) -> None:

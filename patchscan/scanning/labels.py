@@ -39,25 +39,40 @@ def from_csv(url: str, endpoint_url: str | None = None) -> dict[str, tuple[int, 
     """Read labels by key from a CSV (s3://... or a file) with columns key, label (ai or real) and, optionally,
     generator.
 
-    Raises LabelError.
+    Raises LabelError, StoreError.
     """
-    folder, _, name = url.rpartition("/")
-    data = open_store(folder or ".", endpoint_url=endpoint_url).read(name)
+    folder, slash, name = url.rpartition("/")
+    data = open_store(folder or slash or ".", endpoint_url=endpoint_url).read(name)
     if data is None:
         raise LabelError(f"there is no file {url}")
     labels = {}
-    for number, row in enumerate(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))), start=2):
-        label = (row.get("label") or "").lower()
-        if not row.get("key") or label not in AI_NAMES + REAL_NAMES:
-            raise LabelError(f"{url}, line {number}: needs columns `key` and `label`, the label `ai` or `real`")
-        labels[row["key"]] = int(label in AI_NAMES), row.get("generator") or "all"
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))), start=2):
+            label = (row.get("label") or "").lower()
+            if not row.get("key") or label not in AI_NAMES + REAL_NAMES:
+                raise LabelError(f"{url}, line {number}: needs columns `key` and `label`, the label `ai` or `real`")
+            labels[row["key"]] = int(label in AI_NAMES), row.get("generator") or "all"
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{url} is not UTF-8 at byte {error.start:,}; save it as UTF-8") from error
+    except csv.Error as error:
+        raise LabelError(f"{url} is not a CSV file: {error}") from error
+    if not labels:
+        raise LabelError(f"{url} has no labels: it needs columns `key` and `label`, and a line for each object")
     return labels
+
+
+def check(source: str, endpoint_url: str | None = None) -> None:
+    """Raise LabelError or StoreError where `--labels` names a file that cannot be used, before a scan that takes hours
+    ends with it."""
+    if source != FOLDERS:
+        from_csv(source, endpoint_url)
 
 
 def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None) -> pd.DataFrame:
     """Return the labelled rows as evaluation's scores table: path, generator, label, logit, small, status, error_code.
 
-    `source` is `folders`, or the path or URL of a CSV. Raises LabelError where no object has a label.
+    `source` is `folders`, or the path or URL of a CSV. Raises LabelError where no object with a
+    label was scored.
     """
     known = None if source == FOLDERS else from_csv(source, endpoint_url)
     records: list[dict[str, Any]] = []
@@ -70,6 +85,8 @@ def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None)
             records.append({"label": label[0], "generator": label[1], **row})
     if not records:
         raise LabelError(f"no object has a label from {source}: name folders ai and nature, or list keys in a CSV")
+    if not any(record["status"] == "scored" for record in records):
+        raise LabelError(f"none of the {len(records):,} objects that have a label from {source} was scored")
     return pd.DataFrame(records).rename(columns={"key": "path"}).assign(split="scan")
 
 

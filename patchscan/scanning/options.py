@@ -31,6 +31,7 @@ class AlertKind(StrEnum):
 
     AI = "ai"
     DRIFT = "drift"
+    EMPTY = "empty"
 
 
 SourceUrl = Annotated[str, typer.Argument(metavar="SOURCE", help="s3://bucket/prefix, or a folder.")]
@@ -87,7 +88,10 @@ Webhook = Annotated[str | None, typer.Option(help="POST a JSON summary here when
 WebhookSecretFile = Annotated[Path | None, typer.Option(help="File with the key that signs the webhook (HMAC-SHA256).")]
 FailOn = Annotated[
     list[AlertKind] | None,
-    typer.Option(help="Exit with 3 where new images look AI-generated, or where scores drifted; may be repeated."),
+    typer.Option(
+        help="Exit with 3 where new images look AI-generated, scores drifted, or there was nothing to scan;"
+        " may be repeated."
+    ),
 ]
 
 

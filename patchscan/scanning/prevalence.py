@@ -49,6 +49,9 @@ def rogan_gladen(flagged: int, scored: int, rates: Rates) -> tuple[float, float,
     share = (flagged + z * z / 2) / n
     sensitivity, specificity = (rates.found + 1) / (rates.ai + 2), (rates.real - rates.flagged + 1) / (rates.real + 2)
     youden = sensitivity + specificity - 1
+    if youden <= 0:
+        # So few images were evaluated that the corrected rates are no better than chance: any share is possible.
+        return _clip(point), 0.0, 1.0
     centre = (share + specificity - 1) / youden
     sensitivity_variance = sensitivity * (1 - sensitivity) / (rates.ai + 2)
     specificity_variance = specificity * (1 - specificity) / (rates.real + 2)
@@ -56,7 +59,7 @@ def rogan_gladen(flagged: int, scored: int, rates: Rates) -> tuple[float, float,
     variance = share * (1 - share) / n + centre**2 * sensitivity_variance + (1 - centre) ** 2 * specificity_variance
     spread = math.sqrt(variance) / youden
     low, high = centre + shift - z * spread, centre + shift + z * spread
-    return _clip(point), _clip(low), _clip(high)
+    return _clip(point), _clip(min(low, point)), _clip(max(high, point))
 
 
 def _clip(value: float) -> float:

@@ -254,7 +254,7 @@ def _as_fetched(info: ObjectInfo, fetched: FetchedObject) -> ObjectInfo:
     return replace(
         info,
         size=fetched.size if info.size is None else info.size,
-        etag=fetched.etag,
+        etag=fetched.etag or info.etag,
         version_id=fetched.version_id or info.version_id,
         last_modified=info.last_modified or fetched.last_modified,
     )

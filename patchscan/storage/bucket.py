@@ -15,10 +15,11 @@ import botocore.loaders
 import botocore.session
 from botocore import exceptions as boto_errors
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 
 from patchscan.common.retries import OutageError, Retries, TransientError
-from patchscan.storage.key_ranges import PAGE, KeyRanges, Page
+from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, RepeatedToken
 from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, StoreError, split_url
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 LISTING_THREADS = 16
+# What every reply to ListObjectsV2 has some of; boto3 turns any other XML, such as a web page, into an empty reply.
+LISTING_FIELDS = {"IsTruncated", "KeyCount", "MaxKeys", "Name", "Prefix", "Contents", "CommonPrefixes"}
 # Shared by all clients, so that boto3's description of S3 is read only once.
 LOADER = botocore.loaders.create_loader()
 BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"}
@@ -85,8 +88,20 @@ class Bucket:
     def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE, prefix: str | None = None) -> Page:
         begin: Any = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
         where: Any = {"Bucket": self.bucket, "Prefix": self.prefix if prefix is None else prefix, "MaxKeys": limit}
-        page = self._call(partial(self._client.list_objects_v2, **where, **begin, **self._payer))
-        return Page([_info(listed) for listed in page.get("Contents", [])], page.get("NextContinuationToken"))
+        try:
+            reply = self._call(partial(self._client.list_objects_v2, **where, **begin, **self._payer))
+            objects = [_info(listed) for listed in reply.get("Contents", [])]
+        except (ResponseParserError, ValueError, KeyError) as error:
+            raise self._no_listing("its reply is no listing") from error
+        if not LISTING_FIELDS & reply.keys():
+            raise self._no_listing("its reply is no listing")
+        following = reply.get("NextContinuationToken") or None
+        if reply.get("IsTruncated") and following is None:
+            raise self._no_listing("a listing is said to go on, and has no token with which to go on")
+        return Page(objects, following)
+
+    def _no_listing(self, why: str) -> StoreError:
+        return StoreError(f"{self.url} cannot be listed: {why}; is this the address of an S3 store (ListObjectsV2)?")
 
     def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
         """Fetch the object in one try, and compare it with the listing by ETag."""
@@ -100,19 +115,22 @@ class Bucket:
             raise self._translate(error) from None
         with self._lock:
             self.bytes_read += len(data)
-        etag = reply["ETag"].strip('"')
+        etag = _etag(reply) or info.etag
         if info.etag and etag != info.etag:
             raise ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
-        if len(data) < min(reply["ContentLength"], limit + 1):
+        size = reply.get("ContentLength", len(data))
+        if len(data) < min(size, limit + 1):
             raise TransientError("the download ended early")
-        return FetchedObject(data, reply["ContentLength"], etag, reply.get("VersionId"), reply["LastModified"])
+        return FetchedObject(data, size, etag, reply.get("VersionId"), reply.get("LastModified"))
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the results that begin with `prefix`."""
         root = self._key("")
         token: str | None = None
+        tokens = RepeatedToken()
         while True:
             page = self._page(prefix=self._key(prefix), token=token)
+            tokens.check(page.token)
             yield from (info.key.removeprefix(root) for info in page.objects)
             token = page.token
             if token is None:
@@ -202,19 +220,24 @@ class Bucket:
         return ObjectError(FailureCode.STORE_ERROR, f"the store answers {status} {code}")
 
 
-def _parse_time(value: Any) -> datetime:
-    """Parse a reply's time. boto3's own parser guesses the format each time, which is most of the cost of a listing."""
+def _parse_time(value: Any) -> datetime | None:
+    """Parse a reply's time; None where it is none. boto3's own parser guesses the format each time, which is most of
+    the cost of a listing."""
     with suppress(ValueError, TypeError):
         time = parsedate_to_datetime(value) if value[3:4] == "," else datetime.fromisoformat(value)
         if time.tzinfo:
             return time
-    return parse_timestamp(value)
+    with suppress(ValueError, TypeError, OverflowError):
+        return parse_timestamp(value)
+    return None
 
 
 def _info(listed: Any) -> ObjectInfo:
+    """The object of an entry of a listing, in which S3 calls all but the key optional."""
     return ObjectInfo(
-        key=listed["Key"],
-        size=listed["Size"],
-        etag=listed["ETag"].strip('"'),
-        last_modified=listed["LastModified"],
+        key=listed["Key"], size=listed.get("Size"), etag=_etag(listed), last_modified=listed.get("LastModified")
     )
+
+
+def _etag(reply: Any) -> str | None:
+    return (reply.get("ETag") or "").strip('"') or None

@@ -13,7 +13,7 @@ import queue
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Protocol
 
@@ -37,6 +37,23 @@ class Page:
     token: str | None
 
 
+class RepeatedToken:
+    """Notices that a listing's tokens come again, so that it would never end: after at most about three rounds, and
+    with one token in memory (Brent's cycle detection)."""
+
+    def __init__(self) -> None:
+        self._kept: str | None = None
+        self._pages = 0
+
+    def check(self, token: str | None) -> None:
+        """Note a page's token. Raises StoreError where it has come before."""
+        if token is not None and token == self._kept:
+            raise StoreError("the store gives the same token again while it is listed: the listing would never end")
+        self._pages += 1
+        if self._pages & (self._pages - 1) == 0:
+            self._kept = token
+
+
 class ListPage(Protocol):
     """List up to `limit` objects: those after the key `after`, or those from `token` on."""
 
@@ -53,6 +70,7 @@ class KeyRange:
     last: str | None = None
     ceiling: str | None = None
     token: str | None = None
+    tokens: RepeatedToken = field(default_factory=RepeatedToken)
     pages: int = 0
     divisible: bool = False
 
@@ -149,6 +167,7 @@ class KeyRanges:
     def _list(self, key_range: KeyRange) -> None:
         while True:
             page = self._list_page(after=key_range.after, token=key_range.token, limit=PAGE)
+            key_range.tokens.check(page.token)
             with self._changed:
                 inside = self._accept(key_range, page)
                 self._changed.notify_all()

@@ -50,8 +50,8 @@ class ObjectError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """One object as listed. `etag` is without quotes; it and `size` (bytes) are None where a manifest does not give
-    them."""
+    """One object as listed. `etag` is without quotes; it, `size` (bytes) and `last_modified` are None where the listing
+    or manifest does not give them."""
 
     key: str
     size: int | None = None
@@ -66,7 +66,7 @@ class FetchedObject:
 
     data: bytes
     size: int
-    etag: str
+    etag: str | None
     version_id: str | None
     last_modified: datetime | None
 

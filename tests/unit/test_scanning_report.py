@@ -13,15 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy.stats import ks_2samp
 
+from patchscan.common.errors import UserError
 from patchscan.common.retries import Retries
 from patchscan.detector.card import Card
 from patchscan.reporting.pages import Figures, show
-from patchscan.scanning import alerts, drift, labels, report
+from patchscan.scanning import alerts, commands, drift, labels, report
 from patchscan.scanning.listing import Filters
+from patchscan.scanning.options import AlertKind
 from patchscan.scanning.plan import ScanSource, plan_scan
 from patchscan.scanning.prevalence import Rates, estimate, rogan_gladen
 from patchscan.scanning.provenance import provenance
@@ -52,6 +57,29 @@ def test_the_prevalence_interval_covers_the_truth_as_often_as_it_says() -> None:
 @pytest.mark.parametrize("rates", [Rates(5, 10, 5, 10), Rates(2, 10, 5, 10), Rates(0, 0, 1, 10)])
 def test_a_detector_no_better_than_chance_gives_no_prevalence(rates: Rates) -> None:
     assert rogan_gladen(50, 100, rates) is None
+
+
+COUNTS = st.lists(st.one_of(st.integers(0, 4), st.integers(0, 1100)), min_size=2, max_size=2).map(sorted)
+
+
+@given(COUNTS, COUNTS, COUNTS)
+@example([1, 2], [1, 4], [0, 1])
+@example([50, 100], [1, 1000], [0, 1])
+@example([0, 100], [1, 1000], [0, 1])
+@example([1, 1], [1, 1], [0, 1])
+@example([1000, 1000], [501, 1000], [500, 1000])
+def test_a_prevalence_has_an_ordered_interval_that_holds_it(scan: list[int], ai: list[int], real: list[int]) -> None:
+    estimated = rogan_gladen(*scan, Rates(*ai, *real))
+    if estimated is not None:
+        value, low, high = estimated
+        assert 0 <= low <= value <= high <= 1
+
+
+@pytest.mark.parametrize("rates", [Rates(1, 4, 0, 1), Rates(1, 1000, 0, 1)])
+def test_where_the_rates_tell_nothing_any_share_is_possible(rates: Rates) -> None:
+    found = rogan_gladen(0, 100, rates)
+    assert found is not None
+    assert found[1:] == (0.0, 1.0)
 
 
 def _confusion(kind: str, true_ai: int, false_ai: int) -> dict[str, Any]:
@@ -160,6 +188,61 @@ def test_a_label_file_with_an_unknown_label_names_its_line(tmp_path: Path) -> No
     (tmp_path / "labels.csv").write_text("key,label\na.png,ai\nb.png,maybe\n")
     with pytest.raises(labels.LabelError, match="line 3"):
         labels.from_csv(str(tmp_path / "labels.csv"))
+
+
+UNUSABLE_LABELS = {
+    "missing": (None, "there is no file"),
+    "latin-1": ("key,label\nf\xfc.png,ai\n".encode("latin-1"), "not UTF-8"),
+    "utf-16": ("key,label\na.png,ai\n".encode("utf-16"), "not UTF-8"),
+    "empty": (b"", "no labels"),
+    "header": (b"key,label\n", "no labels"),
+    "other columns": (b"name,class\na.png,ai\n", "line 2"),
+    "a field without end": (b'key,label\n"' + b"x" * 200_000, "not a CSV"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE_LABELS)
+def test_labels_that_cannot_be_used_are_found_out_before_the_scan(name: str, tmp_path: Path) -> None:
+    data, why = UNUSABLE_LABELS[name]
+    path, out = tmp_path / "labels.csv", tmp_path / "out"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(labels.LabelError, match=why):
+        commands.scan(str(tmp_path), str(out), labels=str(path))
+    assert not out.exists()
+
+
+def test_labels_that_are_a_folder_or_in_the_root_folder_are_clear_errors(tmp_path: Path) -> None:
+    for url in (str(tmp_path), "/no-such-labels.csv"):
+        with pytest.raises(UserError, match=r"not a file|there is no file /no-such"):
+            labels.check(url)
+    labels.check("folders")
+
+
+@pytest.mark.parametrize(("suffixes", "why"), [((), "misspelt"), ((".jpg",), "filters leave out all 1 objects")])
+def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_path: Path) -> None:
+    photos, out, scorer = tmp_path / "photos", open_store(str(tmp_path / "out")), StubScorer()
+    photos.mkdir()
+    if suffixes:
+        (photos / "a.png").write_bytes(image(1))
+    made = plan_scan(ScanSource(url=str(photos)), Filters(suffixes=suffixes), scorer.card, out)
+    found = report.reduce(out, made)
+    assert [alert["kind"] for alert in found["alerts"]] == ["empty"]
+    assert why in report.summary_text(found)
+    commands.finish_scan(out, made)
+    with pytest.raises(typer.Exit) as end:
+        commands.finish_scan(out, made, fail_on=[AlertKind.EMPTY])
+    assert end.value.exit_code == 3
+
+
+def test_labels_none_of_whose_objects_was_scored_are_one_line(tmp_path: Path) -> None:
+    photos, out, scorer = tmp_path / "photos", open_store(str(tmp_path / "out")), StubScorer()
+    (photos / "ai").mkdir(parents=True)
+    (photos / "ai" / "a.png").write_text("no image")
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    Worker(made, out, scorer, WorkSettings(threads=1)).work(0)
+    with pytest.raises(labels.LabelError, match="none of the 1 objects"):
+        report.reduce(out, made, "folders")
 
 
 class Receiver(HTTPServer):

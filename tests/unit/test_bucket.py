@@ -1,0 +1,163 @@
+"""Listings of S3 stores that leave things out, contradict themselves, or are no stores at all."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from patchscan.common.errors import UserError
+from patchscan.common.retries import Retries
+from patchscan.storage.bucket import Bucket
+from patchscan.storage.store import ObjectError, ObjectInfo, Store
+
+NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+MODIFIED = "<LastModified>2026-01-02T03:04:05.000Z</LastModified>"
+ENTRY = f'<Size>3</Size><ETag>"e"</ETag>{MODIFIED}'
+
+
+def listing(*entries: str, truncated: str = "false", after: str | None = None) -> bytes:
+    following = "" if after is None else f"<NextContinuationToken>{after}</NextContinuationToken>"
+    contents = "".join(f"<Contents>{entry}</Contents>" for entry in entries)
+    head = f"<IsTruncated>{truncated}</IsTruncated>" if truncated else "<Name>b</Name>"
+    return f"<?xml version='1.0'?><ListBucketResult {NAMESPACE}>{head}{following}{contents}</ListBucketResult>".encode()
+
+
+class StubStore(ThreadingHTTPServer):
+    """Answers a listing by its token with `pages`, the first under "", and each object with `headers` and `body`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.pages: dict[str, bytes] = {}
+        self.headers: dict[str, str] = {}
+        self.body = b"abc"
+        store = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                query = parse_qs(urlsplit(self.path).query)
+                if "list-type" not in query:
+                    self.reply(store.body, store.headers)
+                elif "start-after" in query:
+                    self.reply(listing(), {})
+                else:
+                    self.reply(store.pages[query.get("continuation-token", [""])[0]], {})
+
+            def reply(self, data: bytes, headers: dict[str, str]) -> None:
+                self.send_response(200)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubStore]:
+    for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with StubStore() as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def store(stub: StubStore) -> Store:
+    opened = Bucket("s3://b/p", endpoint_url=f"http://127.0.0.1:{stub.server_port}", requester_pays=False, threads=2)
+    opened._retries = Retries(deadline_s=0.2)
+    return opened
+
+
+def entries(*keys: str) -> list[str]:
+    return [f"<Key>{key}</Key>{ENTRY}" for key in keys]
+
+
+NO_LISTINGS = {
+    "truncated without a token": {"": listing(*entries("p/1"), truncated="true")},
+    "truncated with an empty token": {"": listing(*entries("p/1"), truncated="true", after="")},
+    "truncated without a token on the second page": {
+        "": listing(*entries("p/1"), truncated="true", after="2"),
+        "2": listing(*entries("p/2"), truncated="true"),
+    },
+    "the same token for ever": {
+        "": listing(*entries("p/1"), truncated="true", after="2"),
+        "2": listing(*entries("p/2"), truncated="true", after="2"),
+    },
+    "the same token for ever, on empty pages": {
+        "": listing(truncated="true", after="2"),
+        "2": listing(truncated="true", after="2"),
+    },
+    "tokens in a circle": {
+        "": listing(truncated="true", after="2"),
+        "2": listing(*entries("p/2"), truncated="true", after="3"),
+        "3": listing(truncated="true", after="4"),
+        "4": listing(truncated="true", after="2"),
+    },
+    "a web page": {"": b"<html><body>Please log in</body></html>"},
+    "a web page that is no XML": {"": b"<!doctype html><p>Please log in<br>"},
+    "JSON": {"": b'{"keys": []}'},
+    "nothing": {"": b""},
+    "an entry without a key": {"": listing("<Size>3</Size>")},
+    "a size that is no number": {"": listing("<Key>p/1</Key><Size>big</Size>")},
+}
+
+
+@pytest.mark.parametrize("name", NO_LISTINGS)
+def test_a_listing_that_contradicts_itself_or_is_none_is_an_error(stub: StubStore, store: Store, name: str) -> None:
+    stub.pages = NO_LISTINGS[name]
+    with pytest.raises(UserError, match=r"list|does not answer \(500"):  # boto3 calls some of them a 500
+        list(store.objects())
+    with pytest.raises(UserError, match=r"list|does not answer \(500"):  # boto3 calls some of them a 500
+        list(store.names(""))
+
+
+@pytest.mark.parametrize("truncated", ["true", "false", ""])
+def test_a_token_is_followed_whatever_is_said_beside_it(stub: StubStore, store: Store, truncated: str) -> None:
+    stub.pages = {
+        "": listing(*entries("p/1"), truncated=truncated, after="2"),
+        "2": listing(truncated=truncated, after="3"),
+        "3": listing(*entries("p/2"), truncated="" if truncated == "" else "false"),
+    }
+    assert sorted(info.key for info in store.objects()) == ["p/1", "p/2"]
+    assert sorted(store.names("")) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        "<Size>3</Size>",
+        '<ETag>"e"</ETag>',
+        MODIFIED,
+        "<ETag/>",
+        "<LastModified/>",
+        "<LastModified>?</LastModified>",
+    ],
+)
+@pytest.mark.parametrize("headers", [{}, {"ETag": '"e"'}, {"Content-Length": "3"}, {"Last-Modified": "yesterday"}])
+def test_what_is_optional_in_s3_is_optional_here(
+    stub: StubStore, store: Store, entry: str, headers: dict[str, str]
+) -> None:
+    stub.pages, stub.headers = {"": listing(f"<Key>p/1</Key>{entry}")}, headers
+    (info,) = store.objects()
+    assert info.key == "p/1"
+    assert info.etag == ("e" if '"e"' in entry else None)
+    assert (info.last_modified is None) == (entry != MODIFIED)
+    fetched = store.fetch(info, 100)
+    assert (fetched.data, fetched.size) == (b"abc", 3)
+    assert fetched.etag == ("e" if '"e"' in entry or "ETag" in headers else None)
+
+
+def test_an_object_of_another_etag_than_listed_has_changed(stub: StubStore, store: Store) -> None:
+    stub.headers = {"ETag": '"new"'}
+    with pytest.raises(ObjectError, match="replaced"):
+        store.fetch(ObjectInfo(key="p/1", etag="old"), 100)
