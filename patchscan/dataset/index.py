@@ -26,7 +26,7 @@ from patchscan.common.files import atomic_write
 from patchscan.common.processes import map_in_processes
 from patchscan.dataset.duplicates import find_duplicates
 from patchscan.dataset.image_facts import describe_image
-from patchscan.dataset.layout import SourceFile, find_files
+from patchscan.dataset.layout import UNREADABLE, SourceFile, find_files
 from patchscan.dataset.source import DataSource
 from patchscan.storage.store import is_bucket
 
@@ -174,8 +174,14 @@ def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, wo
 
 
 def read_file(source: DataSource, file: SourceFile) -> dict[str, Any]:
-    """Read one file of the data set and describe it (`describe_image`)."""
-    return describe_image(source.read(file.path))
+    """Read one file of the data set and describe it (`describe_image`). One that was unreadable when it was listed has
+    the code `unreadable`."""
+    try:
+        return describe_image(source.read(file.path))
+    except UserError as error:
+        if file.modified_ns != UNREADABLE:
+            raise
+        return {"code": "unreadable", "message": str(error)}
 
 
 def _write_part(rows: list[dict[str, Any]], parts: Path) -> None:

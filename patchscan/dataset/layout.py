@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,10 +10,13 @@ from pathlib import Path
 
 from patchscan.common.errors import UserError
 from patchscan.storage import open_store
+from patchscan.storage.folder import key_of
 from patchscan.storage.store import is_bucket, split_url
 
 SPLITS = ("train", "val")
 CLASSES = ("ai", "nature")
+
+UNREADABLE = -1
 
 # The folder names of GenImage's downloads, simplified by `_simplify`, and the generators' names.
 _GENERATORS = {
@@ -44,7 +48,7 @@ class SourceFile:
     split: str
     label: str
     bytes: int
-    modified_ns: int
+    modified_ns: int  # UNREADABLE: a link to nothing, a pipe, a device, or (`path` ends in `/`) a folder without rights
 
 
 def generator_name(folder: str) -> str:
@@ -95,18 +99,28 @@ def _in_folder(data: Path) -> Iterator[tuple[str, int, int]]:
     """Yield path, bytes and modification time (ns) of the files below a folder; links to folders are followed."""
     if not data.is_dir():
         raise LayoutError(f"{data} is not a folder: give the folder that holds <generator>/{{train,val}}/{{ai,nature}}")
-    for parent, folders, names in os.walk(data, followlinks=True):
+    closed: list[OSError] = []
+    for parent, folders, names in os.walk(data, onerror=closed.append, followlinks=True):
         above = Path(parent).relative_to(data).parts
         folders[:] = [name for name in folders if not name.startswith(".") and _may_contain_images((*above, name))]
         for name in names:
-            path = "/".join((*above, name))
-            try:
-                path.encode()
-            except UnicodeEncodeError as error:
-                raise LayoutError(f"the name {path!r} is not UTF-8: rename the file") from error
+            path = key_of(Path(*above, name))
             if classify_path(path, "") is not None:
-                status = Path(parent, name).stat()
-                yield path, status.st_size, status.st_mtime_ns
+                yield path, *_size_and_time(Path(parent, name))
+    for error in closed:
+        path = f"{key_of(Path(error.filename).relative_to(data))}/"
+        if classify_path(path, "") is None:
+            raise LayoutError(f"{error.filename} cannot be listed: {error.strerror}")
+        yield path, 0, UNREADABLE
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """A file's bytes and modification time (ns); 0 and UNREADABLE where it is none that can be read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, UNREADABLE
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, UNREADABLE)
 
 
 def _may_contain_images(folder: tuple[str, ...]) -> bool:

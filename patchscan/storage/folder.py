@@ -43,7 +43,7 @@ class Folder:
         for folder, _, names in os.walk(self.root, onerror=closed.append):
             for name in names:
                 path = Path(folder, name)
-                key = _key(path.relative_to(self.root))
+                key = key_of(path.relative_to(self.root))
                 try:
                     status = path.stat()
                 except OSError:
@@ -57,7 +57,7 @@ class Folder:
             path = Path(error.filename)
             if path == self.root:
                 raise StoreError(f"{self.url} cannot be listed: {error.strerror}")
-            yield ObjectInfo(key=f"{_key(path.relative_to(self.root))}/")
+            yield ObjectInfo(key=f"{key_of(path.relative_to(self.root))}/")
 
     def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
         """Read the file, and compare it with the listing by modification time and size."""
@@ -94,7 +94,7 @@ class Folder:
         """Names of the results that begin with `prefix`."""
         for folder, _, names in os.walk(self.root, onerror=_raise_unless_missing):
             for file in names:
-                name = _key(Path(folder, file).relative_to(self.root))
+                name = key_of(Path(folder, file).relative_to(self.root))
                 if name.startswith(prefix) and not PARTIAL_NAME.fullmatch(file):
                     yield name
 
@@ -169,6 +169,6 @@ def _raise_unless_missing(error: OSError) -> None:
         raise StoreError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
 
-def _key(path: Path) -> str:
+def key_of(path: Path) -> str:
     """The key of a relative path: bytes of it that are not UTF-8 are written as `\\xe9`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

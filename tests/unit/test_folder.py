@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from patchscan.dataset.layout import UNREADABLE, LayoutError, find_files
 from patchscan.scanning import report
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import ScanSource, plan_scan
@@ -97,6 +98,23 @@ def test_a_folder_that_cannot_be_read_is_a_row(as_nobody: Path, rights: int, key
     assert failure.value.code == FailureCode.ACCESS_DENIED
     closed.chmod(0o700)
     assert {info.key for info in store.objects()} == {"good.png", "closed/in.png"}
+
+
+def test_a_closed_folder_of_a_data_set_is_not_left_out_in_silence(as_nobody: Path) -> None:
+    closed = as_nobody / "gan/train/ai/closed"
+    closed.mkdir(parents=True)
+    (closed.parent / "good.png").write_bytes(image(1))
+    closed.chmod(0o000)
+    try:
+        found = {file.path: file.modified_ns for file in find_files(as_nobody)}
+        assert set(found) == {"gan/train/ai/good.png", "gan/train/ai/closed/"}
+        assert found["gan/train/ai/closed/"] == UNREADABLE
+        (as_nobody / "gan").chmod(0o000)
+        with pytest.raises(LayoutError, match="cannot be listed"):
+            find_files(as_nobody)
+    finally:
+        (as_nobody / "gan").chmod(0o700)
+        closed.chmod(0o700)
 
 
 def test_a_scanned_folder_that_cannot_be_listed_ends_the_scan(as_nobody: Path) -> None:

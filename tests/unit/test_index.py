@@ -234,6 +234,26 @@ def test_an_unreadable_file_stops_the_index_with_its_name(data: Path) -> None:
         build_index(data, workers=1)
 
 
+def test_what_is_no_readable_file_is_quarantined(data: Path) -> None:
+    folder = data / "my_gan" / "train" / "ai"
+    before, image = len(build_index(data, workers=1).table), next(folder.glob("*.png")).read_bytes()
+    os.mkfifo(folder / "pipe.png")
+    (folder / "dangling.png").symlink_to("nothing")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(image)
+    built = build_index(data, workers=1)
+    found = built.quarantine.set_index("path").code
+    assert {path.rpartition("/")[2] for path in found[found == "unreadable"].index} == {
+        "pipe.png",
+        "dangling.png",
+        "loop.png",
+    }
+    assert len(built.table) == before + 1
+    assert r"my_gan/train/ai/caf\xe9.png" in set(built.table.path)
+    (folder / "nothing").write_bytes(image)
+    assert len(build_index(data, workers=1).table) == before + 3
+
+
 def test_an_index_that_cannot_be_written_says_what_to_do(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--out"):
