@@ -15,7 +15,10 @@ from functools import cache, cached_property
 import numpy as np
 from PIL import Image
 
+from patchscan.detector import gif, png, segments
 from patchscan.detector.jpeg import jpeg_quality
+from patchscan.detector.signatures import format_of
+from patchscan.detector.tiff import Tiff
 
 try:
     import pillow_heif
@@ -89,20 +92,25 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
     """Decode one encoded image to RGB.
 
     Raises ImageError: `empty`, `too_large` (bytes or pixels), `too_small` (shorter side under `limits.min_side`),
-    `not_an_image`, `unsupported_format` (an image, but not one of FORMATS), `truncated` (damaged or cut short).
+    `not_an_image`, `unsupported_format` (an image, but not one of FORMATS, or a variant whose pixels would not be
+    right), `truncated` (damaged or cut short).
     """
     if not data:
         raise ImageError(ErrorCode.EMPTY, "the file holds no bytes")
     if len(data) > limits.max_bytes:
         raise ImageError(ErrorCode.TOO_LARGE, f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
-    with _open(data) as image:
+    source = _Source.of(data)
+    with source.open() as image:
         _check_size(image, limits)
         try:
-            frames, quality = getattr(image, "n_frames", 1), jpeg_quality(image)
-            rgb = _to_rgb(image)
+            rgb = _completed_jpeg(source) if source.lacks_end else _to_rgb(image)
+            frames, quality = source.count_frames(image), jpeg_quality(image)
+        except ImageError:
+            raise
         except MemoryError as error:
             raise ImageError(ErrorCode.TOO_LARGE, "the pixels do not fit in memory") from error
         except Exception as error:  # decoders raise anything on damaged files, with memory addresses in the texts
+            source.raise_if_unsupported(error, opened=True)
             raise ImageError(ErrorCode.TRUNCATED, f"the {image.format} data is damaged or cut short") from error
         return RGBImage(rgb, image.format or "", frames, quality)
 
@@ -113,46 +121,106 @@ def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
     Pillow takes four bytes per pixel, and as many again where the mode must be converted.
     """
     try:
-        with _open(data) as image:
+        with _Source.of(data).open() as image:
             _check_size(image, limits)
             return image.width * image.height * 4 * (1 if image.mode == "RGB" else 2)
     except ImageError:
         return 0
 
 
-def _open(data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in _known_formats()])
-    except Image.DecompressionBombError as error:
-        raise ImageError(ErrorCode.TOO_LARGE, "the header promises more pixels than the limit") from error
-    except Exception as error:  # a plugin's header parser may raise anything on hostile bytes
-        claimed = _claimed_format(data)
-        if claimed is None:
-            raise ImageError(ErrorCode.NOT_AN_IMAGE, "the bytes are not an image of any known format") from error
-        if claimed in FORMATS:
-            raise ImageError(ErrorCode.TRUNCATED, f"the {claimed} header is damaged or cut short") from error
-        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"{claimed} images are not supported") from error
+@dataclass(frozen=True)
+class _Source:
+    """An encoded image of a format that is read: the bytes that its pixels need, and the frames where Pillow's own
+    count has no bound or needs what was left out."""
+
+    format: str | None
+    data: bytes
+    frames: int | None = None
+    tiff: Tiff | None = None
+
+    @classmethod
+    def of(cls, data: bytes) -> "_Source":
+        """Prepare an image for Pillow. Raises ImageError `unsupported_format`."""
+        name = format_of(data)
+        if name == "HEIF" and name not in _known_formats():
+            raise _unsupported("HEIC images are")
+        if name is not None and name not in FORMATS:
+            raise _unsupported(f"{name} images are")
+        if name == "PNG":
+            return cls(name, *png.pixels_only(data))
+        if name == "GIF":
+            return cls(name, data, gif.count_frames(data))
+        if name == "TIFF":
+            return cls._of_tiff(data)
+        if name == "JPEG":
+            reduced = segments.pixels_only(data)
+            if reduced is None:
+                raise _unsupported(f"JPEG images of more than {segments.MAX_SEGMENTS:,} segments are")
+            if segments.has_too_many_scans(reduced):
+                raise _unsupported(f"JPEG images of more than {segments.MAX_SCANS} scans are")
+            return cls(name, reduced)
+        return cls(name, data)
+
+    @classmethod
+    def _of_tiff(cls, data: bytes) -> "_Source":
+        tiff = Tiff(data)
+        raw = tiff.raw_format()
+        if raw is not None:
+            raise _unsupported(f"{raw} images (a camera's raw files) are")
+        reason = tiff.unsupported()
+        if reason is not None:
+            raise _unsupported(reason)
+        return cls("TIFF", data, tiff.count(), tiff)
+
+    @property
+    def lacks_end(self) -> bool:
+        return self.format == "JPEG" and segments.lacks_end(self.data)
+
+    def open(self) -> Image.Image:
+        """Read the header. Raises ImageError."""
+        try:
+            return Image.open(io.BytesIO(self.data), formats=[name for name in FORMATS if name in _known_formats()])
+        except Image.DecompressionBombError as error:
+            raise ImageError(ErrorCode.TOO_LARGE, "the header promises more pixels than the limit") from error
+        except Exception as error:  # a plugin's header parser may raise anything on hostile bytes
+            self.raise_if_unsupported(error, opened=False)
+            if self.format is None:
+                raise ImageError(ErrorCode.NOT_AN_IMAGE, "the bytes are not an image of any known format") from error
+            raise ImageError(ErrorCode.TRUNCATED, f"the {self.format} header is damaged or cut short") from error
+
+    def raise_if_unsupported(self, error: Exception, *, opened: bool) -> None:
+        """Raise ImageError `unsupported_format` where the decoder lacks a variant, not the file its bytes."""
+        variant = segments.unsupported(self.data) if self.format == "JPEG" else None
+        if self.format == "BMP" and _is_whole_bmp(self.data):
+            variant = "BMP images of this depth or compression are"
+        if self.tiff is not None and self.tiff.is_whole():
+            variant = self.tiff.lacking(opened)
+        if variant is not None:
+            raise _unsupported(variant) from error
+
+    def count_frames(self, image: Image.Image) -> int:
+        return int(getattr(image, "n_frames", 1)) if self.frames is None else self.frames
+
+
+def _unsupported(what: str) -> ImageError:
+    return ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"{what} not supported")
 
 
 @cache
-def _known_formats() -> set[str]:
+def _known_formats() -> frozenset[str]:
     Image.init()
-    return set(Image.OPEN)
+    return frozenset(Image.OPEN)
 
 
-def _claimed_format(data: bytes) -> str | None:
-    """The format whose signature the bytes begin with, by Pillow's own checks; None if there is none."""
-    brand = data[4:12]
-    if brand[:4] == b"ftyp" and brand[4:] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "HEIF" if "HEIF" in _known_formats() else "HEIC"
-    for name in _known_formats():
-        accept = Image.OPEN[name][1]
-        try:
-            if accept is not None and accept(data[:16]) is True:
-                return name
-        except (IndexError, ValueError, struct.error):
-            continue
-    return None
+def _is_whole_bmp(data: bytes) -> bool:
+    """Whether the file has the length that its header states, or all the bytes of its pixels."""
+    if len(data) < 38:
+        return False
+    stated, start, header = (int(struct.unpack_from("<I", data, at)[0]) for at in (2, 10, 14))
+    if header < 40:
+        return len(data) >= stated > 26
+    width, height, _, depth, _, packed = struct.unpack_from("<iiHHII", data, 18)
+    return len(data) >= start + int(packed or (abs(width) * depth + 31) // 32 * 4 * abs(height))
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
@@ -166,9 +234,26 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         # Pillow would clip 16-bit grey to white at 255; the high byte is the picture.
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("I", "F", "LAB"):
+        raise _unsupported(f"{image.format} images of mode {image.mode} are")
     image.load()
+    if image.mode == "La":  # Pillow converts grey with premultiplied alpha in two steps only
+        return image.convert("LA").convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _completed_jpeg(source: _Source) -> Image.Image:
+    """Decode a JPEG without its end marker. Raises ImageError `truncated` where pixels are missing too."""
+
+    def decode_with(data: bytes) -> Image.Image:
+        with _Source("JPEG", data).open() as image:
+            return _to_rgb(image)
+
+    image = segments.completed(source.data, decode_with)
+    if image is None:
+        raise ImageError(ErrorCode.TRUNCATED, "the JPEG data is damaged or cut short")
+    return image

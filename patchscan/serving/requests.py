@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from patchscan.detector.images import Limits, decoded_bytes
+from patchscan.detector.signatures import format_of
 
 MAX_MEMBERS = 256
 MAX_MEMBERS_BYTES = 256 * 2**20
@@ -74,7 +75,8 @@ def parse(row: dict[str, Any], limits: Limits) -> Request:
         return CutCrops(_read_npy(data))
     if data.startswith(b"PK\x03\x04"):
         return ManyImages(list(_bounded(_zip_members(data, limits.max_bytes), limits)))
-    if data[257:262] == b"ustar":
+    # An image may carry these bytes in its metadata, and must get the row that a scan's own decoder would give it.
+    if data[257:262] == b"ustar" and format_of(data) is None:
         return ManyImages(list(_bounded(_tar_members(data, limits.max_bytes), limits)))
     return OneImage(data)
 

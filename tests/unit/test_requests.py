@@ -77,6 +77,22 @@ def test_what_each_body_means() -> None:
     assert np.array_equal(crops.crops, CROPS)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "TGA", "ICO", "PPM"])
+def test_an_image_with_the_mark_of_a_tar_is_an_image(kind: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3)).save(file, kind)
+    image = bytearray(file.getvalue().ljust(600, b"\0"))
+    image[257:262] = b"ustar"
+    assert parse({"body": bytes(image)}, Limits()) == OneImage(bytes(image))
+
+
+@pytest.mark.parametrize(
+    "name", ["BMW.jpg", "BM", "P1010123.JPG", "GIF.gif", "II.png", "RIFF.webp", "xx-ftyp.heic", "<b>"]
+)
+def test_a_tar_whose_first_name_begins_like_an_image_is_a_tar(name: str) -> None:
+    assert parse({"body": tar_of({name: b"one"})}, LIMIT) == ManyImages([(name, b"one")])
+
+
 def test_a_member_is_read_no_further_than_its_limit() -> None:
     for body in (zip_of({"a": bytes(10**6)}), tar_of({"a": bytes(10**6)})):
         request = parse({"body": body}, LIMIT)

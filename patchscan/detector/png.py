@@ -1,0 +1,38 @@
+"""Reduce a PNG to the chunks that its pixels need, so that damaged or huge texts and profiles cannot reject it."""
+
+import struct
+import zlib
+
+
+def pixels_only(data: bytes) -> tuple[bytes, int]:
+    """Return the PNG without its ancillary chunks, and the number of frames that its animation control announces.
+
+    The chunks' first letter says whether the pixels need them (PNG specification, 5.4). What cannot be followed is kept
+    before the pixels and dropped after them, where it is no chunk. Transparency is dropped, as `decode` drops it.
+    """
+    kept, start, at, end = [data[:8]], 8, 8, 8
+    frames, pixels_begun, first_is_animated = 0, False, False
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if not kind.isalpha():
+            end = at if pixels_begun else len(data)
+            break
+        if kind[0] & 0x20:
+            kept.append(data[start:at])
+            start = end
+            if not pixels_begun and kind == b"acTL" and length >= 8 and _is_intact(data, at, end):
+                frames = int(struct.unpack_from(">I", data, at + 8)[0])
+            elif not pixels_begun and kind == b"fcTL":
+                first_is_animated = True
+        pixels_begun = pixels_begun or kind == b"IDAT"
+        if kind == b"IEND":
+            break
+        at = end
+    kept.append(data[start : max(start, end)])
+    # An image before the animation is shown by programs that know no animations, and counts as a frame.
+    return b"".join(kept), 1 if not 0 < frames <= 2**31 else frames + (not first_is_animated)
+
+
+def _is_intact(data: bytes, start: int, end: int) -> bool:
+    return zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")

@@ -1,0 +1,155 @@
+"""Read a JPEG's segments: reduce it to those that its pixels need, name what the decoder lacks, and tell whether all
+pixels are there where the end marker is missing. Markers are explained in ITU-T T.81, annex B.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+
+from PIL import Image
+
+MAX_SEGMENTS = 65_536
+# libjpeg's own progressive files have 10 scans, mozjpeg's up to about 20.
+MAX_SCANS = 100
+END = b"\xff\xd9"
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_READABLE_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
+_PROGRESSIVE = frozenset((0xC2, 0xCA))
+_SCAN, _COMMENT, _APPLICATIONS = 0xDA, 0xFE, frozenset(range(0xE0, 0xF0))
+_ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+# JFIF and Adobe say what the colours are, MPF that more pictures follow: all other application data is metadata.
+_KEPT = (b"JFIF\0", b"Adobe", b"MPF\0")
+
+
+def pixels_only(data: bytes) -> bytes | None:
+    """Return the JPEG without metadata (EXIF, profiles, comments); None where more than MAX_SEGMENTS others remain.
+
+    What cannot be followed is kept as it is.
+    """
+    kept, start, others = [], 0, 0
+    for marker, at, end in _segments(data):
+        if marker == _COMMENT or (marker in _APPLICATIONS and not data.startswith(_KEPT, at + 4)):
+            kept.append(data[start:at])
+            start = end
+        else:
+            others += 1
+            if others > MAX_SEGMENTS:
+                return None
+        if marker == _SCAN:
+            break
+    return b"".join(kept) + data[start:] if kept else data
+
+
+def unsupported(data: bytes) -> str | None:
+    """Name the variant that the decoder lacks ("12-bit JPEG images are"); None for the usual ones."""
+    if data[:4] == b"\xff\xd8\xff\xf7" or any(marker == 0xF7 for marker, _, _ in _segments(data)):
+        return "JPEG-LS images are"
+    frame = next((data[at:end] for marker, at, end in _segments(data) if marker in _FRAMES), b"")
+    if len(frame) < 10:
+        return None
+    marker, precision, components = frame[1], frame[4], frame[9]
+    if marker in (0xC3, 0xC7, 0xCB, 0xCF):
+        return "lossless JPEG images are"
+    if marker not in _READABLE_FRAMES:
+        return "hierarchical JPEG images are"
+    if precision != 8:
+        return f"{precision}-bit JPEG images are"
+    return None if components in (1, 3, 4) else f"JPEG images of {components} components are"
+
+
+def has_too_many_scans(data: bytes) -> bool:
+    """Whether the picture has more than MAX_SCANS scans: each takes a pass over all pixels, however few its bytes."""
+    frame, scans = _scans(data)
+    return frame in _PROGRESSIVE and len(scans) > MAX_SCANS
+
+
+def lacks_end(data: bytes) -> bool:
+    """Whether no end marker follows the last scan."""
+    return data.rfind(END) < data.rfind(b"\xff\xda")
+
+
+def completed(data: bytes, decode_with: Callable[[bytes], Image.Image]) -> Image.Image | None:
+    """Decode a JPEG whose end marker is missing with the given function; None if pixels are missing as well.
+
+    The decoder replaces what is missing without a word. So the file is decoded with several endings: where they change
+    a pixel, the file was cut within its pixels. A progressive file may also have been cut between two scans.
+    """
+    if not _has_all_scans(data):
+        return None
+    # Bits that differ from the first on, without 0xFF: after the last pixel, bytes are skipped up to the end marker.
+    data = data.rstrip(b"\xff")  # half an end marker would make a marker of what is appended
+    noise = bytes(random.Random(0).randrange(128, 255) for _ in range(4096))
+    first = decode_with(data + END)
+    for filler in (bytes(4096), noise):
+        if not _same(first, decode_with(data + filler + END)):
+            return None
+    return first
+
+
+def _same(first: Image.Image, second: Image.Image) -> bool:
+    """Compare in bands, because the bytes of a whole image would take as much memory again."""
+    boxes = [(0, top, first.width, min(top + 64, first.height)) for top in range(0, first.height, 64)]
+    return all(first.crop(box).tobytes() == second.crop(box).tobytes() for box in boxes)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment from the start of the file to the first scan's header."""
+    at = 2
+    while True:
+        at = data.find(b"\xff", at)
+        if at < 0:
+            return
+        while data[at + 1 : at + 2] == b"\xff":  # a marker may be preceded by any number of these
+            at += 1
+        if at + 4 > len(data) or data[at + 1] == 0xD9:
+            return
+        marker = data[at + 1]
+        if marker in _ALONE:
+            at += 2
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if end < at + 4 or end > len(data):
+            return
+        yield marker, at, end
+        if marker == _SCAN:
+            return
+        at = end
+
+
+def _scans(data: bytes) -> tuple[int, list[bytes]]:
+    """The picture's kind of frame (0 if none), and the headers of its scans, up to one more than MAX_SCANS."""
+    frame, scans, at = 0, [], 0
+    for marker, start, end in _segments(data):
+        frame = marker if marker in _FRAMES else frame
+        if marker == _SCAN:
+            scans.append(data[start:end])
+            at = end
+    while scans and len(scans) <= MAX_SCANS:
+        found = _MARKER.search(data, at)
+        if not found or found.group() == END:
+            break
+        start = found.start()
+        at = max(start + 2 + int.from_bytes(data[start + 2 : start + 4], "big"), start + 4)
+        if found.group()[1] == _SCAN:
+            scans.append(data[start:at])
+    return frame, scans
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Whether the scans cover every component and, in a progressive file, every coefficient to its last bit."""
+    frame = next((data[at:end] for marker, at, end in _segments(data) if marker in _FRAMES), b"")
+    kind, scans = _scans(data)
+    missing = {(component, index) for component in frame[10::3] for index in range(64)}
+    for scan in scans:
+        count = scan[4] if len(scan) > 4 else 0
+        if len(scan) < 8 + 2 * count:
+            return False
+        first, last, approximation = scan[5 + 2 * count : 8 + 2 * count]
+        if kind not in _PROGRESSIVE:
+            first, last, approximation = 0, 63, 0
+        if approximation & 15 == 0:
+            missing -= {
+                (component, index) for component in scan[5 : 5 + 2 * count : 2] for index in range(first, last + 1)
+            }
+    return bool(frame) and not missing

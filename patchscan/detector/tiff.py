@@ -1,0 +1,200 @@
+"""Read a TIFF's directories, without its pixels: whose camera's raw file it is, which layout it has, and how many
+pictures. Every walk is bounded, because directories may be chained in their thousands.
+
+Tags are explained in TIFF 6.0 (Adobe, 1992), the raw formats' in the DNG specification.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+MAX_DIRECTORIES = 10_000
+_MAX_SUBDIRECTORIES = 16
+_MAX_VALUES = 64
+
+_SUBFILE_TYPE, _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 258, 259, 262, 266
+_MAKE, _STRIP_OFFSETS, _SAMPLES, _STRIP_BYTES, _PLANAR = 271, 273, 277, 279, 284
+_TILE_OFFSETS, _TILE_BYTES, _SUBDIRECTORIES, _SAMPLE_FORMAT, _YCBCR_SUBSAMPLING = 324, 325, 330, 339, 530
+_DNG_VERSION = 50706
+
+_COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
+# Compressions of Sony, Nikon, Pentax, Samsung, Kodak (two) and Panasonic (two) that only their raw files have.
+_RAW_COMPRESSIONS = frozenset((32767, 34713, 65535, 32770, 65000, 32867, 34316, 34826))
+# None, three of fax, LZW, both of JPEG, both of Deflate, PackBits: what every build of libtiff unpacks.
+_COMMON_COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32946, 32773))
+_RAW_NAMES = (
+    (b"nikon", "Nikon NEF"),
+    (b"sony", "Sony ARW"),
+    (b"pentax", "Pentax PEF"),
+    (b"ricoh", "Pentax PEF"),
+    (b"samsung", "Samsung SRW"),
+    (b"hasselblad", "Hasselblad 3FR"),
+    (b"phase one", "Phase One IIQ"),
+    (b"leaf", "Leaf MOS"),
+    (b"mamiya", "Mamiya MEF"),
+    (b"seiko epson", "Epson ERF"),
+    (b"eastman kodak", "Kodak DCR"),
+    (b"kodak", "Kodak DCR"),
+    (b"canon", "Canon CR2"),
+    (b"olympus", "Olympus ORF"),
+    (b"panasonic", "Panasonic RW2"),
+    (b"leica", "Leica RWL"),
+    (b"fujifilm", "Fujifilm RAF"),
+    (b"minolta", "Minolta MRW"),
+    (b"konica", "Minolta MRW"),
+)
+_UNITS = {1: "B", 2: "c", 3: "H", 4: "I", 6: "b", 7: "c", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+
+
+@dataclass(frozen=True)
+class Directory:
+    """One directory by tag: at most 64 numbers or bytes of text each; `next` is the next one's offset."""
+
+    tags: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    texts: dict[int, bytes] = field(default_factory=dict)
+    next: int = 0
+
+    def first(self, tag: int, default: int) -> int:
+        values = self.tags.get(tag)
+        return values[0] if values else default
+
+
+class Tiff:
+    """A TIFF or BigTIFF of either byte order. A damaged directory is read as far as it goes, and nothing raises."""
+
+    def __init__(self, data: bytes):
+        self.data = data
+        self.order = "<" if data[:2] == b"II" else ">"
+        self.big = 43 in data[2:4]
+        # BigTIFF: offsets and counts of 8 bytes, and a count of 8 bytes before the entries.
+        self._count, self._entry, self._offset = ("Q", "HHQ", "Q") if self.big else ("H", "HHI", "I")
+        self._count_size, self._head_size, self._offset_size = (8, 12, 8) if self.big else (2, 8, 4)
+        self._entry_size = self._head_size + self._offset_size
+        self.start = self._number(self._offset, 8 if self.big else 4)
+        self.first = self.directory(self.start)
+
+    def raw_format(self) -> str | None:
+        """The maker's name for a camera's raw file, whose first picture may be a thumbnail; None for other files."""
+        if self.data[8:10] == b"CR" and self.start >= 16:
+            return "Canon CR2"
+        if self.data[8:12] in (b"IIII", b"MMMM"):
+            return "Phase One IIQ"
+        if _DNG_VERSION in self.first.tags:
+            return "DNG"
+        make = self.first.texts.get(_MAKE, b"").strip(b"\0 ").lower()
+        name = next((name for start, name in _RAW_NAMES if make.startswith(start)), None)
+        if any(_is_raw(directory) for directory in self._pictures()):
+            return name or "camera raw"
+        return name if self.first.first(_SUBFILE_TYPE, 0) & 1 else None
+
+    def unsupported(self) -> str | None:
+        """Why the first picture cannot be scored though nothing is damaged; None where its pixels are right.
+
+        What is allowed was compared with a second decoder: Pillow reads some layouts wrongly, and takes 32-bit, signed
+        and real numbers, which have no fixed white, as if they were 8 bits.
+        """
+        tags = self.first
+        if tags.first(_SUBFILE_TYPE, 0) & 1:
+            return "TIFF images that begin with a thumbnail are"
+        bits, photometric = set(tags.tags.get(_BITS, (1,))), tags.first(_PHOTOMETRIC, 0)
+        packed, planar = tags.first(_COMPRESSION, 1) != 1, tags.first(_PLANAR, 1) == 2
+        depth = max(bits)
+        if len(bits) > 1 or depth not in (1, 2, 4, 8, 16):
+            return f"TIFF images of {depth} bits a sample are"
+        if set(tags.tags.get(_SAMPLE_FORMAT, (1,))) - {1, 4}:
+            return "TIFF images of signed or real numbers are"
+        if photometric not in (0, 1, 2, 3, 5, 6):
+            return f"TIFF images of photometric interpretation {photometric} are"
+        if depth == 16 and (photometric not in (1, 2, 5) or tags.first(_FILL_ORDER, 1) != 1 or (planar and not packed)):
+            return "TIFF images of 16 bits a sample in this layout are"
+        if photometric == 6 and not packed and tags.tags.get(_YCBCR_SUBSAMPLING, (2, 2)) != (1, 1):
+            return "uncompressed TIFF images with fewer colour samples than pixels are"
+        return None
+
+    def is_whole(self) -> bool:
+        """Whether the first directory and all the pixels that it points at lie in the file."""
+        tags = self.first
+        for offsets, sizes in ((_STRIP_OFFSETS, _STRIP_BYTES), (_TILE_OFFSETS, _TILE_BYTES)):
+            starts, lengths = tags.tags.get(offsets, ()), tags.tags.get(sizes, ())
+            if starts and len(starts) == len(lengths):
+                ends = [at + length for at, length in zip(starts, lengths, strict=True)]
+                return _WIDTH in tags.tags and min(starts) > 0 and max(ends) <= len(self.data)
+        return False
+
+    def lacking(self, opened: bool) -> str | None:
+        """Say what the decoder lacks for a whole file that it has refused: before it `opened` it, its layout, and then
+        its compression; None where the pixels must be damaged."""
+        tags = self.first
+        compression, photometric = tags.first(_COMPRESSION, 1), tags.first(_PHOTOMETRIC, 0)
+        if self.big and self.order == ">":
+            return "big-endian BigTIFF images are"
+        if compression not in _COMMON_COMPRESSIONS:
+            return f"TIFF images of compression {compression} are"
+        if opened and compression != 1:
+            return None
+        samples, depth = tags.first(_SAMPLES, 1), tags.first(_BITS, 1)
+        return f"TIFF images of {samples} samples of {depth} bits, photometric interpretation {photometric}, are"
+
+    def count(self) -> int:
+        """How many directories are chained from the first, counted up to MAX_DIRECTORIES."""
+        seen: set[int] = set()
+        at = self.start
+        while at and at not in seen and len(seen) < MAX_DIRECTORIES and at + self._count_size <= len(self.data):
+            seen.add(at)
+            at = self._next(at)
+        return max(1, len(seen))
+
+    def directory(self, at: int) -> Directory:
+        if not at:
+            return Directory()
+        begin = at + self._count_size
+        entries = min(self._number(self._count, at), 65_535, max(0, len(self.data) - begin) // self._entry_size)
+        found = Directory(next=self._next(at))
+        for number in range(entries):
+            self._read_entry(begin + number * self._entry_size, found)
+        return found
+
+    def _read_entry(self, at: int, into: Directory) -> None:
+        tag, kind, count = struct.unpack_from(self.order + self._entry, self.data, at)
+        unit = _UNITS.get(kind)
+        if unit is None or not count:
+            return
+        value, size = at + self._head_size, struct.calcsize("=" + unit)
+        if count * size > self._offset_size:
+            value = self._number(self._offset, value)
+        kept = min(count, _MAX_VALUES)
+        if value + kept * size > len(self.data):
+            return
+        if unit == "c":
+            into.texts[tag] = self.data[value : value + kept]
+        else:
+            into.tags[tag] = struct.unpack_from(f"{self.order}{kept}{unit}", self.data, value)
+
+    def _pictures(self) -> Iterator[Directory]:
+        """The first directories of the chain, and those that the first lists as its subdirectories."""
+        directory, seen = self.first, {self.start}
+        yield directory
+        for at in self.first.tags.get(_SUBDIRECTORIES, ())[:_MAX_SUBDIRECTORIES]:
+            yield self.directory(at)
+        for _ in range(_MAX_SUBDIRECTORIES):
+            if not directory.next or directory.next in seen:
+                return
+            seen.add(directory.next)
+            directory = self.directory(directory.next)
+            yield directory
+
+    def _next(self, at: int) -> int:
+        entries = self._number(self._count, at)
+        return self._number(self._offset, at + self._count_size + entries * self._entry_size)
+
+    def _number(self, unit: str, at: int) -> int:
+        """The number at this offset; 0 where the file has ended."""
+        if not 0 <= at <= len(self.data) - struct.calcsize("=" + unit):
+            return 0
+        return int(struct.unpack_from(self.order + unit, self.data, at)[0])
+
+
+def _is_raw(directory: Directory) -> bool:
+    photometric = directory.first(_PHOTOMETRIC, 0)
+    compression = directory.first(_COMPRESSION, 1)
+    return photometric in (_COLOUR_FILTER_ARRAY, _LINEAR_RAW) or compression in _RAW_COMPRESSIONS

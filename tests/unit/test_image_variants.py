@@ -1,0 +1,391 @@
+"""Files as strangers store them: scored as every viewer shows them, or refused by name; never wrong pixels."""
+
+import io
+import os
+import random
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from patchscan.detector import gif, segments, tiff
+from patchscan.detector.images import ErrorCode, ImageError, decode
+from tests.image_tree import picture
+
+PHOTO = picture(3, 96, 80)
+GREY = PHOTO[..., 1]
+DEEP = np.random.RandomState(0).randint(0, 65536, PHOTO.shape).astype(np.uint16)
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PHOTO).save(file, kind, **options)
+    return file.getvalue()
+
+
+def tiff_of(array: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+def rejection(data: bytes) -> tuple[ErrorCode, str]:
+    with pytest.raises(ImageError) as caught:
+        decode(data)
+    return caught.value.code, caught.value.message
+
+
+def directory(entries: list[tuple[int, int, int, int]], order: str, following: int = 0) -> bytes:
+    packed = b"".join(struct.pack(order + "HHII", *entry) for entry in entries)
+    return struct.pack(order + "H", len(entries)) + packed + struct.pack(order + "I", following)
+
+
+def raw_file(make: bytes, order: str = "<", tag: int = 330, photometric: int = 32803) -> bytes:
+    """A camera's raw file: an RGB thumbnail of 16 x 16 first, and the sensor's picture in a directory that `tag` names.
+
+    A short number in big-endian order lies in the upper half of its field.
+    """
+    short = 1 if order == "<" else 1 << 16
+    at_make, at_raw, at_pixels = 300, 400, 500
+    entries = [(254, 4, 1, 1), (256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 1, 8 * short), (259, 3, 1, short)]
+    entries += [
+        (262, 3, 1, 2 * short),
+        (271, 2, len(make) + 1, at_make),
+        (273, 4, 1, at_pixels),
+        (277, 3, 1, 3 * short),
+    ]
+    entries += [(278, 4, 1, 16), (279, 4, 1, 768), (tag, 4, 1, at_raw)]
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    data = (header + directory(entries, order)).ljust(at_make, b"\0") + make
+    sensor = [(256, 4, 1, 64), (257, 4, 1, 64), (262, 3, 1, photometric * short)]
+    return (data.ljust(at_raw, b"\0") + directory(sensor, order)).ljust(at_pixels, b"\0") + bytes(768)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (b"NIKON CORPORATION", "Nikon NEF"),
+        (b"SONY", "Sony ARW"),
+        (b"PENTAX", "Pentax PEF"),
+        (b"RICOH IMAGING COMPANY, LTD.", "Pentax PEF"),
+        (b"SAMSUNG", "Samsung SRW"),
+        (b"Hasselblad", "Hasselblad 3FR"),
+        (b"EASTMAN KODAK COMPANY", "Kodak DCR"),
+        (b"A maker of tomorrow", "camera raw"),
+    ],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("photometric", [32803, 34892])
+def test_a_raw_file_is_refused_by_its_makers_name(make: bytes, name: str, order: str, photometric: int) -> None:
+    code, message = rejection(raw_file(make, order, photometric=photometric))
+    assert code == ErrorCode.UNSUPPORTED_FORMAT
+    assert name in message
+
+
+def test_the_dng_tag_and_signatures_of_other_raw_files() -> None:
+    plain = encoded("TIFF")
+    assert "DNG" in rejection(raw_file(b"Google", tag=50706))[1]
+    assert "Canon CR2" in rejection(b"II*\0\x10\0\0\0CR\x02\0" + raw_file(b"Canon")[12:])[1]
+    for start, name in [
+        (b"IIRO", "ORF"), (b"IIRS", "ORF"), (b"MMOR", "ORF"), (b"IIU\0", "RW2"), (b"FUJIFILMCCD-RAW ", "RAF"),
+        (b"II\x1a\0\0\0HEAPCCDR", "CRW"), (b"\0MRM", "MRW"), (b"FOVb", "X3F"), (b"\0\0\0\x18ftypcrx \0\0\0\1", "CR3"),
+    ]:  # fmt: skip
+        code, message = rejection(start + plain[len(start) :])
+        assert (code, name in message) == (ErrorCode.UNSUPPORTED_FORMAT, True), message
+
+
+def test_a_thumbnail_is_not_scored_in_place_of_its_picture() -> None:
+    code, message = rejection(raw_file(b"Scanner", photometric=2))
+    assert (code, "thumbnail" in message) == (ErrorCode.UNSUPPORTED_FORMAT, True)
+    assert np.array_equal(decode(tiff_of(PHOTO, photometric="rgb", metadata={"Make": "NIKON"})).rgb, PHOTO)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("tile", [None, (32, 32)])
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (PHOTO, {"photometric": "rgb"}),
+        (PHOTO.transpose(2, 0, 1), {"photometric": "rgb", "planarconfig": "separate"}),
+        (DEEP, {"photometric": "rgb"}),
+        (DEEP.transpose(2, 0, 1), {"photometric": "rgb", "planarconfig": "separate"}),
+        (GREY, {"photometric": "minisblack"}),
+        (GREY, {"photometric": "miniswhite"}),
+        (DEEP[..., 0], {"photometric": "minisblack"}),
+        (DEEP[..., 0], {"photometric": "miniswhite"}),
+        (GREY.astype(np.int8), {"photometric": "minisblack"}),
+        (DEEP[..., 0].astype(np.int16), {"photometric": "minisblack"}),
+        (GREY.astype(np.uint32), {"photometric": "minisblack"}),
+        (GREY.astype(np.int32), {"photometric": "minisblack"}),
+        (GREY / np.float16(255), {"photometric": "minisblack"}),
+        (GREY.astype(np.float32), {"photometric": "minisblack"}),
+        (GREY.astype(np.float64), {"photometric": "minisblack"}),
+        (PHOTO / np.float32(255), {"photometric": "rgb"}),
+        (PHOTO.astype(np.uint32), {"photometric": "rgb"}),
+        (np.dstack([PHOTO, GREY]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+        (np.dstack([DEEP, DEEP[..., 0]]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+        (np.dstack([GREY, np.full_like(GREY, 255)]), {"photometric": "minisblack", "extrasamples": ["assocalpha"]}),
+    ],
+)
+def test_tiff_pixels_are_those_of_another_decoder_or_refused(
+    pixels: np.ndarray, options: dict[str, Any], byteorder: Any, compression: Any, tile: Any, bigtiff: bool
+) -> None:
+    data = tiff_of(pixels, byteorder=byteorder, compression=compression, tile=tile, bigtiff=bigtiff, **options)
+    page = tifffile.TiffFile(io.BytesIO(data)).pages[0]
+    expected = page.asarray()
+    if options.get("planarconfig") == "separate":
+        expected = expected.transpose(1, 2, 0)
+    if expected.dtype == np.uint16:
+        expected = (expected >> 8).astype(np.uint8)
+    if options["photometric"] == "miniswhite":
+        expected = 255 - expected
+    if options["photometric"] != "rgb":
+        grey = expected if expected.ndim == 2 else expected[..., 0]
+        expected = np.dstack([grey] * 3)
+    try:
+        decoded = decode(data).rgb
+    except ImageError as error:
+        assert error.code == ErrorCode.UNSUPPORTED_FORMAT  # noqa: PT017 -- either outcome is right
+        # What is read without doubt must not be refused.
+        assert pixels.dtype != np.uint8 or options.get("planarconfig") or (bigtiff and byteorder == ">")
+        return
+    assert np.array_equal(decoded, expected[..., :3])
+
+
+def test_tiff_of_many_bit_depths_is_refused_by_name() -> None:
+    data = bytearray(tiff_of(GREY, photometric="minisblack"))
+    at = data.index(struct.pack("<HHI", 258, 3, 1)) + 8
+    for depth in (3, 5, 10, 12, 14, 24):
+        struct.pack_into("<H", data, at, depth)
+        code, message = rejection(bytes(data))
+        assert (code, f"{depth} bits" in message) == (ErrorCode.UNSUPPORTED_FORMAT, True), message
+
+
+def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
+    return (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) if crc is None else crc)
+    )
+
+
+TEXTS = {
+    "wrong CRC": chunk(b"tEXt", b"Comment\0text", crc=1),
+    "3 MB of compressed text": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000))),
+    "3 MB of international text": chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(3_000_000))),
+    "a profile of 3 MB": chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(3_000_000))),
+    "a profile that does not unpack": chunk(b"iCCP", b"profile\0\0not zlib"),
+    "80 MB of texts": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_000_000))) * 80,
+    "damaged EXIF": chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff"),
+    "short fields": chunk(b"pHYs", b"\0") + chunk(b"gAMA", b"") + chunk(b"cHRM", b"\0") + chunk(b"sRGB", b""),
+    "short animation control": chunk(b"acTL", b"\0") + chunk(b"fcTL", b"\0"),
+    "unknown": chunk(b"abCd", bytes(100), crc=7),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_is_not_pixels_cannot_reject_a_png(name: str) -> None:
+    whole = encoded("PNG")
+    end = whole.index(b"IEND") - 4
+    for data in (whole[:33] + TEXTS[name] + whole[33:], whole[:end] + TEXTS[name] + whole[end:]):
+        assert np.array_equal(decode(data).rgb, PHOTO)
+
+
+def test_a_png_needs_its_pixels_not_its_end() -> None:
+    whole = encoded("PNG")
+    end = whole.index(b"IEND") - 4
+    for tail in (b"", b"\0\0\0\0IE", b"garbage of no chunk", chunk(b"tEXt", b"Comment\0text")[:-7]):
+        assert np.array_equal(decode(whole[:end] + tail).rgb, PHOTO)
+    assert rejection(whole[: end - 40])[0] == ErrorCode.TRUNCATED
+    # A wrong checksum of what the pixels need stays an error.
+    assert rejection(whole[:29] + b"\0\0\0\0" + whole[33:])[0] == ErrorCode.TRUNCATED
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        segment(0xE1, b"Exif\0\0MM\0*\xff\xff\xff\xff"),
+        segment(0xE1, b"Exif\0\0"),
+        segment(0xE2, b"ICC_PROFILE\0\x05\x01damaged"),
+        segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x03\xed\0\0\0\0\0\1"),
+        segment(0xFE, b"c" * 60_000) * 300,
+        segment(0xFE, b"") * 500_000,
+    ],
+    ids=["EXIF", "empty EXIF", "profile", "Photoshop", "18 MB of comments", "500,000 comments"],
+)
+def test_what_is_not_pixels_cannot_reject_a_jpeg(metadata: bytes) -> None:
+    whole = encoded("JPEG", quality=90)
+    started = time.process_time()
+    assert np.array_equal(decode(whole[:2] + metadata + whole[2:]).rgb, decode(whole).rgb)
+    assert time.process_time() - started < 5
+
+
+def test_the_colours_of_a_jpeg_still_follow_its_adobe_segment() -> None:
+    cmyk = io.BytesIO()
+    Image.fromarray(PHOTO).convert("CMYK").save(cmyk, "JPEG", quality=95)
+    expected = np.asarray(Image.open(cmyk).convert("RGB"))
+    assert np.array_equal(decode(cmyk.getvalue()).rgb, expected)
+    stays = io.BytesIO()
+    Image.fromarray(PHOTO).save(stays, "JPEG", quality=95, keep_rgb=True)
+    assert np.array_equal(decode(stays.getvalue()).rgb, np.asarray(Image.open(stays)))
+
+
+def test_variants_that_no_decoder_here_reads_are_named() -> None:
+    whole = bytearray(encoded("JPEG"))
+    frame = whole.index(b"\xff\xc0")
+    for marker, precision, name in [
+        (0xC1, 12, "12-bit JPEG"),
+        (0xC3, 8, "lossless JPEG"),
+        (0xC5, 8, "hierarchical JPEG"),
+    ]:
+        whole[frame + 1], whole[frame + 4] = marker, precision
+        code, message = rejection(bytes(whole))
+        assert (code, name in message) == (ErrorCode.UNSUPPORTED_FORMAT, True), message
+    assert "JPEG-LS" in rejection(b"\xff\xd8\xff\xf7\0\x0b" + bytes(30) + b"\xff\xd9")[1]
+    bitmap = bytearray(encoded("BMP"))
+    for depth in (2, 48, 64):
+        struct.pack_into("<H", bitmap, 28, depth)
+        assert rejection(bytes(bitmap))[0] == ErrorCode.UNSUPPORTED_FORMAT
+    assert rejection(bytes(bitmap[:-9]))[0] == ErrorCode.TRUNCATED
+    struct.pack_into("<HII", bitmap, 28, 24, 5, 100)  # a PNG within a BMP
+    assert rejection(bytes(bitmap))[0] == ErrorCode.UNSUPPORTED_FORMAT
+
+
+def test_other_formats_are_named() -> None:
+    targa, footed = encoded("TGA"), encoded("TGA") + bytes(8) + b"TRUEVISION-XFILE.\0"
+    for data, name in [
+        (b'<svg xmlns="http://www.w3.org/2000/svg" width="9"/>', "SVG"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- drawn -->\n<svg width='9'/>", "SVG"),
+        ("\ufeff<svg/>".encode("utf-16-le"), "SVG"),
+        (b"\xff\x0a" + bytes(50), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50), "JPEG XL"),
+        (targa, "TGA"),
+        (encoded("TGA", compression="tga_rle"), "TGA"),
+        (footed, "TGA"),
+        (encoded("JPEG2000"), "JPEG 2000"),
+        (encoded("PPM"), "PNM"),
+        (encoded("ICO"), "ICO"),
+        (b"v/1\x01" + bytes(50), "OpenEXR"),
+        (b"\0" * 128 + b"DICM" + bytes(50), "DICOM"),
+        (b"%PDF-1.7" + bytes(50), "PDF"),
+    ]:
+        code, message = rejection(data)
+        assert (code, name in message) == (ErrorCode.UNSUPPORTED_FORMAT, True), (name, message)
+    for text in (b"<?xml version='1.0'?><rss/>", b"<html><svg/></html>", bytes(400), b"PK\x03\x04" + bytes(50)):
+        assert rejection(text)[0] == ErrorCode.NOT_AN_IMAGE
+
+
+def test_codes_and_texts_do_not_depend_on_the_hash_seed() -> None:
+    program = (
+        "import random\nfrom patchscan.detector.images import ImageError, decode\n"
+        "starts = [bytes.fromhex(h) for h in ('4d4d002a00000002', '49492a00', '424d', '000001b3', '0a050101', '50360a',"
+        " '280000000c', '0000020001', '47524942', 'ffd8ff', '5249464600000000574542', '000000186674797061766966')]\n"
+        "draw = random.Random(1)\n"
+        "for start in starts * 20:\n"
+        "    try: print(decode(start + draw.randbytes(draw.randrange(300))))\n"
+        "    except ImageError as error: print(error.code, error.message)\n"
+    )
+    printed = set()
+    for seed in ("0", "1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        run = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        printed.add(run.stdout)
+    assert len(printed) == 1
+
+
+JPEGS: dict[str, dict[str, Any]] = {
+    "baseline": {"quality": 90},
+    "4:2:0": {"quality": 75, "subsampling": 2},
+    "progressive": {"quality": 90, "progressive": True},
+    "restart markers": {"quality": 90, "restart_marker_rows": 1},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_needs_its_pixels_not_its_end_marker(kind: str) -> None:
+    whole = encoded("JPEG", **JPEGS[kind])
+    expected = decode(whole).rgb
+    for data in (whole[:-2], whole[:-1], whole[:-2] + bytes(20), whole[:-2] + b"\xff\xff"):
+        assert np.array_equal(decode(data).rgb, expected)
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_cut_within_its_pixels_is_truncated(kind: str) -> None:
+    whole = encoded("JPEG", **JPEGS[kind])
+    first_scan = whole.index(b"\xff\xda")
+    draw = random.Random(0)
+    cuts = [
+        len(whole) - 4,
+        len(whole) - 6,
+        len(whole) - 30,
+        *(draw.randrange(first_scan, len(whole) - 30) for _ in range(20)),
+    ]
+    for cut in cuts:
+        assert rejection(whole[:cut])[0] == ErrorCode.TRUNCATED, cut
+
+
+def test_a_progressive_jpeg_cut_between_two_scans_is_truncated() -> None:
+    whole = encoded("JPEG", quality=90, progressive=True)
+    scans = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for at in scans[1:]:
+        table = whole.rindex(b"\xff\xc4", 0, at)
+        cut = table if table > scans[scans.index(at) - 1] else at
+        assert rejection(whole[:cut])[0] == ErrorCode.TRUNCATED
+
+
+def chained_tiff(count: int) -> bytes:
+    """A picture whose directory is followed by `count` small ones."""
+    data = bytearray(tiff_of(PHOTO, photometric="rgb", metadata=None))
+    first = struct.unpack_from("<I", data, 4)[0]
+    (entries,) = struct.unpack_from("<H", data, first)
+    link = first + 2 + 12 * entries
+    for _ in range(count):
+        struct.pack_into("<I", data, link, len(data))
+        data += struct.pack("<HHHIII", 1, 256, 4, 1, 8, 0)
+        link = len(data) - 4
+    return bytes(data)
+
+
+def test_no_chain_takes_long() -> None:
+    """32,000 directories took 33 seconds; the longest file that is read has 1.8 million."""
+    animated = encoded("GIF", save_all=True, append_images=[Image.new("RGB", PHOTO.shape[1::-1])])
+    frame = b"\x2c" + bytes(4) + b"\1\0\1\0\0\2\1\0\0"
+    scans = encoded("JPEG", progressive=True)
+    last = scans.rindex(b"\xff\xda")
+    loop = bytearray(chained_tiff(3))
+    struct.pack_into("<I", loop, len(loop) - 4, struct.unpack_from("<I", loop, 4)[0])
+    started = time.process_time()
+    assert decode(chained_tiff(3)).frames == 4
+    assert decode(bytes(loop)).frames == 4
+    assert decode(chained_tiff(32_000)).frames == tiff.MAX_DIRECTORIES
+    assert decode(chained_tiff(1_500_000)).frames == tiff.MAX_DIRECTORIES
+    assert decode(animated).frames == 2
+    assert decode(animated[:-1] + frame * 1_000_000).frames == gif.MAX_FRAMES
+    assert decode(animated[:-1] + b"\x21\xfe" + b"\1x" * 10_000_000).frames == 2
+    many = scans[:-2] + scans[last:-2] * (segments.MAX_SCANS + 1) + segments.END
+    assert rejection(many)[0] == ErrorCode.UNSUPPORTED_FORMAT
+    assert rejection(scans[:2] + segment(0xC4, b"") * 4_000_000 + scans[2:])[0] == ErrorCode.UNSUPPORTED_FORMAT
+    assert time.process_time() - started < 20
+
+
+def test_an_animated_png_keeps_its_count() -> None:
+    others = [Image.fromarray(255 - PHOTO), Image.fromarray(PHOTO[::-1])]
+    plain = decode(encoded("PNG", save_all=True, append_images=others))
+    extra = decode(encoded("PNG", save_all=True, append_images=others, default_image=True))
+    assert (plain.frames, extra.frames) == (3, 3)
+    assert np.array_equal(plain.rgb, PHOTO)
+    assert np.array_equal(extra.rgb, PHOTO)
