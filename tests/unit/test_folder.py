@@ -74,6 +74,7 @@ def as_nobody() -> Iterator[Path]:
     """A folder of a user who, unlike root, is held to the rights of folders; the test runs as that user."""
     before = os.geteuid()
     with tempfile.TemporaryDirectory() as folder:
+        open_store(folder)  # imports libraries, which may lie where that user cannot read
         if before == 0:
             os.chown(folder, NOBODY, NOBODY)
             os.seteuid(NOBODY)
