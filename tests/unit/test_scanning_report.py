@@ -69,7 +69,7 @@ COUNTS = st.lists(st.one_of(st.integers(0, 4), st.integers(0, 1100)), min_size=2
 @example([1, 1], [1, 1], [0, 1])
 @example([1000, 1000], [501, 1000], [500, 1000])
 def test_a_prevalence_has_an_ordered_interval_that_holds_it(scan: list[int], ai: list[int], real: list[int]) -> None:
-    estimated = rogan_gladen(*scan, Rates(*ai, *real))
+    estimated = rogan_gladen(scan[0], scan[1], Rates(ai[0], ai[1], real[0], real[1]))
     if estimated is not None:
         value, low, high = estimated
         assert 0 <= low <= value <= high <= 1
