@@ -32,6 +32,8 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 # Pillow warns about damaged metadata. Only the pixels matter here, and a scan would print one warning per file.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+# Bytes a pixel, for decoders that take more than the pixels.
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 11, "HEIF": 11}
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 
 
@@ -118,12 +120,23 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
 def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
     """Return the memory in bytes that `decode` needs, read from the header alone; 0 for an image that it refuses.
 
-    Pillow takes four bytes per pixel, and as many again where the mode must be converted.
+    Measured as the growth of the process: pixels take four bytes each, and as many again where the mode is converted.
+    The decoders of WebP and AVIF hold the picture several times, and progressive JPEG all coefficients, two bytes each.
     """
     try:
-        with _Source.of(data).open() as image:
+        source = _Source.of(data)
+        with source.open() as image:
             _check_size(image, limits)
-            return image.width * image.height * 4 * (1 if image.mode == "RGB" else 2)
+            pixel = 4 if image.mode == "RGB" else 8
+            if image.mode.startswith("I"):
+                pixel = 13
+            pixel = max(pixel, _DECODER_BYTES.get(image.format or "", 0))
+            if image.info.get("progressive"):
+                pixel += 2 * len(image.getbands())
+            if source.lacks_end:  # decoded twice, to compare
+                pixel *= 2
+            # The encoded image is copied without its metadata, and by some decoders.
+            return image.width * image.height * pixel + len(data)
     except ImageError:
         return 0
 

@@ -134,5 +134,5 @@ def _bounded(members: Iterator[tuple[str, bytes]], limits: Limits) -> Iterator[t
             raise RequestError(f"a tar or zip may contain {MAX_MEMBERS} files and {MAX_MEMBERS_BYTES:,} bytes unpacked")
         decoded += decoded_bytes(data, limits)
         if decoded > MAX_DECODED_BYTES:
-            raise RequestError(f"the images of a tar or zip may take {MAX_DECODED_BYTES:,} bytes decoded, 4 per pixel")
+            raise RequestError(f"the images of a tar or zip may take {MAX_DECODED_BYTES:,} bytes decoded")
         yield name, data
