@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patchscan.common.retries import OutageError, StoppedError, TransientError
+from patchscan.detector.images import decoded_bytes
 from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows
 from patchscan.scanning.listing import Filters
@@ -280,7 +281,7 @@ def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypat
     monkeypatch.setattr(worker, "prepare", counted)
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
     made = plan_scan(ScanSource(url=str(tmp_path / "photos")), Filters(), scorer.card, out)
-    one_image = 200 * 200 * 3 * 2
+    one_image = max(decoded_bytes(file.read_bytes()) for file in (tmp_path / "photos").iterdir())
     Worker(made, out, scorer, replace(QUICK, threads=8, memory=one_image + 1)).work(0)
     assert most[0] == 2
     assert len(table_of(out, made.scan)) == 12
