@@ -18,6 +18,7 @@ from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.command import BIN, environment, patchscan
 from tests.image_tree import picture, write
+from tests.lite0_weights import lite0_state
 
 PAGE = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -26,8 +27,8 @@ GENERATORS = ("sd_v1", "ldm", "stylegan2_ada", "biggan", "sd_v1_5", "adm")
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with all that the page takes for granted: DATA, the same in a bucket, ImageNet weights as a file and in
-    torchvision's cache, and a checkpoint with the authors' names."""
+    """A folder with all that the page takes for granted: DATA, the same in a bucket, photographs of a kind, ImageNet
+    weights as files and in torchvision's cache, and a checkpoint with the authors' names."""
     desk = tmp_path_factory.mktemp("desk")
     for number, generator in enumerate(GENERATORS):
         for split, count in (("train", 2), ("val", 2)):
@@ -39,6 +40,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (desk / "cache" / "hub" / "checkpoints").mkdir(parents=True)
     for place in (desk, desk / "cache" / "hub" / "checkpoints"):
         torch.save(imagenet, place / "resnet50-11ad3fa6.pth")
+    torch.save(lite0_state(), desk / "efficientnet-lite0-57934424.pth")
+    write(desk / "alarms" / "art" / "val" / "nature" / "0.png", picture(1, 256, 256))
     authors = {name.replace("disc.resnet.", "disc."): value for name, value in SSP().state_dict().items()}
     torch.save(authors, desk / "sdv15.pth")
     with pytest.MonkeyPatch.context() as patch, EmbeddedS3() as server:
@@ -74,7 +77,7 @@ def test_the_commands_of_the_page_run(desk: Path, block: str) -> None:
 
 def test_the_commands_leave_what_the_page_says(desk: Path) -> None:
     cards = {path.parent.name: Card.read(path.parent) for path in (desk / "runs").glob("*/card.json")}
-    assert cards.keys() == {"ssp-lite", "ssp", "ssp-scratch", "official"}
+    assert cards.keys() == {"ssp-lite", "ssp", "ssp-scratch", "lite0", "official"}
     assert (desk / "model_store" / "ssp-lite.mar").exists()
     assert cards["ssp-lite"].metrics.keys() == {"raw", "matched"}
     copy_tree("s3://models/runs/ssp", str(desk / "from-bucket"))

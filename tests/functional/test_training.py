@@ -283,7 +283,7 @@ def _listens(process: int, port: int) -> bool:
 def test_another_recipe_does_not_overwrite_a_run(data: Path, finished: Path) -> None:
     done = patchscan(*train(data, finished), "--seed", "5")
     assert done.returncode == 2
-    assert "name a new --run folder" in done.stderr
+    assert "choose a new --run folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -108,7 +108,7 @@ def test_a_server_that_is_down_for_its_operator(served: Served) -> None:
     done = patchscan("status", "--management", "http://127.0.0.1:9", "--keys", served.keys)
     assert_one_line(done, 75, "http://127.0.0.1:9 does not answer", "`patchscan serve`")
     done = patchscan("status", "--management", served.said["management"], "--keys", "/nowhere/key_file.json")
-    assert_one_line(done, 2, "/nowhere/key_file.json cannot be read", "--keys")
+    assert_one_line(done, 2, "cannot read /nowhere/key_file.json", "--keys")
 
 
 def test_a_java_that_will_not_do(served: Served, tmp_path: Path) -> None:
