@@ -150,7 +150,7 @@ def _equal_error_rate(tpr: np.ndarray, fpr: np.ndarray) -> np.ndarray:
     after = np.argmax(excess >= 0, axis=1)[:, None]
     ahead, behind = (np.take_along_axis(excess, index, 1) for index in (after, after - 1))
     right, left = (np.take_along_axis(fpr, index, 1) for index in (after, after - 1))
-    result: np.ndarray = (left + (right - left) * behind / (behind - ahead))[:, 0]
+    result: np.ndarray = (left + (right - left) * behind / (behind - ahead))[:, 0].clip(0, 1)  # rounding may pass 1
     return result
 
 
