@@ -1,9 +1,14 @@
 """Make training batches: decode, augment and crop images, in an order that a resumed run continues exactly."""
 
+import ctypes
 import io
+import os
+import signal
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from patchscan.common.errors import UserError
 from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_pixels
@@ -23,6 +29,7 @@ from patchscan.training.recipe import Recipe
 from patchscan.training.synthetic import synthetic_fake
 
 EVALUATION_BATCH = 64
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class CropDataset(Dataset[tuple[torch.Tensor, int]]):
@@ -44,6 +51,14 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __getitems__(self, items: list[int]) -> list[tuple[torch.Tensor, int]] | UserError:
+        """The items of a batch, or what is wrong with one: torch would hand an error on as a loader process's whole
+        traceback, and Loader raises it in the main process."""
+        try:
+            return [self[item] for item in items]
+        except UserError as error:
+            return error
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, int]:
         row = item % len(self)
@@ -185,8 +200,10 @@ def is_kind(rows: pd.DataFrame) -> np.ndarray:
     return result
 
 
-def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(items: list[tuple[torch.Tensor, int]] | UserError) -> tuple[torch.Tensor, torch.Tensor] | UserError:
     """Join items into crops uint8 (n * count, size, size, 3) and labels float32 (n * count,), one for each crop."""
+    if isinstance(items, UserError):
+        return items
     joined = torch.cat([crops for crops, _ in items])
     labels = torch.tensor([label for crops, label in items for _ in range(len(crops))], dtype=torch.float32)
     return joined, labels
@@ -194,13 +211,40 @@ def collate(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.
 
 class Loader(DataLoader[tuple[torch.Tensor, int]]):
     """A DataLoader whose worker processes ignore SIGTERM and Ctrl-C, so that the parent can write a checkpoint when a
-    signal is sent to the whole process group."""
+    signal is sent to the whole process group. They end with the iteration, whatever ends it, and with the parent."""
+
+    def __init__(self, images: CropDataset, **options: Any):
+        super().__init__(images, worker_init_fn=partial(_end_with, os.getpid()), collate_fn=collate, **options)
 
     def __iter__(self) -> Any:
         # Workers inherit the blocked signals. Blocking them inside the worker would be too late: torch installs its
         # own handler, which ends the worker, before any of our code runs.
         with stop_signals_blocked():
-            return super().__iter__()
+            batches = super().__iter__()
+        return self._raise_errors(batches)
+
+    def _raise_errors(self, batches: Any) -> Iterator[Any]:
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            if self.num_workers:
+                # Python ends what is left at exit with SIGTERM, which they ignore, and would wait for them for ever.
+                batches._shutdown_workers()
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """Have the kernel end this worker process with `parent`.
+
+    torch's own watch compares the parent's id with what it was when the watch began: where the parent was killed while
+    its worker started, the worker would wait for work for ever.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def training_loader(images: CropDataset, batches: EpochBatches, workers: int, pin_memory: bool) -> Loader:
@@ -209,7 +253,6 @@ def training_loader(images: CropDataset, batches: EpochBatches, workers: int, pi
         images,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
         pin_memory=pin_memory,
         # A separate generator, because the loader must not advance torch's random state, which a resume restores.
         generator=torch.Generator().manual_seed(0),
@@ -222,5 +265,4 @@ def evaluation_loader(source: DataSource, rows: pd.DataFrame, recipe: Recipe, wo
         CropDataset(source, rows, recipe),
         batch_size=EVALUATION_BATCH,
         num_workers=workers,
-        collate_fn=collate,
     )

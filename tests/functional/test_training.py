@@ -274,6 +274,36 @@ def test_a_loader_process_outlives_a_signal_from_its_first_moment(data: Path) ->
         assert sum(len(crops) for crops, _ in batches) == len(images.val) * recipe.preset.count
 
 
+def test_a_loader_process_ends_with_a_training_that_is_killed_as_it_starts() -> None:
+    """Where its parent was killed before torch began to watch it, torch's own watch would never end it."""
+    script = """
+import os, time
+from torch.utils.data._utils import worker
+from patchscan.training.batches import CropDataset, Loader
+watch = worker.ManagerWatchdog.__init__
+worker.ManagerWatchdog.__init__ = lambda self: (time.sleep(1), watch(self))[1]
+held = iter(Loader(CropDataset.__new__(CropDataset), batch_sampler=[[0]], num_workers=1))
+os._exit(75)
+"""
+    # Its output ends when the last process that holds it has ended.
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 75, done.stderr
+
+
+def test_a_file_that_vanished_ends_a_training_in_one_line(data: Path, tmp_path: Path) -> None:
+    """And at once, though its loader processes ignore the signal with which Python would end them."""
+    lacking = tmp_path / "data"
+    shutil.copytree(data, lacking)
+    (lacking / "seen_one/train/ai/7.png").unlink()
+    process = start_patchscan(*train(lacking, tmp_path / "run"), "--epochs", "1", "--workers", "2")
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    (line,) = [line for line in told.splitlines() if line.startswith("patchscan: ")]
+    assert "seen_one/train/ai/7.png is gone" in line
+    assert "run `patchscan index` again" in line
+    assert "Traceback" not in told
+
+
 def _listens(process: int, port: int) -> bool:
     """Whether a process listens on a TCP port."""
     found = {one.laddr.port for one in psutil.Process(process).net_connections("tcp") if one.status == "LISTEN"}
