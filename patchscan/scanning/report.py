@@ -99,6 +99,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "without_score": summary.without_score(table),
         "errors": summary.errors(table),
         "histogram": summary.histogram(table),
+        "by_tier": summary.by_tier(table, card.decision),
         "most_suspicious": summary.most_suspicious(table),
         "by_prefix": summary.by_prefix(table, base[: base.rfind("/") + 1]),
         "by_month": summary.by_month(table),
@@ -111,14 +112,14 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
 @plots.styled
 def _histogram(report: Report) -> Figure:
     drawing, axes = plots.figure(9.6, 3.2)
-    axis, counts = axes[0, 0], np.array(report["histogram"])
-    edges = np.linspace(0, 1, len(counts) + 1)
-    threshold = report["model"]["threshold"]
-    for first, last, colour in ((0.0, threshold, plots.REAL_COLOUR), (threshold, 1.01, plots.AI_COLOUR)):
-        inside = (edges[:-1] >= first) & (edges[:-1] < last)
-        axis.bar(edges[:-1][inside], counts[inside], width=1 / len(counts), align="edge", color=colour, alpha=0.75)
-    plots.mark_decision(axis, threshold, tuple(report["model"]["abstain"]))
+    axis, below = axes[0, 0], np.zeros(summary.HISTOGRAM_BINS)
+    for verdict, colour in (("real", plots.REAL_COLOUR), ("uncertain", plots.FAINT), ("ai", plots.AI_COLOUR)):
+        counts = np.array(report["histogram"][verdict])
+        lefts = np.linspace(0, 1, len(counts) + 1)[:-1]
+        axis.bar(lefts, counts, 1 / len(counts), below, align="edge", color=colour, label=f"verdict: {verdict}")
+        below += counts
     axis.set(xlabel="p_ai", ylabel="images", xlim=(0, 1))
+    axis.legend(fontsize=8, loc="upper center", ncols=3)
     return drawing
 
 

@@ -75,14 +75,34 @@ def errors(table: ScanTable) -> list[dict[str, Any]]:
     )
 
 
-def histogram(table: ScanTable) -> list[int]:
-    """Scored objects in HISTOGRAM_BINS equal bins of p_ai."""
+def histogram(table: ScanTable) -> dict[str, list[int]]:
+    """Scored objects in HISTOGRAM_BINS equal bins of p_ai, for each verdict."""
     found = table.query(
-        f"SELECT least(floor(p_ai * {HISTOGRAM_BINS})::INT, {HISTOGRAM_BINS - 1}) AS bin, count(*) AS n"
-        " FROM rows WHERE status = 'scored' GROUP BY bin"
+        f"SELECT verdict, least(floor(p_ai * {HISTOGRAM_BINS})::INT, {HISTOGRAM_BINS - 1}) AS bin, count(*) AS n"
+        " FROM rows WHERE status = 'scored' GROUP BY ALL"
     )
-    counts = {row["bin"]: row["n"] for row in found}
-    return [counts.get(number, 0) for number in range(HISTOGRAM_BINS)]
+    counts = {verdict: [0] * HISTOGRAM_BINS for verdict in ("real", "uncertain", "ai")}
+    for row in found:
+        counts[row["verdict"]][row["bin"]] = row["n"]
+    return counts
+
+
+def by_tier(table: ScanTable, decision: Decision) -> list[dict[str, Any]]:
+    """Scored objects and their verdicts by tier, with the numbers that decide there; `covered` is false where all
+    verdicts are uncertain, because the model cannot tell AI from real in that tier."""
+    counts = {row["name"]: row for row in table.query(GROUPED.format(group="tier"))}
+    return [
+        {
+            "tier": tier,
+            **{name: counts[tier][name] for name in ("scored", "ai", "uncertain", "real")},
+            "threshold": decision.of(tier).threshold,
+            "abstain_low": decision.of(tier).abstain_low,
+            "abstain_high": decision.of(tier).abstain_high,
+            "covered": decision.covers(tier),
+        }
+        for tier in TIERS
+        if tier in counts and counts[tier]["scored"]
+    ]
 
 
 def most_suspicious(table: ScanTable) -> list[dict[str, Any]]:

@@ -71,11 +71,17 @@ def test_counts_by_folder_and_by_month(found: dict[str, Any]) -> None:
     assert by_month == [("2026-01", 5, 5, 0), ("2026-02", 8, 3, 3)]
 
 
-def test_the_histogram_holds_every_score(found: dict[str, Any]) -> None:
-    assert sum(found["histogram"]) == found["totals"]["scored"] == 8
-    half = len(found["histogram"]) // 2
-    assert (sum(found["histogram"][:half]), sum(found["histogram"][half:])) == (5, 3)
-    assert found["verdicts"] == {"ai": 3, "real": 5, "uncertain": 0}
+def test_the_histogram_holds_every_score_by_its_verdict(found: dict[str, Any]) -> None:
+    bars = {verdict: sum(counts) for verdict, counts in found["histogram"].items()}
+    assert bars == found["verdicts"] == {"ai": 3, "real": 5, "uncertain": 0}
+    half = len(found["histogram"]["ai"]) // 2
+    assert (sum(found["histogram"]["real"][:half]), sum(found["histogram"]["ai"][half:])) == (5, 3)
+
+
+def test_each_tier_is_shown_with_the_numbers_that_decide_there(found: dict[str, Any]) -> None:
+    for name in ("scored", "ai", "uncertain", "real"):
+        assert sum(tier[name] for tier in found["by_tier"]) == (found["verdicts"] | found["totals"])[name]
+    assert {(tier["threshold"], tier["covered"]) for tier in found["by_tier"]} == {(0.5, True)}
 
 
 def test_the_most_suspicious_come_first_each_with_its_picture_and_patch(found: dict[str, Any], photos: Path) -> None:
