@@ -1,7 +1,12 @@
-"""A small Kubernetes API server over real HTTP, for the client code: objects of one namespace, with uid,
-resourceVersion, label and field selectors, pages, watches that time out or expire (410), conflicts, pod logs, and a
-controller that runs Indexed Jobs by calling a Python function for each pod."""
+"""A small Kubernetes API server over real HTTP, for the client code and for kubectl.
 
+Objects of one namespace with uid, resourceVersion and generation; defaults and validation; label and field selectors;
+pages; watches that time out, break or expire (410); merge and strategic merge patches; conflicts; garbage collection by
+owner references; pod logs; and controllers that run Indexed Jobs, by calling a Python function for each pod, and keep a
+CronJob's history. What a real 1.36 server did is done here alike.
+"""
+
+import copy
 import json
 import re
 import threading
@@ -10,23 +15,51 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlparse
 
+import yaml
 from kubernetes import client
 
 from patchscan.scanning.shards import format_ranges
+from tests.kube_objects import Body, invalid, merge, strategic_merge, with_defaults
 
-Body = dict[str, Any]
-# A pod's work: its Job, its completion index and which try this is (from 0), to its exit code and last words.
+# A pod's work: its Job, its completion index and which try this is (from 0), to its exit code and last words. Exit code
+# OOM_KILLED: killed for memory, as the kubelet tells it.
 Pod = Callable[[Body, int, int], tuple[int, str]]
+OOM_KILLED = 137
 
 PATH = re.compile(
-    r"/(?:apis/batch/v1|apis/apps/v1|api/v1)/namespaces/[^/]+/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?(?P<sub>/log)?"
+    r"/(?:apis/[a-z0-9.]+|api)/v\d\w*/namespaces/[^/]+/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?(?P<sub>/log)?"
 )
+NAMESPACE = re.compile(r"/api/v1/(?P<kind>namespaces)(?:/(?P<name>[^/]+))?(?P<sub>/none)?")
 TOKEN = "a-user's-token"
-LISTS = {"jobs": "JobList", "pods": "PodList"}
 INDEX = "batch.kubernetes.io/job-completion-index"
+JOB_NAME = "batch.kubernetes.io/job-name"
+# The kinds, by group and version: kind and plural.
+KINDS = {
+    "v1": {
+        "ConfigMap": "configmaps",
+        "Event": "events",
+        "Namespace": "namespaces",
+        "PersistentVolumeClaim": "persistentvolumeclaims",
+        "Pod": "pods",
+        "Secret": "secrets",
+        "Service": "services",
+        "ServiceAccount": "serviceaccounts",
+    },
+    "apps/v1": {"Deployment": "deployments"},
+    "autoscaling/v2": {"HorizontalPodAutoscaler": "horizontalpodautoscalers"},
+    "batch/v1": {"CronJob": "cronjobs", "Job": "jobs"},
+    "monitoring.coreos.com/v1": {"PodMonitor": "podmonitors", "PrometheusRule": "prometheusrules"},
+    "networking.k8s.io/v1": {"NetworkPolicy": "networkpolicies"},
+    "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
+    "rbac.authorization.k8s.io/v1": {"Role": "roles", "RoleBinding": "rolebindings"},
+}
+# What `kubectl get all` means.
+IN_ALL = ("CronJob", "Deployment", "HorizontalPodAutoscaler", "Job", "Pod", "Service")
+KIND_OF = {plural: kind for kinds in KINDS.values() for kind, plural in kinds.items()}
 
 
 class KubeApi:
@@ -69,6 +102,19 @@ class KubeApi:
         configuration.api_key["BearerToken"] = f"Bearer {TOKEN}"
         return client.ApiClient(configuration)
 
+    def kubeconfig(self, folder: Path) -> Path:
+        """Write a kubeconfig for this server into the folder; returns its path."""
+        text = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "bench",
+            "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "me", "namespace": "default"}}],
+            "clusters": [{"name": "bench", "cluster": {"server": self.client().configuration.host}}],
+            "users": [{"name": "me", "user": {"token": TOKEN}}],
+        }
+        (folder / "kubeconfig").write_text(yaml.safe_dump(text))
+        return folder / "kubeconfig"
+
     # -- objects ---------------------------------------------------------------------------------------------------
 
     def get(self, kind: str, name: str) -> Body | None:
@@ -84,34 +130,53 @@ class KubeApi:
     def put(self, kind: str, body: Body) -> Body:
         """Create or change an object, and tell whoever watches."""
         with self._changed:
-            metadata = body["metadata"]
-            event = "MODIFIED" if (kind, metadata["name"]) in self._objects else "ADDED"
-            metadata.setdefault("uid", str(uuid.uuid4()))
-            metadata.setdefault("creationTimestamp", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
-            self._version += 1
-            metadata["resourceVersion"] = str(self._version)
-            self._objects[kind, metadata["name"]] = body
-            self._events.append((self._version, kind, json.loads(json.dumps({"type": event, "object": body}))))
-            self._changed.notify_all()
+            self._store(kind, body)
+            self._collect_garbage()
             return body
 
-    def delete(self, kind: str, name: str) -> Body | None:
-        """Remove an object, and what it owns."""
+    def delete(self, kind: str, name: str, orphan: bool = False) -> Body | None:
+        """Remove an object, and what only it owns unless `orphan`, as the garbage collector does."""
         with self._changed:
             body = self._objects.pop((kind, name), None)
             if body is None:
                 return None
-            self._version += 1
-            self._events.append((self._version, kind, {"type": "DELETED", "object": body}))
-            self._changed.notify_all()
-            owned = [
-                key
-                for key, one in self._objects.items()
-                if any(owner["uid"] == body["metadata"]["uid"] for owner in one["metadata"].get("ownerReferences", []))
-            ]
-        for owned_kind, owned_name in owned:
-            self.delete(owned_kind, owned_name)
+            self._tell(kind, "DELETED", body)
+            if orphan:
+                for owned in self._objects.values():
+                    owners = owned["metadata"].get("ownerReferences", [])
+                    kept = [owner for owner in owners if owner["uid"] != body["metadata"]["uid"]]
+                    owned["metadata"]["ownerReferences"] = kept
+            self._collect_garbage()
         return body
+
+    def _store(self, kind: str, body: Body) -> None:
+        metadata = body["metadata"]
+        event = "MODIFIED" if (kind, metadata["name"]) in self._objects else "ADDED"
+        metadata.setdefault("uid", str(uuid.uuid4()))
+        metadata.setdefault("creationTimestamp", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        self._objects[kind, metadata["name"]] = body
+        self._tell(kind, event, body)
+
+    def _tell(self, kind: str, event: str, body: Body) -> None:
+        """A new version of an object, for whoever watches."""
+        self._version += 1
+        body["metadata"]["resourceVersion"] = str(self._version)
+        self._events.append((self._version, kind, copy.deepcopy({"type": event, "object": body})))
+        self._changed.notify_all()
+
+    def _collect_garbage(self) -> None:
+        """Remove every object that names owners none of which exists any more."""
+        while True:
+            uids = {body["metadata"]["uid"] for body in self._objects.values()}
+            orphans = [
+                key
+                for key, body in self._objects.items()
+                if (owners := body["metadata"].get("ownerReferences")) and not uids & {owner["uid"] for owner in owners}
+            ]
+            if not orphans:
+                return
+            for kind, name in orphans:
+                self._tell(kind, "DELETED", self._objects.pop((kind, name)))
 
     def watch(self, kind: str, since: int, seconds: float, matches: Callable[[Body], bool]) -> Any:
         """Events after a version, for so long."""
@@ -126,62 +191,114 @@ class KubeApi:
                 if matches(event["object"]):
                     yield event
 
-    # -- the Indexed Job controller --------------------------------------------------------------------------------
+    # -- controllers -----------------------------------------------------------------------------------------------
 
     def run_job(self, job: Body) -> None:
         """Run the Job's pods one after the other, with backoffLimitPerIndex, FailIndex and maxFailedIndexes."""
-        spec = job["spec"]
+        spec, name = job["spec"], job["metadata"]["name"]
         status: Body = {"active": 1, "succeeded": 0, "failed": 0}
         done: list[int] = []
         given_up: list[int] = []
-        name = job["metadata"]["name"]
         fatal = {
             code for rule in spec["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])
         }
         for index in range(spec["completions"]):
             for attempt in range(spec["backoffLimitPerIndex"] + 1):
+                code = self._run_pod(job, index, attempt)
                 if self.get("jobs", name) is None:
                     return
-                assert self.pod
-                code, words = self.pod(job, index, attempt)
-                self._record_pod(job, index, attempt, code, words)
+                status["failed"] += code != 0
                 if code == 0:
                     done.append(index)
-                    break
-                if code in fatal or attempt == spec["backoffLimitPerIndex"]:
+                elif code in fatal or attempt == spec["backoffLimitPerIndex"]:
                     given_up.append(index)
+                status |= {
+                    "succeeded": len(done),
+                    "completedIndexes": format_ranges(done),
+                    "failedIndexes": format_ranges(given_up),
+                }
+                self.put("jobs", job | {"status": dict(status)})
+                if code == 0 or index in given_up:
                     break
-            if self.get("jobs", name) is None:
-                return
-            status |= {
-                "succeeded": len(done),
-                "completedIndexes": format_ranges(done),
-                "failedIndexes": format_ranges(given_up),
-            }
-            self.put("jobs", job | {"status": dict(status)})
             if len(given_up) > spec["maxFailedIndexes"]:
                 break
-        kind, reason = ("Failed", "FailedIndexes") if given_up else ("Complete", "CompletionsReached")
-        condition = {"type": kind, "status": "True", "reason": reason, "message": reason}
-        self.put("jobs", job | {"status": status | {"active": 0, "conditions": [condition]}})
+        first, kind, reason = (
+            ("FailureTarget", "Failed", "FailedIndexes")
+            if given_up
+            else ("SuccessCriteriaMet", "Complete", "CompletionsReached")
+        )
+        # A condition of its own comes first, while the last pods are ending.
+        conditions = [{"type": one, "status": "True", "reason": reason, "message": reason} for one in (first, kind)]
+        self.put("jobs", job | {"status": status | {"conditions": conditions[:1]}})
+        self.put("jobs", job | {"status": status | {"active": 0, "conditions": conditions}})
+        self.keep_history()
 
-    def _record_pod(self, job: Body, index: int, attempt: int, code: int, words: str) -> None:
-        name = f"{job['metadata']['name']}-{index}-{attempt}"
-        metadata = {
-            "name": name,
-            "labels": {"batch.kubernetes.io/job-name": job["metadata"]["name"], INDEX: str(index)},
-            "annotations": {INDEX: str(index)},
-            "ownerReferences": [{"uid": job["metadata"]["uid"], "kind": "Job", "name": "", "apiVersion": "batch/v1"}],
-        }
-        ended = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": words}
-        container = {"name": "worker", "ready": False, "restartCount": 0, "image": "x", "imageID": ""}
-        status = {
-            "phase": "Succeeded" if code == 0 else "Failed",
-            "containerStatuses": [container | {"state": {"terminated": ended}}],
-        }
-        spec = {"containers": [{"name": "worker", "image": "x"}]}
-        self.logs[name, "worker"] = words
-        self.put("pods", {"metadata": metadata, "spec": spec, "status": status})
+    def _run_pod(self, job: Body, index: int, attempt: int) -> int:
+        """Run one pod; its status says so while it runs and after it has ended. Returns its exit code."""
+        assert self.pod
+        if self.get("jobs", job["metadata"]["name"]) is None:
+            return 0
+        body = job_pod(job, index, attempt)
+        self.put("pods", body | {"status": container_status("Running", {"running": {}})})
+        code, words = self.pod(job, index, attempt)
+        reason = {0: "Completed", OOM_KILLED: "OOMKilled"}.get(code, "Error")
+        ended = {"terminated": {"exitCode": code, "reason": reason, "message": words}}
+        self.logs[body["metadata"]["name"], "worker"] = words
+        if self.get("pods", body["metadata"]["name"]):
+            self.put("pods", body | {"status": container_status("Succeeded" if code == 0 else "Failed", ended)})
+        return code
+
+    def keep_history(self) -> None:
+        """Remove the oldest finished Jobs of every CronJob beyond its limits, as its controller does. It looks at Jobs
+        that it controls only, which an owner reference without `controller: true` does not say."""
+        for cron_job in self.all("cronjobs"):
+            mine = [job for job in self.all("jobs") if _controller(job) == cron_job["metadata"]["uid"]]
+            mine.sort(key=lambda job: (job["metadata"]["creationTimestamp"], int(job["metadata"]["resourceVersion"])))
+            for condition, limit in (
+                ("Complete", cron_job["spec"].get("successfulJobsHistoryLimit", 3)),
+                ("Failed", cron_job["spec"].get("failedJobsHistoryLimit", 1)),
+            ):
+                ended = [job for job in mine if condition in conditions(job)]
+                for job in ended[: max(0, len(ended) - limit)]:
+                    self.delete("jobs", job["metadata"]["name"])
+
+
+def job_pod(job: Body, index: int | None, attempt: int) -> Body:
+    """A pod of a Job, without a status."""
+    name, template = job["metadata"]["name"], job["spec"].get("template", {})
+    numbered = {} if index is None else {INDEX: str(index)}
+    labels = template.get("metadata", {}).get("labels", {}) | {JOB_NAME: name, **numbered}
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": job["metadata"]["uid"], "controller": True}
+    metadata = {
+        "name": f"{name}-{0 if index is None else index}-{attempt}",
+        "labels": labels,
+        "annotations": dict(numbered),
+        "ownerReferences": [owner],
+    }
+    return {"metadata": metadata, "spec": template.get("spec") or {"containers": [{"name": "worker", "image": "x"}]}}
+
+
+def container_status(phase: str, state: Body, name: str = "worker") -> Body:
+    """The status of a pod whose one container is in this state."""
+    container = {"name": name, "ready": "running" in state, "restartCount": 0, "image": "x", "imageID": ""}
+    return {"phase": phase, "containerStatuses": [container | {"state": state}]}
+
+
+def unschedulable(message: str) -> Body:
+    """The status of a pod that no node has room for."""
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return {"phase": "Pending", "conditions": [condition]}
+
+
+def conditions(body: Body) -> set[str]:
+    """The types of an object's conditions that are true."""
+    found = body.get("status", {}).get("conditions", [])
+    return {condition["type"] for condition in found if condition["status"] == "True"}
+
+
+def _controller(body: Body) -> str | None:
+    owners = body["metadata"].get("ownerReferences", [])
+    return next((owner["uid"] for owner in owners if owner.get("controller")), None)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -196,12 +313,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.server_api.requests.append(f"{self.command} {self.path}")
         return (
             self.server_api,
-            PATH.fullmatch(address.path),
+            PATH.fullmatch(address.path) or NAMESPACE.fullmatch(address.path),
             {key: one[0] for key, one in parse_qs(address.query).items()},
         )
 
     def _fault(self) -> bool:
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        # kubectl sends no token where there is no TLS; the official Python library does.
+        kubectl = self.headers.get("User-Agent", "").startswith("kubectl")
+        if not kubectl and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._status(401, "Unauthorized", "Unauthorized")
             return True
         for fault in self.server_api.faults:
@@ -217,7 +336,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fault():
             return None
         if match is None:
-            return self._status(404, "NotFound", "no such path")
+            described = discovery(urlparse(self.path).path)
+            return self._json(200, described) if described else self._status(404, "NotFound", "no such path")
         kind, name = match["kind"], match["name"]
         if match["sub"]:
             return self._send(200, api.logs.get((name, query.get("container", "")), ""), "text/plain")
@@ -231,7 +351,8 @@ class _Handler(BaseHTTPRequestHandler):
         first, limit = int(query.get("continue", "0")), int(query.get("limit", "500"))
         more = {"continue": str(first + limit)} if len(found) > first + limit else {}
         metadata = {"resourceVersion": str(api._version), **more}
-        return self._json(200, {"kind": LISTS[kind], "items": found[first : first + limit], "metadata": metadata})
+        listed = {"kind": f"{KIND_OF[kind]}List", "apiVersion": "v1"}
+        return self._json(200, listed | {"items": found[first : first + limit], "metadata": metadata})
 
     def _watch(self, kind: str, query: dict[str, str], matches: Callable[[Body], bool]) -> None:
         api = self.server_api
@@ -269,12 +390,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fault():
             return None
         assert match
-        kind, name = match["kind"], body["metadata"]["name"]
-        if api.get(kind, name):
-            return self._status(409, "AlreadyExists", f'{kind} "{name}" already exists')
-        made = api.put(kind, body | {"status": {}})
+        kind, metadata = match["kind"], body["metadata"]
+        metadata.setdefault("name", f"{metadata.get('generateName', '')}{uuid.uuid4().hex[:5]}")
+        if api.get(kind, metadata["name"]):
+            return self._status(409, "AlreadyExists", f'{kind} "{metadata["name"]}" already exists')
+        if problem := invalid(body):
+            return self._status(422, "Invalid", f'{body["kind"]} "{metadata["name"]}" is invalid: {problem}')
+        metadata |= {"uid": str(uuid.uuid4()), "generation": 1}
+        made = api.put(kind, with_defaults(kind, body | {"status": {}}))
         if kind == "jobs" and api.pod and "backoffLimitPerIndex" in body["spec"]:
-            threading.Thread(target=api.run_job, args=(json.loads(json.dumps(made)),), daemon=True).start()
+            threading.Thread(target=api.run_job, args=(copy.deepcopy(made),), daemon=True).start()
         return self._json(201, made)
 
     def do_PATCH(self) -> None:
@@ -283,22 +408,33 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fault():
             return None
         assert match
-        assert self.headers["Content-Type"] == "application/merge-patch+json"
-        body = api.get(match["kind"], match["name"])
+        kind, name = match["kind"], match["name"]
+        body = api.get(kind, name)
         if body is None:
-            return self._status(404, "NotFound", f'{match["kind"]} "{match["name"]}" not found')
-        merged = _merge(body, patch)
-        if merged["spec"] != body["spec"]:
+            return self._status(404, "NotFound", f'{kind} "{name}" not found')
+        how = {
+            "application/merge-patch+json": merge,
+            "application/strategic-merge-patch+json": strategic_merge,
+        }[self.headers["Content-Type"]]
+        merged = with_defaults(kind, how(copy.deepcopy(body), patch))
+        if problem := invalid(merged):
+            return self._status(422, "Invalid", f'{kind} "{name}" is invalid: {problem}')
+        if merged == body:
+            return self._json(200, body)
+        if merged.get("spec") != body.get("spec"):
             merged["metadata"]["generation"] = body["metadata"].get("generation", 1) + 1
-        return self._json(200, api.put(match["kind"], merged))
+        return self._json(200, api.put(kind, merged))
 
     def do_DELETE(self) -> None:
-        api, match, _ = self._route()
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        api, match, query = self._route()
+        options = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         if self._fault():
             return None
         assert match
-        if api.delete(match["kind"], match["name"]) is None:
+        policy = query.get("propagationPolicy") or options.get("propagationPolicy")
+        # Of all kinds, a Job alone leaves what it owns behind where nobody says otherwise.
+        orphan = policy == "Orphan" or (policy is None and match["kind"] == "jobs")
+        if api.delete(match["kind"], match["name"], orphan) is None:
             return self._status(404, "NotFound", f'{match["kind"]} "{match["name"]}" not found')
         return self._json(200, {"kind": "Status", "status": "Success", "metadata": {}})
 
@@ -317,28 +453,56 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _merge(body: Any, patch: Any) -> Any:
-    """https://www.rfc-editor.org/rfc/rfc7386"""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(body) if isinstance(body, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = _merge(merged.get(name), value)
-    return merged
+def discovery(path: str) -> Body | None:
+    """What kubectl asks first: which groups, versions and kinds there are."""
+    groups = [version for version in KINDS if "/" in version]
+    if path == "/version":
+        return {"major": "1", "minor": "36", "gitVersion": "v1.36.0"}
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        versions = [{"groupVersion": group, "version": group.partition("/")[2]} for group in groups]
+        named = [
+            {"name": one["groupVersion"].partition("/")[0], "versions": [one], "preferredVersion": one}
+            for one in versions
+        ]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": named}
+    version = path.removeprefix("/apis/").removeprefix("/api/")
+    if version not in KINDS:
+        return None
+    verbs = ["create", "delete", "get", "list", "patch", "watch"]
+    resources = [
+        {
+            "name": plural,
+            "singularName": kind.lower(),
+            "kind": kind,
+            "namespaced": kind != "Namespace",
+            "verbs": verbs,
+            "categories": ["all"] if kind in IN_ALL else [],
+        }
+        for kind, plural in KINDS[version].items()
+    ]
+    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
 
 
 def _selector(query: dict[str, str]) -> Callable[[Body], bool]:
-    labels = [one.split("=", 1) for one in query.get("labelSelector", "").split(",") if one]
+    labels = [one.replace("==", "=").split("=", 1) for one in query.get("labelSelector", "").split(",") if one]
     fields = [one.split("=", 1) for one in query.get("fieldSelector", "").split(",") if one]
-    assert all(name == "metadata.name" for name, _ in fields), "only metadata.name is known here"
+    # A real server knows these fields of these kinds, and answers 400 to others.
+    known = ("metadata.name", "status.phase", "involvedObject.name", "involvedObject.kind", "involvedObject.uid")
+    assert all(name in known for name, _ in fields), fields
 
     def matches(body: Body) -> bool:
-        metadata = body["metadata"]
-        return all(metadata.get("labels", {}).get(name) == value for name, value in labels) and all(
-            metadata["name"] == value for _, value in fields
+        of = body["metadata"].get("labels", {})
+        return all(of.get(name) == value for name, value in labels) and all(
+            _field(body, name) == value for name, value in fields
         )
 
     return matches
+
+
+def _field(body: Body, path: str) -> Any:
+    found: Any = body
+    for name in path.split("."):
+        found = found.get(name, {})
+    return found

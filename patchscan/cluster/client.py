@@ -33,6 +33,7 @@ PATHS = {
     "Job": ("apis/batch/v1", "jobs"),
     "CronJob": ("apis/batch/v1", "cronjobs"),
     "Pod": ("api/v1", "pods"),
+    "ConfigMap": ("api/v1", "configmaps"),
     "Service": ("api/v1", "services"),
     "ServiceAccount": ("api/v1", "serviceaccounts"),
     "Deployment": ("apis/apps/v1", "deployments"),
@@ -152,6 +153,10 @@ class Cluster:
     def cron_job(self, name: str) -> Body | None:
         """A CronJob, or None."""
         return self._ask_or_none("GET", self._path("CronJob", name))
+
+    def config_map(self, name: str) -> Body | None:
+        """A ConfigMap, or None."""
+        return self._ask_or_none("GET", self._path("ConfigMap", name))
 
     def deployment(self, name: str) -> Body | None:
         """A Deployment, or None."""

@@ -2,9 +2,11 @@
 logs."""
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError, 
 Body = dict[str, Any]
 
 POLL_S = 2.0
+# Settings of the S3 client, which reads them from the environment by itself.
+LIBRARY_SETTINGS = ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+# Variables that the cluster sets; another value would break the Job.
+GIVEN = {"JOB_NAME", "JOB_COMPLETION_INDEX"}
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, str]:
@@ -42,7 +48,7 @@ def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dic
         raise ClusterError(f"{path} contains {len(found)} Jobs; give a file with one, such as k8s/train-ssp.yaml")
     job = found[0]
     job["metadata"]["name"] = name or job["metadata"]["name"]
-    _change_settings(job["spec"]["template"]["spec"], settings)
+    _change_settings(cluster, job["spec"]["template"]["spec"], settings)
     for document in documents:
         if document is not job:
             _create_unless_exists(cluster, document)
@@ -62,7 +68,9 @@ def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, st
         raise ClusterError(f"there is no CronJob {cron_job} in {cluster.namespace}: first kubectl apply -k k8s/")
     template = found["spec"]["jobTemplate"]
     metadata = template.get("metadata", {})
+    # Only Jobs that name it as their controller does the CronJob count, and remove beyond its history limits.
     owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": cron_job, "uid": found["metadata"]["uid"]}
+    owner |= {"controller": True}
     body: Body = {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -74,7 +82,7 @@ def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, st
         },
         "spec": template["spec"],
     }
-    _change_settings(body["spec"]["template"]["spec"], settings)
+    _change_settings(cluster, body["spec"]["template"]["spec"], settings)
     try:
         return cluster.create_job(body).name
     except AlreadyExistsError as error:
@@ -86,16 +94,31 @@ def _create_unless_exists(cluster: Cluster, document: Body) -> None:
         cluster.create(document)
 
 
-def _change_settings(pod: Body, settings: dict[str, str]) -> None:
-    """Set these environment variables in every container. Raises ClusterError for a name that no container has."""
+def _change_settings(cluster: Cluster, pod: Body, settings: dict[str, str]) -> None:
+    """Set these environment variables in every container. Raises ClusterError for a name that no container reads."""
+    if not settings:
+        return
     containers = [*pod.get("initContainers", []), *pod["containers"]]
-    known = {variable["name"] for container in containers for variable in container.get("env", [])}
-    from_maps = any("configMapRef" in source for container in containers for source in container.get("envFrom", []))
-    if unknown := ([] if from_maps else sorted(settings.keys() - known)):
-        raise ClusterError(f"there is no setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    known = _known_settings(cluster, containers)
+    for name in sorted(settings.keys() - known):
+        similar = get_close_matches(name, known, 1)
+        meant = f"; did you mean {similar[0]}?" if similar else f"; there are {', '.join(sorted(known))}"
+        raise ClusterError(f"--set {name}: there is no such setting{meant}")
     for container in containers:
         kept = [variable for variable in container.get("env", []) if variable["name"] not in settings]
         container["env"] = kept + [{"name": name, "value": value} for name, value in settings.items()]
+
+
+def _known_settings(cluster: Cluster, containers: Sequence[Body]) -> set[str]:
+    """The variables that these containers have, from their ConfigMaps too, or name in their arguments."""
+    known = set(LIBRARY_SETTINGS)
+    for container in containers:
+        known |= {variable["name"] for variable in container.get("env", [])}
+        known |= set(re.findall(r"\$\(([A-Z_]+)\)", " ".join(container.get("args", []))))
+        for source in container.get("envFrom", []):
+            found = cluster.config_map(source["configMapRef"]["name"]) if "configMapRef" in source else None
+            known |= set(found.get("data", {}) if found else {})
+    return known - GIVEN
 
 
 def log_lines(cluster: Cluster, job: str, index: int | None, follow: bool) -> Iterator[str]:

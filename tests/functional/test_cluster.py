@@ -24,7 +24,8 @@ from patchscan.scanning.shards import parse_ranges
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
-from tests.kube_api import TOKEN, Body, KubeApi
+from tests.kube_api import KubeApi
+from tests.kube_objects import Body
 from tests.scan_kit import StubScorer, image, table_of
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -76,6 +77,12 @@ def coordinator_job() -> Body:
     """The Job that the CronJob of k8s/base makes."""
     cron_job = next(one for one in yaml.safe_load_all((K8S / "base/scan.yaml").read_text()) if one["kind"] == "CronJob")
     return {"kind": "Job", "metadata": {"name": "coordinator"}, "spec": cron_job["spec"]["jobTemplate"]["spec"]}
+
+
+def put_cron_job(bench: Bench) -> None:
+    """The CronJob of k8s/base, as `kubectl apply` creates it."""
+    documents = yaml.safe_load_all((K8S / "base/scan.yaml").read_text())
+    bench.api.put("cronjobs", next(one for one in documents if one["kind"] == "CronJob"))
 
 
 @pytest.fixture
@@ -225,21 +232,62 @@ def test_submit_train_creates_what_the_manifest_says_with_other_settings(bench: 
     with pytest.raises(ClusterError, match="there is a Job train-ssp-multinode already"):
         submit_manifest(cluster, path, None, {})
     assert submit_manifest(cluster, path, "second", {}) == "second"
-    with pytest.raises(ClusterError, match=r"no setting EPOCH;.*EPOCHS"):
+    with pytest.raises(ClusterError, match="--set EPOCH: there is no such setting; did you mean EPOCHS"):
         submit_manifest(cluster, path, "third", {"EPOCH": "3"})
+    assert bench.api.get("jobs", "third") is None
 
 
 def test_submit_scan_is_the_nightly_scan_with_another_source(bench: Bench) -> None:
     with pytest.raises(ClusterError, match="no CronJob patchscan-scan"):
         submit_from_cron_job(bench.cluster(), "patchscan-scan", {})
-    cron_job = next(one for one in yaml.safe_load_all((K8S / "base/scan.yaml").read_text()) if one["kind"] == "CronJob")
-    bench.api.put("cronjobs", cron_job)
+    put_cron_job(bench)
     name = submit_from_cron_job(bench.cluster(), "patchscan-scan", {"SOURCE": "s3://other"})
     job: Any = bench.api.get("jobs", name)
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert {"name": "SOURCE", "value": "s3://other"} in container["env"]
     assert "$(SOURCE)" in container["args"]
     assert any(one["name"] == "JOB_NAME" for one in container["env"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("WORKER_MEMRY", "did you mean WORKER_MEMORY"),
+        ("worker_memory", "there are .*WORKER_MEMORY"),
+        ("NIGHT", "there are .*PARALLELISM"),
+        ("JOB_NAME", "there are "),
+    ],
+)
+def test_a_misspelt_setting_starts_no_scan(bench: Bench, wrong: str, hint: str) -> None:
+    put_cron_job(bench)
+    with pytest.raises(ClusterError, match=f"--set {wrong}: there is no such setting; {hint}"):
+        submit_from_cron_job(bench.cluster(), "patchscan-scan", {"PARALLELISM": "2", wrong: "1"})
+    assert bench.api.all("jobs") == []
+
+
+@pytest.mark.parametrize("right", ["WORKER_MEMORY", "MODEL", "AWS_ENDPOINT_URL", "ONLY_IN_THE_CONFIGMAP"])
+def test_settings_of_the_configmap_the_arguments_and_the_s3_client_are_known(bench: Bench, right: str) -> None:
+    put_cron_job(bench)
+    settings = {"MODEL": "ssp", "ONLY_IN_THE_CONFIGMAP": "1"}
+    bench.api.put("configmaps", {"metadata": {"name": "patchscan-settings"}, "data": settings})
+    name = submit_from_cron_job(bench.cluster(), "patchscan-scan", {right: "1"})
+    environment = bench.api.get("jobs", name)["spec"]["template"]["spec"]["containers"][0]["env"]  # type: ignore[index]
+    assert {"name": right, "value": "1"} in environment
+
+
+def test_submitted_scans_are_removed_as_the_nights_are(bench: Bench) -> None:
+    put_cron_job(bench)
+    jobs = []
+    for number in range(5):
+        job: Any = bench.api.get("jobs", submit_from_cron_job(bench.cluster(), "patchscan-scan", {}))
+        bench.api.delete("jobs", job["metadata"]["name"])  # two of one second would have one name
+        ended = {"conditions": [{"type": "Complete", "status": "True"}]}
+        metadata = job["metadata"] | {"name": f"scan-{number}", "uid": f"uid-{number}"}
+        jobs.append(bench.api.put("jobs", job | {"metadata": metadata, "status": ended}))
+    bench.api.keep_history()
+    assert [job["metadata"]["name"] for job in bench.api.all("jobs")] == ["scan-2", "scan-3", "scan-4"]
+    bench.api.delete("cronjobs", "patchscan-scan")
+    assert bench.api.all("jobs") == []
 
 
 def test_logs_and_cancelling(bench: Bench) -> None:
@@ -256,16 +304,10 @@ def test_logs_and_cancelling(bench: Bench) -> None:
 @pytest.fixture
 def kubeconfig(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kubeconfig of the bench's cluster, for commands."""
-    text = {
-        "current-context": "bench",
-        "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "me", "namespace": "default"}}],
-        "clusters": [{"name": "bench", "cluster": {"server": bench.api.client().configuration.host}}],
-        "users": [{"name": "me", "user": {"token": TOKEN}}],
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(text))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    path = str(bench.api.kubeconfig(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", path)
     # Read when the client library is imported, so set here too.
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", path)
     monkeypatch.setenv("JOB_NAME", "coordinator")
     monkeypatch.setattr(options, "make_scorer", lambda *_: bench.scorer)
 

@@ -22,7 +22,8 @@ from patchscan.cluster.rollout import (
 )
 from patchscan.storage import open_store
 from patchscan.storage.store import StoreError
-from tests.kube_api import Body, KubeApi
+from tests.kube_api import KubeApi
+from tests.kube_objects import Body
 
 K8S = Path(__file__).parents[2] / "k8s"
 NAME = "patchscan-serve"

@@ -96,6 +96,14 @@ def test_the_validator_finds_a_misspelt_field() -> None:
 
 
 @every_source
+def test_everything_carries_the_label_that_it_is_removed_by(source: Path) -> None:
+    for body in objects(source):
+        assert body["metadata"]["labels"]["app.kubernetes.io/part-of"] == "patchscan", body["metadata"]["name"]
+    for name, template in pod_templates(objects(source)):
+        assert template["metadata"]["labels"]["app.kubernetes.io/part-of"] == "patchscan", name
+
+
+@every_source
 def test_every_pod_is_restricted(source: Path) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and a read-only root."""
     for name, template in pod_templates(objects(source)):
