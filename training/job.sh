@@ -6,6 +6,7 @@
 # Settings are environment variables; the manifests in k8s/ say what each is for:
 #   DATA SEEN UNSEEN EPOCHS DEVICE LOADERS     what `patchscan train` is given
 #   WEIGHTS                                    what a ResNet50 starts from; unset for other models
+#   ENGINE                                     what the archive is served with on a CPU; torch unless set
 #   RUN MODEL_STORE VERSIONS REPORT            where the run, archive, its copy by digest and the report go
 #   NODES GPUS                                 processes that train together, 1 and 1 unless set
 #   WORK                                       scratch folder, /data unless set
@@ -64,7 +65,7 @@ evaluate() {
 
 archive() {
   rm -rf "$work/store"
-  patchscan archive "$work/run" --model-store "$work/store"
+  patchscan archive "$work/run" --model-store "$work/store" --engine "${ENGINE:-torch}"
   patchscan verify "$work"/store/*.mar
 }
 

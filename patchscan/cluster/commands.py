@@ -164,6 +164,7 @@ def scan_coordinate(
     requester_pays: options.RequesterPays = False,
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
+    max_objects: options.MaxObjects = 0,
     select: options.SelectBy = None,
     threads: options.Threads = 32,
     in_flight: options.InFlight = 32,
@@ -173,7 +174,7 @@ def scan_coordinate(
     parallelism: Annotated[int, typer.Option(min=1, help="Worker pods that run at once.")] = 8,
     worker_cpu: Annotated[str, typer.Option(help="CPU requested by a worker pod.")] = "1",
     worker_memory: Annotated[str, typer.Option(help="Memory requested by a worker pod, and its limit.")] = "1Gi",
-    queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that the workers wait in.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that the workers wait in, if any.")] = None,
     labels: options.Labels = None,
     webhook: options.Webhook = None,
     webhook_secret_file: options.WebhookSecretFile = None,
@@ -206,7 +207,7 @@ def scan_coordinate(
     results, scorer = open_store(out), options.make_scorer(server, model, token_file, None, "cpu")
     scan_source = options.make_source(source, None, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb)
+    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects)
     command = ["patchscan", "scan-worker", "--server", server, "--model", model]
     command += ["--select", select] if select else []
     command += ["--threads", str(threads), "--in-flight", str(in_flight), "--memory-mb", str(memory_mb)]
@@ -214,7 +215,7 @@ def scan_coordinate(
     command += ["--token-file", str(token_file)] if token_file else []
     command += ["--metrics-port", str(metrics_port)] if metrics_port else []
     workers = WorkerSettings(
-        command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue
+        command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue or None
     )
     try:
         work_shards(cluster, plan, results, workers, coordinator)

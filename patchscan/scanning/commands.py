@@ -51,6 +51,7 @@ def scan(
     requester_pays: options.RequesterPays = False,
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
+    max_objects: options.MaxObjects = 0,
     threads: options.Threads = 32,
     in_flight: options.InFlight = 32,
     batch: options.Batch = None,
@@ -82,7 +83,7 @@ def scan(
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb)
+    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects)
     worker = options.make_worker(
         plan, results, scorer, options.make_settings(select, threads, in_flight, batch, memory_mb)
     )
@@ -113,6 +114,7 @@ def scan_plan(
     requester_pays: options.RequesterPays = False,
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
+    max_objects: options.MaxObjects = 0,
 ) -> None:
     """Plan a scan for many processes: list, compare with the last scan, cut into shards; prints JSON.
 
@@ -126,7 +128,7 @@ def scan_plan(
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb)
+    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects)
     counts = {name: getattr(plan, name) for name in ("shards", "listed", "unchanged", "deleted")}
     print(json.dumps({"plan": plan.address(results), **counts}))
 
@@ -220,13 +222,24 @@ def report(
 
 
 def make_plan(
-    source: "ScanSource", filters: "Filters", scorer: "Scorer", results: "Store", shard_objects: int, shard_mb: int
+    source: "ScanSource",
+    filters: "Filters",
+    scorer: "Scorer",
+    results: "Store",
+    shard_objects: int,
+    shard_mb: int,
+    max_objects: int,
 ) -> "Plan":
     """Plan a scan (`plan_scan`), and warn where the results store ignores conditional writes."""
     from patchscan.scanning.plan import ShardSize, plan_scan
 
     plan = plan_scan(
-        source, filters, scorer.card, results, ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
+        source,
+        filters,
+        scorer.card,
+        results,
+        ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB),
+        max_objects,
     )
     if not plan.conditional_writes:
         message = (

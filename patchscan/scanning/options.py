@@ -61,6 +61,9 @@ Since = Annotated[datetime | None, typer.Option(help="Only objects changed at or
 Until = Annotated[datetime | None, typer.Option(help="Only objects changed before this time (UTC).")]
 ShardObjects = Annotated[int, typer.Option(min=1, help="Maximum number of objects in a shard.")]
 ShardMB = Annotated[int, typer.Option(min=1, help="Maximum megabytes in a shard.")]
+MaxObjects = Annotated[
+    int, typer.Option(min=0, help="End before anything is scored if there are more objects to score (0: no limit).")
+]
 SelectBy = Annotated[
     Literal["worker", "server"] | None,
     typer.Option(

@@ -152,12 +152,18 @@ def last_complete(out: Store) -> Plan | None:
 
 
 def plan_scan(
-    source: ScanSource, filters: Filters, card: Card, out: Store, shard_size: ShardSize = ShardSize()
+    source: ScanSource,
+    filters: Filters,
+    card: Card,
+    out: Store,
+    shard_size: ShardSize = ShardSize(),
+    max_objects: int = 0,
 ) -> Plan:
     """Return the unfinished plan of the same source, filters and model, if there is one, else make a new one, which is
     incremental on the last complete scan. Planners that run at the same time all get the same plan.
 
-    Raises PlanError where `out` belongs to another source or lies inside it, and StoreError.
+    Raises PlanError where `out` belongs to another source or lies inside it, or a new plan would score more than
+    `max_objects` objects (0: no limit), and StoreError.
     """
     check_results_outside_source(source, out)
     while True:
@@ -171,7 +177,7 @@ def plan_scan(
             same = newest.digest == card.digest and newest.filters == filters
             if same and not is_complete(out, newest.scan):
                 return newest
-        new = _make(source, filters, card, out, shard_size)
+        new = _make(source, filters, card, out, shard_size, max_objects)
         number = int(Path(entries[-1]).stem) + 1 if entries else 1
         if _claim(out, f"history/{number:06d}.json", new):
             return new
@@ -218,7 +224,9 @@ def honours_conditional_writes(out: Store) -> bool:
     return honoured
 
 
-def _make(source: ScanSource, filters: Filters, card: Card, out: Store, shard_size: ShardSize) -> Plan:
+def _make(
+    source: ScanSource, filters: Filters, card: Card, out: Store, shard_size: ShardSize, max_objects: int
+) -> Plan:
     scan = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     store = source.open()
     started = time.monotonic()
@@ -229,6 +237,8 @@ def _make(source: ScanSource, filters: Filters, card: Card, out: Store, shard_si
         listing = {"seconds": time.monotonic() - started, "requests": dict(store.requests)}
         if previous:
             join.add_previous(read_parts(out, previous.scan), card.digest)
+        counts = join.counts()
+        _check_number(source, counts, max_objects)
         for index, table in enumerate(join.unchanged()):
             out.write(f"scans/{scan}/rows/unchanged-{shards.name(index)}.parquet", table_to_parquet(table))
         count = 0
@@ -248,10 +258,21 @@ def _make(source: ScanSource, filters: Filters, card: Card, out: Store, shard_si
             listing=listing,
             conditional_writes=honours_conditional_writes(out),
             created_at=datetime.now(UTC).isoformat(),
-            **join.counts(),
+            **counts,
         )
     plan.write(out)
     return plan
+
+
+def _check_number(source: ScanSource, counts: dict[str, int], max_objects: int) -> None:
+    """Raise PlanError where there is more to score than the user allows: somebody may have named a whole bucket by
+    mistake."""
+    to_score = counts["listed"] - counts["unchanged"]
+    if 0 < max_objects < to_score:
+        raise PlanError(
+            f"{source.url} holds {to_score:,} objects to score, more than --max-objects {max_objects:,} "
+            "(MAX_OBJECTS on a cluster): nothing was scored; raise it, or scan less"
+        )
 
 
 def _objects(source: ScanSource, store: Store) -> Iterator[ObjectInfo]:

@@ -189,6 +189,20 @@ def test_every_variable_in_a_command_is_set(source: Path) -> None:
             assert used <= known, f"{name}: {used - known}"
 
 
+def test_every_setting_is_used() -> None:
+    bodies = rendered(K8S)
+    used = " ".join(script_of(container) for _, template in pod_templates(bodies) for container in containers(template))
+    (settings,) = [body["data"] for body in bodies if body["kind"] == "ConfigMap"]
+    assert {name for name in settings if not re.search(rf"\$\(?{name}\b", used)} == {"AWS_DEFAULT_REGION"}
+
+
+def test_the_kueue_overlay_sets_the_queue() -> None:
+    base, kueue = rendered(K8S), rendered(K8S / "overlays/kueue")
+    assert [body["data"] | {"QUEUE": "patchscan"} for body in base if body["kind"] == "ConfigMap"] == [
+        body["data"] for body in kueue if body["kind"] == "ConfigMap"
+    ]
+
+
 @every_source
 def test_every_command_exists_with_its_options(source: Path) -> None:
     for name, template in pod_templates(objects(source)):

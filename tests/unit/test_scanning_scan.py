@@ -243,6 +243,23 @@ def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) ->
         plan_scan(ScanSource(url=str(photos / "album 0")), Filters(), card(), out)
 
 
+def test_a_scan_of_more_than_the_user_allows_scores_nothing(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    source = ScanSource(url=str(photos))
+    with pytest.raises(PlanError, match=r"14 objects to score, more than --max-objects 13"):
+        plan_scan(source, Filters(), card(), out, max_objects=13)
+    assert list(out.names("")) == []
+    assert plan_scan(source, Filters(), card(), out, max_objects=14).listed == 14
+
+
+def test_objects_that_are_scored_already_do_not_count_against_the_limit(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    scan(photos, out)
+    (photos / "new.png").write_bytes(image(99))
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), StubScorer().card, out, max_objects=1)
+    assert made.listed - made.unchanged == 1
+
+
 def test_a_worker_refuses_another_model_than_planned(photos: Path, tmp_path: Path) -> None:
     from patchscan.scanning.scorers import ScorerError
 
