@@ -1,11 +1,15 @@
-"""Print safely to a terminal: progress as a bar or plain lines, and text of strangers. End at once on a second
-Ctrl-C."""
+"""Print safely to a terminal: progress as a bar or plain lines, and text of strangers. Handle Ctrl-C and SIGTERM."""
 
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from patchscan.common.errors import EXIT_INTERRUPTED
 
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 10.0
+Result = TypeVar("Result")
 # The heading in `patchscan --help` of commands that Jobs on a cluster run and people seldom type.
 INTERNAL_STEPS = "Steps that other commands and Jobs run"
 
@@ -24,6 +29,46 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
     """
     os.write(2, b"patchscan: ended at once; run the same command again\n")
     os._exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Within the block, the first SIGTERM or Ctrl-C sets `stop`, for work that then saves what is done and ends; the
+    second ends the process at once. After the block signals are handled as before."""
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            end_at_once(number, frame)
+        stop.set()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        # A shell script ignores Ctrl-C for the commands it runs in the background: leave it so.
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, request_stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_interruptibly(function: Callable[[], Result]) -> Result:
+    """Return what the function returns, or raise what it raises; Ctrl-C and SIGTERM interrupt it at once.
+
+    It runs in a thread, while this one waits: Python handles signals between two of its own steps, and a query of
+    DuckDB is one step, of minutes. An interrupted function runs on until the process ends.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  raised again where the result is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()
 
 
 def printable(text: str) -> str:

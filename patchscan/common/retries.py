@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import tenacity
@@ -62,20 +62,27 @@ class Retries:
 
 
 class Watchdog:
-    """Detect an outage, as opposed to single objects that fail: `check` raises OutageError when nothing has succeeded
-    for `patience_s` seconds."""
+    """Tell an outage from single objects that fail: in an outage several different ones fail, and none succeeds between
+    them. Safe to use from many threads."""
 
-    def __init__(self, patience_s: float = 300.0):
+    # So many different objects, at least, make an outage.
+    SEVERAL = 3
+
+    def __init__(self, patience_s: float = 180.0):
         self.patience_s = patience_s
+        self._failing: set[Hashable] = set()
         self._last = time.monotonic()
+        self._lock = threading.Lock()
 
     def success(self) -> None:
-        """Note that a call has succeeded."""
-        self._last = time.monotonic()
+        """Note that an object has succeeded."""
+        with self._lock:
+            self._failing.clear()
+            self._last = time.monotonic()
 
-    def check(self, why: object) -> None:
-        """Note that a call has failed for the reason `why`. Raises OutageError when that has lasted too long."""
-        if time.monotonic() - self._last > self.patience_s:
-            raise OutageError(
-                f"nothing has worked for {self.patience_s:.0f} s, last: {why}; run the same command again"
-            )
+    def suspects(self, failing: Hashable) -> bool:
+        """Note that an object has failed. Returns whether that looks like an outage: nothing has succeeded for
+        `patience_s` seconds, and at least SEVERAL different objects have failed since."""
+        with self._lock:
+            self._failing.add(failing)
+            return len(self._failing) >= self.SEVERAL and time.monotonic() - self._last > self.patience_s

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchscan.common.console import INTERNAL_STEPS, printable
+from patchscan.common.console import INTERNAL_STEPS, printable, run_interruptibly, stop_on_signals
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import options
 
@@ -233,14 +233,8 @@ def make_plan(
     """Plan a scan (`plan_scan`), and warn where the results store ignores conditional writes."""
     from patchscan.scanning.plan import ShardSize, plan_scan
 
-    plan = plan_scan(
-        source,
-        filters,
-        scorer.card,
-        results,
-        ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB),
-        max_objects,
-    )
+    size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
+    plan = run_interruptibly(lambda: plan_scan(source, filters, scorer.card, results, size, max_objects))
     if not plan.conditional_writes:
         message = (
             f"{results.url} ignores conditional writes: if two scans are started at once, one of them ends with 75"
@@ -258,12 +252,15 @@ def check_labels(labels: str | None, endpoint_url: str | None) -> None:
 
 
 def _work_shards(worker: "Worker", indexes: Iterable[int]) -> None:
-    """Work on these shards; exits with 75 where the scan is interrupted."""
+    """Work on these shards; exits with 75 where the scan is interrupted, its finished rows saved."""
     from patchscan.common.retries import StoppedError
 
     try:
-        for index in indexes:
-            worker.work(index)
+        with stop_on_signals(worker.stop):
+            for index in indexes:
+                worker.work(index)
+        if worker.stop.is_set():
+            raise StoppedError  # the signal came after the last object
     except StoppedError:
         print("patchscan: interrupted; run the same command again to continue", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -281,7 +278,7 @@ def finish_scan(
     from patchscan.scanning.alerts import post, webhook_message
     from patchscan.scanning.report import reduce, summary_text
 
-    report = reduce(results, plan, labels)
+    report = run_interruptibly(lambda: reduce(results, plan, labels))
     print(summary_text(report))
     print(printable(f"report: {results.url.rstrip('/')}/report.html"))
     if webhook:

@@ -1,16 +1,12 @@
 """The options that the scan commands share, and the objects made from them."""
 
-import signal
-import threading
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from patchscan.common.console import end_at_once
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
 
@@ -161,20 +157,10 @@ def make_settings(
 
 
 def make_worker(plan: "Plan", results: "Store", scorer: "Scorer", settings: "WorkSettings") -> "Worker":
-    """A worker that saves its rows and stops on SIGTERM or Ctrl-C. A second signal ends the process at once, also with
-    75."""
+    """A worker for shards of the plan."""
     from patchscan.scanning.worker import Worker
 
-    stop = threading.Event()
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            end_at_once(number, frame)
-        stop.set()
-
-    signal.signal(signal.SIGTERM, request_stop)
-    signal.signal(signal.SIGINT, request_stop)
-    return Worker(plan, results, scorer, settings, stop)
+    return Worker(plan, results, scorer, settings)
 
 
 def metrics_observers(port: int | None) -> list["Observer"]:

@@ -231,7 +231,7 @@ def _make(
     store = source.open()
     started = time.monotonic()
     previous = last_complete(out)
-    with tempfile.TemporaryDirectory(prefix="patchscan-plan-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="patchscan-plan-", ignore_cleanup_errors=True) as scratch:
         join = ListingJoin(Path(scratch), filters)
         join.add_listing(_objects(source, store))
         listing = {"seconds": time.monotonic() - started, "requests": dict(store.requests)}

@@ -29,7 +29,7 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     """
     check_claimed(out, plan)
     folder = f"scans/{plan.scan}/"
-    with tempfile.TemporaryDirectory(prefix="patchscan-report-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="patchscan-report-", ignore_cleanup_errors=True) as scratch:
         table = ScanTable(out, plan, Path(scratch))
         report = _figures(table, plan)
         report["drift"] = _drift(table, plan, out, Path(scratch))

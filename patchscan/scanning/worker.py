@@ -4,6 +4,7 @@ Each thread takes one object through all steps; flow.py limits the memory and th
 saved as progress every half minute and when the scan is stopped, so that little is done twice.
 """
 
+import io
 import json
 import logging
 import threading
@@ -11,12 +12,15 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
 from patchscan.common.console import printable
 from patchscan.common.errors import UserError
-from patchscan.common.retries import Retries, StoppedError, TransientError, Watchdog
+from patchscan.common.retries import OutageError, Retries, StoppedError, TransientError, Watchdog
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import NotFiniteError
 from patchscan.detector.images import ErrorCode, ImageError, Limits, decoded_bytes
@@ -31,6 +35,7 @@ from patchscan.scanning.scorers import RefusedRequestError, Scorer, ScorerError,
 from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, Store
 
 Usage = dict[str, float]
+Result = TypeVar("Result")
 
 # Images in one request of crops, by device (cpu: 1). A GPU scores a batch in one pass. On a CPU each image is a pass of
 # its own, and small requests spread more evenly over the server's workers.
@@ -45,8 +50,9 @@ class WorkSettings:
 
     `select` (where crops are cut) and `batch` (images in a request) None: by the scorer. `threads` objects are
     processed at once, with at most `in_flight` requests; encoded images take up to `memory`, decoded pixels up to twice
-    that. `deadline_s`: retries of one object. `outage_s`: the scan stops when nothing has succeeded for so long.
-    `save_every_s`: finished rows are saved. `drain_s`: how long a stopped worker waits for running objects.
+    that. `deadline_s`: retries of one object. `outage_s`: the scan stops when nothing has succeeded for so long, and
+    several objects have failed since. `save_every_s`: finished rows are saved. `drain_s`: how long a stopped worker
+    waits for running objects.
     """
 
     select: Select | None = None
@@ -89,7 +95,9 @@ class Worker:
         self.source = plan.source.open(settings.threads)
         self._model = {"model": plan.model, "version": plan.version, "digest": plan.digest}
         self._retries = Retries(settings.deadline_s, stop=self.stop)
-        self._watchdog = Watchdog(settings.outage_s)
+        self._store_watch, self._scorer_watch = Watchdog(settings.outage_s), Watchdog(settings.outage_s)
+        self._probing = Retries(settings.deadline_s / 3, stop=self.stop)
+        self._readable: ObjectInfo | None = None
         self._budget = ByteBudget(settings.memory)
         self._pixels = ByteBudget(2 * settings.memory)
         in_flight = min(settings.in_flight, scorer.parallel)
@@ -117,6 +125,7 @@ class Worker:
             return
         objects = self.objects(index)
         shard = Shard(self.out.read(progress), self._usage)
+        self._readable = shard.readable() or self._readable
         self._notify_resumed(len(shard.done))
         todo = [info for info in objects if info.key not in shard.done]
         try:
@@ -154,8 +163,13 @@ class Worker:
         with self._budget.hold(limit if info.size is None else info.size):
             try:
                 fetched, tries = self._retries.call(lambda: self.source.fetch(info, limit))
-            except (ObjectError, TransientError) as error:
-                return FinishedObject(self._failed_row(info, error), 0)
+            except ObjectError as error:
+                return FinishedObject(rows.failed(info, error.code, error.message, 1) | self._model, 0)
+            except TransientError as error:
+                self._raise_in_outage(self._store_watch, info, error, partial(self._read_byte, info))
+                return FinishedObject(self._unavailable(info, error), 0)
+            self._store_watch.success()
+            self._readable = info
             return FinishedObject(self._score(_as_fetched(info, fetched), fetched.data, tries), len(fetched.data))
 
     def _process_safely(self, info: ObjectInfo) -> FinishedObject:
@@ -172,40 +186,65 @@ class Worker:
 
     def _score(self, info: ObjectInfo, data: bytes, tries: int) -> Row:
         try:
-            result, more = self._retries.call(lambda: self._answer(data))
+            result, more = self._retries.call(self._prepared_request(data))
         except ImageError as error:
-            row = rows.rejected(info, error.code, error.message, tries) | self._model
-        except (NotFiniteError, RefusedRequestError, TransientError) as error:
-            return self._failed_row(info, error)
-        else:
-            row = rows.scored(info, result, provenance(data, result.image["format"]), tries + more - 1)
-        self._watchdog.success()
-        return row
+            return rows.rejected(info, error.code, error.message, tries) | self._model
+        except NotFiniteError as error:
+            return rows.failed(info, FailureCode.NOT_FINITE, str(error), 1) | self._model
+        except RefusedRequestError as error:
+            return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), 1) | self._model
+        except TransientError as error:
+            self._raise_in_outage(self._scorer_watch, info, error, self._score_blank)
+            return self._unavailable(info, error)
+        return rows.scored(info, result, provenance(data, result.image["format"]), tries + more - 1)
 
-    def _answer(self, data: bytes) -> Answer:
+    def _prepared_request(self, data: bytes) -> Callable[[], Answer]:
+        """Return a function that asks the scorer about an image; it may be called again after a TransientError. What
+        needs no scorer, as decoding, is done here, once. Raises ImageError."""
         if self._select == "server":
-            with self._window.request():
-                return self.scorer.answer(data)
+            return lambda: self._ask(lambda: self.scorer.answer(data))
         card = self.scorer.card
         with self._pixels.hold(decoded_bytes(data, self.settings.limits)):
             prepared = prepare(data, card, self.settings.limits)
-        return build_answer(prepared, self._batcher.logit(prepared.crops.pixels), card)
+        return lambda: build_answer(prepared, self._batcher.logit(prepared.crops.pixels), card)
 
     def _logits(self, crops: Sequence[np.ndarray]) -> list[float]:
-        with self._window.request():
-            return self.scorer.logits(crops)
+        return self._ask(lambda: self.scorer.logits(crops))
 
-    def _failed_row(
-        self, info: ObjectInfo, error: ObjectError | NotFiniteError | RefusedRequestError | TransientError
-    ) -> Row:
-        if isinstance(error, ObjectError):
-            return rows.failed(info, error.code, error.message, 1) | self._model
-        if isinstance(error, NotFiniteError):
-            return rows.failed(info, FailureCode.NOT_FINITE, str(error), 1) | self._model
-        if isinstance(error, RefusedRequestError):
-            return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), 1) | self._model
-        self._watchdog.check(error)
+    def _ask(self, question: Callable[[], Result]) -> Result:
+        with self._window.request():
+            answer = question()
+        self._scorer_watch.success()
+        return answer
+
+    def _unavailable(self, info: ObjectInfo, error: TransientError) -> Row:
         return rows.failed(info, FailureCode.UNAVAILABLE, str(error), error.attempts) | self._model
+
+    def _raise_in_outage(
+        self, watch: Watchdog, info: ObjectInfo, error: TransientError, probe: Callable[[], object]
+    ) -> None:
+        """Raise OutageError where an object failed with `error` because nothing works: several have failed, and so does
+        `probe`, which does not depend on them. Objects that can never be served would else end every run of the scan.
+        """
+        if not watch.suspects((info.key, info.version_id)):
+            return
+        try:
+            self._probing.call(probe)
+        except TransientError:
+            raise OutageError(
+                f"nothing has worked for {watch.patience_s:.0f} s, last: {error}; run the same command again"
+            ) from None
+        except (ObjectError, ImageError, NotFiniteError, RefusedRequestError):
+            pass  # this is an answer too
+        watch.success()
+
+    def _score_blank(self) -> None:
+        """Have the scorer answer for an image of one grey."""
+        self._prepared_request(_blank_image())()
+
+    def _read_byte(self, otherwise: ObjectInfo) -> None:
+        """Read a byte of an object that could be read before, or of `otherwise`."""
+        self.source.fetch(self._readable or otherwise, 0)
 
     def _usage(self) -> Usage:
         """What this worker has used so far: seconds, bytes and requests, by name."""
@@ -222,17 +261,22 @@ class Worker:
 
 class Shard:
     """The finished rows of one shard, by key, and what they cost, earlier runs of the shard included. `saved` is the
-    progress file of an earlier run, or None."""
+    progress file of an earlier run, or None; the objects that failed then are tried again."""
 
     def __init__(self, saved: bytes | None, usage: Callable[[], Usage]):
         self.done: dict[str, Row] = {}
         self._spent: Usage = {}
         if saved is not None:
             table = rows.from_parquet(saved)
-            self.done = {row["key"]: row for row in table.to_pylist()}
+            self.done = {row["key"]: row for row in table.to_pylist() if row["status"] != "failed"}
             self._spent = json.loads(table.schema.metadata[STATS_KEY])
         self._usage, self._start = usage, usage()
         self._saved_at = time.monotonic()
+
+    def readable(self) -> ObjectInfo | None:
+        """An object that an earlier run could read, or None."""
+        scored = (row for row in self.done.values() if row["status"] == "scored")
+        return next((ObjectInfo(key=row["key"], version_id=row["version_id"]) for row in scored), None)
 
     def seconds_since_saved(self) -> float:
         """Seconds since `parquet` was last called."""
@@ -247,6 +291,14 @@ class Shard:
             for name in self._spent.keys() | now.keys()
         }
         return rows.to_parquet(list(self.done.values()), metadata={STATS_KEY: json.dumps(spent).encode()})
+
+
+@cache
+def _blank_image() -> bytes:
+    """A grey image as PNG."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (256, 256), "grey").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _as_fetched(info: ObjectInfo, fetched: FetchedObject) -> ObjectInfo:

@@ -1,14 +1,20 @@
 """What strangers wrote is printed as text, and a bug is told from "done, some failed"."""
 
+import os
 import signal
+import threading
+import time
 import unicodedata
+from collections.abc import Iterator
+from types import FrameType
 
+import duckdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from patchscan import cli
-from patchscan.common.console import ProgressReport, printable
+from patchscan.common.console import ProgressReport, printable, run_interruptibly, stop_on_signals
 from patchscan.common.errors import EXIT_BUG, UserError
 from patchscan.scanning.report import summary_text
 
@@ -92,3 +98,55 @@ def test_a_users_error_is_one_line_that_obeys_nobody(
     assert shown.startswith("patchscan: a verdicts")
     assert shown.count("\n") == 1
     assert shown[:-1].isprintable()
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as it does in a command."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_query_of_minutes_is_interrupted_at_once(ctrl_c: None) -> None:
+    database = duckdb.connect()
+
+    def query() -> None:
+        database.execute("SELECT sum(a * b) FROM range(1000000000) t(a), range(1000) u(b)", []).fetchone()
+
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(query)
+    assert time.monotonic() - began < 5
+    database.interrupt()
+
+
+def test_what_runs_interruptibly_returns_and_raises_as_ever() -> None:
+    assert run_interruptibly(lambda: 7) == 7
+    with pytest.raises(UserError, match="wrong"):
+        run_interruptibly(lambda: (_ for _ in ()).throw(UserError("wrong")))
+
+
+def test_signals_stop_the_work_and_are_handled_as_before_after_it(ctrl_c: None) -> None:
+    stop = threading.Event()
+    with stop_on_signals(stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(5)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before, stop = signal.signal(signal.SIGINT, signal.SIG_IGN), threading.Event()
+    try:
+        with stop_on_signals(stop):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert not stop.is_set()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

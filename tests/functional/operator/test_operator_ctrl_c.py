@@ -1,5 +1,6 @@
 """Ctrl-C, once and twice."""
 
+import io
 import os
 import re
 import shutil
@@ -7,11 +8,13 @@ import signal
 import socket
 import threading
 import time
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from patchscan.detector.card import Card
 from tests.command import Done, start_patchscan
@@ -54,6 +57,71 @@ def test_ctrl_c_twice_in_a_scan(photos: Path, tmp_path: Path) -> None:
         assert patchscan(*scan).returncode == 0
         server.shutdown()
     assert len(list((out / "history").iterdir())) == 1, "the same scan went on"
+
+
+class HangingStore(BaseHTTPRequestHandler):
+    """An S3 store with one image, bright enough for the stub scorer to call it AI. It gives the image once, to the
+    scan; the report, which asks again for its thumbnail, waits until it is told to go on."""
+
+    go_on = threading.Event()
+    asked = threading.Event()
+    given = False
+
+    def do_GET(self) -> None:
+        if "list-type" in self.path:
+            entry = '<Contents><Key>1.png</Key><Size>99</Size><ETag>"e"</ETag></Contents>'
+            more = "" if "start-after" in self.path else entry
+            self.reply(f"<ListBucketResult><IsTruncated>false</IsTruncated>{more}</ListBucketResult>".encode())
+            return
+        if HangingStore.given:
+            self.asked.set()
+            self.go_on.wait()
+        HangingStore.given = True
+        picture = io.BytesIO()
+        Image.new("RGB", (40, 40), "white").save(picture, "PNG")
+        self.reply(picture.getvalue())
+
+    def reply(self, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_the_report_is_written(number: signal.Signals, tmp_path: Path) -> None:
+    HangingStore.given = False
+    HangingStore.asked.clear()
+    HangingStore.go_on.clear()
+    out = tmp_path / "out"
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), HangingStore) as store,
+        ThreadingHTTPServer(("127.0.0.1", 0), StubServer) as server,
+    ):
+        for one in (store, server):
+            threading.Thread(target=one.serve_forever, args=(0.02,), daemon=True).start()
+        address = {
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{store.server_address[1]}",
+            **{f"AWS_{name}": "x" for name in ("DEFAULT_REGION", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY")},
+        }
+        scorer_url = f"http://127.0.0.1:{server.server_address[1]}"
+        scan = ["scan", "s3://photos", "--out", out, "--server", scorer_url, "--model", "stub"]
+        process = start_patchscan(*scan, env=clean() | address)
+        assert HangingStore.asked.wait(60)
+        process.send_signal(number)
+        told = process.communicate(timeout=10)[1]
+        assert process.returncode == 75, told
+        assert told.splitlines()[-1] == "patchscan: interrupted; run the same command again"
+        assert not [name for name in files(out) if name.endswith("_SUCCESS")]
+        HangingStore.go_on.set()
+        assert patchscan(*scan, **address).returncode == 0
+        for one in (store, server):
+            one.shutdown()
+    assert len(list((out / "history").iterdir())) == 1, "the same scan was finished"
+    assert len([name for name in files(out) if name.endswith("_SUCCESS")]) == 1
 
 
 def test_ctrl_c_while_a_bucket_is_listed(served: Served, tmp_path: Path) -> None:

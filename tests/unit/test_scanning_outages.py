@@ -1,0 +1,205 @@
+"""Objects that fail for minutes are rows, and outages end the scan, with the times that a scan really has."""
+
+import time
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchscan.common.retries import OutageError, Retries, StoppedError, TransientError
+from patchscan.detector.prepared import prepare
+from patchscan.scanning import rows, worker
+from patchscan.scanning.listing import Filters
+from patchscan.scanning.plan import Plan, ScanSource, ShardSize, plan_scan
+from patchscan.scanning.scorers import Select
+from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.storage import open_store
+from patchscan.storage.folder import Folder
+from patchscan.storage.store import FetchedObject, ObjectInfo, Store
+from tests.scan_kit import StubScorer, image, table_of
+
+WHITE = 255
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait between two tries puts the clock forward."""
+    clock, skipped = time.monotonic, [0.0]
+
+    def skip(_: Retries, seconds: float) -> None:
+        skipped.append(seconds)
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + sum(skipped))
+    monkeypatch.setattr(Retries, "_sleep", skip)
+
+
+class StrictScorer(StubScorer):
+    """Does not answer for images that `fails` names, given their crops."""
+
+    def __init__(self, fails: Callable[[np.ndarray], bool]):
+        super().__init__()
+        self.fails, self.asked = fails, 0
+
+    def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+        self.asked += 1
+        if any(self.fails(one) for one in crops):
+            raise TransientError("503")
+        return super().logits(crops)
+
+
+class StrictServer(StrictScorer):
+    """The same, where the server decodes."""
+
+    select: Select = "server"
+
+
+def is_white(crops: np.ndarray) -> bool:
+    return bool(crops.min() == WHITE)
+
+
+def white() -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (40, 40), (WHITE,) * 3).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def photos(folder: Path, good: int, bad: int) -> Path:
+    """Images that are scored, and white ones, which come last."""
+    folder.mkdir()
+    for number in range(good):
+        (folder / f"{number:03d}.png").write_bytes(image(number))
+    for number in range(bad):
+        (folder / f"white {number}.png").write_bytes(white())
+    return folder
+
+
+def scan(folder: Path, out: Store, scorer: StubScorer, settings: WorkSettings = WorkSettings()) -> Plan:
+    plan = plan_scan(ScanSource(url=str(folder)), Filters(), scorer.card, out, ShardSize(max_objects=8))
+    one = Worker(plan, out, scorer, settings)
+    for index in range(plan.shards):
+        one.work(index)
+    assert len(table_of(out, plan.scan)) == plan.listed
+    return plan
+
+
+def failed(out: Store, plan: Plan) -> set[tuple[str, str]]:
+    return {(key, row["error_code"]) for key, row in table_of(out, plan.scan).items() if row["status"] == "failed"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "threads"),
+    [
+        (StrictScorer, 0, 2, 32),
+        (StrictScorer, 7, 1, 1),
+        (StrictScorer, 7, 1, 32),
+        (StrictScorer, 20, 6, 32),
+        (StrictServer, 8, 1, 32),
+        (StrictServer, 4, 4, 1),
+    ],
+)
+def test_objects_that_the_scorer_never_answers_are_failed_rows(
+    kind: type[StrictScorer], good: int, bad: int, threads: int, tmp_path: Path
+) -> None:
+    out = open_store(str(tmp_path / "out"))
+    plan = scan(photos(tmp_path / "photos", good, bad), out, kind(is_white), WorkSettings(threads=threads))
+    assert failed(out, plan) == {(f"white {number}.png", "unavailable") for number in range(bad)}
+
+
+@pytest.mark.parametrize(("good", "bad"), [(0, 1), (7, 1), (8, 1), (4, 4)])
+def test_objects_that_the_store_never_gives_are_failed_rows(
+    good: int, bad: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Folder.fetch
+
+    def fetch(self: Folder, info: ObjectInfo, limit: int) -> FetchedObject:
+        if info.key.startswith("white"):
+            raise TransientError("503 SlowDown")
+        return original(self, info, limit)
+
+    monkeypatch.setattr(Folder, "fetch", fetch)
+    out = open_store(str(tmp_path / "out"))
+    plan = scan(photos(tmp_path / "photos", good, bad), out, StubScorer())
+    assert failed(out, plan) == {(f"white {number}.png", "unavailable") for number in range(bad)}
+
+
+@pytest.mark.parametrize(("before", "threads"), [(0, 32), (5, 1), (5, 32)])
+def test_a_scorer_that_is_down_ends_the_scan_and_the_next_run_has_no_failed_rows(
+    before: int, threads: int, tmp_path: Path
+) -> None:
+    folder, out = photos(tmp_path / "photos", 12, 0), open_store(str(tmp_path / "out"))
+    for number in range(10):  # what needs no scorer does not show that it works
+        (folder / f"{number:03d}.txt").write_text("no image")
+    scorer = StrictScorer(lambda _: scorer.asked > before)
+    with pytest.raises(OutageError, match="nothing has worked for 180 s, last: 503"):
+        scan(folder, out, scorer, WorkSettings(threads=threads))
+    assert failed(out, scan(folder, out, StubScorer())) == set()
+
+
+@pytest.mark.parametrize("before", [0, 5])
+def test_a_store_that_is_down_ends_the_scan_and_the_next_run_has_no_failed_rows(
+    before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, calls, original = (
+        photos(tmp_path / "photos", 20, 0),
+        open_store(str(tmp_path / "out")),
+        [],
+        Folder.fetch,
+    )
+
+    def fetch(self: Folder, info: ObjectInfo, limit: int) -> FetchedObject:
+        calls.append(info)
+        if len(calls) > before:
+            raise TransientError("503 SlowDown")
+        return original(self, info, limit)
+
+    with monkeypatch.context() as down:
+        down.setattr(Folder, "fetch", fetch)
+        with pytest.raises(OutageError, match="503 SlowDown"):
+            scan(folder, out, StubScorer(), WorkSettings(threads=1))
+    assert failed(out, scan(folder, out, StubScorer())) == set()
+
+
+def test_a_run_that_finds_only_objects_that_fail_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run was stopped when all others were done: that they were shows that the store works."""
+    out, original = open_store(str(tmp_path / "out")), Folder.fetch
+
+    def fetch(self: Folder, info: ObjectInfo, limit: int) -> FetchedObject:
+        if info.key.startswith("white"):
+            if stops:
+                stops[0].stop.set()
+            raise TransientError("503 SlowDown")
+        return original(self, info, limit)
+
+    monkeypatch.setattr(Folder, "fetch", fetch)
+    folder = photos(tmp_path / "photos", 4, 4)
+    plan = plan_scan(ScanSource(url=str(folder)), Filters(), StubScorer().card, out)
+    stops = [Worker(plan, out, StubScorer(), WorkSettings(threads=1, deadline_s=0.0, outage_s=10_000.0))]
+    with pytest.raises(StoppedError):
+        stops[0].work(0)
+    stops.clear()
+    assert len(failed(out, scan(folder, out, StubScorer()))) == 4
+
+
+@pytest.mark.parametrize("tries", [1, 5])
+def test_an_image_is_decoded_once_however_often_the_scorer_is_asked(
+    tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, decoded = prepare, []
+
+    def counted(data: bytes, *rest: Any) -> Any:
+        decoded.append(data)
+        return original(data, *rest)
+
+    monkeypatch.setattr(worker, "prepare", counted)
+    scorer = StrictScorer(lambda _: scorer.asked < tries)
+    out = open_store(str(tmp_path / "out"))
+    plan = plan_scan(ScanSource(url=str(photos(tmp_path / "photos", 1, 0))), Filters(), scorer.card, out)
+    Worker(plan, out, scorer).work(0)
+    (data,) = (out.read(name) for name in out.names(f"scans/{plan.scan}/rows/part"))
+    assert data is not None
+    (row,) = rows.from_parquet(data).to_pylist()
+    assert (row["status"], row["attempts"], scorer.asked, len(decoded)) == ("scored", tries, tries, 1)
