@@ -1,5 +1,6 @@
 """Retry calls to stores and servers, with jittered back-off, a deadline and a stop signal."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -7,9 +8,14 @@ from typing import TypeVar
 
 import tenacity
 
+from patchscan.common.console import printable
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 
 Result = TypeVar("Result")
+
+# Calls that have failed for so long are told to the user, and again at these intervals.
+TELL_AFTER_S = 15.0
+TELL_EVERY_S = 30.0
 
 
 class TransientError(Exception):
@@ -29,20 +35,51 @@ class StoppedError(Exception):
     """The work was stopped by SIGTERM or Ctrl-C; finished work is kept."""
 
 
+class Waits:
+    """Tell the user that calls fail and are tried again: a line on standard error once in TELL_EVERY_S seconds, however
+    many threads wait. `listener`, where set, is called with its words."""
+
+    def __init__(self) -> None:
+        self.listener: Callable[[str], None] | None = None
+        self._lock = threading.Lock()
+        self._last = float("-inf")
+
+    def tell(self, text: str, waited_s: float) -> None:
+        """Tell it, unless something was told just now; the wait has lasted `waited_s` seconds."""
+        with self._lock:
+            if time.monotonic() - self._last < TELL_EVERY_S:
+                return
+            self._last = time.monotonic()
+        print(f"patchscan: {printable(text)}; {waited_s:.0f} s so far", file=sys.stderr, flush=True)
+        if self.listener:
+            self.listener(text)
+
+
+waits = Waits()
+
+
 class Retries:
     """Call a function again while it raises TransientError; after `deadline_s` seconds the last one is raised.
 
     Waits between tries are random and at most `longest_wait_s` seconds. Setting `stop` ends a wait at once with
-    StoppedError.
+    StoppedError. `other_side` names the store or server: calls that fail for a while are then told to the user.
     """
 
-    def __init__(self, deadline_s: float = 120.0, longest_wait_s: float = 10.0, stop: threading.Event | None = None):
+    def __init__(
+        self,
+        deadline_s: float = 120.0,
+        longest_wait_s: float = 10.0,
+        stop: threading.Event | None = None,
+        other_side: str = "",
+    ):
         self.stop = stop or threading.Event()
+        self.other_side = other_side
         self._policy = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientError),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=longest_wait_s),
             stop=tenacity.stop_after_delay(deadline_s),
             sleep=self._sleep,
+            before_sleep=self._tell,
             reraise=True,
         )
 
@@ -55,6 +92,11 @@ class Retries:
             error.attempts = policy.statistics["attempt_number"]
             raise
         return result, policy.statistics["attempt_number"]
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        if self.other_side and (waited := state.seconds_since_start or 0.0) >= TELL_AFTER_S:
+            error = state.outcome.exception() if state.outcome else None
+            waits.tell(f"waiting for {self.other_side}: {error}", waited)
 
     def _sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):

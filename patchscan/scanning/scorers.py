@@ -102,7 +102,7 @@ class TorchServeScorer:
         )
         try:
             card_request = json.dumps({"card": True}).encode()
-            retries = retries or Retries(deadline_s=CARD_DEADLINE_S)
+            retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"TorchServe at {settings.url}")
             reply, _ = retries.call(lambda: self._post(card_request, "application/json"))
             self.card = Card.from_dict(reply["card"])
             crops = "crops" in reply.get("takes", ()) and crop_bytes(self.card.preset) <= MAX_CROP_BYTES

@@ -53,7 +53,7 @@ class Bucket:
         self.requests: Counter[str] = Counter()
         self.bytes_read = 0
         self._lock = threading.Lock()
-        self._retries = Retries()
+        self._retries = Retries(other_side=url)
         self._payer: Any = {"RequestPayer": "requester"} if requester_pays else {}
         # boto3 does not retry: our own retries also cover the download of the body, and are counted in the row.
         config = Config(
