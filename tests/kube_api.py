@@ -191,6 +191,16 @@ class KubeApi:
                 if matches(event["object"]):
                     yield event
 
+    def wait_for_end(self, pod: str) -> None:
+        """Return when the pod has ended, or after 30 seconds."""
+
+        def ended() -> bool:
+            body = self._objects.get(("pods", pod), {})
+            return body.get("status", {}).get("phase", "Failed") in ("Succeeded", "Failed")
+
+        with self._changed:
+            self._changed.wait_for(ended, 30)
+
     # -- controllers -----------------------------------------------------------------------------------------------
 
     def run_job(self, job: Body) -> None:
@@ -340,6 +350,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(200, described) if described else self._status(404, "NotFound", "no such path")
         kind, name = match["kind"], match["name"]
         if match["sub"]:
+            if query.get("follow") == "true":
+                api.wait_for_end(name)
             return self._send(200, api.logs.get((name, query.get("container", "")), ""), "text/plain")
         if name:
             body = api.get(kind, name)

@@ -5,12 +5,14 @@ AlreadyExistsError and JobGoneError where the cluster is not in the expected sta
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
+from patchscan.cluster.pods import INDEX, JOB_NAME, WORDS, PodState, pod_state
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.scanning import shards
@@ -25,13 +28,12 @@ from patchscan.scanning import shards
 Body = dict[str, Any]
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-JOB_NAME = "batch.kubernetes.io/job-name"
-INDEX = "batch.kubernetes.io/job-completion-index"
 PART_OF = "app.kubernetes.io/part-of=patchscan"
 # The kinds that can be used: API group and plural.
 PATHS = {
     "Job": ("apis/batch/v1", "jobs"),
     "CronJob": ("apis/batch/v1", "cronjobs"),
+    "Event": ("api/v1", "events"),
     "Pod": ("api/v1", "pods"),
     "ConfigMap": ("api/v1", "configmaps"),
     "Service": ("api/v1", "services"),
@@ -39,9 +41,12 @@ PATHS = {
     "Deployment": ("apis/apps/v1", "deployments"),
 }
 ANSWER_S = 30
-# The server ends a watch after so many seconds; a new one is started from the Job's state at that time.
-WATCH_S = 240
+# The server ends a watch after so many seconds; a new one is started from the Job's state at that time. So `follow`
+# yields a state at least that often, and who follows can say what it waits for.
+WATCH_S = 60
 PAGE = 500
+# The most characters that an event's message may have.
+EVENT_MESSAGE = 1024
 BUSY = {429, 500, 502, 503, 504}
 # The HTTP status for a resource version that the server no longer has; the watch or list is started again.
 EXPIRED = 410
@@ -61,8 +66,9 @@ class JobGoneError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """A Job as last read from the cluster. `failed` are the indexes that failed for good; `condition` is Complete,
-    Failed, Suspended or None; `created_at` is ISO 8601, UTC; `template` is its pod template as the API's JSON."""
+    """A Job as last read from the cluster. `failed` are the indexes that failed for good, `failed_pods` how many pods
+    failed; `condition` is Complete, Failed, Suspended or None; `created_at` is ISO 8601, UTC; `template` is its pod
+    template as the API's JSON."""
 
     name: str
     uid: str
@@ -77,21 +83,18 @@ class Job:
     message: str
     created_at: str
     template: Body = field(repr=False)
+    failed_pods: int = 0
+    parallelism: int = 1
+
+    @property
+    def reference(self) -> Body:
+        """What names it to `Cluster.record`."""
+        return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": self.name, "uid": self.uid}}
 
     @property
     def finished(self) -> bool:
         """Whether the Job is complete or has failed."""
         return self.condition in ("Complete", "Failed")
-
-
-@dataclass(frozen=True)
-class PodFailure:
-    """How the last failed pod of an index ended (index None: of a Job without indexes): its container's exit code (None
-    where it never started) and the last line of its log, or the cluster's reason."""
-
-    index: int | None
-    exit_code: int | None
-    message: str
 
 
 class Cluster:
@@ -104,7 +107,7 @@ class Cluster:
     def __init__(self, api: client.ApiClient, namespace: str, patience_s: float = 300.0, pause_s: float = 2.0):
         self.namespace, self.pause_s = namespace, pause_s
         self._api = api
-        self._retries = Retries(patience_s)
+        self._retries = Retries(patience_s, other_side="the cluster's API server")
 
     @classmethod
     def connect(cls, namespace: str | None = None, context: str | None = None, patience_s: float = 30.0) -> Self:
@@ -207,13 +210,15 @@ class Cluster:
 
     def pods(self, job: str, index: int | None = None) -> list[Body]:
         """The Job's pods (of one index), oldest first."""
-        found = self._list("Pod", f"{JOB_NAME}={job}" + ("" if index is None else f",{INDEX}={index}"))
-        return sorted(found, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+        return self.labelled_pods(f"{JOB_NAME}={job}" + ("" if index is None else f",{INDEX}={index}"))
 
-    def failures(self, job: str) -> dict[int | None, PodFailure]:
-        """The last failure of each index that has a failed pod; index None for a Job without indexes."""
-        ends = [_failure(pod) for pod in self.pods(job) if pod["status"].get("phase") == "Failed"]
-        return {end.index: end for end in ends}
+    def failed_pods(self, job: str) -> list[PodState]:
+        """The Job's failed pods, oldest first."""
+        return [pod_state(pod) for pod in _oldest_first(self._list("Pod", f"{JOB_NAME}={job}", "status.phase=Failed"))]
+
+    def labelled_pods(self, selector: str = PART_OF) -> list[Body]:
+        """The pods with these labels, oldest first."""
+        return _oldest_first(self._list("Pod", selector))
 
     def log(self, pod: str, container: str, follow: bool = False) -> Iterator[str]:
         """The lines of a container's log; with `follow` until it ends."""
@@ -225,14 +230,61 @@ class Cluster:
         except TransientError as error:
             raise OutageError(f"the log of {pod} broke off: {error}") from error
 
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    def warning(self, kind: str, name: str) -> str:
+        """The newest warning about an object, as `kubectl describe` shows it; empty where there is none, or where this
+        account may not list events."""
+        try:
+            found = list(self._list("Event", fields=f"involvedObject.kind={kind},involvedObject.name={name}"))
+        except ClusterError:
+            return ""
+        warnings = [event for event in found if event.get("type") == "Warning"]
+        newest = max(warnings, key=lambda event: event.get("lastTimestamp") or "", default={})
+        return ": ".join(newest[name] for name in ("reason", "message") if newest.get(name))[:WORDS]
+
+    def record(self, on: Body, reason: str, message: str, warning: bool = False) -> None:
+        """Record an event on an object, for `kubectl describe`. `on` is the object's JSON; `reason` is one word in
+        CamelCase. An event of the same words is counted up.
+
+        Events are for people who look: where one cannot be recorded, the work goes on without it.
+        """
+        metadata, now = on["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        key = hashlib.sha256(f"{metadata['uid']} {reason} {message}".encode()).hexdigest()[:16]
+        named = {name: on[name] for name in ("apiVersion", "kind")} | {"namespace": self.namespace}
+        name = f"{metadata['name'][:200]}.{key}"
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": name},
+            "involvedObject": named | {"name": metadata["name"], "uid": metadata["uid"]},
+            "type": "Warning" if warning else "Normal",
+            "reason": reason,
+            "message": message[:EVENT_MESSAGE],
+            "source": {"component": "patchscan"},
+            "reportingComponent": "patchscan",
+            "reportingInstance": "patchscan",
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        path = self._path("Event", name)
+        with contextlib.suppress(ClusterError, TransientError):
+            try:
+                self._once("POST", self._path("Event"), body)
+            except AlreadyExistsError:
+                count = self._once("GET", path).get("count", 1)
+                self._once("PATCH", path, {"count": count + 1, "lastTimestamp": now})
+
     # -- requests --------------------------------------------------------------------------------------------
 
     def _path(self, kind: str, name: str = "") -> str:
         group, plural = PATHS[kind]
         return f"/{group}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
 
-    def _list(self, kind: str, selector: str) -> Iterator[Body]:
-        query = {"labelSelector": selector, "limit": str(PAGE)}
+    def _list(self, kind: str, labels: str = "", fields: str = "") -> Iterator[Body]:
+        query = {"limit": str(PAGE)} | ({"labelSelector": labels} if labels else {})
+        query |= {"fieldSelector": fields} if fields else {}
         while True:
             page = self._ask("GET", self._path(kind), query)
             yield from page["items"]
@@ -249,15 +301,16 @@ class Cluster:
     def _ask(self, method: str, path: str, query: dict[str, str] | None = None, body: Body | None = None) -> Body:
         """Send a request, retried while the server is busy or unreachable, and return the answer's JSON."""
 
-        def attempt() -> Body:
-            with _translated_errors():
-                result: Body = json.loads(self._send(method, path, query or {}, body, ANSWER_S).read())
-                return result
-
         try:
-            return self._retries.call(attempt)[0]
+            return self._retries.call(lambda: self._once(method, path, body, query))[0]
         except TransientError as error:
             raise OutageError(f"the cluster's API server does not answer: {error}") from error
+
+    def _once(self, method: str, path: str, body: Body | None = None, query: dict[str, str] | None = None) -> Body:
+        """Send a request once. Raises TransientError where trying again may help."""
+        with _translated_errors():
+            result: Body = json.loads(self._send(method, path, query or {}, body, ANSWER_S).read())
+            return result
 
     def _stream(self, path: str, query: dict[str, str], silence_s: float | None) -> Iterator[bytes]:
         """Yield the lines of a long answer, with at most `silence_s` seconds between two of them (None: no limit).
@@ -334,22 +387,13 @@ def _job(body: Body) -> Job:
         message=state.get("message") or state.get("reason") or "",
         created_at=metadata["creationTimestamp"],
         template=body["spec"]["template"],
+        failed_pods=status.get("failed", 0),
+        parallelism=body["spec"].get("parallelism", 1),
     )
 
 
-def _failure(pod: Body) -> PodFailure:
-    """How this failed pod ended: the exit of its first container that failed, or the cluster's own reason."""
-    status, index = pod["status"], pod["metadata"].get("annotations", {}).get(INDEX)
-    states = [container["state"].get("terminated", {}) for container in container_statuses(pod)]
-    end: Body = next((state for state in states if state.get("exitCode")), {})
-    message = end.get("message") or end.get("reason") or status.get("message") or status.get("reason") or ""
-    last = message.strip().splitlines()[-1:]
-    return PodFailure(int(index) if index is not None else None, end.get("exitCode"), "".join(last)[:300])
-
-
-def container_statuses(pod: Body) -> list[Body]:
-    """The statuses of a pod's containers, init containers first."""
-    return [*pod["status"].get("initContainerStatuses", []), *pod["status"].get("containerStatuses", [])]
+def _oldest_first(pods: Iterable[Body]) -> list[Body]:
+    return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
 
 def _default_namespace(context: str | None) -> str:

@@ -1,8 +1,11 @@
 """The commands for clusters: submit, show and end Jobs; and, run inside the cluster, coordinate a scan or roll out a
 model."""
 
+import json
 import signal
 import sys
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,8 +16,10 @@ from patchscan.scanning import options
 
 if TYPE_CHECKING:
     from patchscan.cluster.client import Cluster, Job
+    from patchscan.cluster.status import JobStatus
 
 CRON_JOB = "patchscan-scan"
+WATCH_INTERVAL_S = 5.0
 
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; by default the kubeconfig's.")]
 Context = Annotated[str | None, typer.Option(help="The kubeconfig's context; by default the current one.")]
@@ -86,28 +91,54 @@ def submit_scan(
 
 
 @jobs.command("status")
-def jobs_status(namespace: Namespace = None, context: Context = None) -> None:
-    """Show every training and scan on the cluster: its state, how much is done, and why it failed.
+def jobs_status(
+    namespace: Namespace = None,
+    context: Context = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one object a Job.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Print again whenever something has changed.")] = False,
+) -> None:
+    """Show every training, scan and roll-out on the cluster: its state, how much is done, and why it waits or failed.
 
     \b
-    Example:
+    Examples:
       patchscan jobs status -n patchscan
+      patchscan jobs status --watch
+      patchscan jobs status --json
     """
+    from patchscan.cluster.client import Cluster
+    from patchscan.cluster.status import JobStatus, job_statuses
+
+    cluster = Cluster.connect(namespace, context)
+    shown: list[JobStatus] | None = None
+    while True:
+        found = job_statuses(cluster)
+        if found != shown:
+            print(json.dumps([status.as_dict() for status in found])) if as_json else _print_table(found)
+            sys.stdout.flush()
+        if not watch:
+            return
+        shown = found
+        time.sleep(WATCH_INTERVAL_S)
+
+
+def _print_table(statuses: "Sequence[JobStatus]") -> None:
+    """Print a line for each Job."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from patchscan.cluster.client import Cluster
-
-    found = Cluster.connect(namespace, context).jobs()
-    table = Table("job", "state", "done", "running", "failed", "created", "message", box=None)
-    for job in found:
-        done, created = f"{job.succeeded} of {job.completions}", job.created_at
-        state, failed = job.condition or "Active", str(len(job.failed))
-        table.add_row(job.name, state, done, str(job.active), failed, created, job.message)
-    if found:
-        Console(width=None if sys.stdout.isatty() else 200).print(table)
-    else:
+    if not statuses:
         print("there are no Jobs of patchscan in this namespace")
+        return
+    columns = ("job", "kind", "state", "source", "done", "running", "pending", "failed", "created", "reason")
+    table = Table(*columns, box=None)
+    for status in statuses:
+        counts = (status.pods_running, status.pods_pending, status.pods_failed)
+        # Text and not markup: a bucket may be named [red].
+        cells = [status.job, status.kind, status.state, status.source, f"{status.done} of {status.total}"]
+        cells += [*map(str, counts), status.created, status.reason]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    Console(width=None if sys.stdout.isatty() else 250).print(table)
 
 
 @jobs.command("logs")
@@ -120,7 +151,7 @@ def jobs_logs(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Print the log of a Job's newest pod, container by container.
+    """Print the log of a Job's newest pod, container by container. With --follow, wait for a pod that has not started.
 
     \b
     Examples:
@@ -130,7 +161,7 @@ def jobs_logs(
     from patchscan.cluster.client import Cluster
     from patchscan.cluster.submitting import log_lines
 
-    for line in log_lines(Cluster.connect(namespace, context), job, index, follow):
+    for line in log_lines(Cluster.connect(namespace, context), job, index, follow, _tell):
         print(printable(line), flush=True)
 
 
@@ -197,6 +228,7 @@ def scan_coordinate(
         clean_up,
         work_shards,
     )
+    from patchscan.common.retries import waits
     from patchscan.scanning.commands import check_labels, finish_scan, make_plan
     from patchscan.storage import open_store
 
@@ -204,6 +236,7 @@ def scan_coordinate(
     check_labels(labels, None)
     cluster = Cluster.connect(patience_s=300)
     coordinator = _own_job(cluster, job)
+    waits.listener = lambda text: cluster.record(coordinator.reference, "Waiting", text, warning=True)
     results, scorer = open_store(out), options.make_scorer(server, model, token_file, None, "cpu")
     scan_source = options.make_source(source, None, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
@@ -251,6 +284,10 @@ def roll_out(
 
     cluster = Cluster.connect(namespace, context)
     print(next_step(cluster, deployment, model, open_store(model_store), open_store(versions)))
+
+
+def _tell(text: str) -> None:
+    print(f"patchscan: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _own_job(cluster: "Cluster", name: str) -> "Job":

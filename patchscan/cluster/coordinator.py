@@ -6,13 +6,17 @@ the running Job by its label, or creates one for the shards that are still missi
 """
 
 import copy
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError, PodFailure
-from patchscan.common.console import ProgressReport
-from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError
+from patchscan.cluster.pods import PodState, pod_state
+from patchscan.cluster.status import QUEUE_LABEL, SOURCE_ANNOTATION, why_waiting
+from patchscan.common.console import ProgressReport, printable
+from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from patchscan.scanning import shards
 from patchscan.scanning.plan import Plan
 from patchscan.storage.store import Store
@@ -22,7 +26,6 @@ Body = dict[str, Any]
 EXIT_USAGE = UserError.exit_code
 SCAN_LABEL = "patchscan/scan"
 SHARDS_ANNOTATION = "patchscan/shards"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Labels that the Job controller adds to a pod template; a copy must not have them.
 CONTROLLER_LABELS = (
     "batch.kubernetes.io/controller-uid",
@@ -31,6 +34,10 @@ CONTROLLER_LABELS = (
     "job-name",
 )
 DAY_S = 86_400
+# Without any news of the Job for so long, a line says what it waits for.
+QUIET_S = 60.0
+# Exit codes of a pod that would be the same at every try: a wrong setting, a bug, a command that cannot be run.
+HOPELESS_CODES = (EXIT_USAGE, EXIT_BUG, 126, 127, 128)
 
 
 class ShardsFailedError(UserError):
@@ -40,7 +47,7 @@ class ShardsFailedError(UserError):
 
 
 class ConfigurationError(UserError):
-    """Workers ended with exit code 2: trying again cannot help."""
+    """Workers ended for a reason that stays: a wrong setting, a bug, too little memory at every try."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +75,66 @@ def work_shards(cluster: Cluster, plan: Plan, results: Store, workers: WorkerSet
     if not missing:
         return
     job = find_running(cluster, plan) or _create(cluster, plan, results, missing, workers, coordinator)
+    cluster.record(
+        coordinator.reference,
+        "Planned",
+        f"scan {plan.scan}: {len(missing)} of {plan.shards} shards to do, by Job {job.name}; {plan.listed:,} objects, "
+        f"{plan.unchanged:,} of them unchanged",
+    )
+    news = _News(cluster)
     with ProgressReport(f"Job {job.name}", job.completions, "shards") as progress:
         try:
             for state in cluster.follow(job.name):
                 job = state
+                news.tell(job)
                 progress.advance(job.succeeded - progress.done, f"{job.active} pods, {len(job.failed)} shards failed")
         except JobGoneError as error:
             raise ShardsFailedError(f"Job {job.name} was deleted") from error
     if missing := unfinished_shards(results, plan):
-        raise _job_error(job, missing, cluster.failures(job.name))
+        failure = _job_error(job, missing, cluster.failed_pods(job.name))
+        cluster.record(coordinator.reference, "ShardsGivenUp", str(failure), warning=True)
+        raise failure
+
+
+class _News:
+    """Tell on standard error what happens to a Job that is followed: a line for each pod that failed and, where nothing
+    has happened for QUIET_S seconds, one that says what it waits for."""
+
+    def __init__(self, cluster: Cluster):
+        self._cluster = cluster
+        self._told: set[str] = set()
+        self._counts = (-1, -1)
+        self._last = time.monotonic()
+
+    def tell(self, job: Job) -> None:
+        """Tell what is new in this state of the Job."""
+        counts, now = (job.succeeded, job.failed_pods), time.monotonic()
+        if counts != self._counts:
+            if job.failed_pods:
+                self._tell_failed_pods(job)
+            self._counts, self._last = counts, now
+        elif now - self._last >= QUIET_S and not job.finished:
+            pods = [pod_state(pod) for pod in self._cluster.pods(job.name)]
+            why = why_waiting(self._cluster, job, pods) or "a shard takes longer than that"
+            _print(f"Job {job.name}: {job.active} pods, no shard done for {now - self._last:.0f} s: {why}")
+            self._last = now
+
+    def _tell_failed_pods(self, job: Job) -> None:
+        for pod in self._cluster.failed_pods(job.name):
+            if pod.name not in self._told:
+                self._told.add(pod.name)
+                _print(f"pod {pod.name} failed{_shard_of(job, pod)}: {pod.reason}")
+
+
+def _shard_of(job: Job, pod: PodState) -> str:
+    """Which shard a pod worked on, in words."""
+    return (
+        "" if pod.index is None else f" on shard {shards.parse_ranges(job.annotations[SHARDS_ANNOTATION])[pod.index]}"
+    )
+
+
+def _print(text: str) -> None:
+    print(f"patchscan: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def clean_up(cluster: Cluster, plan: Plan) -> None:
@@ -136,7 +194,7 @@ def worker_job(
         "metadata": {
             "name": f"patchscan-{plan.scan.lower()}-{number}",
             "labels": {**labels, **queue, SCAN_LABEL: plan.scan},
-            "annotations": {SHARDS_ANNOTATION: shards.format_ranges(missing)},
+            "annotations": {SHARDS_ANNOTATION: shards.format_ranges(missing), SOURCE_ANNOTATION: plan.source.url},
             "ownerReferences": [
                 {"apiVersion": "batch/v1", "kind": "Job", "name": coordinator.name, "uid": coordinator.uid}
             ],
@@ -185,19 +243,25 @@ def worker_template(
     return new
 
 
-def _job_error(job: Job, missing: list[int], failures: dict[int | None, PodFailure]) -> Exception:
-    """The error for a Job that ended with shards missing."""
+def _job_error(job: Job, missing: list[int], failed_pods: list[PodState]) -> Exception:
+    """The error for a Job that ended with shards missing; `failed_pods` are oldest first."""
     shard_of_index = shards.parse_ranges(job.annotations[SHARDS_ANNOTATION])
-    reasons = [
-        f"shard {shard_of_index[failure.index]}: exit code {failure.exit_code}, {failure.message}"
-        for failure in failures.values()
-        if failure.index is not None and shard_of_index[failure.index] in missing
-    ]
+    tries: dict[int, list[PodState]] = {}
+    for pod in failed_pods:
+        if pod.index is not None and shard_of_index[pod.index] in missing:
+            tries.setdefault(pod.index, []).append(pod)
+    reasons = [f"shard {shard_of_index[index]}: {pods[-1].reason}" for index, pods in sorted(tries.items())]
     text = (
         f"Job {job.name} ended {job.condition} ({job.message}), shards {shards.format_ranges(missing)} missing: "
-        f"{'; '.join(reasons[:5]) or 'no pod has failed'}; a rerun works on these only"
+        f"{'; '.join(reasons[:5]) or 'no pod has failed'}; "
     )
-    last_failures = [failures[index] for index in job.failed if index in failures]
-    if last_failures and all(failure.exit_code == EXIT_USAGE for failure in last_failures):
-        return ConfigurationError(text)
-    return ShardsFailedError(text)
+    given_up = [tries[index] for index in job.failed if index in tries]
+    if given_up and all(_is_hopeless(pod) for pods in given_up for pod in pods):
+        remedy = ": raise WORKER_MEMORY" if given_up[0][-1].oom_killed else ", trying again cannot help"
+        return ConfigurationError(f"{text}so at every try{remedy}")
+    return ShardsFailedError(f"{text}a rerun works on these only")
+
+
+def _is_hopeless(pod: PodState) -> bool:
+    """Whether another try would end as this one did."""
+    return pod.oom_killed or pod.exit_code in HOPELESS_CODES

@@ -4,7 +4,7 @@ logs."""
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 
 import yaml
 
-from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError, container_statuses
+from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError
+from patchscan.cluster.pods import container_statuses, pod_state
+from patchscan.cluster.status import why_waiting
 
 Body = dict[str, Any]
 
@@ -121,25 +123,59 @@ def _known_settings(cluster: Cluster, containers: Sequence[Body]) -> set[str]:
     return known - GIVEN
 
 
-def log_lines(cluster: Cluster, job: str, index: int | None, follow: bool) -> Iterator[str]:
+def log_lines(
+    cluster: Cluster, job: str, index: int | None, follow: bool, tell: Callable[[str], None] = print
+) -> Iterator[str]:
     """Yield the log of the Job's newest pod (of an index), container by container; with `follow` until the pod has
-    ended.
+    ended, and before that wait for it to start: `tell` is called with what it waits for.
 
-    Raises ClusterError where there is no pod.
+    Raises ClusterError where there is no such pod and, with `follow`, none to come.
     """
-    pods = cluster.pods(job, index)
-    if not pods:
-        raise ClusterError(f"Job {job} has no pod" + ("" if index is None else f" of index {index}"))
-    name, spec = pods[-1]["metadata"]["name"], pods[-1]["spec"]
+    pod = _newest_pod(cluster, job, index, follow, tell)
+    name, spec = pod["metadata"]["name"], pod["spec"]
     for container in [c["name"] for c in [*spec.get("initContainers", []), *spec["containers"]]]:
-        if not _has_started(cluster, job, index, name, container, follow):
+        if not _has_started(cluster, job, index, name, container, follow, tell):
             return
         yield f"== {container}"
         yield from cluster.log(name, container, follow)
 
 
-def _has_started(cluster: Cluster, job: str, index: int | None, pod: str, container: str, follow: bool) -> bool:
+def _newest_pod(cluster: Cluster, job: str, index: int | None, follow: bool, tell: Callable[[str], None]) -> Body:
+    """The Job's newest pod (of an index); with `follow`, waits until there is one."""
+    of = "" if index is None else f" of index {index}"
+    told = ""
+    while True:
+        pods = cluster.pods(job, index)
+        if pods:
+            return pods[-1]
+        why = _why_no_pod(cluster, job, index)
+        if not follow:
+            raise ClusterError(f"Job {job} has no pod{of} yet: {why}; --follow waits for it")
+        if why != told:
+            tell(f"waiting for a pod{of}: {why}")
+            told = why
+        time.sleep(POLL_S)
+
+
+def _why_no_pod(cluster: Cluster, job: str, index: int | None) -> str:
+    """Why there is no pod yet. Raises ClusterError where none will come."""
+    found = cluster.job(job)
+    if found is None:
+        raise ClusterError(f"there is no Job {job}; `patchscan jobs status` lists all Jobs")
+    if index is not None and index >= found.completions:
+        raise ClusterError(f"Job {job} has no pod of index {index}: its indexes are 0 to {found.completions - 1}")
+    if found.finished:
+        raise ClusterError(f"Job {job} has ended ({found.condition}), and has no pod of index {index} any more")
+    why = why_waiting(cluster, found, [pod_state(pod) for pod in cluster.pods(job)])
+    now = f"{found.active} pods of at most {found.parallelism} at once, {found.succeeded} of {found.completions} done"
+    return f"{now}; {why}" if why else now
+
+
+def _has_started(
+    cluster: Cluster, job: str, index: int | None, pod: str, container: str, follow: bool, tell: Callable[[str], None]
+) -> bool:
     """Whether the container has started. With `follow`, wait until it has, or until the pod has ended without it."""
+    told = ""
     while True:
         current = next((p for p in cluster.pods(job, index) if p["metadata"]["name"] == pod), None)
         if current is None:
@@ -149,4 +185,8 @@ def _has_started(cluster: Cluster, job: str, index: int | None, pod: str, contai
             return True
         if not follow or current["status"].get("phase") in ("Succeeded", "Failed"):
             return False
+        why = pod_state(current).reason
+        if why and why != told:
+            tell(f"waiting for {pod}, container {container}: {why}")
+            told = why
         time.sleep(POLL_S)

@@ -1,5 +1,6 @@
 """Scans by an Indexed Job, on an API server over HTTP whose pods work real shards; and what a laptop submits."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from patchscan.cli import app
 from patchscan.cluster import coordinator
 from patchscan.cluster.client import Cluster, ClusterError, Job, JobGoneError
 from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError, WorkerSettings
+from patchscan.cluster.status import job_statuses
 from patchscan.cluster.submitting import log_lines, submit_from_cron_job, submit_manifest
 from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
@@ -24,7 +26,7 @@ from patchscan.scanning.shards import parse_ranges
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
-from tests.kube_api import KubeApi
+from tests.kube_api import OOM_KILLED, KubeApi, container_status, job_pod, unschedulable
 from tests.kube_objects import Body
 from tests.scan_kit import StubScorer, image, table_of
 
@@ -104,10 +106,6 @@ def test_a_job_of_pods_gives_the_rows_of_one_process(bench: Bench) -> None:
 
 
 def test_expired_and_broken_watches_and_a_busy_server_are_ridden_out(bench: Bench) -> None:
-    def slow(shard: int, attempt: int) -> tuple[int, str]:
-        time.sleep(0.1)
-        return 0, ""
-
     bench.trouble = slow
     bench.api.expire_watches, bench.api.drop_watches = 1, 2
     bench.api.faults = [("GET", "/jobs", 503), ("POST", "/jobs", 500), ("GET", "watch", 429), ("GET", "watch", 410)]
@@ -119,6 +117,7 @@ def test_expired_and_broken_watches_and_a_busy_server_are_ridden_out(bench: Benc
 
 
 def test_a_coordinator_that_comes_later_finds_the_running_job(bench: Bench) -> None:
+    bench.cluster().create_job(coordinator_job())
     go_on = threading.Event()
     bench.trouble = lambda shard, attempt: (go_on.wait(20), (0, ""))[1]
     crew = [threading.Thread(target=bench.work) for _ in range(3)]
@@ -223,6 +222,67 @@ def test_listing_reads_every_page(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     assert len(bench.cluster().pods(bench.worker_jobs()[0]["metadata"]["name"])) == 6
 
 
+def slow(shard: int, attempt: int) -> tuple[int, str]:
+    """A pod that takes a moment."""
+    time.sleep(0.3)
+    return 0, ""
+
+
+def test_every_failed_pod_is_a_line_and_shards_given_up_are_an_event(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.trouble = lambda shard, attempt: (75, f"{{}}\npatchscan: try {attempt}") if shard == 4 else (0, "")
+    with pytest.raises(ShardsFailedError):
+        bench.work()
+    told = [line for line in capsys.readouterr().err.splitlines() if " failed on shard 4: exit code 75" in line]
+    assert [line.rpartition(" ")[2] for line in told] == ["0", "1", "2"]
+    events = {event["reason"]: event for event in bench.api.all("events")}
+    assert "6 of 6 shards to do" in events["Planned"]["message"]
+    assert events["ShardsGivenUp"]["type"] == "Warning"
+    assert "shard 4: exit code 75, patchscan: try 2" in events["ShardsGivenUp"]["message"]
+    own: Any = bench.api.get("jobs", "coordinator")
+    assert {event["involvedObject"]["uid"] for event in events.values()} == {own["metadata"]["uid"]}
+
+
+def test_a_quiet_job_is_told_with_what_it_waits_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("patchscan.cluster.client.WATCH_S", 1)
+    monkeypatch.setattr(coordinator, "QUIET_S", 0.5)
+
+    def wait(shard: int, attempt: int) -> tuple[int, str]:
+        if shard == 0:
+            pod = job_pod(bench.worker_jobs()[0], 1, 0)
+            bench.api.put("pods", pod | {"status": unschedulable("0/1 nodes are available: 1 Insufficient cpu.")})
+            time.sleep(3)
+        return 0, ""
+
+    bench.trouble = wait
+    bench.work()
+    told = capsys.readouterr().err
+    assert "1 pod waits: no node takes it: 0/1 nodes are available: 1 Insufficient cpu." in told
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "remedy"),
+    [
+        (OOM_KILLED, "", r"killed for memory \(OOMKilled\), its limit is 1Gi; so at every try: raise WORKER_MEMORY"),
+        (70, "ValueError: a bug", "ValueError: a bug; so at every try, trying again cannot help"),
+    ],
+)
+def test_a_cause_that_cannot_heal_ends_the_scan_with_its_name(bench: Bench, code: int, words: str, remedy: str) -> None:
+    bench.trouble = lambda shard, attempt: (code, words) if shard == 2 else (0, "")
+    with pytest.raises(ConfigurationError, match=f"shards 2 missing: shard 2: .*{remedy}"):
+        bench.work()
+    assert bench.tries.count(2) == WORKERS.retries + 1
+
+
+def test_memory_that_was_enough_at_one_try_is_no_cause_that_cannot_heal(bench: Bench) -> None:
+    bench.trouble = lambda shard, attempt: (OOM_KILLED if attempt else 75, "") if shard == 2 else (0, "")
+    with pytest.raises(ShardsFailedError, match="a rerun works on these only"):
+        bench.work()
+
+
 def test_submit_train_creates_what_the_manifest_says_with_other_settings(bench: Bench) -> None:
     cluster, path = bench.cluster(), str(K8S / "train-ssp-multinode.yaml")
     assert submit_manifest(cluster, path, None, {"EPOCHS": "3"}) == "train-ssp-multinode"
@@ -295,10 +355,105 @@ def test_logs_and_cancelling(bench: Bench) -> None:
     bench.work()
     name = bench.worker_jobs()[0]["metadata"]["name"]
     assert list(log_lines(bench.cluster(), name, 3, follow=True)) == ["== worker", "shard 3 says", "this"]
-    with pytest.raises(ClusterError, match="no pod of index 9"):
-        list(log_lines(bench.cluster(), name, 9, follow=False))
+    for follow in (False, True):
+        with pytest.raises(ClusterError, match="no pod of index 9: its indexes are 0 to 5"):
+            list(log_lines(bench.cluster(), name, 9, follow))
+    bench.api.delete("pods", f"{name}-3-0")
+    with pytest.raises(ClusterError, match=r"has ended \(Complete\), and has no pod of index 3 any more"):
+        list(log_lines(bench.cluster(), name, 3, follow=True))
+    with pytest.raises(ClusterError, match="there is no Job other"):
+        list(log_lines(bench.cluster(), "other", None, follow=True))
     assert bench.cluster().delete_job(name)
     assert not bench.cluster().delete_job(name)
+
+
+def test_logs_of_a_queued_index_wait_and_say_for_what(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchscan.cluster.submitting.POLL_S", 0.02)
+    go_on = threading.Event()
+    bench.trouble = lambda shard, attempt: (go_on.wait(20), (0, f"shard {shard} says this"))[1]
+    working = threading.Thread(target=bench.work)
+    working.start()
+    while not bench.api.all("pods"):
+        time.sleep(0.01)
+    name = bench.worker_jobs()[0]["metadata"]["name"]
+    with pytest.raises(ClusterError, match=r"no pod of index 5 yet: .*--follow waits for it"):
+        list(log_lines(bench.cluster(), name, 5, follow=False))
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        go_on.set()
+
+    assert list(log_lines(bench.cluster(), name, 5, True, tell)) == ["== worker", "shard 5 says this"]
+    working.join(30)
+    assert told[0].startswith("waiting for a pod of index 5: ")
+    assert "of at most 3 at once, 0 of 6 done" in told[0]
+
+
+def test_logs_of_a_pod_without_a_node_wait_and_say_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchscan.cluster.submitting.POLL_S", 0.02)
+    job = bench.api.put("jobs", {"metadata": {"name": "train"}, "spec": {"template": {}}})
+    pod = job_pod(job, None, 0)
+    bench.api.put("pods", pod | {"status": unschedulable("no GPU")})
+    told: list[str] = []
+
+    def schedule(text: str) -> None:
+        told.append(text)
+        bench.api.logs["train-0-0", "worker"] = "epoch 1"
+        bench.api.put("pods", pod | {"status": container_status("Succeeded", {"terminated": {"exitCode": 0}})})
+
+    assert list(log_lines(bench.cluster(), "train", None, True, schedule)) == ["== worker", "epoch 1"]
+    assert told == ["waiting for train-0-0, container worker: no node takes it: no GPU"]
+
+
+def put_job(bench: Bench, name: str, component: str, status: Body, **metadata: Any) -> Body:
+    """A Job as its controller left it."""
+    labels = {"app.kubernetes.io/part-of": "patchscan", "app.kubernetes.io/component": component}
+    pod = {"containers": [{"name": "worker", "env": [{"name": "DATA", "value": "s3://data"}]}]}
+    spec = {"template": {"metadata": {"labels": labels}, "spec": pod}}
+    return bench.api.put(
+        "jobs", {"metadata": {"name": name, "labels": labels, **metadata}, "spec": spec, "status": status}
+    )
+
+
+def test_status_tells_pending_running_and_failed_apart_and_why(bench: Bench) -> None:
+    active = {"active": 1}
+    failed = {"failed": 1, "conditions": [{"type": "Failed", "status": "True", "message": "backoff limit"}]}
+    suspended = {"conditions": [{"type": "Suspended", "status": "True"}]}
+    pods = {
+        "a-full-node": unschedulable("0/1 nodes are available"),
+        "b-pulls": container_status("Pending", {"waiting": {"reason": "ErrImagePull", "message": "not found"}}),
+        "c-runs": container_status("Running", {"running": {}}),
+        "d-failed": container_status("Failed", {"terminated": {"exitCode": 2, "message": "patchscan: no such recipe"}}),
+        "e-memory": container_status("Failed", {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+        "f-mounts": container_status("Pending", {"waiting": {"reason": "ContainerCreating"}}),
+    }
+    for name, status in pods.items():
+        job = put_job(bench, name, "train", failed if name in ("d-failed", "e-memory") else active)
+        bench.api.put("pods", job_pod(job, None, 0) | {"status": status})
+    put_job(bench, "g-refused", "train", {})
+    put_job(bench, "h-queued", "scan-worker", suspended, annotations={"patchscan/source": "s3://photos"})
+    for kind, name, message in (
+        ("Pod", "f-mounts-0-0", 'secret "patchscan-token" not found'),
+        ("Job", "g-refused", "exceeded quota"),
+    ):
+        on = {"kind": kind, "name": name}
+        event = {"metadata": {"name": name}, "involvedObject": on, "type": "Warning", "reason": "Failed"}
+        bench.api.put("events", event | {"message": message})
+    found = {status.job: status for status in job_statuses(bench.cluster())}
+    assert {name: (one.state, one.reason) for name, one in found.items()} == {
+        "a-full-node": ("pending", "1 pod waits: no node takes it: 0/1 nodes are available"),
+        "b-pulls": ("pending", "1 pod waits: worker: ErrImagePull: not found"),
+        "c-runs": ("running", ""),
+        "d-failed": ("failed", "exit code 2, patchscan: no such recipe"),
+        "e-memory": ("failed", "killed for memory (OOMKilled), its limit is that of its node"),
+        "f-mounts": ("pending", '1 pod waits: Failed: secret "patchscan-token" not found'),
+        "g-refused": ("pending", "Failed: exceeded quota"),
+        "h-queued": ("suspended", "suspended"),
+    }
+    assert {one.source for name, one in found.items() if name != "h-queued"} == {"s3://data"}
+    assert (found["h-queued"].kind, found["h-queued"].source) == ("workers", "s3://photos")
+    assert (found["c-runs"].kind, found["c-runs"].pods_running, found["d-failed"].pods_failed) == ("training", 1, 1)
 
 
 @pytest.fixture
@@ -354,13 +509,38 @@ def test_a_model_replaced_during_the_scan_is_an_interruption_and_the_next_try_pl
 
 
 @pytest.mark.usefixtures("kubeconfig")
+def test_status_with_watch_prints_again_when_something_has_changed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [{}, {}, {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}]
+
+    def pause(seconds: float) -> None:
+        if not states:
+            raise KeyboardInterrupt
+        put_job(bench, "train", "train", states.pop(0), creationTimestamp="2026-11-26T01:00:00Z")
+
+    pause(0)
+    monkeypatch.setattr("patchscan.cluster.commands.time.sleep", pause)
+    shown = CliRunner().invoke(app, ["jobs", "status", "--watch", "--json"]).stdout
+    assert [json.loads(line)[0]["state"] for line in shown.splitlines()] == ["pending", "complete"]
+
+
+@pytest.mark.usefixtures("kubeconfig")
 def test_the_laptops_commands(bench: Bench) -> None:
     body = coordinator_job()
-    body["metadata"]["labels"] = {"app.kubernetes.io/part-of": "patchscan"}
+    labels = {"app.kubernetes.io/part-of": "patchscan", "app.kubernetes.io/component": "scan"}
+    body["metadata"]["labels"] = labels
     bench.cluster().create_job(body)
     bench.work()
     shown = CliRunner().invoke(app, ["jobs", "status"])
     assert "6 of 6" in shown.output
-    assert "Complete" in shown.output
+    assert "complete" in shown.output
+    listed = {one["job"]: one for one in json.loads(CliRunner().invoke(app, ["jobs", "status", "--json"]).stdout)}
+    workers = bench.worker_jobs()[0]["metadata"]["name"]
+    assert (listed[workers]["kind"], listed[workers]["source"]) == ("workers", bench.plan.source.url)
+    assert (listed[workers]["done"], listed[workers]["total"], listed[workers]["state"]) == (6, 6, "complete")
+    # The scan's source is in the ConfigMap that its manifest names.
+    bench.api.put("configmaps", {"metadata": {"name": "patchscan-settings"}, "data": {"SOURCE": "s3://photos"}})
+    assert {one.source for one in job_statuses(bench.cluster())} == {bench.plan.source.url, "s3://photos"}
     assert CliRunner().invoke(app, ["jobs", "cancel", "coordinator"]).exit_code == 0
     assert CliRunner().invoke(app, ["jobs", "status"]).output == "there are no Jobs of patchscan in this namespace\n"

@@ -179,7 +179,7 @@ def test_a_training_ends_at_once_on_a_wrong_setting_and_is_tried_again_otherwise
         last = list(cluster.follow(name))[-1]
         assert last.condition == "Failed"
         assert len(cluster.pods(name)) == tries
-        assert cluster.failures(name)[None].exit_code == code
+        assert {pod.exit_code for pod in cluster.failed_pods(name)} == {code}
     finally:
         cluster.delete_job(name)
 

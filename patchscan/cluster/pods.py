@@ -1,0 +1,113 @@
+"""Read from a pod's JSON what state it is in and why, in its program's own words or the cluster's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Body = dict[str, Any]
+
+JOB_NAME = "batch.kubernetes.io/job-name"
+INDEX = "batch.kubernetes.io/job-completion-index"
+OOM_KILLED = "OOMKilled"
+# What a container waits for in an ordinary start.
+STARTING = ("ContainerCreating", "PodInitializing")
+# A line of a program's last words that begins so says why it ended; others are progress.
+ERROR_LINE = "patchscan: "
+WORDS = 300
+
+
+@dataclass(frozen=True)
+class PodState:
+    """A pod: its completion index (None where its Job has none) and `phase`: pending, running, succeeded or failed.
+
+    `reason` says why it waits or failed, and is empty where there is nothing to say. `exit_code` and `oom_killed` are
+    those of the container that failed; the exit code is None where none ran.
+    """
+
+    name: str
+    index: int | None
+    phase: str
+    reason: str = ""
+    exit_code: int | None = None
+    oom_killed: bool = False
+
+
+def pod_state(pod: Body) -> PodState:
+    """The state of a pod, from its JSON."""
+    status = pod.get("status", {})
+    index = pod["metadata"].get("annotations", {}).get(INDEX)
+    name, number = pod["metadata"]["name"], int(index) if index is not None else None
+    phase = status.get("phase", "Pending").lower()
+    ended = _failed_container(pod)
+    if phase == "failed" or (ended and phase in ("pending", "running")):
+        code = ended["terminated"].get("exitCode") if ended else None
+        oom = bool(ended) and ended["terminated"].get("reason") == OOM_KILLED
+        reason = _words_of_failure(pod, ended) if ended else _words(status)
+        return PodState(name, number, "failed", reason, code, oom)
+    if phase == "pending":
+        return PodState(name, number, phase, _why_pending(pod))
+    return PodState(name, number, phase)
+
+
+def container_statuses(pod: Body) -> list[Body]:
+    """The statuses of a pod's containers, init containers first."""
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+
+
+def _failed_container(pod: Body) -> Body:
+    """The first container that failed, as {name, terminated, restarts}; empty where none did. One that is started again
+    and again counts while it is not running."""
+    for container in container_statuses(pod):
+        now, before = container.get("state", {}), container.get("lastState", {})
+        end = now.get("terminated") or ({} if "running" in now else before.get("terminated", {}))
+        if end.get("exitCode"):
+            return {"name": container["name"], "terminated": end, "restarts": container.get("restartCount", 0)}
+    return {}
+
+
+def _words_of_failure(pod: Body, failed: Body) -> str:
+    """How a container ended: its exit code or the memory limit that it went over, and the last line that it wrote."""
+    end = failed["terminated"]
+    if end.get("reason") == OOM_KILLED:
+        how = f"killed for memory (OOMKilled), its limit is {_memory_limit(pod, failed['name'])}"
+    else:
+        how = f"exit code {end['exitCode']}"
+    if failed["restarts"] > 1:
+        how += f", started {failed['restarts'] + 1} times"
+    several = len(container_statuses(pod)) > 1
+    return (f"{failed['name']}: " if several else "") + ", ".join(filter(None, [how, last_words(end.get("message"))]))
+
+
+def _memory_limit(pod: Body, container: str) -> str:
+    spec = pod.get("spec", {})
+    for one in (*spec.get("initContainers", []), *spec.get("containers", [])):
+        if one["name"] == container:
+            return str(one.get("resources", {}).get("limits", {}).get("memory", "that of its node"))
+    return "unknown"
+
+
+def last_words(message: str | None) -> str:
+    """The line of a container's termination message that says why it ended: the last error line of patchscan, else the
+    last line."""
+    lines = [line.strip() for line in (message or "").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(ERROR_LINE)]
+    return (errors or lines or [""])[-1][:WORDS]
+
+
+def _why_pending(pod: Body) -> str:
+    """Why a pod does not run yet; empty in an ordinary start."""
+    status = pod.get("status", {})
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"no node takes it: {condition.get('message') or condition.get('reason', '')}"[:WORDS]
+    for container in container_statuses(pod):
+        waiting = container.get("state", {}).get("waiting", {})
+        if waiting.get("reason") and waiting["reason"] not in STARTING:
+            return f"{container['name']}: {_words(waiting)}"
+    return _words(status)
+
+
+def _words(status: Body) -> str:
+    """The cluster's reason and message in one line."""
+    texts = (status.get("reason"), last_words(status.get("message")))
+    return ": ".join(text for text in texts if text)[:WORDS]

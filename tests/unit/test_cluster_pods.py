@@ -1,0 +1,123 @@
+"""What a pod's status means to a user: statuses as a real kubelet and scheduler wrote them."""
+
+from typing import Any
+
+import pytest
+
+from patchscan.cluster.pods import last_words, pod_state
+
+Body = dict[str, Any]
+
+
+def pod(status: Body, *limits: str) -> Body:
+    """A pod with a container `worker` for each memory limit."""
+    containers = [{"name": "worker", "resources": {"limits": {"memory": limit}}} for limit in limits]
+    metadata = {"name": "p", "annotations": {"batch.kubernetes.io/job-completion-index": "7"}}
+    return {"metadata": metadata, "spec": {"containers": containers}, "status": status}
+
+
+def container(name: str = "worker", **status: Any) -> Body:
+    return {"name": name, "restartCount": 0, **status}
+
+
+def ended(code: int, message: str = "", reason: str = "Error") -> Body:
+    return {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+
+
+FULL = "0/3 nodes are available: 3 Insufficient memory. preemption: 0/3 nodes are available."
+CASES = [
+    ({"phase": "Running", "containerStatuses": [container(state={"running": {}})]}, "running", ""),
+    ({"phase": "Succeeded", "containerStatuses": [container(state=ended(0))]}, "succeeded", ""),
+    (
+        {
+            "phase": "Pending",
+            "conditions": [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": FULL},
+            ],
+        },
+        "pending",
+        f"no node takes it: {FULL}",
+    ),
+    (
+        {
+            "phase": "Pending",
+            "containerStatuses": [container(state={"waiting": {"reason": "ContainerCreating"}})],
+        },
+        "pending",
+        "",
+    ),
+    (
+        {
+            "phase": "Pending",
+            "containerStatuses": [
+                container(state={"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling "a/b:1"'}})
+            ],
+        },
+        "pending",
+        'worker: ImagePullBackOff: Back-off pulling "a/b:1"',
+    ),
+    (
+        {
+            "phase": "Failed",
+            "containerStatuses": [container(state=ended(75, 'one\npatchscan: no answer\n{"event": "progress"}\n'))],
+        },
+        "failed",
+        "exit code 75, patchscan: no answer",
+    ),
+    (
+        {"phase": "Failed", "containerStatuses": [container(state=ended(137, "", "OOMKilled"))]},
+        "failed",
+        "killed for memory (OOMKilled), its limit is 1Gi",
+    ),
+    (
+        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: ephemeral-storage."},
+        "failed",
+        "Evicted: The node was low on resource: ephemeral-storage.",
+    ),
+    (
+        {
+            "phase": "Pending",
+            "initContainerStatuses": [
+                container("fetch", state=ended(0, "", "Completed")),
+                container(
+                    "verify",
+                    restartCount=4,
+                    state={"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 1m20s"}},
+                    lastState=ended(2, "patchscan: digest"),
+                ),
+            ],
+        },
+        "failed",
+        "verify: exit code 2, started 5 times, patchscan: digest",
+    ),
+    (
+        {
+            "phase": "Running",
+            "containerStatuses": [container(restartCount=1, state={"running": {}}, lastState=ended(1))],
+        },
+        "running",
+        "",
+    ),
+    ({}, "pending", ""),
+]
+
+
+@pytest.mark.parametrize(("status", "phase", "reason"), CASES)
+def test_a_pods_state_and_reason(status: Body, phase: str, reason: str) -> None:
+    state = pod_state(pod(status, "1Gi"))
+    assert (state.phase, state.reason, state.index) == (phase, reason, 7)
+    assert state.oom_killed == ("OOMKilled" in reason)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (None, ""),
+        ("\n \n", ""),
+        ("one\ntwo\n", "two"),
+        ("patchscan: first\npatchscan: second\nTrailing", "patchscan: second"),
+        ("x" * 999, "x" * 300),
+    ],
+)
+def test_last_words(message: str | None, words: str) -> None:
+    assert last_words(message) == words
