@@ -6,12 +6,18 @@ kept in annotations of the Deployment, so that a call may be interrupted anywher
 """
 
 import hashlib
+import re
 from typing import Any
 
 from patchscan.cluster.client import Cluster, ClusterError
+from patchscan.cluster.pods import pod_state
 from patchscan.common.errors import UserError
 from patchscan.storage.store import Store, StoreError
 
+Body = dict[str, Any]
+
+# The first 12 digits of an archive's SHA-256, which name it.
+DIGEST = re.compile("[0-9a-f]{12}")
 # An annotation of the pod template: the archive that its pods serve.
 ARCHIVE_ANNOTATION = "patchscan/archive"
 # Annotations of the Deployment: the archive last rolled out with success, and the one last rejected.
@@ -27,39 +33,112 @@ class RejectedArchiveError(UserError):
     exit_code = 1
 
 
-def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versions: Store) -> str:
-    """Do the one step that is due, if any. Returns a sentence that says what was done or what is waited for.
+class NothingServesError(RejectedArchiveError):
+    """No pod serves a model, and the published one will not change that."""
 
-    Raises RejectedArchiveError, ClusterError, StoreError.
+
+def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versions: Store) -> str:
+    """Do the one step that is due, if any. Returns a sentence that says what was done or what is waited for; events on
+    the Deployment say it too.
+
+    Raises RejectedArchiveError, NothingServesError, ClusterError, StoreError.
     """
     found = cluster.deployment(deployment)
     if found is None:
         raise ClusterError(f"there is no Deployment {deployment} in {cluster.namespace}: first kubectl apply -k k8s/")
+    if found["spec"].get("replicas", 1) == 0:
+        raise NothingServesError(f"nothing serves: kubectl scale deployment {deployment} --replicas=2 starts pods")
     annotations = found["metadata"].get("annotations", {})
     current, good = _archive(found["spec"]["template"]), annotations.get(GOOD_ANNOTATION)
+    rejected = annotations.get(REJECTED_ANNOTATION)
+    pods = cluster.labelled_pods(_selector(found))
     state = roll_out_state(found)
     if state == "under way":
-        return f"the roll-out of {current or 'a new template'} is under way"
-    if state == "failed" and current != good:
-        _change(cluster, deployment, archive=good, annotations={REJECTED_ANNOTATION: current})
-        raise RejectedArchiveError(
-            f"{current} did not become ready, {good or 'the old archive'} serves: see the logs of its pods' verify "
-            f"container; to try it again: kubectl annotate deployment {deployment} {REJECTED_ANNOTATION}-"
+        return _with_reason(
+            f"the roll-out of {current or 'a new template'} is under way", _why_not_ready(pods, current)
         )
-    if state == "complete" and current != good:
-        _change(cluster, deployment, archive=current, annotations={GOOD_ANNOTATION: current})
+    if state == "failed" and current and current != good:
+        _change(cluster, found, archive=good, annotations={REJECTED_ANNOTATION: current})
+        raise _rejection(cluster, found, current, good, _why_not_ready(pods, current))
+    served = current or _fetched_archive(pods)
+    if state == "complete" and served != good:
+        _annotate(cluster, found, {GOOD_ANNOTATION: served})
+        cluster.record(found, "RolledOut", f"archive {served} serves")
     wanted = keep_version(model, store, versions)
-    if wanted == current:
+    if state == "failed" and wanted in (served, rejected):
+        raise _nothing_new(cluster, found, wanted, _why_not_ready(pods, current))
+    if wanted == served:
         return f"{wanted} serves"
-    if wanted == annotations.get(REJECTED_ANNOTATION):
-        return f"{wanted} was rejected, {current} serves"
+    if wanted == rejected:
+        return f"{wanted} was rejected, {served or 'the old archive'} serves"
+    known = served if served and _is_kept(model, served, versions) else current
+    return _start(cluster, found, wanted, served, known)
+
+
+def _start(cluster: Cluster, found: Body, wanted: str, served: str | None, known: str | None) -> str:
+    """Roll out `wanted`, unless a scan runs. `served` is the archive that the pods serve, where that is known, and
+    `known` the one that can be gone back to by its name."""
     if any(not job.finished for job in cluster.jobs(SCAN_SELECTOR)):
+        if known != _archive(found["spec"]["template"]):
+            # Pods that start from now on would fetch the new archive in the middle of the scan.
+            _change(cluster, found, archive=known, annotations={GOOD_ANNOTATION: known})
+        cluster.record(found, "WaitsForScan", f"archive {wanted} waits until the running scan has ended")
         return f"{wanted} waits until the running scan has ended"
-    _change(cluster, deployment, archive=wanted, annotations={GOOD_ANNOTATION: current, REJECTED_ANNOTATION: None})
-    return f"{wanted} is rolled out in place of {current or 'the old archive'}"
+    _change(cluster, found, archive=wanted, annotations={GOOD_ANNOTATION: known, REJECTED_ANNOTATION: None})
+    cluster.record(found, "RollingOut", f"archive {wanted} in place of {served or 'the old one'}")
+    return f"{wanted} is rolled out in place of {served or 'the old archive'}"
 
 
-def roll_out_state(deployment: dict[str, Any]) -> str:
+def _rejection(cluster: Cluster, found: Body, rejected: str, good: str | None, why: str) -> RejectedArchiveError:
+    """The error for an archive that was taken back, recorded as an event."""
+    name = found["metadata"]["name"]
+    serving = found.get("status", {}).get("availableReplicas", 0)
+    after = f"{good or 'the old archive'} serves" if serving else "nothing serves"
+    text = _with_reason(f"{rejected} did not become ready, {after}", why)
+    cluster.record(found, "Rejected", text, warning=True)
+    return (RejectedArchiveError if serving else NothingServesError)(
+        f"{text}; to try it again: kubectl annotate deployment {name} {REJECTED_ANNOTATION}-"
+    )
+
+
+def _nothing_new(cluster: Cluster, found: Body, wanted: str, why: str) -> RejectedArchiveError:
+    """The error for pods that do not become ready with the archive that is published, or that was rejected before."""
+    serving, of = found.get("status", {}).get("availableReplicas", 0), found["spec"].get("replicas", 1)
+    if serving:
+        return RejectedArchiveError(_with_reason(f"{serving} of {of} pods serve, the others do not become ready", why))
+    text = _with_reason(f"nothing serves: pods with {wanted} do not become ready, publish another archive", why)
+    cluster.record(found, "NothingServes", text, warning=True)
+    return NothingServesError(text)
+
+
+def _with_reason(text: str, why: str) -> str:
+    return f"{text}: {why}" if why else text
+
+
+def _why_not_ready(pods: list[Body], archive: str | None) -> str:
+    """Why a pod of this template is not ready, in the words of its container; empty where none says."""
+    states = [pod_state(pod) for pod in pods if _archive(pod) == archive]
+    return next((state.reason for phase in ("failed", "pending") for state in states if state.phase == phase), "")
+
+
+def _fetched_archive(pods: list[Body]) -> str | None:
+    """The archive that all pods serve whose template names none: their `fetch` container says which one it was. None
+    where they do not say, or not the same."""
+    said = {
+        status.get("state", {}).get("terminated", {}).get("message", "").strip()
+        for pod in pods
+        for status in pod.get("status", {}).get("initContainerStatuses", [])
+        if status["name"] == "fetch"
+    }
+    found = said.pop() if len(said) == 1 else ""
+    return found if DIGEST.fullmatch(found) else None
+
+
+def _selector(deployment: Body) -> str:
+    return ",".join(f"{name}={value}" for name, value in deployment["spec"]["selector"]["matchLabels"].items())
+
+
+def roll_out_state(deployment: Body) -> str:
     """Return complete, failed or under way, by the rules of `kubectl rollout status`."""
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
     if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
@@ -88,11 +167,23 @@ def keep_version(model: str, store: Store, versions: Store) -> str:
     return name
 
 
-def _archive(template: dict[str, Any]) -> str | None:
+def _is_kept(model: str, archive: str, versions: Store) -> bool:
+    """Whether this archive can be fetched by its name, and so be gone back to."""
+    return versions.read(f"{archive}/{model}.mar.sha256") is not None
+
+
+def _archive(template: Body) -> str | None:
+    """The archive that a pod template, or a pod, names."""
     result: str | None = template["metadata"].get("annotations", {}).get(ARCHIVE_ANNOTATION)
     return result
 
 
-def _change(cluster: Cluster, deployment: str, archive: str | None, annotations: dict[str, str | None]) -> None:
+def _annotate(cluster: Cluster, found: Body, annotations: dict[str, str | None]) -> None:
+    cluster.patch("Deployment", found["metadata"]["name"], {"metadata": {"annotations": annotations}})
+
+
+def _change(cluster: Cluster, found: Body, archive: str | None, annotations: dict[str, str | None]) -> None:
+    """Name another archive in the pod template, which replaces the pods."""
     template = {"metadata": {"annotations": {ARCHIVE_ANNOTATION: archive}}}
-    cluster.patch("Deployment", deployment, {"metadata": {"annotations": annotations}, "spec": {"template": template}})
+    changed = {"metadata": {"annotations": annotations}, "spec": {"template": template}}
+    cluster.patch("Deployment", found["metadata"]["name"], changed)

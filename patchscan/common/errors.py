@@ -24,6 +24,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- ClusterError, ConfigurationError                          clusters
     |   |-- ShardsFailedError          (75) a Job ended and shards are missing
     |   `-- RejectedArchiveError       (1) a new archive did not become ready and was rolled back
+    |       `-- NothingServesError     (1) and neither does any other
     |-- TransientError                 a call that may soon work: retried, then an OutageError or a failed row
     |-- StoppedError                   SIGTERM or Ctrl-C; finished work is kept
     |-- ObjectError                    one object cannot be read: a failed row

@@ -1,5 +1,6 @@
 """A published model into serving, step by step, on an API server over HTTP and a model store on disk."""
 
+import copy
 import hashlib
 import os
 import subprocess
@@ -16,6 +17,7 @@ from patchscan.cluster.rollout import (
     ARCHIVE_ANNOTATION,
     GOOD_ANNOTATION,
     REJECTED_ANNOTATION,
+    NothingServesError,
     RejectedArchiveError,
     next_step,
     roll_out_state,
@@ -59,14 +61,30 @@ class Bench:
     def pods_become(self, how: str) -> None:
         """The Deployment controller's status when the template's pods are ready, or have failed for too long."""
         body = self.deployment()
-        status: Body = {"observedGeneration": body["metadata"]["generation"], "replicas": 2, "availableReplicas": 2}
+        ready = 0 if how == "dead" else 2
+        status: Body = {"observedGeneration": body["metadata"]["generation"], "replicas": 2, "availableReplicas": ready}
         progress = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
-        if how == "stuck":
+        if how in ("stuck", "dead"):
             status |= {"replicas": 3, "updatedReplicas": 1}
             progress |= {"status": "False", "reason": "ProgressDeadlineExceeded"}
         else:
             status |= {"updatedReplicas": 2}
         self.api.put("deployments", body | {"status": status | {"conditions": [progress]}})
+
+    def put_pod(self, name: str, fetched: str, verify: Body) -> None:
+        """A pod of the Deployment's template as it is now: what its fetch container said, and its verify container's
+        status."""
+        template = self.deployment()["spec"]["template"]
+        fetch = {"name": "fetch", "state": {"terminated": {"exitCode": 0, "reason": "Completed", "message": fetched}}}
+        status = {"phase": "Pending", "initContainerStatuses": [fetch, {"name": "verify"} | verify]}
+        metadata = {"name": name, **template["metadata"]}
+        self.api.put("pods", copy.deepcopy({"metadata": metadata, "spec": template["spec"], "status": status}))
+
+    def events(self) -> list[tuple[str, str, int]]:
+        """Type, reason and count of the Deployment's events."""
+        found = [event for event in self.api.all("events") if event["involvedObject"]["name"] == NAME]
+        assert all(event["involvedObject"]["uid"] == self.deployment()["metadata"]["uid"] for event in found)
+        return [(event["type"], event["reason"], event["count"]) for event in found]
 
     @property
     def serves(self) -> str | None:
@@ -129,15 +147,122 @@ def test_a_first_model_that_fails_leaves_what_was_there(bench: Bench) -> None:
     assert f"{bad} was rejected" in bench.step()
 
 
-def test_a_scan_under_way_is_let_finish(bench: Bench) -> None:
+def refused(words: str) -> Body:
+    """The status of a container that ends again and again, as the kubelet writes it."""
+    ended = {"exitCode": 2, "reason": "Error", "message": f"loading\n{words}\n"}
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off 40s restarting failed container"}
+    return {"restartCount": 3, "state": {"waiting": waiting}, "lastState": {"terminated": ended}}
+
+
+PASSED: Body = {"restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+
+
+def test_a_rejection_quotes_the_pod_and_is_an_event(bench: Bench) -> None:
+    first = bench.publish(b"first")
+    bench.step()
+    bench.pods_become("ready")
+    bench.step()
+    bad = bench.publish(b"bad")
+    bench.step()
+    bench.put_pod("serve-1", bad, refused("patchscan: golden image 3: 0.41 in place of 0.87"))
+    assert "golden image 3" in bench.step()
+    bench.pods_become("stuck")
+    with pytest.raises(
+        RejectedArchiveError, match=f"{first} serves: verify: exit code 2, .*golden image 3: 0.41 in pl"
+    ):
+        bench.step()
+    assert ("Warning", "Rejected", 1) in bench.events()
+    assert ("Normal", "RolledOut", 1) in bench.events()
+    (rejected,) = [event for event in bench.api.all("events") if event["reason"] == "Rejected"]
+    assert "golden image 3" in rejected["message"]
+
+
+def test_a_first_archive_that_is_bad_fails_and_says_that_nothing_serves(bench: Bench) -> None:
+    bad = bench.publish(b"bad")
+    bench.put_pod("serve-1", bad, refused("patchscan: ssp.mar: the weights are not those of its card"))
+    bench.pods_become("dead")
+    for _ in range(2):
+        with pytest.raises(NothingServesError, match=f"nothing serves: pods with {bad} .*the weights are not those"):
+            bench.step()
+    assert bench.events() == [("Warning", "NothingServes", 2)]
+    better = bench.publish(b"better")
+    assert bench.step() == f"{better} is rolled out in place of {bad}"
+
+
+def test_a_first_archive_that_the_pods_do_not_name_is_taken_back_and_nothing_serves(bench: Bench) -> None:
+    bad = bench.publish(b"bad")
+    bench.pods_become("dead")
+    bench.step()
+    bench.pods_become("dead")
+    with pytest.raises(NothingServesError, match=f"{bad} did not become ready, nothing serves"):
+        bench.step()
+    bench.pods_become("dead")
+    with pytest.raises(NothingServesError, match="nothing serves"):
+        bench.step()
+
+
+def test_no_replicas_serve_nothing(bench: Bench) -> None:
+    bench.publish(b"first")
+    body = bench.deployment()
+    bench.api.put("deployments", body | {"spec": body["spec"] | {"replicas": 0}})
+    with pytest.raises(NothingServesError, match="nothing serves: kubectl scale"):
+        bench.step()
+    assert bench.serves is None
+
+
+def test_fresh_pods_that_serve_the_archive_are_not_replaced(bench: Bench) -> None:
+    first = bench.publish(b"first")
+    for name in ("serve-1", "serve-2"):
+        bench.put_pod(name, f"{first}\n", PASSED)
+    generation = bench.deployment()["metadata"]["generation"]
+    assert bench.step() == f"{first} serves"
+    assert bench.step() == f"{first} serves"
+    assert bench.deployment()["metadata"]["generation"] == generation
+    assert bench.events() == [("Normal", "RolledOut", 1)]
+
+    # Before it waits for a scan, the archive is named, so that pods that start meanwhile do not fetch the new one.
+    job = start_scan(bench)
+    second = bench.publish(b"second")
+    assert bench.step() == f"{second} waits until the running scan has ended"
+    assert bench.serves == first
+    bench.pods_become("ready")
+    assert "waits" in bench.step()
+    assert ("Normal", "WaitsForScan", 2) in bench.events()
+    bench.cluster.delete_job(job)
+    assert bench.step() == f"{second} is rolled out in place of {first}"
+    bench.pods_become("stuck")
+    with pytest.raises(RejectedArchiveError, match=f"{first} serves"):
+        bench.step()
+    assert bench.serves == first
+
+
+def test_pods_that_fetched_different_archives_are_brought_together(bench: Bench) -> None:
+    first = bench.publish(b"first")
+    bench.put_pod("serve-1", first, PASSED)
+    bench.put_pod("serve-2", "0" * 12, PASSED)
+    assert bench.step() == f"{first} is rolled out in place of the old archive"
+
+
+def test_events_that_may_not_be_recorded_do_not_stop_a_roll_out(bench: Bench) -> None:
+    first = bench.publish(b"first")
+    bench.api.faults = [("POST", "/events", 403)]
+    assert bench.step() == f"{first} is rolled out in place of the old archive"
+    assert bench.events() == []
+
+
+def start_scan(bench: Bench) -> str:
+    """A scan's Job that runs; returns its name."""
     labels = {"app.kubernetes.io/part-of": "patchscan", "app.kubernetes.io/component": "scan"}
-    job = bench.cluster.create_job(
-        {"kind": "Job", "metadata": {"name": "night", "labels": labels}, "spec": {"template": {}}}
-    )
+    metadata = {"name": "night", "labels": labels}
+    return bench.cluster.create_job({"kind": "Job", "metadata": metadata, "spec": {"template": {}}}).name
+
+
+def test_a_scan_under_way_is_let_finish(bench: Bench) -> None:
+    job = start_scan(bench)
     new = bench.publish(b"new")
     assert "waits until the running scan has ended" in bench.step()
     assert bench.serves is None
-    bench.cluster.delete_job(job.name)
+    bench.cluster.delete_job(job)
     bench.step()
     assert bench.serves == new
 
@@ -169,7 +294,10 @@ def test_a_pod_fetches_the_archive_that_its_template_names_else_the_stores(bench
     places = {"VERSIONS": str(tmp_path / "versions"), "MODEL_STORE": str(tmp_path / "store")}
     for archive, expected in ((first, b"first"), ("", b"second")):
         models = tmp_path / f"models-{archive}"
-        command = [part.replace("/models", str(models)) for part in fetch["args"]]
+        told = tmp_path / "told"
+        moved = (part.replace("/models", str(models)) for part in fetch["args"])
+        command = [part.replace("/dev/termination-log", str(told)) for part in moved]
         path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        subprocess.run(command, env={**os.environ, **path, **places, "ARCHIVE": archive}, check=True)
+        subprocess.run(command, env={**os.environ, **path, **places, "ARCHIVE": archive, "MODEL": "ssp"}, check=True)
         assert (models / "ssp.mar").read_bytes() == expected
+        assert told.read_text().strip() == hashlib.sha256(expected).hexdigest()[:12]

@@ -264,11 +264,24 @@ def test_default_deny_and_rights_are_narrow() -> None:
         if body["kind"] == "Role"
     }
     jobs = {("jobs", verb) for verb in ("create", "get", "list", "watch", "delete")}
-    assert rights["patchscan-scan"] == jobs | {("pods", "list")}
-    assert rights["patchscan-roll-out"] == {("deployments", "get"), ("deployments", "patch"), ("jobs", "list")}
+    own_events = {("events", verb) for verb in ("create", "get", "patch")}
+    assert rights["patchscan-scan"] == jobs | own_events | {("pods", "list"), ("events", "list")}
+    assert rights["patchscan-roll-out"] == own_events | {
+        ("deployments", "get"),
+        ("deployments", "patch"),
+        ("jobs", "list"),
+        ("pods", "list"),
+    }
     assert not names(bodies, "ClusterRole")
     exposed = {port["port"] for body in bodies if body["kind"] == "Service" for port in body["spec"]["ports"]}
     assert 8081 not in exposed, "the management API stays inside the pod"
+
+
+def test_why_a_serving_pod_failed_is_in_its_status() -> None:
+    """The roll-out quotes it: the pod and its log are gone when somebody looks."""
+    deployment = next(body for body in rendered(K8S) if body["kind"] == "Deployment")
+    for container in containers(deployment["spec"]["template"]):
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", container["name"]
 
 
 def test_roll_outs_never_go_below_capacity() -> None:
