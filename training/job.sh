@@ -1,5 +1,5 @@
 #!/bin/sh
-# The steps of every training Job: check the device, copy the data, train, evaluate, archive, verify, publish.
+# The steps of every training Job: check the settings, copy the data, train, evaluate, archive, verify, publish.
 #
 #   sh training/job.sh RECIPE      RECIPE as for `patchscan train`: ssp, resnet50, simplecnn, or a YAML file
 #
@@ -7,12 +7,14 @@
 #   DATA SEEN UNSEEN EPOCHS DEVICE LOADERS     what `patchscan train` is given
 #   WEIGHTS                                    what a ResNet50 starts from; unset for other models
 #   ENGINE                                     what the archive is served with on a CPU; torch unless set
+#   MIN_METRIC                                 what the model must reach to be published; empty: nothing
 #   RUN MODEL_STORE VERSIONS REPORT            where the run, archive, its copy by digest and the report go
 #   NODES GPUS                                 processes that train together, 1 and 1 unless set
 #   WORK                                       scratch folder, /data unless set
 #
 # Killed at any moment, the same call goes on: the checkpoint is in RUN. The exit code is that of the step that failed:
-# 2 where a setting is wrong and trying again cannot help, 75 where it was interrupted.
+# 2 where a setting is wrong and trying again cannot help, 3 where the model is not good enough, 75 where it was
+# interrupted.
 set -eu
 trap : TERM  # the step under way receives it too and ends in order; without this the shell would end first
 
@@ -26,6 +28,11 @@ step() {  # step NAME COMMAND...: run a step and note how long it took
   began=$(date +%s)
   "$@"
   steps="$steps, $name $(($(date +%s) - began)) s"
+}
+
+check() {
+  python -m patchscan.training.device "$DEVICE"
+  [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC"
 }
 
 fetch_data() {
@@ -61,6 +68,8 @@ evaluate() {
   mkdir -p "$work/calibrated"
   cp "$work/run/card.json" "$work/calibrated/"
   patchscan copy "$work/calibrated" "$RUN"
+  patchscan copy "$work/report" "$REPORT"
+  [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC" "$work/run"
 }
 
 archive() {
@@ -70,7 +79,6 @@ archive() {
 }
 
 publish() {
-  patchscan copy "$work/report" "$REPORT"
   patchscan copy "$work/store" "$VERSIONS/$(sha256sum "$work"/store/*.mar | cut -c1-12)"
   patchscan copy "$work/store" "$MODEL_STORE"
 }
@@ -80,7 +88,7 @@ case $DATA in
   *) data=$DATA ;;  # a folder that is mounted
 esac
 echo "train $recipe on $DATA ($DEVICE), run $RUN: check, copy, train, evaluate, archive, verify, publish to $MODEL_STORE"
-step check python -m patchscan.training.device "$DEVICE"
+step check check
 step copy fetch_data
 [ "${NODES:-1}${GPUS:-1}" = 11 ] || fetch_run || echo "no run in $RUN yet: training starts from the beginning"
 step train train

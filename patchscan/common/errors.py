@@ -13,7 +13,8 @@ Each package defines its own errors beside the code that raises them:
     |   |-- CardError, WeightsError                                   run folders
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
     |   |-- RecipeError, DeviceError, DivergedError, EnsembleError    training
-    |   |-- EvaluationError, ExplainError, VideoError                 evaluation
+    |   |-- EvaluationError, ExplainError, VideoError, BoundError     evaluation
+    |   |-- QualityError               (3) a trained model is not good enough to publish
     |   |-- ArchiveError, VerifyError, ServerError                    serving
     |   |-- RegistryError              versions of a served model
     |   |   `-- ServerDownError        (75) the server does not answer

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,3 +103,42 @@ def test_a_device_that_cannot_be_used_is_one_line_before_anything_is_copied(
     (line,) = done.stderr.splitlines()
     assert line.startswith("patchscan: device cuda cannot be used: ")
     assert not (tmp_path / "set").exists()
+
+
+STUB = """\
+#!/bin/sh
+echo "$*" >> "$WORK/calls"
+case $1 in
+  copy) mkdir -p "$3" ;;
+  evaluate) mkdir -p "$WORK/report" ;;
+  archive) mkdir -p "$WORK/store" && echo archive > "$WORK/store/tiny.mar" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("bound", "code", "words"),
+    [
+        ("auc:seen:0.5", 0, ""),
+        ("auc:seen:1", 3, "patchscan: not published: auc of seen is 0.9"),
+        ("auc:seen:80", 2, "patchscan: MIN_METRIC auc:seen:80: write"),
+    ],
+)
+def test_a_model_that_is_not_good_enough_is_not_published(bound: str, code: int, words: str, tmp_path: Path) -> None:
+    """The steps are stand-ins that note their calls; the run's card is that of the starter detector."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/patchscan").write_text(STUB)
+    (tmp_path / "bin/patchscan").chmod(0o755)
+    (tmp_path / "RUN").mkdir()
+    shutil.copy(ROOT / "model_store/ssp-lite/card.json", tmp_path / "RUN")
+    where = {name: str(tmp_path / name) for name in ("RUN", "MODEL_STORE", "VERSIONS", "REPORT")}
+    settings = environment(tmp_path, MIN_METRIC=bound, DATA=str(tmp_path), **where)
+    settings["PATH"] = f"{tmp_path / 'bin'}:{settings['PATH']}"
+    done = subprocess.run(
+        ["sh", ROOT / "training/job.sh", "tiny"], env=settings, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(words)
+    calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+    assert (f"copy {tmp_path}/report {where['REPORT']}" in calls) == (code != 2), "the report is there to look at"
+    assert any(call.endswith(where["MODEL_STORE"]) for call in calls) == (code == 0)
