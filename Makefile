@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast bench bench-quick lint format hooks lock images push clean
+.PHONY: demo test test-fast bench bench-quick lint format hooks lock images push release-manifests clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
@@ -79,6 +79,7 @@ push:
 	@test "$(IMAGES)" != localhost || { echo "make: name your registry: make push IMAGES=registry.example.com/forensics"; exit 2; }
 	$(MAKE) images
 	mkdir -p build
+	: > build/digests
 	for target in scan serve train; do \
 	  name=$(IMAGES)/patchscan-$$target; \
 	  case $(notdir $(ENGINE)) in \
@@ -87,8 +88,13 @@ push:
 	    *) $(ENGINE) push $(PUSH_FLAGS) --digestfile build/digest $$name:$(VERSION) && digest=$$(cat build/digest) || exit 1;; \
 	  esac; \
 	  sed -i -e "/localhost\/patchscan-$$target$$/{n;s|newName: .*|newName: $$name|;n;s|digest: .*|digest: $${digest#*@}|}" $(PRODUCTION); \
-	  echo "$$name@$${digest#*@}"; \
+	  echo "$$name@$${digest#*@}" | tee -a build/digests; \
 	done
+
+# The files of a release, from the images that were pushed: k8s/release.py.
+release-manifests: $(VENV)/ready
+	@test -f build/digests || { echo "make: push the images first: make push IMAGES=registry.example.com/forensics"; exit 2; }
+	$(BIN)/python k8s/release.py build/digests build/release
 
 clean:
 	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache

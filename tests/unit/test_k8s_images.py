@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,41 @@ if [ "$2" = --digestfile ]; then echo "$digest" > "$3"; fi
     digests = [image["digest"] for image in found]
     assert len(set(digests)) == 2
     assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) and one.strip("sha256:0") for one in digests)
+    pushed_images = (tmp_path / "build/digests").read_text().split()
+    assert [image.partition("@")[2] for image in pushed_images][:2] == [digests[1], digests[0]]
+    assert len(pushed_images) == 3
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [one.split("/")[-1].split(":")[0] for one in calls if one.startswith("push")][:3] == [
         "patchscan-scan",
         "patchscan-serve",
         "patchscan-train",
     ]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+def test_a_releases_files_are_the_manifests_with_images_by_digest(tmp_path: Path) -> None:
+    digests = tmp_path / "digests"
+    names = {
+        name: f"registry.example.com:5000/team/patchscan-{name}@sha256:{name[0] * 64}"
+        for name in ("serve", "scan", "train")
+    }
+    command: list[str | Path] = [sys.executable, ROOT / "k8s/release.py", digests, tmp_path / "release"]
+    digests.write_text(names["scan"])
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (failed.returncode, "patchscan-serve is not among" in failed.stderr) == (1, True)
+
+    digests.write_text("\n".join(names.values()))
+    subprocess.run(command, capture_output=True, check=True)
+    files = {path.stem: list(yaml.safe_load_all(path.read_text())) for path in (tmp_path / "release").iterdir()}
+    assert files.keys() == {"serve", "scan", *(path.stem for path in (ROOT / "k8s").glob("train-*.yaml"))}
+    done = subprocess.run(["kubectl", "kustomize", ROOT / "k8s"], capture_output=True, text=True, check=True)
+    base = {(body["kind"], body["metadata"]["name"]) for body in yaml.safe_load_all(done.stdout)}
+    assert base == {(body["kind"], body["metadata"]["name"]) for door in ("serve", "scan") for body in files[door]}
+    for name, bodies in files.items():
+        text = (tmp_path / f"release/{name}.yaml").read_text()
+        assert text.startswith("#")
+        used = set(re.findall(r"image: (\S+)", text))
+        assert used == {names["train" if name.startswith("train") else name]} | (
+            {names["scan"]} if name == "serve" else set()
+        )
+        assert all(body["metadata"]["labels"]["app.kubernetes.io/part-of"] == "patchscan" for body in bodies)

@@ -1,0 +1,81 @@
+"""Write the manifests of a release: one file for each thing that is run, with the images by digest.
+
+    make push IMAGES=registry.example.com/forensics && make release-manifests
+    kubectl apply -f build/release/serve.yaml        # a file, or the address where you publish it
+
+Reads `build/digests`, which `make push` writes: a line NAME@sha256:... for each image.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Body = dict[str, Any]
+
+K8S = Path(__file__).parent
+COMPONENT = "app.kubernetes.io/component"
+# The components in each file; objects without one, the settings and network policies, are in both.
+FILES = {"serve": ("serve", "roll-out"), "scan": ("scan", "scan-worker")}
+HEADERS = {
+    "serve": "# Serving and roll-outs. Set buckets and names in the ConfigMap; needs the Secrets of docs/cluster.md.\n",
+    "scan": "# The nightly scan. Set buckets and names in the ConfigMap; needs serving (serve.yaml) and its Secrets.\n",
+}
+
+
+def read_digests(path: Path) -> dict[str, str]:
+    """The images of `make push` by their names without registry, such as patchscan-serve."""
+    images = path.read_text().split()
+    return {image.partition("@")[0].rpartition("/")[2]: image for image in images}
+
+
+def name_images(pod: Body, digests: dict[str, str]) -> None:
+    """Name a pod's images by digest. Ends the program where one was not pushed."""
+    for container in (*pod.get("initContainers", []), *pod["containers"]):
+        name = container["image"].rpartition("/")[2].partition(":")[0]
+        if name not in digests:
+            sys.exit(f"release: {name} is not among the images that were pushed: run make push first")
+        container["image"] = digests[name]
+
+
+def pods_of(body: Body) -> list[Body]:
+    """The pod specs in an object: that of a Job, a CronJob or a Deployment."""
+    spec = body.get("spec", {})
+    template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
+    return [template["spec"]] if template else []
+
+
+def write(path: Path, header: str, bodies: list[Body], digests: dict[str, str]) -> None:
+    """Write objects into one file, the settings first."""
+    for body in bodies:
+        for pod in pods_of(body):
+            name_images(pod, digests)
+    bodies = sorted(bodies, key=lambda body: body["kind"] != "ConfigMap")
+    path.write_text(header + yaml.safe_dump_all(bodies, sort_keys=False, width=120))
+    print(path)
+
+
+def main(digests_file: str, folder: str) -> None:
+    """Write serve.yaml, scan.yaml and the training Jobs' files into the folder."""
+    digests, out = read_digests(Path(digests_file)), Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    kubectl = shutil.which("kubectl") or sys.exit("release: kubectl is missing: install it")
+    rendered = subprocess.run([kubectl, "kustomize", str(K8S)], capture_output=True, text=True, check=True).stdout
+    for name, components in FILES.items():
+        bodies = [
+            body
+            for body in yaml.safe_load_all(rendered)
+            if body["metadata"]["labels"].get(COMPONENT, components[0]) in components
+        ]
+        write(out / f"{name}.yaml", HEADERS[name], bodies, digests)
+    for path in sorted(K8S.glob("train-*.yaml")):
+        text = path.read_text()
+        header = text[: text.index("apiVersion")]
+        write(out / path.name, header, list(yaml.safe_load_all(text)), digests)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
