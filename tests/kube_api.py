@@ -66,13 +66,14 @@ class KubeApi:
     """The server, as a context manager. `pod` runs each pod of an Indexed Job; without it Jobs stay as created.
 
     `faults` are (method, path part, status) that the next matching requests are answered with; `expire_watches` answers
-    so many watches with 410; `drop_watches` cuts so many of them off after their first event.
+    so many watches with 410; `drop_watches` cuts so many of them off after their first event; `expire_lists` answers so
+    many further pages of lists with 410.
     """
 
     def __init__(self, pod: Pod | None = None):
         self.pod = pod
         self.faults: list[tuple[str, str, int]] = []
-        self.expire_watches = self.drop_watches = 0
+        self.expire_watches = self.drop_watches = self.expire_lists = 0
         self.requests: list[str] = []
         self.logs: dict[tuple[str, str], str] = {}
         self._version = 100
@@ -227,7 +228,7 @@ class KubeApi:
                     "completedIndexes": format_ranges(done),
                     "failedIndexes": format_ranges(given_up),
                 }
-                self.put("jobs", job | {"status": dict(status)})
+                self._set_status(name, status)
                 if code == 0 or index in given_up:
                     break
             if len(given_up) > spec["maxFailedIndexes"]:
@@ -239,9 +240,15 @@ class KubeApi:
         )
         # A condition of its own comes first, while the last pods are ending.
         conditions = [{"type": one, "status": "True", "reason": reason, "message": reason} for one in (first, kind)]
-        self.put("jobs", job | {"status": status | {"conditions": conditions[:1]}})
-        self.put("jobs", job | {"status": status | {"active": 0, "conditions": conditions}})
+        self._set_status(name, status | {"conditions": conditions[:1]})
+        self._set_status(name, status | {"active": 0, "conditions": conditions})
         self.keep_history()
+
+    def _set_status(self, job: str, status: Body) -> None:
+        """Write a Job's status; its spec may have been patched meanwhile."""
+        with self._changed:
+            if found := self.get("jobs", job):
+                self.put("jobs", found | {"status": copy.deepcopy(status)})
 
     def _run_pod(self, job: Body, index: int, attempt: int) -> int:
         """Run one pod; its status says so while it runs and after it has ended. Returns its exit code."""
@@ -360,6 +367,9 @@ class _Handler(BaseHTTPRequestHandler):
         if query.get("watch") in ("true", "True"):
             return self._watch(kind, query, matches)
         found = [body for body in api.all(kind) if matches(body)]
+        if "continue" in query and api.expire_lists:
+            api.expire_lists -= 1
+            return self._status(410, "Expired", "The provided continue parameter is too old")
         first, limit = int(query.get("continue", "0")), int(query.get("limit", "500"))
         more = {"continue": str(first + limit)} if len(found) > first + limit else {}
         metadata = {"resourceVersion": str(api._version), **more}

@@ -50,6 +50,7 @@ EVENT_MESSAGE = 1024
 BUSY = {429, 500, 502, 503, 504}
 # The HTTP status for a resource version that the server no longer has; the watch or list is started again.
 EXPIRED = 410
+LIST_TRIES = 5
 
 
 class ClusterError(UserError):
@@ -183,7 +184,7 @@ class Cluster:
                 return
             # Whatever ends a watch (its time limit, a broken connection, an expired resource version): the loop then
             # reads the Job's state anew.
-            with contextlib.suppress(TransientError):
+            with contextlib.suppress(TransientError, _ExpiredError):
                 for state in self._watch(job):
                     yield state
                     if state.finished:
@@ -282,15 +283,25 @@ class Cluster:
         group, plural = PATHS[kind]
         return f"/{group}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
 
-    def _list(self, kind: str, labels: str = "", fields: str = "") -> Iterator[Body]:
+    def _list(self, kind: str, labels: str = "", fields: str = "") -> list[Body]:
+        """Objects of a kind, page by page. A page that comes so late that the server has forgotten the first one (410)
+        makes the listing begin anew."""
         query = {"limit": str(PAGE)} | ({"labelSelector": labels} if labels else {})
         query |= {"fieldSelector": fields} if fields else {}
+        for _ in range(LIST_TRIES):
+            with contextlib.suppress(_ExpiredError):
+                return self._pages(kind, query)
+        raise OutageError(f"the cluster's API server forgets a list of {PATHS[kind][1]} before it is read")
+
+    def _pages(self, kind: str, query: dict[str, str]) -> list[Body]:
+        found: list[Body] = []
+        following: dict[str, str] = {}
         while True:
-            page = self._ask("GET", self._path(kind), query)
-            yield from page["items"]
-            if not (more := page["metadata"].get("continue")):
-                return
-            query["continue"] = more
+            page = self._ask("GET", self._path(kind), query | following)
+            found += page["items"]
+            if not (token := page["metadata"].get("continue")):
+                return found
+            following = {"continue": token}
 
     def _ask_or_none(self, method: str, path: str, query: dict[str, str] | None = None) -> Body | None:
         try:
@@ -345,6 +356,10 @@ class _NotFoundError(ClusterError):
     """404."""
 
 
+class _ExpiredError(Exception):
+    """410: the server no longer has this resource version or the rest of this list."""
+
+
 @contextlib.contextmanager
 def _translated_errors() -> Iterator[None]:
     try:
@@ -360,8 +375,10 @@ def _error_for_reply(status: int, body: bytes) -> Exception:
         message = json.loads(body)["message"]
     except (ValueError, KeyError, TypeError):
         message = body.decode(errors="replace")[:300]
-    if status in BUSY or status == EXPIRED:
+    if status in BUSY:
         return TransientError(f"{status} {message}")
+    if status == EXPIRED:
+        return _ExpiredError(message)
     if status == 404:
         return _NotFoundError(f"the cluster says: {message}")
     if status == 409:

@@ -203,6 +203,12 @@ def scan_coordinate(
     memory_mb: options.MemoryMB = 256,
     metrics_port: options.MetricsPort = None,
     parallelism: Annotated[int, typer.Option(min=1, help="Worker pods that run at once.")] = 8,
+    min_parallelism: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Start with so many worker pods, and run more while the server has room (0: always all)."
+        ),
+    ] = 0,
     worker_cpu: Annotated[str, typer.Option(help="CPU requested by a worker pod.")] = "1",
     worker_memory: Annotated[str, typer.Option(help="Memory requested by a worker pod, and its limit.")] = "1Gi",
     queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue that the workers wait in, if any.")] = None,
@@ -247,11 +253,13 @@ def scan_coordinate(
     command += ["--batch", str(batch)] if batch else []
     command += ["--token-file", str(token_file)] if token_file else []
     command += ["--metrics-port", str(metrics_port)] if metrics_port else []
+    # Kueue admits a Job with its number of pods, and would end one that asks for more.
+    least = 0 if queue else min(min_parallelism, parallelism)
     workers = WorkerSettings(
-        command=command, parallelism=parallelism, cpu=worker_cpu, memory=worker_memory, queue=queue or None
+        command=command, parallelism=parallelism, least=least, cpu=worker_cpu, memory=worker_memory, queue=queue or None
     )
     try:
-        work_shards(cluster, plan, results, workers, coordinator)
+        work_shards(cluster, plan, results, workers, coordinator, scorer.has_room)
     except ConfigurationError as error:
         if options.make_scorer(server, model, token_file, None, "cpu").card.digest == plan.digest:
             raise

@@ -8,11 +8,12 @@ the running Job by its label, or creates one for the shards that are still missi
 import copy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError
+from patchscan.cluster.elastic import Elastic
 from patchscan.cluster.pods import PodState, pod_state
 from patchscan.cluster.status import QUEUE_LABEL, SOURCE_ANNOTATION, why_waiting
 from patchscan.common.console import ProgressReport, printable
@@ -53,11 +54,13 @@ class ConfigurationError(UserError):
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """How a scan's Job runs. `command` is a worker's command line without its shard; `parallelism` pods run at once and
-    request `cpu` and `memory` each. An index is retried `retries` times after its pod failed (evictions do not count);
-    after `max_failed` failed indexes, or `deadline_s` seconds, the Job fails. `queue` is its Kueue queue, if any."""
+    request `cpu` and `memory` each; with `least` over 0, so many at first and up to `parallelism` where the server has
+    room (elastic.py). An index is retried `retries` times after its pod failed (evictions do not count); after
+    `max_failed` failed indexes, or `deadline_s` seconds, the Job fails. `queue` is its Kueue queue, if any."""
 
     command: Sequence[str]
     parallelism: int = 8
+    least: int = 0
     cpu: str = "1"
     memory: str = "1Gi"
     retries: int = 4
@@ -66,8 +69,16 @@ class WorkerSettings:
     queue: str | None = None
 
 
-def work_shards(cluster: Cluster, plan: Plan, results: Store, workers: WorkerSettings, coordinator: Job) -> None:
-    """Run pods that work on every unfinished shard of the plan; returns when all parts are written.
+def work_shards(
+    cluster: Cluster,
+    plan: Plan,
+    results: Store,
+    workers: WorkerSettings,
+    coordinator: Job,
+    has_room: Callable[[], bool] = lambda: True,
+) -> None:
+    """Run pods that work on every unfinished shard of the plan; returns when all parts are written. `has_room` says
+    whether the server can answer more, where the number of pods follows that (`WorkerSettings.least`).
 
     Raises ShardsFailedError, ConfigurationError, and what `Cluster.follow` raises; the same call continues from there.
     """
@@ -82,11 +93,14 @@ def work_shards(cluster: Cluster, plan: Plan, results: Store, workers: WorkerSet
         f"{plan.unchanged:,} of them unchanged",
     )
     news = _News(cluster)
+    elastic = Elastic(cluster, workers.least, workers.parallelism, has_room) if workers.least else None
     with ProgressReport(f"Job {job.name}", job.completions, "shards") as progress:
         try:
             for state in cluster.follow(job.name):
                 job = state
                 news.tell(job)
+                if elastic and (text := elastic.adjust(job)):
+                    _print(text)
                 progress.advance(job.succeeded - progress.done, f"{job.active} pods, {len(job.failed)} shards failed")
         except JobGoneError as error:
             raise ShardsFailedError(f"Job {job.name} was deleted") from error
@@ -202,7 +216,7 @@ def worker_job(
         "spec": {
             "completionMode": "Indexed",
             "completions": len(missing),
-            "parallelism": min(workers.parallelism, len(missing)),
+            "parallelism": min(workers.least or workers.parallelism, len(missing)),
             "backoffLimitPerIndex": workers.retries,
             "maxFailedIndexes": min(workers.max_failed, len(missing)),
             "activeDeadlineSeconds": workers.deadline_s,

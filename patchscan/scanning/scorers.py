@@ -32,6 +32,7 @@ Select = Literal["worker", "server"]
 
 # How long a server may take to answer for the first time: it may be starting.
 CARD_DEADLINE_S = 60
+CARD_REQUEST = json.dumps({"card": True}).encode()
 
 NPY = "application/x-npy"
 # Crops are sent instead of the encoded file up to this size per image; most files are about as large.
@@ -69,6 +70,9 @@ class Scorer(Protocol):
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Score images by their crops, each uint8 (count, size, size, 3). Returns one logit for each image."""
 
+    def has_room(self) -> bool:
+        """Whether the server would answer more calls than it gets now."""
+
     def close(self) -> None:
         """Close connections."""
 
@@ -101,9 +105,8 @@ class TorchServeScorer:
             address.url, maxsize=settings.connections, block=True, timeout=timeout, retries=False
         )
         try:
-            card_request = json.dumps({"card": True}).encode()
             retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"TorchServe at {settings.url}")
-            reply, _ = retries.call(lambda: self._post(card_request, "application/json"))
+            reply, _ = retries.call(lambda: self._post(CARD_REQUEST, "application/json"))
             self.card = Card.from_dict(reply["card"])
             crops = "crops" in reply.get("takes", ()) and crop_bytes(self.card.preset) <= MAX_CROP_BYTES
             self.select: Select = "worker" if crops else "server"
@@ -132,6 +135,14 @@ class TorchServeScorer:
         reply = self._post(body.getvalue(), NPY)
         check_digest(self.card, reply["digest"])
         return [float(logit) for logit in reply["logits"]]
+
+    def has_room(self) -> bool:
+        """Whether the server answers a small request just now. False where it is overloaded (503), away, or refuses."""
+        try:
+            self._post(CARD_REQUEST, "application/json")
+        except (TransientError, ScorerError, RefusedRequestError):
+            return False
+        return True
 
     def close(self) -> None:
         """Close the connections that no request uses."""
@@ -208,6 +219,10 @@ class InProcessScorer:
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Score crops."""
         return self._detector.logits(crops)
+
+    def has_room(self) -> bool:
+        """Whether more calls would be answered: always."""
+        return True
 
     def close(self) -> None:
         """Do nothing: there are no connections."""

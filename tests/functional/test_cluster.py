@@ -1,6 +1,7 @@
 """Scans by an Indexed Job, on an API server over HTTP whose pods work real shards; and what a laptop submits."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from patchscan.cli import app
 from patchscan.cluster import coordinator
 from patchscan.cluster.client import Cluster, ClusterError, Job, JobGoneError
 from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError, WorkerSettings
+from patchscan.cluster.elastic import next_parallelism
 from patchscan.cluster.status import job_statuses
 from patchscan.cluster.submitting import log_lines, submit_from_cron_job, submit_manifest
 from patchscan.common.retries import OutageError
@@ -219,7 +221,14 @@ def test_refusals_carry_the_servers_words(bench: Bench) -> None:
 def test_listing_reads_every_page(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchscan.cluster.client.PAGE", 2)
     bench.work()
-    assert len(bench.cluster().pods(bench.worker_jobs()[0]["metadata"]["name"])) == 6
+    name = bench.worker_jobs()[0]["metadata"]["name"]
+    bench.api.expire_lists = 2
+    names = [pod["metadata"]["name"] for pod in bench.cluster().pods(name)]
+    assert len(names) == len(set(names)) == 6
+    assert bench.api.expire_lists == 0
+    bench.api.expire_lists = 99
+    with pytest.raises(OutageError, match="forgets a list of pods"):
+        bench.cluster().pods(name)
 
 
 def slow(shard: int, attempt: int) -> tuple[int, str]:
@@ -281,6 +290,41 @@ def test_memory_that_was_enough_at_one_try_is_no_cause_that_cannot_heal(bench: B
     bench.trouble = lambda shard, attempt: (OOM_KILLED if attempt else 75, "") if shard == 2 else (0, "")
     with pytest.raises(ShardsFailedError, match="a rerun works on these only"):
         bench.work()
+
+
+def test_the_number_of_pods_follows_what_the_server_can_answer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server answers 503 to the third question."""
+    monkeypatch.setattr("patchscan.cluster.elastic.ADJUST_S", 0.0)
+    answers = iter([True, True, False])
+    at_once: list[int] = []
+
+    def watch(shard: int, attempt: int) -> tuple[int, str]:
+        time.sleep(0.5)
+        at_once.append(bench.worker_jobs()[0]["spec"]["parallelism"])
+        return 0, ""
+
+    bench.trouble = watch
+    cluster = bench.cluster()
+    own = cluster.create_job(coordinator_job())
+    settings = replace(WORKERS, least=1, parallelism=3)
+    coordinator.work_shards(cluster, bench.plan, bench.out, settings, own, lambda: next(answers, True))
+    told = [line for line in capsys.readouterr().err.splitlines() if "pods at once" in line]
+    assert [re.search(r"up to (\d)", line)[1] for line in told][:4] == ["2", "3", "1", "2"]  # type: ignore[index]
+    assert "before 3: the server is overloaded" in told[2]
+    assert max(at_once) <= 3
+
+
+def test_parallelism_stays_between_its_bounds() -> None:
+    assert [next_parallelism(current, 2, 7, True) for current in (2, 4, 6, 7, 9)] == [4, 6, 7, 7, 7]
+    assert [next_parallelism(current, 2, 7, False) for current in (2, 7)] == [2, 2]
+
+
+def test_a_job_without_bounds_keeps_its_number_of_pods(bench: Bench) -> None:
+    bench.work()
+    assert bench.worker_jobs()[0]["spec"]["parallelism"] == WORKERS.parallelism
+    assert not any(request.startswith("PATCH") and "/jobs/" in request for request in bench.api.requests)
 
 
 def test_submit_train_creates_what_the_manifest_says_with_other_settings(bench: Bench) -> None:

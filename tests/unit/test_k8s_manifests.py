@@ -263,7 +263,7 @@ def test_default_deny_and_rights_are_narrow() -> None:
         for body in bodies
         if body["kind"] == "Role"
     }
-    jobs = {("jobs", verb) for verb in ("create", "get", "list", "watch", "delete")}
+    jobs = {("jobs", verb) for verb in ("create", "get", "list", "watch", "patch", "delete")}
     own_events = {("events", verb) for verb in ("create", "get", "patch")}
     assert rights["patchscan-scan"] == jobs | own_events | {("pods", "list"), ("events", "list")}
     assert rights["patchscan-roll-out"] == own_events | {

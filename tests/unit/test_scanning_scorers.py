@@ -29,6 +29,7 @@ class Server(HTTPServer):
         self.reply: tuple[int, Any] = (200, {})
         self.headers: dict[str, str] = {}
         self.body = b""
+        self.card_status = 200
         self.card, self.says = card(), {"takes": ["image", "crops"]}
         server = self
 
@@ -37,7 +38,8 @@ class Server(HTTPServer):
                 server.headers = dict(self.headers)
                 server.body = self.rfile.read(int(self.headers["Content-Length"]))
                 question = self.headers["Content-Type"] == "application/json"
-                status, body = (200, {"card": asdict(server.card), **server.says}) if question else server.reply
+                told = (server.card_status, {"card": asdict(server.card), **server.says})
+                status, body = told if question else server.reply
                 self.send_response(status)
                 self.end_headers()
                 self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
@@ -67,6 +69,15 @@ def test_a_busy_server_is_tried_again(server: Server, status: int) -> None:
     server.reply = (status, {"code": status, "type": "InternalServerException"})
     with pytest.raises(TransientError):
         connect(server).answer(b"image")
+
+
+@pytest.mark.parametrize(("status", "room"), [(200, True), (503, False), (507, False), (401, False), (404, False)])
+def test_an_overloaded_server_has_no_room(server: Server, status: int, room: bool) -> None:
+    scorer = connect(server)
+    server.card_status = status
+    assert scorer.has_room() is room
+    server.card_status = 200
+    assert scorer.has_room()
 
 
 def test_an_answer_that_is_no_number_is_not_asked_for_again(server: Server) -> None:
