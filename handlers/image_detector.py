@@ -4,6 +4,7 @@ TorchServe requires exactly one class in this file, and one answer per request o
 its own 4xx status; the other requests of its batch are answered normally.
 """
 
+import time
 from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
@@ -13,10 +14,17 @@ import torch
 
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
 from patchscan.detector.card import NotFiniteError
+from patchscan.detector.decoders import BusyError, decoder_pool
 from patchscan.detector.detector import Detector, ScoreError
 from patchscan.detector.engines import to_onnx
+from patchscan.detector.images import ImageError
+from patchscan.detector.prepared import Prepared
 from patchscan.serving.metrics import HandlerMetrics
 from patchscan.serving.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
+
+# Seconds for decoding all images of a batch, so that its model passes too end within the archive's responseTimeout. One
+# image gets IMAGE_S at most, and LEAST_S at least: it is decoded in a hundredth of that where the machine is idle.
+DECODE_S, IMAGE_S, LEAST_S = 75.0, 40.0, 30.0
 
 
 class ImageDetector:
@@ -42,7 +50,7 @@ class ImageDetector:
         """Return one JSON object per row, in order."""
         requests = [self._parse(row) for row in rows]
         images = [data for request in requests for data in self._images(request)]
-        prepared = self.detector.prepare_all(images)
+        prepared = self._prepare(images)
         before = self.detector.model_s
         answers = self.detector.decide(prepared)
         model_s = self.detector.model_s - before
@@ -63,9 +71,23 @@ class ImageDetector:
             replies.append(reply)
         return replies
 
+    def _prepare(self, images: list[bytes]) -> list[Prepared | ImageError | BusyError]:
+        """Decode in a child process: an image on which the decoder dies must not end this worker."""
+        deadline = time.monotonic() + DECODE_S
+        prepared: list[Prepared | ImageError | BusyError] = []
+        for data in images:
+            left = deadline - time.monotonic()
+            try:
+                if left < LEAST_S:
+                    raise BusyError
+                prepared.append(decoder_pool().prepare(data, self.detector.card.preset, time_s=min(left, IMAGE_S)))
+            except (ImageError, BusyError) as error:
+                prepared.append(error)
+        return prepared
+
     def _parse(self, row: dict[str, Any]) -> Request | RequestError:
         try:
-            return parse(row, self.detector.limits)
+            return parse(row, self.detector.limits, decoder_pool().decoded_bytes)
         except RequestError as error:
             return error
 
@@ -101,4 +123,6 @@ class ImageDetector:
 def _status(one: Answer | ScoreError) -> int:
     if isinstance(one, Answer):
         return 200
+    if isinstance(one, BusyError):
+        return 503
     return 500 if isinstance(one, NotFiniteError) else 422

@@ -115,7 +115,7 @@ class Decoder:
         """What became of it: `scored`, or the error's code."""
         for card in self.cards:
             try:
-                prepare(data, card)
+                prepare(data, card.preset)
             except ImageError as error:
                 return str(error.code)
         return "scored"

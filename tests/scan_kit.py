@@ -47,7 +47,7 @@ class StubScorer:
         self._lock = threading.Lock()
 
     def answer(self, data: bytes) -> Answer:
-        prepared = prepare(data, self.card)
+        prepared = prepare(data, self.card.preset)
         return build_answer(prepared, self.logits([prepared.crops.pixels])[0], self.card)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:

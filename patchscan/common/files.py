@@ -82,3 +82,11 @@ def sha256_of(path: Path) -> str:
     """Return the file's SHA-256 as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_in(sha256sum: bytes) -> str:
+    """Return the digest, 64 hex digits, that a file in sha256sum's format begins with. Raises ValueError."""
+    found = re.match(rb"\s*([0-9a-fA-F]{64})(?:\s|$)", sha256sum)
+    if not found:
+        raise ValueError("no sha256")
+    return found[1].decode().lower()

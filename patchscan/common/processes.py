@@ -1,4 +1,5 @@
-"""Map a function over many items in several processes, with few items in flight, yielding results as they come."""
+"""Map a function over many items in several processes, with few items in flight, yielding results as they come; and
+say how many CPUs there are."""
 
 import multiprocessing
 import os
@@ -7,12 +8,14 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TypeVar
 
 from patchscan.common.errors import UserError
 
 # Items handed to a process at once.
 CHUNK = 32
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -68,3 +71,13 @@ def _exit_with_parent() -> None:
 
 def _run(function: Callable[[Item], Result], chunk: Sequence[Item]) -> list[Result]:
     return [function(item) for item in chunk]
+
+
+def available_cpus() -> int:
+    """Return how many CPUs this process may use: the smaller of its affinity and its cgroup's quota, at least 1."""
+    cpus = len(os.sched_getaffinity(0))
+    if CPU_QUOTA.exists():
+        limit, period = CPU_QUOTA.read_text().split()
+        if limit != "max":
+            cpus = min(cpus, max(1, int(int(limit) / int(period))))
+    return cpus

@@ -5,15 +5,36 @@ from pathlib import Path
 
 from patchscan.common.errors import UserError
 
+# What JSON begins with that is no number. A token that begins so would be a mistake too.
+JSON_STARTS = ("{", "[", '"')
+
 
 def read_tokens(path: Path) -> list[bytes]:
     """Return the inference tokens in a file: TorchServe's key_file.json, or plain text with tokens separated by white
     space. Raises UserError where it cannot be read or holds none."""
     try:
         text = path.read_text().strip()
-        found = [json.loads(text)["inference"]["key"]] if text.startswith("{") else text.split()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"the token file {path} cannot be read ({type(error).__name__})") from error
-    if not found:
+    if text.startswith(JSON_STARTS):
+        try:
+            return [read_key(path, "inference").encode()]
+        except UserError as error:
+            raise UserError(f"the token file {path} is neither text nor TorchServe's key_file.json") from error
+    if not text:
         raise UserError(f"the token file {path} is empty")
-    return [token.encode() for token in found]
+    return [token.encode() for token in text.split()]
+
+
+def read_key(path: Path, kind: str) -> str:
+    """Return the key of an API, `inference` or `management`, in TorchServe's key_file.json. Raises UserError where it
+    cannot be read or holds none."""
+    try:
+        key = json.loads(path.read_text())[kind]["key"]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path} ({type(error).__name__})") from error
+    except (LookupError, TypeError):
+        key = None
+    if not isinstance(key, str) or not key:
+        raise UserError(f"cannot read {path}: it holds no {kind} key")
+    return key

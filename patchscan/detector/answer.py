@@ -12,6 +12,10 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 # to report its cost.
 MODEL_SECONDS, DEVICE = "X-Patchscan-Model-Seconds", "X-Patchscan-Device"
 
+# The most crops in one request. The largest model takes a tenth of a second of a core for each, and TorchServe kills a
+# worker after two minutes.
+MAX_CROPS = 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:

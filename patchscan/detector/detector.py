@@ -12,14 +12,15 @@ import torch
 from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import WEIGHTS_FILE, Card, CardError, NotFiniteError
+from patchscan.detector.decoders import BusyError
 from patchscan.detector.images import ImageError, Limits
 from patchscan.detector.models import ai_logit, build_model
 from patchscan.detector.prepared import Prepared, build_answer, prepare
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import read_safetensors
 
-# Why one image of a batch has no answer: the image's fault, or the model's.
-ScoreError = ImageError | NotFiniteError
+# Why one image of a batch has no answer: the image's fault, the model's, or that of other images.
+ScoreError = ImageError | NotFiniteError | BusyError
 
 
 class Detector:
@@ -63,7 +64,7 @@ class Detector:
 
     def prepare(self, data: bytes) -> Prepared:
         """Decode one encoded image and choose its crops. Raises ImageError."""
-        return prepare(data, self.card, self.limits)
+        return prepare(data, self.card.preset, self.limits)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Return one logit per image, AI positive: the mean over its crops, each uint8 (count, size, size, 3).
@@ -103,8 +104,8 @@ class Detector:
                 prepared.append(error)
         return prepared
 
-    def decide(self, prepared: Sequence[Prepared | ImageError]) -> list[Answer | ScoreError]:
-        """Run the model on prepared images. Returns their answers in order; an ImageError is passed through."""
+    def decide(self, prepared: Sequence[Prepared | ImageError | BusyError]) -> list[Answer | ScoreError]:
+        """Run the model on prepared images. Returns their answers in order; an error is passed through."""
         decoded = [image for image in prepared if isinstance(image, Prepared)]
         logits = iter(self.logits([image.crops.pixels for image in decoded]))
         answers: list[Answer | ScoreError] = []

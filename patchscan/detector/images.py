@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     TRUNCATED = "truncated"
     TOO_LARGE = "too_large"
     TOO_SMALL = "too_small"
+    DECODER_DIED = "decoder_died"
 
 
 class ImageError(ValueError):
@@ -55,6 +56,9 @@ class ImageError(ValueError):
         super().__init__(message)
         self.code = code
         self.message = message
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[ErrorCode, str]]:
+        return ImageError, (self.code, self.message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
         raise ImageError(ErrorCode.TOO_LARGE, f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
     source = _Source.of(data)
     with source.open() as image:
-        _check_size(image, limits)
+        _check_size(image.size, limits)
         try:
             rgb = _completed_jpeg(source) if source.lacks_end else _to_rgb(image)
             frames, quality = source.count_frames(image), jpeg_quality(image)
@@ -125,8 +129,12 @@ def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
     """
     try:
         source = _Source.of(data)
+        # Pillow's WebP decoder takes the memory for its pixels as soon as it has read the header.
+        if source.format == "WEBP" and (size := webp_size(data)):
+            _check_size(size, limits)
+            return size[0] * size[1] * _DECODER_BYTES["WEBP"] + len(data)
         with source.open() as image:
-            _check_size(image, limits)
+            _check_size(image.size, limits)
             pixel = 4 if image.mode == "RGB" else 8
             if image.mode.startswith("I"):
                 pixel = 13
@@ -236,8 +244,21 @@ def _is_whole_bmp(data: bytes) -> bool:
     return len(data) >= start + int(packed or (abs(width) * depth + 31) // 32 * 4 * abs(height))
 
 
-def _check_size(image: Image.Image, limits: Limits) -> None:
-    width, height = image.size
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height as the header of a WebP states them; None where it has another form."""
+    kind, start = data[12:16], data[20:30]
+    if kind == b"VP8X" and len(start) == 10:
+        return 1 + int.from_bytes(start[4:7], "little"), 1 + int.from_bytes(start[7:10], "little")
+    if kind == b"VP8L" and start[:1] == b"\x2f" and len(start) >= 5:
+        bits = int.from_bytes(start[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 " and start[3:6] == b"\x9d\x01\x2a" and len(start) == 10:
+        return int.from_bytes(start[6:8], "little") & 0x3FFF, int.from_bytes(start[8:10], "little") & 0x3FFF
+    return None
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
     if width * height > limits.max_pixels:
         message = f"{width} x {height} pixels; the limit is {limits.max_pixels:,} pixels"
         raise ImageError(ErrorCode.TOO_LARGE, message)

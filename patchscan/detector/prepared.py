@@ -8,7 +8,7 @@ from patchscan.detector.answer import Answer, Tier
 from patchscan.detector.card import Card
 from patchscan.detector.images import Limits, decode
 from patchscan.detector.patches import Patches, seed_from_pixels
-from patchscan.detector.presets import EnsemblePreset
+from patchscan.detector.presets import EnsemblePreset, Preset
 from patchscan.detector.tier import estimate_tier
 
 
@@ -28,13 +28,13 @@ class Prepared:
     patch_s: float
 
 
-def prepare(data: bytes, card: Card, limits: Limits = Limits()) -> Prepared:
-    """Decode one encoded image and choose its crops by the card's preset. Raises ImageError."""
+def prepare(data: bytes, preset: Preset, limits: Limits = Limits()) -> Prepared:
+    """Decode one encoded image and choose its crops. Raises ImageError."""
     started = time.perf_counter()
     image = decode(data, limits)
     decoded = time.perf_counter()
     facts = {"width": image.width, "height": image.height, "format": image.format, "frames": image.frames}
-    crops = card.preset.crops(image.pillow, seed_from_pixels(image.pillow))
+    crops = preset.crops(image.pillow, seed_from_pixels(image.pillow))
     tier = estimate_tier(image.pillow)
     return Prepared(facts, tier, image.jpeg_quality, crops, decoded - started, time.perf_counter() - decoded)
 

@@ -24,7 +24,9 @@ from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.common.tokens import read_tokens
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
 from patchscan.detector.card import Card, NotFiniteError
+from patchscan.detector.decoders import decoder_pool
 from patchscan.detector.images import ErrorCode, ImageError
+from patchscan.detector.prepared import build_answer
 from patchscan.detector.presets import crop_bytes
 
 # Where images are decoded and their crops cut: in the scan worker or in the server.
@@ -211,10 +213,8 @@ class InProcessScorer:
 
     def answer(self, data: bytes) -> Answer:
         """Score one encoded image."""
-        result = self._detector.score([data])[0]
-        if not isinstance(result, Answer):
-            raise result
-        return result
+        prepared = decoder_pool().prepare(data, self.card.preset)
+        return build_answer(prepared, self.logits([prepared.crops.pixels])[0], self.card)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Score crops."""

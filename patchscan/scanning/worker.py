@@ -21,10 +21,11 @@ from PIL import Image
 from patchscan.common.console import printable
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError, Retries, StoppedError, TransientError, Watchdog
-from patchscan.detector.answer import Answer
+from patchscan.detector.answer import MAX_CROPS, Answer
 from patchscan.detector.card import NotFiniteError
-from patchscan.detector.images import ErrorCode, ImageError, Limits, decoded_bytes
-from patchscan.detector.prepared import build_answer, prepare
+from patchscan.detector.decoders import decoder_pool
+from patchscan.detector.images import ErrorCode, ImageError, Limits
+from patchscan.detector.prepared import build_answer
 from patchscan.scanning import rows, shards
 from patchscan.scanning.flow import Batcher, ByteBudget, Window, map_in_threads
 from patchscan.scanning.observers import Observer
@@ -104,6 +105,7 @@ class Worker:
         self._select = settings.select or scorer.select
         if self._select == "worker":
             batch = settings.batch or BATCH.get(scorer.device, 1)
+            batch = max(1, min(batch, MAX_CROPS // scorer.card.preset.count))
             in_flight = max(1, min(in_flight, settings.threads // batch))
             self._batcher = Batcher(self._logits, in_flight, batch)
         self._window = Window(start=in_flight // 2, largest=in_flight)
@@ -204,8 +206,7 @@ class Worker:
         if self._select == "server":
             return lambda: self._ask(lambda: self.scorer.answer(data))
         card = self.scorer.card
-        with self._pixels.hold(decoded_bytes(data, self.settings.limits)):
-            prepared = prepare(data, card, self.settings.limits)
+        prepared = decoder_pool().prepare(data, card.preset, self.settings.limits, self._pixels.hold)
         return lambda: build_answer(prepared, self._batcher.logit(prepared.crops.pixels), card)
 
     def _logits(self, crops: Sequence[np.ndarray]) -> list[float]:

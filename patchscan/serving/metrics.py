@@ -11,7 +11,6 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from patchscan.detector.answer import Answer
 from patchscan.detector.detector import ScoreError
-from patchscan.detector.images import ImageError
 from patchscan.detector.prepared import Prepared
 
 COUNTERS = {
@@ -40,7 +39,7 @@ class HandlerMetrics:
     def batch(
         self,
         requests: int,
-        prepared: Sequence[Prepared | ImageError],
+        prepared: Sequence[Prepared | ScoreError],
         answers: Sequence[Answer | ScoreError],
         model_s: float,
     ) -> None:

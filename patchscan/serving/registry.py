@@ -4,7 +4,6 @@ The store holds `<name>-<version>.mar` for every version, and `<name>.mar`, a co
 served after a restart.
 """
 
-import json
 import shutil
 import time
 from contextlib import suppress
@@ -16,8 +15,8 @@ from typing import Any, Self
 import httpx
 
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
-from patchscan.common.files import atomic_write
-from patchscan.common.tokens import read_tokens
+from patchscan.common.files import atomic_write, sha256_of
+from patchscan.common.tokens import read_key, read_tokens
 from patchscan.detector.card import Card
 from patchscan.serving import golden
 from patchscan.serving.archive import digest_file, write_digest
@@ -61,9 +60,9 @@ class Registry:
     def connect(cls, management: str, inference: str, keys: Path, token_file: Path | None, store: Path) -> "Registry":
         """Connect to both APIs. `keys` is TorchServe's key_file.json. Raises UserError if a key cannot be read."""
         try:
-            key = json.loads(keys.read_text())["management"]["key"]
-        except (OSError, ValueError, KeyError) as error:
-            raise RegistryError(f"cannot read {keys}: give the server's key_file.json with --keys") from error
+            key = read_key(keys, "management")
+        except UserError as error:
+            raise RegistryError(f"{error}: give the server's key_file.json with --keys") from error
         token = read_tokens(token_file or keys)[0].decode()
 
         def client(url: str, secret: str) -> httpx.Client:
@@ -83,15 +82,22 @@ class Registry:
     def register(self, mar: Path, workers: int) -> tuple[str, str]:
         """Verify an archive, load it beside the other versions, and run the smoke test. Returns its name and version.
 
-        Raises VerifyError before the server is changed; RegistryError if the version is loaded already, does not become
-        ready or fails the smoke test. In the last two cases it is removed again.
+        Raises VerifyError before the server is changed; RegistryError if the version is loaded already, the store has
+        another archive of this version, or the version does not become ready or fails the smoke test. In the last two
+        cases it is removed again, but for files that were in the store before.
         """
         verified = verify(mar)
         name, version = verified.card.name, verified.card.version
         if any((model.name, model.version) == (name, version) for model in self.status()):
             raise RegistryError(f"{name} {version} is loaded already; archive the new one with another --version")
         self._keep_default(name)
-        stored = self._store(verified, f"{name}-{version}.mar")
+        stored = self.model_store / f"{name}-{version}.mar"
+        if stored.exists() and sha256_of(stored) != verified.sha256:
+            raise RegistryError(
+                f"{stored} is another archive: archive the new one with another --version, or remove it"
+            )
+        made = [path for path in (stored, digest_file(stored)) if not path.exists()]
+        self._store(verified, stored.name)
         try:
             query = {"url": stored.name, "initial_workers": workers, "synchronous": "true"}
             self._manage("POST", "/models", query)
@@ -100,8 +106,8 @@ class Registry:
         except (RegistryError, KeyboardInterrupt):
             with suppress(httpx.HTTPError):  # the first error, which is raised again, is the one to report
                 self._management.delete(f"/models/{name}/{version}")
-            stored.unlink()
-            digest_file(stored).unlink()
+            for path in made:
+                path.unlink()
             raise
         return name, version
 
@@ -151,7 +157,7 @@ class Registry:
         """Copy a verified archive and its digest into the store, atomically."""
         self.model_store.mkdir(parents=True, exist_ok=True)
         target = self.model_store / file_name
-        if target.resolve() == verified.mar.resolve():
+        if target.exists() and target.samefile(verified.mar):
             write_digest(target, verified.sha256)
         else:
             with atomic_write(target) as file:

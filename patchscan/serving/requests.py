@@ -5,19 +5,23 @@ import base64
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from patchscan.detector.answer import MAX_CROPS
 from patchscan.detector.images import Limits, decoded_bytes
 from patchscan.detector.signatures import format_of
 
 MAX_MEMBERS = 256
+# Files, folders and links in a tar or zip: the directory of one may be larger than all that it lists.
+MAX_ENTRIES = 4 * MAX_MEMBERS
 MAX_MEMBERS_BYTES = 256 * 2**20
 # Decoding this takes some seconds, so that even a batch of such requests ends before TorchServe kills the worker.
 MAX_DECODED_BYTES = 2**30
+TOO_MANY = f"a tar or zip may contain {MAX_MEMBERS} files and {MAX_MEMBERS_BYTES:,} bytes unpacked"
 
 
 class RequestError(ValueError):
@@ -53,15 +57,14 @@ class CardQuestion:
 Request = OneImage | ManyImages | CutCrops | CardQuestion
 
 
-def parse(row: dict[str, Any], limits: Limits) -> Request:
+def parse(row: dict[str, Any], limits: Limits, reckon: Callable[[bytes, Limits], int] = decoded_bytes) -> Request:
     """Parse one row of TorchServe's batch. Raises RequestError.
 
     The kind of body is recognised by its first bytes, because clients often send a wrong Content-Type. At most
     `limits.max_bytes` + 1 bytes of each file in a tar or zip are read; a longer file is `too_large` when decoded.
+    `reckon` says how much memory decoding an image takes.
     """
-    body = row.get("body", row.get("data"))
-    if body is None:  # multipart under another field name: the form's first field
-        body = next((value for key, value in row.items() if key != "headers"), b"")
+    body = _body(row)
     if isinstance(body, dict):
         if body.get("card") is True:
             return CardQuestion()
@@ -71,20 +74,40 @@ def parse(row: dict[str, Any], limits: Limits) -> Request:
     if not isinstance(body, (bytes, bytearray)):
         raise RequestError('JSON must be {"data": "<base64 of the image>"} or {"card": true}')
     data = bytes(body)
-    if data.startswith(b"\x93NUMPY"):
+    kind = _kind(data)
+    if kind == "npy":
         return CutCrops(_read_npy(data))
-    if data.startswith(b"PK\x03\x04"):
-        return ManyImages(list(_bounded(_zip_members(data, limits.max_bytes), limits)))
-    # An image may carry these bytes in its metadata, and must get the row that a scan's own decoder would give it.
-    if data[257:262] == b"ustar" and format_of(data) is None:
-        return ManyImages(list(_bounded(_tar_members(data, limits.max_bytes), limits)))
+    if kind == "zip":
+        return ManyImages(list(_bounded(_zip_members(data, limits.max_bytes), limits, reckon)))
+    if kind == "tar":
+        return ManyImages(list(_bounded(_tar_members(data, limits.max_bytes), limits, reckon)))
     return OneImage(data)
+
+
+def _body(row: dict[str, Any]) -> Any:
+    """The body of a request, or of a form the one file: the gate unpacks forms, a TorchServe of its own does not, and
+    does not tell files from texts."""
+    fields = [value for name, value in row.items() if name != "headers"]
+    files = [value for value in fields if isinstance(value, bytes | bytearray) and _kind(bytes(value))]
+    if len(files) > 1:
+        raise RequestError(f"the form holds {len(files)} files: send many images as a tar or zip")
+    return next(iter(files or fields), b"")
+
+
+def _kind(data: bytes) -> str | None:
+    """`npy`, `zip`, `tar` or an image's format; None for anything else."""
+    if data.startswith(b"\x93NUMPY"):
+        return "npy"
+    if data.startswith(b"PK\x03\x04"):
+        return "zip"
+    # An image may carry these bytes in its metadata, and must get the row that a scan's own decoder would give it.
+    return format_of(data) or ("tar" if data[257:262] == b"ustar" else None)
 
 
 def _from_base64(text: str) -> bytes:
     text = text.partition("base64,")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except ValueError as error:
         raise RequestError(f"the image is not valid base64: {error}") from error
 
@@ -101,10 +124,15 @@ def _read_npy(data: bytes) -> np.ndarray:
     # The header may lie: the array is made from the bytes that were received, not allocated by the header's shape.
     if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or np.prod(shape, dtype=object) != len(pixels):
         raise RequestError("crops must be one C-ordered uint8 array (images * count, size, size, 3)")
+    if shape[0] > MAX_CROPS:
+        raise RequestError(f"{shape[0]:,} crops; a request may have {MAX_CROPS:,}")
     return np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
 
 
 def _zip_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
+    # zipfile reads the whole directory before it says how much there is. Each entry begins with these bytes.
+    if data.count(b"PK\x01\x02") > MAX_ENTRIES:
+        raise RequestError(TOO_MANY)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for info in archive.infolist():
@@ -118,21 +146,27 @@ def _zip_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
 def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-            for info in archive:
+            for count, info in enumerate(archive, start=1):
+                if count > MAX_ENTRIES:
+                    raise RequestError(TOO_MANY)
                 member = archive.extractfile(info) if info.isfile() else None
                 if member is not None:
                     yield info.name, member.read(max_bytes + 1)
+    except RequestError:
+        raise
     except Exception as error:  # hostile headers raise more than TarError
         raise RequestError("the tar is damaged") from error
 
 
-def _bounded(members: Iterator[tuple[str, bytes]], limits: Limits) -> Iterator[tuple[str, bytes]]:
+def _bounded(
+    members: Iterator[tuple[str, bytes]], limits: Limits, reckon: Callable[[bytes, Limits], int]
+) -> Iterator[tuple[str, bytes]]:
     total = decoded = 0
     for count, (name, data) in enumerate(members, start=1):
         total += len(data)
         if count > MAX_MEMBERS or total > MAX_MEMBERS_BYTES:
-            raise RequestError(f"a tar or zip may contain {MAX_MEMBERS} files and {MAX_MEMBERS_BYTES:,} bytes unpacked")
-        decoded += decoded_bytes(data, limits)
+            raise RequestError(TOO_MANY)
+        decoded += reckon(data, limits)
         if decoded > MAX_DECODED_BYTES:
             raise RequestError(f"the images of a tar or zip may take {MAX_DECODED_BYTES:,} bytes decoded")
         yield name, data

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchscan.common.errors import UserError
+from patchscan.common.processes import available_cpus
 from patchscan.common.tokens import read_tokens
 from patchscan.serving.gate import Gate, Listen, Tokens
-from patchscan.serving.server import Addresses, TorchServe, available_cpus
+from patchscan.serving.server import Addresses, TorchServe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ The Java process is started without TorchServe's own wrapper, because that leave
 import contextlib
 import ctypes
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -25,7 +24,9 @@ from typing import IO, Any, Self
 import httpx
 
 from patchscan.common.errors import UserError
+from patchscan.common.processes import available_cpus
 from patchscan.common.shipped import shipped
+from patchscan.common.tokens import read_key
 
 HANDLERS = shipped("handlers")
 # Long, for slow machines; a model that cannot be loaded is reported as soon as its worker says so.
@@ -33,7 +34,6 @@ START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 # Base64 in JSON makes the largest accepted image a third larger.
 MAX_REQUEST_BYTES = 45 * 2**20
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 OLDEST_JAVA = 17
 JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')  # Java 8 says 1.8
 PR_SET_PDEATHSIG = 1
@@ -126,7 +126,7 @@ class TorchServe:
     model_store: Path
     models: list[str]
     addresses: Addresses = field(default_factory=Addresses)
-    workers: int = field(default_factory=lambda: available_cpus())  # noqa: PLW0108  defined below
+    workers: int = field(default_factory=available_cpus)
     folder: Path | None = None
     model_api: bool = False
     java: Path | None = None
@@ -165,6 +165,8 @@ class TorchServe:
         config.write_text(self._properties())
         self._log = self.log_file.open("ab")
         self._log_before = self._log.tell()
+        # Making a client takes longer than its request. TorchServe may close a connection that is kept.
+        self._http = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
         self._process = subprocess.Popen(
             server_command(java, config, self.model_store.resolve(), self.folder),
             cwd=self.folder,
@@ -236,8 +238,8 @@ class TorchServe:
     def _management(self, path: str) -> Any:
         try:
             headers = {"Authorization": f"Bearer {self.token('management')}"}
-            reply = httpx.get(self.addresses.management_url + path, headers=headers, timeout=10)
-        except (httpx.HTTPError, FileNotFoundError, json.JSONDecodeError):
+            reply = self._http.get(self.addresses.management_url + path, headers=headers)
+        except (httpx.HTTPError, UserError):
             return None
         return reply.json() if reply.status_code == 200 else None
 
@@ -254,9 +256,8 @@ class TorchServe:
         return self.folder / "torchserve.log"
 
     def token(self, kind: str) -> str:
-        """Read the current key of an API: `inference` or `management`."""
-        result: str = json.loads(self.key_file.read_text())[kind]["key"]
-        return result
+        """Read the current key of an API: `inference` or `management`. Raises UserError while there is none yet."""
+        return read_key(self.key_file, kind)
 
     @property
     def pid(self) -> int:
@@ -277,6 +278,7 @@ class TorchServe:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # ends workers that the server left running
         self._process.wait()
+        self._http.close()
         self._log.close()
         self._lock.close()
 
@@ -371,13 +373,3 @@ def server_environment(scratch: Path) -> dict[str, str]:
         "LOG_LOCATION": str(scratch),
         "METRICS_LOCATION": str(scratch),
     }
-
-
-def available_cpus() -> int:
-    """Return how many CPUs this process may use: the smaller of its affinity and its cgroup's quota, at least 1."""
-    cpus = len(os.sched_getaffinity(0))
-    if CPU_QUOTA.exists():
-        limit, period = CPU_QUOTA.read_text().split()
-        if limit != "max":
-            cpus = min(cpus, max(1, int(int(limit) / int(period))))
-    return cpus

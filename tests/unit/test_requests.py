@@ -3,6 +3,9 @@
 import base64
 import contextlib
 import io
+import struct
+import tarfile
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from patchscan.detector.answer import MAX_CROPS
 from patchscan.detector.images import Limits
-from patchscan.serving.requests import MAX_MEMBERS, CardQuestion, CutCrops, ManyImages, OneImage, RequestError, parse
-from tests.serving_kit import tar_of, zip_of
+from patchscan.serving.requests import (
+    MAX_ENTRIES,
+    MAX_MEMBERS,
+    CardQuestion,
+    CutCrops,
+    ManyImages,
+    OneImage,
+    RequestError,
+    parse,
+)
+from tests.serving_kit import png, tar_of, zip_of
 
 LIMIT = Limits(max_bytes=1000)
 
@@ -30,6 +43,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=400))
 def test_bytes_of_any_kind(data: bytes) -> None:
     try:
@@ -39,14 +53,14 @@ def test_bytes_of_any_kind(data: bytes) -> None:
     assert isinstance(request, (OneImage, ManyImages, CutCrops))
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=JSON | st.fixed_dictionaries({"data": JSON | st.text()}))
 def test_json_of_any_kind(body: Any) -> None:
     with contextlib.suppress(RequestError):
         parse({"body": body}, LIMIT)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     which=st.sampled_from([zip_of({"a.png": b"x" * 50, "b.png": b"y" * 50}), tar_of({"a": b"x" * 50}), npy_of(CROPS)]),
     place=st.floats(0, 1),
@@ -67,6 +81,8 @@ def test_what_each_body_means() -> None:
     assert parse({"photo": b"image", "headers": {}}, LIMIT) == OneImage(b"image")
     assert parse({"body": {"data": text}}, LIMIT) == OneImage(b"image")
     assert parse({"body": {"data": f"data:image/png;base64,{text}"}}, LIMIT) == OneImage(b"image")
+    for broken in (base64.encodebytes(bytes(200)).decode(), text[:4] + "\r\n" + text[4:] + "\n", f" {text}\t"):
+        assert isinstance(parse({"body": {"data": broken}}, LIMIT), OneImage)
     assert parse({"body": {"card": True}}, LIMIT) == CardQuestion()
     assert parse({}, LIMIT) == OneImage(b"")
     members = {"x/1.png": b"one", "2.png": b"two"}
@@ -103,6 +119,51 @@ def test_a_member_is_read_no_further_than_its_limit() -> None:
 def test_too_many_members_are_refused() -> None:
     with pytest.raises(RequestError, match=f"{MAX_MEMBERS} files"):
         parse({"body": zip_of({str(number): b"" for number in range(MAX_MEMBERS + 1)})}, LIMIT)
+
+
+def test_a_form_that_nobody_unpacked_is_its_file() -> None:
+    image, other = png(1), tar_of({"a": b"one"})
+    for row in ({"note": b"a text", "photo": image}, {"photo": image, "note": "a text", "headers": {}}):
+        assert parse(row, Limits()) == OneImage(image)
+    assert parse({"note": b"a text", "body": bytearray(other)}, Limits()) == ManyImages([("a", b"one")])
+    with pytest.raises(RequestError, match="2 files"):
+        parse({"one": image, "two": other}, Limits())
+
+
+def directory_of(entries: int) -> bytes:
+    """A zip that is all directory: its entries name files that are not there."""
+    name = b"a.png"
+    entry = (
+        b"PK\1\2" + struct.pack("<HHHHHHIIIHHHHHII", 20, 20, 0, 0, 0, 0, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0) + name
+    )
+    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, entries & 0xFFFF, entries & 0xFFFF, entries * len(entry), 30, 0)
+    return b"PK\3\4" + bytes(26) + entry * entries + end
+
+
+def test_a_zip_with_a_huge_directory_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    huge, small = directory_of(600_000), directory_of(3)
+    with zipfile.ZipFile(io.BytesIO(small)) as archive:
+        assert len(archive.infolist()) == 3, "it is no zip at all"
+    monkeypatch.delattr(zipfile, "ZipFile")
+    with pytest.raises(RequestError, match=f"{MAX_MEMBERS} files"):
+        parse({"body": huge}, Limits())
+
+
+def test_a_tar_of_folders_without_end_is_refused() -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number in range(MAX_ENTRIES + 1):
+            folder = tarfile.TarInfo(f"{number}")
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+    with pytest.raises(RequestError, match=f"{MAX_MEMBERS} files"):
+        parse({"body": file.getvalue()}, Limits())
+
+
+def test_more_crops_than_a_worker_has_time_for_are_refused() -> None:
+    assert isinstance(parse({"body": npy_of(np.zeros((MAX_CROPS, 8, 8, 3), np.uint8))}, Limits()), CutCrops)
+    with pytest.raises(RequestError, match="15,000 crops"):
+        parse({"body": npy_of(np.zeros((15_000, 8, 8, 3), np.uint8))}, Limits())
 
 
 def test_small_files_of_many_pixels_are_refused_before_they_are_decoded() -> None:

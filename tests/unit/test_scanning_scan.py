@@ -4,8 +4,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from patchscan.common.retries import OutageError, StoppedError, TransientError
+from patchscan.detector.decoders import DecoderPool
 from patchscan.detector.images import decoded_bytes
-from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows
+from patchscan.scanning.flow import ByteBudget
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, history, is_complete, plan_scan
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
+from tests.poisonous import ABORT, POISONED, bmp
 from tests.scan_kit import StubScorer, card, image, table_of
 
 Table = dict[str, dict[str, Any]]
@@ -216,19 +221,34 @@ def test_a_server_that_is_down_ends_the_scan_and_writes_no_failed_rows(photos: P
 
 
 def test_an_error_of_our_own_costs_one_row(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from patchscan.scanning import worker
+    original: Callable[..., Any] = DecoderPool.prepare
 
-    original: Callable[..., Any] = prepare
-
-    def buggy(data: bytes, *rest: Any) -> Any:
+    def buggy(pool: DecoderPool, data: bytes, *rest: Any) -> Any:
         if data == image(3):
             raise RuntimeError("a bug")
-        return original(data, *rest)
+        return original(pool, data, *rest)
 
-    monkeypatch.setattr(worker, "prepare", buggy)
+    monkeypatch.setattr(DecoderPool, "prepare", buggy)
     out = open_store(str(tmp_path / "out"))
     counts = totals(out, scan(photos, out))
     assert (counts["scored"], counts["failed"]) == (11, 1)
+
+
+def test_an_image_on_which_the_decoder_dies_is_rejected_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in POISONED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("patchscan.scanning.worker.decoder_pool", cache(lambda: DecoderPool(2)))
+    poison = photos / "album 0" / "poison.bmp"
+    poison.write_bytes(bmp(ABORT))
+    out = open_store(str(tmp_path / "out"))
+    made = scan(photos, out)
+    counts = totals(out, made)
+    assert (counts["scored"], counts["rejected"], counts["failed"]) == (12, 3, 0)
+    row = table_of(out, made.scan)[poison.relative_to(photos).as_posix()]
+    assert (row["status"], row["error_code"]) == ("rejected", "decoder_died")
+    assert row["error_message"] == "the decoder crashed (SIGABRT)"
 
 
 def test_results_inside_the_source_are_refused(photos: Path) -> None:
@@ -278,24 +298,23 @@ def test_a_shard_that_was_not_worked_is_not_a_complete_scan(photos: Path, tmp_pa
 
 
 def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from patchscan.scanning import worker
-
+    (tmp_path / "photos").mkdir()
     for number in range(12):
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        (tmp_path / "photos" / f"{number}.png").write_bytes(image(number, side=200))
-    original, lock, now, most = prepare, threading.Lock(), [0], [0]
+        Image.new("RGB", (1200, 1200), (number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    original, lock, now, most = ByteBudget.hold, threading.Lock(), [0], [0]
 
-    def counted(*values: Any) -> Any:
-        with lock:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
-        time.sleep(0.02)
-        prepared = original(*values)
-        with lock:
-            now[0] -= 1
-        return prepared
+    @contextmanager
+    def counted(budget: ByteBudget, size: int) -> Iterator[None]:
+        with original(budget, size):
+            with lock:
+                now[0] += size > 1200 * 1200
+                most[0] = max(most[0], now[0])
+            yield
+            with lock:
+                now[0] -= size > 1200 * 1200
 
-    monkeypatch.setattr(worker, "prepare", counted)
+    monkeypatch.setattr(ByteBudget, "hold", counted)
+    monkeypatch.setattr("patchscan.scanning.worker.decoder_pool", cache(lambda: DecoderPool(4)))
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
     made = plan_scan(ScanSource(url=str(tmp_path / "photos")), Filters(), scorer.card, out)
     one_image = max(decoded_bytes(file.read_bytes()) for file in (tmp_path / "photos").iterdir())

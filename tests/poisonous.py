@@ -1,0 +1,20 @@
+"""Pictures on which Pillow's decoder dies, in Python processes that see POISONED (poison/sitecustomize.py)."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+POISON = Path(__file__).with_name("poison") / "sitecustomize.py"
+POISONED = {"PYTHONPATH": str(POISON.parent)}
+HEIGHT = 61
+# What decoding does to its process, by the picture's width.
+CRASH, ABORT, SPIN, SLEEP, EAT, EXIT, KILLED, KILLED_ONCE = range(101, 109)
+HARMLESS = 110
+
+
+def bmp(width: int) -> bytes:
+    """A picture of this width."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((width, HEIGHT)).convert("RGB").save(file, "BMP")
+    return file.getvalue()
