@@ -94,6 +94,14 @@ def zip_of(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
+def rewritten(mar: Path, out: Path, change: dict[str, bytes]) -> Path:
+    """A copy of an archive with some files replaced or added."""
+    with zipfile.ZipFile(mar) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
+        for name in [*old.namelist(), *(name for name in change if name not in old.namelist())]:
+            new.writestr(zipfile.ZipInfo(name), change.get(name) or old.read(name))
+    return out
+
+
 def can_unshare() -> bool:
     """Whether this user may have mounts of its own, to make the root read-only for one process."""
     done = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)

@@ -12,6 +12,7 @@ from typing import Any
 from patchscan.cluster.client import Cluster, ClusterError
 from patchscan.cluster.pods import pod_state
 from patchscan.common.errors import UserError
+from patchscan.common.files import digest_in
 from patchscan.storage.store import Store, StoreError
 
 Body = dict[str, Any]
@@ -156,7 +157,10 @@ def keep_version(model: str, store: Store, versions: Store) -> str:
     digest_file = store.read(f"{model}.mar.sha256")
     if digest_file is None:
         raise StoreError(f"{store.url} holds no {model}.mar.sha256: publish both files that `patchscan archive` wrote")
-    digest = digest_file.decode().split()[0]
+    try:
+        digest = digest_in(digest_file)
+    except ValueError:
+        raise StoreError(f"{store.url}/{model}.mar.sha256 is damaged: publish both files again") from None
     name = digest[:12]
     if versions.read(f"{name}/{model}.mar.sha256") is None:
         data = store.read(f"{model}.mar") or b""

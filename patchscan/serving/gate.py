@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from patchscan.common.errors import UserError
 from patchscan.common.tokens import read_tokens
+from patchscan.serving.forms import FormError, file_of_form
 from patchscan.serving.server import MAX_REQUEST_BYTES, TorchServe
 
 # Like an archive's name and version, neither part begins with a dot: the HTTP client would resolve `..` in the path.
@@ -32,7 +33,7 @@ IDLE_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 125.0
 DRAIN_TIMEOUT_S = 60.0
 READY_CACHE_S = 1.0
-FORM = "application/x-www-form-urlencoded"
+OCTETS, JSON, FORM = "application/octet-stream", "application/json", "multipart/form-data"
 
 
 class Tokens:
@@ -57,7 +58,7 @@ class Tokens:
         except (OSError, UserError):
             self._tokens, self._read_at = [], None
         kind, _, token = header.partition(" ")
-        given = token.strip().encode()
+        given = token.strip().encode("utf-8", "surrogateescape")  # a header may hold any bytes
         # All tokens are compared in constant time, so that the response time does not reveal which one matched.
         matches = [hmac.compare_digest(given, allowed) for allowed in self._tokens]
         return kind.lower() == "bearer" and any(matches)
@@ -87,6 +88,7 @@ class Gate:
         self.draining = False
         self._pending_bytes = 0
         self._ready: tuple[float, list[str]] = (0.0, ["starting"])
+        self._ready_round: asyncio.Task[None] | None = None
         self._runners: list[web.BaseRunner] = []
         self._idle_since: dict[int, float] = {}  # connections without a request, by id
         self._active: set[int] = set()  # connections that have sent a request, by id
@@ -114,7 +116,13 @@ class Gate:
         return ports
 
     async def _listen(self, app: web.Application, at: Listen) -> int:
-        runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_TIMEOUT_S, shutdown_timeout=DRAIN_TIMEOUT_S)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            keepalive_timeout=IDLE_TIMEOUT_S,
+            shutdown_timeout=DRAIN_TIMEOUT_S,
+            auto_decompress=False,  # the limits count bytes as they come
+        )
         await runner.setup()
         self._runners.append(runner)
         try:
@@ -139,31 +147,41 @@ class Gate:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
 
-    def _check(self, request: web.Request) -> None:
+    def _check(self, request: web.Request) -> str:
+        """Return TorchServe's own key, where the request may be passed on."""
+        try:
+            key = self.server.token("inference")
+        except UserError:  # it may be the key that the request needs too
+            raise _error(503, "unavailable", "the server is starting; try again", {"Retry-After": "1"}) from None
         if not self.tokens.allow(request.headers.get("Authorization", "")):
             raise _error(401, "unauthorized", "missing or wrong token: send Authorization: Bearer <inference token>")
         if not PREDICTION.fullmatch(request.rel_url.raw_path):
             raise _error(404, "not_found", "predictions are at /predictions/MODEL or /predictions/MODEL/VERSION")
+        if any(value.strip().lower() != "identity" for value in request.headers.getall("Content-Encoding", [])):
+            raise _error(
+                415, "packed", "the body has a Content-Encoding: send it as it is, a tar or zip for many files"
+            )
         if (request.content_length or 0) > MAX_REQUEST_BYTES:
             raise _error(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes")
+        return key
 
     async def _predict(self, request: web.Request) -> web.Response:
-        self._check(request)
+        key = self._check(request)
         size = MAX_REQUEST_BYTES if request.content_length is None else request.content_length
         if self._pending_bytes + size > MAX_PENDING_BYTES:
             raise _error(503, "busy", "too many requests in progress; try again", {"Retry-After": "1"})
         self._pending_bytes += size
         try:
-            return await self._forward(request, await _body(request))
+            kind, body = await asyncio.to_thread(
+                _plain_body, request.headers.get("Content-Type", ""), await _body(request)
+            )
+            return await self._forward(request.rel_url.raw_path, key, kind, body)
         finally:
             self._pending_bytes -= size
 
-    async def _forward(self, request: web.Request, body: bytes) -> web.Response:
-        kind = request.headers.get("Content-Type", "")
-        # curl sends the type of a form by default; TorchServe would parse the image as one and answer 500.
-        kind = "application/octet-stream" if not kind or kind.startswith(FORM) else kind
-        url = f"{self.server.addresses.inference_url}{request.rel_url.raw_path}"
-        headers = {"Authorization": f"Bearer {self.server.token('inference')}", "Content-Type": kind}
+    async def _forward(self, path: str, key: str, kind: str, body: bytes) -> web.Response:
+        url = f"{self.server.addresses.inference_url}{path}"
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": kind}
         try:
             async with self._http.post(url, data=body, headers=headers) as reply:
                 answer = await reply.read()
@@ -181,9 +199,19 @@ class Gate:
         return web.json_response({"status": status, "waiting_for": missing}, status=503 if missing else 200)
 
     async def _waiting_for(self) -> list[str]:
-        if time.monotonic() - self._ready[0] > READY_CACHE_S:
-            self._ready = (time.monotonic(), await asyncio.to_thread(self.server.not_ready))
+        if not self._ready_round and time.monotonic() - self._ready[0] > READY_CACHE_S:
+            self._ready_round = asyncio.create_task(self._ask_ready())
+        if self._ready_round:
+            # Whoever asks meanwhile waits for the same round, which goes on when one of them hangs up.
+            await asyncio.shield(self._ready_round)
         return ["stopping"] if self.draining else self._ready[1]
+
+    async def _ask_ready(self) -> None:
+        try:
+            waiting = await asyncio.to_thread(self.server.not_ready)
+            self._ready = (time.monotonic(), waiting)
+        finally:
+            self._ready_round = None
 
     async def _livez(self, request: web.Request) -> web.Response:
         """Answer 200 while TorchServe's process runs, else 503; models that are not ready do not matter."""
@@ -245,12 +273,34 @@ async def _body(request: web.Request) -> bytes:
         raise _error(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes") from None
 
 
+def _plain_body(content_type: str, body: bytes) -> tuple[str, bytes]:
+    """Return the type and body that TorchServe gets: JSON that is well-formed, or the bytes of one file.
+
+    The handler recognises a file by its bytes. From other types TorchServe would make texts and forms of its own, and
+    fail with all requests of the batch where it cannot.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    try:
+        if kind == FORM:
+            return OCTETS, file_of_form(content_type, body)
+        if kind == JSON:
+            json.loads(body.decode())
+            return JSON, body
+    except FormError as error:
+        raise _error(400, "bad_request", str(error)) from None
+    except (ValueError, RecursionError):
+        raise _error(400, "bad_request", "the body is not valid JSON in UTF-8") from None
+    return OCTETS, body
+
+
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.HTTPException:
     """Build the exception for aiohttp to answer with: an error object like the handler's; closes the connection."""
     kinds: dict[int, type[web.HTTPException]] = {
+        400: web.HTTPBadRequest,
         401: web.HTTPUnauthorized,
         404: web.HTTPNotFound,
         408: web.HTTPRequestTimeout,
+        415: web.HTTPUnsupportedMediaType,
         503: web.HTTPServiceUnavailable,
         504: web.HTTPGatewayTimeout,
     }

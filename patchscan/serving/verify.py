@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchscan.common.errors import UserError
-from patchscan.common.files import sha256_of
+from patchscan.common.files import digest_in, sha256_of
 from patchscan.common.shipped import shipped
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
@@ -49,7 +49,10 @@ def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
     sha256 = sha256_of(mar)
     digest_path = digest_file(mar)
     if expected_sha256 is None and digest_path.exists():
-        expected_sha256 = digest_path.read_text().split()[0]
+        try:
+            expected_sha256 = digest_in(digest_path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise VerifyError(f"{digest_path} is damaged: copy it again with its archive, or remove it") from error
     if expected_sha256 not in (None, sha256):
         raise VerifyError(f"{mar} is not the expected archive: its sha256 is {sha256}, not {expected_sha256}")
     content = _read(mar)

@@ -12,7 +12,7 @@ from patchscan.detector.detector import Detector
 from patchscan.serving.archive import archive, digest_file
 from patchscan.serving.verify import verify
 from tests.command import patchscan
-from tests.serving_kit import Served, png, tiny_run
+from tests.serving_kit import Served, png, rewritten, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,6 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of another model, as version 2.0 of `tiny`, for ONNX Runtime."""
     folder = tmp_path_factory.mktemp("second")
     return archive(tiny_run(folder / "run", seed=1), folder / "store", version="2.0", engine="onnx")
-
-
-def rewritten(mar: Path, out: Path, change: dict[str, bytes]) -> Path:
-    """A copy of an archive with some files replaced or added."""
-    with zipfile.ZipFile(mar) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
-        for name in [*old.namelist(), *(name for name in change if name not in old.namelist())]:
-            new.writestr(zipfile.ZipInfo(name), change.get(name) or old.read(name))
-    return out
 
 
 def test_the_same_run_gives_the_same_archive(second: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 and health that tell the truth."""
 
 import base64
+import gzip
 import io
 import json
 import re
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,9 +24,15 @@ from demo.sample import HostileFile, hostile_files
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
+from patchscan.scanning.plan import history
+from patchscan.serving.archive import archive
 from patchscan.serving.server import HANDLERS, Addresses, TorchServe
+from patchscan.storage import open_store
+from tests.command import environment, patchscan
 from tests.docs import PAGES, blocks
-from tests.serving_kit import METRICS_LAG_S, Served, encoded, picture, png, tar_of, zip_of
+from tests.poisonous import ABORT, CRASH, EAT, HARMLESS, POISON, POISONED, bmp
+from tests.scan_kit import table_of
+from tests.serving_kit import METRICS_LAG_S, Served, encoded, picture, png, rewritten, tar_of, tiny_run, zip_of
 
 PHOTO = Image.fromarray(picture(7))
 
@@ -118,6 +126,23 @@ def test_every_way_to_send_an_image_gives_the_same_answer(client: httpx.Client, 
     assert put.json() == right
 
 
+def test_forms_are_their_file_and_damaged_requests_cost_their_batch_nothing(
+    client: httpx.Client, model: Detector
+) -> None:
+    data = png(1)
+    file = ("photo.png", data, "image/png")
+    assert client.post("/predictions/tiny", data={"title": "x"}, files={"a": file}).json() == expected(model, data)
+    two = client.post("/predictions/tiny", files=[("a", file), ("a", file)])
+    assert (two.status_code, two.json()["error"]["code"]) == (400, "bad_request")
+    json_type = {"Content-Type": "application/json"}
+    broken = client.post("/predictions/tiny", content=b'{"data": "', headers=json_type)
+    assert (broken.status_code, broken.json()["error"]["code"]) == (400, "bad_request")
+    lines = json.dumps({"data": base64.encodebytes(data).decode()}).encode()
+    assert ask(client, lines, "application/json") == expected(model, data)
+    packed = client.post("/predictions/tiny", content=gzip.compress(data), headers={"Content-Encoding": "gzip"})
+    assert (packed.status_code, packed.json()["error"]["code"]) == (415, "packed")
+
+
 def test_a_tar_and_a_zip_get_one_answer_a_member(client: httpx.Client, model: Detector) -> None:
     members = {"a/one.png": png(1), "broken.png": png(2)[:100], "two.png": png(3)}
     for body in (tar_of(members), zip_of(members)):
@@ -173,6 +198,58 @@ def test_one_bad_image_costs_its_batch_nothing(client: httpx.Client, model: Dete
         replies = list(pool.map(lambda body: client.put("/predictions/tiny", content=body), bodies))
     assert [reply.status_code for reply in replies] == [200, 200, 200, 422, 200, 200, 200, 200]
     assert replies[7].json() == expected(model, bodies[7])
+
+
+@pytest.fixture(scope="module")
+def poisoned(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A model whose archive carries a decoder that dies of certain images, as a bug of Pillow would have it."""
+    folder = tmp_path_factory.mktemp("poisoned")
+    made = archive(tiny_run(folder / "run", name="poisoned"), folder)
+    code = zipfile.ZipFile(made).read("patchscan/detector/images.py")
+    rewritten(made, served.store / made.name, {"patchscan/detector/images.py": code + POISON.read_bytes()})
+    with served.management() as management:
+        management.post("/models", params={"url": made.name, "initial_workers": 1, "synchronous": "true"})
+        yield "poisoned"
+        management.delete("/models/poisoned")
+    (served.store / made.name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("width", "why"),
+    [
+        (CRASH, "the decoder crashed (SIGSEGV)"),
+        (ABORT, "the decoder crashed (SIGABRT)"),
+        (EAT, "decoding it takes more than 192 MB of memory"),
+    ],
+)
+def test_an_image_on_which_the_decoder_dies_costs_its_batch_nothing(
+    width: int, why: str, served: Served, poisoned: str
+) -> None:
+    replies = served.in_one_batch(poisoned, [png(1), bmp(width), bmp(HARMLESS)])
+    assert [reply.status_code for reply in replies] == [200, 422, 200]
+    assert replies[1].json() == {"error": {"code": "decoder_died", "message": why}}
+
+
+def test_a_scan_through_the_server_writes_the_row_that_the_client_would_see(
+    served: Served, poisoned: str, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, data in {"crash.bmp": bmp(CRASH), "good.png": png(1)}.items():
+        (tmp_path / "photos" / name).write_bytes(data)
+    tables = []
+    for select in ("server", "worker"):
+        out = tmp_path / select
+        scan = ["scan", tmp_path / "photos", "--out", out, "--server", served.said["inference"], "--model", poisoned]
+        options = ["--token-file", served.token_file, "--select", select]
+        done = patchscan(*scan, *options, env=environment() | POISONED)
+        assert done.returncode == 0, done.stdout + done.stderr
+        store = open_store(str(out))
+        tables.append(table_of(store, history(store)[-1]))
+    row = tables[0]["crash.bmp"]
+    assert (row["status"], row["error_code"]) == ("rejected", "decoder_died")
+    assert row["error_message"] == "the decoder crashed (SIGSEGV)"
+    assert tables[0]["good.png"]["status"] == "scored"
+    assert tables[0] == tables[1]
 
 
 def test_metrics_count_what_was_answered(served: Served, client: httpx.Client) -> None:

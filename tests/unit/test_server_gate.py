@@ -1,9 +1,11 @@
 """The gate in front of a small upstream: time limits, memory limits and an end that loses nothing, in milliseconds."""
 
 import asyncio
+import gzip
 import inspect
 import json
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +16,13 @@ import pytest
 from aiohttp import web
 
 from patchscan.common.errors import UserError
+from patchscan.common.processes import available_cpus
 from patchscan.common.tokens import read_tokens
 from patchscan.serving import gate as gate_module
 from patchscan.serving.commands import serve
 from patchscan.serving.gate import Gate, Listen, Tokens
 from patchscan.serving.serve import default_models
-from patchscan.serving.server import TorchServe, available_cpus
+from patchscan.serving.server import TorchServe
 
 LOOPBACK = Listen(host="127.0.0.1", port=0)
 GOOD = {"Authorization": "Bearer good"}
@@ -31,8 +34,9 @@ class Upstream:
     def __init__(self) -> None:
         self.delay_s = 0.0
         self.waiting: list[str] = []
-        self.running = True
+        self.running, self.starting, self.rounds = True, False, 0
         self.seen: list[tuple[str, str, str]] = []
+        self.bodies: list[bytes] = []
 
     async def start(self) -> web.AppRunner:
         app = web.Application(client_max_size=2**30)
@@ -47,13 +51,18 @@ class Upstream:
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.read()
         await asyncio.sleep(self.delay_s)
+        self.bodies.append(body)
         self.seen.append((request.path, request.content_type, request.headers.get("Authorization", "")))
         return web.json_response({"bytes": len(body)})
 
     def token(self, kind: str) -> str:
+        if self.starting:
+            raise UserError("there is no key file yet")
         return f"its-{kind}-key"
 
     def not_ready(self) -> list[str]:
+        self.rounds += 1
+        time.sleep(self.delay_s)
         return self.waiting
 
 
@@ -116,6 +125,180 @@ def test_nothing_but_predictions_reaches_torchserve(tmp_path: Path, path: str) -
         status = (await reader.readline()).split()[1]
         writer.close()
         assert (status, upstream.seen) == (b"404", [])
+
+    with_gate(tmp_path, test)
+
+
+async def post_raw(url: str, head: bytes, body: bytes = b"") -> tuple[int, dict[str, Any]]:
+    """The answer to a request with these header lines, byte by byte as they are."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    writer.write(b"POST /predictions/m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + head + b"\r\n\r\n" + body)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return int(answer.split()[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize("token", [b"\xff", b"good\xe9", "g\u00f6\u00f6d".encode(), b"\xed\xa0\x80"])
+def test_a_token_of_any_bytes_is_a_wrong_token(tmp_path: Path, token: bytes) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        status, answer = await post_raw(url, b"Content-Length: 0\r\nAuthorization: Bearer " + token)
+        assert (status, answer["error"]["code"], upstream.seen) == (401, "unauthorized", [])
+
+    with_gate(tmp_path, test)
+
+
+def test_before_torchserve_has_its_keys_the_server_is_starting(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.starting = True
+        for headers in (GOOD, {"Authorization": "Bearer bad"}, {}):
+            status, answer = await post(url, headers=headers)
+            assert (status, answer["error"]["code"]) == (503, "unavailable")
+        upstream.starting = False
+        assert (await post(url))[0] == 200
+        assert len(upstream.seen) == 1
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "gzip, gzip", ""])
+def test_a_packed_body_is_refused_unread(tmp_path: Path, encoding: str) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        packed = gzip.compress(bytes(10**6))
+        head = f"Authorization: Bearer good\r\nContent-Length: {len(packed)}\r\nContent-Encoding: {encoding}"
+        status, answer = await post_raw(url, head.encode(), packed)
+        assert (status, answer["error"]["code"], upstream.seen) == (415, "packed", [])
+
+    with_gate(tmp_path, test)
+
+
+def test_a_body_of_no_encoding_says_so_in_vain(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        assert await post(url, headers=GOOD | {"Content-Encoding": "identity"}) == (200, {"bytes": 5})
+
+    with_gate(tmp_path, test)
+
+
+def test_probes_at_once_share_one_round_of_questions(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.delay_s = 0.3
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+
+            async def probe(path: str) -> int:
+                async with http.get(url + path) as reply:
+                    return reply.status
+
+            hasty = asyncio.create_task(probe("/readyz"))
+            await asyncio.sleep(0.1)
+            hasty.cancel()  # the round that it began goes on for the others
+            assert set(await asyncio.gather(*(probe("/readyz") for _ in range(60)))) == {200}
+        assert upstream.rounds == 1
+
+    with_gate(tmp_path, test)
+
+
+def form(*fields: tuple[str, bytes]) -> dict[str, Any]:
+    """The headers and body of a form; a field's first part is the rest of its Content-Disposition."""
+    parts = [
+        b'--xx\r\nContent-Disposition: form-data; name="a"%s\r\n\r\n%s\r\n' % (how.encode(), data)
+        for how, data in fields
+    ]
+    return {"headers": GOOD | {"Content-Type": "multipart/form-data; boundary=xx"}, "data": b"".join(parts) + b"--xx--"}
+
+
+FILE = '; filename="photo.png"\r\nContent-Type: image/png'
+IMAGE = b"image\r\n--x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [(FILE, IMAGE)],
+        [("", b"a title"), (FILE, IMAGE)],
+        [(FILE, IMAGE), ("", b"a title"), ("", b"another")],
+        [('; filename=""', IMAGE)],
+        [("; filename*=UTF-8''f%C3%BCr.png", IMAGE), ("", b"a title")],
+        [("", IMAGE)],
+    ],
+)
+def test_a_form_is_the_file_that_it_holds(tmp_path: Path, fields: list[tuple[str, bytes]]) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        assert (await post(url, **form(*fields)))[0] == 200
+        assert upstream.bodies == [IMAGE]
+        assert upstream.seen[0][1] == "application/octet-stream"
+
+    with_gate(tmp_path, test)
+
+
+def test_what_clients_call_a_form_is_read(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        data = aiohttp.FormData()
+        data.add_field("note", "ä")
+        data.add_field("photo", IMAGE, filename="photo.png")
+        assert (await post(url, data=data))[0] == 200
+        assert upstream.bodies == [IMAGE]
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ([(FILE, b"one"), (FILE, b"two")], "2 files"),
+        ([("", b"one"), ("", b"two")], "2 fields and no file"),
+        ([], "0 fields and no file"),
+        ([(f"{FILE}\r\nContent-Encoding: gzip", gzip.compress(bytes(10**6)))], "is encoded"),
+        ([(f"{FILE}\r\nContent-Transfer-Encoding: base64", b"aW1hZ2U=")], "is encoded"),
+        ([("", b"")] * 101, "more than 100 fields"),
+    ],
+)
+def test_a_form_that_does_not_say_which_image_is_refused(
+    tmp_path: Path, fields: list[tuple[str, bytes]], why: str
+) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        status, answer = await post(url, **form(*fields))
+        assert (status, answer["error"]["code"], upstream.seen) == (400, "bad_request", [])
+        assert why in answer["error"]["message"]
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    "cut", [b"", b"--xx", b"--xx\r\nno header", b"--xxy\r\n\r\nimage\r\n--xx--", b"no form at all"]
+)
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=xx", "multipart/form-data", "Multipart/Form-Data; x"])
+def test_a_damaged_form_is_refused(tmp_path: Path, cut: bytes, kind: str) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        status, answer = await post(url, headers=GOOD | {"Content-Type": kind}, data=cut)
+        assert (status, answer["error"]["code"], upstream.seen) == (400, "bad_request", [])
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"data": "x"', b"\xff\xfe{\0}\0", b'{"data": "\xe9"}', b"[" * 100_000, b"image"]
+)
+def test_damaged_json_is_refused_before_torchserve_loses_a_batch_over_it(tmp_path: Path, body: bytes) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        for kind in ("application/json", "application/json; charset=utf-8", "Application/JSON"):
+            status, answer = await post(url, headers=GOOD | {"Content-Type": kind}, data=body)
+            assert (status, answer["error"]["code"], upstream.seen) == (400, "bad_request", [])
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("kind", "passed_on"),
+    [
+        ("application/json; charset=utf-8", "application/json"),
+        ("text/plain", "application/octet-stream"),
+        ("image/png", "application/octet-stream"),
+        ("application/x-www-form-urlencoded", "application/octet-stream"),
+    ],
+)
+def test_torchserve_gets_json_or_bytes(tmp_path: Path, kind: str, passed_on: str) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        assert (await post(url, headers=GOOD | {"Content-Type": kind}, data=b'{"card": true}'))[0] == 200
+        assert (upstream.seen[0][1], upstream.bodies) == (passed_on, [b'{"card": true}'])
 
     with_gate(tmp_path, test)
 
@@ -233,10 +416,17 @@ def test_token_files(tmp_path: Path) -> None:
     assert read_tokens(path) == [b"old", b"new"]
     path.write_text(json.dumps({"inference": {"key": "k"}, "management": {"key": "m"}}))
     assert read_tokens(path) == [b"k"]
-    for bad in ("", "{}", "{"):
+    for bad in ("", "{}", "{", "[]", '["k"]', '"k"', '{"inference": "k"}', '{"inference": ["k"]}', '{"inference": {}}'):
         path.write_text(bad)
         with pytest.raises(UserError, match="the token file"):
             read_tokens(path)
+    for key in ("7", "null", '""', '["k"]', "[" * 100_000):
+        path.write_text(f'{{"inference": {{"key": {key}}}}}')
+        with pytest.raises(UserError, match="the token file"):
+            read_tokens(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="the token file"):
+        read_tokens(path)
     assert not Tokens(path).allow("Bearer ")
     assert not Tokens(tmp_path / "missing").allow("Bearer x")
 
@@ -271,7 +461,7 @@ def test_a_store_with_a_stranger_in_it_is_named(tmp_path: Path) -> None:
 def test_cpus_are_the_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
     quota = tmp_path / "cpu.max"
-    monkeypatch.setattr("patchscan.serving.server.CPU_QUOTA", quota)
+    monkeypatch.setattr("patchscan.common.processes.CPU_QUOTA", quota)
     for text, cpus in (("250000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 16)):
         quota.write_text(text)
         assert available_cpus() == cpus

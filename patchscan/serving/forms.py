@@ -1,0 +1,58 @@
+"""Take the one file out of a form (multipart/form-data, RFC 7578), as browsers and `curl -F` send it."""
+
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import BytesHeaderParser
+
+MAX_PARTS = 100
+
+
+class FormError(ValueError):
+    """The form is damaged, or does not hold exactly one file: answered with HTTP 400 and code `bad_request`."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    headers: Message
+    body: bytes
+
+    @property
+    def is_file(self) -> bool:
+        return self.headers.get_filename() is not None
+
+
+def file_of_form(content_type: str, body: bytes) -> bytes:
+    """Return the form's file, or where it has none its only field. Raises FormError."""
+    parts = _parts(content_type, body)
+    files = [part for part in parts if part.is_file]
+    if len(files or parts) != 1:
+        found = f"{len(files)} files" if files else f"{len(parts)} fields and no file"
+        raise FormError(f"the form holds {found}: send one file, or many images as a tar or zip")
+    (part,) = files or parts
+    encodings = {part.headers.get("Content-Encoding"), part.headers.get("Content-Transfer-Encoding")}
+    if encodings - {None, "identity", "binary", "8bit", "7bit"}:
+        raise FormError("the form's file is encoded: send its bytes as they are")
+    return part.body
+
+
+def _parts(content_type: str, body: bytes) -> list[_Part]:
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_boundary()
+    if not boundary:
+        raise FormError("the form's Content-Type has no boundary")
+    # The line break before a boundary belongs to it; the first one may begin the body.
+    delimiter = b"\r\n--" + boundary.encode("utf-8", "surrogateescape")
+    _, *pieces = (b"\r\n" + body).split(delimiter, MAX_PARTS + 1)
+    ends = [number for number, piece in enumerate(pieces) if piece.startswith(b"--")]
+    if not ends:
+        raise FormError(f"the form is cut short, or has more than {MAX_PARTS} fields")
+    return [_part(piece) for piece in pieces[: ends[0]]]
+
+
+def _part(piece: bytes) -> _Part:
+    space, line_break, rest = piece.partition(b"\r\n")
+    head, separator, content = (line_break + rest).partition(b"\r\n\r\n")
+    if space.strip() or not separator:
+        raise FormError("the form is damaged")
+    return _Part(BytesHeaderParser().parsebytes(head.removeprefix(b"\r\n")), content)

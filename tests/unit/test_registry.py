@@ -1,0 +1,106 @@
+"""`patchscan register` against a management API that refuses: what it made is removed, and nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from patchscan.common.errors import UserError
+from patchscan.common.files import digest_in
+from patchscan.serving.archive import archive, digest_file
+from patchscan.serving.registry import Registry
+from patchscan.serving.verify import verify
+from tests.serving_kit import tiny_run
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    return archive(tiny_run(folder / "run"), folder)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    (tmp_path / "store").mkdir()
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def registry(store: Path) -> Iterator[Registry]:
+    """Of a server that has no model yet and fails to load any."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"models": []})
+        return httpx.Response(500, json={"message": "it does not load"})
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    with Registry(client, client, store) as made:
+        yield made
+
+
+def refused(registry: Registry, mar: Path) -> None:
+    with pytest.raises(UserError, match="it does not load"):
+        registry.register(mar, 1)
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.iterdir()}
+
+
+def test_a_copy_that_was_made_is_removed(registry: Registry, original: Path, store: Path) -> None:
+    refused(registry, original)
+    assert contents(store) == {}
+
+
+@pytest.mark.parametrize("with_digest", [True, False])
+@pytest.mark.parametrize("way", ["the file itself", "a link to it", "another name of it", "a copy of it"])
+def test_the_operators_own_file_in_the_store_stays(
+    way: str, with_digest: bool, registry: Registry, original: Path, store: Path, tmp_path: Path
+) -> None:
+    mine = store / "tiny-1.0.mar"
+    mine.write_bytes(original.read_bytes())
+    if with_digest:
+        digest_file(mine).write_text(f"{verify(original).sha256}  tiny-1.0.mar\n")
+    given, before = mine, contents(store)
+    if way == "a link to it":
+        given = tmp_path / "link.mar"
+        given.symlink_to(mine)
+    if way == "another name of it":
+        given = tmp_path / "other.mar"
+        given.hardlink_to(mine)
+    if way == "a copy of it":
+        given = original
+    refused(registry, given)
+    assert contents(store) == before
+
+
+def test_another_archive_of_this_version_is_not_replaced(registry: Registry, original: Path, store: Path) -> None:
+    (store / "tiny-1.0.mar").write_bytes(b"the only copy of something else")
+    with pytest.raises(UserError, match=r"tiny-1\.0\.mar is another archive"):
+        registry.register(original, 1)
+    assert contents(store) == {"tiny-1.0.mar": b"the only copy of something else"}
+
+
+@pytest.mark.parametrize("text", ["", "\n", "  ", "no digest", "abc123  tiny.mar", "\xff", "0" * 65])
+def test_a_digest_file_without_a_digest_is_one_line(text: str, original: Path, tmp_path: Path) -> None:
+    mar = tmp_path / "tiny.mar"
+    mar.write_bytes(original.read_bytes())
+    digest_file(mar).write_text(text, "latin-1")
+    with pytest.raises(UserError, match=r"tiny\.mar\.sha256 is damaged"):
+        verify(mar)
+
+
+def test_the_forms_of_a_digest() -> None:
+    digest = "0123456789abcdef" * 4
+    for text in (digest, f"{digest}  tiny.mar\n", f"{digest} *tiny.mar\r\n", f"\n{digest.upper()}\ttiny.mar"):
+        assert digest_in(text.encode()) == digest
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"management": "k"}', '{"management": {"key": 7}}', "text"])
+def test_a_key_file_of_another_form_is_one_line(text: str, tmp_path: Path) -> None:
+    keys = tmp_path / "key_file.json"
+    keys.write_text(text)
+    with pytest.raises(UserError, match=r"cannot read .*key_file\.json.*--keys"):
+        Registry.connect("http://a", "http://b", keys, None, tmp_path)
