@@ -6,6 +6,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+# Mode, format and options of an image, one for each way in which decoders work.
+ENCODINGS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "JPEG": ("RGB", "JPEG", {}),
+    "grey JPEG": ("L", "JPEG", {}),
+    "progressive JPEG": ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+    "progressive CMYK": ("CMYK", "JPEG", {"progressive": True, "subsampling": 0}),
+    "PNG": ("RGB", "PNG", {}),
+    "PNG with alpha": ("RGBA", "PNG", {}),
+    "PNG of 16 bits": ("I;16", "PNG", {}),
+    "palette": ("P", "PNG", {}),
+    "GIF": ("P", "GIF", {}),
+    "WebP": ("RGB", "WEBP", {"method": 0}),
+    "lossless WebP": ("RGB", "WEBP", {"lossless": True, "method": 0, "quality": 0}),
+    "WebP with alpha": ("RGBA", "WEBP", {"method": 0}),
+    "TIFF": ("RGB", "TIFF", {"compression": "tiff_deflate"}),
+    "TIFF of 16 bits": ("I;16", "TIFF", {}),
+    "BMP": ("RGB", "BMP", {}),
+    "AVIF": ("RGB", "AVIF", {"speed": 10}),
+}
+
 
 def picture(seed: int, width: int = 64, height: int = 64) -> np.ndarray:
     """A smooth random picture, uint8 (height, width, 3): nothing in it tells AI from real."""

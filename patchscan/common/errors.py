@@ -35,7 +35,7 @@ Each package defines its own errors beside the code that raises them:
     |-- AlreadyExistsError, JobGoneError    the cluster's state is not the expected one
     `-- ValueError
         |-- ImageError                 one image can never be scored: a rejected row
-        |-- RequestError               a malformed request to the handler: HTTP 400
+        |-- RequestError, FormError    a malformed request to the handler or the gate: HTTP 400
         `-- UnsafeNameError            a name that is no file inside its folder
 """
 

@@ -20,13 +20,13 @@ from tests.command import PATCHSCAN, environment, patchscan
 from tests.poisonous import ABORT, CRASH, EAT, POISONED, SLEEP, SPIN, bmp
 from tests.scan_kit import StubServer, image, table_of
 
-TIME_LIMIT = {"patchscan.detector.decoders.TIME_S": 3}
+TIME_LIMIT = {"patchscan.detector.decoders.TIME_S": 10}
 DIED = {
     "abort.bmp": "the decoder crashed (SIGABRT)",
     "crash.bmp": "the decoder crashed (SIGSEGV)",
     "eat.bmp": "decoding it takes more than 192 MB of memory",
-    "sleep.bmp": "decoding it took more than 3 s",
-    "spin.bmp": "decoding it took more than 3 s",
+    "sleep.bmp": "decoding it took more than 10 s",
+    "spin.bmp": "decoding it took more than 10 s",
 }
 
 

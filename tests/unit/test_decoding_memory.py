@@ -3,13 +3,12 @@
 import io
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.image_tree import picture
+from tests.image_tree import ENCODINGS, picture
 
 SIDE = 1600
 MEASURE = """
@@ -26,30 +25,12 @@ open("/proc/self/clear_refs", "w").write("5")
 decode(data)
 print(field("VmHWM") - before, decoded_bytes(data))
 """
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "JPEG": ("RGB", "JPEG", {}),
-    "grey JPEG": ("L", "JPEG", {}),
-    "progressive JPEG": ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
-    "progressive CMYK": ("CMYK", "JPEG", {"progressive": True, "subsampling": 0}),
-    "PNG": ("RGB", "PNG", {}),
-    "PNG with alpha": ("RGBA", "PNG", {}),
-    "PNG of 16 bits": ("I;16", "PNG", {}),
-    "palette": ("P", "PNG", {}),
-    "GIF": ("P", "GIF", {}),
-    "WebP": ("RGB", "WEBP", {"method": 0}),
-    "lossless WebP": ("RGB", "WEBP", {"lossless": True, "method": 0, "quality": 0}),
-    "WebP with alpha": ("RGBA", "WEBP", {"method": 0}),
-    "TIFF": ("RGB", "TIFF", {"compression": "tiff_deflate"}),
-    "TIFF of 16 bits": ("I;16", "TIFF", {}),
-    "BMP": ("RGB", "BMP", {}),
-    "AVIF": ("RGB", "AVIF", {"speed": 10}),
-}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the process's peak memory is read from /proc")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ENCODINGS)
 def test_decoding_takes_no_more_than_is_reckoned(case: str) -> None:
-    mode, kind, options = CASES[case]
+    mode, kind, options = ENCODINGS[case]
     pixels = np.tile(picture(5, 160, 160), (SIDE // 160, SIDE // 160, 1))
     image = Image.fromarray(pixels)
     image = Image.fromarray(pixels[..., 0].astype(np.uint16) << 8) if mode == "I;16" else image.convert(mode)
