@@ -11,6 +11,7 @@ import httpx
 
 from patchscan.common.errors import UserError
 from patchscan.common.retries import Retries, TransientError
+from patchscan.storage.store import FailureCode
 
 SIGNATURE, TIMESTAMP = "X-Patchscan-Signature", "X-Patchscan-Timestamp"
 
@@ -22,9 +23,12 @@ class WebhookError(UserError):
 def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
     """Return the alerts of a report, as `kind` and `message`. Kinds: `ai` where this scan called images AI, `drift`
     where the scores of new images differ from those of the previous scan, `failed` where objects could not be
-    scored, `empty` where the source holds nothing to scan."""
+    scored, `archived` where that is because they are in cold storage, `empty` where the source holds nothing to scan.
+    Objects in cold storage that an earlier scan has told of raise no alert until something about them changes."""
     found: list[dict[str, str]] = []
-    new_ai, drift, failed = report["totals"]["new_ai"], report["drift"], report["totals"]["failed"]
+    new_ai, drift = report["totals"]["new_ai"], report["drift"]
+    archived = sum(row["new"] for row in report["errors"] if row["code"] == FailureCode.ARCHIVED)
+    failed = report["totals"]["failed"] - archived
     if new_ai:
         found.append({"kind": "ai", "message": f"{new_ai:,} new or changed images look AI-generated"})
     if drift and drift["alert"]:
@@ -32,6 +36,9 @@ def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
         found.append({"kind": "drift", "message": message})
     if failed:
         found.append({"kind": "failed", "message": f"{failed:,} objects could not be scored; a rerun tries again"})
+    if archived:
+        message = f"{archived:,} objects are in cold storage and were not scored; restore them, and scan again"
+        found.append({"kind": "archived", "message": message})
     if not report["totals"]["listed"]:
         filtered = report["totals"]["filtered"]
         why = f"the filters leave out all {filtered:,} objects" if filtered else "it holds no object; is it misspelt?"

@@ -52,6 +52,7 @@ def scan(
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
     max_objects: options.MaxObjects = 0,
+    retry_archived: options.RetryArchived = False,
     threads: options.Threads = 32,
     in_flight: options.InFlight = 32,
     batch: options.Batch = None,
@@ -83,7 +84,7 @@ def scan(
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects)
+    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects, retry_archived)
     worker = options.make_worker(
         plan, results, scorer, options.make_settings(select, threads, in_flight, batch, memory_mb)
     )
@@ -115,6 +116,7 @@ def scan_plan(
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
     max_objects: options.MaxObjects = 0,
+    retry_archived: options.RetryArchived = False,
 ) -> None:
     """Plan a scan for many processes: list, compare with the last scan, cut into shards; prints JSON.
 
@@ -128,7 +130,7 @@ def scan_plan(
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects)
+    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects, retry_archived)
     counts = {name: getattr(plan, name) for name in ("shards", "listed", "unchanged", "deleted")}
     print(json.dumps({"plan": plan.address(results), **counts}))
 
@@ -167,7 +169,7 @@ def scan_worker(
     scorer = options.make_scorer(server, model, token_file, run, device, in_flight)
     out, name = parse_plan_url(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
-    plan = Plan.read(results, name)
+    plan = Plan.read(results, name).at(endpoint_url)
     worker = options.make_worker(
         plan, results, scorer, options.make_settings(select, threads, in_flight, batch, memory_mb)
     )
@@ -196,7 +198,7 @@ def scan_reduce(
 
     out, name = parse_plan_url(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
-    finish_scan(results, Plan.read(results, name), labels, webhook, webhook_secret_file, fail_on)
+    finish_scan(results, Plan.read(results, name).at(endpoint_url), labels, webhook, webhook_secret_file, fail_on)
 
 
 def report(
@@ -218,7 +220,7 @@ def report(
     plan = last_complete(results)
     if plan is None:
         raise UserError(f"{out} holds no complete scan; run `patchscan scan` first")
-    finish_scan(results, plan, labels)
+    finish_scan(results, plan.at(endpoint_url), labels)
 
 
 def make_plan(
@@ -229,12 +231,15 @@ def make_plan(
     shard_objects: int,
     shard_mb: int,
     max_objects: int,
+    retry_archived: bool = False,
 ) -> "Plan":
     """Plan a scan (`plan_scan`), and warn where the results store ignores conditional writes."""
     from patchscan.scanning.plan import ShardSize, plan_scan
 
     size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
-    plan = run_interruptibly(lambda: plan_scan(source, filters, scorer.card, results, size, max_objects))
+    plan = run_interruptibly(
+        lambda: plan_scan(source, filters, scorer.card, results, size, max_objects, retry_archived)
+    )
     if not plan.conditional_writes:
         message = (
             f"{results.url} ignores conditional writes: if two scans are started at once, one of them ends with 75"

@@ -78,7 +78,7 @@ def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None)
     records: list[dict[str, Any]] = []
     for row in table.stream(
         "SELECT key, etag, logit, coalesce(reason = 'small_image', false) AS small, tier, status, error_code"
-        " FROM rows WHERE status <> 'failed' ORDER BY key"
+        " FROM rows WHERE status <> 'failed' ORDER BY key, version_id"
     ):
         label = from_key(row["key"]) if known is None else known.get(row["key"])
         if label:

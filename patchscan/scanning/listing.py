@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchscan.scanning.rows import LISTED, SCHEMA
-from patchscan.storage.store import ObjectInfo
+from patchscan.storage.store import FailureCode, ObjectInfo
 
 BATCH = 10_000
+IDENTITY = pa.schema([LISTED.field("key"), LISTED.field("version_id")])
+# What does not fit is written to local disk.
+MEMORY_LIMIT = "400MB"
 # Rows in a part of rows carried over unchanged.
 UNCHANGED_PART = 200_000
 
@@ -50,15 +53,33 @@ class Filters:
         return True
 
 
-class ListingJoin:
-    """Join the listing with the previous scan's table; `scratch` is a folder on local disk."""
+def _unchanged(column: str, table: str = "previous", other: str = "todo") -> str:
+    return f"{table}.{column} IS NOT DISTINCT FROM {other}.{column}"
 
-    def __init__(self, scratch: Path, filters: Filters):
+
+# A version never changes, except the one called null: where a list has no ETags, its versions tell as much.
+SAME_CONTENT = (
+    "coalesce(previous.etag = todo.etag, todo.version_id <> 'null', false)"
+    " AND coalesce(previous.size = todo.size, true)"
+)
+# An object that was archived, and about which the listing says what it said then.
+STILL_ARCHIVED = f"previous.error_code = '{FailureCode.ARCHIVED}' AND " + " AND ".join(
+    map(_unchanged, ("last_modified", "storage_class", "restored"))
+)
+
+
+class ListingJoin:
+    """Join the listing with the previous scan's table; `scratch` is a folder on local disk.
+
+    An object is told from others by its key; with `by_version`, for a manifest, by key and version.
+    """
+
+    def __init__(self, scratch: Path, filters: Filters, *, by_version: bool = False):
         self.scratch = scratch
         self.filters = filters
-        self.filtered = 0
+        self._by_version = by_version
         self._db = duckdb.connect(scratch / "join.duckdb")
-        self._db.execute("SET memory_limit = '400MB'")
+        self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         self._db.execute("SET preserve_insertion_order = false")
         self._db.execute(f"SET temp_directory = '{scratch}/spill'")
         self._db.execute("SET TimeZone = 'UTC'")
@@ -68,46 +89,60 @@ class ListingJoin:
         self._db.execute("CREATE VIEW previous AS FROM no_previous")
 
     def add_listing(self, objects: Iterable[ObjectInfo]) -> None:
-        """Add the listing, in any order: what the filters keep, and each key once."""
-        kept = iter(self._keep(objects))
-        with pq.ParquetWriter(self.scratch / "listing.parquet", LISTED) as writer:
-            while batch := list(islice(kept, BATCH)):
-                columns = {name: [getattr(info, name) for info in batch] for name in LISTED.names}
-                writer.write_table(pa.table(columns, schema=LISTED))
-        self._db.execute(f"CREATE VIEW listing AS FROM '{self.scratch}/listing.parquet'")
-        self._db.execute("CREATE TABLE todo AS SELECT * FROM listing QUALIFY row_number() OVER (PARTITION BY key) = 1")
+        """Add the listing, in any order: what the filters keep, and each object once."""
+        objects = iter(objects)
+        listing, left_out = self.scratch / "listing.parquet", self.scratch / "left-out.parquet"
+        with pq.ParquetWriter(listing, LISTED) as kept, pq.ParquetWriter(left_out, IDENTITY) as others:
+            while batch := list(islice(objects, BATCH)):
+                keep = [self.filters.keep(info) for info in batch]
+                kept.write_table(_table(compress(batch, keep), LISTED))
+                others.write_table(_table(compress(batch, (not one for one in keep)), IDENTITY))
+        self._db.execute(f"CREATE VIEW listing AS FROM '{listing}'")
+        self._db.execute(f"CREATE VIEW left_out AS FROM '{left_out}'")
+        name = "key, version_id" if self._by_version else "key"
+        self._db.execute(f"CREATE TABLE todo AS FROM listing QUALIFY row_number() OVER (PARTITION BY {name}) = 1")
 
-    def add_previous(self, parts: Iterable[bytes], digest: str) -> None:
+    def add_previous(self, parts: Iterable[bytes], digest: str, *, retry_archived: bool = False) -> None:
         """Add the previous scan's table (Parquet files). Rows of the model `digest` whose object is unchanged are
-        carried over, except failed ones."""
+        carried over: of scored and rejected objects, and, unless `retry_archived`, of those in cold storage, where
+        nothing that a listing says has changed."""
         for index, data in enumerate(parts):
             (self.scratch / f"previous-{index:06d}.parquet").write_bytes(data)
-        self._db.execute(f"CREATE OR REPLACE VIEW previous AS FROM '{self.scratch}/previous-*.parquet'")
+        # Older tables lack columns.
+        files = f"read_parquet('{self.scratch}/previous-*.parquet', union_by_name = true)"
+        self._db.execute(f"CREATE OR REPLACE VIEW previous AS FROM no_previous UNION ALL BY NAME FROM {files}")
         self._db.execute(
-            "CREATE OR REPLACE TABLE unchanged AS SELECT previous.* FROM previous JOIN todo USING (key)"
-            " WHERE previous.etag = todo.etag AND previous.size = todo.size"
-            " AND previous.digest = ? AND previous.status IN ('scored', 'rejected')",
-            [digest],
+            "CREATE OR REPLACE TABLE unchanged AS"
+            f" SELECT previous.* FROM previous JOIN todo ON {self._same('previous')} WHERE {SAME_CONTENT}"
+            " AND previous.digest = ?"
+            f" AND (previous.status IN ('scored', 'rejected') OR (? AND {STILL_ARCHIVED}))",
+            [digest, not retry_archived],
         )
-        self._db.execute("DELETE FROM todo WHERE key IN (SELECT key FROM unchanged)")
+        self._db.execute(
+            f"CREATE OR REPLACE TABLE todo AS SELECT todo.* FROM todo ANTI JOIN unchanged ON {self._same('unchanged')}"
+        )
 
     def counts(self) -> dict[str, int]:
-        """The counts of a plan: listed, listed_bytes, unchanged, deleted, filtered, duplicates."""
+        """The counts of a plan: listed, listed_bytes, unchanged, deleted, filtered, duplicates. What the filters leave
+        out is not deleted."""
+        seen = "(SELECT key, version_id FROM listing UNION ALL FROM left_out)"
         unchanged = self._number("SELECT count(*) FROM unchanged")
         listed = self._number("SELECT count(*) FROM todo") + unchanged
         return {
             "listed": listed,
             "listed_bytes": self._number("SELECT coalesce(sum(size), 0) FROM listing"),
             "unchanged": unchanged,
-            "deleted": self._number("SELECT count(*) FROM previous WHERE key NOT IN (SELECT key FROM listing)"),
-            "filtered": self.filtered,
+            "deleted": self._number(
+                f"SELECT count(*) FROM previous ANTI JOIN {seen} AS seen ON {self._same('previous', 'seen')}"
+            ),
+            "filtered": self._number("SELECT count(*) FROM left_out"),
             "duplicates": self._number("SELECT count(*) FROM listing") - listed,
         }
 
     def unchanged(self) -> Iterator[pa.Table]:
-        """The rows carried over, ordered by key, in parts; one empty part where there are none."""
+        """The rows carried over, ordered by key and version, in parts; one empty part where there are none."""
         none_yet = True
-        for table in self._batches("FROM unchanged ORDER BY key", UNCHANGED_PART):
+        for table in self._batches("FROM unchanged ORDER BY key, version_id", UNCHANGED_PART):
             none_yet = False
             yield table.cast(SCHEMA)
         if none_yet:
@@ -119,7 +154,7 @@ class ListingJoin:
             yield from batch.column(0).to_pylist()
 
     def to_score(self) -> Iterator[dict[str, Any]]:
-        """The objects to score, ordered by key, with the fields of rows.LISTED."""
+        """The objects to score, ordered by key and version, with the fields of rows.LISTED."""
         for batch in self._sorted().iter_batches(BATCH):
             yield from batch.to_pylist()
 
@@ -127,15 +162,14 @@ class ListingJoin:
         """The objects to score, written to a file, so that they are sorted only once."""
         path = self.scratch / "todo.parquet"
         if not path.exists():
-            self._db.execute(f"COPY (FROM todo ORDER BY key) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {BATCH})")
+            todo = "FROM todo ORDER BY key, version_id"
+            self._db.execute(f"COPY ({todo}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {BATCH})")
         return pq.ParquetFile(path)
 
-    def _keep(self, objects: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
-        for info in objects:
-            if self.filters.keep(info):
-                yield info
-            else:
-                self.filtered += 1
+    def _same(self, table: str, other: str = "todo") -> str:
+        """The condition that rows of two tables are about the same object."""
+        same_key = f"{table}.key = {other}.key"
+        return f"{same_key} AND {_unchanged('version_id', table, other)}" if self._by_version else same_key
 
     def _number(self, query: str) -> int:
         found = self._db.execute(query).fetchone()
@@ -148,3 +182,7 @@ class ListingJoin:
         for batch in reader:
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])
+
+
+def _table(objects: Iterable[ObjectInfo], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([{name: getattr(info, name) for name in schema.names} for info in objects], schema)

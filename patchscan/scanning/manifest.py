@@ -25,6 +25,7 @@ INVENTORY_FIELDS = {
     "ETag": "etag",
     "LastModifiedDate": "last_modified",
     "VersionId": "version_id",
+    "StorageClass": "storage_class",
 }
 
 # What the file system, and the readers of these formats on damaged bytes, raise.
@@ -130,6 +131,7 @@ def _info(values: dict[str, Any], where: str) -> ObjectInfo:
             etag=(values.get("etag") or "").strip('"') or None,
             version_id=values.get("version_id") or None,
             last_modified=_parse_time(modified) if modified else None,
+            storage_class=values.get("storage_class") or None,
         )
     except (TypeError, ValueError) as error:
         raise ManifestError(f"{where}: {error}") from error

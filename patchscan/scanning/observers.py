@@ -57,7 +57,7 @@ class EventObserver:
         self.counts[row["status"]] += 1
         self.bytes += fetched_bytes
         if row.get("verdict") == "ai":
-            self.emit("flagged", key=row["key"], etag=row["etag"], p_ai=row["p_ai"])
+            self.emit("flagged", key=row["key"], version_id=row["version_id"], etag=row["etag"], p_ai=row["p_ai"])
         elif row["status"] == "failed":
             self.emit("failed", key=row["key"], code=row["error_code"], message=row["error_message"])
         if time.monotonic() - self._last >= PROGRESS_INTERVAL_S:

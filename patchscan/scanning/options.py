@@ -60,6 +60,13 @@ ShardMB = Annotated[int, typer.Option(min=1, help="Maximum megabytes in a shard.
 MaxObjects = Annotated[
     int, typer.Option(min=0, help="End before anything is scored if there are more objects to score (0: no limit).")
 ]
+RetryArchived = Annotated[
+    bool,
+    typer.Option(
+        "--retry-archived",
+        help="Try objects again that an earlier scan found in cold storage: after a restore that listings do not show.",
+    ),
+]
 SelectBy = Annotated[
     Literal["worker", "server"] | None,
     typer.Option(

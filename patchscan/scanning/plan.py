@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -56,6 +56,11 @@ class ScanSource:
     endpoint_url: str | None = None
     requester_pays: bool = False
     manifest: str | None = None
+
+    def identity(self, key: str, version_id: str | None) -> tuple[str, str | None]:
+        """What tells a listed object from the others: of a manifest, which may list several versions of a key, the
+        version too. A store lists each key once; the version is then the one that was fetched."""
+        return key, version_id if self.manifest else None
 
     def open(self, threads: int = 32) -> Store:
         """Open the source's store, for `threads` calls at once."""
@@ -99,6 +104,10 @@ class Plan:
     def write(self, out: Store) -> None:
         """Write plan.json."""
         out.write(f"scans/{self.scan}/{PLAN_FILE}", json.dumps(asdict(self), indent=1).encode())
+
+    def at(self, endpoint_url: str | None) -> "Plan":
+        """The plan with the source at another address; None: where it was."""
+        return replace(self, source=replace(self.source, endpoint_url=endpoint_url)) if endpoint_url else self
 
     def address(self, out: Store) -> str:
         """The path or URL of plan.json."""
@@ -158,9 +167,11 @@ def plan_scan(
     out: Store,
     shard_size: ShardSize = ShardSize(),
     max_objects: int = 0,
+    retry_archived: bool = False,
 ) -> Plan:
     """Return the unfinished plan of the same source, filters and model, if there is one, else make a new one, which is
-    incremental on the last complete scan. Planners that run at the same time all get the same plan.
+    incremental on the last complete scan. Planners that run at the same time all get the same plan. `retry_archived`:
+    what the last scan found in cold storage is tried again.
 
     Raises PlanError where `out` belongs to another source or lies inside it, or a new plan would score more than
     `max_objects` objects (0: no limit), and StoreError.
@@ -176,8 +187,11 @@ def plan_scan(
                 )
             same = newest.digest == card.digest and newest.filters == filters
             if same and not is_complete(out, newest.scan):
+                if newest.source != source:  # the store has moved
+                    newest = replace(newest, source=source)
+                    newest.write(out)
                 return newest
-        new = _make(source, filters, card, out, shard_size, max_objects)
+        new = _make(source, filters, card, out, shard_size, max_objects, retry_archived)
         number = int(Path(entries[-1]).stem) + 1 if entries else 1
         if _claim(out, f"history/{number:06d}.json", new):
             return new
@@ -225,18 +239,24 @@ def honours_conditional_writes(out: Store) -> bool:
 
 
 def _make(
-    source: ScanSource, filters: Filters, card: Card, out: Store, shard_size: ShardSize, max_objects: int
+    source: ScanSource,
+    filters: Filters,
+    card: Card,
+    out: Store,
+    shard_size: ShardSize,
+    max_objects: int,
+    retry_archived: bool,
 ) -> Plan:
     scan = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     store = source.open()
     started = time.monotonic()
     previous = last_complete(out)
     with tempfile.TemporaryDirectory(prefix="patchscan-plan-", ignore_cleanup_errors=True) as scratch:
-        join = ListingJoin(Path(scratch), filters)
+        join = ListingJoin(Path(scratch), filters, by_version=source.manifest is not None)
         join.add_listing(_objects(source, store))
         listing = {"seconds": time.monotonic() - started, "requests": dict(store.requests)}
         if previous:
-            join.add_previous(read_parts(out, previous.scan), card.digest)
+            join.add_previous(read_parts(out, previous.scan), card.digest, retry_archived=retry_archived)
         counts = join.counts()
         _check_number(source, counts, max_objects)
         for index, table in enumerate(join.unchanged()):

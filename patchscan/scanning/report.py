@@ -130,7 +130,12 @@ def summary_text(report: Report) -> str:
     lines = [
         f"{report['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone",
         f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
-        *(f"{row['status']} {row['code']}: {row['n']:,}, e.g. {row['examples'][0]['key']}" for row in report["errors"]),
+        # Those carried over were told of when they were new.
+        *(
+            f"{row['status']} {row['code']}: {row['new']:,}, e.g. {row['examples'][0]['key']}"
+            for row in report["errors"]
+            if row["new"]
+        ),
         *(f"alert: {alert['message']}" for alert in report["alerts"]),
         *(f"warning: {warning}" for warning in report["model"]["warnings"]),
     ]

@@ -27,6 +27,8 @@ LISTED = pa.schema(
         ("etag", pa.string()),
         ("size", pa.int64()),
         ("last_modified", TIME),
+        ("storage_class", pa.string()),
+        ("restored", pa.bool_()),
     ]
 )
 ANSWER = [
@@ -78,8 +80,8 @@ def _row(info: ObjectInfo, status: Status, attempts: int) -> Row:
 
 
 def to_parquet(rows: Sequence[Row], schema: pa.Schema = SCHEMA, metadata: dict[bytes, bytes] | None = None) -> bytes:
-    """Return the rows, ordered by key, as the bytes of a Parquet file with `metadata` in its footer."""
-    ordered = sorted(rows, key=lambda row: row["key"].encode())
+    """Return the rows, ordered by key and version, as the bytes of a Parquet file with `metadata` in its footer."""
+    ordered = sorted(rows, key=lambda row: (row["key"].encode(), (row.get("version_id") or "").encode()))
     return table_to_parquet(pa.Table.from_pylist(ordered, schema=schema), metadata)
 
 

@@ -24,7 +24,7 @@ BY_STATUS = """
            count(*) FILTER (NOT carried AND status = 'failed') AS failed,
            count(*) FILTER (carried) AS unchanged,
            count(*) FILTER (NOT carried AND verdict = 'ai') AS new_ai,
-           count(DISTINCT key) AS keys
+           count(DISTINCT (key, version_id)) AS objects
     FROM rows
 """
 GROUPED = """
@@ -40,17 +40,17 @@ GROUPED = """
 
 
 def totals(table: ScanTable, plan: Plan) -> dict[str, Any]:
-    """The scan's counts, and whether they add up: listed = scored + rejected + failed + unchanged, and no key twice.
+    """The scan's counts, and whether they add up: listed = scored + rejected + failed + unchanged, and no object twice.
     `new_ai` of the scored images were called AI."""
     counted = table.query_one(BY_STATUS)
-    rows, keys = counted.pop("rows"), counted.pop("keys")
+    rows, objects = counted.pop("rows"), counted.pop("objects")
     return {
         "listed": plan.listed,
         **counted,
         "deleted": plan.deleted,
         "filtered": plan.filtered,
         "duplicates": plan.duplicates,
-        "adds_up": rows == keys == plan.listed,
+        "adds_up": rows == objects == plan.listed,
     }
 
 
@@ -67,10 +67,11 @@ def without_score(table: ScanTable) -> dict[str, int]:
 
 
 def errors(table: ScanTable) -> list[dict[str, Any]]:
-    """Objects without a score: status, code, how many, and the first few of them by key."""
+    """Objects without a score: status, code, how many, how many of them were not carried over (`new`), and the first
+    few by key, new ones first."""
     return table.query(
-        "SELECT status, error_code AS code, count(*) AS n,"
-        f" list({{'key': key, 'message': error_message}} ORDER BY key)[:{EXAMPLES}] AS examples"
+        "SELECT status, error_code AS code, count(*) AS n, count(*) FILTER (NOT carried) AS new,"
+        f" arg_min({{'key': key, 'message': error_message}}, (carried, key, version_id), {EXAMPLES}) AS examples"
         " FROM rows WHERE status <> 'scored' GROUP BY ALL ORDER BY n DESC, code"
     )
 
@@ -117,11 +118,13 @@ def by_prefix(table: ScanTable, base: str) -> list[dict[str, Any]]:
     """Counts by the first folder below `base`, the largest first; the others together as `(others)`."""
     inner = f"substr(key, {len(base) + 1})"
     group = f"CASE WHEN contains({inner}, '/') THEN split_part({inner}, '/', 1) || '/' ELSE '(no folder)' END"
-    found = table.query(GROUPED.format(group=group) + " ORDER BY objects DESC, name")
-    shown, others = found[:LARGEST_GROUPS], found[LARGEST_GROUPS:]
-    if others:
-        numbers = {field: sum(row[field] for row in others) for field in others[0] if field != "name"}
-        shown.append({"name": f"({len(others)} others)"} | numbers)
+    # There may be a folder for each object, so the sums of the others are left to the database.
+    groups = GROUPED.format(group=group) + " ORDER BY objects DESC, name"
+    shown = table.query(f"{groups} LIMIT {LARGEST_GROUPS}")
+    columns = ", ".join(f"sum({field})::BIGINT AS {field}" for field in shown[0] if field != "name") if shown else "1"
+    others = table.query_one(f"SELECT count(*) AS n, {columns} FROM ({groups} OFFSET {LARGEST_GROUPS})")
+    if others["n"]:
+        shown.append({"name": f"({others.pop('n'):,} others)", **others})
     return shown
 
 

@@ -17,6 +17,8 @@ from patchscan.scanning.rows import STATS_KEY
 from patchscan.storage.store import Store
 
 BATCH = 50_000
+# What does not fit is written to local disk.
+MEMORY_LIMIT = "1GB"
 
 
 class IncompleteScanError(PlanError):
@@ -49,7 +51,8 @@ class ScanTable:
             path.write_bytes(data)
             self.cost.update(json.loads((pq.read_metadata(path).metadata or {}).get(STATS_KEY, b"{}")))
         self._db = duckdb.connect()
-        self._db.execute(f"SET memory_limit = '1GB'; SET temp_directory = '{scratch}/spill'; SET TimeZone = 'UTC'")
+        self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = '{scratch}/spill'")
+        self._db.execute("SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
         source = f"read_parquet('{files}/*.parquet', filename = true)"
         self._db.execute(f"CREATE VIEW rows AS SELECT *, filename LIKE '%/unchanged-%' AS carried FROM {source}")
 

@@ -36,6 +36,7 @@ from patchscan.scanning.scorers import RefusedRequestError, Scorer, ScorerError,
 from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, Store
 
 Usage = dict[str, float]
+Identity = tuple[str, str | None]
 Result = TypeVar("Result")
 
 # Images in one request of crops, by device (cpu: 1). A GPU scores a batch in one pass. On a CPU each image is a pass of
@@ -126,15 +127,16 @@ class Worker:
             self._notify_resumed(rows.from_parquet(finished).num_rows)
             return
         objects = self.objects(index)
-        shard = Shard(self.out.read(progress), self._usage)
+        identity = self.plan.source.identity
+        shard = Shard(self.out.read(progress), self._usage, identity)
         self._readable = shard.readable() or self._readable
         self._notify_resumed(len(shard.done))
-        todo = [info for info in objects if info.key not in shard.done]
+        todo = [info for info in objects if identity(info.key, info.version_id) not in shard.done]
         try:
             for done in map_in_threads(
                 self._process_safely, todo, self.settings.threads, self.stop, self.settings.drain_s
             ):
-                shard.done[done.row["key"]] = done.row
+                shard.add(done.row)
                 for observer in self.observers:
                     observer.row(done.row, done.fetched_bytes)
                 if shard.seconds_since_saved() > self.settings.save_every_s:
@@ -172,7 +174,7 @@ class Worker:
                 return FinishedObject(self._unavailable(info, error), 0)
             self._store_watch.success()
             self._readable = info
-            return FinishedObject(self._score(_as_fetched(info, fetched), fetched.data, tries), len(fetched.data))
+            return FinishedObject(self._score(self._as_fetched(info, fetched), fetched.data, tries), len(fetched.data))
 
     def _process_safely(self, info: ObjectInfo) -> FinishedObject:
         """`_process`, where even a bug of patchscan becomes the row of this object instead of ending its shard."""
@@ -247,6 +249,18 @@ class Worker:
         """Read a byte of an object that could be read before, or of `otherwise`."""
         self.source.fetch(self._readable or otherwise, 0)
 
+    def _as_fetched(self, info: ObjectInfo, fetched: FetchedObject) -> ObjectInfo:
+        """The object as listed, completed with what the fetch returned."""
+        # A manifest's object keeps the version that it was listed with, or none: it is a part of its identity.
+        version = None if self.plan.source.manifest else fetched.version_id
+        return replace(
+            info,
+            size=fetched.size if info.size is None else info.size,
+            etag=fetched.etag or info.etag,
+            version_id=info.version_id or version,
+            last_modified=info.last_modified or fetched.last_modified,
+        )
+
     def _usage(self) -> Usage:
         """What this worker has used so far: seconds, bytes and requests, by name."""
         return (
@@ -261,18 +275,27 @@ class Worker:
 
 
 class Shard:
-    """The finished rows of one shard, by key, and what they cost, earlier runs of the shard included. `saved` is the
-    progress file of an earlier run, or None; the objects that failed then are tried again."""
+    """The finished rows of one shard, by their objects' identity, and what they cost, earlier runs of the shard
+    included. `saved` is the progress file of an earlier run, or None; the objects that failed then are tried again."""
 
-    def __init__(self, saved: bytes | None, usage: Callable[[], Usage]):
-        self.done: dict[str, Row] = {}
+    def __init__(
+        self, saved: bytes | None, usage: Callable[[], Usage], identity: Callable[[str, str | None], Identity]
+    ):
+        self.done: dict[Identity, Row] = {}
+        self._identity = identity
         self._spent: Usage = {}
         if saved is not None:
             table = rows.from_parquet(saved)
-            self.done = {row["key"]: row for row in table.to_pylist() if row["status"] != "failed"}
+            for row in table.to_pylist():
+                if row["status"] != "failed":
+                    self.add(row)
             self._spent = json.loads(table.schema.metadata[STATS_KEY])
         self._usage, self._start = usage, usage()
         self._saved_at = time.monotonic()
+
+    def add(self, row: Row) -> None:
+        """Add a finished row."""
+        self.done[self._identity(row["key"], row["version_id"])] = row
 
     def readable(self) -> ObjectInfo | None:
         """An object that an earlier run could read, or None."""
@@ -300,14 +323,3 @@ def _blank_image() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (256, 256), "grey").save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _as_fetched(info: ObjectInfo, fetched: FetchedObject) -> ObjectInfo:
-    """The object as listed, completed with what the fetch returned."""
-    return replace(
-        info,
-        size=fetched.size if info.size is None else info.size,
-        etag=fetched.etag or info.etag,
-        version_id=fetched.version_id or info.version_id,
-        last_modified=info.last_modified or fetched.last_modified,
-    )

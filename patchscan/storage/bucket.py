@@ -32,6 +32,8 @@ LISTING_THREADS = 16
 LISTING_FIELDS = {"IsTruncated", "KeyCount", "MaxKeys", "Name", "Prefix", "Contents", "CommonPrefixes"}
 # Shared by all clients, so that boto3's description of S3 is read only once.
 LOADER = botocore.loaders.create_loader()
+# How the names of S3's directory buckets end; they refuse to list optional attributes.
+DIRECTORY_BUCKET = "--x-s3"
 BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"}
 CREDENTIAL_CODES = {
     "ExpiredToken",
@@ -88,6 +90,8 @@ class Bucket:
     def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE, prefix: str | None = None) -> Page:
         begin: Any = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
         where: Any = {"Bucket": self.bucket, "Prefix": self.prefix if prefix is None else prefix, "MaxKeys": limit}
+        if prefix is None and not self.bucket.endswith(DIRECTORY_BUCKET):
+            where["OptionalObjectAttributes"] = ["RestoreStatus"]
         try:
             reply = self._call(partial(self._client.list_objects_v2, **where, **begin, **self._payer))
             objects = [_info(listed) for listed in reply.get("Contents", [])]
@@ -201,6 +205,8 @@ class Bucket:
         return StoreError(f"{self.url}: {type(error).__name__}; check credentials and region (docs/scan.md)")
 
     def _translate_reply(self, code: str, status: int) -> Exception:
+        if code.replace("_", "").lower() == "invalidobjectstate":
+            return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
         if status >= 500 or status == 429 or code in BUSY_CODES:
             return TransientError(f"{status} {code}")
         if code in CREDENTIAL_CODES:
@@ -213,8 +219,6 @@ class Bucket:
             return ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
         if status == 409:
             return TransientError(f"{status} {code}")
-        if code == "InvalidObjectState":
-            return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
         if status == 403:
             return ObjectError(FailureCode.ACCESS_DENIED, "access denied")
         return ObjectError(FailureCode.STORE_ERROR, f"the store answers {status} {code}")
@@ -234,8 +238,14 @@ def _parse_time(value: Any) -> datetime | None:
 
 def _info(listed: Any) -> ObjectInfo:
     """The object of an entry of a listing, in which S3 calls all but the key optional."""
+    restore = listed.get("RestoreStatus")
     return ObjectInfo(
-        key=listed["Key"], size=listed.get("Size"), etag=_etag(listed), last_modified=listed.get("LastModified")
+        key=listed["Key"],
+        size=listed.get("Size"),
+        etag=_etag(listed),
+        last_modified=listed.get("LastModified"),
+        storage_class=listed.get("StorageClass"),
+        restored=restore and "RestoreExpiryDate" in restore,
     )
 
 

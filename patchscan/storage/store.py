@@ -50,14 +50,17 @@ class ObjectError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """One object as listed. `etag` is without quotes; it, `size` (bytes) and `last_modified` are None where the listing
-    or manifest does not give them."""
+    """One object as listed. `etag` is without quotes; `storage_class` is S3's name (`STANDARD`, `GLACIER`, ...) and
+    `restored` whether a copy of an archived object can be read for some time. All but the key, `size` (bytes) among
+    them, are None where the listing or manifest does not give them."""
 
     key: str
     size: int | None = None
     etag: str | None = None
     version_id: str | None = None
     last_modified: datetime | None = None
+    storage_class: str | None = None
+    restored: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import re
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -18,9 +19,11 @@ import pyarrow as pa
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 from patchscan.detector.images import Limits
-from patchscan.scanning import report
+from patchscan.scanning import report, rows
+from patchscan.scanning.commands import finish_scan
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.manifest import ManifestError, objects
 from patchscan.scanning.plan import (
@@ -32,6 +35,7 @@ from patchscan.scanning.plan import (
     history,
     honours_conditional_writes,
     plan_scan,
+    read_parts,
 )
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -207,6 +211,88 @@ def test_rows_name_the_version_of_a_versioned_bucket(bucket: str, s3: EmbeddedS3
     version = client.put_object(Bucket=bucket, Key="plain.png", Body=image(50))["VersionId"]
     made = scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
     assert table_of(open_store(f"s3://{bucket}-out/x"), made.scan)["plain.png"]["version_id"] == version
+
+
+def test_a_manifest_of_versions_has_a_row_for_each(bucket: str, s3: EmbeddedS3) -> None:
+    client = s3.client()
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    listed = {("many/00.png", "")}
+    for number in range(9):  # over several shards
+        key = f"versions/{number % 3}.png"
+        listed.add((key, client.put_object(Bucket=bucket, Key=key, Body=image(50 + number))["VersionId"]))
+    lines = ["key,version_id", *(",".join(one) for one in listed), ""]
+    client.put_object(Bucket=f"{bucket}-out", Key="keys.csv", Body="\n".join(lines).encode())
+    source = ScanSource(url=f"s3://{bucket}", manifest=f"s3://{bucket}-out/keys.csv")
+    made, out = scan(source, f"s3://{bucket}-out/x"), open_store(f"s3://{bucket}-out/x")
+    table = [row for data in read_parts(out, made.scan) for row in rows.from_parquet(data).to_pylist()]
+    assert sorted((row["key"], row["version_id"] or "") for row in table) == sorted(listed)
+    assert {row["status"] for row in table} == {"scored"}
+    assert len({row["etag"] for row in table}) == 10
+    again = scan(source, f"s3://{bucket}-out/x")
+    # The list has no ETags, but a version never changes.
+    assert (again.listed, again.unchanged, again.deleted, again.duplicates) == (10, 9, 0, 0)
+
+
+def test_a_scan_goes_on_at_the_address_that_is_given(bucket: str, s3: EmbeddedS3) -> None:
+    with FaultyProxy(s3.endpoint_url, every=0) as before, FaultyProxy(s3.endpoint_url, every=0) as now:
+        source = ScanSource(url=f"s3://{bucket}/many/", endpoint_url=before.url)
+        out = open_store(f"s3://{bucket}-out/x")
+        plan_scan(source, Filters(), StubScorer().card, out)
+        asked = len(before.seen)
+        made = scan(replace(source, endpoint_url=now.url), f"s3://{bucket}-out/x")
+        assert len(before.seen) == asked
+        assert len(now.seen) > 12
+        assert len(history(out)) == 1
+        # Other processes of the scan read where the source is.
+        assert Plan.read(out, made.scan).source.endpoint_url == now.url
+
+
+def test_what_narrower_filters_leave_out_is_not_deleted(bucket: str) -> None:
+    source, out = ScanSource(url=f"s3://{bucket}/many/"), f"s3://{bucket}-out/x"
+    scan(source, out)
+    made = scan(source, out, Filters(suffixes=(".png",)))
+    assert (made.listed, made.unchanged, made.filtered, made.deleted) == (11, 11, 1, 0)
+
+
+def test_objects_in_cold_storage_are_told_of_once(bucket: str, s3: EmbeddedS3) -> None:
+    client = s3.client()
+    for number, name in enumerate(("GLACIER", "DEEP_ARCHIVE", "GLACIER_IR")):
+        client.put_object(Bucket=bucket, Key=f"cold/{name}.png", Body=image(70 + number), StorageClass=name)
+    out = open_store(f"s3://{bucket}-out/x")
+
+    def night(retry_archived: bool = False) -> tuple[int, dict[str, Any]]:
+        """A scan; its exit code and report."""
+        scorer, source = StubScorer(), ScanSource(url=f"s3://{bucket}/cold/")
+        made = plan_scan(source, Filters(), scorer.card, out, retry_archived=retry_archived)
+        for index in range(made.shards):
+            Worker(made, out, scorer).work(index)
+        code = 0
+        try:
+            finish_scan(out, made)
+        except typer.Exit as end:
+            code = end.exit_code
+        return code, json.loads(out.read("report.json") or b"")
+
+    code, told = night()
+    assert (code, told["totals"]["scored"], told["totals"]["failed"]) == (1, 1, 2)
+    assert [alert["kind"] for alert in told["alerts"]] == ["archived"]
+    assert "failed archived: 2, e.g. cold/DEEP_ARCHIVE.png" in report.summary_text(told)
+    for _ in range(2):
+        code, told = night()
+        assert (code, told["totals"]["unchanged"], told["totals"]["failed"]) == (0, 3, 0)
+        assert told["alerts"] == []
+        assert "archived" not in report.summary_text(told)
+        assert (told["errors"][0]["n"], told["errors"][0]["new"]) == (2, 0)
+        assert set(told["cost"]["requests"]) == {"ListObjectsV2"}
+    # Restored for good, by a copy, the listing shows it; for some days, this server's does not.
+    copied = {"Bucket": bucket, "Key": "cold/GLACIER.png"}
+    client.restore_object(**copied, RestoreRequest={"Days": 3})
+    client.copy_object(**copied, CopySource=copied, StorageClass="STANDARD")
+    client.restore_object(Bucket=bucket, Key="cold/DEEP_ARCHIVE.png", RestoreRequest={"Days": 3})
+    code, told = night()
+    assert (code, told["totals"]["scored"], told["totals"]["unchanged"]) == (0, 1, 2)
+    code, told = night(retry_archived=True)
+    assert (code, told["totals"]["scored"], told["totals"]["unchanged"], told["errors"]) == (0, 1, 2, [])
 
 
 def put_inventory(s3: EmbeddedS3, bucket: str, kind: str, listed: list[dict[str, Any]]) -> str:

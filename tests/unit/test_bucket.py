@@ -157,6 +157,26 @@ def test_what_is_optional_in_s3_is_optional_here(
     assert fetched.etag == ("e" if '"e"' in entry or "ETag" in headers else None)
 
 
+@pytest.mark.parametrize(
+    ("status", "restored"),
+    [
+        ("", None),
+        ("<IsRestoreInProgress>true</IsRestoreInProgress>", False),
+        (
+            "<IsRestoreInProgress>false</IsRestoreInProgress><RestoreExpiryDate>2026-12-21T00:00:00Z</RestoreExpiryDate>",
+            True,
+        ),
+    ],
+)
+def test_a_listing_tells_what_is_archived_and_what_was_restored(
+    stub: StubStore, store: Store, status: str, restored: bool | None
+) -> None:
+    told = f"<RestoreStatus>{status}</RestoreStatus>" if status else ""
+    stub.pages = {"": listing(f"<Key>p/1</Key>{ENTRY}<StorageClass>GLACIER</StorageClass>{told}")}
+    (info,) = store.objects()
+    assert (info.storage_class, info.restored) == ("GLACIER", restored)
+
+
 def test_an_object_of_another_etag_than_listed_has_changed(stub: StubStore, store: Store) -> None:
     stub.headers = {"ETag": '"new"'}
     with pytest.raises(ObjectError, match="replaced"):

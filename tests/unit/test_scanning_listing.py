@@ -1,19 +1,22 @@
 """The listing against the previous table: what is carried over, what is scored, and the counts, against plain sets."""
 
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchscan.scanning import rows
 from patchscan.scanning.listing import Filters, ListingJoin
-from patchscan.storage.store import ObjectInfo
+from patchscan.storage.store import FailureCode, ObjectInfo
 
 KEYS = st.sampled_from(["a", "b/1", "b/10", "b/2", "ü %+", "../x", "日本", "Z"])
 ETAGS = st.sampled_from(["1", "2"])
+VERSIONS = st.sampled_from([None, "v1", "v2", "null"])
 LISTED = st.lists(st.builds(ObjectInfo, key=KEYS, size=st.integers(0, 2), etag=ETAGS), max_size=10)
 PREVIOUS = st.dictionaries(
     KEYS,
@@ -54,6 +57,85 @@ def test_only_unchanged_rows_of_this_model_are_carried_over(
     assert counts["unchanged"] == len(carried)
     assert counts["duplicates"] == len(listed) - len(keys)
     assert counts["deleted"] == len(set(previous) - keys)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.builds(ObjectInfo, key=KEYS, version_id=VERSIONS, etag=st.sampled_from([None, "1", "2"])), max_size=10),
+    st.dictionaries(st.tuples(KEYS, VERSIONS), ETAGS),
+)
+def test_a_manifest_has_a_row_for_each_version(
+    listed: list[ObjectInfo], previous: dict[tuple[str, str | None], str]
+) -> None:
+    table = [
+        {"key": key, "version_id": version, "etag": etag, "size": 1, "digest": "now", "status": "scored"}
+        for (key, version), etag in previous.items()
+    ]
+    with TemporaryDirectory() as scratch:
+        join = ListingJoin(Path(scratch), Filters(), by_version=True)
+        join.add_listing(listed)
+        join.add_previous([rows.to_parquet(table)], "now")
+        carried = [(row["key"], row["version_id"]) for table in join.unchanged() for row in table.to_pylist()]
+        todo = [(row["key"], row["version_id"]) for row in join.to_score()]
+        counts = join.counts()
+    objects = {(info.key, info.version_id) for info in listed}
+    assert sorted([*carried, *todo], key=str) == sorted(objects, key=str)
+    assert todo == sorted(todo, key=lambda one: (one[0].encode(), one[1] is None, one[1] or ""))
+    for key, version in carried:
+        etags = {info.etag for info in listed if (info.key, info.version_id) == (key, version)}
+        assert previous[key, version] in etags or (None in etags and version in ("v1", "v2"))
+    assert counts["deleted"] == len(previous.keys() - objects)
+    assert counts["duplicates"] == len(listed) - len(objects)
+
+
+def test_what_filters_leave_out_is_not_deleted(tmp_path: Path) -> None:
+    join = ListingJoin(tmp_path, Filters(suffixes=(".png",), max_size=5))
+    join.add_listing(
+        [ObjectInfo(key="a.png", size=1), ObjectInfo(key="b.jpg", size=1), ObjectInfo(key="c.png", size=9)]
+    )
+    before = ["a.png", "b.jpg", "c.png", "gone.png", "gone.jpg"]
+    join.add_previous([rows.to_parquet([{"key": key, "status": "scored"} for key in before])], "now")
+    counts = join.counts()
+    assert (counts["listed"], counts["filtered"], counts["deleted"]) == (1, 2, 2)
+
+
+def test_a_table_of_an_older_version_without_some_columns_is_carried_over(tmp_path: Path) -> None:
+    join = ListingJoin(tmp_path, Filters())
+    join.add_listing([ObjectInfo(key="a", size=1, etag="e", storage_class="STANDARD")])
+    row = {"key": "a", "size": 1, "etag": "e", "digest": "now", "status": "scored"}
+    older = rows.SCHEMA.remove(rows.SCHEMA.get_field_index("storage_class"))
+    join.add_previous([rows.to_parquet([row], older), rows.to_parquet([], older)], "now")
+    ((carried,),) = (table.to_pylist() for table in join.unchanged())
+    assert (carried["key"], carried["storage_class"]) == ("a", None)
+
+
+ARCHIVED = ObjectInfo(
+    key="a", size=1, etag="e", last_modified=datetime(2026, 1, 2, tzinfo=UTC), storage_class="GLACIER"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "carried"),
+    [
+        ({}, True),
+        ({"restored": True}, False),
+        ({"storage_class": "STANDARD"}, False),
+        ({"storage_class": None}, False),
+        ({"etag": "f"}, False),
+        ({"etag": None}, False),
+        ({"last_modified": datetime(2026, 1, 3, tzinfo=UTC)}, False),
+    ],
+)
+@pytest.mark.parametrize("retry", [False, True])
+def test_an_archived_object_is_tried_again_when_something_changed(
+    change: dict[str, Any], carried: bool, retry: bool, tmp_path: Path
+) -> None:
+    join = ListingJoin(tmp_path, Filters())
+    join.add_listing([replace(ARCHIVED, **change)])
+    failed = rows.failed(ARCHIVED, FailureCode.ARCHIVED, "in cold storage", 1) | {"digest": "now"}
+    join.add_previous([rows.to_parquet([failed])], "now", retry_archived=retry)
+    assert join.counts()["unchanged"] == (carried and not retry)
+    assert len(list(join.to_score())) == (not carried or retry)
 
 
 def test_filters_count_what_they_leave_out(tmp_path: Path) -> None:

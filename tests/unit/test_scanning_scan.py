@@ -345,7 +345,8 @@ def test_requests_hold_one_image_for_cores_and_several_for_a_gpu(
 
 def test_what_an_earlier_try_cost_is_kept_whatever_a_later_one_uses() -> None:
     first = iter([{"model_s.cuda": 1.0}, {"model_s.cuda": 6.0}])
-    kept = Shard(None, lambda: next(first)).parquet()
+    identity = ScanSource(url="photos").identity
+    kept = Shard(None, lambda: next(first), identity).parquet()
     second = iter([{"model_s.cpu": 1.0}, {"model_s.cpu": 3.0}])
-    metadata = rows.from_parquet(Shard(kept, lambda: next(second)).parquet()).schema.metadata
+    metadata = rows.from_parquet(Shard(kept, lambda: next(second), identity).parquet()).schema.metadata
     assert json.loads(metadata[rows.STATS_KEY]) == {"model_s.cuda": 5.0, "model_s.cpu": 2.0}

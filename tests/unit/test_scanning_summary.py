@@ -3,23 +3,25 @@
 import base64
 import json
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
-from patchscan.scanning import labels, report
+from patchscan.scanning import labels, report, rows, table
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, plan_scan
+from patchscan.scanning.plan import Plan, ScanSource, plan_scan
 from patchscan.scanning.thumbnails import THUMBNAIL, thumbnail
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import ObjectInfo
-from tests.scan_kit import StubScorer
+from tests.scan_kit import StubScorer, card
 
 
 def grey(value: int, seed: int = 0, side: int = 48) -> bytes:
@@ -113,6 +115,56 @@ def test_labels_from_a_file_are_evaluated(found: dict[str, Any], photos: Path, t
 def test_a_label_file_tells_label_and_generator(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("key,label,generator\na.png,ai,flux\nb.png,real,\n")
     assert labels.from_csv(str(tmp_path / "labels.csv")) == {"a.png": (1, "flux"), "b.png": (0, "all")}
+
+
+def test_memory_does_not_grow_with_the_objects_without_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a folder of its own, with a long message: 150 MB of text, of which the queries may hold 60 MB."""
+    monkeypatch.setattr(table, "MEMORY_LIMIT", "60MB")
+    out, parts, count = open_store(str(tmp_path / "out")), 4, 50_000
+    plan = _plan_of(parts, parts * count)
+    columns = {name: pa.nulls(count, rows.SCHEMA.field(name).type) for name in rows.SCHEMA.names}
+    columns |= {"status": pa.repeat("failed", count), "error_code": pa.repeat("access_denied", count)}
+    stats = {rows.STATS_KEY: b'{"wall_s": 1, "cpu_s": 1, "bytes_read": 0}'}
+    for part in range(parts):
+        columns["key"] = pa.array(f"{part * count + number:06d}/a.png" for number in range(count))
+        columns["error_message"] = pa.array(f"{key} {'x' * 700}" for key in columns["key"].to_pylist())
+        failed = pa.table(columns, schema=rows.SCHEMA)
+        out.write(f"scans/s/rows/part-{part:05d}.parquet", rows.table_to_parquet(failed, stats))
+    figures = report._figures(table.ScanTable(out, plan, tmp_path), plan)
+    assert figures["totals"]["adds_up"]
+    (error,) = figures["errors"]
+    assert (error["n"], error["new"]) == (200_000, 200_000)
+    assert [one["key"] for one in error["examples"]] == ["000000/a.png", "000001/a.png", "000002/a.png"]
+    assert len(figures["by_prefix"]) == 31
+    assert figures["by_prefix"][30] | {"objects": 0, "failed": 0} == {
+        **dict.fromkeys(("objects", "scored", "ai", "real", "uncertain", "rejected", "failed"), 0),
+        "name": "(199,970 others)",
+    }
+    assert figures["by_prefix"][30]["failed"] == 199_970
+
+
+def _plan_of(shards: int, listed: int) -> Plan:
+    stub = card()
+    return Plan(
+        scan="s",
+        source=ScanSource(url="photos"),
+        filters=Filters(),
+        model=stub.name,
+        version=stub.version,
+        digest=stub.digest,
+        shards=shards,
+        listed=listed,
+        listed_bytes=0,
+        unchanged=0,
+        deleted=0,
+        filtered=0,
+        duplicates=0,
+        previous=None,
+        listing={"seconds": 1.0, "requests": {}},
+        conditional_writes=True,
+        created_at="2026-01-01T00:00:00+00:00",
+        card=asdict(stub),
+    )
 
 
 def test_an_object_without_a_size_passes_every_filter_of_sizes() -> None:
