@@ -107,11 +107,8 @@ class Watchdog:
     """Tell an outage from single objects that fail: in an outage several different ones fail, and none succeeds between
     them. Safe to use from many threads."""
 
-    # So many different objects, at least, make an outage.
-    SEVERAL = 3
-
-    def __init__(self, patience_s: float = 180.0):
-        self.patience_s = patience_s
+    def __init__(self, patience_s: float = 180.0, several: int = 3):
+        self.patience_s, self.several = patience_s, several
         self._failing: set[Hashable] = set()
         self._last = time.monotonic()
         self._lock = threading.Lock()
@@ -124,7 +121,7 @@ class Watchdog:
 
     def suspects(self, failing: Hashable) -> bool:
         """Note that an object has failed. Returns whether that looks like an outage: nothing has succeeded for
-        `patience_s` seconds, and at least SEVERAL different objects have failed since."""
+        `patience_s` seconds, and at least `several` different objects have failed since."""
         with self._lock:
             self._failing.add(failing)
-            return len(self._failing) >= self.SEVERAL and time.monotonic() - self._last > self.patience_s
+            return len(self._failing) >= self.several and time.monotonic() - self._last > self.patience_s

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageOps
 from patchscan.common.retries import Retries, TransientError
 from patchscan.detector.images import ImageError, Limits, decode
 from patchscan.reporting.plots import data_uri
+from patchscan.scanning.content_encoding import unpack
 from patchscan.storage.store import ObjectError, ObjectInfo, Store
 
 THUMBNAIL = 176
@@ -19,7 +20,7 @@ def thumbnail(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> 
     info = ObjectInfo(key=row["key"], etag=row["etag"], version_id=row["version_id"])
     try:
         fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, limits.max_bytes))
-        rgb = decode(fetched.data, limits).rgb
+        rgb = decode(unpack(fetched.data, fetched.encoding, limits.max_bytes), limits).rgb
     except (ObjectError, TransientError, ImageError):
         return None
     buffer = io.BytesIO()

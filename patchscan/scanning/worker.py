@@ -10,7 +10,8 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import TypeVar
@@ -27,13 +28,14 @@ from patchscan.detector.decoders import decoder_pool
 from patchscan.detector.images import ErrorCode, ImageError, Limits
 from patchscan.detector.prepared import build_answer
 from patchscan.scanning import rows, shards
+from patchscan.scanning.content_encoding import unpack, unpacked_size
 from patchscan.scanning.flow import Batcher, ByteBudget, Window, map_in_threads
 from patchscan.scanning.observers import Observer
 from patchscan.scanning.plan import Plan, PlanError
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.rows import STATS_KEY, Row
 from patchscan.scanning.scorers import RefusedRequestError, Scorer, ScorerError, Select
-from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, Store
+from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, Store, StoreError
 
 Usage = dict[str, float]
 Identity = tuple[str, str | None]
@@ -43,6 +45,9 @@ Result = TypeVar("Result")
 # its own, and small requests spread more evenly over the server's workers.
 BATCH = {"cuda": 8}
 
+# After access was denied to so many objects in a row, one that could be read before is tried.
+DENIED = 20
+
 log = logging.getLogger(__name__)
 
 
@@ -51,10 +56,10 @@ class WorkSettings:
     """Settings of a worker; none of them changes a row. Sizes are in bytes, times in seconds.
 
     `select` (where crops are cut) and `batch` (images in a request) None: by the scorer. `threads` objects are
-    processed at once, with at most `in_flight` requests; encoded images take up to `memory`, decoded pixels up to twice
-    that. `deadline_s`: retries of one object. `outage_s`: the scan stops when nothing has succeeded for so long, and
-    several objects have failed since. `save_every_s`: finished rows are saved. `drain_s`: how long a stopped worker
-    waits for running objects.
+    processed at once, with at most `in_flight` requests; objects take up to `memory`, the contents of those that are
+    stored packed (Content-Encoding) as much again, decoded pixels up to twice that. `deadline_s`: retries of one
+    object. `outage_s`: the scan stops when nothing has succeeded for so long, and several objects have failed since.
+    `save_every_s`: finished rows are saved. `drain_s`: how long a stopped worker waits for running objects.
     """
 
     select: Select | None = None
@@ -98,9 +103,11 @@ class Worker:
         self._model = {"model": plan.model, "version": plan.version, "digest": plan.digest}
         self._retries = Retries(settings.deadline_s, stop=self.stop)
         self._store_watch, self._scorer_watch = Watchdog(settings.outage_s), Watchdog(settings.outage_s)
+        self._rights_watch = Watchdog(0.0, several=DENIED)
         self._probing = Retries(settings.deadline_s / 3, stop=self.stop)
         self._readable: ObjectInfo | None = None
         self._budget = ByteBudget(settings.memory)
+        self._unpacked_bytes = ByteBudget(settings.memory)
         self._pixels = ByteBudget(2 * settings.memory)
         in_flight = min(settings.in_flight, scorer.parallel)
         self._select = settings.select or scorer.select
@@ -168,13 +175,15 @@ class Worker:
             try:
                 fetched, tries = self._retries.call(lambda: self.source.fetch(info, limit))
             except ObjectError as error:
+                self._raise_if_rights_ended(info, error)
                 return FinishedObject(rows.failed(info, error.code, error.message, 1) | self._model, 0)
             except TransientError as error:
                 self._raise_in_outage(self._store_watch, info, error, partial(self._read_byte, info))
                 return FinishedObject(self._unavailable(info, error), 0)
             self._store_watch.success()
+            self._rights_watch.success()
             self._readable = info
-            return FinishedObject(self._score(self._as_fetched(info, fetched), fetched.data, tries), len(fetched.data))
+            return FinishedObject(self._score(self._as_fetched(info, fetched), fetched, tries), len(fetched.data))
 
     def _process_safely(self, info: ObjectInfo) -> FinishedObject:
         """`_process`, where even a bug of patchscan becomes the row of this object instead of ending its shard."""
@@ -188,9 +197,11 @@ class Worker:
             row = rows.failed(info, FailureCode.INTERNAL_ERROR, f"{type(error).__name__}, see the log", 1)
             return FinishedObject(row | self._model, 0)
 
-    def _score(self, info: ObjectInfo, data: bytes, tries: int) -> Row:
+    def _score(self, info: ObjectInfo, fetched: FetchedObject, tries: int) -> Row:
         try:
-            result, more = self._retries.call(self._prepared_request(data))
+            with self._unpacked(fetched) as data:
+                result, more = self._retries.call(self._prepared_request(data))
+                return rows.scored(info, result, provenance(data, result.image["format"]), tries + more - 1)
         except ImageError as error:
             return rows.rejected(info, error.code, error.message, tries) | self._model
         except NotFiniteError as error:
@@ -200,7 +211,16 @@ class Worker:
         except TransientError as error:
             self._raise_in_outage(self._scorer_watch, info, error, self._score_blank)
             return self._unavailable(info, error)
-        return rows.scored(info, result, provenance(data, result.image["format"]), tries + more - 1)
+
+    @contextmanager
+    def _unpacked(self, fetched: FetchedObject) -> Iterator[bytes]:
+        """Yield the bytes of the image; the memory of those that were packed is held meanwhile. Raises ImageError."""
+        data, encoding, limit = fetched.data, fetched.encoding, self.settings.limits.max_bytes
+        if not encoding or len(data) > limit:
+            yield data
+            return
+        with self._unpacked_bytes.hold(unpacked_size(data, encoding, limit)):
+            yield unpack(data, encoding, limit)
 
     def _prepared_request(self, data: bytes) -> Callable[[], Answer]:
         """Return a function that asks the scorer about an image; it may be called again after a TransientError. What
@@ -240,6 +260,23 @@ class Worker:
         except (ObjectError, ImageError, NotFiniteError, RefusedRequestError):
             pass  # this is an answer too
         watch.success()
+
+    def _raise_if_rights_ended(self, info: ObjectInfo, error: ObjectError) -> None:
+        """Raise StoreError where access is denied to an object that could be read before, too: some stores say no more
+        than that when temporary credentials end."""
+        if error.code != FailureCode.ACCESS_DENIED or not self._rights_watch.suspects((info.key, info.version_id)):
+            return
+        try:
+            self._read_byte(info)
+        except ObjectError as denied:
+            if denied.code == FailureCode.ACCESS_DENIED and self._readable:
+                raise StoreError(
+                    f"{self.plan.source.url}: access is denied also to what could be read before; "
+                    "renew the credentials and run the same command again"
+                ) from None
+        except TransientError:
+            pass
+        self._rights_watch.success()
 
     def _score_blank(self) -> None:
         """Have the scorer answer for an image of one grey."""

@@ -1,5 +1,6 @@
 """Read and write objects of an S3 bucket. Credentials come from boto3's own chain and from nowhere else."""
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import boto3
 import botocore.loaders
 import botocore.session
+import urllib3
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
@@ -34,15 +36,54 @@ LISTING_FIELDS = {"IsTruncated", "KeyCount", "MaxKeys", "Name", "Prefix", "Conte
 LOADER = botocore.loaders.create_loader()
 # How the names of S3's directory buckets end; they refuse to list optional attributes.
 DIRECTORY_BUCKET = "--x-s3"
-BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"}
-CREDENTIAL_CODES = {
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-    "RequestTimeTooSkewed",
+BUSY_CODES = {
+    "IDPCommunicationError",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequestsException",
 }
-NETWORK_ERRORS = (boto_errors.HTTPClientError, boto_errors.ConnectionError, boto_errors.IncompleteReadError)
+# Codes about credentials that are wrong or have ended, as S3, STS and other stores spell them: ExpiredToken,
+# ExpiredTokenException, RequestExpired, TokenRefreshRequired, InvalidToken, InvalidAccessKeyId, SignatureDoesNotMatch,
+# InvalidClientTokenId, UnrecognizedClientException, MissingAuthenticationToken, RequestTimeTooSkewed, ...
+CREDENTIAL_CODE = re.compile(
+    r"expired|credential|access_?key|signature|security|^(invalid|access)?_?token|client_?token|unrecognized_?client"
+    r"|authentication|auth_?failure|identity_?token|too_?skewed|^unauthorized",
+    re.IGNORECASE,
+)
+# The calls that this file makes, and the one with which boto3 asks for a bucket's region. Errors of any other are those
+# of renewing the credentials (AssumeRole, GetRoleCredentials, ...).
+OPERATIONS = {"ListObjectsV2", "GetObject", "PutObject", "DeleteObject", "HeadBucket"}
+REGION_CODES = {
+    "AuthorizationHeaderMalformed",
+    "AuthorizationQueryParametersError",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "Redirect",
+}
+# Where a reply names the region of its bucket, when the header x-amz-bucket-region and the field Region do not.
+REGION_TEXT = re.compile(
+    r"expecting '([a-z0-9-]+)'|The ([a-z0-9-]+) location constraint|\bs3[.-]([a-z]+(?:-[a-z]+)+-[0-9]+)\."
+)
+NETWORK_ERRORS = (
+    boto_errors.HTTPClientError,
+    boto_errors.ConnectionError,
+    boto_errors.IncompleteReadError,
+    urllib3.exceptions.HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
+# What a call can raise: the last two where credentials are renewed (a file of a token is missing, they end at once).
+CALL_ERRORS = (
+    boto_errors.ClientError,
+    boto_errors.BotoCoreError,
+    urllib3.exceptions.HTTPError,
+    OSError,
+    RuntimeError,
+)
 
 
 class Bucket:
@@ -115,7 +156,7 @@ class Bucket:
             reply = self._client.get_object(Bucket=self.bucket, Key=info.key, **condition, **version, **self._payer)
             with reply["Body"] as body:
                 data = body.read(limit + 1)
-        except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
+        except CALL_ERRORS as error:
             raise self._translate(error) from None
         with self._lock:
             self.bytes_read += len(data)
@@ -125,7 +166,9 @@ class Bucket:
         size = reply.get("ContentLength", len(data))
         if len(data) < min(size, limit + 1):
             raise TransientError("the download ended early")
-        return FetchedObject(data, size, etag, reply.get("VersionId"), reply.get("LastModified"))
+        return FetchedObject(
+            data, size, etag, reply.get("VersionId"), reply.get("LastModified"), reply.get("ContentEncoding")
+        )
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the results that begin with `prefix`."""
@@ -178,7 +221,7 @@ class Bucket:
         def attempt() -> Result:
             try:
                 return function()
-            except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
+            except CALL_ERRORS as error:
                 raise self._translate(error) from None
 
         try:
@@ -193,23 +236,37 @@ class Bucket:
     def _translate(self, error: Exception) -> Exception:
         """Turn boto3's error into ours, without its text, which can contain keys, signed URLs and host names."""
         if isinstance(error, boto_errors.ClientError):
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            return self._translate_reply(code, status)
+            return self._translate_reply(error)
+        inner = error.kwargs.get("error") if isinstance(error, boto_errors.HTTPClientError) else error
+        if isinstance(inner, RecursionError):
+            # The store redirects without naming a region. boto3 asks for it, is redirected, asks for it, and so on.
+            return self._other_region({})
         if isinstance(error, NETWORK_ERRORS):
             return TransientError(type(error).__name__)
         if isinstance(error, boto_errors.NoCredentialsError):
             return StoreError(
                 f"{self.url}: there are no credentials; set AWS_ACCESS_KEY_ID or AWS_PROFILE (docs/scan.md)"
             )
-        return StoreError(f"{self.url}: {type(error).__name__}; check credentials and region (docs/scan.md)")
+        if isinstance(error, RuntimeError) and "credentials" not in str(error):
+            return error  # it is no error of boto3's
+        return StoreError(
+            f"{self.url}: {type(error).__name__}; check credentials and region (docs/scan.md), and run again"
+        )
 
-    def _translate_reply(self, code: str, status: int) -> Exception:
+    def _translate_reply(self, error: boto_errors.ClientError) -> Exception:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code.replace("_", "").lower() == "invalidobjectstate":
             return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
         if status >= 500 or status == 429 or code in BUSY_CODES:
             return TransientError(f"{status} {code}")
-        if code in CREDENTIAL_CODES:
+        if error.operation_name not in OPERATIONS:
+            why = f"{error.operation_name}: {code}"
+            return StoreError(f"{self.url}: the credentials cannot be renewed ({why}); renew them and run again")
+        if code in REGION_CODES or 300 <= status < 400:
+            return self._other_region(error.response)
+        message = str(error.response.get("Error", {}).get("Message", ""))
+        if status == 401 or CREDENTIAL_CODE.search(code) or "expired" in message:
             return StoreError(f"{self.url}: the store refuses the credentials ({code}); renew them and run again")
         if code == "NoSuchBucket":
             return StoreError(f"{self.url}: there is no bucket {self.bucket}; check its name and the store's address")
@@ -222,6 +279,24 @@ class Bucket:
         if status == 403:
             return ObjectError(FailureCode.ACCESS_DENIED, "access denied")
         return ObjectError(FailureCode.STORE_ERROR, f"the store answers {status} {code}")
+
+    def _other_region(self, reply: Any) -> StoreError:
+        region, asked = _told_region(reply), self._client.meta.region_name
+        where = (
+            f"is in region {region}, not {asked}; set AWS_DEFAULT_REGION={region}"
+            if region
+            else (f"is not in region {asked}; set AWS_DEFAULT_REGION to its region")
+        )
+        return StoreError(f"{self.url}: the bucket {self.bucket} {where}, and --endpoint-url, if any, to its address")
+
+
+def _told_region(reply: Any) -> str | None:
+    """The region that a reply to a request of another region names, or None."""
+    header = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    error = reply.get("Error", {})
+    text = REGION_TEXT.search(f"{error.get('Endpoint', '')} {error.get('Message', '')}")
+    region = str(header or error.get("Region") or (text and next(filter(None, text.groups()))) or "")
+    return region if re.fullmatch("[a-z0-9-]+", region) else None
 
 
 def _parse_time(value: Any) -> datetime | None:

@@ -65,13 +65,15 @@ class ObjectInfo:
 
 @dataclass(frozen=True)
 class FetchedObject:
-    """One object as fetched. `size` is the size of the object in bytes; `data` is cut where that is over the limit."""
+    """One object as fetched. `size` is the size of the object in bytes; `data` is cut where that is over the limit.
+    `encoding` is the header Content-Encoding with which the object was stored: `data` is still packed so."""
 
     data: bytes
     size: int
     etag: str | None
     version_id: str | None
     last_modified: datetime | None
+    encoding: str | None = None
 
 
 class Store(Protocol):

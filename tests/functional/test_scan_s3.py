@@ -285,10 +285,10 @@ def test_objects_in_cold_storage_are_told_of_once(bucket: str, s3: EmbeddedS3) -
         assert (told["errors"][0]["n"], told["errors"][0]["new"]) == (2, 0)
         assert set(told["cost"]["requests"]) == {"ListObjectsV2"}
     # Restored for good, by a copy, the listing shows it; for some days, this server's does not.
-    copied = {"Bucket": bucket, "Key": "cold/GLACIER.png"}
-    client.restore_object(**copied, RestoreRequest={"Days": 3})
-    client.copy_object(**copied, CopySource=copied, StorageClass="STANDARD")
-    client.restore_object(Bucket=bucket, Key="cold/DEEP_ARCHIVE.png", RestoreRequest={"Days": 3})
+    for name in ("GLACIER", "DEEP_ARCHIVE"):
+        client.restore_object(Bucket=bucket, Key=f"cold/{name}.png", RestoreRequest={"Days": 3})
+    copied = "cold/GLACIER.png"
+    client.copy_object(Bucket=bucket, Key=copied, CopySource=f"{bucket}/{copied}", StorageClass="STANDARD")
     code, told = night()
     assert (code, told["totals"]["scored"], told["totals"]["unchanged"]) == (0, 1, 2)
     code, told = night(retry_archived=True)

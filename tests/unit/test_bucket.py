@@ -1,17 +1,19 @@
 """Listings of S3 stores that leave things out, contradict themselves, or are no stores at all."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import urllib3
+from botocore import exceptions as boto_errors
 
 from patchscan.common.errors import UserError
-from patchscan.common.retries import Retries
+from patchscan.common.retries import Retries, TransientError
 from patchscan.storage.bucket import Bucket
-from patchscan.storage.store import ObjectError, ObjectInfo, Store
+from patchscan.storage.store import FailureCode, ObjectError, ObjectInfo, Store, StoreError
 
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 MODIFIED = "<LastModified>2026-01-02T03:04:05.000Z</LastModified>"
@@ -34,24 +36,28 @@ class StubStore(ThreadingHTTPServer):
         self.pages: dict[str, bytes] = {}
         self.headers: dict[str, str] = {}
         self.body = b"abc"
+        self.status = 200
         store = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 query = parse_qs(urlsplit(self.path).query)
-                if "list-type" not in query:
+                if store.status != 200 or "list-type" not in query:
                     self.reply(store.body, store.headers)
                 elif "start-after" in query:
                     self.reply(listing(), {})
                 else:
                     self.reply(store.pages[query.get("continuation-token", [""])[0]], {})
 
+            do_HEAD = do_PUT = do_GET
+
             def reply(self, data: bytes, headers: dict[str, str]) -> None:
-                self.send_response(200)
+                self.send_response(store.status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                if self.command != "HEAD":
+                    self.wfile.write(data)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -181,3 +187,145 @@ def test_an_object_of_another_etag_than_listed_has_changed(stub: StubStore, stor
     stub.headers = {"ETag": '"new"'}
     with pytest.raises(ObjectError, match="replaced"):
         store.fetch(ObjectInfo(key="p/1", etag="old"), 100)
+
+
+def error_reply(code: str, message: str = "no", **fields: str) -> bytes:
+    more = "".join(f"<{name}>{value}</{name}>" for name, value in fields.items())
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>".encode()
+
+
+ANY = ObjectInfo(key="p/1")
+CALLS: dict[str, Callable[[Store], object]] = {
+    "fetch": lambda store: store.fetch(ANY, 100),
+    "list": lambda store: list(store.objects()),
+    "read": lambda store: store.read("1"),
+    "write": lambda store: store.write("1", b"x"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        *((400, code, "no") for code in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired")),
+        *((403, code, "no") for code in ("ExpiredTokenException", "InvalidAccessKeyId", "RequestTimeTooSkewed")),
+        (403, "InvalidClientTokenId", "no"),
+        (401, "Unauthorized", "no"),
+        (403, "AccessDenied", "The provided token has expired."),
+    ],
+)
+def test_credentials_that_end_are_one_error_and_no_objects_fault(
+    stub: StubStore, store: Store, call: str, status: int, code: str, message: str
+) -> None:
+    stub.status, stub.body = status, error_reply(code, message)
+    with pytest.raises(StoreError, match=f"refuses the credentials .{code}.; renew them") as ended:
+        CALLS[call](store)
+    assert ended.value.exit_code == 2
+
+
+def client_error(operation: str, status: int, code: str) -> boto_errors.ClientError:
+    reply: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return boto_errors.ClientError(reply, operation)
+
+
+STILL_EXPIRED = "Credentials were refreshed, but the refreshed credentials are still expired."
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        boto_errors.NoCredentialsError(),
+        boto_errors.PartialCredentialsError(provider="env", cred_var="x"),
+        boto_errors.CredentialRetrievalError(provider="custom-process", error_msg="x"),
+        boto_errors.MetadataRetrievalError(error_msg="x"),
+        boto_errors.TokenRetrievalError(provider="sso", error_msg="x"),
+        boto_errors.UnauthorizedSSOTokenError(),
+        boto_errors.SSOTokenLoadError(error_msg="x"),
+        boto_errors.RefreshWithMFAUnsupportedError(),
+        client_error("AssumeRole", 403, "AccessDenied"),
+        client_error("AssumeRoleWithWebIdentity", 400, "InvalidIdentityToken"),
+        client_error("GetRoleCredentials", 404, "ResourceNotFoundException"),
+        RuntimeError(STILL_EXPIRED),
+        FileNotFoundError(2, "no such file", "/var/run/secrets/token"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_credentials_that_cannot_be_renewed_are_one_error(
+    store: Store, call: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise error
+
+    assert isinstance(store, Bucket)
+    for name in ("get_object", "list_objects_v2", "put_object"):
+        monkeypatch.setattr(store._client, name, fail)
+    with pytest.raises(StoreError, match="credentials") as ended:
+        CALLS[call](store)
+    assert ended.value.exit_code == 2
+    assert "/var/run" not in str(ended.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        urllib3.exceptions.SSLError("x"),
+        client_error("AssumeRole", 503, "ServiceUnavailable"),
+        client_error("AssumeRoleWithWebIdentity", 400, "IDPCommunicationError"),
+    ],
+)
+def test_what_may_pass_is_tried_again(store: Store, error: Exception) -> None:
+    assert isinstance(store, Bucket)
+    assert isinstance(store._translate(error), TransientError)
+
+
+@pytest.mark.parametrize("call", ["fetch", "list", "write"])
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (301, {"x-amz-bucket-region": "eu-west-3"}, error_reply("PermanentRedirect")),
+        (400, {}, error_reply("AuthorizationHeaderMalformed", Region="eu-west-3")),
+        (400, {}, error_reply("AuthorizationHeaderMalformed", "the region 'x' is wrong; expecting 'eu-west-3'")),
+        (
+            400,
+            {},
+            error_reply("IllegalLocationConstraintException", "The eu-west-3 location constraint is incompatible"),
+        ),
+    ],
+)
+def test_a_store_of_another_region_is_named(
+    stub: StubStore, store: Store, call: str, status: int, headers: dict[str, str], body: bytes
+) -> None:
+    stub.status, stub.headers, stub.body = status, headers, body
+    with pytest.raises(StoreError, match="in region eu-west-3, not us-east-1; set AWS_DEFAULT_REGION=eu-west-3"):
+        CALLS[call](store)
+
+
+@pytest.mark.parametrize("endpoint", ["b.s3.eu-west-3.amazonaws.com", "b.s3-eu-west-3.amazonaws.com"])
+def test_a_region_is_read_off_the_address_that_is_told(store: Store, endpoint: str) -> None:
+    assert isinstance(store, Bucket)
+    moved = client_error("GetObject", 301, "PermanentRedirect")
+    moved.response["Error"]["Endpoint"] = endpoint  # type: ignore[typeddict-unknown-key]
+    assert "in region eu-west-3" in str(store._translate(moved))
+
+
+def test_a_store_of_an_unknown_region_says_so(stub: StubStore, store: Store) -> None:
+    stub.status, stub.body = 301, error_reply("PermanentRedirect", "\x1b[2J")
+    with pytest.raises(StoreError, match="is not in region us-east-1; set AWS_DEFAULT_REGION to its region"):
+        store.fetch(ANY, 100)
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "InvalidObjectState"), (400, "InvalidObjectState")])
+def test_an_object_in_cold_storage_is_told_from_others(stub: StubStore, store: Store, status: int, code: str) -> None:
+    stub.status, stub.body = status, error_reply(code)
+    with pytest.raises(ObjectError) as failure:
+        store.fetch(ANY, 100)
+    assert failure.value.code == FailureCode.ARCHIVED
+
+
+def test_the_encoding_of_an_object_is_told(stub: StubStore, store: Store) -> None:
+    assert store.fetch(ANY, 100).encoding is None
+    stub.headers = {"Content-Encoding": "gzip"}
+    fetched = store.fetch(ANY, 100)
+    assert (fetched.data, fetched.encoding) == (b"abc", "gzip")

@@ -19,7 +19,7 @@ from patchscan.scanning.scorers import Select
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.folder import Folder
-from patchscan.storage.store import FetchedObject, ObjectInfo, Store
+from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, Store, StoreError
 from tests.scan_kit import StubScorer, image, table_of
 
 WHITE = 255
@@ -182,6 +182,38 @@ def test_a_run_that_finds_only_objects_that_fail_ends_too(tmp_path: Path, monkey
         stops[0].work(0)
     stops.clear()
     assert len(failed(out, scan(folder, out, StubScorer()))) == 4
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_rights_that_end_are_told_from_objects_that_are_private(
+    ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Access is denied to the last objects, or to all from some moment on."""
+    folder, out, calls, original = (
+        photos(tmp_path / "photos", 70, 0),
+        open_store(str(tmp_path / "out")),
+        [],
+        Folder.fetch,
+    )
+
+    def fetch(self: Folder, info: ObjectInfo, limit: int) -> FetchedObject:
+        calls.append(info)
+        if (ended and len(calls) > 5) or info.key > "005":
+            raise ObjectError(FailureCode.ACCESS_DENIED, "access denied")
+        return original(self, info, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "fetch", fetch)
+        plan = plan_scan(ScanSource(url=str(folder)), Filters(), StubScorer().card, out)
+        if ended:
+            with pytest.raises(StoreError, match="renew the credentials"):
+                Worker(plan, out, StubScorer(), WorkSettings(threads=1)).work(0)
+            assert len(calls) < 40
+        else:
+            Worker(plan, out, StubScorer(), WorkSettings(threads=1)).work(0)
+            assert len(failed(out, plan)) == 65
+    if ended:
+        assert failed(out, scan(folder, out, StubScorer())) == set()
 
 
 @pytest.mark.parametrize("tries", [1, 5])
