@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
 import boto3
@@ -43,6 +43,9 @@ from patchscan.storage.embedded_s3 import EmbeddedS3
 from patchscan.storage.store import ObjectInfo, StoreError
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import StubScorer, image, table_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.literals import StorageClassType
 
 UNUSUAL = [
     "plain.png",
@@ -256,7 +259,8 @@ def test_what_narrower_filters_leave_out_is_not_deleted(bucket: str) -> None:
 
 def test_objects_in_cold_storage_are_told_of_once(bucket: str, s3: EmbeddedS3) -> None:
     client = s3.client()
-    for number, name in enumerate(("GLACIER", "DEEP_ARCHIVE", "GLACIER_IR")):
+    classes: "list[StorageClassType]" = ["GLACIER", "DEEP_ARCHIVE", "GLACIER_IR"]
+    for number, name in enumerate(classes):
         client.put_object(Bucket=bucket, Key=f"cold/{name}.png", Body=image(70 + number), StorageClass=name)
     out = open_store(f"s3://{bucket}-out/x")
 
