@@ -22,7 +22,7 @@ def map_in_threads(
 ) -> Iterator[Result]:
     """Yield the results of `function` for each item, as they come, from `threads` threads.
 
-    An exception from `function` ends it and is raised. After `stop` is set no item is started; results of the running
+    An exception from `function` is raised, and no item is started after it. After `stop` is set no item is started; results of the running
     ones are yielded for up to `drain_s` seconds, then StoppedError is raised.
     """
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
@@ -38,6 +38,8 @@ def map_in_threads(
             except queue.Empty:
                 return
             except Exception as error:  # noqa: BLE001  raised again where the results are consumed
+                if not isinstance(error, StoppedError):
+                    halt.set()
                 results.put(error)
 
     # Daemon threads: one that hangs in a request must not keep a stopped scan from ending.

@@ -259,7 +259,7 @@ def test_what_narrower_filters_leave_out_is_not_deleted(bucket: str) -> None:
 
 def test_objects_in_cold_storage_are_told_of_once(bucket: str, s3: EmbeddedS3) -> None:
     client = s3.client()
-    classes: "list[StorageClassType]" = ["GLACIER", "DEEP_ARCHIVE", "GLACIER_IR"]
+    classes: list[StorageClassType] = ["GLACIER", "DEEP_ARCHIVE", "GLACIER_IR"]
     for number, name in enumerate(classes):
         client.put_object(Bucket=bucket, Key=f"cold/{name}.png", Body=image(70 + number), StorageClass=name)
     out = open_store(f"s3://{bucket}-out/x")
