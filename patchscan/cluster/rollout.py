@@ -128,6 +128,7 @@ def _fetched_archive(pods: list[Body]) -> str | None:
     said = {
         status.get("state", {}).get("terminated", {}).get("message", "").strip()
         for pod in pods
+        if "deletionTimestamp" not in pod["metadata"]
         for status in pod.get("status", {}).get("initContainerStatuses", [])
         if status["name"] == "fetch"
     }

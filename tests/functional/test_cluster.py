@@ -20,6 +20,7 @@ from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError,
 from patchscan.cluster.elastic import next_parallelism
 from patchscan.cluster.status import job_statuses
 from patchscan.cluster.submitting import log_lines, submit_from_cron_job, submit_manifest
+from patchscan.common import retries
 from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
 from patchscan.scanning.listing import Filters
@@ -513,7 +514,7 @@ def kubeconfig(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def coordinate(bench: Bench) -> Result:
     """`patchscan scan-coordinate` of the bench's photographs."""
-    arguments = ["scan-coordinate", bench.plan.source.url, "--out", bench.out.url]
+    arguments = ["scan-coordinate", bench.plan.source.url, "--out", bench.out.url, "--queue="]
     return CliRunner().invoke(app, [*arguments, "--server", "http://serve", "--model", "stub", "--shard-objects", "2"])
 
 
@@ -530,6 +531,20 @@ def test_the_coordinators_command_is_a_whole_scan(bench: Bench) -> None:
     assert "12 objects listed = 12 scored" in done.output
     assert bench.tries == [2]
     assert bench.worker_jobs() == [], "a finished scan leaves no Job"
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_what_the_coordinator_waits_for_is_an_event_of_its_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "TELL_AFTER_S", 0.0)
+    monkeypatch.setattr(retries, "waits", retries.Waits())
+    bench.cluster().create_job(coordinator_job())
+    bench.api.faults = [("POST", "/jobs", 503)]
+    done = coordinate(bench)
+    assert done.exit_code == 0, done.output
+    told = [event for event in bench.api.all("events") if event["reason"] == "Waiting"]
+    assert [event["message"] for event in told] == ["waiting for the cluster's API server: 503 scripted fault"]
+    assert told[0]["involvedObject"]["name"] == "coordinator"
+    assert "patchscan: waiting for the cluster's API server: 503" in done.stderr
 
 
 @pytest.mark.usefixtures("kubeconfig")

@@ -214,6 +214,9 @@ def test_fresh_pods_that_serve_the_archive_are_not_replaced(bench: Bench) -> Non
     first = bench.publish(b"first")
     for name in ("serve-1", "serve-2"):
         bench.put_pod(name, f"{first}\n", PASSED)
+    bench.put_pod("old", "0" * 12, PASSED)
+    ending: Any = bench.api.get("pods", "old")
+    ending["metadata"]["deletionTimestamp"] = "2026-11-26T01:00:00Z"
     generation = bench.deployment()["metadata"]["generation"]
     assert bench.step() == f"{first} serves"
     assert bench.step() == f"{first} serves"
