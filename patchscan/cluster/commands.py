@@ -122,23 +122,20 @@ def jobs_status(
 
 
 def _print_table(statuses: "Sequence[JobStatus]") -> None:
-    """Print a line for each Job."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    """Print a line for each Job, and why it waits or failed below it. No name is cut: people copy them."""
     if not statuses:
         print("there are no Jobs of patchscan in this namespace")
         return
-    columns = ("job", "kind", "state", "source", "done", "running", "pending", "failed", "created", "reason")
-    table = Table(*columns, box=None)
+    rows = [("job", "kind", "state", "done", "running", "pending", "failed", "created", "source")]
     for status in statuses:
         counts = (status.pods_running, status.pods_pending, status.pods_failed)
-        # Text and not markup: a bucket may be named [red].
-        cells = [status.job, status.kind, status.state, status.source, f"{status.done} of {status.total}"]
-        cells += [*map(str, counts), status.created, status.reason]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    Console(width=None if sys.stdout.isatty() else 250).print(table)
+        cells = (f"{status.done} of {status.total}", *map(str, counts), status.created, printable(status.source))
+        rows.append((status.job, status.kind, status.state, *cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, reason in zip(rows, ("", *(status.reason for status in statuses)), strict=True):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if reason:
+            print(f"    {printable(reason)}")
 
 
 @jobs.command("logs")
