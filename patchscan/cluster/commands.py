@@ -126,7 +126,9 @@ def _print_table(statuses: "Sequence[JobStatus]") -> None:
     if not statuses:
         print("there are no Jobs of patchscan in this namespace")
         return
-    rows = [("job", "kind", "state", "done", "running", "pending", "failed", "created", "source")]
+    rows: list[tuple[str, ...]] = [
+        ("job", "kind", "state", "done", "running", "pending", "failed", "created", "source")
+    ]
     for status in statuses:
         counts = (status.pods_running, status.pods_pending, status.pods_failed)
         cells = (f"{status.done} of {status.total}", *map(str, counts), status.created, printable(status.source))
