@@ -29,6 +29,7 @@ Each package defines its own errors beside the code that raises them:
     |-- TransientError                 a call that may soon work: retried, then an OutageError or a failed row
     |-- StoppedError                   SIGTERM or Ctrl-C; finished work is kept
     |-- ObjectError                    one object cannot be read: a failed row
+    |   `-- NotAFileError              a pipe, a link to nothing: a rejected row
     |-- BusyError                      an image for which other images left no time: HTTP 503
     |-- DecoderBugError                a bug of patchscan in a child process that decodes
     |-- RefusedRequestError            the server does not accept this image: a failed row

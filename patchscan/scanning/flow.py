@@ -22,8 +22,8 @@ def map_in_threads(
 ) -> Iterator[Result]:
     """Yield the results of `function` for each item, as they come, from `threads` threads.
 
-    An exception from `function` is raised, and no item is started after it. After `stop` is set no item is started; results of the running
-    ones are yielded for up to `drain_s` seconds, then StoppedError is raised.
+    An exception from `function` is raised, and no item is started after it. After `stop` is set no item is started
+    either; results of the running ones are yielded for up to `drain_s` seconds, then StoppedError is raised.
     """
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:

@@ -35,7 +35,15 @@ from patchscan.scanning.plan import Plan, PlanError
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.rows import STATS_KEY, Row
 from patchscan.scanning.scorers import RefusedRequestError, Scorer, ScorerError, Select
-from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, Store, StoreError
+from patchscan.storage.store import (
+    FailureCode,
+    FetchedObject,
+    NotAFileError,
+    ObjectError,
+    ObjectInfo,
+    Store,
+    StoreError,
+)
 
 Usage = dict[str, float]
 Identity = tuple[str, str | None]
@@ -174,6 +182,8 @@ class Worker:
         with self._budget.hold(limit if info.size is None else info.size):
             try:
                 fetched, tries = self._retries.call(lambda: self.source.fetch(info, limit))
+            except NotAFileError as error:
+                return FinishedObject(rows.rejected(info, ErrorCode.NOT_AN_IMAGE, error.message, 1) | self._model, 0)
             except ObjectError as error:
                 self._raise_if_rights_ended(info, error)
                 return FinishedObject(rows.failed(info, error.code, error.message, 1) | self._model, 0)

@@ -12,10 +12,27 @@ from typing import BinaryIO
 
 from patchscan.common.files import PARTIAL_NAME, UnsafeNameError, atomic_write, safe_path
 from patchscan.common.retries import OutageError
-from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, StoreError, UnusableNameError
+from patchscan.storage.store import (
+    FailureCode,
+    FetchedObject,
+    NotAFileError,
+    ObjectError,
+    ObjectInfo,
+    StoreError,
+    UnusableNameError,
+)
 
 # A name that is too long for this file system, or a file and a folder at once (`a` and `a/b`).
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY)
+# What a link to nothing, or to itself, raises.
+LINKS_TO_NOTHING = (errno.ENOENT, errno.ELOOP)
+NO_FILE = "no file"
+# What opening raises, where there is a name and no file.
+NOT_A_FILE = {
+    errno.EINVAL: "it is a folder, a pipe or a device and not a file",
+    errno.ELOOP: "it is a link to itself",
+    errno.ENXIO: "it is a socket and not a file",
+}
 ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
@@ -34,8 +51,8 @@ class Folder:
     def objects(self) -> Iterator[ObjectInfo]:
         """Everything in the folder that is not a folder; links to folders are not followed.
 
-        What cannot be read is listed too, so that it gets a row: a folder that cannot be listed with a `/` at its end,
-        and links to nothing and files without a known size with neither size nor ETag.
+        What cannot be read is listed too, so that it gets a row: a folder that cannot be listed with a `/` at its end;
+        links to nothing, pipes, sockets and devices with the ETag NO_FILE, which tells as well when that changes.
         """
         if not os.path.isdir(self.root):  # noqa: PTH112  Path.is_dir raises PermissionError
             raise StoreError(f"{self.url} is not a folder")
@@ -46,17 +63,17 @@ class Folder:
                 key = key_of(path.relative_to(self.root))
                 try:
                     status = path.stat()
-                except OSError:
-                    yield ObjectInfo(key=key)
+                except OSError as error:
+                    yield ObjectInfo(key=key, etag=NO_FILE if error.errno in LINKS_TO_NOTHING else None)
                     continue
                 if stat.S_ISREG(status.st_mode):
                     yield self._info(key, status)
                 elif not stat.S_ISDIR(status.st_mode):
-                    yield ObjectInfo(key=key)
-        for error in closed:
-            path = Path(error.filename)
+                    yield ObjectInfo(key=key, etag=NO_FILE)
+        for failure in closed:
+            path = Path(failure.filename)
             if path == self.root:
-                raise StoreError(f"{self.url} cannot be listed: {error.strerror}")
+                raise StoreError(f"{self.url} cannot be listed: {failure.strerror}")
             yield ObjectInfo(key=f"{key_of(path.relative_to(self.root))}/")
 
     def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
@@ -71,11 +88,13 @@ class Folder:
             raise ObjectError(FailureCode.ACCESS_DENIED, f"the key names no file in the folder: {error}") from None
         except (FileNotFoundError, NotADirectoryError):
             if self._existing(info.key).is_symlink():
-                raise ObjectError(FailureCode.VANISHED, "it is a link to a file that does not exist") from None
+                raise NotAFileError("it is a link to a file that does not exist") from None
             raise ObjectError(FailureCode.VANISHED, "the file was deleted after it was listed") from None
         except PermissionError:
             raise ObjectError(FailureCode.ACCESS_DENIED, "access denied") from None
         except OSError as error:
+            if error.errno in NOT_A_FILE:
+                raise NotAFileError(NOT_A_FILE[error.errno]) from None
             raise ObjectError(FailureCode.STORE_ERROR, f"cannot be read: {error.strerror}") from None
         if info.etag and info.etag != now.etag:
             raise ObjectError(FailureCode.CHANGED, "the file was changed after it was listed")
@@ -161,7 +180,7 @@ def _open_regular(path: Path) -> BinaryIO:
     if stat.S_ISREG(os.fstat(handle).st_mode):
         return os.fdopen(handle, "rb")
     os.close(handle)
-    raise OSError(errno.EINVAL, "it is a folder, a pipe or a device and not a file")
+    raise OSError(errno.EINVAL, NOT_A_FILE[errno.EINVAL])
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -48,6 +48,13 @@ class ObjectError(Exception):
         self.message = message
 
 
+class NotAFileError(ObjectError):
+    """The name is not that of a file but of a pipe, a socket, a device or a link to nothing: it holds no image."""
+
+    def __init__(self, message: str):
+        super().__init__(FailureCode.STORE_ERROR, message)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
     """One object as listed. `etag` is without quotes; `storage_class` is S3's name (`STANDARD`, `GLACIER`, ...) and

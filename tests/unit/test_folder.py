@@ -51,11 +51,26 @@ def test_what_is_no_file_is_a_row(photos: Path, tmp_path: Path) -> None:
     assert found == {
         "good.png": ("scored", None),
         "link.png": ("scored", None),
-        "pipe.png": ("failed", "store_error"),
-        "socket.png": ("failed", "store_error"),
-        "loop.png": ("failed", "store_error"),
-        "dangling.png": ("failed", "vanished"),
+        "pipe.png": ("rejected", "not_an_image"),
+        "socket.png": ("rejected", "not_an_image"),
+        "loop.png": ("rejected", "not_an_image"),
+        "dangling.png": ("rejected", "not_an_image"),
     }
+
+
+def test_what_is_no_file_is_told_of_once_and_scored_when_it_is_a_file(photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(photos / "pipe.png")
+    (photos / "dangling.png").symlink_to(tmp_path / "later.png")
+    outcome(photos, tmp_path / "out")
+    store = open_store(str(tmp_path / "out"))
+    plan = plan_scan(ScanSource(url=str(photos)), Filters(), StubScorer().card, store)
+    assert (plan.listed, plan.unchanged) == (3, 3)
+    report.reduce(store, plan)
+    (photos / "pipe.png").unlink()
+    (photos / "pipe.png").write_bytes(image(2))
+    (tmp_path / "later.png").write_bytes(image(3))
+    found = outcome(photos, tmp_path / "out")
+    assert found == dict.fromkeys(("good.png", "pipe.png", "dangling.png"), ("scored", None))
 
 
 def test_a_name_that_is_not_utf_8_is_scored(photos: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from patchscan.common.retries import OutageError, Retries, StoppedError, TransientError
-from patchscan.detector.prepared import prepare
-from patchscan.scanning import rows, worker
+from patchscan.detector.decoders import DecoderPool
+from patchscan.scanning import rows
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, ScanSource, ShardSize, plan_scan
 from patchscan.scanning.scorers import Select
@@ -220,13 +220,13 @@ def test_rights_that_end_are_told_from_objects_that_are_private(
 def test_an_image_is_decoded_once_however_often_the_scorer_is_asked(
     tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, decoded = prepare, []
+    original, decoded = DecoderPool.prepare, []
 
-    def counted(data: bytes, *rest: Any) -> Any:
+    def counted(self: DecoderPool, data: bytes, *rest: Any) -> Any:
         decoded.append(data)
-        return original(data, *rest)
+        return original(self, data, *rest)
 
-    monkeypatch.setattr(worker, "prepare", counted)
+    monkeypatch.setattr(DecoderPool, "prepare", counted)
     scorer = StrictScorer(lambda _: scorer.asked < tries)
     out = open_store(str(tmp_path / "out"))
     plan = plan_scan(ScanSource(url=str(photos(tmp_path / "photos", 1, 0))), Filters(), scorer.card, out)
