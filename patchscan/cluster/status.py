@@ -101,9 +101,10 @@ def why_waiting(cluster: Cluster, job: Job, pods: list[PodState]) -> str:
         return f"{len(waiting)} pod{'s wait' if len(waiting) > 1 else ' waits'}: {reason}"
     if failed:
         return f"{len(failed)} pod{'s' if len(failed) > 1 else ''} failed, the last: {failed[-1].reason}"
-    if not pods and not job.succeeded:
-        return cluster.warning("Job", job.name) or "its first pod is not created yet"
-    return ""
+    if any(pod.phase == "running" for pod in pods):
+        return ""
+    # No pod, though the Job is not done: the cluster may refuse to create one, for a quota or its pod security.
+    return cluster.warning("Job", job.name) or ("" if job.succeeded else "its first pod is not created yet")
 
 
 def _source(cluster: Cluster, job: Job, kind: str, maps: dict[str, Body]) -> str:

@@ -476,7 +476,7 @@ def test_status_tells_pending_running_and_failed_apart_and_why(bench: Bench) -> 
     for name, status in pods.items():
         job = put_job(bench, name, "train", failed if name in ("d-failed", "e-memory") else active)
         bench.api.put("pods", job_pod(job, None, 0) | {"status": status})
-    put_job(bench, "g-refused", "train", {})
+    put_job(bench, "g-refused", "scan-worker", {"succeeded": 3})
     put_job(bench, "h-queued", "scan-worker", suspended, annotations={"patchscan/source": "s3://photos"})
     for kind, name, message in (
         ("Pod", "f-mounts-0-0", 'secret "patchscan-token" not found'),
@@ -496,7 +496,7 @@ def test_status_tells_pending_running_and_failed_apart_and_why(bench: Bench) -> 
         "g-refused": ("pending", "Failed: exceeded quota"),
         "h-queued": ("suspended", "suspended"),
     }
-    assert {one.source for name, one in found.items() if name != "h-queued"} == {"s3://data"}
+    assert {one.source for one in found.values() if one.kind == "training"} == {"s3://data"}
     assert (found["h-queued"].kind, found["h-queued"].source) == ("workers", "s3://photos")
     assert (found["c-runs"].kind, found["c-runs"].pods_running, found["d-failed"].pods_failed) == ("training", 1, 1)
 
