@@ -142,9 +142,9 @@ class _News:
 
 def _shard_of(job: Job, pod: PodState) -> str:
     """Which shard a pod worked on, in words."""
-    return (
-        "" if pod.index is None else f" on shard {shards.parse_ranges(job.annotations[SHARDS_ANNOTATION])[pod.index]}"
-    )
+    if pod.index is None:
+        return ""
+    return f" on shard {shards.parse_ranges(job.annotations[SHARDS_ANNOTATION])[pod.index]}"
 
 
 def _print(text: str) -> None:

@@ -62,7 +62,7 @@ def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versi
         _change(cluster, found, archive=good, annotations={REJECTED_ANNOTATION: current})
         raise _rejection(cluster, found, current, good, _why_not_ready(pods, current))
     served = current or _fetched_archive(pods)
-    if state == "complete" and served != good:
+    if state == "complete" and served and served != good:
         _annotate(cluster, found, {GOOD_ANNOTATION: served})
         cluster.record(found, "RolledOut", f"archive {served} serves")
     wanted = keep_version(model, store, versions)

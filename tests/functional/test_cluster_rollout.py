@@ -243,7 +243,10 @@ def test_pods_that_fetched_different_archives_are_brought_together(bench: Bench)
     first = bench.publish(b"first")
     bench.put_pod("serve-1", first, PASSED)
     bench.put_pod("serve-2", "0" * 12, PASSED)
+    bench.cluster.patch("Deployment", NAME, {"metadata": {"annotations": {GOOD_ANNOTATION: "1" * 12}}})
+    bench.pods_become("ready")
     assert bench.step() == f"{first} is rolled out in place of the old archive"
+    assert bench.events() == [("Normal", "RollingOut", 1)]
 
 
 def test_events_that_may_not_be_recorded_do_not_stop_a_roll_out(bench: Bench) -> None:
