@@ -1,4 +1,4 @@
-"""The commands for data sets: `index`, `audit` and `match`."""
+"""The commands for data sets: `index`, `audit`, `match` and `split`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +22,7 @@ WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes; by default 
 
 def add_to(app: typer.Typer) -> None:
     """Register this package's commands."""
-    for command in (index, audit, match):
+    for command in (index, audit, match, split):
         app.command(rich_help_panel="Data")(command)
 
 
@@ -135,6 +135,39 @@ def match(
     for reason, rows in matched.left_out.groupby("reason"):
         typer.echo(f"left out, {reason}: {len(rows):,}")
     typer.echo(f"matched: {out}; next: patchscan audit {out}")
+
+
+def split(
+    data: Annotated[list[str], typer.Argument(help="Folders or s3:// URLs in GenImage's layout.")],
+    out: Annotated[Path, typer.Option(help="Folder for the divided data sets, each in a folder of its own name.")],
+    held_out: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the val images that stays in val.")] = (
+        1 / 3
+    ),
+    sources: Annotated[
+        Path | None, typer.Option(help="CSV with columns file and source, if not DATA/sources.csv or beside DATA.")
+    ] = None,
+) -> None:
+    """Divide val images anew by source, to train on every generator and still measure on sources never seen.
+
+    The others move to train, in copies of the data sets below OUT. Images of one source stay together; so do
+    collections of sources, in all data sets alike, unless one has most images of a generator.
+
+    \b
+    Examples:
+      patchscan split data/genimage --out data/all --held-out 0.2
+      patchscan split data/genmix data/genmix-web data/alarms --out data/all
+    """
+    from patchscan.dataset.split import split as divide
+
+    images = divide(data, out, held_out, sources)
+    moved = images[images.before == "val"]
+    typer.echo(moved.groupby(["data", "generator", "class", "after"]).size().unstack(fill_value=0).to_string())
+    halves = moved.groupby(["data", "generator", "class", "collection"]).after.nunique()
+    divided = halves[halves > 1].reset_index()
+    if len(divided):
+        names = ", ".join(sorted(set(divided.generator)))
+        typer.echo(f"one collection has most of their images, which were divided by source: {printable(names)}")
+    typer.echo(f"divided: {out}")
 
 
 def _counts(index: "pd.DataFrame") -> "pd.DataFrame":

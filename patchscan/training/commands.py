@@ -40,7 +40,10 @@ def train(
     ] = "raw",
     extra: Annotated[
         list[str] | None,
-        typer.Option(help="Another folder to train on, all of its splits; of real images alone too. Repeatable."),
+        typer.Option(
+            help="Another folder to train on, all of it where it has no train images. It may hold real images alone. "
+            "Repeatable."
+        ),
     ] = None,
     index: INDEX = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is a GPU).")] = None,

@@ -44,7 +44,7 @@ class TrainingData:
             matched = str(matched_version(data, index=index))
             data, index = matched, index if matched == data else None
         table = load_index(data, index)
-        train = pd.concat([select_rows(table, recipe.seen, split) for split in recipe.train_splits])
+        train = select_rows(table, recipe.seen, "train")
         val = select_rows(table, recipe.seen, "val")
         source = JoinedSource(data, extra) if extra else DataSource(data)
         added = [select_extra_rows(folder, recipe, number) for number, folder in enumerate(extra)]
@@ -67,12 +67,14 @@ class JoinedSource(DataSource):
 
 def select_extra_rows(folder: str, recipe: Recipe, number: int) -> pd.DataFrame:
     """Return the index rows of extra folder `number`, in GenImage's layout, with a column `label` and paths that
-    JoinedSource reads: all splits and all generators but the recipe's unseen ones.
+    JoinedSource reads: its train images, or all where it has none, of all generators but the recipe's unseen ones.
 
     A generator of the folder may have real images only: it is then a kind of real image (`is_kind`).
     """
     index = load_index(folder)
     rows = index[~index.generator.isin(recipe.unseen)]
+    if (rows.split == "train").any():
+        rows = rows[rows.split == "train"]
     return rows.assign(path=f"extra-{number}/" + rows.path, label=rows["class"].map(LABELS))
 
 

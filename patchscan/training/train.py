@@ -52,8 +52,8 @@ def train(
 ) -> Path:
     """Train `recipe` on `data`, or on its matched version, and write the run to `run`. Resumes the run if it exists.
 
-    data: a folder or s3:// URL in GenImage's layout. extra: folders in the same layout to train on as well, all
-    of their splits. run: a folder or s3:// URL. Returns the run folder with
+    data: a folder or s3:// URL in GenImage's layout. extra: folders in the same layout to train on as well, see
+    `select_extra_rows`. run: a folder or s3:// URL. Returns the run folder with
     model.safetensors and card.json. Raises DataError, RecipeError, WeightsError; SystemExit(75) after SIGTERM or
     Ctrl-C, once a checkpoint is saved from which the same call continues.
     """
@@ -156,8 +156,7 @@ class Trainer:
         mean = float(np.mean(list(aucs.values())))
         auc_fields = {f"auc_{generator}": auc for generator, auc in aucs.items()}
         self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **auc_fields)
-        trained_on_val = "val" in self.recipe.train_splits  # then a better figure says nothing: the last one is saved
-        if mean > self.best["mean_auc"] or trained_on_val:
+        if mean > self.best["mean_auc"]:
             self.best = {"epoch": self.epoch, "mean_auc": mean}
             self.store.save_weights(WEIGHTS_FILE, self.learner.averaged.state_dict())
             self.store.push(WEIGHTS_FILE)

@@ -120,7 +120,7 @@ def folders(tmp_path: Path) -> tuple[str, str]:
         write(data / "one" / split / "nature" / f"{number}.png", picture(number, 80, 80))
         write(data / "one" / split / "ai" / f"{number}.png", picture(number, 80, 80) // 16 * 16)
         for name, label in (("art", "nature"), ("screens", "nature"), ("other", "nature"), ("other", "ai")):
-            write(extra / name / split / label / f"{number}.png", picture(100 + number, 80, 80))
+            write(extra / name / "val" / label / f"{number}.png", picture(100 + number, 80, 80))
     return str(data), str(extra)
 
 
@@ -136,6 +136,12 @@ def test_an_extra_folder_is_trained_on_but_its_unseen_generators(recipe: Recipe,
     assert [images[row][1] for row in range(12, 28)] == [0] * 16
 
 
+def test_of_an_extra_data_set_the_train_images_are_taken(recipe: Recipe, folders: tuple[str, str]) -> None:
+    """As of the data set itself: the others are kept for measuring."""
+    joined = TrainingData.load(recipe, folders[0], None, "raw", [folders[0]])
+    assert (len(joined.train), len(joined.val)) == (2 * 12, 4)
+
+
 def test_a_row_drawn_twice_in_an_epoch_gets_another_crop(recipe: Recipe, folders: tuple[str, str]) -> None:
     data = TrainingData.load(recipe, folders[0], None, "raw")
     images = CropDataset(data.source, data.train, recipe, epoch=0)
@@ -147,13 +153,6 @@ def test_a_row_drawn_twice_in_an_epoch_gets_another_crop(recipe: Recipe, folders
     assert (first == images[3][0]).all()
     assert not (first == again).all()
     assert not (first == next_epoch).all()
-
-
-def test_training_on_every_split_takes_the_validation_images_too(recipe: Recipe, folders: tuple[str, str]) -> None:
-    everything = recipe.model_copy(update={"train_splits": ("train", "val")})
-    data = TrainingData.load(everything, folders[0], None, "raw")
-    assert (len(data.train), len(data.val)) == (16, 4)
-    assert set(data.val.path) <= set(data.train.path)
 
 
 @pytest.mark.parametrize(
@@ -210,15 +209,3 @@ def test_a_loss_that_is_no_number_ends_the_run(
     monkeypatch.setattr(learner, "compute_loss", lambda outputs, *_: outputs.sum() * float("nan"))
     with pytest.raises(train.DivergedError, match="lower learning_rate"):
         train.train(recipe, folders[0], str(tmp_path / "run"), device="cpu", workers=0)
-
-
-def test_a_model_of_every_split_keeps_its_last_epoch_and_says_so(
-    recipe: Recipe, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figures = iter([0.9, 0.4])
-    monkeypatch.setattr(train, "validation_aucs", lambda *_: {"one": next(figures)})
-    everything = recipe.model_copy(update={"train_splits": ("train", "val"), "epochs": 2})
-    train.train(everything, folders[0], str(tmp_path / "run"), device="cpu", workers=0)
-    training = Card.read(tmp_path / "run").training
-    assert training["best_epoch"] == 2
-    assert "validation split was trained on" in training["selected_by"]

@@ -1,0 +1,62 @@
+"""`patchscan split`: what is held out is a share of each generator, and no source of it is trained on."""
+
+from pathlib import Path
+from zlib import crc32
+
+import pandas as pd
+import pytest
+
+from patchscan.dataset.split import SplitError, split
+from tests.image_tree import picture, write
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two data sets: `one` of a generator from nine collections and a generator from one collection, whose sources
+    come twice; `two` of real images alone, from a collection that `one` has as well."""
+    rows = []
+    for number in range(18):
+        for name, collection in (("many", f"owner/c{number // 2}"), ("few", "owner/all")):
+            for label in ("ai", "nature"):
+                file = f"one/{name}/val/{label}/{number}.png"
+                rows.append((file, f"{collection}/{label}{number // 2}.png"))
+                write(tmp_path / file, picture(crc32(file.encode())))
+        write(tmp_path / f"one/many/train/ai/{number}.png", picture(number))
+        rows.append((f"two/art/val/nature/{number}.png", f"owner/c{number // 2}/art{number}.png"))
+        write(tmp_path / rows[-1][0], picture(1000 + number))
+    pd.DataFrame(rows, columns=["file", "source"]).to_csv(tmp_path / "sources.csv", index=False)
+    return tmp_path
+
+
+def test_a_share_of_each_generator_is_held_out_and_its_sources_nowhere_trained_on(data: Path, tmp_path: Path) -> None:
+    images = split([str(data / "one"), str(data / "two")], tmp_path / "all")
+    named = images[images.before == "val"]
+    shares = (named.after == "val").groupby([named.data, named.generator, named["class"]]).mean()
+    assert shares.between(0.2, 0.45).all()
+    sources = pd.read_csv(data / "sources.csv").set_index("file").source
+    source = (named.data + "/" + named.path).map(sources)
+    assert (named.groupby(source).after.nunique() == 1).all()
+    many = named[named.generator != "few"]
+    assert (many.groupby("collection").after.nunique() == 1).all(), "collections too, in both data sets alike"
+    for name, path, label, after in images[["data", "path", "class", "after"]].itertuples(index=False):
+        folder = f"train/{label}/from-val" if "/val/" in path and after == "train" else f"{after}/{label}"
+        copied = tmp_path / "all" / name / path.split("/")[0] / folder / Path(path).name
+        assert copied.read_bytes() == (data / name / path).read_bytes()
+    assert len(list((tmp_path / "all").rglob("*.png"))) == len(images)
+
+
+def test_the_choice_is_the_same_again_and_an_interrupted_call_goes_on(data: Path, tmp_path: Path) -> None:
+    first = split([str(data / "one")], tmp_path / "all")
+    gone, *others = sorted((tmp_path / "all").rglob("*.png"))
+    gone.unlink()
+    before = [path.stat().st_mtime_ns for path in others]
+    assert split([str(data / "one")], tmp_path / "all").equals(first)
+    assert gone.exists()
+    assert [path.stat().st_mtime_ns for path in others] == before
+
+
+def test_a_folder_that_would_mix_or_hold_the_data_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SplitError, match="two data sets have one name"):
+        split([str(data / "one"), str(data / "one")], tmp_path / "all")
+    with pytest.raises(SplitError, match="choose another folder"):
+        split([str(data / "one")], data)
