@@ -1,4 +1,4 @@
-"""Run folders for the bench: the starter model, and untrained models, which are as fast as trained ones."""
+"""Run folders for the bench: the trained ssp-lite, and untrained models, which are as fast as trained ones."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ import torch
 from safetensors.torch import save_file
 
 from patchscan.common.files import sha256_of
+from patchscan.common.shipped import shipped
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.models import build_network
-from patchscan.scanning.options import STARTER
 from patchscan.training.recipe import load_recipe
 
 
 def run_folder(architecture: str, folder: Path) -> Path:
-    """Return the starter's folder for ssp-lite; otherwise write an untrained model with its recipe's preset below
+    """Return the folder of the trained ssp-lite; otherwise write an untrained model with its recipe's preset below
     `folder`."""
     if architecture == "ssp-lite":
-        return STARTER
+        return shipped("model_store") / "ssp-lite"
     run = folder / architecture
     run.mkdir(parents=True)
     torch.manual_seed(0)

@@ -4,11 +4,14 @@ Building is resumable: rows are written to part files as they come, and a file w
 changed is not read again.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -91,16 +94,29 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IndexFileError(f"cannot write {out}: {error.strerror}; name another place with --out") from error
-    files = find_files(data)
-    known = _read_records(out, parts)
-    missing = [file for file in files if not _is_known(file, known)]
-    if missing:
-        _read_missing(DataSource(data), missing, parts, workers)
-    records = _read_records(out, parts)
-    table = pa.Table.from_pylist([_record(file, records[file.path]) for file in files], RECORD)
-    index = _write_index(table, out)
-    shutil.rmtree(parts)
+    with _alone_in(out.parent):
+        files = find_files(data)
+        parts.mkdir(exist_ok=True)  # another process may have finished, and removed it
+        known = _read_records(out, parts)
+        missing = [file for file in files if not _is_known(file, known)]
+        if missing:
+            _read_missing(DataSource(data), missing, parts, workers)
+        records = _read_records(out, parts)
+        table = pa.Table.from_pylist([_record(file, records[file.path]) for file in files], RECORD)
+        index = _write_index(table, out)
+        shutil.rmtree(parts)
     return Index(out, *index, read=len(missing), seconds=time.monotonic() - started)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock on a folder's indexes: two commands that find no index would build it in the same files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def default_index_path(data: str | Path) -> Path:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from patchscan.scanning.worker import Worker, WorkSettings
     from patchscan.storage.store import Store
 
-STARTER = shipped("model_store") / "ssp-lite"
+STARTER = shipped("model_store") / "starter"
 MB = 2**20
 
 

@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="simplecnn, resnet50, ssp, ssp-robust, ssp-lite, lite0, or a YAML file.")
+        str, typer.Argument(help="simplecnn, resnet50, ssp, ssp-robust, ssp-lite, lite0, starter, or a YAML file.")
     ],
     data: Annotated[str, typer.Option(help="Folder or s3:// URL in GenImage's layout.")],
     run: Annotated[str, typer.Option(help="Where the run is kept: a folder or an s3:// URL.")],

@@ -9,7 +9,7 @@ from patchscan.detector.detector import Detector
 from tests.command import patchscan
 
 ROOT = Path(__file__).parent.parent.parent
-STARTER = ROOT / "model_store" / "ssp-lite"
+STARTER = ROOT / "model_store" / "starter"
 
 
 def test_a_folder_is_scanned_with_no_model_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.command import environment
 from tests.serving_kit import png
 
 ROOT = Path(__file__).parents[2]
-STARTER = ROOT / "model_store" / "ssp-lite"
+STARTER = ROOT / "model_store" / "starter"
 SOURCE = ("patchscan", "handlers", "model_store", "training", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -74,7 +74,7 @@ def test_its_one_import_name_is_patchscan(wheel: Path) -> None:
     assert top == {name, f"{name}-{version}.dist-info"}
 
 
-@pytest.mark.parametrize("folder", ["handlers", "training", "model_store/ssp-lite"])
+@pytest.mark.parametrize("folder", ["handlers", "training", "model_store/starter", "model_store/ssp-lite"])
 def test_it_holds_what_comes_beside_the_code(wheel: Path, folder: str) -> None:
     packed = {path for path in zipfile.ZipFile(wheel).namelist() if path.startswith(f"patchscan/shipped/{folder}/")}
     ours = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
@@ -92,7 +92,7 @@ def test_its_archives_are_those_of_a_checkout(installed: Path, tmp_path: Path) -
     done = patchscan(installed, tmp_path, "archive", str(STARTER))
     assert done.returncode == 0, done.stderr
     ours = archive(STARTER, tmp_path / "ours")
-    assert (tmp_path / "model_store/ssp-lite.mar").read_bytes() == ours.read_bytes()
+    assert (tmp_path / "model_store/starter.mar").read_bytes() == ours.read_bytes()
 
 
 @pytest.mark.parametrize(

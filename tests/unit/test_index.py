@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,13 @@ def test_processes_find_what_one_process_finds(data: Path, tmp_path: Path) -> No
     alone = build_index(data, tmp_path / "alone.parquet", workers=1).table
     together = build_index(data, tmp_path / "together" / "index.parquet", workers=2).table
     pd.testing.assert_frame_equal(alone, together)
+
+
+def test_two_that_build_one_index_at_once_read_each_file_once(data: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: build_index(data, workers=1), range(2))
+    assert sorted((first.read, second.read)) == [0, 12]
+    pd.testing.assert_frame_equal(first.table, second.table)
 
 
 def test_broken_files_are_quarantined_and_never_swapped(data: Path) -> None:
