@@ -23,10 +23,10 @@ class Answer:
 
     `logit` is the model's raw output, AI positive, averaged over the crops; `p_ai` is its calibrated probability.
     `reason` says why a verdict is `uncertain`: `abstain_band`, `small_image`, or `out_of_domain` where the model cannot
-    tell AI from real in the image's tier; otherwise it is None. `tier` is the delivery that the pixels look like, and
-    decides which numbers of the card apply; `jpeg_quality` (1 to 100, None where the file is no JPEG) is what the
-    file's tables say, and decides nothing. `patch` describes the first crop: x, y, size in pixels of the scored image,
-    and its complexity. `image` holds width, height, format, frames.
+    tell AI from real in the image's tier, or the image is a graphic and no photograph; otherwise it is None. `tier` is
+    the delivery that the pixels look like, and decides which numbers of the card apply; `jpeg_quality` (1 to 100, None
+    where the file is no JPEG) is what the file's tables say, and decides nothing. `patch` describes the first crop: x,
+    y, size in pixels of the scored image, and its complexity. `image` holds width, height, format, frames.
     """
 
     p_ai: float

@@ -15,8 +15,9 @@ from patchscan.detector.presets import Preset, preset_from_dict, preset_to_dict
 
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
-# Raised whenever the same card is scored otherwise than before: 1 chose patches by the file, 2 does by the pixels.
-SCORING = 2
+# Raised whenever the same card is scored otherwise than before: 1 chose patches by the file, 2 by the pixels, and 3
+# gives no verdict on graphics.
+SCORING = 3
 
 NOT_CALIBRATED = (
     "This model's threshold was never calibrated: it calls an image AI from p_ai 0.5 up, however often that is wrong. "

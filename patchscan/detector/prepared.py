@@ -6,6 +6,7 @@ from typing import Any
 
 from patchscan.detector.answer import Answer, Tier
 from patchscan.detector.card import Card
+from patchscan.detector.graphic import is_graphic
 from patchscan.detector.images import Limits, decode
 from patchscan.detector.patches import Patches, seed_from_pixels
 from patchscan.detector.presets import EnsemblePreset, Preset
@@ -17,11 +18,12 @@ class Prepared:
     """The crops of one image, and the facts about the image that its answer states.
 
     The decoded image is not kept, so that many prepared images can wait for the model. `decode_s` and `patch_s` are the
-    seconds spent on decoding and on choosing the crops.
+    seconds spent on decoding and on choosing the crops. `graphic`: see `is_graphic`.
     """
 
     image: dict[str, Any]
     tier: Tier
+    graphic: bool
     jpeg_quality: int | None
     crops: Patches
     decode_s: float
@@ -36,7 +38,8 @@ def prepare(data: bytes, preset: Preset, limits: Limits = Limits()) -> Prepared:
     facts = {"width": image.width, "height": image.height, "format": image.format, "frames": image.frames}
     crops = preset.crops(image.pillow, seed_from_pixels(image.pillow))
     tier = estimate_tier(image.pillow)
-    return Prepared(facts, tier, image.jpeg_quality, crops, decoded - started, time.perf_counter() - decoded)
+    graphic = is_graphic(image.pillow)
+    return Prepared(facts, tier, graphic, image.jpeg_quality, crops, decoded - started, time.perf_counter() - decoded)
 
 
 def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
@@ -45,7 +48,7 @@ def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
     p_ai = decision.p_ai(logit)
     verdict = decision.verdict(p_ai)
     reason = "abstain_band" if verdict == "uncertain" else None
-    if not card.decision.covers(prepared.tier):
+    if prepared.graphic or not card.decision.covers(prepared.tier):
         verdict, reason = "uncertain", "out_of_domain"
     if prepared.crops.upscaled:
         verdict, reason = "uncertain", "small_image"

@@ -187,7 +187,7 @@ def _deliveries(decided: dict[str, pd.DataFrame], images: dict[str, pd.DataFrame
     )
 
 
-SCORED_COLUMNS = ["path", "generator", "split", "label", "logit", "small", "tier", "status", "error_code"]
+SCORED_COLUMNS = ["path", "generator", "split", "label", "logit", "small", "graphic", "tier", "status", "error_code"]
 
 
 def _scores(

@@ -185,7 +185,9 @@ def find_doubts(detector: Detector, answer: Answer, views: list[View], alternati
             "The image is smaller than the model's input and had to be enlarged or continued: no verdict is given."
         )
     if answer.reason == "out_of_domain":
-        found.append(f"The image looks like {answer.tier}, and there the model cannot tell AI from real: no verdict.")
+        covered = detector.card.decision.covers(answer.tier)
+        what = "a drawing, a screenshot or a page" if covered else answer.tier
+        found.append(f"The image looks like {what}, and there the model cannot tell AI from real: no verdict.")
     if answer.reason == "abstain_band":
         found.append(f"p_ai lies in the abstain band, {decision.abstain_low:.3f} to {decision.abstain_high:.3f}.")
     verdicts = [decision.verdict(p_ai) for p_ai in alternatives]

@@ -41,11 +41,13 @@ def score_images(
     """Score files with the detector; `read` returns the encoded bytes of a path; `task` is the progress bar's label.
 
     images: columns path, generator, split, class. Returns one row per image, in order: path, generator, split, label
-    (1 AI, 0 real), logit (NaN if rejected), small (had to be enlarged), tier (the one that the image looks like, None
-    if rejected), status ('scored', 'rejected') and error_code (None if scored).
+    (1 AI, 0 real), logit (NaN if rejected), small (had to be enlarged), graphic (see `is_graphic`),
+    tier (the one that the image looks like, None if rejected), status ('scored', 'rejected') and error_code (None if
+    scored).
     """
     tiers: list[str | None] = [None] * len(images)
-    logits, small = np.full(len(images), np.nan), np.zeros(len(images), bool)
+    logits = np.full(len(images), np.nan)
+    small, graphic = np.zeros(len(images), bool), np.zeros(len(images), bool)
     codes: list[str | None] = [None] * len(images)
     done = 0
     with ProgressReport(task, len(images)) as progress:
@@ -57,7 +59,7 @@ def score_images(
                     codes[row] = str(image.code)
                 else:
                     logits[row], small[row] = next(batch_logits), image.crops.upscaled
-                    tiers[row] = image.tier
+                    tiers[row], graphic[row] = image.tier, image.graphic
             done += len(batch)
             progress.advance(len(batch))
     return pd.DataFrame(
@@ -68,6 +70,7 @@ def score_images(
             "label": (images["class"] == "ai").to_numpy().astype(int),
             "logit": logits,
             "small": small,
+            "graphic": graphic,
             "tier": pd.Series(tiers, dtype="string"),
             "status": ["scored" if code is None else "rejected" for code in codes],
             "error_code": pd.Series(codes, dtype="string"),
@@ -145,7 +148,8 @@ def apply_decision(
     good = usable(table).to_numpy()
     decided = Decided.empty(len(table))
     decided.put(good, decide(table.logit.to_numpy()[good], decision, table.tier.to_numpy()[good]))
-    verdict = np.where(decided.uncertain | table.small, "uncertain", np.where(decided.says_ai, "ai", "real"))
+    no_verdict = table.small | table.graphic
+    verdict = np.where(decided.uncertain | no_verdict, "uncertain", np.where(decided.says_ai, "ai", "real"))
     # A copy, because what is measured replaces a part of it below.
     table["p_ai"] = decided.p_ai.copy()
     table["verdict"] = pd.Series(verdict, index=table.index, dtype="string").where(good)
@@ -155,7 +159,7 @@ def apply_decision(
         tier = part.tier.to_numpy() if decision.tiers else None
         arrays = (part.logit.to_numpy(), part.label.to_numpy(), stratum(part))
         decided.put(fitted_on, cross_fitted(*arrays, target, tier, part.path.to_numpy()))
-    table["measured_p_ai"], table["measured_ai"] = decided.p_ai, decided.says_ai
-    table["measured_uncertain"] = decided.uncertain | table.small
+    table["measured_p_ai"], table["measured_ai"] = decided.p_ai, decided.says_ai & ~table.graphic
+    table["measured_uncertain"] = decided.uncertain | no_verdict
     table["measured_threshold"] = decided.threshold
     return table

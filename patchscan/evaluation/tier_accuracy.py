@@ -25,6 +25,7 @@ from patchscan.common.console import ProgressReport
 from patchscan.dataset.index import load_index
 from patchscan.dataset.source import DataSource
 from patchscan.detector.answer import TIERS, Tier
+from patchscan.detector.graphic import is_graphic
 from patchscan.detector.images import decode
 from patchscan.detector.tier import estimate_tier, traces
 from patchscan.evaluation.robustness import jpeg, png
@@ -90,13 +91,15 @@ def fit(sets: list[tuple[DataSource, pd.DataFrame, bool]]) -> tuple[np.ndarray, 
 
 def measure(name: str, source: DataSource, rows: pd.DataFrame) -> pd.DataFrame:
     """Estimate the tier of each image as stored and re-delivered: columns data, delivered, images, and for each tier
-    the share estimated to be it."""
-    counts = {tier: dict.fromkeys(TIERS, 0) for tier in TIERS}
+    the share estimated to be it; `graphic`, the share taken for graphics."""
+    counts = {tier: dict.fromkeys((*TIERS, "graphic"), 0) for tier in TIERS}
     with ProgressReport(f"measure {name}", len(rows)) as progress:
         for path in rows.path:
             data = source.read(path)
             for tier in TIERS:
-                counts[tier][estimate_tier(decode(deliver(data, tier)).pillow)] += 1
+                image = decode(deliver(data, tier)).pillow
+                counts[tier][estimate_tier(image)] += 1
+                counts[tier]["graphic"] += is_graphic(image)
             progress.advance()
     return pd.DataFrame(
         [
@@ -121,7 +124,9 @@ def write_weights(weights: np.ndarray, bias: np.ndarray, path: Path) -> None:
 
 def main() -> None:
     """Fit or measure, as the command line says."""
-    parser = argparse.ArgumentParser(description="Measure how often the estimated tier is right, or fit it.")
+    parser = argparse.ArgumentParser(
+        description="Measure how often the estimated tier is right and what passes for a graphic, or fit it."
+    )
     parser.add_argument("--data", action="append", required=True, type=Path, help="a data set; repeat for several")
     parser.add_argument("--fit", type=Path, help="fit the weights and write them to this file instead")
     parser.add_argument("--limit", type=int, default=500, help="most images of each data set")

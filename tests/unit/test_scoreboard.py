@@ -39,6 +39,7 @@ def deliveries(skill: float = 2.0, images: int = 60, copies: int = 1) -> pd.Data
                 "label": label,
                 "logit": logit,
                 "small": False,
+                "graphic": False,
                 "status": "scored",
                 "error_code": None,
                 "data": data,
