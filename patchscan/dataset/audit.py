@@ -39,6 +39,17 @@ CLUES = STORAGE | WEIGHT
 _CATEGORIES = ["format", "size", "quality", "subsampling"]
 
 
+ALL = "all"  # all generators together
+BIASED = (
+    "A detector may have learned that instead of the generator's traces; train and evaluate on the matched protocol "
+    "too (`patchscan match`)."
+)
+CAUTION = (
+    "Their content or their earlier compression differs, and a detector may have learned that; re-encoding cannot "
+    "remove it."
+)
+
+
 @dataclass(frozen=True)
 class GeneratorAudit:
     """How well clues other than pixels separate one generator's AI images from real ones: cross-validated AUCs with 95
@@ -71,8 +82,17 @@ class Audit:
 
     @property
     def warnings(self) -> list[str]:
-        """The sentences that belong on a model card and in every report on these data."""
-        return [generator.warning for generator in self.generators if generator.warning]
+        """The sentences that belong on a model card and in every report on these data: where several generators have
+        the same verdict, one for all of them."""
+        found = []
+        for verdict in ("biased", "caution", "unknown"):
+            flagged = [one for one in self.generators if one.verdict == verdict]
+            named = [one for one in flagged if one.generator != ALL] or flagged
+            if len(named) > 1 and verdict != "unknown":
+                found.append(_warning_of_several(named, verdict))
+            else:
+                found += [one.warning for one in named]
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """The audit as JSON values, for reports."""
@@ -88,7 +108,7 @@ def audit(index: pd.DataFrame, seed: int = 0) -> Audit:
     folds a logistic regression that sees no pixels, on at most SAMPLE images. Writes nothing."""
     groups = [(str(name), rows) for name, rows in index.groupby("generator")]
     if len(groups) > 1:
-        groups.append(("all", index))
+        groups.append((ALL, index))
     return Audit([_audit_generator(name, rows, seed) for name, rows in groups])
 
 
@@ -169,13 +189,26 @@ def _warning(
     if verdict == "biased":
         return (
             f"BIASED DATA: {generator}: how the files are stored separates AI from real without a pixel, "
-            f"AUC {_format_auc(storage)}: {what}. A detector may have learned that instead of the generator's traces; "
-            "train and evaluate on the matched protocol too (`patchscan match`)."
+            f"AUC {_format_auc(storage)}: {what}. {BIASED}"
         )
     return (
         f"CAUTION: {generator}: the files are stored alike, but how many bytes they take separates AI from real, "
-        f"AUC {_format_auc(everything)}: {what}. Their content or their earlier compression differs, and a detector "
-        "may have learned that; re-encoding cannot remove it."
+        f"AUC {_format_auc(everything)}: {what}. {CAUTION}"
+    )
+
+
+def _warning_of_several(generators: list[GeneratorAudit], verdict: str) -> str:
+    aucs = [one.storage.value if verdict == "biased" else one.everything.value for one in generators]
+    known = [auc for auc in aucs if auc is not None]
+    names, auc = ", ".join(one.generator for one in generators), f"AUC {min(known):.2f} to {max(known):.2f}"
+    if verdict == "biased":
+        return (
+            f"BIASED DATA: {names}: how the files are stored separates AI from real without a pixel, {auc} "
+            f"(`patchscan audit` names the clues). {BIASED}"
+        )
+    return (
+        f"CAUTION: {names}: the files are stored alike, but how many bytes they take separates AI from real, {auc}. "
+        f"{CAUTION}"
     )
 
 

@@ -76,7 +76,7 @@ def audit(
 
     result = audit_index(load_index(data, index))
     typer.echo(_audit_table(result).to_string(index=False))
-    for warning in result.warnings:
+    for warning in (generator.warning for generator in result.generators if generator.warning):
         typer.echo(f"\n{printable(warning)}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -84,6 +84,14 @@ def test_each_generator_is_audited_so_that_biases_cannot_cancel() -> None:
     assert {one.generator: one.verdict for one in found.generators} == {"a": "biased", "b": "biased", "all": "fair"}
 
 
+def test_a_card_has_one_sentence_for_all_generators_of_one_verdict() -> None:
+    found = audit(pd.concat([index_of(generator=name, format="PNG") for name in "abc"], ignore_index=True))
+    (warning,) = found.warnings
+    assert warning.startswith("BIASED DATA: a, b, c: ")
+    assert "AUC 1.00 to 1.00" in warning
+    assert all("format alone" in one.warning for one in found.generators), "each with its clue in `patchscan audit`"
+
+
 def test_one_class_alone_is_not_audited_and_says_so() -> None:
     table = index_of()
     found = audit(table[table["class"] == "ai"])
