@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from demo.sample import hostile_files, load_photo, write_jpeg
+from patchscan.detector.answer import TIERS
 from patchscan.detector.card import Card
 from patchscan.detector.detector import Detector
 from tests.command import patchscan
@@ -29,6 +30,11 @@ def test_a_folder_is_scanned_with_no_model_named(tmp_path: Path) -> None:
 def test_the_starters_card_says_what_it_was_trained_on_and_measured() -> None:
     card = Card.read(STARTER)
     assert Detector.load(STARTER).card.digest == card.digest
-    assert card.training["seen"] == ["sd_v1", "ldm"]
-    assert card.metrics["raw"]["stylegan2_ada"]["auc"][0] > 0.9
-    assert card.robustness["rows"]
+    assert len(card.training["seen"]) == 16
+    assert card.training["unseen"] == []
+    assert card.training["weights"]["licence"] == "Apache-2.0"
+    assert set(card.decision.tiers) == set(TIERS) - {"native"}
+    rows = {(row["data"], row["row"], row["tier"]): row for row in card.scoreboard}
+    assert {tier for _, _, tier in rows} == set(TIERS)
+    assert rows["genmix", "sd_v2_1", "native"]["auc"][0] > 0.9
+    assert rows["alarms", "face", "native"]["false_alarms"][0] > 0

@@ -36,7 +36,11 @@ def table(generators: dict[str, tuple[int, int]], skill: float, seed: int = 0) -
         parts.append(pd.DataFrame({"path": path, "generator": name, "split": "val", "label": label, "logit": logit}))
     scores = pd.concat(parts, ignore_index=True)
     return scores.assign(
-        small=False, tier="native", status="scored", error_code=pd.Series([None] * len(scores), dtype="string")
+        small=False,
+        graphic=False,
+        tier="native",
+        status="scored",
+        error_code=pd.Series([None] * len(scores), dtype="string"),
     )
 
 
