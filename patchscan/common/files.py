@@ -3,15 +3,20 @@
 import hashlib
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # The most bytes that Linux takes: in a part of a path, in a whole path.
 LONGEST_PART, LONGEST_PATH = 255, 4095
 # A file that is being written. Its name does not depend on the target's: that may be as long as a name can be.
 PARTIAL_NAME = re.compile(r"\.partial-[0-9a-f]{32}")
+# One that nobody has written to for a day was left by a process that was killed, or by a power cut.
+ABANDONED_S = 86_400
+# Where this process has looked for such files: once in each folder, which may hold very many.
+_looked_at: set[Path] = set()
 
 
 @contextmanager
@@ -21,8 +26,9 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
     several writers at once one wins.
 
     The file has the rights that the umask (or the folder's default ACL) gives to new files. With `replace` False an
-    existing `path` is kept, and FileExistsError raised.
+    existing `path` is kept, and FileExistsError raised. What killed processes have left in the folder is removed.
     """
+    _remove_abandoned(path.parent)
     partial = path.with_name(f".partial-{uuid.uuid4().hex}")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -42,6 +48,18 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
     if not replace:
         partial.unlink()
     _sync(path.parent)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    if folder in _looked_at:
+        return
+    _looked_at.add(folder)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if PARTIAL_NAME.fullmatch(entry.name):
+                with suppress(OSError):  # another process is faster, or it is somebody else's
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_S:
+                        Path(entry.path).unlink()
 
 
 class UnsafeNameError(ValueError):

@@ -65,6 +65,17 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["file"]
 
 
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / name for name in (f".partial-{'0' * 32}", f".partial-{'1' * 32}", ".partial-mine"))
+    for path in (old, new, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    with atomic_write(tmp_path / "file") as partial:
+        partial.write_text("whole")
+    assert set(names_in(tmp_path)) == {"file", new.name, other.name}
+
+
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 255)
     with atomic_write(path) as partial:
