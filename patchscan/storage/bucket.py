@@ -9,7 +9,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import boto3
 import botocore.loaders
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 LISTING_THREADS = 16
+# Bytes of a download that are held at once.
+PIECE = 2**20
 # What every reply to ListObjectsV2 has some of; boto3 turns any other XML, such as a web page, into an empty reply.
 LISTING_FIELDS = {"IsTruncated", "KeyCount", "MaxKeys", "Name", "Prefix", "Contents", "CommonPrefixes"}
 # Shared by all clients, so that boto3's description of S3 is read only once.
@@ -190,6 +192,28 @@ class Bucket:
             return self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
 
         return self._call(read_body, {FailureCode.VANISHED: None})
+
+    def download(self, name: str, file: BinaryIO) -> bool:
+        """Write a result's bytes into a file; False where it does not exist."""
+
+        def copy_body() -> bool:
+            file.seek(0)
+            file.truncate()  # an earlier try may have written a part
+            with self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"] as body:
+                for piece in body.iter_chunks(PIECE):
+                    file.write(piece)  # noqa: FURB122  a spooled file's writelines leaves memory only at its end
+            return True
+
+        return self._call(copy_body, {FailureCode.VANISHED: False})
+
+    def upload(self, name: str, file: BinaryIO) -> None:
+        """Write a result from a file."""
+
+        def put() -> None:
+            file.seek(0)
+            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=file)
+
+        self._call(put)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a result; S3's PUT is atomic."""

@@ -1,5 +1,6 @@
 """Copy one folder or bucket prefix to another: data to a training pod, archives to and from a model store."""
 
+import tempfile
 import unicodedata
 import uuid
 from collections import Counter
@@ -11,6 +12,8 @@ from patchscan.storage import open_store
 from patchscan.storage.store import Store, StoreError, UnusableNameError, is_bucket
 
 THREADS = 16
+# The part of each object that is held in memory; what is longer waits on the local disk.
+IN_MEMORY = 8 * 2**20
 
 
 def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int:
@@ -35,11 +38,11 @@ def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int
         try:
             if name in same_files:
                 raise UnusableNameError("the destination ignores case, and another name differs in nothing else")
-            data = origin.read(name)
-            if data is None:
-                raise UnusableNameError("it is gone since it was listed, or a link to nothing")
-            if data or not name.endswith("/") or is_bucket(destination):
-                target.write(name, data)
+            with tempfile.SpooledTemporaryFile(IN_MEMORY) as file:
+                if not origin.download(name, file):
+                    raise UnusableNameError("it is gone since it was listed, or a link to nothing")
+                if file.tell() or not name.endswith("/") or is_bucket(destination):
+                    target.upload(name, file)
         except UnusableNameError as error:
             left_out.append((name, str(error)))
 

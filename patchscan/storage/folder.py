@@ -1,14 +1,16 @@
 """Read and write files of a local folder through the same protocol as objects of a bucket."""
 
 import errno
+import io
 import os
 import re
+import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from patchscan.common.files import PARTIAL_NAME, UnsafeNameError, atomic_write, safe_path
 from patchscan.common.retries import OutageError
@@ -21,6 +23,8 @@ from patchscan.storage.store import (
     StoreError,
     UnusableNameError,
 )
+
+Result = TypeVar("Result")
 
 # A name that is too long for this file system, or a file and a folder at once (`a` and `a/b`).
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY)
@@ -119,9 +123,22 @@ class Folder:
 
     def read(self, name: str) -> bytes | None:
         """A result's bytes, or None where it does not exist."""
+        return self._read(name, lambda opened: opened.read())
+
+    def download(self, name: str, file: BinaryIO) -> bool:
+        """Write a result's bytes into a file; False where it does not exist."""
+
+        def copy(opened: BinaryIO) -> bool:
+            shutil.copyfileobj(opened, file)
+            return True
+
+        return self._read(name, copy) or False
+
+    def _read(self, name: str, use: Callable[[BinaryIO], Result]) -> Result | None:
+        """Return what `use` makes of the open file, or None where there is none."""
         try:
             with _open_regular(self._existing(name)) as file:
-                return file.read()
+                return use(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except UnsafeNameError as error:
@@ -133,11 +150,15 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write beside the target, then rename over it."""
-        self._write(name, data, replace=True)
+        self._write(name, io.BytesIO(data), replace=True)
+
+    def upload(self, name: str, file: BinaryIO) -> None:
+        """Write a result from a file, as `write` does."""
+        self._write(name, file, replace=True)
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write beside the target, then link it to the target's name, which fails where that exists."""
-        return self._write(name, data, replace=False)
+        return self._write(name, io.BytesIO(data), replace=False)
 
     def delete(self, name: str) -> None:
         """Remove a result."""
@@ -149,13 +170,14 @@ class Folder:
         except UnsafeNameError as error:
             raise UnusableNameError(f"{name} cannot be the name of a file in {self.url}: {error}") from None
 
-    def _write(self, name: str, data: bytes, *, replace: bool) -> bool:
+    def _write(self, name: str, source: BinaryIO, *, replace: bool) -> bool:
         """Write a file and return True; where it exists and may not be replaced, False."""
         target = self._path(name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(target, replace=replace) as partial:
-                partial.write_bytes(data)
+            with atomic_write(target, replace=replace) as partial, partial.open("wb") as file:
+                source.seek(0)
+                shutil.copyfileobj(source, file)
         except OSError as error:
             if isinstance(error, FileExistsError) and not replace and target.is_file():
                 return False

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import tracemalloc
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ from patchscan.scanning.plan import (
 )
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
+from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from patchscan.storage.store import ObjectInfo, StoreError
 from tests.faulty_proxy import FaultyProxy
@@ -449,6 +451,17 @@ def test_an_object_larger_than_the_limit_is_not_read(bucket: str, s3: EmbeddedS3
     assert (row["status"], row["error_code"]) == ("rejected", "too_large")
     found = json.loads(open_store(f"s3://{bucket}-out/x").read("report.json") or b"")
     assert found["cost"]["bytes_read"] == 0
+
+
+def test_a_tree_is_copied_to_a_bucket_and_back(bucket: str, tmp_path: Path) -> None:
+    contents = {"a/large": os.urandom(9 * 2**20), "a/small": b"x", "empty": b"", "ü": b"y"}
+    for name, data in contents.items():
+        path = tmp_path / "from" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    for source, target in ((tmp_path / "from", f"s3://{bucket}-out/t"), (f"s3://{bucket}-out/t", tmp_path / "to")):
+        assert copy_tree(str(source), str(target)) == len(contents)
+    assert {name: (tmp_path / "to" / name).read_bytes() for name in contents} == contents
 
 
 def test_fetch_reads_no_more_than_asked(bucket: str) -> None:

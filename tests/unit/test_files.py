@@ -2,9 +2,10 @@
 
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -170,8 +171,17 @@ class Objects:
     def read(self, name: str) -> bytes | None:
         return self.objects.get(self.fold(name), (name, None))[1]
 
+    def download(self, name: str, file: BinaryIO) -> bool:
+        data = self.read(name)
+        file.write(data or b"")
+        return data is not None
+
     def write(self, name: str, data: bytes) -> None:
         self.objects[self.fold(name)] = name, data
+
+    def upload(self, name: str, file: BinaryIO) -> None:
+        file.seek(0)
+        self.write(name, file.read())
 
     def delete(self, name: str) -> None:
         del self.objects[self.fold(name)]
@@ -219,3 +229,19 @@ def test_a_store_that_cannot_be_written_ends_the_copy_at_once(monkeypatch: pytes
 
     with pytest.raises(StoreError, match=r"^access denied$"):
         copy_objects(monkeypatch, Objects({"a": b"1", "b": b"2"}), Refusing({}))
+
+
+def test_a_copy_holds_little_of_what_it_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "IN_MEMORY", 2**18)
+    (tmp_path / "from").mkdir()
+    for number in range(20):
+        (tmp_path / "from" / str(number)).write_bytes(bytes([number]) * 2**22)
+    tracemalloc.start()
+    try:
+        assert copying.copy_tree(str(tmp_path / "from"), str(tmp_path / "to")) == 20
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * 2**20, "of 80 MB"
+    for number in range(20):
+        assert (tmp_path / "to" / str(number)).read_bytes() == bytes([number]) * 2**22
