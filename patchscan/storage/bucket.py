@@ -9,7 +9,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import boto3
 import botocore.loaders
@@ -193,20 +193,21 @@ class Bucket:
 
         return self._call(read_body, {FailureCode.VANISHED: None})
 
-    def download(self, name: str, file: BinaryIO) -> bool:
+    def download(self, name: str, file: IO[bytes]) -> bool:
         """Write a result's bytes into a file; False where it does not exist."""
 
         def copy_body() -> bool:
             file.seek(0)
             file.truncate()  # an earlier try may have written a part
             with self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"] as body:
+                # Not writelines: a spooled file would hold all of it in memory.
                 for piece in body.iter_chunks(PIECE):
-                    file.write(piece)  # noqa: FURB122  a spooled file's writelines leaves memory only at its end
+                    file.write(piece)
             return True
 
         return self._call(copy_body, {FailureCode.VANISHED: False})
 
-    def upload(self, name: str, file: BinaryIO) -> None:
+    def upload(self, name: str, file: IO[bytes]) -> None:
         """Write a result from a file."""
 
         def put() -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import IO, BinaryIO, TypeVar
 
 from patchscan.common.files import PARTIAL_NAME, UnsafeNameError, atomic_write, safe_path
 from patchscan.common.retries import OutageError
@@ -125,7 +125,7 @@ class Folder:
         """A result's bytes, or None where it does not exist."""
         return self._read(name, lambda opened: opened.read())
 
-    def download(self, name: str, file: BinaryIO) -> bool:
+    def download(self, name: str, file: IO[bytes]) -> bool:
         """Write a result's bytes into a file; False where it does not exist."""
 
         def copy(opened: BinaryIO) -> bool:
@@ -152,7 +152,7 @@ class Folder:
         """Write beside the target, then rename over it."""
         self._write(name, io.BytesIO(data), replace=True)
 
-    def upload(self, name: str, file: BinaryIO) -> None:
+    def upload(self, name: str, file: IO[bytes]) -> None:
         """Write a result from a file, as `write` does."""
         self._write(name, file, replace=True)
 
@@ -170,7 +170,7 @@ class Folder:
         except UnsafeNameError as error:
             raise UnusableNameError(f"{name} cannot be the name of a file in {self.url}: {error}") from None
 
-    def _write(self, name: str, source: BinaryIO, *, replace: bool) -> bool:
+    def _write(self, name: str, source: IO[bytes], *, replace: bool) -> bool:
         """Write a file and return True; where it exists and may not be replaced, False."""
         target = self._path(name)
         try:

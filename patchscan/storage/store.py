@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol
 
 from patchscan.common.errors import UserError
 
@@ -106,14 +106,14 @@ class Store(Protocol):
     def read(self, name: str) -> bytes | None:
         """The object's bytes, or None where there is no such object. Raises StoreError."""
 
-    def download(self, name: str, file: BinaryIO) -> bool:
+    def download(self, name: str, file: IO[bytes]) -> bool:
         """Write the object's bytes into an empty file, piece by piece. Returns whether there is such an object. Raises
         StoreError."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically. Raises StoreError."""
 
-    def upload(self, name: str, file: BinaryIO) -> None:
+    def upload(self, name: str, file: IO[bytes]) -> None:
         """Write an object atomically: all bytes of the file, piece by piece. Raises StoreError."""
 
     def write_new(self, name: str, data: bytes) -> bool:

@@ -5,7 +5,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -171,7 +171,7 @@ class Objects:
     def read(self, name: str) -> bytes | None:
         return self.objects.get(self.fold(name), (name, None))[1]
 
-    def download(self, name: str, file: BinaryIO) -> bool:
+    def download(self, name: str, file: IO[bytes]) -> bool:
         data = self.read(name)
         file.write(data or b"")
         return data is not None
@@ -179,7 +179,7 @@ class Objects:
     def write(self, name: str, data: bytes) -> None:
         self.objects[self.fold(name)] = name, data
 
-    def upload(self, name: str, file: BinaryIO) -> None:
+    def upload(self, name: str, file: IO[bytes]) -> None:
         file.seek(0)
         self.write(name, file.read())
 
