@@ -4,7 +4,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -199,7 +199,7 @@ class Bucket:
         def copy_body() -> bool:
             file.seek(0)
             file.truncate()  # an earlier try may have written a part
-            with self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"] as body:
+            with closing(self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"]) as body:
                 # Not writelines: a spooled file would hold all of it in memory.
                 for piece in body.iter_chunks(PIECE):
                     file.write(piece)
