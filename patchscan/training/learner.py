@@ -16,6 +16,8 @@ from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import Recipe
 
 WARMUP_STEPS = 50
+# A pass that takes this long is long enough to reckon the training's time from.
+MEASURED_S = 0.5
 
 
 class Learner:
@@ -93,19 +95,26 @@ class Learner:
                 average.copy_(new)
 
     def measure_step_seconds(self, images: int) -> float:
-        """Measure one forward and backward pass over `images` blank images. The model does not change."""
+        """Estimate the seconds of one forward and backward pass over `images` images, from passes over blank ones. The
+        model does not change."""
         self.model.eval()  # in training mode the pass would update the batch-norm statistics
-        size, count = self.recipe.train_size, images * self.recipe.crops_per_image
-        crops = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.ranks.device)
-        times = []
-        for _ in range(2):
-            start = time.monotonic()
-            compute_loss(self.model(to_tensor(crops)), torch.zeros(count, device=self.ranks.device)).backward()
-            if self.ranks.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.monotonic() - start)
+        self._time_pass(1)  # warms up
+        # A whole batch may take a minute on a CPU; a part of it that takes long enough to be timed tells as much.
+        part, seconds = 1, self._time_pass(1)
+        while part < images and seconds < MEASURED_S:
+            part = min(2 * part, images)
+            seconds = self._time_pass(part)
         self.model.zero_grad(set_to_none=True)
-        return min(times)
+        return seconds * images / part
+
+    def _time_pass(self, images: int) -> float:
+        size, count = self.recipe.train_size, images * self.recipe.crops_per_image
+        start = time.monotonic()
+        crops = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.ranks.device)
+        compute_loss(self.model(to_tensor(crops)), torch.zeros(count, device=self.ranks.device)).backward()
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic() - start
 
 
 def compute_loss(outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
