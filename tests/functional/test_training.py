@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-import yaml
 
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
@@ -23,10 +23,13 @@ from patchscan.detector.detector import Detector
 from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import evaluation_loader
 from patchscan.training.data import TrainingData
+from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import load_recipe
 from tests.command import environment, patchscan, start_patchscan
 from tests.image_tree import picture, write
+from tests.training_steps import Steps, take_steps
 
+ROOT = Path(__file__).parents[2]
 RECIPE = """\
 name: tiny
 architecture: ssp-lite
@@ -60,6 +63,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+TWO_PROCESSES = ("--standalone", "--nproc-per-node", "2")
+TRIES = ("--max-restarts", "20")  # as often as a Job's pods try
+
+
 def train(data: Path, run: Path) -> list[str | Path]:
     return ["train", data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
 
@@ -69,20 +76,9 @@ def succeed(*arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def launch(processes: int, *arguments: object) -> list[str]:
-    """A training by several processes of this machine, tried again as often as a Job's pods try."""
-    options = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", "20"]
-    command = [
-        sys.executable,
-        "-m",
-        "patchscan.training.launch",
-        *options,
-        "-m",
-        "patchscan",
-        "train",
-        *arguments,
-    ]
-    return [str(one) for one in command]
+def launch(options: Sequence[str], module: str, *arguments: object) -> list[str]:
+    """A module run by several processes of this machine."""
+    return [sys.executable, "-m", "patchscan.training.launch", *options, "-m", module, *map(str, arguments)]
 
 
 def log(run: Path) -> list[dict[str, Any]]:
@@ -144,18 +140,16 @@ def test_the_run_folder_scores_as_validation_did(data: Path, finished: Path) -> 
     assert sum(wins) / len(wins) == pytest.approx(Card.read(finished).training["seen_val_mean_auc"], abs=0.02)
 
 
-def test_two_processes_follow_the_curve_of_one(data: Path, tmp_path: Path) -> None:
-    # SimpleCNN has no batch normalisation, whose statistics each CPU process would keep for itself.
-    recipe = load_recipe("simplecnn").model_dump() | {"seen": ["seen_one"], "epochs": 2}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
-    losses = []
-    for processes in (1, 2):
-        run = tmp_path / str(processes)
-        options = [tmp_path / "small.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
-        subprocess.run(launch(processes, *options), check=True, env=environment())
-        assert log(run)[0]["processes"] == processes
-        losses.append([entry["loss"] for entry in log(run) if entry["event"] == "epoch"])
-    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    command = launch(TWO_PROCESSES, "tests.training_steps", tmp_path)
+    subprocess.run(command, check=True, env=environment(), cwd=ROOT)
+    alone = take_steps(Ranks(0, 1, torch.device("cpu")))
+    first, second = (Steps(**torch.load(tmp_path / f"{rank}.pt")) for rank in range(2))
+    assert len(set(alone.losses)) == len(alone.losses)
+    assert first.losses == second.losses == pytest.approx(alone.losses, rel=1e-4)
+    for name, weights in alone.weights.items():
+        assert torch.equal(first.weights[name], second.weights[name]), name
+        assert torch.allclose(first.weights[name], weights, atol=1e-4), name
 
 
 def test_training_and_evaluation_take_either_protocol(tmp_path: Path) -> None:
@@ -184,18 +178,8 @@ def test_training_and_evaluation_take_either_protocol(tmp_path: Path) -> None:
 
 
 def test_a_wrong_setting_of_several_processes_is_tried_once(data: Path, tmp_path: Path) -> None:
-    arguments = [
-        data / "tiny.yaml",
-        "--data",
-        data,
-        "--run",
-        tmp_path / "run",
-        "--device",
-        "cpu",
-        "--seen",
-        "midjourney",
-    ]
-    done = subprocess.run(launch(2, *arguments), capture_output=True, text=True, check=False, env=environment())
+    command = launch([*TWO_PROCESSES, *TRIES], "patchscan", *train(data, tmp_path / "run"), "--seen", "midjourney")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 2, done.stderr
     assert 1 <= done.stderr.count("midjourney/train needs images") <= 2, done.stderr
     assert "attempts left" not in done.stderr
@@ -204,8 +188,8 @@ def test_a_wrong_setting_of_several_processes_is_tried_once(data: Path, tmp_path
 
 def test_several_processes_stop_in_a_checkpoint_and_go_on_from_it(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = [data / "tiny.yaml", "--data", data, "--run", run, "--device", "cpu", "--workers", "1"]
-    process = subprocess.Popen(launch(2, *arguments), env=environment())
+    command = launch([*TWO_PROCESSES, *TRIES], "patchscan", *train(data, run))
+    process = subprocess.Popen(command, env=environment())
     try:
         while not any(entry["event"] == "epoch" for entry in log(run)):
             assert process.poll() is None
@@ -216,7 +200,8 @@ def test_several_processes_stop_in_a_checkpoint_and_go_on_from_it(data: Path, tm
         process.kill()
     assert (run / "checkpoint.pt").exists()
     assert not (run / "card.json").exists()
-    subprocess.run(launch(2, *arguments), check=True, env=environment())
+    subprocess.run(command, check=True, env=environment())
+    assert log(run)[0]["processes"] == 2
     assert any(entry["event"] == "resume" for entry in log(run))
     assert Card.read(run).name == "tiny"
 
@@ -227,19 +212,9 @@ def test_a_node_that_was_stopped_comes_back_and_all_go_on_together(data: Path, t
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "20", "--rdzv-backend", "c10d"]
-    options += ["--rdzv-id", "test", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "join_timeout=300"]
-    command = [
-        sys.executable,
-        "-m",
-        "patchscan.training.launch",
-        *options,
-        "-m",
-        "patchscan",
-        "train",
-        str(data / "tiny.yaml"),
-    ]
-    command += ["--data", str(data), "--run", str(run), "--device", "cpu", "--workers", "1"]
+    options = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"]
+    options += ["--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "join_timeout=300"]
+    command = launch([*options, *TRIES], "patchscan", *train(data, run))
     nodes = [subprocess.Popen(command, env=environment()) for _ in range(2)]
     try:
         while not any(entry["event"] == "epoch" for entry in log(run)):
