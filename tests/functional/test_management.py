@@ -83,6 +83,9 @@ def test_register_promote_rollback(served: Served, second: Path) -> None:
     finally:
         with served.management() as management:
             management.delete("/models/tiny/2.0")
+        # Another archive of this version would be refused.
+        for path in served.store.glob("tiny-2.0.mar*"):
+            path.unlink()
 
 
 def eager_p_ai(mar: Path) -> float:
