@@ -6,10 +6,11 @@ It never changes a score: such marks are easily removed, and easily forged where
 import io
 import json
 import re
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
-from PIL import Image
+
+from patchscan.scanning.file_texts import decode_text, file_texts, xmp_packets
 
 try:
     import c2pa
@@ -20,52 +21,87 @@ TYPE = pa.struct(
     [
         ("c2pa", pa.string()),
         ("c2pa_generator", pa.string()),
+        ("c2pa_signer", pa.string()),
+        ("c2pa_time", pa.string()),
         ("digital_source_type", pa.string()),
         ("generator", pa.string()),
     ]
 )
 Provenance = dict[str, str | None]
 
-# The vocabulary: https://cv.iptc.org/newscodes/digitalsourcetype
-SOURCE_TYPE = re.compile(rb"cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})")
-CREATOR_TOOL = re.compile(rb'xmp:CreatorTool(?:="|>)([^"<]{1,120})')
-# Names of PNG text chunks, and the tools that write them.
-TEXT_CHUNKS = {
-    "parameters": "Stable Diffusion web UI",
-    "prompt": "ComfyUI",
-    "workflow": "ComfyUI",
-    "sd-metadata": "InvokeAI",
-    "invokeai_metadata": "InvokeAI",
-    "Dream": "InvokeAI",
+# A term of https://cv.iptc.org/newscodes/digitalsourcetype, in a manifest's JSON and as a property in XMP.
+TERM = r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})"
+MANIFEST_TERM = re.compile(rf'"digitalSourceType": "{TERM}"')
+XMP_TERM = re.compile(rf"""DigitalSourceType(?:\s+rdf:resource)?\s*(?:=\s*["']|>)\s*{TERM}""".encode())
+XMP_TEXTS = {
+    "CreatorTool": re.compile(rb"""xmp:CreatorTool\s*(?:=\s*["']|>)\s*([^"'<]{1,120})"""),
+    "Credit": re.compile(rb"""photoshop:Credit\s*(?:=\s*["']|>)\s*([^"'<]{1,120})"""),
 }
-# Words in FREE_TEXTS that only generators write.
-GENERATORS = re.compile(
-    r"stable diffusion|midjourney|dall.?e|openai|novelai|firefly|imagen|comfyui|invokeai|flux\.1|ideogram|leonardo\.ai"
-    r"|bing image creator|gemini|grok|negative prompt:|Sampler: ",
-    re.IGNORECASE,
+# A program's name in a field that names programs.
+PROGRAMS = (
+    r"(?i:adobe firefly|bing image creator|chatgpt|comfyui|dall\W?e|draw things|flux\.1|fooocus|google gemini"
+    r"|google imagen|ideogram|invokeai|leonardo\.ai|midjourney|novelai|openai|stable diffusion)(?!\w)"
 )
-EXIF_TEXTS = {270: "ImageDescription", 305: "Software", 315: "Artist"}
-FREE_TEXTS = {*EXIF_TEXTS.values(), "UserComment", "CreatorTool", "Description", "Comment", "Title", "Source"}
-EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one generator writes: into fields of these names (None: any), in this form. `generator` None: the field's
+    name stands for it, since the text itself names the program."""
+
+    generator: str | None
+    fields: frozenset[str] | None
+    form: re.Pattern[str]
+
+
+def _mark(generator: str | None, fields: str, form: str) -> Mark:
+    return Mark(generator, frozenset(fields.split()) or None, re.compile(form, re.DOTALL))
+
+
+# A caption may name a generator, or speak of steps: only the fields and forms of the programs themselves count.
+MARKS = (
+    _mark("Stable Diffusion web UI", "", r"\bSteps: \d+, Sampler: \S|\bNegative prompt: .*\bSteps: \d+, "),
+    _mark("Stable Diffusion web UI", "parameters", r"\bSteps: \d+"),
+    _mark("ComfyUI", "prompt workflow", r'^\{.*"(?:class_type|nodes|last_node_id)"'),
+    _mark("ComfyUI", "Make Model ImageDescription", r'^(?i:prompt|workflow): ?\{.*"(?:class_type|nodes|last_node_id)"'),
+    _mark("SwarmUI", "parameters UserComment", r'^\{.*"sui_image_params"'),
+    _mark("InvokeAI", "sd-metadata invokeai_metadata invokeai_graph", r"^\{"),
+    _mark("InvokeAI", "Dream", r"\s-s ?\d+\b.*\s-S ?\d+"),
+    _mark("Fooocus", "fooocus_scheme", r"^(?:fooocus|a1111)$"),
+    _mark("Fooocus", "parameters UserComment", r'^\{.*"metadata_scheme": ?"fooocus"'),
+    _mark("NovelAI", "Comment", r'^\{.*"sampler": ?".*"uc": ?"'),
+    _mark("Midjourney", "Description ImageDescription", r"\bJob ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"),
+    _mark("Grok", "ImageDescription UserComment", r"^Signature: [A-Za-z0-9+/=]{40,}$"),
+    _mark(None, "Software CreatorTool", rf"^{PROGRAMS}"),
+    _mark(None, "Credit", r"^Made with Google AI$"),
+)
 MAX_TEXT = 120
+C2PA_FIELDS = ("c2pa", "c2pa_generator", "c2pa_signer", "c2pa_time")
 OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 
 
 def provenance(data: bytes, image_format: str) -> Provenance | None:
     """Return what an encoded image of this format (as named by detector.images) claims; None where it claims nothing.
 
-    `c2pa`: the state of its manifest (`Valid`, `Trusted`, `Invalid`, `unreadable`), `c2pa_generator`: the tool that
-    the manifest names, `digital_source_type`: the IPTC term in manifest or XMP, `generator`: a generator's own text.
+    `c2pa`: the state of its manifest: `Trusted` (unaltered, signed by a listed signer), `Valid` (unaltered, signed by
+    somebody), `Invalid` or `unreadable`. Only of the first two, `c2pa_generator` is the tool that the manifest names,
+    `c2pa_signer` the name in the signer's certificate and `c2pa_time` when a time stamp says that it was signed.
+    `digital_source_type`: the IPTC term in such a manifest, else in XMP; `generator`: a generator's own text.
     """
+    texts = file_texts(data, image_format)
+    packets = xmp_packets(data, texts)
+    for name, pattern in XMP_TEXTS.items():
+        texts += [(name, decode_text(match[1])) for packet in packets if (match := pattern.search(packet))]
     found = _manifest(data, image_format)
-    if found["digital_source_type"] is None and (match := SOURCE_TYPE.search(data)):
-        found["digital_source_type"] = match[1].decode()
-    found["generator"] = _generator(data)
+    if found["digital_source_type"] is None:
+        terms = (XMP_TERM.search(packet) for packet in packets)
+        found["digital_source_type"] = next((term[1].decode() for term in terms if term), None)
+    found["generator"] = _generator(texts)
     return found if any(found.values()) else None
 
 
 def _manifest(data: bytes, image_format: str) -> Provenance:
-    nothing: Provenance = dict.fromkeys(("c2pa", "c2pa_generator", "digital_source_type"))
+    nothing: Provenance = dict.fromkeys((*C2PA_FIELDS, "digital_source_type"))
     if b"c2pa" not in data or b"jumb" not in data:
         return nothing
     if c2pa is None:
@@ -77,40 +113,25 @@ def _manifest(data: bytes, image_format: str) -> Provenance:
             state, store = str(reader.get_validation_state()), json.loads(reader.json())
     except c2pa.C2paError:
         return nothing | {"c2pa": "unreadable"}
+    if state not in ("Valid", "Trusted"):  # anybody may have written it
+        return nothing | {"c2pa": state}
     active = store.get("manifests", {}).get(store.get("active_manifest"), {})
     info = active.get("claim_generator_info") or [{}]
-    source_type = SOURCE_TYPE.search(json.dumps(active).encode())
+    signature = active.get("signature_info") or {}
+    term = MANIFEST_TERM.search(json.dumps(active))
     return {
         "c2pa": state,
         "c2pa_generator": info[0].get("name") or active.get("claim_generator"),
-        "digital_source_type": source_type[1].decode() if source_type else None,
+        "c2pa_signer": ", ".join(filter(None, (signature.get("common_name"), signature.get("issuer")))) or None,
+        "c2pa_time": signature.get("time"),
+        "digital_source_type": term[1] if term else None,
     }
 
 
-def _generator(data: bytes) -> str | None:
-    """Find a generator's text in text chunks, EXIF or XMP, cut to MAX_TEXT characters."""
-    texts: dict[str, Any] = {}
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            texts = {str(name): value for name, value in image.info.items() if isinstance(value, str | bytes)}
-            exif = image.getexif()
-            texts |= {name: exif.get(tag) for tag, name in EXIF_TEXTS.items()}
-            texts["UserComment"] = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError):
-        pass  # damaged metadata claims nothing
-    if match := CREATOR_TOOL.search(data):
-        texts["CreatorTool"] = match[1]
-    for name, value in texts.items():
-        text = _text(value)
-        if name in TEXT_CHUNKS and text:
-            return f"{TEXT_CHUNKS[name]}: {text[:MAX_TEXT]}"
-        if name in FREE_TEXTS and GENERATORS.search(text):
-            return f"{name}: {text[:MAX_TEXT]}"
+def _generator(texts: list[tuple[str, str]]) -> str | None:
+    """Find a generator's mark among names and texts; the text is cut to MAX_TEXT characters."""
+    for mark in MARKS:
+        for name, text in texts:
+            if (mark.fields is None or name in mark.fields) and mark.form.search(text):
+                return f"{mark.generator or name}: {text[:MAX_TEXT]}"
     return None
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        encoding = "utf-16-be" if value.startswith(b"UNICODE\0") else "utf-8"
-        value = value.removeprefix(b"UNICODE\0").removeprefix(b"ASCII\0\0\0").decode(encoding, "replace")
-    return " ".join(str(value or "").replace("\0", " ").split())
