@@ -186,8 +186,8 @@ def find_doubts(detector: Detector, answer: Answer, views: list[View], alternati
         )
     if answer.reason == "out_of_domain":
         covered = detector.card.decision.covers(answer.tier)
-        what = "a drawing, a screenshot or a page" if covered else answer.tier
-        found.append(f"The image looks like {what}, and there the model cannot tell AI from real: no verdict.")
+        looks_like = "a drawing, a screenshot or a page" if covered else answer.tier
+        found.append(f"The image looks like {looks_like}, and there the model cannot tell AI from real: no verdict.")
     if answer.reason == "abstain_band":
         found.append(f"p_ai lies in the abstain band, {decision.abstain_low:.3f} to {decision.abstain_high:.3f}.")
     verdicts = [decision.verdict(p_ai) for p_ai in alternatives]

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from demo.sample import load_photo
 from patchscan.common.shipped import shipped
-from patchscan.detector.answer import TIERS, Tier
+from patchscan.detector.answer import TIERS, Answer, Tier
 from patchscan.detector.detector import Detector
 from patchscan.detector.graphic import is_graphic
 from patchscan.detector.images import decode
@@ -57,6 +57,7 @@ def test_photographs_are_none(name: str, tier: Tier) -> None:
 def test_a_graphic_gets_no_verdict_and_its_reason() -> None:
     detector = Detector.load(shipped("model_store") / "ssp-lite")
     (answer,) = detector.score([encoded(window())])
+    assert isinstance(answer, Answer)
     assert (answer.verdict, answer.reason) == ("uncertain", "out_of_domain")
 
 
