@@ -19,6 +19,8 @@ CROP = 128
 GRID = 16
 QUALITY = 92
 GENERATOR_STEPS = 220
+# Crops of each photograph.
+TRAIN_CROPS, VAL_CROPS = 60, 40
 
 # No photograph is in both splits; the generators learn from the training photographs only.
 TRAIN_PHOTOS = ("astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "china.jpg", "ihc.png")
@@ -64,7 +66,7 @@ def write_sample(data: Path) -> None:
     learned = [photos[name] for name in TRAIN_PHOTOS]
     for family in (SEEN, UNSEEN):
         generator = train_generator(family, learned, GENERATOR_STEPS)
-        splits = (("train", TRAIN_PHOTOS, 60), ("val", VAL_PHOTOS, 40))
+        splits = (("train", TRAIN_PHOTOS, TRAIN_CROPS), ("val", VAL_PHOTOS, VAL_CROPS))
         for split, names, count in splits if family is SEEN else splits[1:]:
             for name in names:
                 for number, crop in enumerate(crops(photos[name], count)):
