@@ -77,7 +77,8 @@ def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None)
     known = None if source == FOLDERS else from_csv(source, endpoint_url)
     records: list[dict[str, Any]] = []
     for row in table.stream(
-        "SELECT key, etag, logit, coalesce(reason = 'small_image', false) AS small, tier, status, error_code"
+        "SELECT key, etag, logit, coalesce(reason = 'small_image', false) AS small,"
+        " coalesce(reason = 'out_of_domain', false) AS graphic, tier, status, error_code"
         " FROM rows WHERE status <> 'failed' ORDER BY key, version_id"
     ):
         label = from_key(row["key"]) if known is None else known.get(row["key"])
