@@ -15,6 +15,8 @@ def findings(report: dict[str, Any]) -> dict[str, list[str]]:
         prefix = f"[{protocol}] " if several else ""
         for model in report["models"]:
             models += [prefix + text for text in _model_findings(model, protocol)]
+    for model in report["models"]:
+        models += [text for data in model["scoreboard"] for text in scoreboard_findings(model["name"], data)]
         comparisons += [prefix + text for text in _comparison_findings(report["comparisons"].get(protocol))]
     return {"models": models, "comparisons": comparisons}
 
@@ -33,6 +35,32 @@ def _model_findings(model: dict[str, Any], protocol: str) -> list[str]:
             f"{show(1 - precision['value'], '%')} of its alarms would be false."
         )
     return sentences
+
+
+def scoreboard_findings(model: str, data: dict[str, Any]) -> list[str]:
+    """Return what delivery does to the mean AUC of one data set of the scoreboard, on unseen generators if there are
+    several; for real images alone, the kind that is called AI most often."""
+    rows = {row["name"]: row["tiers"] for row in data["rows"]}
+    if not data["both_classes"]:
+        return _kind_findings(model, data)
+    name = next((name for name in ("mean of unseen", "mean of seen") if name in rows), None)
+    tiers = {} if name is None else {tier: one["auc"] for tier, one in rows[name].items()}
+    if len(tiers) < 2 or any(auc["value"] is None for auc in tiers.values()):
+        return []
+    figures = ", ".join(f"{_interval(auc, '2')} as {tier}" for tier, auc in tiers.items())
+    return [f"[{data['name']}] {model}'s AUC, {name} generators, by delivery: {figures}."]
+
+
+def _kind_findings(model: str, data: dict[str, Any]) -> list[str]:
+    alarms = {row["name"]: row["tiers"]["native"]["false_alarms"] for row in data["rows"] if row["kind"] != "group"}
+    known = {name: share for name, share in alarms.items() if share["value"] is not None}
+    if not known:
+        return []
+    worst = max(known, key=lambda name: known[name]["value"])
+    share = show(known[worst]["value"], "%1")
+    return [
+        f"[{data['name']}] Of the kinds of real images {model} calls {worst} AI most often: {share} of them as stored."
+    ]
 
 
 OUTCOMES = {

@@ -1,5 +1,6 @@
 """The scoreboard counts sources, not images, and weighs what each bootstrap sample holds."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from patchscan.detector.answer import TIERS
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target
+from patchscan.evaluation.findings import scoreboard_findings
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoreboard import bounds_by_tier, card_scoreboard, scoreboard, source_counts, weighted_auc
 from patchscan.evaluation.scoring import apply_decision
@@ -74,6 +76,21 @@ def test_rows_name_seen_unseen_and_means_and_photographs_alone_have_false_alarms
     assert 0 < night["false_alarms"]["value"] < 0.5
     assert mix["estimated"]["web"] == {"native": 0.0, "web": 1.0, "hard": 0.0, "enlarged": 0.0}
     assert len(card_scoreboard([mix, alarms])) == 6 * len(TIERS)
+
+
+def test_findings_tell_what_delivery_costs_and_which_kind_is_called_ai_most_often() -> None:
+    table = deliveries()
+    table.loc[(table.generator == "night") & (table.delivered == "native"), "logit"] = 9.0
+    mix, alarms = scoreboard(evaluated(table), {})
+    mix["rows"].append(mix["rows"][1] | {"name": "mean of unseen", "kind": "group"})
+    (delivered,) = scoreboard_findings("m", mix)
+    assert re.fullmatch(
+        r"\[mix\] m's AUC, mean of unseen generators, by delivery: "
+        r"0\.\d\d \(.*\) as native, 0\.\d\d .* as web, .* as hard, .* as enlarged\.",
+        delivered,
+    )
+    (worst,) = scoreboard_findings("m", alarms)
+    assert worst == "[alarms] Of the kinds of real images m calls night AI most often: 100.0\u00a0% of them as stored."
 
 
 def test_a_thousandth_needs_a_thousand_photographs() -> None:
