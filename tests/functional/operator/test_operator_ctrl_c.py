@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -77,8 +78,8 @@ class HangingStore(BaseHTTPRequestHandler):
             self.asked.set()
             self.go_on.wait()
         HangingStore.given = True
-        picture = io.BytesIO()
-        Image.new("RGB", (40, 40), "white").save(picture, "PNG")
+        noise, picture = np.random.default_rng(0).integers(200, 250, (200, 200, 3)), io.BytesIO()
+        Image.fromarray(noise.astype(np.uint8)).save(picture, "PNG")
         self.reply(picture.getvalue())
 
     def reply(self, data: bytes) -> None:
