@@ -44,16 +44,56 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read tensors by name from a .safetensors file or a PyTorch checkpoint. Raises WeightsError."""
+    """Read tensors by name from a .safetensors file or a PyTorch checkpoint, which may have been saved with more beside
+    them and from a model in DataParallel. Raises WeightsError."""
+    _check_content(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path} does not exist") from error
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
         raise WeightsError(f"{path} is not a checkpoint of plain tensors: {error}") from error
-    return state.get("state_dict", state) if isinstance(state, dict) else {}
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    tensors = state if isinstance(state, dict) else {}
+    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise WeightsError(f"{path} is not a checkpoint of plain tensors: it holds no state dict")
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _check_content(path: Path) -> None:
+    """Raise WeightsError for what is often saved under the name of a checkpoint in its place."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(64).lstrip()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    if begin.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` where it came from")
+    if begin[:1] == b"<":
+        raise WeightsError(
+            f"{path} is a web page, not the weights: download it again, from the link to the file itself"
+        )
+
+
+def _load(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+    """Load a state dict; raises WeightsError with `what` and one line on how the two differ."""
+    own = model.state_dict()
+    shapes = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    differences = (
+        ("missing", [name for name in own if name not in state]),
+        ("not the model's", [name for name in state if name not in own]),
+        ("of another shape", shapes),
+    )
+    told = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in differences if names]
+    if told:
+        raise WeightsError(f"{what}: of {len(own)} tensors {'; '.join(told)}")
+    model.load_state_dict(state)
 
 
 # The package of EfficientNet-Lite0's ImageNet weights, the file in it, and the digest of that file.
@@ -76,15 +116,13 @@ def load_imagenet(model: nn.Module, source: str) -> None:
         try:
             model.load_imagenet_state(state)
         except (KeyError, RuntimeError) as error:
-            raise WeightsError(f"{source} does not hold the weights of efficientnet-lite0: {error}") from error
+            (reason, *_) = str(error).splitlines()
+            raise WeightsError(f"{source} does not hold the weights of efficientnet-lite0: {reason}") from error
     backbone = model.disc if isinstance(model, SSP) else model
     if isinstance(backbone, ResNet50):
         state = _torchvision_state() if source == "imagenet" else read_state_dict(Path(source))
         state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-        try:
-            backbone.resnet.load_state_dict(state)
-        except RuntimeError as error:
-            raise WeightsError(f"{source} does not hold the weights of torchvision's resnet50: {error}") from error
+        _load(backbone.resnet, state, f"{source} does not hold the weights of torchvision's resnet50")
 
 
 def _torchvision_state() -> dict[str, torch.Tensor]:
@@ -150,7 +188,4 @@ def load_official_state(model: SSP, state: dict[str, torch.Tensor]) -> None:
             renamed["disc.resnet." + name.removeprefix("disc.")] = value
         else:
             renamed[name] = value
-    try:
-        model.load_state_dict(renamed)
-    except RuntimeError as error:
-        raise WeightsError(f"not an official SSP checkpoint: {error}") from error
+    _load(model, renamed, "not an official SSP checkpoint")

@@ -47,10 +47,10 @@ class RunStore:
                 self._remote.write(name, (self.folder / name).read_bytes())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write and upload the checkpoint (tensors and plain values only), replacing the previous one."""
+        """Write and upload the checkpoint (tensors and plain values only), replacing the previous one, and the log."""
         with atomic_write(self.folder / CHECKPOINT_FILE) as partial, partial.open("wb") as file:
             torch.save(state, file)
-        self.push(CHECKPOINT_FILE)
+        self.push(CHECKPOINT_FILE, *([LOG_FILE] if (self.folder / LOG_FILE).exists() else []))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read the last checkpoint; None for a new run."""

@@ -173,6 +173,7 @@ class Trainer:
     def _write_features(self, moment: str) -> None:
         file = self.store.folder / f"features_{moment}.npz"
         write_features(file, self.learner.averaged, self.data, self.recipe, self.workers)
+        self.store.push(file.name)
 
     def _save_checkpoint(self) -> None:
         """Save everything that a resumed run needs to end in the same weights."""

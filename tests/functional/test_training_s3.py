@@ -1,6 +1,7 @@
 """A data set in a bucket is indexed, trained on and evaluated without a copy on disk, and a run can live there too."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from patchscan.common.files import sha256_of
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from tests.command import patchscan
+from tests.command import patchscan, start_patchscan
 from tests.image_tree import picture, write
 
 TRAIN = ["train", "ssp-lite", "--epochs", "1", "--seen", "gan", "--unseen", "none", "--device", "cpu", "--workers", "1"]
@@ -59,6 +60,18 @@ def test_a_bucket_trains_the_same_weights_as_a_folder(s3: EmbeddedS3, folder: Pa
     assert evaluated.returncode == 0, evaluated.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert (report["data"]["name"], report["data"]["images"]) == ("mine", 12)
+
+
+def test_an_interrupted_run_in_a_bucket_keeps_its_log_and_first_features(s3: EmbeddedS3, folder: Path) -> None:
+    train = [*TRAIN, "--epochs", "99", "--data", folder, "--run", "s3://models/stopped"]
+    with start_patchscan(*train, stdout=None) as process:
+        assert process.stderr
+        begun = next(line for line in process.stderr if line.startswith("epoch: epoch=1 "))
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+    assert process.returncode == 75, begun
+    kept = {one["Key"] for one in s3.client().list_objects_v2(Bucket="models", Prefix="stopped/")["Contents"]}
+    assert {"stopped/checkpoint.pt", "stopped/log.jsonl", "stopped/features_before.npz"} <= kept
 
 
 def test_a_bucket_needs_a_place_for_its_index(s3: EmbeddedS3, tmp_path: Path) -> None:

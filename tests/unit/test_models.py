@@ -104,6 +104,40 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_what_is_often_saved_in_place_of_weights_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "weights.pth"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        load_imagenet(build_network("ssp"), str(file))
+
+
+def test_a_checkpoint_of_a_wrapped_model_is_read(tmp_path: Path) -> None:
+    """From DataParallel, and with an optimiser beside it."""
+    imagenet = torchvision.models.resnet50(weights=None).state_dict()
+    wrapped = {f"module.{name}": value for name, value in imagenet.items()}
+    torch.save({"model_state_dict": wrapped, "epoch": 3}, tmp_path / "wrapped.pth")
+    assert read_state_dict(tmp_path / "wrapped.pth").keys() == imagenet.keys()
+
+
+def test_a_checkpoint_of_another_model_is_told_in_one_line(tmp_path: Path) -> None:
+    other = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(other, tmp_path / "other.pth")
+    with pytest.raises(WeightsError) as caught:
+        load_imagenet(build_network("resnet50"), str(tmp_path / "other.pth"))
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
+    assert "missing, such as layer" in str(caught.value)
+
+
 def test_efficientnet_folds_the_batch_normalisation_of_its_imagenet_weights(tmp_path: Path) -> None:
     torch.save(lite0_state(), tmp_path / "lite0.pth")
     model = build_network("efficientnet-lite0").eval()
