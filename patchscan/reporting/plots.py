@@ -10,6 +10,7 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -71,7 +72,9 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tupl
 def png(drawing: Figure) -> bytes:
     """Convert the figure to PNG bytes, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    drawing.set_dpi(DPI)
+    # Figure.savefig would draw everything twice, the first time for the layout, which this finds as it draws.
+    FigureCanvasAgg(drawing).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 
