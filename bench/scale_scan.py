@@ -128,7 +128,9 @@ def key_of(number: int, count: int) -> str:
 
 
 def gets_per_s(endpoint: str, count: int, threads: int = 8, each: int = 200) -> float:
-    """Measure how many GETs per second the S3 server answers to plain HTTP clients."""
+    """Measure how many GETs per second the S3 server answers to plain HTTP clients. Each gets `each` of the `count`
+    objects, or all where there are fewer."""
+    each = min(each, count)
 
     def read(first: int) -> None:
         connection = http.client.HTTPConnection(urlsplit(endpoint).netloc)
