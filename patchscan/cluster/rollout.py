@@ -77,9 +77,11 @@ def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versi
 
 
 def _start(cluster: Cluster, found: Body, wanted: str, served: str | None, known: str | None) -> str:
-    """Roll out `wanted`, unless a scan runs. `served` is the archive that the pods serve, where that is known, and
+    """Roll out `wanted`, unless a scan runs that something serves: one that waits for the server would wait for ever.
+    `served` is the archive that the pods serve, where that is known, and
     `known` the one that can be gone back to by its name."""
-    if any(not job.finished for job in cluster.jobs(SCAN_SELECTOR)):
+    serving = found.get("status", {}).get("availableReplicas", 0)
+    if serving and any(not job.finished for job in cluster.jobs(SCAN_SELECTOR)):
         if known != _archive(found["spec"]["template"]):
             # Pods that start from now on would fetch the new archive in the middle of the scan.
             _change(cluster, found, archive=known, annotations={GOOD_ANNOTATION: known})

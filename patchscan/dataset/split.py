@@ -79,9 +79,15 @@ def _copy(images: pd.DataFrame, data: dict[str, str], out: Path) -> None:
     columns = images[["data", "path", "class", "before", "after"]]
     with ProgressReport(f"copy to {out}", len(images)) as progress:
         for name, path, label, before, after in columns.itertuples(index=False, name=None):
-            # In a folder of their own: a train image may have the same name.
-            folder = f"{after}/{label}/" if after == before else f"{after}/{label}/from-{before}/"
-            file = safe_path(out, f"{name}/" + re.sub(f"(^|/){before}/{label}/", rf"\g<1>{folder}", path, count=1))
+            # Moved images are in a folder of their own: a train image may have the same name.
+            moved = re.sub(f"(^|/){before}/{label}/", rf"\g<1>train/{label}/from-{before}/", path, count=1)
+            kept, moved = (safe_path(out, f"{name}/{place}") for place in (path, moved))
+            file, other = (kept, moved) if after == before else (moved, kept)
+            if other.exists():
+                raise SplitError(
+                    f"{other} is there from another division of these images, which would now be trained on and "
+                    f"measured alike: name a new folder, or remove {out}"
+                )
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(file) as partial:

@@ -10,7 +10,7 @@ from PIL import Image
 
 # Longer texts are cut; what generators write begins, or ends, within this.
 MAX_TEXT_BYTES = 2**20
-MAX_TEXTS = 1000
+MAX_TEXTS, MAX_CHARACTERS = 1000, 2**22  # of one file
 PNG_SIGNATURE, XMP_CHUNK = b"\x89PNG\r\n\x1a\n", "XML:com.adobe.xmp"
 EXIF_IFD = 0x8769
 EXIF_TAGS = {
@@ -36,7 +36,7 @@ def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
         try:
             for name, value in read(data) if read else ():
                 texts.append((name, decode_text(value)))
-                if len(texts) == MAX_TEXTS:
+                if len(texts) == MAX_TEXTS or sum(len(text) for _, text in texts) > MAX_CHARACTERS:
                     break
         except Exception:  # noqa: BLE001,S112  hostile metadata makes a reader raise anything
             continue

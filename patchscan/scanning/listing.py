@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchscan.detector.images import ErrorCode
 from patchscan.scanning.rows import LISTED, SCHEMA
 from patchscan.storage.store import FailureCode, ObjectInfo
 
@@ -104,7 +105,8 @@ class ListingJoin:
 
     def add_previous(self, parts: Iterable[bytes], digest: str, *, retry_archived: bool = False) -> None:
         """Add the previous scan's table (Parquet files). Rows of the model `digest` whose object is unchanged are
-        carried over: of scored and rejected objects, and, unless `retry_archived`, of those in cold storage, where
+        carried over: of scored and rejected objects (but not those on which a decoder died, which may have been the
+        machine's fault), and, unless `retry_archived`, of those in cold storage, where
         nothing that a listing says has changed."""
         for index, data in enumerate(parts):
             (self.scratch / f"previous-{index:06d}.parquet").write_bytes(data)
@@ -115,8 +117,9 @@ class ListingJoin:
             "CREATE OR REPLACE TABLE unchanged AS"
             f" SELECT previous.* FROM previous JOIN todo ON {self._same('previous')} WHERE {SAME_CONTENT}"
             " AND previous.digest = ?"
+            " AND previous.error_code IS DISTINCT FROM ?"
             f" AND (previous.status IN ('scored', 'rejected') OR (? AND {STILL_ARCHIVED}))",
-            [digest, not retry_archived],
+            [digest, ErrorCode.DECODER_DIED, not retry_archived],
         )
         self._db.execute(
             f"CREATE OR REPLACE TABLE todo AS SELECT todo.* FROM todo ANTI JOIN unchanged ON {self._same('unchanged')}"

@@ -46,30 +46,45 @@ PROGRAMS = (
 
 @dataclass(frozen=True)
 class Mark:
-    """What one generator writes: into fields of these names (None: any), in this form. `generator` None: the field's
-    name stands for it, since the text itself names the program."""
+    """What one generator writes: into fields of these names (None: any), in these forms, one after the other.
+    `generator` None: the field's name stands for it, since the text itself names the program."""
 
     generator: str | None
     fields: frozenset[str] | None
-    form: re.Pattern[str]
+    forms: tuple[re.Pattern[str], ...]
+
+    def is_in(self, name: str, text: str) -> bool:
+        """Whether a field has this mark. Each form is searched once: in one pattern, joined by `.*`, they would take a
+        time that grows with the square of the text's length, and hold every thread meanwhile."""
+        if self.fields is not None and name not in self.fields:
+            return False
+        place = 0
+        for form in self.forms:
+            found = form.search(text, place)
+            if found is None:
+                return False
+            place = found.end()
+        return True
 
 
-def _mark(generator: str | None, fields: str, form: str) -> Mark:
-    return Mark(generator, frozenset(fields.split()) or None, re.compile(form, re.DOTALL))
+def _mark(generator: str | None, fields: str, *forms: str) -> Mark:
+    return Mark(generator, frozenset(fields.split()) or None, tuple(re.compile(form, re.DOTALL) for form in forms))
 
 
+COMFY = '"(?:class_type|nodes|last_node_id)"'
 # A caption may name a generator, or speak of steps: only the fields and forms of the programs themselves count.
 MARKS = (
-    _mark("Stable Diffusion web UI", "", r"\bSteps: \d+, Sampler: \S|\bNegative prompt: .*\bSteps: \d+, "),
+    _mark("Stable Diffusion web UI", "", r"\bSteps: \d+, Sampler: \S"),
+    _mark("Stable Diffusion web UI", "", r"\bNegative prompt: ", r"\bSteps: \d+, "),
     _mark("Stable Diffusion web UI", "parameters", r"\bSteps: \d+"),
-    _mark("ComfyUI", "prompt workflow", r'^\{.*"(?:class_type|nodes|last_node_id)"'),
-    _mark("ComfyUI", "Make Model ImageDescription", r'^(?i:prompt|workflow): ?\{.*"(?:class_type|nodes|last_node_id)"'),
-    _mark("SwarmUI", "parameters UserComment", r'^\{.*"sui_image_params"'),
+    _mark("ComfyUI", "prompt workflow", r"^\{", COMFY),
+    _mark("ComfyUI", "Make Model ImageDescription", r"^(?i:prompt|workflow): ?\{", COMFY),
+    _mark("SwarmUI", "parameters UserComment", r"^\{", '"sui_image_params"'),
     _mark("InvokeAI", "sd-metadata invokeai_metadata invokeai_graph", r"^\{"),
-    _mark("InvokeAI", "Dream", r"\s-s ?\d+\b.*\s-S ?\d+"),
+    _mark("InvokeAI", "Dream", r"\s-s ?\d+\b", r"\s-S ?\d+"),
     _mark("Fooocus", "fooocus_scheme", r"^(?:fooocus|a1111)$"),
-    _mark("Fooocus", "parameters UserComment", r'^\{.*"metadata_scheme": ?"fooocus"'),
-    _mark("NovelAI", "Comment", r'^\{.*"sampler": ?".*"uc": ?"'),
+    _mark("Fooocus", "parameters UserComment", r"^\{", '"metadata_scheme": ?"fooocus"'),
+    _mark("NovelAI", "Comment", r"^\{", r'"sampler": ?"', r'"uc": ?"'),
     _mark("Midjourney", "Description ImageDescription", r"\bJob ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"),
     _mark("Grok", "ImageDescription UserComment", r"^Signature: [A-Za-z0-9+/=]{40,}$"),
     _mark(None, "Software CreatorTool", rf"^{PROGRAMS}"),
@@ -132,6 +147,6 @@ def _generator(texts: list[tuple[str, str]]) -> str | None:
     """Find a generator's mark among names and texts; the text is cut to MAX_TEXT characters."""
     for mark in MARKS:
         for name, text in texts:
-            if (mark.fields is None or name in mark.fields) and mark.form.search(text):
+            if mark.is_in(name, text):
                 return f"{mark.generator or name}: {text[:MAX_TEXT]}"
     return None

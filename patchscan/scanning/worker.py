@@ -347,7 +347,8 @@ class Shard:
     def readable(self) -> ObjectInfo | None:
         """An object that an earlier run could read, or None."""
         scored = (row for row in self.done.values() if row["status"] == "scored")
-        return next((ObjectInfo(key=row["key"], version_id=row["version_id"]) for row in scored), None)
+        identities = (self._identity(row["key"], row["version_id"]) for row in scored)
+        return next((ObjectInfo(key=key, version_id=version) for key, version in identities), None)
 
     def seconds_since_saved(self) -> float:
         """Seconds since `parquet` was last called."""

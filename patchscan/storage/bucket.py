@@ -121,6 +121,7 @@ class Bucket:
         except (boto_errors.BotoCoreError, ValueError) as error:
             raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
         self._client.meta.events.register("before-send.s3", self._count)
+        self._optional = ["RestoreStatus"]
 
     def _count(self, event_name: str, **_: Any) -> None:
         with self._lock:
@@ -133,10 +134,10 @@ class Bucket:
     def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE, prefix: str | None = None) -> Page:
         begin: Any = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
         where: Any = {"Bucket": self.bucket, "Prefix": self.prefix if prefix is None else prefix, "MaxKeys": limit}
-        if prefix is None and not self.bucket.endswith(DIRECTORY_BUCKET):
-            where["OptionalObjectAttributes"] = ["RestoreStatus"]
+        if prefix is None and self._optional and not self.bucket.endswith(DIRECTORY_BUCKET):
+            where["OptionalObjectAttributes"] = self._optional
         try:
-            reply = self._call(partial(self._client.list_objects_v2, **where, **begin, **self._payer))
+            reply = self._list(**where, **begin, **self._payer)
             objects = [_info(listed) for listed in reply.get("Contents", [])]
         except (ResponseParserError, ValueError, KeyError) as error:
             raise self._no_listing("its reply is no listing") from error
@@ -146,6 +147,17 @@ class Bucket:
         if reply.get("IsTruncated") and following is None:
             raise self._no_listing("a listing is said to go on, and has no token with which to go on")
         return Page(objects, following)
+
+    def _list(self, **request: Any) -> Any:
+        """Ask for a page. Some stores refuse what they do not know: then without the optional attributes."""
+        try:
+            return self._call(partial(self._client.list_objects_v2, **request))
+        except StoreError:
+            if not request.pop("OptionalObjectAttributes", None):
+                raise
+            reply = self._call(partial(self._client.list_objects_v2, **request))
+            self._optional = []
+            return reply
 
     def _no_listing(self, why: str) -> StoreError:
         return StoreError(f"{self.url} cannot be listed: {why}; is this the address of an S3 store (ListObjectsV2)?")
@@ -283,7 +295,7 @@ class Bucket:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code.replace("_", "").lower() == "invalidobjectstate":
             return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
-        if status >= 500 or status == 429 or code in BUSY_CODES:
+        if (status >= 500 and status != 501) or status == 429 or code in BUSY_CODES:
             return TransientError(f"{status} {code}")
         if error.operation_name not in OPERATIONS:
             why = f"{error.operation_name}: {code}"

@@ -1,5 +1,6 @@
 """Read training recipes: one YAML file per model in `training/`. Errors name the file and line."""
 
+import json
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -108,6 +109,16 @@ class Recipe(BaseModel):
         if self.kinds_share and not self.balanced:
             raise ValueError("kinds_share needs balanced: true")
         return self
+
+    def is_that_of(self, saved: str) -> bool:
+        """Whether `saved`, a recipe as JSON, has these settings. Settings that an older version lacked, or had besides,
+        do not count, so that its run goes on after an upgrade."""
+        values = json.loads(saved)
+        known = {name: value for name, value in values.items() if name in Recipe.model_fields}
+        try:
+            return Recipe.model_validate(known) == self
+        except ValidationError:
+            return False
 
     @property
     def train_size(self) -> int:

@@ -196,7 +196,7 @@ class Trainer:
         state = self.store.load_checkpoint()
         if state is None:
             return
-        if state["recipe"] != self.recipe.model_dump_json() or state["data_digest"] != self.data.digest:
+        if not self.recipe.is_that_of(state["recipe"]) or state["data_digest"] != self.data.digest:
             raise DataError(
                 f"{self.store.folder} holds a run of another recipe or other data: choose a new --run folder, or use "
                 "the recipe and data that the run was started with"

@@ -185,6 +185,7 @@ def test_a_first_archive_that_is_bad_fails_and_says_that_nothing_serves(bench: B
         with pytest.raises(NothingServesError, match=f"nothing serves: pods with {bad} .*the weights are not those"):
             bench.step()
     assert bench.events() == [("Warning", "NothingServes", 2)]
+    start_scan(bench)  # it waits for the server, so nothing may wait for it
     better = bench.publish(b"better")
     assert bench.step() == f"{better} is rolled out in place of {bad}"
 

@@ -37,12 +37,15 @@ class StubStore(ThreadingHTTPServer):
         self.headers: dict[str, str] = {}
         self.body = b"abc"
         self.status = 200
+        self.refuses_what_is_optional = False
         store = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 query = parse_qs(urlsplit(self.path).query)
-                if store.status != 200 or "list-type" not in query:
+                if store.refuses_what_is_optional and "x-amz-optional-object-attributes" in self.headers:
+                    self.reply(b"<Error><Code>NotImplemented</Code></Error>", {}, 501)
+                elif store.status != 200 or "list-type" not in query:
                     self.reply(store.body, store.headers)
                 elif "start-after" in query:
                     self.reply(listing(), {})
@@ -51,8 +54,8 @@ class StubStore(ThreadingHTTPServer):
 
             do_HEAD = do_PUT = do_GET
 
-            def reply(self, data: bytes, headers: dict[str, str]) -> None:
-                self.send_response(store.status)
+            def reply(self, data: bytes, headers: dict[str, str], status: int | None = None) -> None:
+                self.send_response(status or store.status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -85,6 +88,12 @@ def store(stub: StubStore) -> Store:
 
 def entries(*keys: str) -> list[str]:
     return [f"<Key>{key}</Key>{ENTRY}" for key in keys]
+
+
+def test_a_store_that_refuses_what_is_optional_is_listed_without(stub: StubStore, store: Store) -> None:
+    stub.refuses_what_is_optional = True
+    stub.pages = {"": listing(*entries("pa", "pb"))}
+    assert [info.key for info in store.objects()] == ["pa", "pb"]
 
 
 NO_LISTINGS = {

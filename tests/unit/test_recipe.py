@@ -1,5 +1,6 @@
 """Recipes are the study's, and a mistake in one is answered with its line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,12 @@ def test_overrides_are_checked_like_the_file() -> None:
     assert load_recipe("ssp", epochs=1, seen=["sd_v1"], unseen=None).seen == ["sd_v1"]
     with pytest.raises(RecipeError, match="epochs"):
         load_recipe("ssp", epochs=0)
+
+
+def test_a_run_of_an_older_version_is_of_the_same_recipe_whatever_fields_came_and_went() -> None:
+    recipe = load_recipe("ssp")
+    saved = json.loads(recipe.model_dump_json())
+    del saved["delivery"]
+    assert recipe.is_that_of(json.dumps(saved | {"gone": ["train"]}))
+    assert not recipe.is_that_of(json.dumps(saved | {"epochs": 3}))
+    assert not recipe.is_that_of(json.dumps(saved | {"epochs": "no number"}))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchscan.detector.images import ErrorCode
 from patchscan.scanning import rows
 from patchscan.scanning.listing import Filters, ListingJoin
 from patchscan.storage.store import FailureCode, ObjectInfo
@@ -136,6 +137,19 @@ def test_an_archived_object_is_tried_again_when_something_changed(
     join.add_previous([rows.to_parquet([failed])], "now", retry_archived=retry)
     assert join.counts()["unchanged"] == (carried and not retry)
     assert len(list(join.to_score())) == (not carried or retry)
+
+
+def test_an_object_on_which_a_decoder_died_is_tried_again(tmp_path: Path) -> None:
+    """It may have been the machine's fault; other rejected objects are carried over."""
+    infos = [replace(ARCHIVED, key=key, storage_class=None) for key in ("died", "text")]
+    join = ListingJoin(tmp_path, Filters())
+    join.add_listing(infos)
+    before = [
+        rows.rejected(info, code, "no", 1) | {"digest": "now"}
+        for info, code in zip(infos, (ErrorCode.DECODER_DIED, ErrorCode.NOT_AN_IMAGE), strict=True)
+    ]
+    join.add_previous([rows.to_parquet(before)], "now")
+    assert [row["key"] for row in join.to_score()] == ["died"]
 
 
 def test_filters_count_what_they_leave_out(tmp_path: Path) -> None:

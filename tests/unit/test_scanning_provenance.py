@@ -2,6 +2,7 @@
 
 import datetime as dt
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -251,3 +252,17 @@ def test_of_an_altered_manifest_nothing_is_believed(sign: Sign, jpeg: bytes) -> 
     found = provenance(bytes(data), "JPEG")
     assert found is not None
     assert {name for name, value in found.items() if value} == {"c2pa"}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text"),
+    [("parameters", "Negative prompt: "), ("Comment", '{"sampler": "'), ("Dream", " -s 1"), ("prompt", '{"class')],
+)
+def test_a_text_that_only_begins_like_a_mark_takes_no_time(keyword: str, text: str) -> None:
+    """A scan's threads all wait while a pattern is searched."""
+    info, buffer = PngInfo(), io.BytesIO()
+    info.add_text(keyword, text * (2**20 // len(text)), zip=True)
+    Image.new("RGB", (9, 9)).save(buffer, "PNG", pnginfo=info)
+    started = time.thread_time()
+    assert provenance(buffer.getvalue(), "PNG") is None
+    assert time.thread_time() - started < 2

@@ -55,6 +55,13 @@ def test_the_choice_is_the_same_again_and_an_interrupted_call_goes_on(data: Path
     assert [path.stat().st_mtime_ns for path in others] == before
 
 
+def test_another_division_into_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    """What the first held out would be trained on by the second."""
+    split([str(data / "one")], tmp_path / "all")
+    with pytest.raises(SplitError, match="from another division"):
+        split([str(data / "one")], tmp_path / "all", held_out=0.1)
+
+
 def test_a_folder_that_would_mix_or_hold_the_data_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SplitError, match="two data sets have one name"):
         split([str(data / "one"), str(data / "one")], tmp_path / "all")
