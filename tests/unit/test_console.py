@@ -46,7 +46,7 @@ def test_escapes_are_those_of_python(text: str, shown: str) -> None:
 
 
 def test_a_scans_summary_has_as_many_lines_as_it_means_to() -> None:
-    error = {"status": "rejected", "code": "empty", "n": 1, "examples": [{"key": FORGED, "message": FORGED}]}
+    error = {"status": "rejected", "code": "empty", "n": 1, "new": 1, "examples": [{"key": FORGED, "message": FORGED}]}
     report = {
         "source": FORGED,
         "totals": dict.fromkeys(("listed", "scored", "rejected", "failed", "unchanged", "deleted"), 1),
