@@ -80,8 +80,8 @@ def _copy(images: pd.DataFrame, data: dict[str, str], out: Path) -> None:
     with ProgressReport(f"copy to {out}", len(images)) as progress:
         for name, path, label, before, after in columns.itertuples(index=False, name=None):
             # Moved images are in a folder of their own: a train image may have the same name.
-            moved = re.sub(f"(^|/){before}/{label}/", rf"\g<1>train/{label}/from-{before}/", path, count=1)
-            kept, moved = (safe_path(out, f"{name}/{place}") for place in (path, moved))
+            in_train = re.sub(f"(^|/){before}/{label}/", rf"\g<1>train/{label}/from-{before}/", path, count=1)
+            kept, moved = (safe_path(out, f"{name}/{place}") for place in (path, in_train))
             file, other = (kept, moved) if after == before else (moved, kept)
             if other.exists():
                 raise SplitError(
