@@ -4,9 +4,10 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ class StubServer(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+@contextmanager
+def stub_server() -> Iterator[list[str]]:
+    """Serve a StubServer; the options of `patchscan scan` that name it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), StubServer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield ["--server", f"http://127.0.0.1:{server.server_address[1]}", "--model", "stub"]
+        server.shutdown()
 
 
 def image(seed: int, side: int = 40, kind: str = "PNG") -> bytes:

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from patchscan.cli import app
 from patchscan.common.errors import UserError
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from tests.scan_kit import StubServer
+from tests.scan_kit import stub_server
 
 SECRET = "a-key-that-must-stay-secret"
 
@@ -38,11 +38,8 @@ def picture(seed: int, grey: int) -> bytes:
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[list[str]]:
     """The options that name a scorer."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StubServer)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield ["--server", f"http://127.0.0.1:{server.server_address[1]}", "--model", "stub"]
-    server.shutdown()
-    server.server_close()
+    with stub_server() as options:
+        yield options
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,9 @@
 import json
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from patchscan.scanning.plan import history
 from patchscan.storage import open_store
 from tests.command import PATCHSCAN, environment, patchscan
 from tests.poisonous import ABORT, CRASH, EAT, POISONED, SLEEP, SPIN, bmp
-from tests.scan_kit import StubServer, image, table_of
+from tests.scan_kit import image, stub_server, table_of
 
 TIME_LIMIT = {"patchscan.detector.decoders.TIME_S": 10}
 DIED = {
@@ -33,11 +31,8 @@ DIED = {
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[list[str]]:
     """The options that name a scorer."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StubServer)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield ["--server", f"http://127.0.0.1:{server.server_address[1]}", "--model", "stub"]
-    server.shutdown()
-    server.server_close()
+    with stub_server() as options:
+        yield options
 
 
 @pytest.fixture
