@@ -57,16 +57,22 @@ def map_in_processes(
 
 
 def _init_worker() -> None:
-    """Leave Ctrl-C to the parent process, and exit when it exits, even where it was killed with SIGKILL."""
+    """Leave Ctrl-C to the parent process, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _exit_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process, which multiprocessing started, exit when its parent exits, even where that was killed with
+    SIGKILL, or before this call."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def wait_and_exit() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_and_exit, daemon=True).start()
 
 
 def _run(function: Callable[[Item], Result], chunk: Sequence[Item]) -> list[Result]:

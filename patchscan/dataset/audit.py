@@ -40,14 +40,6 @@ _CATEGORIES = ["format", "size", "quality", "subsampling"]
 
 
 ALL = "all"  # all generators together
-BIASED = (
-    "A detector may have learned that instead of the generator's traces; train and evaluate on the matched protocol "
-    "too (`patchscan match`)."
-)
-CAUTION = (
-    "Their content or their earlier compression differs, and a detector may have learned that; re-encoding cannot "
-    "remove it."
-)
 
 
 @dataclass(frozen=True)
@@ -186,29 +178,29 @@ def _warning(
     found = sorted((clue for clue in among if _is_clue(clues[clue])), key=lambda clue: -(clues[clue].value or 0))
     which = "; ".join(f"{clue} alone {clues[clue].value:.2f} ({_difference(rows, clue)})" for clue in found)
     what = which or f"none alone, {' and '.join(among)} together"
-    if verdict == "biased":
-        return (
-            f"BIASED DATA: {generator}: how the files are stored separates AI from real without a pixel, "
-            f"AUC {_format_auc(storage)}: {what}. {BIASED}"
-        )
-    return (
-        f"CAUTION: {generator}: the files are stored alike, but how many bytes they take separates AI from real, "
-        f"AUC {_format_auc(everything)}: {what}. {CAUTION}"
-    )
+    return _sentence(verdict, generator, f"{_format_auc(storage if verdict == 'biased' else everything)}: {what}")
 
 
 def _warning_of_several(generators: list[GeneratorAudit], verdict: str) -> str:
     aucs = [one.storage.value if verdict == "biased" else one.everything.value for one in generators]
     known = [auc for auc in aucs if auc is not None]
-    names, auc = ", ".join(one.generator for one in generators), f"AUC {min(known):.2f} to {max(known):.2f}"
+    where = " (`patchscan audit` names the clues)" if verdict == "biased" else ""
+    names = ", ".join(one.generator for one in generators)
+    return _sentence(verdict, names, f"{min(known):.2f} to {max(known):.2f}{where}")
+
+
+def _sentence(verdict: str, names: str, auc: str) -> str:
+    """The warning of a verdict, `biased` or `caution`; `auc` says how well the clues tell the classes apart."""
     if verdict == "biased":
         return (
-            f"BIASED DATA: {names}: how the files are stored separates AI from real without a pixel, {auc} "
-            f"(`patchscan audit` names the clues). {BIASED}"
+            f"BIASED DATA: {names}: how the files are stored separates AI from real without a pixel, AUC {auc}. "
+            "A detector may have learned that instead of the generator's traces; train and evaluate on the matched "
+            "protocol too (`patchscan match`)."
         )
     return (
-        f"CAUTION: {names}: the files are stored alike, but how many bytes they take separates AI from real, {auc}. "
-        f"{CAUTION}"
+        f"CAUTION: {names}: the files are stored alike, but how many bytes they take separates AI from real, "
+        f"AUC {auc}. Their content or their earlier compression differs, and a detector may have learned that; "
+        "re-encoding cannot remove it."
     )
 
 

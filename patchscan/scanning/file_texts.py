@@ -32,12 +32,14 @@ def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
     has no texts."""
     found = {"PNG": _png_texts, "JPEG": _jpeg_comments, "MPO": _jpeg_comments, "GIF": _gif_comments}.get(image_format)
     texts: list[tuple[str, str]] = []
+    characters = 0
     for read in (found, _exif_texts):
         try:
             for name, value in read(data) if read else ():
-                texts.append((name, decode_text(value)))
-                if len(texts) == MAX_TEXTS or sum(len(text) for _, text in texts) > MAX_CHARACTERS:
+                if len(texts) >= MAX_TEXTS or characters > MAX_CHARACTERS:
                     break
+                texts.append((name, decode_text(value)))
+                characters += len(texts[-1][1])
         except Exception:  # noqa: BLE001,S112  hostile metadata makes a reader raise anything
             continue
     return texts

@@ -1,14 +1,9 @@
 """Make training batches: decode, augment and crop images, in an order that a resumed run continues exactly."""
 
-import ctypes
 import io
-import os
-import signal
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchscan.common.errors import UserError
+from patchscan.common.processes import end_with_parent
 from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_pixels
@@ -29,7 +25,6 @@ from patchscan.training.recipe import Recipe
 from patchscan.training.synthetic import synthetic_fake
 
 EVALUATION_BATCH = 64
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class CropDataset(Dataset[tuple[torch.Tensor, int]]):
@@ -214,7 +209,7 @@ class Loader(DataLoader[tuple[torch.Tensor, int]]):
     signal is sent to the whole process group. They end with the iteration, whatever ends it, and with the parent."""
 
     def __init__(self, images: CropDataset, **options: Any):
-        super().__init__(images, worker_init_fn=partial(_end_with, os.getpid()), collate_fn=collate, **options)
+        super().__init__(images, worker_init_fn=_init_worker, collate_fn=collate, **options)
 
     def __iter__(self) -> Any:
         # Workers inherit the blocked signals. Blocking them inside the worker would be too late: torch installs its
@@ -235,16 +230,10 @@ class Loader(DataLoader[tuple[torch.Tensor, int]]):
                 batches._shutdown_workers()
 
 
-def _end_with(parent: int, worker: int) -> None:
-    """Have the kernel end this worker process with `parent`.
-
-    torch's own watch compares the parent's id with what it was when the watch began: where the parent was killed while
-    its worker started, the worker would wait for work for ever.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+def _init_worker(worker: int) -> None:
+    """End with the parent. torch's own watch compares the parent's id with what it was when the watch began: where the
+    parent was killed while its worker started, the worker would wait for work for ever."""
+    end_with_parent()
 
 
 def training_loader(images: CropDataset, batches: EpochBatches, workers: int, pin_memory: bool) -> Loader:

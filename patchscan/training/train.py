@@ -114,7 +114,7 @@ class Trainer:
             planned_minutes=round(remaining * step_s / 60, 1),
         )
         if self._steps_done == 0 and self.ranks.rank == 0:
-            self._write_features("before")
+            self.store.push(self._write_features("before"))
 
     @property
     def _steps_done(self) -> int:
@@ -170,10 +170,11 @@ class Trainer:
         self.log.write("done", run=self.store.url, best_epoch=self.best["epoch"] + 1, mean_auc=self.best["mean_auc"])
         self.store.push(LOG_FILE)
 
-    def _write_features(self, moment: str) -> None:
+    def _write_features(self, moment: str) -> str:
+        """Write the features of this moment; returns the file's name."""
         file = self.store.folder / f"features_{moment}.npz"
         write_features(file, self.learner.averaged, self.data, self.recipe, self.workers)
-        self.store.push(file.name)
+        return file.name
 
     def _save_checkpoint(self) -> None:
         """Save everything that a resumed run needs to end in the same weights."""
