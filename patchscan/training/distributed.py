@@ -16,9 +16,9 @@ from patchscan.common.console import end_at_once
 from patchscan.common.errors import UserError
 from patchscan.training.device import check_device
 
-# How long the other processes wait while the first builds an index, which takes hours for millions of files. If the
-# first process dies, the others stop waiting at once.
-BUILD_TIMEOUT = timedelta(days=1)
+# How long the other processes wait while the first works alone: it builds an index, which takes hours for millions of
+# files, validates, or saves a checkpoint in a bucket. If the first process dies, the others stop waiting at once.
+ALONE_TIMEOUT = timedelta(days=1)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -44,7 +44,7 @@ class Ranks:
         # A Python signal handler would not run while torch waits for the other processes, so SIGTERM ends this process
         # directly until there is something to save.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=ALONE_TIMEOUT)
         if kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return cls(dist.get_rank(), dist.get_world_size(), torch.device(kind))
@@ -60,7 +60,7 @@ class Ranks:
         """
         if self.world == 1:
             return read()
-        group = dist.new_group(backend="gloo", timeout=BUILD_TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=ALONE_TIMEOUT)
         assert isinstance(group, dist.ProcessGroup)  # every process is a member
         failure: list[UserError | None] = [None]
         if not self.rank:

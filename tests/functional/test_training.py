@@ -141,6 +141,7 @@ def test_the_run_folder_scores_as_validation_did(data: Path, finished: Path) -> 
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    """And the second waits while the first validates, longer than torch waits by default (see training_steps)."""
     command = launch(TWO_PROCESSES, "tests.training_steps", tmp_path)
     subprocess.run(command, check=True, env=environment(), cwd=ROOT)
     alone = take_steps(Ranks(0, 1, torch.device("cpu")))
