@@ -31,7 +31,7 @@ def map_in_processes(
     pickled. With one worker, or no more than CHUNK items, everything runs in this process. Raises what `function`
     raises, and UserError where a worker process dies.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or available_cpus()
     if workers == 1 or len(items) <= CHUNK:
         yield from ((item, function(item)) for item in items)
         return

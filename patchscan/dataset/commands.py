@@ -17,7 +17,7 @@ DATA = Annotated[
     str, typer.Argument(help="Folder or s3:// URL in GenImage's layout: <generator>/{train,val}/{ai,nature}.")
 ]
 INDEX = Annotated[Path | None, typer.Option(help="Index file; by default DATA/index.parquet.")]
-WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each core.")]
+WORKERS = Annotated[int | None, typer.Option(min=1, help="Files read at once; by default one for each core.")]
 
 
 def add_to(app: typer.Typer) -> None:

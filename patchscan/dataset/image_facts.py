@@ -1,6 +1,5 @@
 """Describe one image file: format, size, JPEG settings, and hashes of its bytes and of its picture."""
 
-import hashlib
 import io
 from typing import Any
 
@@ -8,7 +7,7 @@ import imagehash
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from patchscan.detector.images import ImageError, decode
+from patchscan.detector.images import Limits, decode
 from patchscan.detector.jpeg import jpeg_quality
 
 _SUBSAMPLING: dict[tuple[int, ...], str] = {
@@ -20,20 +19,15 @@ _SUBSAMPLING: dict[tuple[int, ...], str] = {
 }
 
 
-def describe_image(data: bytes) -> dict[str, Any]:
+def describe_image(data: bytes, limits: Limits = Limits()) -> dict[str, Any]:
     """Decode an encoded image once and describe it.
 
-    Returns format, width, height, jpeg_quality and jpeg_subsampling (None where it is not a JPEG), sha256 of the bytes
-    and phash (64 bits as 16 hex digits); for an image that cannot be scored, sha256, code
-    (`patchscan.detector.images.ErrorCode`) and message instead.
+    Returns format, width, height, jpeg_quality and jpeg_subsampling (None where it is not a JPEG), and phash (64 bits
+    as 16 hex digits). Raises ImageError for an image that cannot be scored.
     """
-    digest = {"sha256": hashlib.sha256(data).hexdigest()}
-    try:
-        image = decode(data)
-    except ImageError as error:
-        return digest | {"code": str(error.code), "message": error.message}
+    image = decode(data, limits)
     subsampling = None if image.jpeg_quality is None else jpeg_settings(data)[1]
-    return digest | {
+    return {
         "format": image.format,
         "width": image.width,
         "height": image.height,

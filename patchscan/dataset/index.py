@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,20 +25,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from patchscan.common.console import ProgressReport
+from patchscan.common.console import ProgressReport, printable
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write
-from patchscan.common.processes import map_in_processes
+from patchscan.common.processes import available_cpus
 from patchscan.dataset.duplicates import find_duplicates
 from patchscan.dataset.image_facts import describe_image
 from patchscan.dataset.layout import UNREADABLE, SourceFile, find_files
 from patchscan.dataset.source import DataSource
+from patchscan.detector.decoders import DecoderBugError, DecoderPool, decoder_pool
+from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.storage.store import is_bucket
 
 INDEX_FILE = "index.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
 PART_SECONDS = 5.0
+CHUNK = 512  # files that threads take before the next ones are handed out
 
 # One file's record. `code` and `message` are set where it cannot be scored, the image's properties where it can.
 RECORD = pa.schema(
@@ -81,7 +86,7 @@ class Index:
 
 def build_index(data: str | Path, out: Path | None = None, workers: int | None = None) -> Index:
     """Index the data set under `data`, a folder or an s3:// URL, into the local file `out` (by default
-    `data`/index.parquet), on `workers` processes.
+    `data`/index.parquet), `workers` files at once.
 
     Writes quarantine.parquet (path, code, message, ...) and duplicates.parquet beside it. After an interruption, even a
     SIGKILL, the same call continues where it stopped. Raises LayoutError where `data` is not in GenImage's layout,
@@ -95,14 +100,16 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
     except OSError as error:
         raise IndexFileError(f"cannot write {out}: {error.strerror}; name another place with --out") from error
     with _alone_in(out.parent):
-        files = find_files(data)
+        layout = find_files(data)
+        for note in layout.notes:
+            print(f"index: {printable(note)}", file=sys.stderr)
         parts.mkdir(exist_ok=True)  # another process may have finished, and removed it
         known = _read_records(out, parts)
-        missing = [file for file in files if not _is_known(file, known)]
+        missing = [file for file in layout.files if not _is_known(file, known)]
         if missing:
             _read_missing(DataSource(data), missing, parts, workers)
         records = _read_records(out, parts)
-        table = pa.Table.from_pylist([_record(file, records[file.path]) for file in files], RECORD)
+        table = pa.Table.from_pylist([_record(file, records[file.path]) for file in layout.files], RECORD)
         index = _write_index(table, out)
         shutil.rmtree(parts)
     return Index(out, *index, read=len(missing), seconds=time.monotonic() - started)
@@ -175,29 +182,40 @@ def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, wo
     """Read the files and write their records to a new part file every PART_SECONDS."""
     rows: list[dict[str, Any]] = []
     broken, last_part = 0, time.monotonic()
-    reading = map_in_processes(partial(read_file, source), missing, workers)
-    with ProgressReport("index", len(missing)) as progress, closing(reading):
-        try:
-            for file, facts in reading:
-                rows.append(_record(file, facts))
-                broken += "code" in facts
-                progress.advance(notes=f"{broken} quarantined" if broken else None)
-                if time.monotonic() - last_part > PART_SECONDS:
-                    _write_part(rows, parts)
-                    rows, last_part = [], time.monotonic()
-        finally:
-            _write_part(rows, parts)
-
-
-def read_file(source: DataSource, file: SourceFile) -> dict[str, Any]:
-    """Read one file of the data set and describe it (`describe_image`). One that was unreadable when it was listed has
-    the code `unreadable`."""
+    workers = workers or available_cpus()
+    read = partial(read_file, source, decoder_pool())
     try:
-        return describe_image(source.read(file.path))
+        with ProgressReport("index", len(missing)) as progress, ThreadPoolExecutor(workers) as threads:
+            for start in range(0, len(missing), CHUNK):
+                chunk = missing[start : start + CHUNK]
+                for file, facts in zip(chunk, threads.map(read, chunk), strict=True):
+                    rows.append(_record(file, facts))
+                    broken += "code" in facts
+                    progress.advance(notes=f"{broken} quarantined" if broken else None)
+                    if time.monotonic() - last_part > PART_SECONDS:
+                        _write_part(rows, parts)
+                        rows, last_part = [], time.monotonic()
+    finally:
+        _write_part(rows, parts)
+
+
+def read_file(source: DataSource, decoders: DecoderPool, file: SourceFile) -> dict[str, Any]:
+    """Read one file of the data set and describe it (`describe_image`), with its sha256. One that cannot be scored has
+    code and message instead: `unreadable` where it was so when it was listed, or an ErrorCode."""
+    try:
+        data = source.read(file.path)
     except UserError as error:
         if file.modified_ns != UNREADABLE:
             raise
         return {"code": "unreadable", "message": str(error)}
+    digest = {"sha256": hashlib.sha256(data).hexdigest()}
+    try:
+        facts: dict[str, Any] = decoders.run(describe_image, data)
+        return digest | facts
+    except ImageError as error:
+        return digest | {"code": str(error.code), "message": error.message}
+    except DecoderBugError as error:  # a file that breaks a library in a new way must not cost the index
+        return digest | {"code": str(ErrorCode.DECODER_DIED), "message": str(error).strip().rpartition("\n")[2]}
 
 
 def _write_part(rows: list[dict[str, Any]], parts: Path) -> None:

@@ -5,8 +5,8 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from patchscan.common.errors import UserError
 from patchscan.storage import open_store
@@ -15,6 +15,19 @@ from patchscan.storage.store import is_bucket, split_url
 
 SPLITS = ("train", "val")
 CLASSES = ("ai", "nature")
+
+# What other data sets call the same folders.
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "test", "testing"), "val"),
+}
+CLASS_FOLDERS = {
+    **dict.fromkeys(("ai", "fake", "1_fake", "generated", "synthetic"), "ai"),
+    **dict.fromkeys(("nature", "real", "0_real"), "nature"),
+}
+_CLASS_HELP = "a class's folder is called ai, fake, 1_fake, generated or synthetic; or nature, real or 0_real"
+_MAX_DEPTH = 6  # folders that are looked at; below a class's folder, any depth is read
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"}
 
 UNREADABLE = -1
 
@@ -36,7 +49,7 @@ _GENERATORS = {
 
 
 class LayoutError(UserError):
-    """A folder that is not in GenImage's layout."""
+    """A folder that is in no layout that can be read."""
 
 
 @dataclass(frozen=True)
@@ -62,56 +75,119 @@ def _simplify(folder: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name)
 
 
-def find_files(data: str | Path) -> list[SourceFile]:
-    """Find every file under `<generator>/{train,val}/{ai,nature}`, sorted by path; hidden files are left out.
+@dataclass(frozen=True)
+class Layout:
+    """The files of a data set, and what a person should know about how its folders were read, a sentence each."""
 
-    `data` is a folder or an s3:// URL. The generator's folder may be `data` itself, a folder in it, or one level deeper
-    as GenImage's archives unpack (`BigGAN/imagenet_ai_0419_biggan/train/...`). Raises LayoutError where there is no
-    such folder or no file, StoreError where the bucket cannot be listed.
+    files: list[SourceFile]
+    notes: list[str]
+
+
+def find_files(data: str | Path) -> Layout:
+    """Find every file of a data set, sorted by path; hidden files are left out.
+
+    `data` is a folder or an s3:// URL, and the layout GenImage's, <generator>/{train,val}/{ai,nature}, or one that
+    `classify_path` knows besides. Raises LayoutError where there is no such folder or no file, StoreError where the
+    bucket cannot be listed.
     """
     listed = _in_bucket(str(data)) if is_bucket(data) else _in_folder(Path(data))
     name = Path(data).resolve().name
-    files = [
-        SourceFile(path, *classified, size, modified_ns)
-        for path, size, modified_ns in listed
-        if (classified := classify_path(path, name)) is not None
-    ]
+    files, without_split, test, outside = [], 0, 0, []
+    for path, size, modified_ns in listed:
+        place = classify_path(path, name)
+        if place:
+            files.append(SourceFile(path, *place[:3], size, modified_ns))
+            without_split += place.split_folder is None
+            test += place.split_folder is not None and place.split_folder.startswith("test")
+        elif PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES:
+            outside.append(path)
     if not files:
-        raise LayoutError(
-            f"{data} holds no image under <generator>/{{train,val}}/{{ai,nature}}: is it the right folder?"
+        raise LayoutError(_nothing_found(data, outside))
+    notes = []
+    if outside:
+        notes.append(
+            f"LEFT OUT: {_images(len(outside))} in no folder that names a class, such as {min(outside)}: {_CLASS_HELP}"
         )
-    return sorted(files, key=lambda file: file.path)
+    if without_split:
+        notes.append(
+            f"{_images(without_split)} in no folder called train or val: read as val, which is for measuring; "
+            "`patchscan split` moves a part of val to train"
+        )
+    if test:
+        notes.append(f"{_images(test)} in folders called test: read as val")
+    return Layout(sorted(files, key=lambda file: file.path), notes)
 
 
-def classify_path(path: str, root: str) -> tuple[str, str, str] | None:
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _nothing_found(data: str | Path, outside: list[str]) -> str:
+    seen = f"none of its {_images(len(outside))}, such as {min(outside)}, is" if outside else "no image is"
+    return f"{data} is in no layout that can be read: {seen} in <generator>/{{train,val}}/{{ai,nature}}. {_CLASS_HELP}"
+
+
+class Place(NamedTuple):
+    """Where a file lies in its data set; `split_folder` is the folder that named the split, in small letters."""
+
+    generator: str
+    split: str
+    label: str
+    split_folder: str | None
+
+
+def classify_path(path: str, root: str) -> Place | None:
     """Return generator, split and class of the file at `path`, which is relative to the data set's folder; that
-    folder's own name is `root`. None where the path is not in the layout or is hidden."""
-    parts = path.split("/")
-    if any(part.startswith(".") for part in parts):
+    folder's own name is `root`. None where no folder names a class, or one is hidden.
+
+    The class is the first folder called as in CLASS_FOLDERS, in upper or lower case; the split the nearest one above
+    it, or the one in it, called as in SPLIT_FOLDERS. The generator is the folder above the split (GenImage, CIFAKE),
+    or, in `train/progan/airplane/0_real` (ForenSynths), the one in it; without a split, the one above the class.
+    """
+    folders = path.split("/")[:-1]
+    if any(part.startswith(".") for part in path.split("/")):
         return None
-    for depth, (split, label) in enumerate(pairwise(parts[:4])):
-        if split in SPLITS and label in CLASSES and len(parts) > depth + 2:
-            return generator_name(parts[depth - 1] if depth else root), split, label
-    return None
+    names = [folder.lower() for folder in folders[:_MAX_DEPTH]]
+    pair = next((depth for depth in range(1, len(names)) if _is_pair(names[depth - 1], names[depth])), None)
+    at = pair if pair is not None else next((depth for depth, name in enumerate(names) if name in CLASS_FOLDERS), None)
+    if at is None:
+        return None
+    label = CLASS_FOLDERS[names[at]]
+    split = next((depth for depth in range(at - 1, -1, -1) if names[depth] in SPLIT_FOLDERS), None)
+    if split is not None:
+        generator = folders[split + 1] if split + 1 < at else folders[split - 1] if split else root
+        return Place(generator_name(generator), SPLIT_FOLDERS[names[split]], label, names[split])
+    generator = generator_name(folders[at - 1] if at else root)
+    below = names[at + 1] if at + 1 < len(names) else ""
+    if below in SPLIT_FOLDERS:
+        return Place(generator, SPLIT_FOLDERS[below], label, below)
+    return Place(generator, "val", label, None)
+
+
+def _is_pair(split: str, label: str) -> bool:
+    return split in SPLIT_FOLDERS and label in CLASS_FOLDERS
 
 
 def _in_folder(data: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield path, bytes and modification time (ns) of the files below a folder; links to folders are followed."""
+    """Yield path, bytes and modification time (ns) of every file that is not hidden, and of folders without rights."""
     if not data.is_dir():
         raise LayoutError(f"{data} is not a folder: give the folder that holds <generator>/{{train,val}}/{{ai,nature}}")
     closed: list[OSError] = []
     for parent, folders, names in os.walk(data, onerror=closed.append, followlinks=True):
-        above = Path(parent).relative_to(data).parts
-        folders[:] = [name for name in folders if not name.startswith(".") and _may_contain_images((*above, name))]
+        above = Path(parent).relative_to(data)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(Path(parent, name))]
         for name in names:
-            path = key_of(Path(*above, name))
-            if classify_path(path, "") is not None:
-                yield path, *_size_and_time(Path(parent, name))
+            yield key_of(above / name), *_size_and_time(Path(parent, name))
     for error in closed:
         path = f"{key_of(Path(error.filename).relative_to(data))}/"
         if classify_path(path, "") is None:
             raise LayoutError(f"{error.filename} cannot be listed: {error.strerror}")
         yield path, 0, UNREADABLE
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether the folder is a link to one that it lies in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -121,14 +197,6 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, UNREADABLE
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, UNREADABLE)
-
-
-def _may_contain_images(folder: tuple[str, ...]) -> bool:
-    """Whether this folder, or one below it, may contain images of the data set; others are not walked."""
-    return len(folder) <= 2 or any(
-        split in SPLITS and (not label or label[0] in CLASSES)
-        for split, *label in (folder[depth : depth + 2] for depth in range(3))
-    )
 
 
 def _in_bucket(url: str) -> Iterator[tuple[str, int, int]]:

@@ -76,12 +76,16 @@ def _hold(images: pd.DataFrame, unit: str, share: float, held: pd.Series) -> pd.
 
 def _copy(images: pd.DataFrame, data: dict[str, str], out: Path) -> None:
     opened = {name: DataSource(url) for name, url in data.items()}
-    columns = images[["data", "path", "class", "before", "after"]]
+    columns = images[["data", "path", "generator", "class", "before", "after"]]
     with ProgressReport(f"copy to {out}", len(images)) as progress:
-        for name, path, label, before, after in columns.itertuples(index=False, name=None):
+        for name, path, generator, label, before, after in columns.itertuples(index=False, name=None):
             # Moved images are in a folder of their own: a train image may have the same name.
-            in_train = re.sub(f"(^|/){before}/{label}/", rf"\g<1>train/{label}/from-{before}/", path, count=1)
-            kept, moved = (safe_path(out, f"{name}/{place}") for place in (path, in_train))
+            in_train, found = re.subn(f"(^|/){before}/{label}/", rf"\g<1>train/{label}/from-{before}/", path, count=1)
+            stays = path
+            if not found:  # the data set has a layout of its own, and its images get GenImage's
+                stays = f"{generator}/{before}/{label}/{path}"
+                in_train = f"{generator}/train/{label}/from-{before}/{path}"
+            kept, moved = (safe_path(out, f"{name}/{place}") for place in (stays, in_train))
             file, other = (kept, moved) if after == before else (moved, kept)
             if other.exists():
                 raise SplitError(

@@ -16,10 +16,10 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from patchscan.common.memory import available_memory
 from patchscan.common.processes import available_cpus
@@ -40,6 +40,8 @@ MODEL_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 START = "import sys; sys.path.insert(0, sys.argv[1]); from patchscan.detector import decoders; decoders.run_child()"
 
 Result = TypeVar("Result")
+# What a child does with an encoded image: a function at the top level of a module, or a partial of one.
+Work = Callable[[bytes, Limits], Any]
 # Waits for this many bytes of memory, and holds them while it is entered.
 Hold = Callable[[int], AbstractContextManager[None]]
 
@@ -78,7 +80,7 @@ class DecoderPool:
         """Decode one encoded image and choose its crops, as `prepared.prepare` does, within `time_s` (default: TIME_S)
         seconds. A large image is decoded while `hold` holds the memory for it. Raises ImageError, also
         `decoder_died`."""
-        prepared = self._ask(data, preset, limits, hold, time_s)
+        prepared = self.run(partial(_prepare, preset), data, limits, hold, time_s)
         assert isinstance(prepared, Prepared)
         return prepared
 
@@ -86,20 +88,27 @@ class DecoderPool:
         """Return the memory in bytes that decoding needs, as `images.decoded_bytes` does; 0 also where the decoder
         dies."""
         try:
-            needed = self._ask(data, None, limits, hold_nothing, None)
+            needed = self.run(None, data, limits)
         except ImageError:
             return 0
         assert isinstance(needed, int)
         return needed
 
-    def _ask(
-        self, data: bytes, preset: Preset | None, limits: Limits, hold: Hold, time_s: float | None
-    ) -> Prepared | int:
+    def run(
+        self,
+        work: Work | None,
+        data: bytes,
+        limits: Limits = Limits(),
+        hold: Hold = hold_nothing,
+        time_s: float | None = None,
+    ) -> Any:
+        """Return what `work` makes of one encoded image in a child, or, without it, the bytes of memory that decoding
+        needs. Time, memory and errors are as `prepare` says; what else `work` raises comes as a DecoderBugError."""
         for tries_left in reversed(range(TRIES)):
             child, kept = self._idle.get(), None
             try:
                 child = child or _Child()
-                reply = child.ask(data, preset, limits, hold, time_s or TIME_S)
+                reply = child.ask(work, data, limits, hold, time_s or TIME_S)
                 kept = child
             except _ChildDiedError as error:
                 if error.final or not tries_left:
@@ -153,16 +162,14 @@ class _Child:
                 start_new_session=True,  # Ctrl-C is for the parent
             )
 
-    def ask(
-        self, data: bytes, preset: Preset | None, limits: Limits, hold: Hold, time_s: float
-    ) -> "Prepared | int | Exception":
-        """Return what the child makes of an image: without a preset only the memory that it needs, in bytes. An
+    def ask(self, work: Work | None, data: bytes, limits: Limits, hold: Hold, time_s: float) -> Any:
+        """Return what the child makes of an image: without `work` only the memory that it needs, in bytes. An
         exception that it raised is returned. Raises _ChildDiedError."""
         try:
-            self._pipe.send((preset, limits, time_s))
+            self._pipe.send((work, limits, time_s))
             self._pipe.send_bytes(data)
-            reply: Prepared | int | Exception = self._pipe.recv()
-            if preset is not None and isinstance(reply, int):
+            reply = self._pipe.recv()
+            if work is not None and isinstance(reply, int):
                 with hold(reply):
                     self._pipe.send(None)
                     reply = self._pipe.recv()
@@ -188,16 +195,18 @@ def run_child() -> None:
     own = _memory_of_process()
     with Connection(int(sys.argv[2])) as pipe, contextlib.suppress(EOFError, OSError):
         while True:
-            preset, limits, time_s = pipe.recv()
+            before = _memory_of_process()
+            work, limits, time_s = pipe.recv()
+            own += _memory_of_process() - before  # of the modules that `work` needs
             image = _Image(pipe.recv_bytes(), limits, time_s, own)
             needed = image.limited(SPARE_MEMORY, image.reckon)
-            if preset is None or not isinstance(needed, int):
+            if work is None or not isinstance(needed, int):
                 pipe.send(needed)
                 continue
             if needed > SMALL_IMAGE:
                 pipe.send(needed)
                 pipe.recv()  # the parent holds the memory now
-            pipe.send(image.prepare(preset, needed))
+            pipe.send(image.decode(work, needed))
 
 
 class DecoderBugError(Exception):
@@ -216,7 +225,7 @@ class _Image:
     def reckon(self) -> int:
         return decoded_bytes(self.data, self.limits)
 
-    def prepare(self, preset: Preset, needed: int) -> Prepared | Exception:
+    def decode(self, work: Work, needed: int) -> Any:
         most = needed + SPARE_MEMORY
         if needed > SMALL_IMAGE:
             left = available_memory()
@@ -224,7 +233,7 @@ class _Image:
                 megabytes = f"{needed / 2**20:,.0f} MB"
                 return _died(f"decoding it takes about {megabytes} of memory, more than there is")
             most = min(most, left)
-        return self.limited(most, lambda: prepare(self.data, preset, self.limits))
+        return self.limited(most, lambda: work(self.data, self.limits))
 
     def limited(self, memory: int, function: Callable[[], Result]) -> Result | Exception:
         """Call the function within `time_s` seconds and `memory` bytes more than the process's own; an exception is
@@ -246,6 +255,10 @@ class _Image:
             return DecoderBugError(traceback.format_exc())
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _prepare(preset: Preset, data: bytes, limits: Limits) -> Prepared:
+    return prepare(data, preset, limits)
 
 
 def _died(why: str) -> ImageError:

@@ -122,7 +122,7 @@ def test_a_closed_folder_of_a_data_set_is_not_left_out_in_silence(as_nobody: Pat
     (closed.parent / "good.png").write_bytes(image(1))
     closed.chmod(0o000)
     try:
-        found = {file.path: file.modified_ns for file in find_files(as_nobody)}
+        found = {file.path: file.modified_ns for file in find_files(as_nobody).files}
         assert set(found) == {"gan/train/ai/good.png", "gan/train/ai/closed/"}
         assert found["gan/train/ai/closed/"] == UNREADABLE
         (as_nobody / "gan").chmod(0o000)

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import operator
 import os
 import signal
 import subprocess
@@ -21,10 +22,12 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import sha256_of
 from patchscan.dataset.image_facts import jpeg_settings
 from patchscan.dataset.index import INDEX_COLUMNS, build_index, data_digest, load_index
-from patchscan.dataset.layout import LayoutError, SourceFile, find_files, generator_name
+from patchscan.dataset.layout import LayoutError, SourceFile, classify_path, find_files, generator_name
 from patchscan.dataset.source import DataSource
+from patchscan.detector.decoders import DecoderPool
 from patchscan.detector.images import ErrorCode
 from tests.image_tree import picture, write
+from tests.poisonous import CRASH, POISONED, bmp
 
 
 @pytest.fixture
@@ -44,9 +47,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = patchscan.dataset.index.read_file
 
-    def counted(source: DataSource, file: SourceFile) -> dict[str, object]:
+    def counted(source: DataSource, decoders: DecoderPool, file: SourceFile) -> dict[str, object]:
         names.append(Path(file.path).name)
-        return read(source, file)
+        return read(source, decoders, file)
 
     monkeypatch.setattr(patchscan.dataset.index, "read_file", counted)
     return names
@@ -78,7 +81,7 @@ def test_layout_is_found_as_archives_unpack(tmp_path: Path, place: str) -> None:
     root = tmp_path / "glide"
     write(root / place / "train" / "nature" / "n01440764" / "a.JPEG", picture(0))
     write(root / place / "train" / "nature" / ".hidden.JPEG", picture(0))
-    (source,) = find_files(root)
+    (source,) = find_files(root).files
     assert (source.generator, source.split, source.label) == ("glide", "train", "nature")
     assert (root / source.path).exists()
 
@@ -89,6 +92,72 @@ def test_a_folder_in_another_layout_is_an_error(tmp_path: Path, content: str | N
         (tmp_path / "data" / content).mkdir(parents=True)
     with pytest.raises(LayoutError, match="generator"):
         build_index(tmp_path / "data", tmp_path / "index.parquet")
+
+
+# As data sets come: folders, and generator, split and class that are read from them.
+LAYOUTS = {
+    "biggan/train/ai/a.png": ("biggan", "train", "ai"),
+    "BigGAN/imagenet_ai_0419_biggan/val/nature/a.png": ("biggan", "val", "nature"),
+    "Train/AI/a.png": ("set", "train", "ai"),
+    "gan/Val/Nature/deep/er/a.png": ("gan", "val", "nature"),
+    "train/REAL/a.png": ("set", "train", "nature"),  # CIFAKE
+    "test/FAKE/a.png": ("set", "val", "ai"),
+    "test/progan/airplane/0_real/a.png": ("progan", "val", "nature"),  # ForenSynths
+    "train/stylegan/1_fake/a.png": ("stylegan", "train", "ai"),
+    "diffusion_datasets/ldm_200/1_fake/a.png": ("ldm_200", "val", "ai"),  # UniversalFakeDetect
+    "real/a.png": ("set", "val", "nature"),
+    "fake/train/a.png": ("set", "train", "ai"),
+    "one/level/too/deep/train/ai/a.png": ("deep", "train", "ai"),
+    "real/train/ai/a.png": ("real", "train", "ai"),  # a split with a class in it says more than a name above
+    "gan/validation/synthetic/a.png": ("gan", "val", "ai"),
+    "gan/train/unsorted/a.png": None,
+    "gan/train/.ai/a.png": None,
+    "ai.png": None,
+}
+
+
+@pytest.mark.parametrize("path", LAYOUTS)
+def test_layouts_of_other_data_sets_are_read(path: str) -> None:
+    place = classify_path(path, "set")
+    assert (place and place[:3]) == LAYOUTS[path]
+
+
+def test_what_is_read_otherwise_or_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ("gan/train/ai/a.png", "gan/test/real/b.png", "gan/odd/c.PNG", "flat/fake/d.png"):
+        write(tmp_path / path, picture(0))
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / "gan/train/ai/loop").symlink_to(tmp_path)
+    index = build_index(tmp_path, workers=1)
+    told = capsys.readouterr().err
+    assert sorted(index.table["path"]) == ["flat/fake/d.png", "gan/test/real/b.png", "gan/train/ai/a.png"]
+    assert "LEFT OUT: 1 image in no folder that names a class, such as gan/odd/c.PNG" in told
+    assert "1 image in no folder called train or val: read as val" in told
+    assert "1 image in folders called test: read as val" in told
+
+
+def test_a_data_set_without_classes_says_what_their_folders_are_called(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "cats" / "1.png", picture(0))
+    with pytest.raises(LayoutError, match=r"none of its 1 image, such as train/cats/1.png.*called ai, fake, 1_fake"):
+        build_index(tmp_path)
+
+
+def test_a_file_on_which_a_decoder_dies_is_quarantined(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "my_gan/val/ai/crash.bmp").write_bytes(bmp(CRASH))
+    for name, value in POISONED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(patchscan.dataset.index, "decoder_pool", lambda: DecoderPool(1))
+    index = build_index(data, workers=2)
+    assert len(index.table) == 12
+    (row,) = index.quarantine.to_dict("records")
+    assert (row["path"], row["code"]) == ("my_gan/val/ai/crash.bmp", "decoder_died")
+    assert row["message"] == "the decoder crashed (SIGSEGV)"
+
+
+def test_a_file_on_which_a_library_fails_is_quarantined(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patchscan.dataset.index, "describe_image", operator.truediv)  # as good as any that raises
+    kept = build_index(data, workers=1).quarantine
+    assert set(kept["code"]) == {"decoder_died"}
+    assert kept["message"].str.startswith("TypeError: unsupported operand").all()
 
 
 def test_every_image_has_its_row(data: Path) -> None:
@@ -104,7 +173,7 @@ def test_every_image_has_its_row(data: Path) -> None:
     pd.testing.assert_frame_equal(load_index(data), table)
 
 
-def test_processes_find_what_one_process_finds(data: Path, tmp_path: Path) -> None:
+def test_several_decoders_find_what_one_finds(data: Path, tmp_path: Path) -> None:
     for number in range(60):
         write(data / "my_gan" / "train" / "ai" / f"more{number}.png", picture(100 + number, 16, 16))
     alone = build_index(data, tmp_path / "alone.parquet", workers=1).table
@@ -161,10 +230,10 @@ def test_an_interrupted_index_goes_on_where_it_stopped(
 ) -> None:
     counted = patchscan.dataset.index.read_file
 
-    def stopped(source: DataSource, file: SourceFile) -> dict[str, object]:
+    def stopped(source: DataSource, decoders: DecoderPool, file: SourceFile) -> dict[str, object]:
         if len(reads) == 5:
             raise KeyboardInterrupt
-        return counted(source, file)
+        return counted(source, decoders, file)
 
     monkeypatch.setattr(patchscan.dataset.index, "read_file", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -185,9 +254,9 @@ import patchscan.dataset.index as index
 read = index.read_file
 index.PART_SECONDS = 0
 
-def slow(source, file):
+def slow(source, decoders, file):
     time.sleep(0.05)
-    return read(source, file)
+    return read(source, decoders, file)
 
 index.read_file = slow
 if __name__ == "__main__":

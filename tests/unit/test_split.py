@@ -6,6 +6,7 @@ from zlib import crc32
 import pandas as pd
 import pytest
 
+from patchscan.dataset.layout import find_files
 from patchscan.dataset.split import SplitError, split
 from tests.image_tree import picture, write
 
@@ -43,6 +44,18 @@ def test_a_share_of_each_generator_is_held_out_and_its_sources_nowhere_trained_o
         copied = tmp_path / "all" / name / path.split("/")[0] / folder / Path(path).name
         assert copied.read_bytes() == (data / name / path).read_bytes()
     assert len(list((tmp_path / "all").rglob("*.png"))) == len(images)
+
+
+def test_a_data_set_in_another_layout_can_be_trained_on_afterwards(tmp_path: Path) -> None:
+    for number in range(12):
+        for label in ("0_real", "1_fake"):
+            write(tmp_path / f"test/progan/cat/{label}/{number}.png", picture(crc32(f"{label}{number}".encode())))
+    images = split([str(tmp_path / "test")], tmp_path / "all")
+    files = find_files(tmp_path / "all" / "test").files
+    assert len(files) == len(images) == 24
+    assert {(file.generator, file.split, file.label) for file in files} == {
+        ("cat", split, label) for split in ("train", "val") for label in ("ai", "nature")
+    }
 
 
 def test_the_choice_is_the_same_again_and_an_interrupted_call_goes_on(data: Path, tmp_path: Path) -> None:
