@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import compress, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchscan.detector.images import ErrorCode
-from patchscan.scanning.rows import LISTED, SCHEMA
+from patchscan.scanning.rows import LISTED, SCHEMA, table_to_parquet
 from patchscan.storage.store import FailureCode, ObjectInfo
 
 BATCH = 10_000
@@ -108,7 +108,8 @@ class ListingJoin:
         carried over: of scored and rejected objects (but not those on which a decoder died, which may have been the
         machine's fault), and, unless `retry_archived`, of those in cold storage, where
         nothing that a listing says has changed."""
-        for index, data in enumerate(parts):
+        # The first keeps the query from failing where the rows of that scan were removed: all is scored again.
+        for index, data in enumerate(chain([table_to_parquet(SCHEMA.empty_table())], parts)):
             (self.scratch / f"previous-{index:06d}.parquet").write_bytes(data)
         # Older tables lack columns.
         files = f"read_parquet('{self.scratch}/previous-*.parquet', union_by_name = true)"

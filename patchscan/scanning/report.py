@@ -51,11 +51,15 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
 
 
 def _drift(table: ScanTable, plan: Plan, out: Store, scratch: Path) -> dict[str, Any] | None:
-    """Drift since the previous scan; None where there is no such scan, or it used another model."""
+    """Drift since the previous scan; None where there is no such scan, it used another model, or it was removed, as
+    older scans may be."""
     if plan.previous is None:
         return None
-    before = Plan.read(out, plan.previous)
-    return summary.drift_since(table, ScanTable(out, before, scratch)) if before.digest == plan.digest else None
+    try:
+        before = Plan.read(out, plan.previous)
+        return summary.drift_since(table, ScanTable(out, before, scratch)) if before.digest == plan.digest else None
+    except PlanError:
+        return None
 
 
 def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Path) -> dict[str, Any]:

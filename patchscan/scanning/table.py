@@ -41,6 +41,8 @@ class ScanTable:
             raise IncompleteScanError(
                 f"{len(missing)} of {plan.shards} shards are not done, first {first}; run the scan again"
             )
+        if not found:  # a scan without shards has a part too, of the rows carried over
+            raise IncompleteScanError(f"{out.url}/{folder} holds no rows; run the scan again")
         self.cost: Counter[str] = Counter()
         files = scratch / plan.scan
         files.mkdir()

@@ -235,12 +235,16 @@ class Bucket:
     def write_new(self, name: str, data: bytes) -> bool:
         """Write a result unless it exists (If-None-Match: *). On a store that ignores the condition this always returns
         True; `plan.honours_conditional_writes` detects such stores."""
+        tries = 0
 
         def put() -> bool:
+            nonlocal tries
+            tries += 1
             self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
             return True
 
-        return self._call(put, {FailureCode.CHANGED: False})
+        # A try that seemed to fail may have written the object: then the next one finds it there.
+        return self._call(put, {FailureCode.CHANGED: False}) or (tries > 1 and self.read(name) == data)
 
     def delete(self, name: str) -> None:
         """Remove a result."""

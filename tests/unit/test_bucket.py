@@ -338,3 +338,18 @@ def test_the_encoding_of_an_object_is_told(stub: StubStore, store: Store) -> Non
     stub.headers = {"Content-Encoding": "gzip"}
     fetched = store.fetch(ANY, 100)
     assert (fetched.data, fetched.encoding) == (b"abc", "gzip")
+
+
+@pytest.mark.parametrize(("there", "lost", "ours"), [(b"claim", 1, True), (b"another", 1, False), (b"claim", 0, False)])
+def test_a_new_object_is_ours_also_where_the_reply_was_lost(
+    stub: StubStore, store: Store, there: bytes, lost: int, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store, Bucket)
+    replies = [ConnectionResetError()] * lost + [client_error("PutObject", 412, "PreconditionFailed")]
+
+    def put(**_: Any) -> None:
+        raise replies.pop(0)
+
+    monkeypatch.setattr(store._client, "put_object", put)
+    stub.body = there
+    assert store.write_new("history/000001.json", b"claim") is ours

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,13 @@ def test_a_second_scan_scores_only_what_changed(photos: Path, tmp_path: Path) ->
     assert (counts["unchanged"], counts["deleted"], counts["scored"]) == (12, 1, 2)
     differing = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
     assert differing == {"album 1/ü+%1.png", "note.jpg", "new.png"}
+
+
+def test_rows_that_were_removed_from_the_last_scan_are_made_again(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out" / "scans" / scan(photos, out).scan / "rows")
+    assert totals(out, scan(photos, out))["scored"] == 12
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["drift"] is None
 
 
 def test_another_model_scores_everything_again(photos: Path, tmp_path: Path) -> None:
