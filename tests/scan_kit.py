@@ -115,6 +115,33 @@ def table_of(out: Store, scan: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class CrashingStore:
+    """A store that dies at one of its calls, before the call has its effect or after it."""
+
+    def __init__(self, store: Store, at: int, after: bool):
+        self._store, self._left, self._after = store, at, after
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self._store, name)
+        if name not in ("read", "write", "write_new", "delete", "names"):
+            return inner
+
+        def call(*values: Any) -> Any:
+            self._left -= 1
+            if self._left == 0 and not self._after:
+                raise Crash
+            result = inner(*values)
+            if self._left == 0:
+                raise Crash
+            return result
+
+        return call
+
+
 def untrained_run(folder: Path) -> Path:
     """A run folder of an untrained ssp-lite whose scores spread on both sides of the threshold."""
     import torch

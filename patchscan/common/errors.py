@@ -21,6 +21,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- LabelError, WebhookError, ScorerError                     scans
     |   |-- PlanError                  a scan's plan or its parts
     |   |   |-- ClaimLostError         (75) another scan began at the same time
+    |   |   |-- ScanUnderWayError      (75) named objects wait for a scan of the whole source
     |   |   `-- IncompleteScanError    shards are missing
     |   |-- ClusterError, ConfigurationError                          clusters
     |   |-- ShardsFailedError          (75) a Job ended and shards are missing
@@ -36,6 +37,7 @@ Each package defines its own errors beside the code that raises them:
     |-- AlreadyExistsError, JobGoneError    the cluster's state is not the expected one
     `-- ValueError
         |-- ImageError                 one image can never be scored: a rejected row
+        |-- EventError                 a line or message that names no object: told, the others count
         |-- RequestError, FormError    a malformed request to the handler or the gate: HTTP 400
         `-- UnsafeNameError            a name that is no file inside its folder
 """

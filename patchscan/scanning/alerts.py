@@ -48,7 +48,7 @@ def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
 
 def webhook_message(report: dict[str, Any]) -> dict[str, Any]:
     """Return the message about a finished scan that `post` sends."""
-    names = ("scan", "source", "finished_at", "totals", "verdicts", "alerts")
+    names = ("scan", "source", "finished_at", "named", "totals", "verdicts", "alerts")
     return {"event": "scan.finished", **{name: report[name] for name in names}}
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +42,8 @@ def scan(
     device: options.Device = "cpu",
     select: options.SelectBy = None,
     manifest: options.Manifest = None,
+    events_from: options.EventsFrom = None,
+    max_messages: options.MaxMessages = 10_000,
     suffix: options.Suffix = None,
     min_size: options.MinSize = None,
     max_size: options.MaxSize = None,
@@ -74,28 +76,40 @@ def scan(
       patchscan scan ./photos
       patchscan scan s3://photos/2026/ --out s3://results/photos --server http://127.0.0.1:8080 --model ssp
       patchscan scan s3://photos --out ./results --run runs/ssp --suffix .jpg --suffix .png --since 2026-01-01
+      patchscan scan s3://photos --events-from https://sqs.eu-west-1.amazonaws.com/123456789012/photos
     """
     from patchscan.common.console import ProgressReport
     from patchscan.scanning.observers import BarObserver
     from patchscan.storage import open_store
 
     check_labels(labels, endpoint_url)
+    options.check_events_from(events_from, manifest)
     scorer = options.make_scorer(server, model, token_file, run, device, in_flight)
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects, retry_archived)
-    worker = options.make_worker(
-        plan, results, scorer, options.make_settings(select, threads, in_flight, batch, memory_mb)
-    )
-    with ProgressReport("scanning", plan.listed - plan.unchanged, "objects") as progress:
-        worker.observers = [
-            BarObserver(progress),
-            *options.metrics_observers(metrics_port),
-            *options.event_observers(events, plan),
-        ]
-        _work_shards(worker, range(plan.shards))
-    finish_scan(results, plan, labels, webhook, webhook_secret_file, fail_on)
+    settings = options.make_settings(select, threads, in_flight, batch, memory_mb)
+    metrics = options.metrics_observers(metrics_port)
+
+    def work(plan: "Plan") -> int:
+        """Work on all shards and write the reports; returns the exit code."""
+        worker = options.make_worker(plan, results, scorer, settings)
+        with ProgressReport("scanning", plan.listed - plan.unchanged, "objects") as progress:
+            worker.observers = [BarObserver(progress), *metrics, *options.event_observers(events, plan)]
+            _work_shards(worker, range(plan.shards))
+        return complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on)
+
+    limits = (shard_objects, shard_mb, max_objects, retry_archived)
+    if events_from is None:
+        code = work(make_plan(scan_source, filters, scorer, results, *limits))
+    else:
+
+        def plan_for(keys: Iterable[str]) -> tuple["Plan | None", bool]:
+            return make_plan_named(scan_source, filters, scorer, results, keys, *limits)
+
+        code = _scan_named(events_from, max_messages, scan_source, plan_for, work)
+    if code:
+        raise typer.Exit(code)
 
 
 def scan_plan(
@@ -240,12 +254,80 @@ def make_plan(
     plan = run_interruptibly(
         lambda: plan_scan(source, filters, scorer.card, results, size, max_objects, retry_archived)
     )
+    _warn_of_unconditional_writes(plan, results)
+    return plan
+
+
+def make_plan_named(
+    source: "ScanSource",
+    filters: "Filters",
+    scorer: "Scorer",
+    results: "Store",
+    keys: Iterable[str],
+    shard_objects: int,
+    shard_mb: int,
+    max_objects: int,
+    retry_archived: bool,
+) -> "tuple[Plan | None, bool]":
+    """Plan a scan of named objects (`plan_named`), and warn as `make_plan` does."""
+    from patchscan.scanning.plan import ShardSize, plan_named
+
+    size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
+    plan, is_ours = run_interruptibly(
+        lambda: plan_named(source, filters, scorer.card, results, keys, size, max_objects, retry_archived)
+    )
+    if plan:
+        _warn_of_unconditional_writes(plan, results)
+    return plan, is_ours
+
+
+def _warn_of_unconditional_writes(plan: "Plan", results: "Store") -> None:
     if not plan.conditional_writes:
         message = (
             f"{results.url} ignores conditional writes: if two scans are started at once, one of them ends with 75"
         )
         print(f"patchscan: warning: {printable(message)}", file=sys.stderr)
-    return plan
+
+
+def _scan_named(
+    events_from: str,
+    max_messages: int,
+    source: "ScanSource",
+    plan_for: "Callable[[Iterable[str]], tuple[Plan | None, bool]]",
+    work: "Callable[[Plan], int]",
+) -> int:
+    """Scan the objects that events name, and only then delete their messages; returns the exit code."""
+    from patchscan.scanning.bucket_events import STANDARD_INPUT, EventReader
+    from patchscan.storage.queue import Queue
+
+    reader = EventReader(source)
+    queue = None if events_from == STANDARD_INPUT else Queue(events_from)
+    if queue:
+        run_interruptibly(lambda: reader.read_queue(queue, max_messages))
+    else:
+        reader.read_lines(sys.stdin.buffer)
+    named = reader.named
+    if named.outside:
+        print(printable(f"{named.outside:,} of the names do not begin as the keys of {source.url} do"))
+    codes = {EXIT_FAILED_ROWS} if named.unreadable else {0}
+    is_ours = False
+    while not is_ours:
+        plan, is_ours = plan_for(named.keys)
+        if plan and plan.shards:
+            codes.add(work(plan))
+        else:
+            print(printable(_nothing_to_score(source, plan)))
+    if queue and (left := queue.delete(named.messages)):
+        print(f"patchscan: {left:,} messages could not be deleted: they come again", file=sys.stderr)
+    return EXIT_FAILED_ROWS if EXIT_FAILED_ROWS in codes else max(codes)
+
+
+def _nothing_to_score(source: "ScanSource", plan: "Plan | None") -> str:
+    counts = plan.named if plan and plan.named else dict.fromkeys(("objects", "unchanged", "missing"), 0)
+    return (
+        f"{source.url}: nothing to score, the table stays as it is; {counts['objects']:,} objects were named, "
+        f"{counts['unchanged']:,} of them unchanged; {counts['missing']:,} names are of no object"
+    )
 
 
 def check_labels(labels: str | None, endpoint_url: str | None) -> None:
@@ -279,7 +361,21 @@ def finish_scan(
     webhook_secret_file: Path | None = None,
     fail_on: Sequence[str] | None = None,
 ) -> None:
-    """Write the reports, print the summary, send the webhook, and exit with the code of the scan's outcome."""
+    """Complete a scan (`complete_scan`), and exit with its code."""
+    code = complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on)
+    if code:
+        raise typer.Exit(code)
+
+
+def complete_scan(
+    results: "Store",
+    plan: "Plan",
+    labels: str | None = None,
+    webhook: str | None = None,
+    webhook_secret_file: Path | None = None,
+    fail_on: Sequence[str] | None = None,
+) -> int:
+    """Write the reports, print the summary and send the webhook; returns the exit code of the scan's outcome."""
     from patchscan.scanning.alerts import post, webhook_message
     from patchscan.scanning.report import reduce, summary_text
 
@@ -289,6 +385,5 @@ def finish_scan(
     if webhook:
         post(webhook, webhook_message(report), webhook_secret_file)
     if report["totals"]["failed"]:
-        raise typer.Exit(EXIT_FAILED_ROWS)
-    if {alert["kind"] for alert in report["alerts"]} & set(fail_on or ()):
-        raise typer.Exit(EXIT_ALERT)
+        return EXIT_FAILED_ROWS
+    return EXIT_ALERT if {alert["kind"] for alert in report["alerts"]} & set(fail_on or ()) else 0

@@ -72,13 +72,15 @@ STILL_ARCHIVED = f"previous.error_code = '{FailureCode.ARCHIVED}' AND " + " AND 
 class ListingJoin:
     """Join the listing with the previous scan's table; `scratch` is a folder on local disk.
 
-    An object is told from others by its key; with `by_version`, for a manifest, by key and version.
+    An object is told from others by its key; with `by_version`, for a manifest, by key and version. With `part_only`
+    the listing is of a part of the source: the rows of all other objects are carried over as they are.
     """
 
-    def __init__(self, scratch: Path, filters: Filters, *, by_version: bool = False):
+    def __init__(self, scratch: Path, filters: Filters, *, by_version: bool = False, part_only: bool = False):
         self.scratch = scratch
         self.filters = filters
         self._by_version = by_version
+        self._part_only = part_only
         self._db = duckdb.connect(scratch / "join.duckdb")
         self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         self._db.execute("SET preserve_insertion_order = false")
@@ -125,22 +127,24 @@ class ListingJoin:
         self._db.execute(
             f"CREATE OR REPLACE TABLE todo AS SELECT todo.* FROM todo ANTI JOIN unchanged ON {self._same('unchanged')}"
         )
+        if self._part_only:
+            others = f"previous ANTI JOIN todo ON {self._same('previous')}"
+            self._db.execute(f"CREATE OR REPLACE TABLE unchanged AS SELECT previous.* FROM {others}")
 
     def counts(self) -> dict[str, int]:
         """The counts of a plan: listed, listed_bytes, unchanged, deleted, filtered, duplicates. What the filters leave
-        out is not deleted."""
+        out is not deleted, and of a part of the source nothing is."""
         seen = "(SELECT key, version_id FROM listing UNION ALL FROM left_out)"
         unchanged = self._number("SELECT count(*) FROM unchanged")
         listed = self._number("SELECT count(*) FROM todo") + unchanged
+        deleted = f"SELECT count(*) FROM previous ANTI JOIN {seen} AS seen ON {self._same('previous', 'seen')}"
         return {
             "listed": listed,
             "listed_bytes": self._number("SELECT coalesce(sum(size), 0) FROM listing"),
             "unchanged": unchanged,
-            "deleted": self._number(
-                f"SELECT count(*) FROM previous ANTI JOIN {seen} AS seen ON {self._same('previous', 'seen')}"
-            ),
+            "deleted": 0 if self._part_only else self._number(deleted),
             "filtered": self._number("SELECT count(*) FROM left_out"),
-            "duplicates": self._number("SELECT count(*) FROM listing") - listed,
+            "duplicates": 0 if self._part_only else self._number("SELECT count(*) FROM listing") - listed,
         }
 
     def unchanged(self) -> Iterator[pa.Table]:

@@ -48,6 +48,15 @@ Manifest = Annotated[
     str | None,
     typer.Option(help="Scan the objects this file lists: .csv, .jsonl, .parquet, or an S3 Inventory's manifest.json."),
 ]
+EventsFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="QUEUE",
+        help="Scan only the objects that a bucket's events name: URL of an SQS queue, or - for standard input, a key or"
+        " an event on each line. The rows of all others are kept.",
+    ),
+]
+MaxMessages = Annotated[int, typer.Option(min=1, help="With --events-from: messages received in one run at most.")]
 Suffix = Annotated[
     list[str] | None, typer.Option(help="Only keys with this suffix, in upper or lower case; may be repeated.")
 ]
@@ -109,6 +118,16 @@ def make_source(source: str, endpoint_url: str | None, requester_pays: bool, man
     return ScanSource(
         url=absolute_url(source), endpoint_url=endpoint_url, requester_pays=requester_pays, manifest=listed
     )
+
+
+def check_events_from(events_from: str | None, manifest: str | None) -> None:
+    """Raise UserError where `--events-from` names no queue, or cannot be used."""
+    if events_from is None:
+        return
+    if manifest:
+        raise UserError("give --events-from or --manifest, not both")
+    if events_from != "-" and not events_from.startswith(("https://", "http://")):
+        raise UserError("--events-from takes the URL of an SQS queue, or - for standard input")
 
 
 def make_filters(

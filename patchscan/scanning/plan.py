@@ -3,6 +3,7 @@
 The results folder contains
 
     history/000001.json         one entry for each scan; the first planner to write it wins, and all others use its plan
+    planning.json               the entry that a scan of the whole source is about to write, while it lists
     scans/<scan>/plan.json      the Plan of this module
     scans/<scan>/shards/        one listing for each shard (rows.LISTED)
     scans/<scan>/rows/          one Parquet part for each shard (rows.SCHEMA), and the rows carried over unchanged
@@ -14,9 +15,11 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,15 +30,19 @@ from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.detector.card import Card
 from patchscan.scanning import manifest, shards
 from patchscan.scanning.listing import Filters, ListingJoin
-from patchscan.scanning.rows import LISTED, table_to_parquet
+from patchscan.scanning.rows import LISTED, from_parquet, table_to_parquet
 from patchscan.storage import open_store
 from patchscan.storage.store import ObjectInfo, Store, is_bucket, split_url
 
 PLAN_FILE = "plan.json"
 SUCCESS_FILE = "_SUCCESS"
+PLANNING_FILE = "planning.json"
 PLAN_FORMAT = 1
 # On a store without conditional writes: the time a planner may take between reading the history and writing its entry.
 SETTLE_S = 5.0
+# After so long PLANNING_FILE is that of a planner that was killed.
+LONGEST_PLANNING = timedelta(days=1)
+LOOK_UP_THREADS = 32
 
 
 class PlanError(UserError):
@@ -44,6 +51,12 @@ class PlanError(UserError):
 
 class ClaimLostError(PlanError):
     """Another scan was started at the same time and has won; the same command, run again, continues that one."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+class ScanUnderWayError(PlanError):
+    """A scan of the whole source is planned or unfinished; run again when it is done, the same command goes on."""
 
     exit_code = EXIT_INTERRUPTED
 
@@ -79,7 +92,10 @@ class ShardSize:
 class Plan:
     """plan.json. Counts: `listed` = objects in the shards + `unchanged`; `filtered` and `duplicates` were left out
     before that; `deleted` were in the previous scan's table and are gone. `listing` holds the seconds and requests that
-    listing took, `card` the model's card, `digest` its digest."""
+    listing took, `card` the model's card, `digest` its digest.
+
+    `named` is None where the whole source was listed. A scan of named objects holds there how many `objects` it looked
+    at, how many of them were `unchanged`, and how many names were `missing`; it carries over all other rows."""
 
     scan: str
     source: ScanSource
@@ -99,6 +115,7 @@ class Plan:
     conditional_writes: bool
     created_at: str
     card: dict[str, Any] = field(default_factory=dict)
+    named: dict[str, int] | None = None
     format: int = PLAN_FORMAT
 
     def write(self, out: Store) -> None:
@@ -179,23 +196,108 @@ def plan_scan(
     check_results_outside_source(source, out)
     while True:
         entries = sorted(out.names("history/"))
-        for scan in islice(_newest_first(out, entries), 1):
-            newest = Plan.read(out, scan)
-            if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
-                raise PlanError(
-                    f"{out.url} holds scans of {newest.source.url}; give each source its own results folder"
-                )
-            same = newest.digest == card.digest and newest.filters == filters
-            if same and not is_complete(out, newest.scan):
-                if newest.source != source:  # the store has moved
-                    newest = replace(newest, source=source)
-                    newest.write(out)
-                return newest
-        new = _make(source, filters, card, out, shard_size, max_objects, retry_archived)
-        number = int(Path(entries[-1]).stem) + 1 if entries else 1
-        if _claim(out, f"history/{number:06d}.json", new):
-            return new
+        unfinished = _unfinished(out, entries, source)
+        if unfinished and unfinished.named is None and _continues(unfinished, card, filters):
+            return _at_source(unfinished, source, out)
+        entry = _next_entry(entries)
+        with _planning(out, entry):
+            new = _make(source, filters, card, out, shard_size, max_objects, retry_archived)
+            if _claim(out, entry, new):
+                return new
+            _discard(out, new.scan)
+
+
+def plan_named(
+    source: ScanSource,
+    filters: Filters,
+    card: Card,
+    out: Store,
+    keys: Iterable[str],
+    shard_size: ShardSize = ShardSize(),
+    max_objects: int = 0,
+    retry_archived: bool = False,
+) -> tuple[Plan | None, bool]:
+    """Plan a scan of the named objects alone, which carries over the rows of all others from the last complete scan.
+    The source is not listed; each object is looked up as it is now.
+
+    Returns a plan, and whether it is the one for these keys: else it is of an unfinished scan of other named objects,
+    to be finished first. A plan without shards has nothing to score: it is not written, and there is nothing to do.
+    Without a key there is no plan, but maybe that of others.
+
+    Raises ScanUnderWayError while a scan of the whole source is planned or unfinished, which would otherwise lack these
+    objects or list everything again; and what `plan_scan` raises.
+    """
+    check_results_outside_source(source, out)
+    while True:
+        entries = sorted(out.names("history/"))
+        entry = _next_entry(entries)
+        unfinished = _unfinished(out, entries, source)
+        if _is_planned(out, entry) or (unfinished and unfinished.named is None):
+            raise ScanUnderWayError(f"{out.url}: a scan of the whole source is under way; run again when it is done")
+        if unfinished and _continues(unfinished, card, filters):
+            return _at_source(unfinished, source, out), False
+        keys = dict.fromkeys([*keys, *(_objects_to_score(out, unfinished) if unfinished else ())])
+        if not keys:
+            return None, True
+        new = _make(source, filters, card, out, shard_size, max_objects, retry_archived, [*keys])
+        if not new.shards or _claim(out, entry, new):
+            return new, True
         _discard(out, new.scan)
+
+
+def _unfinished(out: Store, entries: list[str], source: ScanSource) -> Plan | None:
+    """The plan of the newest of these history entries, where it is unfinished. Raises PlanError where it is of another
+    source."""
+    for scan in islice(_newest_first(out, entries), 1):
+        newest = Plan.read(out, scan)
+        if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
+            raise PlanError(f"{out.url} holds scans of {newest.source.url}; give each source its own results folder")
+        return None if is_complete(out, scan) else newest
+    return None
+
+
+def _continues(plan: Plan, card: Card, filters: Filters) -> bool:
+    return plan.digest == card.digest and plan.filters == filters
+
+
+def _at_source(plan: Plan, source: ScanSource, out: Store) -> Plan:
+    """The plan, written again where its store has moved."""
+    if plan.source != source:
+        plan = replace(plan, source=source)
+        plan.write(out)
+    return plan
+
+
+def _next_entry(entries: list[str]) -> str:
+    number = int(Path(entries[-1]).stem) + 1 if entries else 1
+    return f"history/{number:06d}.json"
+
+
+@contextmanager
+def _planning(out: Store, entry: str) -> Iterator[None]:
+    """Say in the results folder that a scan which lists the whole source is about to write this entry. Scans of named
+    objects then leave it the entry: one every few minutes would else have a long listing begin again and again."""
+    out.write(PLANNING_FILE, json.dumps({"entry": entry, "since": datetime.now(UTC).isoformat()}).encode())
+    try:
+        yield
+    finally:
+        with suppress(UserError):
+            out.delete(PLANNING_FILE)
+
+
+def _is_planned(out: Store, entry: str) -> bool:
+    """Whether a scan of the whole source is about to write this entry."""
+    planning = json.loads(out.read(PLANNING_FILE) or b"{}")
+    if planning.get("entry") != entry:
+        return False
+    return datetime.now(UTC) - datetime.fromisoformat(planning["since"]) < LONGEST_PLANNING
+
+
+def _objects_to_score(out: Store, plan: Plan) -> list[str]:
+    """The keys in a plan's shards. A scan that takes the place of this one has to look at them, too: whoever named them
+    to it may have been told that they are done."""
+    prefix = f"scans/{plan.scan}/shards/"
+    return [key for data in _read_all(out, prefix) for key in from_parquet(data).column("key").to_pylist()]
 
 
 def _claim(out: Store, entry: str, new: Plan) -> bool:
@@ -246,20 +348,30 @@ def _make(
     shard_size: ShardSize,
     max_objects: int,
     retry_archived: bool,
+    keys: Sequence[str] | None = None,
 ) -> Plan:
+    """List the source, or look up these keys alone, and write all of a plan but its entry in the history."""
     scan = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     store = source.open()
     started = time.monotonic()
     previous = last_complete(out)
     with tempfile.TemporaryDirectory(prefix="patchscan-plan-", ignore_cleanup_errors=True) as scratch:
-        join = ListingJoin(Path(scratch), filters, by_version=source.manifest is not None)
-        join.add_listing(_objects(source, store))
+        by_version = source.manifest is not None
+        join = ListingJoin(Path(scratch), filters, by_version=by_version, part_only=keys is not None)
+        found = None if keys is None else _look_up(store, keys)
+        join.add_listing(_objects(source, store) if found is None else found)
         listing = {"seconds": time.monotonic() - started, "requests": dict(store.requests)}
         if previous:
             join.add_previous(read_parts(out, previous.scan), card.digest, retry_archived=retry_archived)
         counts = join.counts()
         _check_number(source, counts, max_objects)
-        for index, table in enumerate(join.unchanged()):
+        to_score = counts["listed"] - counts["unchanged"]
+        named = None
+        if keys is not None and found is not None:
+            unchanged = len(found) - counts["filtered"] - to_score
+            named = {"objects": len(found), "unchanged": unchanged, "missing": len(keys) - len(found)}
+        is_needed = named is None or to_score > 0
+        for index, table in enumerate(join.unchanged() if is_needed else ()):
             out.write(f"scans/{scan}/rows/unchanged-{shards.name(index)}.parquet", table_to_parquet(table))
         count = 0
         for table in _shard_tables(join, shard_size):
@@ -278,10 +390,18 @@ def _make(
             listing=listing,
             conditional_writes=honours_conditional_writes(out),
             created_at=datetime.now(UTC).isoformat(),
+            named=named,
             **counts,
         )
-    plan.write(out)
+    if is_needed:
+        plan.write(out)
     return plan
+
+
+def _look_up(store: Store, keys: Sequence[str]) -> list[ObjectInfo]:
+    """The objects with these keys, as they are now; of a key without an object, nothing."""
+    with ThreadPoolExecutor(LOOK_UP_THREADS) as pool:
+        return [info for info in pool.map(store.look_up, keys) if info]
 
 
 def _check_number(source: ScanSource, counts: dict[str, int], max_objects: int) -> None:
@@ -305,7 +425,11 @@ def _objects(source: ScanSource, store: Store) -> Iterator[ObjectInfo]:
 
 def read_parts(out: Store, scan: str) -> Iterator[bytes]:
     """Yield the Parquet files of a scan's table: its shards' parts and the rows carried over."""
-    for name in sorted(out.names(f"scans/{scan}/rows/")):
+    return _read_all(out, f"scans/{scan}/rows/")
+
+
+def _read_all(out: Store, prefix: str) -> Iterator[bytes]:
+    for name in sorted(out.names(prefix)):
         data = out.read(name)
         assert data is not None
         yield data

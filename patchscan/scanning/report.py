@@ -98,6 +98,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
             "chosen_by": card.decision.chosen_by,
             "warnings": card.all_warnings,
         },
+        "named": summary.named(table, plan),
         "totals": summary.totals(table, plan),
         "verdicts": summary.verdicts(table),
         "without_score": summary.without_score(table),
@@ -132,7 +133,9 @@ def summary_text(report: Report) -> str:
     totals, verdicts = report["totals"], report["verdicts"]
     counts = ", ".join(f"{totals[name]:,} {name}" for name in ("scored", "rejected", "failed", "unchanged"))
     lines = [
-        f"{report['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone",
+        _what_was_named(report)
+        if report["named"]
+        else f"{report['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone",
         f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
         # Those carried over were told of when they were new.
         *(
@@ -144,3 +147,15 @@ def summary_text(report: Report) -> str:
         *(f"warning: {warning}" for warning in report["model"]["warnings"]),
     ]
     return "\n".join(map(printable, lines))
+
+
+def _what_was_named(report: Report) -> str:
+    """What a scan of named objects looked at and what it kept, in a sentence."""
+    totals, named = report["totals"], report["named"]
+    counts = ", ".join(f"{totals[name]:,} {name}" for name in ("scored", "rejected", "failed", "filtered"))
+    others = f", {named['other_model']:,} of all rows by another model" if named["other_model"] else ""
+    return (
+        f"{report['source']} was not listed; {named['objects']:,} objects were named = {counts}, "
+        f"{named['unchanged']:,} unchanged; {named['missing']:,} names are of no object; "
+        f"{named['kept']:,} rows of others were kept{others}"
+    )

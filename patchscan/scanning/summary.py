@@ -54,6 +54,16 @@ def totals(table: ScanTable, plan: Plan) -> dict[str, Any]:
     }
 
 
+def named(table: ScanTable, plan: Plan) -> dict[str, Any] | None:
+    """What a scan of named objects looked at: `objects`, of them `unchanged`, and `missing` names; `kept` rows of
+    others were carried over without a look, `other_model` of all rows are of another model. None where the whole source
+    was listed."""
+    if plan.named is None:
+        return None
+    other_model = table.query_one("SELECT count(*) AS n FROM rows WHERE other_model")["n"]
+    return {**plan.named, "kept": plan.unchanged - plan.named["unchanged"], "other_model": other_model}
+
+
 def verdicts(table: ScanTable) -> dict[str, int]:
     """Scored objects by verdict, those carried over included."""
     found = table.query("SELECT verdict, count(*) AS n FROM rows WHERE status = 'scored' GROUP BY verdict")
@@ -160,18 +170,21 @@ def provenance(table: ScanTable) -> list[dict[str, Any]]:
 
 
 def flagged(table: ScanTable, decision: Decision) -> tuple[int, int]:
-    """How many images are at or over the threshold of their tier, abstain band or not, and how many were scored."""
+    """How many images this scan's model has scored at or over the threshold of their tier, abstain band or not, and how
+    many it has scored."""
     thresholds = [decision.of(tier).threshold for tier in TIERS]
     threshold = f"CASE tier {' '.join(f'WHEN {tier!r} THEN ?' for tier in TIERS)} END"
     counted = table.query_one(
-        f"SELECT count(*) FILTER (p_ai >= {threshold}) AS over, count(p_ai) AS n FROM rows", *thresholds
+        f"SELECT count(*) FILTER (p_ai >= {threshold}) AS over, count(p_ai) AS n FROM rows WHERE NOT other_model",
+        *thresholds,
     )
     return counted["over"], counted["n"]
 
 
 def drift_since(table: ScanTable, before: ScanTable) -> dict[str, Any]:
-    """Compare the scores of the images that this scan scored with all scores of the previous scan's table `before`."""
-    scores = "SELECT logit FROM rows WHERE status = 'scored'"
+    """Compare the scores of the images that this scan scored with all scores of the previous scan's model in its table
+    `before`."""
+    scores = "SELECT logit FROM rows WHERE status = 'scored' AND NOT other_model"
     sample = np.concatenate(
         [np.empty(0), *before.stream_column(f"FROM ({scores}) USING SAMPLE reservoir(100000 ROWS)")]
     )

@@ -26,8 +26,8 @@ class IncompleteScanError(PlanError):
 
 
 class ScanTable:
-    """The rows of one scan as the SQL view `rows`; its column `carried` marks rows that were carried over unchanged.
-    `cost` adds up what the shards used.
+    """The rows of one scan as the SQL view `rows`; its column `carried` marks rows that were carried over unchanged,
+    `other_model` those that another model than this scan's has made. `cost` adds up what the shards used.
 
     Raises IncompleteScanError where a shard has no part.
     """
@@ -56,7 +56,11 @@ class ScanTable:
         self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = '{scratch}/spill'")
         self._db.execute("SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
         source = f"read_parquet('{files}/*.parquet', filename = true)"
-        self._db.execute(f"CREATE VIEW rows AS SELECT *, filename LIKE '%/unchanged-%' AS carried FROM {source}")
+        digest = plan.digest.replace("'", "''")
+        self._db.execute(
+            "CREATE VIEW rows AS SELECT *, filename LIKE '%/unchanged-%' AS carried,"
+            f" digest IS DISTINCT FROM '{digest}' AS other_model FROM {source}"
+        )
 
     def query(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Return the rows of a query over `rows`."""

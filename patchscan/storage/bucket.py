@@ -57,7 +57,7 @@ CREDENTIAL_CODE = re.compile(
 )
 # The calls that this file makes, and the one with which boto3 asks for a bucket's region. Errors of any other are those
 # of renewing the credentials (AssumeRole, GetRoleCredentials, ...).
-OPERATIONS = {"ListObjectsV2", "GetObject", "PutObject", "DeleteObject", "HeadBucket"}
+OPERATIONS = {"ListObjectsV2", "GetObject", "HeadObject", "PutObject", "DeleteObject", "HeadBucket"}
 REGION_CODES = {
     "AuthorizationHeaderMalformed",
     "AuthorizationQueryParametersError",
@@ -122,6 +122,7 @@ class Bucket:
             raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
         self._client.meta.events.register("before-send.s3", self._count)
         self._optional = ["RestoreStatus"]
+        self._listed_once = False
 
     def _count(self, event_name: str, **_: Any) -> None:
         with self._lock:
@@ -161,6 +162,29 @@ class Bucket:
 
     def _no_listing(self, why: str) -> StoreError:
         return StoreError(f"{self.url} cannot be listed: {why}; is this the address of an S3 store (ListObjectsV2)?")
+
+    def look_up(self, key: str) -> ObjectInfo | None:
+        """The object as it is now: HEAD, in the words of a listing."""
+
+        def head() -> ObjectInfo:
+            reply = self._client.head_object(Bucket=self.bucket, Key=key, **self._payer)
+            restore = reply.get("Restore")
+            return ObjectInfo(
+                key=key,
+                size=reply.get("ContentLength"),
+                etag=_etag(reply),
+                last_modified=reply.get("LastModified"),
+                # Only HEAD leaves out this one.
+                storage_class=reply.get("StorageClass", "STANDARD"),
+                restored="expiry-date" in restore if restore else None,
+            )
+
+        expected: dict[FailureCode, ObjectInfo | None] = dict.fromkeys(FailureCode, ObjectInfo(key=key))
+        found = self._call(head, expected | {FailureCode.VANISHED: None})
+        if found is None and not self._listed_once:
+            self._page(limit=1)  # a HEAD says 404 of a bucket that does not exist, too
+            self._listed_once = True
+        return found
 
     def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
         """Fetch the object in one try, and compare it with the listing by ETag."""

@@ -64,21 +64,34 @@ class Folder:
         for folder, _, names in os.walk(self.root, onerror=closed.append):
             for name in names:
                 path = Path(folder, name)
-                key = key_of(path.relative_to(self.root))
-                try:
-                    status = path.stat()
-                except OSError as error:
-                    yield ObjectInfo(key=key, etag=NO_FILE if error.errno in LINKS_TO_NOTHING else None)
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    yield self._info(key, status)
-                elif not stat.S_ISDIR(status.st_mode):
-                    yield ObjectInfo(key=key, etag=NO_FILE)
+                info = self._listed(key_of(path.relative_to(self.root)), path)
+                if info:
+                    yield info
         for failure in closed:
             path = Path(failure.filename)
             if path == self.root:
                 raise StoreError(f"{self.url} cannot be listed: {failure.strerror}")
             yield ObjectInfo(key=f"{key_of(path.relative_to(self.root))}/")
+
+    def look_up(self, key: str) -> ObjectInfo | None:
+        """The file as it is now; None also for a name that `objects` would not list."""
+        try:
+            path = self._existing(key)
+        except UnsafeNameError:
+            return None
+        # Links to folders are not followed.
+        linked = any(os.path.islink(self.root / folder) for folder in Path(key).parents)  # noqa: PTH114
+        return self._listed(key, path) if os.path.lexists(path) and not linked else None
+
+    def _listed(self, key: str, path: Path) -> ObjectInfo | None:
+        """What a listing says about this path; None for a folder."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            return ObjectInfo(key=key, etag=NO_FILE if error.errno in LINKS_TO_NOTHING else None)
+        if stat.S_ISREG(status.st_mode):
+            return self._info(key, status)
+        return None if stat.S_ISDIR(status.st_mode) else ObjectInfo(key=key, etag=NO_FILE)
 
     def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
         """Read the file, and compare it with the listing by modification time and size."""

@@ -94,6 +94,10 @@ class Store(Protocol):
     def objects(self) -> Iterator[ObjectInfo]:
         """Every object of the tree, in any order. Raises StoreError."""
 
+    def look_up(self, key: str) -> ObjectInfo | None:
+        """The object as it is now and as `objects` lists it, or None where there is none. Of one that cannot be looked
+        at, such as for missing rights, only the key. Raises StoreError."""
+
     def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
         """Fetch the object as it was listed, in one try: at most `limit` + 1 bytes of it.
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,10 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from patchscan.cli import app
+from patchscan.common.errors import UserError
 from patchscan.detector.images import Limits
 from patchscan.scanning import report, rows
 from patchscan.scanning.commands import finish_scan
@@ -35,6 +39,7 @@ from patchscan.scanning.plan import (
     ShardSize,
     history,
     honours_conditional_writes,
+    last_complete,
     plan_scan,
     read_parts,
 )
@@ -44,7 +49,7 @@ from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from patchscan.storage.store import ObjectInfo, StoreError
 from tests.faulty_proxy import FaultyProxy
-from tests.scan_kit import StubScorer, image, table_of
+from tests.scan_kit import StubScorer, image, stub_server, table_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.literals import StorageClassType
@@ -482,3 +487,113 @@ def test_a_packed_manifest_is_unpacked_as_it_is_read(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert count == 20_000
     assert peak < 2 * 2**20, "20 MB of keys, of which one is needed at a time"
+
+
+class EventQueue:
+    """A queue into which S3 puts the events of a bucket."""
+
+    def __init__(self, s3: EmbeddedS3, bucket: str):
+        self._sqs: Any = boto3.client("sqs", endpoint_url=s3.endpoint_url)
+        self.url: str = self._sqs.create_queue(QueueName=bucket)["QueueUrl"]
+        found = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["QueueArn"])
+        notify: Any = {
+            "QueueArn": found["Attributes"]["QueueArn"],
+            "Events": ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"],
+        }
+        s3.client().put_bucket_notification_configuration(
+            Bucket=bucket, NotificationConfiguration={"QueueConfigurations": [notify]}
+        )
+
+    def send(self, body: str) -> None:
+        self._sqs.send_message(QueueUrl=self.url, MessageBody=body)
+
+    def messages(self) -> int:
+        """How many there are, hidden ones included."""
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        found = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
+        return sum(int(found[name]) for name in names)
+
+
+@pytest.fixture
+def queue(bucket: str, s3: EmbeddedS3) -> EventQueue:
+    return EventQueue(s3, bucket)
+
+
+def scan_events(bucket: str, queue: str, server: list[str], text: bytes = b"", *options: str) -> tuple[int, str]:
+    """`patchscan scan --events-from`, with `text` as its standard input: exit code and output."""
+    arguments = ["scan", f"s3://{bucket}", "--out", f"s3://{bucket}-out/x", *server, "--events-from", queue, *options]
+    done = CliRunner().invoke(app, arguments, input=text)
+    if isinstance(done.exception, UserError):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def test_what_events_name_is_scored_into_the_table_and_leaves_the_queue(
+    bucket: str, s3: EmbeddedS3, queue: EventQueue
+) -> None:
+    out, source = open_store(f"s3://{bucket}-out/x"), ScanSource(url=f"s3://{bucket}")
+    with stub_server() as server:
+        scan(source, out.url)
+        for number, key in enumerate([*UNUSUAL, "new+ +.png", "gone.png"]):
+            s3.client().put_object(Bucket=bucket, Key=key, Body=image(100 + number))
+        s3.client().delete_object(Bucket=bucket, Key="gone.png")
+        s3.client().delete_object(Bucket=bucket, Key="many/03.png")
+        queue.send("{no event")
+        code, output = scan_events(bucket, queue.url, server)
+        assert (code, queue.messages()) == (1, 1), output  # the message that cannot be read stays
+        assert "which stays in the queue: it begins as JSON and is none" in output
+        assert f"{len(UNUSUAL) + 1} objects were named = {len(UNUSUAL) + 1} scored" in output
+        assert "2 names are of no object; 13 rows of others were kept" in output
+        newest = last_complete(out)
+        assert newest
+        assert newest.named == {"objects": len(UNUSUAL) + 1, "unchanged": 0, "missing": 2}
+
+    night = scan(source, out.url)
+    assert (night.shards, night.unchanged, night.deleted) == (0, night.listed, 1)
+    afresh = scan(source, f"s3://{bucket}-out/afresh")
+    assert table_of(out, night.scan) == table_of(open_store(f"s3://{bucket}-out/afresh"), afresh.scan)
+
+
+def test_a_run_that_dies_before_it_deletes_its_messages_loses_and_doubles_nothing(
+    bucket: str, queue: EventQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"many/{number:02d}.png" for number in range(11)]
+    for name in names:
+        queue.send(name)
+    with stub_server() as server:
+        with monkeypatch.context() as patched:
+            patched.setattr("patchscan.storage.queue.HIDDEN_S", 1)
+            patched.setattr("patchscan.storage.queue.Queue.delete", lambda self, messages: 1 / 0)
+            code, output = scan_events(bucket, queue.url, server, b"", "--max-messages", "10")
+        # One more is what S3 sends when notifications are set up.
+        assert (code, queue.messages()) == (1, 12)
+        assert re.search("(9|10) objects were named = (9|10) scored", output)
+        time.sleep(1.1)
+        code, output = scan_events(bucket, queue.url, server)
+    assert (code, queue.messages()) == (0, 0), output
+    assert re.search(r"11 objects were named = [12] scored, .* (9|10) unchanged", output)
+    newest = last_complete(open_store(f"s3://{bucket}-out/x"))
+    assert newest
+    assert set(table_of(open_store(f"s3://{bucket}-out/x"), newest.scan)) == set(names)
+
+
+def test_keys_and_events_are_read_from_standard_input(bucket: str, tmp_path: Path) -> None:
+    record = {"s3": {"bucket": {"name": bucket}, "object": {"key": quote_plus(UNUSUAL[1])}}}
+    lines = ["plain.png", "{broken", json.dumps({"Records": [record]}), "never.png"]
+    with stub_server() as server:
+        code, output = scan_events(bucket, "-", server, "\n".join(lines).encode())
+        assert (code, "patchscan: line 2: " in output) == (1, True), output
+        assert "2 objects were named = 2 scored" in output
+        code, output = scan_events(bucket, "-", server, b"plain.png\n")
+        assert (code, "1 objects were named, 1 of them unchanged" in output) == (0, True)
+        for wrong in (["--events-from", "queue"], ["--events-from", "-", "--manifest", "a.csv"]):
+            with pytest.raises(UserError, match="--events-from"):
+                scan_events(bucket, "-", server, b"", *wrong)
+
+
+def test_a_queue_or_bucket_that_does_not_exist_is_one_clear_line(bucket: str, s3: EmbeddedS3) -> None:
+    with stub_server() as server:
+        with pytest.raises(StoreError, match="the queue refuses ReceiveMessage"):
+            scan_events(bucket, f"{s3.endpoint_url}/123456789012/none", server)
+        with pytest.raises(StoreError, match="there is no bucket"):
+            scan_events("never-made", "-", server, b"a.png\n", "--out", f"s3://{bucket}-out/y")

@@ -29,7 +29,7 @@ from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
 from tests.poisonous import ABORT, POISONED, bmp
-from tests.scan_kit import StubScorer, card, image, table_of
+from tests.scan_kit import Crash, CrashingStore, StubScorer, card, image, table_of
 
 Table = dict[str, dict[str, Any]]
 SMALL_SHARDS = ShardSize(max_objects=4)
@@ -112,33 +112,6 @@ def test_another_model_scores_everything_again(photos: Path, tmp_path: Path) -> 
     scorer = StubScorer(card("2"))
     assert totals(out, scan(photos, out, scorer))["unchanged"] == 0
     assert scorer.scored == 12
-
-
-class Crash(BaseException):
-    """The process dies here."""
-
-
-class CrashingStore:
-    """A store that dies at one of its calls, before the call has its effect or after it."""
-
-    def __init__(self, store: Store, at: int, after: bool):
-        self._store, self._left, self._after = store, at, after
-
-    def __getattr__(self, name: str) -> Any:
-        inner = getattr(self._store, name)
-        if name not in ("read", "write", "write_new", "delete", "names"):
-            return inner
-
-        def call(*values: Any) -> Any:
-            self._left -= 1
-            if self._left == 0 and not self._after:
-                raise Crash
-            result = inner(*values)
-            if self._left == 0:
-                raise Crash
-            return result
-
-        return call
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

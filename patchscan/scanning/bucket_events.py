@@ -1,0 +1,123 @@
+"""Read which objects of a bucket have changed: from events that its notifications put into a queue, or from lines.
+
+A line, or a message, is a key as it is, or JSON: an event notification of S3 itself, of SNS or of EventBridge, or
+`{"key": ...}`. What happened to an object is not read: whether and how it exists now is looked up.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+from urllib.parse import unquote_plus
+
+from patchscan.common.console import printable
+from patchscan.scanning.plan import ScanSource
+from patchscan.storage.queue import Message, Queue
+from patchscan.storage.store import is_bucket, split_url
+
+STANDARD_INPUT = "-"
+
+
+class EventError(ValueError):
+    """A line or message that names no object; the message says why."""
+
+
+@dataclass
+class NamedObjects:
+    """What events name: the `keys` of the source, each once. `outside` counts names that do not begin with its prefix,
+    `unreadable` the lines and messages that could not be read; `messages` are the received ones that may be deleted
+    when their objects are scanned."""
+
+    keys: dict[str, None] = field(default_factory=dict)
+    outside: int = 0
+    unreadable: int = 0
+    messages: list[Message] = field(default_factory=list)
+
+
+class EventReader:
+    """Collects the objects of one source that events name; tells on standard error what cannot be read."""
+
+    def __init__(self, source: ScanSource):
+        self.named = NamedObjects()
+        self._bucket: str | None = None
+        self._prefix = ""
+        if is_bucket(source.url):
+            self._bucket, self._prefix = split_url(source.url)
+
+    def read_lines(self, lines: BinaryIO) -> None:
+        """Read UTF-8 lines, each a key or an event."""
+        for number, line in enumerate(lines, start=1):
+            self._read(line.removesuffix(b"\n"), f"line {number}")
+
+    def read_queue(self, queue: Queue, most: int) -> None:
+        """Receive at most `most` messages. Those that cannot be read stay in the queue."""
+        for message in queue.receive(most):
+            if self._read(message.body, f"message {message.number}, which stays in the queue"):
+                self.named.messages.append(message)
+
+    def _read(self, text: str | bytes, where: str) -> bool:
+        """Note what a line or message names. Returns whether it can be read."""
+        try:
+            body = text if isinstance(text, str) else text.decode()
+            keys = [self._key(bucket, key) for bucket, key in named_objects(body)]
+        except ValueError as error:  # an EventError, or bytes that are not UTF-8
+            why = str(error) if isinstance(error, EventError) else "it is not UTF-8"
+            print(f"patchscan: {printable(f'{where}: {why}')}", file=sys.stderr)
+            self.named.unreadable += 1
+            return False
+        # A queue may hold the events of the whole bucket: those of other prefixes are not ours to score.
+        inside = [key for key in keys if key.startswith(self._prefix)]
+        self.named.keys.update(dict.fromkeys(inside))
+        self.named.outside += len(keys) - len(inside)
+        return True
+
+    def _key(self, bucket: str | None, key: str) -> str:
+        if bucket not in (None, self._bucket):
+            raise EventError(f"it is about bucket {bucket}, which is not scanned")
+        return key
+
+
+def named_objects(body: str) -> Iterator[tuple[str | None, str]]:
+    """Yield (bucket, key) for each object that a line or a message names; the bucket is None where only a key is given.
+    Raises EventError."""
+    if not body.lstrip().startswith("{"):
+        for line in body.split("\n"):
+            if key := line.removesuffix("\r"):
+                yield None, _checked(key)
+        return
+    try:
+        for bucket, key in _names(json.loads(body)):
+            yield bucket, _checked(key)
+    except EventError:
+        raise
+    except (ValueError, RecursionError):
+        raise EventError('it begins as JSON and is none; write {"key": ...} for a key that begins with {') from None
+
+
+def _names(event: Any) -> Iterable[tuple[str | None, str]]:
+    match event:
+        case {"Event": "s3:TestEvent"}:  # what S3 sends when notifications are set up
+            return []
+        case {"Records": [*records]}:
+            return [name for record in records for name in _names(record)]
+        case {"s3": {"bucket": {"name": str(bucket)}, "object": {"key": str(key)}}}:
+            return [(bucket, unquote_plus(key))]
+        case {"detail": {"bucket": {"name": str(bucket)}, "object": {"key": str(key)}}}:
+            return [(bucket, key)]  # EventBridge does not encode keys
+        case {"Type": "Notification", "Message": str(message)}:  # SNS
+            return _names(json.loads(message))
+        case {"key": str(key)}:
+            return [(None, key)]
+    raise EventError("it is no event of a bucket, and names no key")
+
+
+def _checked(key: str) -> str:
+    """The key, where it can be one. Raises EventError."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise EventError("its key is not UTF-8") from None
+    if not key:
+        raise EventError("its key is empty")
+    return key
