@@ -38,7 +38,6 @@ PRELOADED = (
     "patchscan.serving.serve",
     "patchscan.storage.bucket",
     "patchscan.training.train",
-    "torchvision",
 )
 MOST_BYTES = 1 << 20
 CLONE_NEWNS = 0x20000

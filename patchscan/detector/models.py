@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from patchscan.detector.efficientnet import EfficientNetLite0
 from patchscan.detector.network import Network
+from patchscan.detector.resnet import ResNet50Features
 from patchscan.detector.srm import SRM, NoiseMaps
 
 
@@ -43,14 +44,11 @@ class SimpleCNN(Network):
 
 
 class ResNet50(Network):
-    """torchvision's ResNet50, every layer trainable, dropout before the last layer."""
+    """ResNet50, every layer trainable, dropout before the last layer."""
 
     def __init__(self, outputs: int = 2, dropout: float = 0.5) -> None:
         super().__init__()
-        import torchvision  # imported here because the import takes longer than most commands
-
-        self.resnet = torchvision.models.resnet50(weights=None)
-        self.resnet.fc = nn.Identity()
+        self.resnet = ResNet50Features()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2048, outputs)
 

@@ -125,15 +125,18 @@ def load_imagenet(model: nn.Module, source: str) -> None:
         _load(backbone.resnet, state, f"{source} does not hold the weights of torchvision's resnet50")
 
 
-def _torchvision_state() -> dict[str, torch.Tensor]:
-    import torchvision
+# torchvision's ResNet50_Weights.IMAGENET1K_V2.
+RESNET50_URL = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
 
-    imagenet = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
+
+def _torchvision_state() -> dict[str, torch.Tensor]:
     try:
-        state: dict[str, torch.Tensor] = imagenet.get_state_dict(progress=False, check_hash=True)
+        state: dict[str, torch.Tensor] = torch.hub.load_state_dict_from_url(
+            RESNET50_URL, progress=False, check_hash=True, weights_only=True
+        )
     except OSError as error:
         raise WeightsError(
-            f"cannot download the ImageNet weights ({error}); fetch {imagenet.url} on a machine with internet "
+            f"cannot download the ImageNet weights ({error}); fetch {RESNET50_URL} on a machine with internet "
             "access and pass the file with --weights FILE, or start from scratch with --weights none"
         ) from error
     return state

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -26,13 +25,28 @@ def test_simplecnn_is_the_studys() -> None:
     assert shapes == [*convolutions, (512, 256 * 14 * 14), 0.5, (2, 512)]
 
 
+@torch.inference_mode()
 def test_resnet50_is_torchvisions_with_dropout_and_two_outputs() -> None:
+    import torchvision  # imported here because it takes seconds
+
     model = ResNet50()
     backbone = torchvision.models.resnet50(weights=None)
     backbone.fc = nn.Identity()
+    model.resnet.load_state_dict(backbone.state_dict())
+    crops = torch.randn(2, 3, 64, 96)
+    for mode in (True, False):  # one after the other: a pass in training changes the statistics
+        assert torch.equal(model.resnet.train(mode)(crops), backbone.train(mode)(crops))
     assert model.resnet.state_dict().keys() == backbone.state_dict().keys()
     assert (model.dropout.p, model.fc.out_features) == (0.5, 2)
     assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url == weights.RESNET50_URL
+
+
+def test_untrained_convolutions_are_drawn_as_torchvisions() -> None:
+    """From a normal distribution whose variance keeps that of the gradients."""
+    weight = ResNet50().resnet.state_dict()["layer3.1.conv2.weight"]
+    assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
+    assert weight.abs().max() > 4 * weight.std()
 
 
 def test_ssp_learns_everything_but_its_filters() -> None:
@@ -120,22 +134,34 @@ def test_what_is_often_saved_in_place_of_weights_is_named(tmp_path: Path, conten
         load_imagenet(build_network("ssp"), str(file))
 
 
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the names and shapes of torchvision's ResNet50."""
+    last = {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    file = tmp_path_factory.mktemp("imagenet") / "resnet50.pth"
+    torch.save(ResNet50().resnet.state_dict() | last, file)
+    return file
+
+
 def test_a_checkpoint_of_a_wrapped_model_is_read(tmp_path: Path) -> None:
     """From DataParallel, and with an optimiser beside it."""
-    imagenet = torchvision.models.resnet50(weights=None).state_dict()
-    wrapped = {f"module.{name}": value for name, value in imagenet.items()}
+    state = SSPLite().state_dict()
+    wrapped = {f"module.{name}": value for name, value in state.items()}
     torch.save({"model_state_dict": wrapped, "epoch": 3}, tmp_path / "wrapped.pth")
-    assert read_state_dict(tmp_path / "wrapped.pth").keys() == imagenet.keys()
+    assert read_state_dict(tmp_path / "wrapped.pth").keys() == state.keys()
 
 
 def test_a_checkpoint_of_another_model_is_told_in_one_line(tmp_path: Path) -> None:
-    other = torchvision.models.resnet18(weights=None).state_dict()
+    """It begins alike, then blocks have another shape, and most are not there."""
+    other = {name: value for name, value in ResNet50().resnet.state_dict().items() if not name.startswith("layer")}
+    other |= {"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3), "layer1.0.conv4.weight": torch.zeros(1)}
     torch.save(other, tmp_path / "other.pth")
     with pytest.raises(WeightsError) as caught:
         load_imagenet(build_network("resnet50"), str(tmp_path / "other.pth"))
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 400
-    assert "missing, such as layer" in str(caught.value)
+    for said in ("missing, such as layer1.0.bn1", "not the model's, such as layer1.0.conv4", "(64, 64, 3, 3) for (64"):
+        assert said in str(caught.value)
 
 
 def test_efficientnet_folds_the_batch_normalisation_of_its_imagenet_weights(tmp_path: Path) -> None:
@@ -211,14 +237,12 @@ def test_the_card_names_the_licence_of_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["resnet50", "ssp"])
-def test_imagenet_weights_load_from_a_file(tmp_path: Path, architecture: str) -> None:
-    imagenet = torchvision.models.resnet50(weights=None).state_dict()
-    torch.save(imagenet, tmp_path / "resnet50.pth")
+def test_imagenet_weights_load_from_a_file(imagenet: Path, architecture: str) -> None:
     model = build_network(architecture)
-    load_imagenet(model, str(tmp_path / "resnet50.pth"))
+    load_imagenet(model, str(imagenet))
     loaded = model.state_dict()
     name = next(key for key in loaded if key.endswith("layer1.0.conv1.weight"))
-    assert torch.equal(loaded[name], imagenet["layer1.0.conv1.weight"])
+    assert torch.equal(loaded[name], read_state_dict(imagenet)["layer1.0.conv1.weight"])
 
 
 def test_offline_imagenet_weights_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,13 +252,15 @@ def test_offline_imagenet_weights_say_what_to_do(tmp_path: Path, monkeypatch: py
         load_imagenet(build_network("resnet50"), "imagenet")
 
 
-def test_torchvisions_cached_weights_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvisions_cached_weights_are_used(imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    # torchvision checks the first eight hex digits of the file's SHA-256 against its name only when it downloads.
-    torch.save(torchvision.models.resnet50(weights=None).state_dict(), cache / "resnet50-11ad3fa6.pth")
-    load_imagenet(build_network("resnet50"), "imagenet")
+    # torch checks the first eight hex digits of the file's SHA-256 against its name only when it downloads.
+    (cache / "resnet50-11ad3fa6.pth").symlink_to(imagenet)
+    model = build_network("resnet50")
+    load_imagenet(model, "imagenet")
+    assert torch.equal(model.state_dict()["resnet.conv1.weight"], read_state_dict(imagenet)["conv1.weight"])
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
