@@ -41,7 +41,7 @@ def simplest(data: bytes) -> Image.Image:
 @torch.inference_mode()
 def logits(model: torch.nn.Module, images: list[bytes]) -> torch.Tensor:
     """Score a batch of encoded images with an SSP model. Returns float32 (n, 1)."""
-    from torchvision.transforms import v2
+    from torchvision.transforms import v2  # imported here because it takes seconds
 
     from patchscan.detector.presets import IMAGENET_MEAN, IMAGENET_STD
 

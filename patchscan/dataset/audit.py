@@ -10,11 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from sklearn.compose import make_column_transformer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
 
 from patchscan.reporting.statistics import Estimate, auc_interval, undefined
 
@@ -138,6 +133,9 @@ def _inputs(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _auc(inputs: pd.DataFrame, label: np.ndarray, clues: list[str], seed: int) -> Estimate:
+    # imported here because it takes long, and training imports this module
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     columns = [column for clue in clues for column in CLUES[clue] if inputs[column].nunique() > 1]
     if not columns:
         return auc_interval(label, np.zeros(len(label)))
@@ -146,9 +144,14 @@ def _auc(inputs: pd.DataFrame, label: np.ndarray, clues: list[str], seed: int) -
     return auc_interval(label, score)
 
 
-def _model(columns: list[str]) -> Pipeline:
+def _model(columns: list[str]) -> Any:
     """Logistic regression on one-hot categories (rare values pooled) and on quantities with their squares, so that both
     "AI images all have one size" and "AI files have a medium size" are found."""
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
+
     # Balanced class weights: otherwise folds with different class shares get different intercepts, which shifts the AUC
     # of their pooled scores.
     values = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=0.01)

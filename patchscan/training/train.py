@@ -154,6 +154,11 @@ class Trainer:
         """Validate the averaged weights, and save them if they are the best so far."""
         aucs = validation_aucs(self.learner.averaged, self.data, self.recipe, self.workers)
         mean = float(np.mean(list(aucs.values())))
+        if math.isnan(mean):
+            raise DivergedError(
+                f"the model's outputs are not finite after epoch {self.epoch + 1}: lower learning_rate or set "
+                "max_gradient_norm in the recipe, and name a new --run"
+            )
         auc_fields = {f"auc_{generator}": auc for generator, auc in aucs.items()}
         self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **auc_fields)
         if mean > self.best["mean_auc"]:

@@ -1,11 +1,11 @@
 """The whole bench in small: every section runs, against a real TorchServe and a real S3 server, and is written down."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
-from bench.__main__ import bench, known_rows
+import pytest
+
+from bench.__main__ import bench, known_rows, main
 from bench.results import Bench
 from bench.rounds import TINY
 
@@ -22,7 +22,7 @@ def test_a_tiny_bench_measures_every_section() -> None:
     assert Bench.model_validate_json(done.model_dump_json()) == done
 
 
-def test_the_schema_is_documented(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench", "--schema"]
-    schema = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert set(schema["properties"]) == set(Bench.model_fields)
+def test_the_schema_is_documented(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "--schema"])
+    main()
+    assert set(json.loads(capsys.readouterr().out)["properties"]) == set(Bench.model_fields)

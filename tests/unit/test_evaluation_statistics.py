@@ -21,6 +21,7 @@ from patchscan.reporting.statistics import (
     precision_at,
     wilson,
 )
+from patchscan.training import validation
 
 RNG = np.random.default_rng(7)
 LABEL = np.repeat([1, 0], [60, 90])
@@ -41,7 +42,10 @@ def test_wilson_of_no_trials_is_undefined() -> None:
 
 
 def test_auc_with_ties_agrees_with_sklearn() -> None:
-    assert auc_interval(LABEL, FIRST).value == pytest.approx(roc_auc_score(LABEL, FIRST), abs=1e-12)
+    expected = pytest.approx(roc_auc_score(LABEL, FIRST), abs=1e-12)
+    assert auc_interval(LABEL, FIRST).value == expected
+    assert validation.auc(LABEL, FIRST) == expected
+    assert np.isnan(validation.auc(LABEL, np.where(LABEL, FIRST, np.nan)))
 
 
 def test_delong_of_a_pair_agrees_with_mlstatkit() -> None:
@@ -49,9 +53,9 @@ def test_delong_of_a_pair_agrees_with_mlstatkit() -> None:
     ours = auc_difference(LABEL, FIRST, SECOND)
     assert ours is not None
     assert ours.p_value == pytest.approx(float(p_value), rel=1e-6)
-    auc, covariance = delong_components(LABEL, np.stack([FIRST, SECOND]))
+    aucs, covariance = delong_components(LABEL, np.stack([FIRST, SECOND]))
     error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    assert abs(auc[0] - auc[1]) / error == pytest.approx(abs(float(z)), rel=1e-6)
+    assert abs(aucs[0] - aucs[1]) / error == pytest.approx(abs(float(z)), rel=1e-6)
 
 
 def test_delong_interval_agrees_with_its_definition() -> None:

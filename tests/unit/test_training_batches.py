@@ -203,9 +203,13 @@ def test_an_interrupted_run_ends_in_the_same_weights_and_its_card_says_what_it_l
     assert isinstance(Detector.load(tmp_path / "whole").score([png(1)])[0], Answer)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(
-    recipe: Recipe, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("found", ["in a step", "in validation"])
+def test_a_loss_or_an_output_that_is_no_number_ends_the_run(
+    found: str, recipe: Recipe, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner, "compute_loss", lambda outputs, *_: outputs.sum() * float("nan"))
+    if found == "in a step":
+        monkeypatch.setattr(learner, "compute_loss", lambda outputs, *_: outputs.sum() * float("nan"))
+    else:
+        monkeypatch.setattr(train, "validation_aucs", lambda *_: {"one": float("nan")})
     with pytest.raises(train.DivergedError, match="lower learning_rate"):
         train.train(recipe, folders[0], str(tmp_path / "run"), device="cpu", workers=0)
