@@ -18,7 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def small_pictures() -> Iterator[None]:
-    """Pictures are drawn whole, but small: what they show is looked at by people."""
+    """Pictures are drawn whole, but small, and their parts may overlap: what they show is looked at by people."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "DPI", 40)
+        patch.setattr(plots, "LAYOUT", None)
         yield

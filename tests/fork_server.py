@@ -49,6 +49,8 @@ def serve(channel: socket.socket) -> None:
     which has become what was asked for; ends this process when the test's process has ended."""
     for name in PRELOADED:
         importlib.import_module(name)
+    plots = sys.modules["patchscan.reporting.plots"]
+    plots.DPI, plots.LAYOUT = 40, None  # type: ignore[attr-defined]  # as tests/conftest.py has it
     gc.freeze()
     while True:
         request, streams, _, _ = socket.recv_fds(channel, MOST_BYTES, 3)

@@ -210,9 +210,10 @@ def write_video_report(run: Path, video: Path, out: Path, frames: int, device: s
     }
     out.mkdir(parents=True, exist_ok=True)
     drawing = draw_video(rows, summary, decision)
-    picture = {"uri": plots.data_uri(plots.png(drawing)), "width": plots.page_width(drawing)}
+    data = plots.png(drawing)
+    picture = {"uri": plots.data_uri(data), "width": plots.page_width(drawing)}
     with atomic_write(out / "video.png") as file:
-        file.write_bytes(plots.png(drawing))
+        file.write_bytes(data)
     write_json(out / "video.json", report)
     write_text(out / "report.html", render("patchscan.evaluation", "video.html", report, images={"video": picture}))
     return report

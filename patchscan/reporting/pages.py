@@ -4,6 +4,7 @@ report and has that path in its `data-json` attribute, so that it can be found i
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,18 @@ def _rounded(value: float, decimals: int, scale: int, unit: str) -> str:
 def render(package: str, template: str, report: Mapping[str, Any], **extra: Any) -> str:
     """Render a template of `package`, such as patchscan.scanning, for a report. The template can use `report`,
     `figures` and `extra`, and extend base.html of patchscan.reporting."""
+    found = _templates(package).get_template(template)
+    return found.render(report=report, figures=Figures(report), escape=escape, **extra)
+
+
+@cache
+def _templates(package: str) -> Environment:
     loader = ChoiceLoader([PackageLoader(package), PackageLoader("patchscan.reporting")])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["show"] = show
-    return environment.get_template(template).render(report=report, figures=Figures(report), escape=escape, **extra)
+    return environment
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:

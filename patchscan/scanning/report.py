@@ -118,11 +118,11 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
 def _histogram(report: Report) -> Figure:
     drawing, axes = plots.figure(9.6, 3.2)
     axis, below = axes[0, 0], np.zeros(summary.HISTOGRAM_BINS)
+    edges = np.linspace(0, 1, summary.HISTOGRAM_BINS + 1)
     for verdict, colour in (("real", plots.REAL_COLOUR), ("uncertain", plots.FAINT), ("ai", plots.AI_COLOUR)):
-        counts = np.array(report["histogram"][verdict])
-        lefts = np.linspace(0, 1, len(counts) + 1)[:-1]
-        axis.bar(lefts, counts, 1 / len(counts), below, align="edge", color=colour, label=f"verdict: {verdict}")
-        below += counts
+        above = below + report["histogram"][verdict]
+        axis.stairs(above, edges, baseline=below, fill=True, color=colour, label=f"verdict: {verdict}")
+        below = above
     axis.set(xlabel="p_ai", ylabel="images", xlim=(0, 1))
     axis.legend(fontsize=8, loc="upper center", ncols=3)
     return drawing
