@@ -6,6 +6,7 @@
 Reads `build/digests`, which `make push` writes: a line NAME@sha256:... for each image.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,10 @@ HEADERS = {
     "serve": "# Serving and roll-outs. Set buckets and names in the ConfigMap; needs the Secrets of docs/cluster.md.\n",
     "scan": "# The nightly scan. Set buckets and names in the ConfigMap; needs serving (serve.yaml) and its Secrets.\n",
 }
+
+
+# What a training's file says of its image, which may then be one of this machine's store.
+LOCAL_IMAGE = re.compile(r"^# - the image localhost/.*$", re.MULTILINE)
 
 
 def read_digests(path: Path) -> dict[str, str]:
@@ -73,7 +78,7 @@ def main(digests_file: str, folder: str) -> None:
         write(out / f"{name}.yaml", HEADERS[name], bodies, digests)
     for path in sorted(K8S.glob("train-*.yaml")):
         text = path.read_text()
-        header = text[: text.index("apiVersion")]
+        header = LOCAL_IMAGE.sub("# - rights to pull the image named below", text[: text.index("apiVersion")])
         write(out / path.name, header, list(yaml.safe_load_all(text)), digests)
 
 

@@ -131,6 +131,7 @@ def test_a_releases_files_are_the_manifests_with_images_by_digest(tmp_path: Path
     for name, bodies in files.items():
         text = (tmp_path / f"release/{name}.yaml").read_text()
         assert text.startswith("#")
+        assert "localhost" not in text
         used = set(re.findall(r"image: (\S+)", text))
         assert used == {names["train" if name.startswith("train") else name]} | (
             {names["scan"]} if name == "serve" else set()
