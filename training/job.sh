@@ -32,7 +32,7 @@ step() {  # step NAME COMMAND...: run a step and note how long it took
 
 check() {
   python -m patchscan.training.device "$DEVICE"
-  [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC"
+  [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC" --generators "$SEEN,$UNSEEN"
 }
 
 fetch_data() {

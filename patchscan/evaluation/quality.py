@@ -1,12 +1,14 @@
 """Decide whether a detector is good enough to publish: the quality gate of a training Job.
 
-    python -m patchscan.evaluation.quality auc:unseen:0.8,real_detection:seen:0.95 [RUN]
+    python -m patchscan.evaluation.quality auc:unseen:0.8,real_detection:seen:0.95 [RUN] [--generators adm,ldm]
 
 Each bound is METRIC:GROUP:LEAST. GROUP is seen, unseen, overall, or a generator's name; LEAST is compared with the
 metric's value that the evaluation wrote to RUN's card (of the matched images where they were scored). Without RUN, only
-the bounds themselves are checked. Exit code 3 where a bound is not met.
+the bounds themselves are checked, and their groups where the training's generators are given. Exit code 3 where a bound
+is not met.
 """
 
+import argparse
 import math
 import sys
 from dataclasses import dataclass
@@ -30,6 +32,10 @@ METRICS = (
     "tpr_at_fpr_1",
     "tpr_at_fpr_5",
 )
+
+
+# The groups that every evaluation has; the others are single generators.
+GROUPS = ("seen", "unseen", "overall")
 
 
 class BoundError(UserError):
@@ -72,6 +78,15 @@ def _parse_bound(text: str) -> Bound:
     return bound
 
 
+def check_groups(bounds: list[Bound], generators: list[str]) -> None:
+    """Raise BoundError where a bound's group is none that a training with these generators has; with none given, any
+    may be."""
+    known = [*GROUPS, *generators]
+    for bound in bounds:
+        if generators and bound.group not in known:
+            raise BoundError(f"MIN_METRIC: there will be no group {bound.group}; there are {', '.join(known)}")
+
+
 def check_quality(card: Card, bounds: list[Bound]) -> list[str]:
     """Compare a card's metrics with bounds. Returns a sentence for each one that is met. Raises QualityError where one
     is not met, BoundError where the card does not have it."""
@@ -103,16 +118,23 @@ def _value(rows: dict[str, Any], bound: Bound) -> float:
     return float(value)
 
 
-def main(text: str, run: str | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Check the bounds, and the run's card where there is one. Raises BoundError, QualityError, CardError."""
-    bounds = parse_bounds(text)
-    if run is not None:
-        print("; ".join(check_quality(Card.read(Path(run)), bounds)))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bounds")
+    parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("--generators", default="")
+    given = parser.parse_args(arguments)
+    bounds = parse_bounds(given.bounds)
+    if given.run is None:
+        check_groups(bounds, [name.strip() for name in given.generators.split(",") if name.strip()])
+    else:
+        print("; ".join(check_quality(Card.read(given.run), bounds)))
 
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        main(sys.argv[1:])
     except UserError as error:
         print(f"patchscan: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -122,6 +122,7 @@ esac
         ("auc:seen:0.5", 0, ""),
         ("auc:seen:1", 3, "patchscan: not published: auc of seen is 0.9"),
         ("auc:seen:80", 2, "patchscan: MIN_METRIC auc:seen:80: write"),
+        ("auc:sean:0.8", 2, "patchscan: MIN_METRIC: there will be no group sean; there are seen, unseen, overall, "),
     ],
 )
 def test_a_model_that_is_not_good_enough_is_not_published(bound: str, code: int, words: str, tmp_path: Path) -> None:
@@ -141,4 +142,5 @@ def test_a_model_that_is_not_good_enough_is_not_published(bound: str, code: int,
     assert done.stderr.startswith(words)
     calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
     assert (f"copy {tmp_path}/report {where['REPORT']}" in calls) == (code != 2), "the report is there to look at"
+    assert bool(calls) == (code != 2), "a wrong setting ends the Job before it trains"
     assert any(call.endswith(where["MODEL_STORE"]) for call in calls) == (code == 0)
