@@ -154,6 +154,13 @@ class Cluster:
         """Delete a Job and its pods, which get SIGTERM. Returns whether the Job existed."""
         return self._ask_or_none("DELETE", self._path("Job", name), {"propagationPolicy": "Background"}) is not None
 
+    def patch_job(self, name: str, body: Body) -> None:
+        """Merge `body` into a Job. Raises JobGoneError where it is deleted, ClusterError, OutageError."""
+        try:
+            self.patch("Job", name, body)
+        except _NotFoundError:
+            raise JobGoneError(name) from None
+
     def cron_job(self, name: str) -> Body | None:
         """A CronJob, or None."""
         return self._ask_or_none("GET", self._path("CronJob", name))

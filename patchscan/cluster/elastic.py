@@ -30,7 +30,7 @@ class Elastic:
     def adjust(self, job: Job) -> str:
         """Change the Job's parallelism where that is due. Returns a sentence that says so, empty where nothing changed.
 
-        Raises ClusterError, OutageError.
+        Raises JobGoneError, ClusterError, OutageError.
         """
         left = job.completions - job.succeeded - len(job.failed)
         if job.finished or time.monotonic() - self._last < ADJUST_S:
@@ -41,6 +41,6 @@ class Elastic:
         self._now = next_parallelism(now, self._least, min(self._most, max(left, self._least)), room)
         if self._now == now:
             return ""
-        self._cluster.patch("Job", job.name, {"spec": {"parallelism": self._now}})
+        self._cluster.patch_job(job.name, {"spec": {"parallelism": self._now}})
         why = "the server has room" if room else "the server is overloaded"
         return f"Job {job.name}: up to {self._now} pods at once, before {now}: {why}"

@@ -165,7 +165,11 @@ def _why_no_pod(cluster: Cluster, job: str, index: int | None) -> str:
     if index is not None and index >= found.completions:
         raise ClusterError(f"Job {job} has no pod of index {index}: its indexes are 0 to {found.completions - 1}")
     if found.finished:
-        raise ClusterError(f"Job {job} has ended ({found.condition}), and has no pod of index {index} any more")
+        how, of = (
+            ": ".join(filter(None, (found.condition, found.message))),
+            "" if index is None else f" of index {index}",
+        )
+        raise ClusterError(f"Job {job} has ended ({how}), and has no pod{of} any more")
     why = why_waiting(cluster, found, [pod_state(pod) for pod in cluster.pods(job)])
     now = f"{found.active} pods of at most {found.parallelism} at once, {found.succeeded} of {found.completions} done"
     return f"{now}; {why}" if why else now

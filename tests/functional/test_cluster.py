@@ -190,6 +190,26 @@ def test_a_job_deleted_under_way_is_an_interruption(bench: Bench) -> None:
     assert coordinator.unfinished_shards(bench.out, bench.plan) == []
 
 
+def test_a_job_deleted_while_its_pods_are_counted_is_an_interruption_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchscan.cluster.elastic.ADJUST_S", 0.0)
+    cluster = bench.cluster()
+    own = cluster.create_job(coordinator_job())
+
+    def delete() -> bool:
+        bench.api.delete("jobs", bench.worker_jobs()[0]["metadata"]["name"])
+        return True
+
+    def slowly(shard: int, attempt: int) -> tuple[int, str]:
+        time.sleep(0.5)
+        return 0, ""
+
+    bench.trouble = slowly
+    with pytest.raises(ShardsFailedError, match="was deleted"):
+        coordinator.work_shards(cluster, bench.plan, bench.out, replace(WORKERS, least=1, parallelism=3), own, delete)
+
+
 def test_workers_are_the_coordinators_pod_without_its_rights(bench: Bench) -> None:
     bench.work()
     (job,) = bench.worker_jobs()
@@ -404,8 +424,18 @@ def test_logs_and_cancelling(bench: Bench) -> None:
         with pytest.raises(ClusterError, match="no pod of index 9: its indexes are 0 to 5"):
             list(log_lines(bench.cluster(), name, 9, follow))
     bench.api.delete("pods", f"{name}-3-0")
-    with pytest.raises(ClusterError, match=r"has ended \(Complete\), and has no pod of index 3 any more"):
+    with pytest.raises(
+        ClusterError, match=r"has ended \(Complete: CompletionsReached\), and has no pod of index 3 any more"
+    ):
         list(log_lines(bench.cluster(), name, 3, follow=True))
+    job = bench.api.get("jobs", name)
+    assert job
+    failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "it took too long"}
+    bench.api.put("jobs", job | {"status": {"conditions": [failed]}})
+    for pod in bench.api.all("pods"):
+        bench.api.delete("pods", pod["metadata"]["name"])
+    with pytest.raises(ClusterError, match=r"has ended \(Failed: it took too long\), and has no pod any more"):
+        list(log_lines(bench.cluster(), name, None, follow=False))
     with pytest.raises(ClusterError, match="there is no Job other"):
         list(log_lines(bench.cluster(), "other", None, follow=True))
     assert bench.cluster().delete_job(name)
