@@ -9,21 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from bench.images import files_of, spread
+from patchscan.detector.base import BaseDetector
 from patchscan.detector.detector import Detector
-from patchscan.detector.engines import OnnxModel, export
-from patchscan.detector.presets import to_tensor
+from patchscan.detector.onnx_detector import OnnxDetector
+from patchscan.detector.onnx_export import export_graph
 from patchscan.reporting.statistics import wilson
 
 CALIBRATION_IMAGES, JUDGED_IMAGES = 64, 1_000
 # Condition for offering int8: p_ai changes by less than MAX_CHANGE on at least MIN_SHARE of the images.
 MAX_CHANGE, MIN_SHARE = 0.01, 0.99
 # The models depend on the small differences that the noise filters compute, which int8 would round away.
-KEPT_IN_FLOAT = ("/srm/", "/noise/")
+KEPT_IN_FLOAT = ("/model/srm/", "/model/noise/")
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime carries no types
@@ -32,15 +32,14 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime 
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         crops = next(self._crops, None)
-        return None if crops is None else {"crops": to_tensor(crops).contiguous().numpy()}
+        return None if crops is None else {"crops": crops}
 
 
 def quantise(run: Path, data: Path, folder: Path) -> Path:
     """Quantise the run's model to int8, calibrated on images of `data`'s train split. Returns the ONNX file."""
     detector = Detector.load(run)
-    preset = detector.card.preset
     plain, prepared, made = (folder / f"{run.name}-{step}.onnx" for step in ("float", "prepared", "int8"))
-    export(detector.model, torch.zeros(preset.count, 3, preset.size, preset.size), str(plain))
+    plain.write_bytes(export_graph(detector.model, detector.card.preset))
     quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
     nodes = onnx.load(str(prepared)).graph.node
     quantize_static(
@@ -78,8 +77,7 @@ def judge(run: Path, file: Path, data: Path) -> Judgement:
     files = [file for file in spread(files_of(data, "val"), JUDGED_IMAGES) if file.parent.name in ("ai", "nature")]
     crops = list(_crops(detector, files))
     before = _p_ai(detector, crops)
-    detector.model = OnnxModel(str(file))
-    after = _p_ai(detector, crops)
+    after = _p_ai(OnnxDetector(detector.card, file.read_bytes()), crops)
     truth = np.array([file.parent.name == "ai" for file in files])
     generators = np.array([file.parts[-4] for file in files])
     threshold = detector.card.decision.threshold
@@ -91,5 +89,5 @@ def judge(run: Path, file: Path, data: Path) -> Judgement:
     return Judgement(float((np.abs(before - after) < MAX_CHANGE).mean()), float(np.mean(held)))
 
 
-def _p_ai(detector: Detector, crops: list[np.ndarray]) -> np.ndarray:
+def _p_ai(detector: BaseDetector, crops: list[np.ndarray]) -> np.ndarray:
     return np.array([detector.card.decision.p_ai(logit) for logit in detector.logits(crops)])

@@ -116,9 +116,11 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
         left, right = torch.randn(2, GEMM_SIDE, GEMM_SIDE)
         return lambda: len(torch.mm(left, right)) // GEMM_SIDE
     from bench import official
+    from patchscan.detector.base import BaseDetector
     from patchscan.detector.detector import Detector
-    from patchscan.detector.engines import OnnxModel, to_onnx
     from patchscan.detector.models import build_network
+    from patchscan.detector.onnx_detector import OnnxDetector
+    from patchscan.detector.onnx_export import to_onnx
     from patchscan.detector.weights import read_safetensors
 
     assert job.run
@@ -131,11 +133,12 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
         if job.engine == "official":
             return lambda: len(official.logits(plain, [images[next(number)] for _ in range(EAGER_BATCH)]))
         return lambda: _forward(plain, [crops[next(number)] for _ in range(EAGER_BATCH)])
+    scorer: BaseDetector = detector
     if job.engine == "onnx":
-        detector.model = to_onnx(detector.model, detector.card.preset)
+        scorer = to_onnx(detector, threads=1)
     if job.file:
-        detector.model = OnnxModel(str(job.file))
-    return lambda: len(detector.logits([crops[next(number)]]))
+        scorer = OnnxDetector(detector.card, job.file.read_bytes(), threads=1)
+    return lambda: len(scorer.logits([crops[next(number)]]))
 
 
 def _forward(model: "torch.nn.Module", crops: list[np.ndarray]) -> int:

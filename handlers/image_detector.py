@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
+from patchscan.detector.base import BaseDetector, ScoreError
 from patchscan.detector.card import NotFiniteError
 from patchscan.detector.decoders import BusyError, decoder_pool
-from patchscan.detector.detector import Detector, ScoreError
-from patchscan.detector.engines import to_onnx
+from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError
+from patchscan.detector.onnx_export import to_onnx
 from patchscan.detector.prepared import Prepared
 from patchscan.serving.metrics import HandlerMetrics
 from patchscan.serving.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
@@ -30,7 +31,7 @@ DECODE_S, IMAGE_S, LEAST_S = 75.0, 40.0, 30.0
 class ImageDetector:
     """Answers requests as described in `docs/serve.md`: p_ai, verdict and patch of each image, or an error code."""
 
-    detector: Detector
+    detector: BaseDetector
     measures: HandlerMetrics
 
     def initialize(self, context: Any) -> None:
@@ -40,9 +41,10 @@ class ImageDetector:
         torch.set_num_threads(1)
         device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
         folder = Path(context.system_properties["model_dir"])
-        self.detector = Detector.load(folder, device)
-        if context.model_yaml_config["handler"]["engine"] == "onnx" and device == "cpu":
-            self.detector.model = to_onnx(self.detector.model, self.detector.card.preset)
+        detector = Detector.load(folder, device)
+        onnx = context.model_yaml_config["handler"]["engine"] == "onnx" and device == "cpu"
+        # Exported here, so that the archive holds the weights only once.
+        self.detector = to_onnx(detector, threads=1) if onnx else detector
         self.detector.score([path.read_bytes() for path in sorted(folder.glob("golden/*.bmp"))])  # the first is slow
         self.measures = HandlerMetrics(context.metrics, context.model_name)
 
@@ -65,7 +67,7 @@ class ImageDetector:
             model_s = share_s * answered + self.detector.model_s - before  # _reply may run the model on cut crops
             context.set_response_content_type(index, "application/json")
             context.set_response_header(index, MODEL_SECONDS, f"{model_s:.6f}")
-            context.set_response_header(index, DEVICE, self.detector.device.type)
+            context.set_response_header(index, DEVICE, self.detector.device_type)
             if status != 200:
                 context.set_response_status(code=status, phrase=HTTPStatus(status).phrase, idx=index)
             replies.append(reply)
@@ -104,7 +106,8 @@ class ImageDetector:
             named = zip(request.members, scored, strict=True)
             return 200, {"answers": [{"name": name, **self._as_json(one)} for (name, _), one in named]}
         if isinstance(request, CardQuestion):
-            return 200, {"card": asdict(card), "digest": card.digest, "takes": ["image", "crops"]}
+            takes, engine = ["image", "crops"], self.detector.engine
+            return 200, {"card": asdict(card), "digest": card.digest, "takes": takes, "engine": engine}
         if isinstance(request, CutCrops):
             size, count = card.preset.size, card.preset.count
             if request.crops.shape[1:3] == (size, size) and len(request.crops) and len(request.crops) % count == 0:

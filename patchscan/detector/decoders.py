@@ -84,6 +84,11 @@ class DecoderPool:
         assert isinstance(prepared, Prepared)
         return prepared
 
+    def start_first(self) -> None:
+        """Start a child, unless there is one, so that the first image need not wait for it."""
+        child = self._idle.get()
+        self._idle.put(child or _Child())
+
     def decoded_bytes(self, data: bytes, limits: Limits = Limits()) -> int:
         """Return the memory in bytes that decoding needs, as `images.decoded_bytes` does; 0 also where the decoder
         dies."""

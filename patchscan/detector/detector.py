@@ -1,4 +1,4 @@
-"""Load a run folder and score encoded images with it. Serving, scanning and evaluation all use this code."""
+"""Load a run folder and score encoded images with PyTorch: on a CPU, to the bit as in training, or on a GPU."""
 
 import threading
 import time
@@ -10,34 +10,27 @@ import numpy as np
 import torch
 
 from patchscan.common.files import sha256_of
-from patchscan.detector.answer import Answer
-from patchscan.detector.card import WEIGHTS_FILE, Card, CardError, NotFiniteError
-from patchscan.detector.decoders import BusyError
-from patchscan.detector.images import ImageError, Limits
+from patchscan.detector.answer import Engine
+from patchscan.detector.base import BaseDetector
+from patchscan.detector.card import WEIGHTS_FILE, Card, CardError
+from patchscan.detector.images import Limits
 from patchscan.detector.models import ai_logit, build_model
-from patchscan.detector.prepared import Prepared, build_answer, prepare
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import read_safetensors
 
-# Why one image of a batch has no answer: the image's fault, the model's, or that of other images.
-ScoreError = ImageError | NotFiniteError | BusyError
 
+class Detector(BaseDetector):
+    """A trained model in PyTorch, with its card."""
 
-class Detector:
-    """A trained model with its card. Scoring is thread-safe.
-
-    `model_s` counts the seconds that forward passes have taken: CPU time on a CPU, wall time on a GPU (which includes
-    time that other processes used the GPU).
-    """
+    engine: Engine = "torch"
 
     def __init__(self, card: Card, model: torch.nn.Module, device: str = "cpu", limits: Limits = Limits()):
-        self.card = card
+        super().__init__(card, limits)
         self.device = torch.device(device)
-        self.limits = limits
+        self.device_type = self.device.type
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         # The number of threads in one convolution changes the last bits of its result, so each image gets one thread.
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
-        self.model_s = 0.0
         self._model_s_lock = threading.Lock()
 
     @classmethod
@@ -62,10 +55,6 @@ class Detector:
             ) from error
         return cls(card, model, device, limits)
 
-    def prepare(self, data: bytes) -> Prepared:
-        """Decode one encoded image and choose its crops. Raises ImageError."""
-        return prepare(data, self.card.preset, self.limits)
-
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Return one logit per image, AI positive: the mean over its crops, each uint8 (count, size, size, 3).
 
@@ -89,33 +78,3 @@ class Detector:
         with self._model_s_lock:
             self.model_s += clock() - started
         return logits
-
-    def score(self, images: Sequence[bytes]) -> list[Answer | ScoreError]:
-        """Score encoded images. Returns one answer per image, in order; its error where it cannot be scored."""
-        return self.decide(self.prepare_all(images))
-
-    def prepare_all(self, images: Sequence[bytes]) -> list[Prepared | ImageError]:
-        """Decode all images and choose their crops: the part of `score` before the model. Errors are returned."""
-        prepared: list[Prepared | ImageError] = []
-        for data in images:
-            try:
-                prepared.append(self.prepare(data))
-            except ImageError as error:
-                prepared.append(error)
-        return prepared
-
-    def decide(self, prepared: Sequence[Prepared | ImageError | BusyError]) -> list[Answer | ScoreError]:
-        """Run the model on prepared images. Returns their answers in order; an error is passed through."""
-        decoded = [image for image in prepared if isinstance(image, Prepared)]
-        logits = iter(self.logits([image.crops.pixels for image in decoded]))
-        answers: list[Answer | ScoreError] = []
-        for image in prepared:
-            try:
-                answers.append(self.answer(image, next(logits)) if isinstance(image, Prepared) else image)
-            except NotFiniteError as error:
-                answers.append(error)
-        return answers
-
-    def answer(self, prepared: Prepared, logit: float) -> Answer:
-        """Build the answer to a prepared image from its logit. Raises NotFiniteError if that is NaN or infinite."""
-        return build_answer(prepared, logit, self.card)

@@ -1,63 +1,38 @@
-"""Run a model with ONNX Runtime instead of PyTorch: the `engine` setting of an archive's handler."""
+"""Choose what runs a model, PyTorch or ONNX Runtime, and load a run folder with it."""
 
-import tempfile
-import warnings
+from importlib.util import find_spec
+from pathlib import Path
 
-import torch
-from torch import nn
-
-from patchscan.detector.models import Ensemble
-from patchscan.detector.presets import EnsemblePreset, Preset
-
-
-def to_onnx(model: nn.Module, preset: Preset) -> nn.Module:
-    """Convert the model, or each member of an ensemble, to run in ONNX Runtime. p_ai changes by less than 1e-5."""
-    if isinstance(model, Ensemble) and isinstance(preset, EnsemblePreset):
-        pairs = zip(model.members, preset.members, strict=True)
-        model.members = nn.ModuleList([_convert(member, part.count, part.size) for member, part in pairs])
-        return model
-    return _convert(model, preset.count, preset.size)
+from patchscan.common.errors import UserError
+from patchscan.detector.answer import Engine
+from patchscan.detector.base import BaseDetector
+from patchscan.detector.images import Limits
+from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector
 
 
-class OnnxModel(nn.Module):
-    """Replacement for the model that was exported to `file`: same input and output, on the CPU, with one thread.
-    Needs onnxruntime."""
-
-    def __init__(self, file: str):
-        super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # worker processes already use all cores
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised crops (n, 3, size, size) to raw outputs (n, 1) or (n, 2); n is fixed at the export."""
-        (outputs,) = self._session.run(None, {"crops": x.contiguous().numpy()})
-        return torch.from_numpy(outputs)
+class EngineError(UserError):
+    """The engine cannot run the model where it was asked to."""
 
 
-def _convert(model: nn.Module, crops: int, size: int) -> OnnxModel:
-    # Exported at load time, so that the archive holds the weights only once.
-    with tempfile.TemporaryDirectory(prefix="patchscan-onnx-") as folder:
-        file = f"{folder}/model.onnx"
-        export(model.eval(), torch.zeros(crops, 3, size, size), file)
-        return OnnxModel(file)
+def choose_engine(run: Path, device: str = "cpu", engine: Engine | None = None) -> Engine:
+    """Return the engine for a run folder: the one asked for; otherwise `onnx` on a CPU where onnxruntime is installed
+    and the folder has a graph, else `torch`. Raises EngineError where ONNX Runtime is asked to use a GPU."""
+    if engine == "onnx" and device != "cpu":
+        raise EngineError(f"--engine onnx runs on the CPU only: leave out --device {device}, or use --engine torch")
+    if engine:
+        return engine
+    return "onnx" if device == "cpu" and find_spec("onnxruntime") and (run / GRAPH_FILE).exists() else "torch"
 
 
-def export(model: nn.Module, example: torch.Tensor, file: str) -> None:
-    """Write `model` as an ONNX file for inputs of exactly the shape of `example`, (n, 3, size, size). Needs onnx.
+def load_detector(
+    run: Path, device: str = "cpu", engine: Engine | None = None, limits: Limits = Limits()
+) -> BaseDetector:
+    """Load a run folder with the engine of `choose_engine`. torch is imported for the engine of that name only.
 
-    The number of crops n is fixed because ONNX Runtime is a little faster when it knows it.
+    Raises EngineError, CardError and WeightsError.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # this exporter is deprecated, but the new one needs a further package
-        torch.onnx.export(
-            model,
-            (example,),
-            file,
-            input_names=["crops"],
-            output_names=["outputs"],
-            dynamo=False,
-        )
+    if choose_engine(run, device, engine) == "onnx":
+        return OnnxDetector.load(run, limits)
+    from patchscan.detector.detector import Detector
+
+    return Detector.load(run, device, limits)

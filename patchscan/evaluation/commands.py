@@ -7,7 +7,7 @@ import typer
 
 from patchscan.common.console import printable
 from patchscan.dataset.commands import INDEX
-from patchscan.detector.answer import TIERS
+from patchscan.detector.answer import TIERS, Engine
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,6 +42,10 @@ def evaluate(
         float, typer.Option(min=0.0001, max=0.5, help="Highest share of AI images that may be called real.")
     ] = 0.05,
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="PyTorch or ONNX Runtime. Default: onnx on a CPU, where a run folder has a model.onnx."),
+    ] = None,
     index: INDEX = None,
     robustness: Annotated[
         int, typer.Option(min=0, help="Also measure robustness, on this many images of each generator and class.")
@@ -94,6 +98,7 @@ def evaluate(
         sets["matched"] = matched_version(data[0], matched, index)
     options = Options(
         device=device,
+        engine=engine,
         calibrate=calibrate,
         target=Target(max_fpr, max_fnr),
         limit=limit,

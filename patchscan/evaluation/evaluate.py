@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from patchscan.common.errors import UserError
 from patchscan.dataset.sources import add_sources, find_sources
-from patchscan.detector.answer import TIERS, Tier
+from patchscan.detector.answer import TIERS, Engine, Tier
 from patchscan.detector.card import Card, Decision
+from patchscan.detector.engines import choose_engine, load_detector
 from patchscan.evaluation.calibration import Target, fit_decision
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated, card_metrics
@@ -29,14 +30,16 @@ class EvaluationError(UserError):
 class Options:
     """Options of `evaluate`.
 
-    `device`: where to score, `cpu` or `cuda`. `calibrate`: fit a new decision, for the error rates `target`. `limit`:
-    most images per generator and class (None: all). `index`: the index file of the first data set if it is not beside
-    the data. `robustness`: images per generator and class to measure robustness on (0: do not measure it). `tiers`: the
-    deliveries to score, `native` among them. `sources`: the file of sources, if it is neither in a data folder nor
-    beside it. `groups`: names of means over generators, and of which.
+    `device`: where to score, `cpu` or `cuda`. `engine`: what runs the models (None: see `choose_engine`). `calibrate`:
+    fit a new decision, for the error rates `target`. `limit`: most images per generator and class (None: all). `index`:
+    the index file of the first data set if it is not beside the data. `robustness`: images per generator and class to
+    measure robustness on (0: do not measure it). `tiers`: the deliveries to score, `native` among them. `sources`: the
+    file of sources, if it is neither in a data folder nor beside it. `groups`: names of means over generators, and of
+    which.
     """
 
     device: str = "cpu"
+    engine: Engine | None = None
     calibrate: bool = True
     target: Target = field(default_factory=Target)
     limit: int | None = None
@@ -124,7 +127,7 @@ def _evaluate(
     scores = {
         name: pd.concat(
             [
-                _scores(run, card, data[name], images[name], _scores_file(out, card, name, tier), options.device, tier)
+                _scores(run, card, data[name], images[name], _scores_file(out, card, name, tier), options, tier)
                 for tier in options.tiers
             ],
             ignore_index=True,
@@ -139,15 +142,16 @@ def _evaluate(
         card = replace(card, decision=_fit_decision(scores[basis][calibration], basis, options))
     if options.robustness:
         sample = limit_per_group(images[basis], options.robustness)
-        card = _with_robustness(run, card, data[basis], sample, options.device)
+        card = _with_robustness(run, card, data[basis], sample, options)
     decided = {
         name: apply_decision(table, card.decision, calibration if fit and name == basis else None, options.target)
         for name, table in scores.items()
     }
+    engine = choose_engine(run, options.device, options.engine)
     for name, table in decided.items():
         for tier in options.tiers:
             part = table[table.delivered == tier]
-            write_scores(_scores_file(out, card, name, tier), part, scores_key(card, images[name], tier))
+            write_scores(_scores_file(out, card, name, tier), part, scores_key(card, images[name], engine, tier))
     return Evaluated(card, _as_stored(decided), basis if fit else None, options.target, _deliveries(decided, images))
 
 
@@ -191,36 +195,34 @@ SCORED_COLUMNS = ["path", "generator", "split", "label", "logit", "small", "grap
 
 
 def _scores(
-    run: Path, card: Card, data: str | Path, images: pd.DataFrame, cache: Path, device: str, delivered: Tier
+    run: Path, card: Card, data: str | Path, images: pd.DataFrame, cache: Path, options: Options, delivered: Tier
 ) -> pd.DataFrame:
     """The logits of these images as `delivered`; read from the file `cache` of an earlier evaluation if nothing has
     changed."""
-    key = scores_key(card, images, delivered)
+    key = scores_key(card, images, choose_engine(run, options.device, options.engine), delivered)
     table = read_scores(cache, key)
     if table is None:
         from patchscan.dataset.source import DataSource
-        from patchscan.detector.detector import Detector
 
         source = DataSource(data)
         task = f"score {cache.stem}"
-        detector = Detector.load(run, device)
+        detector = load_detector(run, options.device, options.engine)
         table = score_images(detector, lambda path: deliver(source.read(path), delivered), images, task)
         write_scores(cache, table, key)
     return table[SCORED_COLUMNS].assign(delivered=delivered)
 
 
-def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFrame, device: str) -> Card:
+def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFrame, options: Options) -> Card:
     """The card with its robustness; measured again unless the card holds it for the same images and decision."""
     from patchscan.dataset.source import DataSource
-    from patchscan.detector.detector import Detector
     from patchscan.evaluation.robustness import measure_robustness
 
-    key = scores_key(card, images)
+    key = scores_key(card, images, choose_engine(run, options.device, options.engine))
     previous = card.robustness
     if (previous.get("digest"), previous.get("images_key")) == (card.digest, key):
         return card
     card.write(run)
-    measured = measure_robustness(Detector.load(run, device), DataSource(data).read, images)
+    measured = measure_robustness(load_detector(run, options.device, options.engine), DataSource(data).read, images)
     return replace(card, robustness={**measured, "images_key": key})
 
 

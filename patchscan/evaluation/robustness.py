@@ -19,7 +19,7 @@ from patchscan.evaluation.scoring import score_images, usable
 from patchscan.reporting.statistics import auc_difference, auc_interval, wilson
 
 if TYPE_CHECKING:
-    from patchscan.detector.detector import Detector
+    from patchscan.detector.base import BaseDetector
 
 UNDISTURBED = "undisturbed"
 
@@ -118,7 +118,7 @@ def disturbances() -> list[Disturbance]:
 
 
 def measure_robustness(
-    detector: "Detector",
+    detector: "BaseDetector",
     read: Callable[[str], bytes],
     images: pd.DataFrame,
     kinds: list[Disturbance] | None = None,

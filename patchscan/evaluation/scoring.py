@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.files import atomic_write
-from patchscan.detector.answer import Tier
+from patchscan.detector.answer import Engine, Tier
 from patchscan.detector.card import SCORING, Card, Decision
 from patchscan.detector.images import ImageError
 from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation.calibration import Decided, Target, cross_fitted, decide
 
 if TYPE_CHECKING:
-    from patchscan.detector.detector import Detector
+    from patchscan.detector.base import BaseDetector
     from patchscan.detector.prepared import Prepared
 
 BATCH = 32
@@ -33,7 +33,7 @@ _KEY = b"patchscan_scores"
 
 
 def score_images(
-    detector: "Detector",
+    detector: "BaseDetector",
     read: Callable[[str], bytes],
     images: pd.DataFrame,
     task: str,
@@ -79,7 +79,7 @@ def score_images(
 
 
 def _prepare_batches(
-    detector: "Detector", paths: list[str], read: Callable[[str], bytes]
+    detector: "BaseDetector", paths: list[str], read: Callable[[str], bytes]
 ) -> Iterator[list["Prepared | ImageError"]]:
     """Yield decoded batches in order; the next batch is decoded while the caller scores this one."""
 
@@ -100,11 +100,11 @@ def _prepare_batches(
             yield [future.result() for future in waiting]
 
 
-def scores_key(card: Card, images: pd.DataFrame, delivered: Tier = "native") -> str:
+def scores_key(card: Card, images: pd.DataFrame, engine: Engine, delivered: Tier = "native") -> str:
     """Return a digest of everything that decides the logits of a table: tables of equal keys have equal logits.
     `delivered` is the tier by which the images were re-delivered before scoring."""
     rows = images[["path", "sha256"]].astype(str).sort_values("path").to_numpy().tolist()
-    parts = [card.architecture, preset_to_dict(card.preset), card.weights_sha256, SCORING, delivered, rows]
+    parts = [card.architecture, preset_to_dict(card.preset), card.weights_sha256, SCORING, engine, delivered, rows]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

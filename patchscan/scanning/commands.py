@@ -40,6 +40,7 @@ def scan(
     token_file: options.TokenFile = None,
     run: options.Run = None,
     device: options.Device = "cpu",
+    engine: options.RunEngine = None,
     select: options.SelectBy = None,
     manifest: options.Manifest = None,
     events_from: options.EventsFrom = None,
@@ -79,12 +80,15 @@ def scan(
       patchscan scan s3://photos --events-from https://sqs.eu-west-1.amazonaws.com/123456789012/photos
     """
     from patchscan.common.console import ProgressReport
+    from patchscan.detector.decoders import decoder_pool
     from patchscan.scanning.observers import BarObserver
     from patchscan.storage import open_store
 
     check_labels(labels, endpoint_url)
     options.check_events_from(events_from, manifest)
-    scorer = options.make_scorer(server, model, token_file, run, device, in_flight)
+    scorer = options.make_scorer(server, model, token_file, run, device, in_flight, engine)
+    if (select or scorer.select) == "worker":
+        decoder_pool().start_first()  # it starts while the source is listed
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
@@ -140,7 +144,7 @@ def scan_plan(
     """
     from patchscan.storage import open_store
 
-    scorer = options.make_scorer(server, model, token_file, run, "cpu")
+    scorer = options.make_scorer(server, model, token_file, run)
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
@@ -158,6 +162,7 @@ def scan_worker(
     token_file: options.TokenFile = None,
     run: options.Run = None,
     device: options.Device = "cpu",
+    engine: options.RunEngine = None,
     select: options.SelectBy = None,
     endpoint_url: options.EndpointUrl = None,
     threads: options.Threads = 32,
@@ -180,7 +185,7 @@ def scan_worker(
     from patchscan.storage import open_store
 
     shard = options.shard_number(index, within)
-    scorer = options.make_scorer(server, model, token_file, run, device, in_flight)
+    scorer = options.make_scorer(server, model, token_file, run, device, in_flight, engine)
     out, name = parse_plan_url(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
     plan = Plan.read(results, name).at(endpoint_url)

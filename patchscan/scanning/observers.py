@@ -5,8 +5,6 @@ import time
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
-
 from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
 from patchscan.scanning.rows import Row
@@ -90,6 +88,8 @@ class MetricsObserver:
     """
 
     def __init__(self, port: int):
+        from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
         self._objects = Counter("patchscan_scan_objects", "Objects finished", ["status", "code"])
         self._verdicts = Counter("patchscan_scan_verdicts", "Images scored", ["verdict"])
         self._bytes = Counter("patchscan_scan_read_bytes", "Bytes of objects read")

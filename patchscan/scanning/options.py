@@ -9,6 +9,7 @@ import typer
 
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
+from patchscan.detector.answer import Engine
 
 if TYPE_CHECKING:
     from patchscan.scanning.listing import Filters
@@ -42,6 +43,13 @@ Model = Annotated[str | None, typer.Option(help="The model's name on the server.
 TokenFile = Annotated[Path | None, typer.Option(help="File with the inference key, or TorchServe's key_file.json.")]
 Run = Annotated[Path | None, typer.Option(help="Score in this process, with this run folder, instead of a server.")]
 Device = Annotated[str, typer.Option(help="Where --run computes: cpu or cuda.")]
+RunEngine = Annotated[
+    Engine | None,
+    typer.Option(
+        "--engine",
+        help="What runs --run's model: PyTorch or ONNX Runtime. Default: onnx, where the run folder has a model.onnx.",
+    ),
+]
 EndpointUrl = Annotated[str | None, typer.Option(help="Address of an S3 store that is not AWS.")]
 RequesterPays = Annotated[bool, typer.Option("--requester-pays", help="Agree to pay for the source's requests.")]
 Manifest = Annotated[
@@ -141,18 +149,26 @@ def make_filters(
 
 
 def make_scorer(
-    server: str | None, model: str | None, token_file: Path | None, run: Path | None, device: str, in_flight: int = 32
+    server: str | None,
+    model: str | None,
+    token_file: Path | None,
+    run: Path | None,
+    device: str = "cpu",
+    in_flight: int = 32,
+    engine: Engine | None = None,
 ) -> "Scorer":
     """The scorer that the options name: a server, a run folder, or else the starter run folder."""
     from patchscan.scanning.scorers import InProcessScorer, ServerSettings, TorchServeScorer
 
     if server and run:
         raise UserError("give --server or --run, not both")
+    if server and engine:
+        raise UserError("--engine is for --run: a server's archive names its own")
     if server:
         if not model:
             raise UserError("--server also needs --model, the model's name there")
         return TorchServeScorer(ServerSettings(url=server, model=model, token_file=token_file, connections=in_flight))
-    return InProcessScorer(run or STARTER, device)
+    return InProcessScorer(run or STARTER, device, engine)
 
 
 def shard_number(index: int, within: str | None) -> int:

@@ -120,7 +120,9 @@ class Plan:
 
     def write(self, out: Store) -> None:
         """Write plan.json."""
-        out.write(f"scans/{self.scan}/{PLAN_FILE}", json.dumps(asdict(self), indent=1).encode())
+        # Neither asdict(self), which would copy the card value by value, nor indented: both take long for a large card.
+        values = vars(self) | {"source": asdict(self.source), "filters": asdict(self.filters)}
+        out.write(f"scans/{self.scan}/{PLAN_FILE}", json.dumps(values).encode())
 
     def at(self, endpoint_url: str | None) -> "Plan":
         """The plan with the source at another address; None: where it was."""

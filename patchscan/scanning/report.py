@@ -93,6 +93,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
             "name": card.name,
             "version": card.version,
             "digest": plan.digest,
+            "engines": summary.engines(table),
             "threshold": card.decision.threshold,
             "abstain": [card.decision.abstain_low, card.decision.abstain_high],
             "chosen_by": card.decision.chosen_by,

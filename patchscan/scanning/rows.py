@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         ("error_code", pa.string()),
         ("error_message", pa.string()),
         *ANSWER,
+        ("engine", pa.string()),
         ("provenance", provenance.TYPE),
         ("scored_at", TIME),
         ("attempts", pa.int32()),
@@ -60,9 +61,11 @@ SCHEMA = pa.schema(
 STATS_KEY = b"patchscan.stats"
 
 
-def scored(info: ObjectInfo, answer: Answer, claims: provenance.Provenance | None, attempts: int) -> Row:
-    """The row of an object that was scored; `claims` is what the file says about its own origin."""
-    return _row(info, "scored", attempts) | vars(answer) | {"provenance": claims}
+def scored(
+    info: ObjectInfo, answer: Answer, engine: str | None, claims: provenance.Provenance | None, attempts: int
+) -> Row:
+    """The row of an object that `engine` scored; `claims` is what the file says about its own origin."""
+    return _row(info, "scored", attempts) | vars(answer) | {"engine": engine, "provenance": claims}
 
 
 def rejected(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:

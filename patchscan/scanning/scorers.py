@@ -7,7 +7,6 @@ cannot score any.
 
 import io
 import json
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,11 +19,13 @@ import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError
 
 from patchscan.common.errors import UserError
+from patchscan.common.processes import available_cpus
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.common.tokens import read_tokens
-from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
+from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer, Engine
 from patchscan.detector.card import Card, NotFiniteError
 from patchscan.detector.decoders import decoder_pool
+from patchscan.detector.engines import load_detector
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.prepared import build_answer
 from patchscan.detector.presets import crop_bytes
@@ -54,13 +55,15 @@ class Scorer(Protocol):
     """Scores images with the model of `card`. Safe to use from many threads.
 
     `parallel`: with more calls at once nothing gets faster. `select`: where crops should be cut; the rows are the same.
-    `device`: `cpu` or `cuda`. `model_s`: seconds of forward passes so far, by device: of one core or of the GPU.
+    `device`: `cpu` or `cuda`. `engine`: what runs the model (None: an older server does not say). `model_s`: seconds of
+    forward passes so far, by device: of one core or of the GPU.
     """
 
     card: Card
     parallel: int
     select: Select
     device: str
+    engine: Engine | None
 
     @property
     def model_s(self) -> Mapping[str, float]: ...
@@ -113,6 +116,7 @@ class TorchServeScorer:
             crops = "crops" in reply.get("takes", ()) and crop_bytes(self.card.preset) <= MAX_CROP_BYTES
             self.select: Select = "worker" if crops else "server"
             self.device = next(iter(self.model_s), "cpu")
+            self.engine: Engine | None = reply.get("engine")
         except TransientError as error:
             raise OutageError(
                 f"no TorchServe answers for {settings.model} at {settings.url} ({error}); start it, or run the same "
@@ -194,17 +198,17 @@ class TorchServeScorer:
 
 
 class InProcessScorer:
-    """Scores with a run folder in this process; needs the `train` extra (torch). Each image uses one core."""
+    """Scores with a run folder in this process, with the engine of `choose_engine`: without torch, or with the `train`
+    extra. Each image uses one core."""
 
-    parallel = len(os.sched_getaffinity(0))
+    parallel = available_cpus()
     select: Select = "worker"
 
-    def __init__(self, run: Path, device: str = "cpu"):
-        from patchscan.detector.detector import Detector
-
-        self._detector = Detector.load(run, device)
+    def __init__(self, run: Path, device: str = "cpu", engine: Engine | None = None):
+        self._detector = load_detector(run, device, engine)
         self.card = self._detector.card
-        self.device = self._detector.device.type
+        self.device = self._detector.device_type
+        self.engine: Engine | None = self._detector.engine
 
     @property
     def model_s(self) -> dict[str, float]:

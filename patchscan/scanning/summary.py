@@ -70,6 +70,13 @@ def verdicts(table: ScanTable) -> dict[str, int]:
     return {"ai": 0, "real": 0, "uncertain": 0} | {row["verdict"]: row["n"] for row in found}
 
 
+def engines(table: ScanTable) -> list[dict[str, Any]]:
+    """Scored objects by the engine that scored them (None: unknown), those carried over included."""
+    return table.query(
+        "SELECT engine, count(*) AS scored FROM rows WHERE status = 'scored' GROUP BY ALL ORDER BY scored DESC, engine"
+    )
+
+
 def without_score(table: ScanTable) -> dict[str, int]:
     """Objects without a score by status, those carried over included."""
     found = table.query("SELECT status, count(*) AS n FROM rows WHERE status <> 'scored' GROUP BY status")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from patchscan.scanning import shards
 from patchscan.scanning.plan import Plan, PlanError
-from patchscan.scanning.rows import STATS_KEY
+from patchscan.scanning.rows import SCHEMA, STATS_KEY
 from patchscan.storage.store import Store
 
 BATCH = 50_000
@@ -55,11 +55,14 @@ class ScanTable:
         self._db = duckdb.connect()
         self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = '{scratch}/spill'")
         self._db.execute("SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
-        source = f"read_parquet('{files}/*.parquet', filename = true)"
+        self._db.register("empty", SCHEMA.empty_table())
+        self._db.execute("CREATE TABLE no_rows AS FROM empty")  # all columns: older tables lack some
+        source = f"read_parquet('{files}/*.parquet', filename = true, union_by_name = true)"
+        self._db.execute(f"CREATE VIEW all_rows AS FROM no_rows UNION ALL BY NAME FROM {source}")
         digest = plan.digest.replace("'", "''")
         self._db.execute(
             "CREATE VIEW rows AS SELECT *, filename LIKE '%/unchanged-%' AS carried,"
-            f" digest IS DISTINCT FROM '{digest}' AS other_model FROM {source}"
+            f" digest IS DISTINCT FROM '{digest}' AS other_model FROM all_rows"
         )
 
     def query(self, query: str, *values: Any) -> list[dict[str, Any]]:

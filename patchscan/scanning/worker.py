@@ -211,7 +211,8 @@ class Worker:
         try:
             with self._unpacked(fetched) as data:
                 result, more = self._retries.call(self._prepared_request(data))
-                return rows.scored(info, result, provenance(data, result.image["format"]), tries + more - 1)
+                claims = provenance(data, result.image["format"])
+                return rows.scored(info, result, self.scorer.engine, claims, tries + more - 1)
         except ImageError as error:
             return rows.rejected(info, error.code, error.message, tries) | self._model
         except NotFiniteError as error:

@@ -14,13 +14,12 @@ from pathlib import Path
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write, sha256_of
 from patchscan.common.shipped import PACKAGE, shipped
+from patchscan.detector.answer import Engine
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.serving import golden
 
 # The earliest time that a zip file can state. It is fixed so that archives of one run are identical.
 EPOCH = (1980, 1, 1, 0, 0, 0)
-
-ENGINES = ("torch", "onnx")
 
 MODEL_CONFIG = """\
 # Read by TorchServe when the model is registered.
@@ -57,16 +56,13 @@ CARRIED = (
 
 
 def archive(
-    run: Path, model_store: Path, name: str | None = None, version: str | None = None, engine: str = "torch"
+    run: Path, model_store: Path, name: str | None = None, version: str | None = None, engine: Engine = "torch"
 ) -> Path:
     """Write `model_store/<name>.mar` from a run folder, replacing an older one, and its digest beside it in sha256sum's
     format. Returns the archive's path. `name` and `version` default to the card's.
 
-    Raises CardError if the folder is not a run folder, ArchiveError if the engine is unknown or torch-model-archiver
-    fails.
+    Raises CardError if the folder is not a run folder, ArchiveError if torch-model-archiver fails.
     """
-    if engine not in ENGINES:
-        raise ArchiveError(f"the engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     card = Card.read(run)
     card = replace(card, name=name or card.name, version=version or card.version)
     name = card.name

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from patchscan.common.console import printable
+from patchscan.detector.answer import Engine
 
 STORE = Annotated[Path, typer.Option(help="Folder of archives that the server reads.")]
 KEYS = Annotated[Path, typer.Option(help="The key_file.json in the scratch folder of `patchscan serve`.")]
@@ -30,7 +31,7 @@ def archive(
     model_store: Annotated[Path, typer.Option(help="Folder to write the archive to.")] = DEFAULT_STORE,
     name: Annotated[str | None, typer.Option(help="Model name (default: the card's).")] = None,
     version: Annotated[str | None, typer.Option(help="Model version (default: the card's).")] = None,
-    engine: Annotated[str, typer.Option(help="Engine for CPUs: torch, or onnx (ONNX Runtime).")] = "torch",
+    engine: Annotated[Engine, typer.Option(help="Engine for CPUs: PyTorch, or ONNX Runtime.")] = "torch",
 ) -> None:
     """Make a TorchServe archive of a run folder. The same run always gives the same bytes.
 

@@ -10,7 +10,7 @@ from typing import Any
 from ts.metrics.metric_type_enum import MetricTypes
 
 from patchscan.detector.answer import Answer
-from patchscan.detector.detector import ScoreError
+from patchscan.detector.base import ScoreError
 from patchscan.detector.prepared import Prepared
 
 COUNTERS = {

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from patchscan.common.errors import UserError
 from patchscan.common.files import digest_in, sha256_of
 from patchscan.common.shipped import shipped
-from patchscan.detector.answer import Answer
+from patchscan.detector.answer import ENGINES, Answer
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
 from patchscan.serving import golden
-from patchscan.serving.archive import ENGINES, HANDLER, MODEL_CONFIG, carried_code, check_names, digest_file
+from patchscan.serving.archive import HANDLER, MODEL_CONFIG, carried_code, check_names, digest_file
 
 if TYPE_CHECKING:
     from patchscan.detector.detector import Detector

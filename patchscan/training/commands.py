@@ -1,4 +1,4 @@
-"""Commands for training: train, import-ssp, ensemble."""
+"""Commands for training: train, import-ssp, ensemble, export."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(rich_help_panel="Train")(train)
     app.command("import-ssp", rich_help_panel="Train")(import_ssp)
     app.command(rich_help_panel="Train")(ensemble)
+    app.command(rich_help_panel="Train")(export)
 
 
 def train(
@@ -108,3 +109,21 @@ def ensemble(
 
     card = build_ensemble(run, out, name)
     typer.echo(f"{out}: {card.architecture}; next: patchscan evaluate --run {out} --data DATA --out REPORT")
+
+
+def export(
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+) -> None:
+    """Write model.onnx into run folders that have none: with it, scans need no torch.
+
+    Trainings write it themselves. It is made of the folder's weights and bound to them: after a change of the weights,
+    run this again.
+
+    \b
+    Example:
+      patchscan export runs/ssp
+    """
+    from patchscan.detector.onnx_export import write_graph
+
+    for one in run:
+        typer.echo(write_graph(one))

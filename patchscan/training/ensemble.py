@@ -10,6 +10,7 @@ from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import Ensemble
+from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
 
@@ -53,4 +54,5 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
         warnings=list(dict.fromkeys(warning for card in cards for warning in card.warnings)),
     )
     card.write(out)
+    write_graph(out)
     return card

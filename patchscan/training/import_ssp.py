@@ -5,6 +5,7 @@ from pathlib import Path
 from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.models import SSP
+from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import PatchPreset
 from patchscan.detector.weights import load_official_ssp
 from patchscan.training.checkpoint import RunStore
@@ -32,4 +33,5 @@ def import_official(checkpoint: Path, run: Path, trained_on: str) -> Card:
         warnings=[f"Imported from the authors' checkpoint, trained on {trained_on}; evaluate it on your data first."],
     )
     card.write(run)
+    write_graph(run)
     return card

@@ -20,6 +20,7 @@ from patchscan.common.console import ProgressReport
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.dataset.source import DataError
 from patchscan.detector.card import WEIGHTS_FILE
+from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, is_kind, training_loader
 from patchscan.training.checkpoint import RunStore
@@ -54,8 +55,8 @@ def train(
 
     data: a folder or s3:// URL in GenImage's layout. extra: folders in the same layout to train on as well, see
     `select_extra_rows`. run: a folder or s3:// URL. Returns the run folder with
-    model.safetensors and card.json. Raises DataError, RecipeError, WeightsError; SystemExit(75) after SIGTERM or
-    Ctrl-C, once a checkpoint is saved from which the same call continues.
+    model.safetensors, card.json and model.onnx. Raises DataError, RecipeError, WeightsError; SystemExit(75) after
+    SIGTERM or Ctrl-C, once a checkpoint is saved from which the same call continues.
     """
     try:
         ranks = Ranks.join(device)
@@ -171,6 +172,7 @@ class Trainer:
         self.learner.averaged.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
         self._write_features("after")
         build_card(self.recipe, self.data, folder / WEIGHTS_FILE, self.best).write(folder)
+        write_graph(folder)
         self.store.push()
         self.log.write("done", run=self.store.url, best_epoch=self.best["epoch"] + 1, mean_auc=self.best["mean_auc"])
         self.store.push(LOG_FILE)

@@ -19,7 +19,7 @@ import torch
 
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
-from patchscan.detector.detector import Detector
+from patchscan.detector.engines import load_detector
 from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import evaluation_loader
 from patchscan.training.data import TrainingData
@@ -131,7 +131,8 @@ def test_a_run_says_what_it_was_trained_on(data: Path, finished: Path) -> None:
 
 
 def test_the_run_folder_scores_as_validation_did(data: Path, finished: Path) -> None:
-    detector = Detector.load(finished)
+    detector = load_detector(finished)
+    assert detector.engine == "onnx", "the training wrote no model.onnx"
     images = {kind: sorted((data / "seen_one" / "val" / kind).iterdir()) for kind in ("ai", "nature")}
     scores = {kind: detector.score([file.read_bytes() for file in images[kind]]) for kind in images}
     logits = {kind: [one.logit for one in scores[kind] if isinstance(one, Answer)] for kind in images}

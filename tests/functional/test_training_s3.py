@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from patchscan.common.files import sha256_of
+from patchscan.detector.engines import load_detector
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.command import patchscan, start_patchscan
@@ -53,6 +54,7 @@ def test_a_bucket_trains_the_same_weights_as_a_folder(s3: EmbeddedS3, folder: Pa
     assert patchscan(*TRAIN, "--data", folder, "--run", tmp_path / "here").returncode == 0
     copy_tree("s3://models/run", str(tmp_path / "there"))
     assert sha256_of(tmp_path / "there/model.safetensors") == sha256_of(tmp_path / "here/model.safetensors")
+    assert load_detector(tmp_path / "there").engine == "onnx"
     evaluated = patchscan(
         "evaluate", "--run", tmp_path / "there", "--data", URL, "--index", tmp_path / "index.parquet",
         "--out", tmp_path / "report", "--robustness", 2,

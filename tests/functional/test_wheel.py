@@ -1,5 +1,6 @@
 """The wheel: one import name, everything that a command reads, and commands that run from it anywhere."""
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -68,6 +69,15 @@ def patchscan(programs: Path, folder: Path, *arguments: str, first: str = "") ->
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=300)
 
 
+def hide_extras(folder: Path) -> Path:
+    """A folder of modules that hide every library of an extra, as where the wheel was installed without extras."""
+    without = folder / "without"
+    without.mkdir()
+    for library in (library for libraries in LIBRARIES.values() for library in libraries):
+        (without / f"{library}.py").write_text(f"raise ModuleNotFoundError('no {library}', name='{library}')\n")
+    return without
+
+
 def test_its_one_import_name_is_patchscan(wheel: Path) -> None:
     name, version, *_ = wheel.name.split("-")
     top = {path.partition("/")[0] for path in zipfile.ZipFile(wheel).namelist()}
@@ -88,6 +98,14 @@ def test_a_scan_with_the_starter_runs_anywhere(installed: Path, photos: Path) ->
     assert "2 objects listed = 2 scored" in done.stdout
 
 
+def test_a_scan_with_the_starter_needs_no_extra(installed: Path, photos: Path) -> None:
+    done = patchscan(installed, photos.parent, "scan", "./photos", first=str(hide_extras(photos.parent)))
+    assert done.returncode == 0, done.stderr
+    assert "2 objects listed = 2 scored" in done.stdout
+    report = json.loads((photos.parent / "scan-results" / "report.json").read_text())
+    assert report["model"]["engines"] == [{"engine": "onnx", "scored": 2}]
+
+
 def test_its_archives_are_those_of_a_checkout(installed: Path, tmp_path: Path) -> None:
     done = patchscan(installed, tmp_path, "archive", str(STARTER))
     assert done.returncode == 0, done.stderr
@@ -98,7 +116,7 @@ def test_its_archives_are_those_of_a_checkout(installed: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
-        ("scan ./photos", "train"),
+        ("scan ./photos --engine torch", "train"),
         ("index photos", "train"),
         ("train ssp --data photos --run run", "train"),
         (f"archive {shlex.quote(str(STARTER))}", "train"),
@@ -107,12 +125,7 @@ def test_its_archives_are_those_of_a_checkout(installed: Path, tmp_path: Path) -
     ],
 )
 def test_what_is_not_installed_is_one_line(installed: Path, photos: Path, command: str, extra: str) -> None:
-    """Every library of an extra is hidden, as where the wheel was installed without extras."""
-    without = photos.parent / "without"
-    without.mkdir()
-    for library in (library for libraries in LIBRARIES.values() for library in libraries):
-        (without / f"{library}.py").write_text(f"raise ModuleNotFoundError('no {library}', name='{library}')\n")
-    done = patchscan(installed, photos.parent, *shlex.split(command), first=str(without))
+    done = patchscan(installed, photos.parent, *shlex.split(command), first=str(hide_extras(photos.parent)))
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("patchscan: this needs ")

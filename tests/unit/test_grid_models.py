@@ -11,7 +11,7 @@ from PIL import Image
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Decision
 from patchscan.detector.detector import Detector
-from patchscan.detector.engines import to_onnx
+from patchscan.detector.engines import load_detector
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.explain import PatchView, as_dict, explain
 from patchscan.evaluation.explain_picture import write_explanation
@@ -82,8 +82,9 @@ def test_it_joins_an_ensemble(run: Path, detector: Detector, tmp_path: Path) -> 
     assert joint.logit == pytest.approx(np.mean(calibrated), rel=1e-4)
     assert len(explain(both, image, redraws=2).views) == 2
     crops = [both.prepare(image).crops.pixels]
-    both.model = to_onnx(both.model, both.card.preset)
-    assert both.logits(crops)[0] == pytest.approx(joint.logit, rel=1e-3)
+    graph = load_detector(tmp_path / "both")
+    assert graph.engine == "onnx"
+    assert graph.logits(crops)[0] == pytest.approx(joint.logit, rel=1e-3)
 
 
 def test_a_crop_of_any_size_is_scored_in_channels_last_or_not(detector: Detector) -> None:

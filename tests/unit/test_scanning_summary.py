@@ -57,6 +57,18 @@ def found(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return dict(json.loads(out.read("report.json") or b""))
 
 
+def test_the_engine_is_told_of_rows_that_have_one(photos: Path, found: dict[str, Any], tmp_path: Path) -> None:
+    assert found["model"]["engines"] == [{"engine": "torch", "scored": 8}]
+    out, scorer = open_store(str(tmp_path)), StubScorer()
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    Worker(made, out, scorer, WorkSettings(threads=2)).work(0)
+    name = f"scans/{made.scan}/rows/part-00000.parquet"
+    newer = rows.from_parquet(out.read(name) or b"")
+    # As a version wrote it that had no such column.
+    out.write(name, rows.table_to_parquet(newer.drop_columns(["engine"]), newer.schema.metadata))
+    assert report.reduce(out, made)["model"]["engines"] == [{"engine": None, "scored": 8}]
+
+
 def test_errors_come_with_counts_and_examples(found: dict[str, Any]) -> None:
     assert [(one["status"], one["code"], one["n"]) for one in found["errors"]] == [
         ("rejected", "not_an_image", 4),

@@ -1,20 +1,17 @@
 """ONNX Runtime, several threads and half precision score as eager PyTorch with one thread does."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from patchscan.common.shipped import shipped
 from patchscan.detector.card import Card
 from patchscan.detector.detector import Detector
-from patchscan.detector.engines import to_onnx
 from patchscan.detector.images import ImageError
 from patchscan.detector.models import Ensemble, build_model
+from patchscan.detector.onnx_export import to_onnx
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, Preset, WholeImagePreset
-from patchscan.serving.archive import ArchiveError, archive
 from patchscan.serving.golden import GPU_LOGIT_TOLERANCE
-from tests.serving_kit import png, tiny_run
+from tests.serving_kit import png
 
 STARTER = shipped("model_store") / "ssp-lite"
 ENSEMBLE = EnsemblePreset(members=(PatchPreset(count=4), WholeImagePreset(size=224)))
@@ -37,12 +34,13 @@ def test_scores_agree_within_1e_5(architecture: str, preset: Preset) -> None:
     images = [png(seed, 240, 230) for seed in range(4)]
     crops = [detector.prepare(data).crops.pixels for data in images]
     eager = detector.logits(crops)
-    detector.model = to_onnx(detector.model, preset)
-    onnx = detector.logits(crops)
+    converted = to_onnx(detector)
+    onnx = converted.logits(crops)
     p_ai = card.decision.p_ai
     assert [p_ai(logit) for logit in onnx] == pytest.approx([p_ai(logit) for logit in eager], abs=1e-5, rel=0)
     assert onnx == pytest.approx(eager, abs=1e-4, rel=0)
-    assert detector.logits(crops[::-1]) == onnx[::-1]
+    assert converted.logits(crops[::-1]) == onnx[::-1]
+    assert [converted.logits([one])[0] for one in crops] == onnx
 
 
 def test_a_score_keeps_its_bits_with_any_number_of_threads() -> None:
@@ -99,9 +97,3 @@ def assert_close(detector: Detector, half: list[float], full: list[float]) -> No
     p_ai = detector.card.decision.p_ai
     assert [p_ai(logit) for logit in half] == pytest.approx([p_ai(logit) for logit in full], abs=HALF_P_AI, rel=0)
     assert half == pytest.approx(full, abs=GPU_LOGIT_TOLERANCE, rel=0)
-
-
-def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "run")
-    with pytest.raises(ArchiveError, match="torch, onnx, not 'tensorrt'"):
-        archive(run, tmp_path, engine="tensorrt")
