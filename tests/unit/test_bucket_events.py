@@ -9,6 +9,7 @@ import pytest
 
 from patchscan.scanning.bucket_events import EventError, EventReader, named_objects
 from patchscan.scanning.plan import ScanSource
+from patchscan.storage.queue import Queue
 
 KEY = "2026/with space+plus%25/日本.png"
 ENCODED = "2026/with+space%2Bplus%2525/%E6%97%A5%E6%9C%AC.png"
@@ -96,3 +97,19 @@ def test_an_event_of_a_bucket_says_nothing_about_a_folder(tmp_path: Path) -> Non
     reader = EventReader(ScanSource(url=str(tmp_path)))
     reader.read_lines(io.BytesIO(json.dumps(NOTIFICATION).encode() + b"\na.png\n"))
     assert (list(reader.named.keys), reader.named.unreadable) == (["a.png"], 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "region", "endpoint"),
+    [
+        ("https://sqs.eu-west-1.amazonaws.com/1/q", "eu-west-1", "https://sqs.eu-west-1.amazonaws.com"),
+        ("https://sqs.cn-north-1.amazonaws.com.cn/1/q", "cn-north-1", "https://sqs.cn-north-1.amazonaws.com.cn"),
+        ("http://127.0.0.1:9324/1/q", "us-east-2", "http://127.0.0.1:9324"),
+    ],
+)
+def test_a_queue_is_asked_at_its_own_address(
+    url: str, region: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-2")
+    meta = Queue(url)._client.meta
+    assert (meta.region_name, meta.endpoint_url) == (region, endpoint)
