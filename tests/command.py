@@ -53,7 +53,7 @@ def start_patchscan(
     """
     command = [PATCHSCAN, *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment(), **options}
-    if constants or mounts_of or (not fresh and _ForkServer.takes(command[1], options)):
+    if constants or mounts_of or (not fresh and ForkServer.takes(command[1], options)):
         return _Forked(command, {"constants": dict(constants), "mounts_of": mounts_of}, **options)
     return subprocess.Popen(command, **options)
 
@@ -69,22 +69,35 @@ def patchscan(*arguments: object, timeout: float = 540, **options: Any) -> Done:
     return Done(process.args, process.returncode, printed, told)
 
 
-class _ForkServer:
+class ForkServer:
     """The one process that forks, started with the first command that is run a second time."""
 
     lock = threading.Lock()
     channel: socket.socket | None = None
     ran: set[str] = set()  # noqa: RUF012
+    # Where the processes of one test run note, as files, which commands they ran; None where this is the only one.
+    shared: Path | None = None
 
     @classmethod
     def takes(cls, command: str, options: dict[str, Any]) -> bool:
         """Whether a command may be forked: it has been run once as its users run it, and nothing is asked for that is
         settled when a process begins."""
         with cls.lock:
-            first = command not in cls.ran
+            first = command not in cls.ran and cls.claim(command)
             cls.ran.add(command)
         known = {"stdin", "stdout", "stderr", "text", "env", "cwd", "start_new_session"}
         return not first and options.keys() <= known and settled(options["env"]) == settled(environment())
+
+    @classmethod
+    def claim(cls, command: str) -> bool:
+        """Whether no other process of this test run has run a command."""
+        if cls.shared is None:
+            return True
+        try:
+            (cls.shared / command).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     @classmethod
     def fork(cls, request: dict[str, Any], streams: list[int]) -> int:
@@ -135,7 +148,7 @@ class _Forked(subprocess.Popen[str]):
         }
         ours = {"p2cread": 0, "c2pwrite": 1, "errwrite": 2}
         streams = [given[name] if given[name] != -1 else number for name, number in ours.items()]
-        self.pid = _ForkServer.fork(request, streams)
+        self.pid = ForkServer.fork(request, streams)
         self._child_created = True
         pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
         self._close_pipe_fds(*(given[name] for name in pipes))  # type: ignore[attr-defined]

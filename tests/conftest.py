@@ -7,8 +7,17 @@ import pytest
 
 from patchscan.reporting import plots
 
-# Minutes each, so they begin: else one process would wait for the other at the end. The other files keep their order.
-LONGEST = ("test_scan_torchserve.py", "test_demo.py", "test_training.py", "test_docs_train.py")
+# The longest begin: else one process would wait for the other at the end. The other files keep their order.
+LONGEST = (
+    "test_scan_torchserve.py",
+    "test_bench_tiny.py",
+    "test_demo.py",
+    "test_training.py",
+    "test_docs_train.py",
+    "test_training_job.py",
+    "test_evaluation_report.py",
+    "test_scanning_scan.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,16 +1,26 @@
 """Servers that functional tests share; each starts once for the whole run."""
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 
 from patchscan.common.proxies import bypass_for_loopback
+from tests.command import ForkServer
 from tests.serving_kit import Served
 
 # A run in a script's background ignores Ctrl-C, and so would the commands whose Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 bypass_for_loopback()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commands_that_ran(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where pytest-xdist runs several processes, a command is started as its users start it in one of them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ForkServer.shared = tmp_path_factory.getbasetemp().parent / "commands"
+        ForkServer.shared.mkdir(exist_ok=True)
 
 
 @pytest.fixture(scope="session")

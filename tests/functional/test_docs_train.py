@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 
 from patchscan.detector.card import Card
 from patchscan.detector.models import SSP
@@ -18,7 +17,7 @@ from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.command import BIN, environment, patchscan
 from tests.image_tree import picture, write
-from tests.lite0_weights import lite0_state
+from tests.imagenet_weights import lite0_state, resnet50_state
 
 PAGE = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -35,10 +34,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             real = picture(1000 * number + len(split), 256, 256)
             write(desk / "DATA" / generator / split / "nature" / "0.jpg", real, quality=90)
             write(desk / "DATA" / generator / split / "ai" / "0.png", real // 16 * 16)
-    imagenet = torchvision.models.resnet50(weights=None).state_dict()
+    torch.save(resnet50_state(), desk / "resnet50-11ad3fa6.pth")
     (desk / "cache" / "hub" / "checkpoints").mkdir(parents=True)
-    for place in (desk, desk / "cache" / "hub" / "checkpoints"):
-        torch.save(imagenet, place / "resnet50-11ad3fa6.pth")
+    (desk / "cache" / "hub" / "checkpoints" / "resnet50-11ad3fa6.pth").symlink_to(desk / "resnet50-11ad3fa6.pth")
     torch.save(lite0_state(), desk / "efficientnet-lite0-57934424.pth")
     write(desk / "alarms" / "art" / "val" / "nature" / "0.png", picture(1, 256, 256))
     authors = {name.replace("disc.resnet.", "disc."): value for name, value in SSP().state_dict().items()}
@@ -53,10 +51,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(command: str, desk: Path) -> None:
-    """The command in that folder, made small: one epoch, on the CPU, two processes where the page says four."""
+    """The command in that folder, made small: one epoch, on the CPU, two processes where the page says four; one of
+    SSP's two generators, but for the run in the bucket."""
     words = shlex.split(command.replace("--nproc-per-node 4", "--nproc-per-node 2"))
     if " train " in command or "training." in command:
         words += ["--epochs", "1", "--device", "cpu", "--workers", "1"]
+    if " train ssp " in command and "s3://" not in command:
+        words += ["--seen", "sd_v1_5"]
     variables = environment() | {"TORCH_HOME": str(desk / "cache"), "PATH": f"{BIN}:{os.environ['PATH']}"}
     if words[0] == "patchscan":
         done = patchscan(*words[1:], cwd=desk, env=variables)

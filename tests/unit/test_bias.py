@@ -77,19 +77,16 @@ def test_bytes_alone_are_a_caution_because_content_may_explain_them() -> None:
     assert "bytes per pixel alone" in warning
 
 
-def test_each_generator_is_audited_so_that_biases_cannot_cancel() -> None:
+def test_each_generator_is_audited_so_that_biases_cannot_cancel_and_is_named_once() -> None:
     b = index_of(generator="b", format="PNG")
     b["class"] = b["class"].map({"ai": "nature", "nature": "ai"})
     found = audit(pd.concat([index_of(generator="a", format="PNG"), b], ignore_index=True))
     assert {one.generator: one.verdict for one in found.generators} == {"a": "biased", "b": "biased", "all": "fair"}
-
-
-def test_a_card_has_one_sentence_for_all_generators_of_one_verdict() -> None:
-    found = audit(pd.concat([index_of(generator=name, format="PNG") for name in "abc"], ignore_index=True))
-    (warning,) = found.warnings
-    assert warning.startswith("BIASED DATA: a, b, c: ")
+    (warning,) = found.warnings  # a card has one sentence for all generators of one verdict
+    assert warning.startswith("BIASED DATA: a, b: ")
     assert "AUC 1.00 to 1.00" in warning
-    assert all("format alone" in one.warning for one in found.generators), "each with its clue in `patchscan audit`"
+    for one in found.generators[:2]:
+        assert "format alone" in one.warning, "each with its clue in `patchscan audit`"
 
 
 def test_one_class_alone_is_not_audited_and_says_so() -> None:

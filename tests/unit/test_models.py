@@ -15,7 +15,7 @@ from patchscan.detector.efficientnet import BLOCKS
 from patchscan.detector.models import ResNet50, SimpleCNN, SSPLite, ai_logit, build_network
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import WeightsError, load_imagenet, read_safetensors, read_state_dict
-from tests.lite0_weights import lite0_state
+from tests.imagenet_weights import lite0_state, resnet50_state
 
 
 def test_simplecnn_is_the_studys() -> None:
@@ -137,9 +137,8 @@ def test_what_is_often_saved_in_place_of_weights_is_named(tmp_path: Path, conten
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with the names and shapes of torchvision's ResNet50."""
-    last = {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
     file = tmp_path_factory.mktemp("imagenet") / "resnet50.pth"
-    torch.save(ResNet50().resnet.state_dict() | last, file)
+    torch.save(resnet50_state(), file)
     return file
 
 

@@ -21,6 +21,8 @@ from PIL import Image
 from patchscan.common.retries import OutageError, StoppedError, TransientError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.detector.images import decoded_bytes
+from patchscan.detector.prepared import prepare
+from patchscan.reporting import plots
 from patchscan.scanning import report, rows
 from patchscan.scanning.flow import ByteBudget
 from patchscan.scanning.listing import Filters
@@ -117,8 +119,15 @@ def test_another_model_scores_everything_again(photos: Path, tmp_path: Path) -> 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(crashes=st.lists(st.tuples(st.integers(1, 45), st.booleans()), min_size=1, max_size=4))
 def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
-    crashes: list[tuple[int, bool]], photos: Path, undisturbed: Table, tmp_path_factory: pytest.TempPathFactory
+    crashes: list[tuple[int, bool]],
+    photos: Path,
+    undisturbed: Table,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Of forty scans no picture is drawn, and images are decoded here: neither touches the store."""
+    monkeypatch.setattr(plots, "png", lambda _: b"")
+    monkeypatch.setattr(DecoderPool, "prepare", lambda _, data, preset, *__, **___: prepare(data, preset))
     out = open_store(str(tmp_path_factory.mktemp("crash")))
     for at, after in crashes:
         try:

@@ -1,8 +1,15 @@
-"""A file of EfficientNet-Lite0's weights, drawn at random."""
+"""ImageNet weights of the two backbones, drawn at random."""
 
 import torch
 
 from patchscan.detector.efficientnet import BLOCKS
+from patchscan.detector.resnet import ResNet50Features
+
+
+def resnet50_state() -> dict[str, torch.Tensor]:
+    """Random weights with the names and shapes of torchvision's file."""
+    last = {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    return ResNet50Features().state_dict() | last
 
 
 def lite0_state(seed: int = 0) -> dict[str, torch.Tensor]:
