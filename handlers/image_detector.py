@@ -20,6 +20,7 @@ from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError
 from patchscan.detector.onnx_export import to_onnx
 from patchscan.detector.prepared import Prepared
+from patchscan.detector.presets import has_fixed_count
 from patchscan.serving.metrics import HandlerMetrics
 from patchscan.serving.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
 
@@ -106,8 +107,10 @@ class ImageDetector:
             named = zip(request.members, scored, strict=True)
             return 200, {"answers": [{"name": name, **self._as_json(one)} for (name, _), one in named]}
         if isinstance(request, CardQuestion):
-            takes, engine = ["image", "crops"], self.detector.engine
-            return 200, {"card": asdict(card), "digest": card.digest, "takes": takes, "engine": engine}
+            takes = ["image", "crops"] if has_fixed_count(card.preset) else ["image"]
+            return 200, {"card": asdict(card), "digest": card.digest, "takes": takes, "engine": self.detector.engine}
+        if isinstance(request, CutCrops) and not has_fixed_count(card.preset):
+            request = RequestError("this model takes images, not crops, since their number depends on its size")
         if isinstance(request, CutCrops):
             size, count = card.preset.size, card.preset.count
             if request.crops.shape[1:3] == (size, size) and len(request.crops) and len(request.crops) % count == 0:

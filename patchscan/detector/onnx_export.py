@@ -11,7 +11,7 @@ from patchscan.common.files import atomic_write
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import ai_logit
 from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector, seal
-from patchscan.detector.presets import Preset, to_tensor
+from patchscan.detector.presets import Preset, has_fixed_count, to_tensor
 
 
 def write_graph(run: Path) -> Path:
@@ -34,8 +34,8 @@ def export_graph(model: nn.Module, preset: Preset) -> bytes:
     """Return an ONNX model from one image's crops, uint8 (count, size, size, 3) named `crops`, to its logit, a float64
     scalar. Needs onnx.
 
-    The number of crops is fixed because ONNX Runtime is a little faster when it knows it, and the members of an
-    ensemble take theirs from it.
+    The number of crops is fixed where every image has as many: ONNX Runtime is a little faster when it knows it, and
+    the members of an ensemble take theirs from it.
     """
     crops = torch.zeros(preset.count, preset.size, preset.size, 3, dtype=torch.uint8)
     with tempfile.TemporaryDirectory(prefix="patchscan-onnx-") as folder, warnings.catch_warnings():
@@ -47,6 +47,7 @@ def export_graph(model: nn.Module, preset: Preset) -> bytes:
             str(file),
             input_names=["crops"],
             output_names=["logit"],
+            dynamic_axes=None if has_fixed_count(preset) else {"crops": {0: "count"}},
             dynamo=False,
         )
         return file.read_bytes()

@@ -6,13 +6,21 @@ the normalised tensor that a model takes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from patchscan.detector.patches import SMALL_IMAGE_SIDE, Patches, Pixels, Rule, as_pillow, choose_patches
+from patchscan.detector.patches import (
+    SMALL_IMAGE_SIDE,
+    Patches,
+    Pixels,
+    Rule,
+    as_pillow,
+    choose_patches,
+    height_and_width,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -28,13 +36,14 @@ MAX_ASPECT_RATIO = 16
 @dataclass(frozen=True, kw_only=True)
 class PatchPreset:
     """Score `count` patches of `size` x `size` pixels, chosen by `rule` among `candidates` draws, and average their
-    logits."""
+    logits. With `max_count`, for rule `grid`, a larger image gets as many as its area holds, up to that number."""
 
     kind: Literal["patch"] = "patch"
     size: int = 32
     rule: Rule = "simplest"
     candidates: int = 30
     count: int = 1
+    max_count: int | None = None
 
     def __post_init__(self) -> None:
         _check_side(self.size)
@@ -44,12 +53,16 @@ class PatchPreset:
             raise ValueError(f"patches of rule {self.rule} may have {SMALL_IMAGE_SIDE} pixels a side, not {self.size}")
         if not (1 <= self.count <= MAX_PATCHES and 1 <= self.candidates <= MAX_PATCHES):
             raise ValueError(f"count and candidates must be 1 to {MAX_PATCHES}")
+        if self.max_count is not None and not (self.rule == "grid" and self.count <= self.max_count <= MAX_PATCHES):
+            raise ValueError(f"max_count is for rule grid, and must be count to {MAX_PATCHES}")
 
     def crops(self, rgb: Pixels, seed: int) -> Patches:
-        """Cut an RGB image into crops uint8 (count, size, size, 3); the same seed gives the same crops."""
-        return choose_patches(
-            rgb, rule=self.rule, size=self.size, candidates=self.candidates, count=self.count, seed=seed
-        )
+        """Cut an RGB image into crops uint8 (number of patches, size, size, 3); the same seed gives the same crops."""
+        count = self.count
+        if self.max_count is not None:
+            height, width = height_and_width(rgb)
+            count = min(max(count, round(height * width / self.size**2)), self.max_count)
+        return choose_patches(rgb, rule=self.rule, size=self.size, candidates=self.candidates, count=count, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +164,22 @@ def preset_from_dict(values: dict[str, Any]) -> Preset:
 
 def preset_to_dict(preset: Preset) -> dict[str, Any]:
     """Return the preset as it is written in card.json."""
-    return asdict(preset)
+    return asdict(preset, dict_factory=lambda fields: {name: value for name, value in fields if value is not None})
+
+
+def with_fixed_count(preset: Preset) -> Preset:
+    """Return the preset without `max_count`, which gives every image equally many crops. Ensembles have such members
+    alone."""
+    return replace(preset, max_count=None) if isinstance(preset, PatchPreset) else preset
+
+
+def has_fixed_count(preset: Preset) -> bool:
+    """Whether every image gets equally many crops."""
+    return with_fixed_count(preset) == preset
 
 
 def crop_bytes(preset: Preset) -> int:
-    """Return the size in bytes of one image's crops."""
+    """Return the size in bytes of one image's crops, where all have equally many (`has_fixed_count`)."""
     return preset.count * preset.size**2 * 3
 
 

@@ -18,7 +18,7 @@ from patchscan.common.processes import end_with_parent
 from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_pixels
-from patchscan.detector.presets import PatchPreset
+from patchscan.detector.presets import PatchPreset, with_fixed_count
 from patchscan.training.augment import augment, deliver
 from patchscan.training.distributed import stop_signals_blocked
 from patchscan.training.recipe import Recipe
@@ -32,7 +32,8 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
 
     With `epoch` set, crops, flips and augmentation depend on (seed, epoch, item) only, not on the worker process; an
     item is a row or, where EpochBatches draws a row again, the row plus a multiple of the number of rows.
-    With `epoch` None (the default) the crops are those that evaluation and serving use for the same picture.
+    With `epoch` None (the default) the crops are those that evaluation and serving use for the same picture, except
+    that every image has `count` of them.
     """
 
     def __init__(self, source: DataSource, rows: pd.DataFrame, recipe: Recipe, epoch: int | None = None):
@@ -40,9 +41,9 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
         self.paths: list[str] = rows.path.tolist()
         self.labels: list[int] = rows.label.tolist()
         self.photo_rows = np.flatnonzero(rows.label.to_numpy() == 0)
-        self.train_preset = recipe.preset
+        self.train_preset = with_fixed_count(recipe.preset)
         if recipe.train_crops and isinstance(recipe.preset, PatchPreset):
-            self.train_preset = replace(recipe.preset, count=recipe.train_crops)
+            self.train_preset = replace(recipe.preset, count=recipe.train_crops, max_count=None)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -59,7 +60,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
         row = item % len(self)
         if self.epoch is None:
             rgb = self._decode(row)[1]
-            crops = self.recipe.preset.crops(rgb, seed_from_pixels(rgb)).pixels
+            crops = with_fixed_count(self.recipe.preset).crops(rgb, seed_from_pixels(rgb)).pixels
         else:
             random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{item}".encode()))
             crops = self._training_crops(row, random)
@@ -249,7 +250,7 @@ def training_loader(images: CropDataset, batches: EpochBatches, workers: int, pi
 
 
 def evaluation_loader(source: DataSource, rows: pd.DataFrame, recipe: Recipe, workers: int) -> Loader:
-    """Load the rows in order, in batches, with the crops that evaluation and serving use."""
+    """Load the rows in order, in batches, with crops as `CropDataset` says."""
     return Loader(
         CropDataset(source, rows, recipe),
         batch_size=EVALUATION_BATCH,

@@ -11,7 +11,7 @@ from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import Ensemble
 from patchscan.detector.onnx_export import write_graph
-from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
+from patchscan.detector.presets import EnsemblePreset, with_fixed_count
 
 
 class EnsembleError(UserError):
@@ -22,13 +22,15 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
     """Write an ensemble of `runs` into the run folder `out` and return its card. Its decision is not calibrated yet.
 
     The ensemble has seen a generator if any member has; a generator is unseen if a member names it as unseen and none
-    has seen it. Raises EnsembleError for fewer than two runs or an ensemble among them, and what loading a run raises.
+    has seen it. A member with a `max_count` of patches takes `count`. Raises EnsembleError for fewer than two runs or
+    an ensemble among them, and what loading a run raises.
     """
     if len(runs) < 2:
         raise EnsembleError("an ensemble needs at least two runs: repeat --run")
     members = [Detector.load(run) for run in runs]
     cards = [member.card for member in members]
-    presets = tuple(card.preset for card in cards if isinstance(card.preset, PatchPreset | WholeImagePreset))
+    fixed = [with_fixed_count(card.preset) for card in cards]
+    presets = tuple(preset for preset in fixed if not isinstance(preset, EnsemblePreset))
     if len(presets) < len(cards):
         raise EnsembleError("an ensemble cannot contain another ensemble: give --run its members instead")
     model = Ensemble([member.model for member in members])

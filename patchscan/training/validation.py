@@ -31,8 +31,8 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
 
 @torch.inference_mode()
 def validation_logits(model: nn.Module, data: TrainingData, recipe: Recipe, workers: int) -> np.ndarray:
-    """Return one logit per validation image, AI positive, float64 (len(data.val),): the mean over its crops, as in
-    serving."""
+    """Return one logit per validation image, AI positive, float64 (len(data.val),): the mean over its crops (see
+    `CropDataset`)."""
     model.eval()
     device = next(model.parameters()).device
     loader = evaluation_loader(data.source, data.val, recipe, workers)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from patchscan.detector.answer import Answer
+from patchscan.detector.answer import Answer, Engine
 from patchscan.detector.card import Decision
 from patchscan.detector.detector import Detector
 from patchscan.detector.engines import load_detector
+from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.explain import PatchView, as_dict, explain
 from patchscan.evaluation.explain_picture import write_explanation
@@ -20,6 +21,7 @@ from patchscan.serving.verify import verify
 from patchscan.training.ensemble import build_ensemble
 from tests.serving_kit import picture, png, tiny_run, untrained_run
 
+ENGINES: tuple[Engine, ...] = ("torch", "onnx")
 VIEWS = PatchPreset(rule="grid", size=64, count=4)
 
 
@@ -98,3 +100,17 @@ def test_a_crop_of_any_size_is_scored_in_channels_last_or_not(detector: Detector
 
 def test_rows_of_another_grid_are_not_mixed(detector: Detector) -> None:
     assert replace(detector.card, preset=replace(VIEWS, count=5)).digest != detector.card.digest
+
+
+def test_a_model_whose_number_of_views_varies_scores_alike_with_both_engines(run: Path, tmp_path: Path) -> None:
+    preset = replace(VIEWS, max_count=9)
+    varied = untrained_run(tmp_path / "varied", "lite", "efficientnet-lite0", preset, 1, Decision(temperature=0.01))
+    write_graph(varied)
+    images = [png(1, 100, 90), png(2, 200, 150), png(3, 400, 400)]
+    by_torch, by_onnx = (load_detector(varied, engine=engine) for engine in ENGINES)
+    logits = [by_torch.logits([by_torch.prepare(data).crops.pixels])[0] for data in images]
+    assert [by_onnx.logits([by_onnx.prepare(data).crops.pixels])[0] for data in images] == pytest.approx(
+        logits, abs=1e-5
+    )
+    assert [len(by_onnx.prepare(data).crops.pixels) for data in images] == [4, 7, 9]
+    assert Detector.load(run).logits([by_torch.prepare(images[0]).crops.pixels]) == logits[:1]

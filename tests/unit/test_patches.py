@@ -1,5 +1,7 @@
 """The simplest patch is the least complex of those drawn, inside the image, and the same for the same file."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -115,6 +117,25 @@ def test_a_drawn_patch_fits_an_enlarged_image(rule: Rule) -> None:
     with pytest.raises(ValueError, match="may have 256 pixels a side, not 300"):
         PatchPreset(rule=rule, size=300)
     assert PatchPreset(rule=rule, size=256).crops(noise(20, 300), seed=0).pixels.shape == (1, 256, 256, 3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "patches"),
+    [(256, 256, 4), (150, 300, 4), (300, 400, 7), (500, 500, 15), (512, 512, 16), (1500, 2000, 16)],
+)
+def test_a_larger_image_gets_more_patches(height: int, width: int, patches: int) -> None:
+    preset = PatchPreset(rule="grid", size=128, count=4, max_count=16)
+    rgb = noise(height, width)
+    corners = preset.crops(rgb, seed=0).corners
+    assert len(np.unique(corners, axis=0)) == patches
+    assert np.array_equal(corners, preset.crops(Image.fromarray(rgb), seed=1).corners)
+    assert np.array_equal(corners, PatchPreset(rule="grid", size=128, count=patches).crops(rgb, seed=0).corners)
+
+
+@pytest.mark.parametrize("wrong", [{"rule": "random", "max_count": 9}, {"rule": "grid", "count": 4, "max_count": 3}])
+def test_a_maximum_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="max_count is for rule grid, and must be count to 1024"):
+        PatchPreset(**wrong)
 
 
 @pytest.mark.parametrize(
