@@ -14,6 +14,10 @@ ASSUMPTIONS = (
     ),
     "Images without a score are left out; the estimate says nothing about images that are not in the bucket.",
 )
+ONLY_SEEN = (
+    "The rates are of generators that the model was trained on. Of other generators' images it finds fewer, so the "
+    "true share may lie above this range."
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def estimate(flagged: int, scored: int, card: Card) -> dict[str, Any]:
     """Return, for the report, the estimate under each of the card's rates, the range that covers them all, and their
     assumptions. `flagged` counts p_ai at or over the threshold; like the rates, it ignores the abstain band."""
     cases: list[dict[str, Any]] = []
-    for name, rates in measured_rates(card).items():
+    measured = measured_rates(card)
+    for name, rates in measured.items():
         found = rogan_gladen(flagged, scored, rates)
         value, low, high = found or (None, None, None)
         cases.append(
@@ -105,5 +110,5 @@ def estimate(flagged: int, scored: int, card: Card) -> dict[str, Any]:
         "cases": cases,
         "low": min((share["low"] for share in bounds), default=None),
         "high": max((share["high"] for share in bounds), default=None),
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": [*([] if "worst unseen generator" in measured else [ONLY_SEEN]), *ASSUMPTIONS],
     }

@@ -28,7 +28,7 @@ from patchscan.scanning import alerts, commands, drift, labels, report
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.options import AlertKind
 from patchscan.scanning.plan import ScanSource, plan_scan
-from patchscan.scanning.prevalence import Rates, estimate, rogan_gladen
+from patchscan.scanning.prevalence import ONLY_SEEN, Rates, estimate, rogan_gladen
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -95,6 +95,12 @@ def test_the_worst_unseen_generator_widens_the_range() -> None:
     assert [one["rates"] for one in found["cases"]] == ["seen generators", "worst unseen generator"]
     assert found["cases"][1]["tpr"] == 0.4
     assert found["high"] == found["cases"][1]["share"]["high"] > found["cases"][0]["share"]["high"]
+    assert ONLY_SEEN not in found["assumptions"]
+
+
+def test_a_card_that_knows_no_unseen_generator_is_said_to_find_fewer_of_them() -> None:
+    found = estimate(300, 1000, card(metrics={"raw": {"a": _confusion("seen", 95, 5)}}))
+    assert found["assumptions"][0] == ONLY_SEEN
 
 
 def test_a_card_without_error_rates_gives_no_range() -> None:
