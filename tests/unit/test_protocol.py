@@ -13,6 +13,7 @@ from patchscan.dataset.image_facts import jpeg_settings
 from patchscan.dataset.index import build_index
 from patchscan.dataset.matched import (
     GRID,
+    MatchedData,
     ProtocolError,
     Settings,
     build_matched,
@@ -31,8 +32,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_matched_version_of_a_biased_data_set_is_fair(data: Path, tmp_path: Path) -> None:
-    matched = build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the matched version, which no test changes."""
+    return tmp_path_factory.mktemp("matched") / "out"
+
+
+@pytest.fixture(scope="module")
+def matched(data: Path, out: Path) -> MatchedData:
+    return build_matched(data, out, Settings(size=64), workers=1)
+
+
+def test_the_matched_version_of_a_biased_data_set_is_fair(matched: MatchedData) -> None:
     found = audit(matched.index.table)
     assert [one.verdict for one in found.generators] == ["fair"], found.warnings
     assert set(matched.index.table["generator"]) == {"biggan"}
@@ -41,31 +52,28 @@ def test_the_matched_version_of_a_biased_data_set_is_fair(data: Path, tmp_path: 
     ) == {("JPEG", 64, 64, "4:4:4")}
 
 
-def test_crops_are_the_sources_own_pixels_encoded_once_more(data: Path, tmp_path: Path) -> None:
-    matched = build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
+def test_crops_are_the_sources_own_pixels_encoded_once_more(data: Path, matched: MatchedData, out: Path) -> None:
     crop = matched.crops[matched.crops["class"] == "nature"].iloc[0]
     source = decode((data / crop["source"]).read_bytes()).rgb
-    written = (tmp_path / "out" / crop["path"]).read_bytes()
+    written = (out / crop["path"]).read_bytes()
     assert jpeg_settings(written) == (crop["quality"], "4:4:4")
     pixels = source[crop["y"] : crop["y"] + 64, crop["x"] : crop["x"] + 64]
     assert np.abs(decode(written).rgb.astype(int) - pixels).mean() < 4
 
 
-def test_lossless_images_get_the_first_compression_of_the_photographs(data: Path, tmp_path: Path) -> None:
-    crops = build_matched(data, tmp_path / "out", Settings(size=64), workers=1).crops
+def test_lossless_images_get_the_first_compression_of_the_photographs(matched: MatchedData) -> None:
+    crops = matched.crops
     fakes, real = crops[crops["class"] == "ai"], crops[crops["class"] == "nature"]
     assert real["first_quality"].isna().all()
     assert fakes["first_quality"].between(75, 96).all()
     assert set(fakes["first_subsampling"]) == {"4:2:0"}
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(data: Path, tmp_path: Path) -> None:
-    digests = [
-        build_matched(data, tmp_path / str(number), Settings(size=64, seed=seed), workers=1).index.table.set_index(
-            "path"
-        )["sha256"]
-        for number, seed in enumerate((0, 0, 1))
-    ]
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    data: Path, matched: MatchedData, tmp_path: Path
+) -> None:
+    others = [build_matched(data, tmp_path / str(seed), Settings(size=64, seed=seed), workers=1) for seed in (0, 1)]
+    digests = [one.index.table.set_index("path")["sha256"] for one in (matched, *others)]
     pd.testing.assert_series_equal(digests[0], digests[1])
     assert not digests[0].equals(digests[2])
 
@@ -93,10 +101,11 @@ def test_an_interrupted_match_makes_only_the_missing_crops(
     assert len(made) == len(crops) == len(list((tmp_path / "out").glob("*/*/*/*.jpg")))
 
 
-def test_a_folder_of_other_settings_or_other_content_is_refused(data: Path, tmp_path: Path) -> None:
-    build_matched(data, tmp_path / "out", Settings(size=64), workers=1)
+def test_a_folder_of_other_settings_or_other_content_is_refused(
+    data: Path, matched: MatchedData, out: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ProtocolError, match="other settings"):
-        build_matched(data, tmp_path / "out", Settings(size=96), workers=1)
+        build_matched(data, out, Settings(size=96), workers=1)
     write(tmp_path / "mine" / "photo.png", picture(0))
     with pytest.raises(ProtocolError, match="not empty"):
         build_matched(data, tmp_path / "mine", Settings(size=64), workers=1)
@@ -104,7 +113,7 @@ def test_a_folder_of_other_settings_or_other_content_is_refused(data: Path, tmp_
         build_matched(data, data / "matched", Settings(size=64), workers=1)
     with pytest.raises(ProtocolError, match="smaller --size"):
         build_matched(data, tmp_path / "large", Settings(size=512), workers=1)
-    assert (protocol_of(tmp_path / "out"), protocol_of(data)) == ("matched", "raw")
+    assert (protocol_of(out), protocol_of(data)) == ("matched", "raw")
 
 
 def test_the_matched_version_is_built_once_beside_the_data(tmp_path: Path) -> None:
