@@ -94,7 +94,7 @@ class ProgressReport:
 
     def __init__(self, task: str, total: int | None, unit: str = "images"):
         self.task, self.total, self.unit = printable(task), total, unit
-        self.done = 0
+        self.done = self.resumed = 0
         self.notes = ""
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -108,7 +108,6 @@ class ProgressReport:
                 Progress,
                 TextColumn,
                 TimeElapsedColumn,
-                TimeRemainingColumn,
             )
 
             self._bar = Progress(
@@ -117,12 +116,12 @@ class ProgressReport:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}", markup=False),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}", markup=False),
                 TextColumn("{task.fields[notes]}", markup=False),
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._id = self._bar.add_task(self.task, total=self.total, rate="", notes="")
+            self._id = self._bar.add_task(self.task, total=self.total, rate="", left="", notes="")
         return self
 
     def __exit__(
@@ -138,18 +137,39 @@ class ProgressReport:
         self.done += count
         self.notes = self.notes if notes is None else notes
         if self._bar:
-            rate = f"{_format_rate(self.done / (time.monotonic() - self._started))} {self.unit}/s"
-            self._bar.update(self._id, advance=count, rate=rate, notes=self.notes)
+            rate, left = self._speed(time.monotonic() - self._started)
+            self._bar.update(self._id, completed=self.done, rate=rate, left=left, notes=self.notes)
         elif time.monotonic() - self._last_line >= PLAIN_INTERVAL_S:
             self._print_line()
+
+    def resume(self, count: int) -> None:
+        """Count `count` as done that an earlier run did: they say nothing about this one's speed."""
+        self.resumed += count
+        self.advance(count)
+
+    def _speed(self, elapsed: float) -> tuple[str, str]:
+        """The rate and the time left in words, as far as they are known."""
+        rate = (self.done - self.resumed) / elapsed if elapsed > 0 else 0.0
+        known = rate > 0 and self.total is not None and self.done < self.total
+        left = f"{format_duration((self.total - self.done) / rate)} left" if known and self.total else ""
+        return f"{_format_rate(rate)} {self.unit}/s", left
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
         of = f" of {self.total:,}" if self.total is not None else ""
-        rate = f", {_format_rate(self.done / elapsed)} {self.unit}/s" if elapsed > 0 else ""
-        text = f"{self.task}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s{rate} {self.notes}"
+        speed = ", ".join(filter(None, self._speed(elapsed)))
+        text = f"{self.task}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s, {speed} {self.notes}"
         print(text.rstrip(), file=sys.stderr, flush=True)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time in the two largest of its units: `4 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`."""
+    whole = round(seconds)
+    for size, name, smaller_size, smaller in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // smaller_size} {smaller}"
+    return f"{whole} s"
 
 
 def _format_rate(per_second: float) -> str:

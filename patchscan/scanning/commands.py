@@ -2,7 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +58,8 @@ def scan(
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
     max_objects: options.MaxObjects = 0,
+    max_seconds: options.MaxSeconds = 0,
+    max_requests: options.MaxRequests = 0,
     retry_archived: options.RetryArchived = False,
     threads: options.Threads = 32,
     in_flight: options.InFlight = 32,
@@ -84,6 +89,7 @@ def scan(
     from patchscan.scanning.observers import BarObserver
     from patchscan.storage import open_store
 
+    started = time.monotonic()
     check_labels(labels, endpoint_url)
     options.check_events_from(events_from, manifest)
     scorer = options.make_scorer(server, model, token_file, run, device, in_flight, engine)
@@ -100,7 +106,8 @@ def scan(
         worker = options.make_worker(plan, results, scorer, settings)
         with ProgressReport("scanning", plan.listed - plan.unchanged, "objects") as progress:
             worker.observers = [BarObserver(progress), *metrics, *options.event_observers(events, plan)]
-            _work_shards(worker, range(plan.shards))
+            with _stop_at(worker, started + max_seconds if max_seconds else None, max_requests):
+                _work_shards(worker, range(plan.shards))
         return complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on)
 
     limits = (shard_objects, shard_mb, max_objects, retry_archived)
@@ -341,6 +348,30 @@ def check_labels(labels: str | None, endpoint_url: str | None) -> None:
         from patchscan.scanning.labels import check
 
         check(labels, endpoint_url)
+
+
+@contextmanager
+def _stop_at(worker: "Worker", deadline: float | None, max_requests: int) -> Iterator[None]:
+    """Within the block, stop the worker as Ctrl-C does at `deadline` (of time.monotonic), or after `max_requests`
+    requests to the source (0: no limit). Objects in work are finished, and all rows saved."""
+    from patchscan.scanning.observers import RequestLimit
+
+    def stop(option: str) -> None:
+        if not worker.stop.is_set():
+            print(f"patchscan: {option} is reached", file=sys.stderr)
+            worker.stop.set()
+
+    if max_requests:
+        limit = RequestLimit(max_requests, worker.source.requests, lambda: stop("--max-requests"))
+        worker.observers = [*worker.observers, limit]
+    timer = threading.Timer(max(0, (deadline or 0) - time.monotonic()), stop, ["--max-seconds"])
+    timer.daemon = True
+    if deadline is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _work_shards(worker: "Worker", indexes: Iterable[int]) -> None:

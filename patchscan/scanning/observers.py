@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
@@ -36,8 +37,8 @@ class BarObserver:
         self.progress.advance(1, f"{self.bytes / 1e6:,.0f} MB, {self.without_score:,} without a score")
 
     def resumed(self, count: int) -> None:
-        """Count them as progress."""
-        self.progress.advance(count)
+        """Count them as progress, but not as this run's speed."""
+        self.progress.resume(count)
 
 
 class EventObserver:
@@ -78,6 +79,21 @@ class EventObserver:
         """Write one event."""
         line = {"event": event, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), "scan": self.scan, **values}
         print(json.dumps(line), file=self.stream, flush=True)
+
+
+class RequestLimit:
+    """Stop the work once the source was asked `most` times in this run, by what the store counts in `requests`."""
+
+    def __init__(self, most: int, requests: Mapping[str, int], stop: Callable[[], None]):
+        self.most, self.requests, self.stop = most, requests, stop
+
+    def row(self, row: Row, fetched_bytes: int) -> None:
+        """Compare the requests so far with the limit."""
+        if sum(self.requests.values()) >= self.most:
+            self.stop()
+
+    def resumed(self, count: int) -> None:
+        """Ignore them: they were fetched by another run."""
 
 
 class MetricsObserver:

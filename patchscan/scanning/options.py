@@ -100,6 +100,15 @@ Batch = Annotated[
 MemoryMB = Annotated[
     int, typer.Option(min=1, help="Maximum megabytes of encoded images in memory; pixels take up to twice that.")
 ]
+MaxSeconds = Annotated[
+    int, typer.Option(min=0, help="Stop after this many seconds, with exit code 75 (0: no limit). Run again to go on.")
+]
+MaxRequests = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Stop after reading the source this often, with exit code 75 (0: no limit). Run again to go on."
+    ),
+]
 MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics on this port.")]
 
 Labels = Annotated[

@@ -8,9 +8,11 @@ import json
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 from patchscan.cli import app
 from patchscan.common.errors import UserError
+from patchscan.scanning import commands
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.scan_kit import stub_server
 
@@ -84,6 +87,15 @@ def test_a_pipeline_hears_of_ai_images_and_of_drift(photos: Path, tmp_path: Path
     assert all(event["p_ai"] > 0.5 and event["scan"] == report["scan"] for event in flagged)
     third = patchscan(*scan)
     assert third.exit_code == 0, "nothing is new, so there is nothing to raise"
+
+
+def test_a_scan_stops_after_its_seconds() -> None:
+    worker: Any = SimpleNamespace(stop=threading.Event())
+    with commands._stop_at(worker, time.monotonic() - 1, 0):
+        assert worker.stop.wait(10)
+    unlimited: Any = SimpleNamespace(stop=threading.Event())
+    with commands._stop_at(unlimited, None, 0):
+        assert not unlimited.stop.wait(0.2)
 
 
 def test_the_steps_apart_tell_progress_in_json_and_end_with_1_where_an_object_failed(

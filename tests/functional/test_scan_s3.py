@@ -199,6 +199,17 @@ def test_an_unchanged_bucket_costs_a_listing_and_no_get(bucket: str) -> None:
     assert set(found["cost"]["requests"]) == {"ListObjectsV2"}
 
 
+def test_a_scan_in_several_runs_reads_each_object_once(bucket: str) -> None:
+    with stub_server() as scorer:
+        command = ["scan", f"s3://{bucket}", "--out", f"s3://{bucket}-out/x", *scorer, "--threads", "1"]
+        runs = [CliRunner().invoke(app, [*command, "--max-requests", "8"]) for _ in range(3)]
+    assert [one.exit_code for one in runs] == [75, 75, 0], runs[-1].output
+    assert "--max-requests is reached" in runs[0].stderr
+    assert "run the same command again to continue" in runs[0].stderr
+    found = json.loads(open_store(f"s3://{bucket}-out/x").read("report.json") or b"")
+    assert found["cost"]["requests"]["GetObject"] == found["totals"]["listed"] == 22
+
+
 def test_filters_choose_by_suffix_and_size(bucket: str) -> None:
     made = scan(ScanSource(url=f"s3://{bucket}/many/"), f"s3://{bucket}-out/x", Filters(suffixes=(".PNG",)))
     assert (made.listed, made.filtered) == (11, 1)

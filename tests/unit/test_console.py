@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchscan import cli
+from patchscan.common import console
 from patchscan.common.console import ProgressReport, printable, run_interruptibly, stop_on_signals
 from patchscan.common.errors import EXIT_BUG, UserError
 from patchscan.scanning.report import summary_text
@@ -64,6 +65,28 @@ def test_progress_lines_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> 
     with ProgressReport(FORGED, None):
         pass
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_progress_tells_the_time_left_at_the_rate_of_this_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with ProgressReport("scanning", 10_000, "objects") as progress:
+        progress.resume(4_000)
+        clock[0] += 100
+        progress.advance(1_000)
+    first, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("scanning: 5,000 of 10,000 objects, 100 s, 10.0 objects/s, 8 min 20 s left")
+    assert first == last
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (3_599, "59 min 59 s"), (7_500, "2 h 5 min"), (356_400, "4 d 3 h")],
+)
+def test_a_duration_has_two_units(seconds: float, said: str) -> None:
+    assert console.format_duration(seconds) == said
 
 
 def end_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> object:
