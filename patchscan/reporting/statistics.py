@@ -5,6 +5,7 @@ more likely AI. This module needs no torch. statsmodels and scipy.stats are impo
 because the import takes long and scan reports need neither.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,26 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Estimate:
 
     low, high = proportion_confint(successes, trials, alpha=1 - level, method="wilson")
     return Estimate(successes / trials, float(low), float(high), "wilson")
+
+
+def population_count(found: int, sampled: int, population: int) -> Estimate:
+    """Estimate how many of `population` objects have a property that `found` of `sampled` random ones have: Wilson's
+    interval with the finite population correction, in whole objects; exact where all were sampled, undefined where none
+    was."""
+    method = "wilson, finite population"
+    if sampled == 0:
+        return undefined(method)
+    if sampled == population:
+        return Estimate(found, found, found, method)
+    from statsmodels.stats.proportion import proportion_confint
+
+    # So many draws with replacement tell as much as these without.
+    trials = sampled * (population - 1) / (population - sampled)
+    low, high = proportion_confint(found / sampled * trials, trials, alpha=1 - LEVEL, method="wilson")
+    # Those that were seen are certain.
+    least, most = found, population - (sampled - found)
+    low, high = max(least, math.floor(population * low)), min(most, math.ceil(population * high))
+    return Estimate(round(population * found / sampled), low, high, method)
 
 
 def mean_of_rates(first: Estimate, second: Estimate) -> Estimate:

@@ -58,6 +58,7 @@ def scan(
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
     max_objects: options.MaxObjects = 0,
+    sample: options.Sample = 0,
     max_seconds: options.MaxSeconds = 0,
     max_requests: options.MaxRequests = 0,
     retry_archived: options.RetryArchived = False,
@@ -92,6 +93,8 @@ def scan(
     started = time.monotonic()
     check_labels(labels, endpoint_url)
     options.check_events_from(events_from, manifest)
+    if events_from is not None and sample:
+        raise UserError("--sample is not for --events-from: events name their objects")
     scorer = options.make_scorer(server, model, token_file, run, device, in_flight, engine)
     if (select or scorer.select) == "worker":
         decoder_pool().start_first()  # it starts while the source is listed
@@ -112,7 +115,7 @@ def scan(
 
     limits = (shard_objects, shard_mb, max_objects, retry_archived)
     if events_from is None:
-        code = work(make_plan(scan_source, filters, scorer, results, *limits))
+        code = work(make_plan(scan_source, filters, scorer, results, *limits, sample))
     else:
 
         def plan_for(keys: Iterable[str]) -> tuple["Plan | None", bool]:
@@ -141,6 +144,7 @@ def scan_plan(
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
     max_objects: options.MaxObjects = 0,
+    sample: options.Sample = 0,
     retry_archived: options.RetryArchived = False,
 ) -> None:
     """Plan a scan for many processes: list, compare with the last scan, cut into shards; prints JSON.
@@ -155,7 +159,9 @@ def scan_plan(
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects, retry_archived)
+    plan = make_plan(
+        scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects, retry_archived, sample
+    )
     counts = {name: getattr(plan, name) for name in ("shards", "listed", "unchanged", "deleted")}
     print(json.dumps({"plan": plan.address(results), **counts}))
 
@@ -258,13 +264,14 @@ def make_plan(
     shard_mb: int,
     max_objects: int,
     retry_archived: bool = False,
+    sample: int = 0,
 ) -> "Plan":
     """Plan a scan (`plan_scan`), and warn where the results store ignores conditional writes."""
     from patchscan.scanning.plan import ShardSize, plan_scan
 
     size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
     plan = run_interruptibly(
-        lambda: plan_scan(source, filters, scorer.card, results, size, max_objects, retry_archived)
+        lambda: plan_scan(source, filters, scorer.card, results, size, max_objects, retry_archived, sample)
     )
     _warn_of_unconditional_writes(plan, results)
     return plan

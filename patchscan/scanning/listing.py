@@ -81,6 +81,7 @@ class ListingJoin:
         self.filters = filters
         self._by_version = by_version
         self._part_only = part_only
+        self._left_unsampled = 0
         self._db = duckdb.connect(scratch / "join.duckdb")
         self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         self._db.execute("SET preserve_insertion_order = false")
@@ -104,6 +105,13 @@ class ListingJoin:
         self._db.execute(f"CREATE VIEW left_out AS FROM '{left_out}'")
         name = "key, version_id" if self._by_version else "key"
         self._db.execute(f"CREATE TABLE todo AS FROM listing QUALIFY row_number() OVER (PARTITION BY {name}) = 1")
+
+    def sample(self, most: int) -> None:
+        """Keep `most` objects of the listing, chosen by the hash of their identity: the same ones each time, and a
+        larger sample holds the smaller. Call it before `add_previous`."""
+        identity = "key || chr(0) || coalesce(version_id, '')" if self._by_version else "key"
+        self._left_unsampled = max(0, self._number("SELECT count(*) FROM todo") - most)
+        self._db.execute(f"CREATE OR REPLACE TABLE todo AS FROM todo ORDER BY md5({identity}), key LIMIT {most}")
 
     def add_previous(self, parts: Iterable[bytes], digest: str, *, retry_archived: bool = False) -> None:
         """Add the previous scan's table (Parquet files). Rows of the model `digest` whose object is unchanged are
@@ -132,8 +140,8 @@ class ListingJoin:
             self._db.execute(f"CREATE OR REPLACE TABLE unchanged AS SELECT previous.* FROM {others}")
 
     def counts(self) -> dict[str, int]:
-        """The counts of a plan: listed, listed_bytes, unchanged, deleted, filtered, duplicates. What the filters leave
-        out is not deleted, and of a part of the source nothing is."""
+        """The counts of a plan: listed, listed_bytes, unchanged, deleted, filtered, unsampled, duplicates. What the
+        filters leave out is not deleted, and of a part of the source nothing is."""
         seen = "(SELECT key, version_id FROM listing UNION ALL FROM left_out)"
         unchanged = self._number("SELECT count(*) FROM unchanged")
         listed = self._number("SELECT count(*) FROM todo") + unchanged
@@ -144,7 +152,10 @@ class ListingJoin:
             "unchanged": unchanged,
             "deleted": 0 if self._part_only else self._number(deleted),
             "filtered": self._number("SELECT count(*) FROM left_out"),
-            "duplicates": 0 if self._part_only else self._number("SELECT count(*) FROM listing") - listed,
+            "unsampled": self._left_unsampled,
+            "duplicates": 0
+            if self._part_only
+            else self._number("SELECT count(*) FROM listing") - listed - self._left_unsampled,
         }
 
     def unchanged(self) -> Iterator[pa.Table]:

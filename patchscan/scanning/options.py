@@ -77,6 +77,13 @@ ShardMB = Annotated[int, typer.Option(min=1, help="Maximum megabytes in a shard.
 MaxObjects = Annotated[
     int, typer.Option(min=0, help="End before anything is scored if there are more objects to score (0: no limit).")
 ]
+Sample = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Score a random sample of this many objects (0: all). A larger one later, or all, scores only the rest.",
+    ),
+]
 RetryArchived = Annotated[
     bool,
     typer.Option(

@@ -94,6 +94,8 @@ class Plan:
     before that; `deleted` were in the previous scan's table and are gone. `listing` holds the seconds and requests that
     listing took, `card` the model's card, `digest` its digest.
 
+    `sample`: the most objects of a random sample, 0: all; `unsampled` objects were left out by it.
+
     `named` is None where the whole source was listed. A scan of named objects holds there how many `objects` it looked
     at, how many of them were `unchanged`, and how many names were `missing`; it carries over all other rows."""
 
@@ -115,6 +117,8 @@ class Plan:
     conditional_writes: bool
     created_at: str
     card: dict[str, Any] = field(default_factory=dict)
+    sample: int = 0
+    unsampled: int = 0
     named: dict[str, int] | None = None
     format: int = PLAN_FORMAT
 
@@ -187,23 +191,30 @@ def plan_scan(
     shard_size: ShardSize = ShardSize(),
     max_objects: int = 0,
     retry_archived: bool = False,
+    sample: int = 0,
 ) -> Plan:
     """Return the unfinished plan of the same source, filters and model, if there is one, else make a new one, which is
     incremental on the last complete scan. Planners that run at the same time all get the same plan. `retry_archived`:
-    what the last scan found in cold storage is tried again.
+    what the last scan found in cold storage is tried again. `sample`: plan a random sample of so many objects (0: all).
 
-    Raises PlanError where `out` belongs to another source or lies inside it, or a new plan would score more than
-    `max_objects` objects (0: no limit), and StoreError.
+    Raises PlanError where `out` belongs to another source or lies inside it, holds more objects than the sample or an
+    unfinished scan of another sample, or a new plan would score more than `max_objects` objects (0: no limit), and
+    StoreError.
     """
     check_results_outside_source(source, out)
     while True:
         entries = sorted(out.names("history/"))
         unfinished = _unfinished(out, entries, source)
         if unfinished and unfinished.named is None and _continues(unfinished, card, filters):
+            if unfinished.sample != sample:
+                raise PlanError(
+                    f"{out.url} holds an unfinished scan {_scope(unfinished.sample)}: finish that first: "
+                    "nothing is then scored twice"
+                )
             return _at_source(unfinished, source, out)
         entry = _next_entry(entries)
         with _planning(out, entry):
-            new = _make(source, filters, card, out, shard_size, max_objects, retry_archived)
+            new = _make(source, filters, card, out, shard_size, max_objects, retry_archived, sample=sample)
             if _claim(out, entry, new):
                 return new
             _discard(out, new.scan)
@@ -351,18 +362,22 @@ def _make(
     max_objects: int,
     retry_archived: bool,
     keys: Sequence[str] | None = None,
+    sample: int = 0,
 ) -> Plan:
     """List the source, or look up these keys alone, and write all of a plan but its entry in the history."""
     scan = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     store = source.open()
     started = time.monotonic()
     previous = last_complete(out)
+    _check_sample(out, previous, sample, named=keys is not None)
     with tempfile.TemporaryDirectory(prefix="patchscan-plan-", ignore_cleanup_errors=True) as scratch:
         by_version = source.manifest is not None
         join = ListingJoin(Path(scratch), filters, by_version=by_version, part_only=keys is not None)
         found = None if keys is None else _look_up(store, keys)
         join.add_listing(_objects(source, store) if found is None else found)
         listing = {"seconds": time.monotonic() - started, "requests": dict(store.requests)}
+        if sample:
+            join.sample(sample)
         if previous:
             join.add_previous(read_parts(out, previous.scan), card.digest, retry_archived=retry_archived)
         counts = join.counts()
@@ -392,6 +407,7 @@ def _make(
             listing=listing,
             conditional_writes=honours_conditional_writes(out),
             created_at=datetime.now(UTC).isoformat(),
+            sample=sample,
             named=named,
             **counts,
         )
@@ -404,6 +420,21 @@ def _look_up(store: Store, keys: Sequence[str]) -> list[ObjectInfo]:
     """The objects with these keys, as they are now; of a key without an object, nothing."""
     with ThreadPoolExecutor(LOOK_UP_THREADS) as pool:
         return [info for info in pool.map(store.look_up, keys) if info]
+
+
+def _scope(sample: int) -> str:
+    return f"with --sample {sample}" if sample else "of the whole source"
+
+
+def _check_sample(out: Store, previous: Plan | None, sample: int, *, named: bool) -> None:
+    """Raise PlanError where a scan would take the place of a complete one of more objects, whose scores would be lost,
+    or of named objects would take a sample for the whole."""
+    if previous and sample and not 0 < previous.sample <= sample:
+        raise PlanError(
+            f"{out.url} holds a scan {_scope(previous.sample)}: give a smaller sample a results folder of its own"
+        )
+    if previous and named and previous.sample:
+        raise PlanError(f"{out.url} holds a scan {_scope(previous.sample)}: scan the whole source first")
 
 
 def _check_number(source: ScanSource, counts: dict[str, int], max_objects: int) -> None:

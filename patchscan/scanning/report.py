@@ -103,6 +103,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "totals": summary.totals(table, plan),
         "verdicts": summary.verdicts(table),
         "without_score": summary.without_score(table),
+        "whole": summary.whole(plan, summary.verdicts(table) | summary.without_score(table)),
         "errors": summary.errors(table),
         "histogram": summary.histogram(table),
         "by_tier": summary.by_tier(table, card.decision),
@@ -129,6 +130,14 @@ def _histogram(report: Report) -> Figure:
     return drawing
 
 
+def _whole_text(whole: dict[str, Any] | None) -> list[str]:
+    if not whole or not whole["sampled"]:
+        return []
+    kinds = [(one["kind"], one["estimate"]) for one in whole["kinds"] if one["kind"] in ("ai", "uncertain", "real")]
+    told = ", ".join(f"{one['value']:,.0f} {kind} ({one['low']:,.0f} to {one['high']:,.0f})" for kind, one in kinds)
+    return [f"of all {whole['objects']:,} objects, by a sample of {whole['sampled']:,}, 95 % intervals: {told}"]
+
+
 def summary_text(report: Report) -> str:
     """Return a summary of a report for the terminal; what strangers wrote in it is escaped."""
     totals, verdicts = report["totals"], report["verdicts"]
@@ -138,6 +147,7 @@ def summary_text(report: Report) -> str:
         if report["named"]
         else f"{report['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone",
         f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
+        *_whole_text(report["whole"]),
         # Those carried over were told of when they were new.
         *(
             f"{row['status']} {row['code']}: {row['new']:,}, e.g. {row['examples'][0]['key']}"

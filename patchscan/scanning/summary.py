@@ -8,6 +8,7 @@ import numpy as np
 
 from patchscan.detector.answer import TIERS
 from patchscan.detector.card import Decision
+from patchscan.reporting.statistics import population_count
 from patchscan.scanning import drift
 from patchscan.scanning.plan import Plan
 from patchscan.scanning.table import ScanTable
@@ -68,6 +69,23 @@ def verdicts(table: ScanTable) -> dict[str, int]:
     """Scored objects by verdict, those carried over included."""
     found = table.query("SELECT verdict, count(*) AS n FROM rows WHERE status = 'scored' GROUP BY verdict")
     return {"ai": 0, "real": 0, "uncertain": 0} | {row["verdict"]: row["n"] for row in found}
+
+
+def whole(plan: Plan, found: Mapping[str, int]) -> dict[str, Any] | None:
+    """What a random sample says about all objects: how many are of each kind in `found`, which adds up to the sample,
+    with 95 % intervals. None where all objects were scanned."""
+    if not plan.sample:
+        return None
+    population = plan.listed + plan.unsampled
+    counted = {kind: population_count(count, plan.listed, population) for kind, count in found.items()}
+    return {
+        "sampled": plan.listed,
+        "objects": population,
+        "kinds": [
+            {"kind": kind, "sampled": found[kind], "estimate": {"value": one.value, "low": one.low, "high": one.high}}
+            for kind, one in counted.items()
+        ],
+    }
 
 
 def engines(table: ScanTable) -> list[dict[str, Any]]:

@@ -199,6 +199,37 @@ def test_an_unchanged_bucket_costs_a_listing_and_no_get(bucket: str) -> None:
     assert set(found["cost"]["requests"]) == {"ListObjectsV2"}
 
 
+def test_a_sample_is_widened_to_the_whole_without_reading_an_object_twice(bucket: str) -> None:
+    out = open_store(f"s3://{bucket}-out/x")
+    found, reports = [], []
+    with stub_server() as scorer:
+        command = ["scan", f"s3://{bucket}", "--out", out.url, *scorer]
+        for sample in ("6", "13", "0"):
+            done = CliRunner().invoke(app, [*command, "--sample", sample])
+            assert done.exit_code == 0, done.output
+            reports.append(json.loads(out.read("report.json") or b""))
+            found.append(set(table_of(out, reports[-1]["scan"])))
+        smaller = CliRunner().invoke(app, [*command, "--sample", "5"])
+    assert [len(keys) for keys in found] == [6, 13, 22]
+    assert found[0] < found[1] < found[2]
+    assert [one["cost"]["requests"]["GetObject"] for one in reports] == [6, 7, 9]
+    assert [one["totals"]["duplicates"] for one in reports] == [0, 0, 0]
+    first, second, whole = (one["whole"] for one in reports)
+    assert (first["sampled"], first["objects"], second["sampled"], whole) == (6, 22, 13, None)
+    assert sum(kind["sampled"] for kind in first["kinds"]) == 6
+    assert all(kind["estimate"]["low"] <= kind["estimate"]["high"] <= 22 for kind in first["kinds"])
+    assert (smaller.exit_code, type(smaller.exception)) == (1, PlanError)
+    assert "holds a scan of the whole source" in str(smaller.exception)
+
+
+def test_an_unfinished_sample_is_finished_before_it_is_widened(bucket: str) -> None:
+    source, out, scorer = ScanSource(url=f"s3://{bucket}"), open_store(f"s3://{bucket}-out/x"), StubScorer()
+    made = plan_scan(source, Filters(), scorer.card, out, sample=6)
+    assert plan_scan(source, Filters(), scorer.card, out, sample=6) == made
+    with pytest.raises(PlanError, match="unfinished scan with --sample 6"):
+        plan_scan(source, Filters(), scorer.card, out)
+
+
 def test_a_scan_in_several_runs_reads_each_object_once(bucket: str) -> None:
     with stub_server() as scorer:
         command = ["scan", f"s3://{bucket}", "--out", f"s3://{bucket}-out/x", *scorer, "--threads", "1"]

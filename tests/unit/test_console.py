@@ -71,7 +71,7 @@ def test_progress_tells_the_time_left_at_the_rate_of_this_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with ProgressReport("scanning", 10_000, "objects") as progress:
         progress.resume(4_000)
         clock[0] += 100

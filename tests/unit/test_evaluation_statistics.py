@@ -18,6 +18,7 @@ from patchscan.reporting.statistics import (
     holm,
     mean_of_rates,
     newcombe_auc,
+    population_count,
     precision_at,
     wilson,
 )
@@ -35,6 +36,20 @@ def test_wilson_agrees_with_scipy(successes: int, trials: int) -> None:
     expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
     value, low, high = wilson(successes, trials).bounds
     assert (value, low, high) == pytest.approx((successes / trials, expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("positives", "sampled"), [(150, 100), (10, 200), (995, 50), (500, 900)])
+def test_a_sample_counts_the_population_as_often_right_as_it_says(positives: int, sampled: int) -> None:
+    found = np.random.default_rng(1).hypergeometric(positives, 1000 - positives, sampled, size=400)
+    bounds = [population_count(int(one), sampled, 1000).bounds for one in found]
+    assert np.mean([low <= positives <= high for _, low, high in bounds]) > 0.92
+    assert all(low <= value <= high for value, low, high in bounds)
+
+
+def test_a_sample_of_all_is_exact_and_of_none_undefined() -> None:
+    assert population_count(3, 8, 8).bounds == (3, 3, 3)
+    assert population_count(0, 0, 8).value is None
+    assert population_count(0, 4, 8).bounds[:2] == (0, 0)
 
 
 def test_wilson_of_no_trials_is_undefined() -> None:
