@@ -18,6 +18,7 @@ from patchscan.detector.answer import Engine
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Card, CardError
 from patchscan.detector.images import Limits
+from patchscan.detector.presets import has_fixed_count
 
 GRAPH_FILE = "model.onnx"
 
@@ -46,7 +47,7 @@ class OnnxDetector(BaseDetector):
     @classmethod
     def load(cls, folder: Path, limits: Limits = Limits()) -> "OnnxDetector":
         """Load `card.json` and `model.onnx` of a run folder. Raises CardError if one is missing or damaged, or the
-        graph was made of other weights than the card's."""
+        graph was made of other weights or for other crops than the card's."""
         card = Card.read(folder)
         graph = folder / GRAPH_FILE
         if not graph.exists():
@@ -57,7 +58,20 @@ class OnnxDetector(BaseDetector):
                 f"{graph} is damaged or was made of other weights than those of {folder}/card.json: "
                 f"`patchscan export {folder}` makes it again"
             )
-        return cls(card, data, limits)
+        detector = cls(card, data, limits)
+        if not detector.takes_its_crops():
+            raise CardError(
+                f"{graph} was made for other crops than those of {folder}/card.json: "
+                f"`patchscan export {folder}` makes it again"
+            )
+        return detector
+
+    def takes_its_crops(self) -> bool:
+        """Whether the graph takes the number and size of crops that the card's preset cuts."""
+        preset = self.card.preset
+        count, *shape = self._session.get_inputs()[0].shape  # a number of crops that is not fixed has a name
+        fits = count == preset.count if has_fixed_count(preset) else isinstance(count, str)
+        return fits and shape == [preset.size, preset.size, 3]
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Return one logit per image, AI positive, from crops uint8 (count, size, size, 3). Each image is a pass of its

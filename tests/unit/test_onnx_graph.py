@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from patchscan.detector.detector import Detector
 from patchscan.detector.engines import choose_engine, load_detector
 from patchscan.detector.onnx_detector import OnnxDetector, is_sealed, seal
 from patchscan.detector.onnx_export import write_graph
+from patchscan.detector.presets import PatchPreset
 from patchscan.scanning.options import make_scorer
 from tests.serving_kit import png, tiny_run
 
@@ -74,6 +76,17 @@ def test_a_graph_of_other_weights_or_a_damaged_one_is_refused(run: Path, tmp_pat
     with pytest.raises(CardError, match="is damaged"):
         load_detector(damaged)
     assert load_detector(damaged, engine="torch").engine == "torch"
+
+
+def test_a_graph_for_other_crops_than_the_cards_is_refused(run: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(run, tmp_path / "changed")
+    card = Card.read(run)
+    assert isinstance(card.preset, PatchPreset)
+    replace(card, preset=replace(card.preset, count=card.preset.count + 1)).write(changed)
+    with pytest.raises(CardError, match="made for other crops"):
+        load_detector(changed)
+    write_graph(changed)
+    assert load_detector(changed).engine == "onnx"
 
 
 def test_a_seal_holds_for_its_weights_and_its_graph() -> None:
