@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +333,12 @@ def check_claimed(out: Store, plan: Plan) -> None:
         raise ClaimLostError(
             f"{out.url} ignores conditional writes and another scan took this one's place; run it again"
         )
+
+
+def is_newest(out: Store, plan: Plan) -> bool:
+    """Whether no later scan of the history is complete."""
+    later = takewhile(lambda scan: scan != plan.scan, _newest_first(out, sorted(out.names("history/"))))
+    return not any(is_complete(out, scan) for scan in later)
 
 
 def check_results_outside_source(source: ScanSource, out: Store) -> None:

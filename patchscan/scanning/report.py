@@ -14,7 +14,7 @@ from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
 from patchscan.scanning import prevalence, summary, thumbnails
 from patchscan.scanning.alerts import find_alerts
-from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed
+from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed, is_newest
 from patchscan.scanning.table import ScanTable
 from patchscan.storage.store import Store, is_bucket, split_url
 
@@ -23,7 +23,8 @@ Report = dict[str, Any]
 
 def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     """Write the reports of a scan whose shards are all done, then `_SUCCESS`, and return the report. The reports are
-    also copied to the top of the results folder. `labels` (labels.scores_table) adds evaluation's report.
+    also copied to the top of the results folder, unless a later scan is complete. `labels` (labels.scores_table) adds
+    evaluation's report.
 
     Raises IncompleteScanError, LabelError, ClaimLostError, and PlanError where the counts do not add up.
     """
@@ -41,7 +42,7 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     pictures = [thumbnails.thumbnail(source, row) for row in report["most_suspicious"]]
     drawing = plots.data_uri(plots.png(_histogram(report)))
     page = pages.render("patchscan.scanning", "scan.html", report, pictures=pictures, histogram=drawing)
-    for where in (folder, ""):
+    for where in (folder, "") if is_newest(out, plan) else (folder,):
         out.write(f"{where}report.json", json.dumps(report, indent=1, allow_nan=False).encode())
         out.write(f"{where}report.html", page.encode())
     for name in list(out.names(f"{folder}progress/")):

@@ -159,7 +159,9 @@ class Worker:
         except (StoppedError, UserError):
             self.out.write(progress, shard.parquet())
             raise
-        self.out.write_new(part, shard.parquet())
+        # Where conditional writes are ignored, another worker's part would be replaced.
+        if self.plan.conditional_writes or self.out.read(part) is None:
+            self.out.write_new(part, shard.parquet())
         self.out.delete(progress)
 
     def _notify_resumed(self, count: int) -> None:

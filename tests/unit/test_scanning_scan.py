@@ -85,7 +85,8 @@ def test_every_object_has_one_row_and_the_counts_add_up(photos: Path, tmp_path: 
 
 def test_a_second_scan_scores_only_what_changed(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
-    first = table_of(out, scan(photos, out).scan)
+    before = scan(photos, out)
+    first = table_of(out, before.scan)
     changed, gone = photos / "album 1" / "ü+%1.png", photos / "note.jpg"
     changed.write_bytes(image(100))
     os.utime(changed, (2_000_000_000, 2_000_000_000))
@@ -99,6 +100,8 @@ def test_a_second_scan_scores_only_what_changed(photos: Path, tmp_path: Path) ->
     assert (counts["unchanged"], counts["deleted"], counts["scored"]) == (12, 1, 2)
     differing = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
     assert differing == {"album 1/ü+%1.png", "note.jpg", "new.png"}
+    report.reduce(out, before)
+    assert json.loads(out.read("report.json") or b"")["scan"] == made.scan, "the newest report is an old one"
 
 
 def test_rows_that_were_removed_from_the_last_scan_are_made_again(photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,957 @@
+"""What a scan promises, checked in thousands of schedules of real planners, workers and reducers over a simulated S3.
+
+    python -m tests.protocol --schedules 1000000          with progress; exit code 1 where a promise was broken
+    python -m tests.protocol --replay 4711                one schedule again, made simpler, with all that happens in it
+
+The promises, by the names under which a broken one is reported:
+
+    one-row      a finished scan's table has one row for each object that its planner listed, and no other
+    adds-up      listed = scored + rejected + failed + unchanged, and each number is that of the table's rows
+    last         _SUCCESS is written when everything else of the scan is there, and no row comes after it
+    unchanging   a part, once written, is never written otherwise and never removed
+    carried      what is unchanged since the last finished scan keeps its row, and is not fetched
+    true-score   a score belongs to the bytes that the row's ETag names: what has changed is scored again
+    resumed      killed or stopped anywhere and run again, a scan ends, with the rows of one that ran undisturbed
+    one-plan     planners that run at once work on one plan; an entry of the history never changes, and its plan exists
+    honest       what is not finished is not told as finished, and no command ends in a bug or blames the user
+    outage       while the source or the scorer is down, a worker ends instead of writing rows that say so
+
+In each schedule up to four commands (scan, scan-plan, scan-worker, scan-reduce, report) run at once or one after the
+other. At any call to the store a process may be killed, hand over to another one, get an error or lose a reply; objects
+are replaced, removed and added, and source and scorer go down and come back. Some stores ignore conditional writes,
+have listings without ETags, or do not list the newest keys. At the end all is calm, and one command puts it right.
+
+Real are plan_scan, Worker and reduce with what they call, and the store's Bucket; simulated are S3, the time and the
+scorer. A worker takes one object after the other, results of DuckDB and Parquet are remembered for equal inputs, and
+the report's pictures and statistics are left out.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+from zlib import crc32
+
+import duckdb
+import pyarrow as pa
+import tenacity
+from botocore.exceptions import ClientError
+
+from patchscan.common import retries
+from patchscan.common.console import ProgressReport
+from patchscan.common.retries import OutageError, Retries, StoppedError, TransientError
+from patchscan.detector.answer import Answer
+from patchscan.detector.card import Card
+from patchscan.detector.images import ErrorCode, ImageError
+from patchscan.scanning import plan as planning
+from patchscan.scanning import report, rows, summary, table, worker
+from patchscan.scanning.listing import Filters, ListingJoin
+from patchscan.scanning.plan import ClaimLostError, Plan, ScanSource, ShardSize, last_complete, plan_scan
+from patchscan.scanning.scorers import Select
+from patchscan.scanning.table import IncompleteScanError, ScanTable
+from patchscan.scanning.worker import Worker, WorkSettings
+from patchscan.storage.store import ObjectInfo, Store
+from tests.scan_kit import StubScorer, card
+from tests.simulation import (
+    Choices,
+    Killed,
+    Process,
+    SimulatedBucket,
+    SimulatedS3,
+    Simulation,
+    Stored,
+    Weather,
+    failure,
+)
+
+PHOTOS, RESULTS = "s3://photos", "s3://results"
+SETTINGS = WorkSettings(select="server", threads=1, deadline_s=2.0, outage_s=1.5, save_every_s=0.4)
+# Objects of one shard that fail in an outage before the worker must suspect one (Watchdog).
+SUSPICIOUS = 3
+CONDITION_CODES = {"changed", "vanished", "unavailable"}
+CARDS = {version: card(version) for version in "12"}
+A_TIME = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class BrokenError(Exception):
+    """A promise was broken."""
+
+    def __init__(self, promise: str, why: str):
+        super().__init__(f"{promise}: {why}")
+        self.promise = promise
+
+
+class Scorer(StubScorer):
+    """Scores bytes by their checksum; what does not begin with `photo` is no image."""
+
+    select: Select = "server"
+
+    def __init__(self, schedule: "Schedule", version: str):
+        super().__init__(CARDS[version], parallel=1)
+        self.schedule = schedule
+
+    def answer(self, data: bytes) -> Answer:
+        self.schedule.simulation.step()
+        if self.schedule.down == "scorer":
+            raise TransientError("the scorer answers 503")
+        if data.startswith(b"text"):
+            raise ImageError(ErrorCode.NOT_AN_IMAGE, "it is text")
+        p_ai = score(data)
+        return Answer(
+            p_ai=p_ai,
+            logit=p_ai,
+            verdict="ai" if p_ai > 0.5 else "real",
+            reason=None,
+            tier="native",
+            jpeg_quality=None,
+            patch={"x": 0, "y": 0, "size": 32, "complexity": 1},
+            image={"width": 32, "height": 32, "format": "PNG", "frames": 1},
+            model=self.card.name,
+            version=self.card.version,
+            digest=self.card.digest,
+        )
+
+
+def score(data: bytes) -> float:
+    """The score of these bytes."""
+    return crc32(data) / 2**32
+
+
+@dataclass
+class Listing:
+    """What a planner listed, and the number of the call at which it began."""
+
+    objects: dict[str, ObjectInfo]
+    at: int
+
+
+class Schedule:
+    """One schedule: the stores, the commands, and what must be true about them."""
+
+    def __init__(self, seed: int, recorded: Sequence[int] | None = None):
+        self.choices = choices = Choices(seed, recorded)
+        self.weather = Weather(
+            kill=(0.0, 0.0, 0.01, 0.04)[choices.pick(4)],
+            error=(0.0, 0.0, 0.02, 0.1)[choices.pick(4)],
+            switch=(0.3, 0.05, 0.7)[choices.pick(3)],
+            call_s=(0.05, 0.6)[choices.pick(2)],
+        )
+        self.errors = self.weather.error > 0
+        self.simulation = Simulation(choices, self.weather)
+        self.simulation.between = self._events
+        self.events = (0.0, 0.0, 0.02, 0.05)[choices.pick(4)]
+        self.results = SimulatedS3(
+            self.simulation, honours=not choices.chance(0.15), stale_s=3.0 if choices.chance(0.1) else 0.0
+        )
+        self.results.written, self.results.deleted = self._written, self._deleted
+        self.photos = SimulatedS3(self.simulation, page=2, listed_etags=not choices.chance(0.1))
+        self.photos.refusal = self._refusal
+        self.shards = ShardSize(max_objects=(2, 4)[choices.pick(2)])
+        self.down = "scorer" if choices.chance(0.1) else None
+        self.down_since, self.was_down = 0, self.down is not None
+        # What was true of each key, from which call on: the ETag, or None where there is no such object.
+        self.past: dict[str, list[tuple[int, str | None]]] = defaultdict(list)
+        self.contents: dict[str, bytes] = {}
+        self.plans: list[Plan] = []
+        self.listings: dict[str, Listing] = {}
+        self.carried: dict[str, set[str]] = {}
+        self.finished: dict[str, int] = {}  # and at which call
+        self.sources: dict[Process, SimulatedBucket] = {}
+        # The call at which a process began to work on shards, and to write the report.
+        self.began: dict[Process, int] = {}
+        self.reducing: dict[Process, int] = {}
+        self.fetched: Counter[str] = Counter()
+        self.broken: BrokenError | None = None
+        self._names = iter(range(10_000))
+        for key in ("photo a", "photo b", "text c", "photo d", "photo e")[: 3 + choices.pick(3)]:
+            self._put_photo(key, 1)
+        if choices.chance(0.15):
+            self._put_photo("photo f", 1, "GLACIER")
+        if choices.chance(0.1):
+            self._put_photo("private g", 1)
+
+    # The world
+
+    def _put_photo(self, key: str, version: int, storage_class: str = "STANDARD") -> None:
+        data = f"{key} {version}".encode()
+        stored = Stored(data, f"{crc32(data):08x}", storage_class)
+        self.photos.objects[key] = stored
+        self.contents[stored.etag] = data
+        self.past[key].append((self.simulation.calls, stored.etag))
+
+    def _events(self, process: Process) -> None:
+        if not self.events or not self.choices.chance(self.events):
+            return
+        what = self.choices.pick(6)
+        if what == 0 and process.stop is not None:
+            self.simulation.tell("SIGTERM", process)
+            process.stop.set()
+        elif what in (1, 2):
+            self.down = None if self.down else ("source", "scorer")[what - 1]
+            self.down_since, self.was_down = self.simulation.calls, True
+            self.simulation.tell(f"{self.down} goes down" if self.down else "all are up again")
+        else:
+            keys = sorted(self.past)
+            key = keys[self.choices.pick(len(keys))]
+            if what == 3 and key in self.photos.objects:
+                del self.photos.objects[key]
+                self.past[key].append((self.simulation.calls, None))
+                self.simulation.tell(f"{key} is removed")
+            else:
+                version = 1 + self.choices.pick(2)
+                self._put_photo(key, version)
+                self.simulation.tell(f"{key} is now version {version}")
+
+    def _refusal(self, key: str) -> ClientError | None:
+        process = self.simulation.current
+        assert process is not None
+        scan = getattr(process, "scan", None)
+        if scan and key in self.carried[scan]:
+            self._breach("carried", f"{key} is fetched, though scan {scan} has carried it over")
+        self.fetched[key] += 1
+        if self.down == "source":
+            return failure(503, "SlowDown", "GetObject")
+        if key.startswith("private"):
+            return failure(403, "AccessDenied", "GetObject")
+        return None
+
+    def open_store(self, url: str, **_: Any) -> SimulatedBucket:
+        """The store of an address, for the current process."""
+        if url == RESULTS:
+            return SimulatedBucket(url, self.results)
+        assert self.simulation.current is not None
+        self.sources[self.simulation.current] = bucket = SimulatedBucket(url, self.photos)
+        return bucket
+
+    # The commands, as in patchscan/scanning/commands.py
+
+    def plan(self, process: Process, version: str = "1") -> Plan:
+        """`scan-plan`."""
+        made = plan_scan(ScanSource(url=PHOTOS), Filters(), CARDS[version], self.open_store(RESULTS), self.shards)
+        self._check(self._history().count(made.scan) == 1 or not self.results.honours, "one-plan", "not in the history")
+        self.plans.append(made)
+        return made
+
+    def work(self, process: Process, plan: Plan, indexes: Sequence[int]) -> None:
+        """`scan-worker`."""
+        process.scan = plan.scan  # type: ignore[attr-defined]
+        self.began[process] = self.simulation.calls
+        one = Worker(plan, self.open_store(RESULTS), Scorer(self, plan.version), SETTINGS, process.stop)
+        for index in indexes:
+            one.work(index)
+            part = f"scans/{plan.scan}/rows/part-{index:05d}.parquet"
+            self._check(part in self.results.objects, "honest", f"{part} is told as done")
+        if process.stop.is_set():
+            raise StoppedError
+
+    def reduce(self, process: Process, plan: Plan) -> Plan:
+        """`scan-reduce`."""
+        self.reducing[process] = self.simulation.calls
+        report.reduce(self.open_store(RESULTS), plan)
+        success = f"scans/{plan.scan}/_SUCCESS"
+        self._check(success in self.results.objects, "honest", f"{plan.scan} is told as finished")
+        return plan
+
+    def scan(self, process: Process, version: str = "1") -> Plan:
+        """`scan`."""
+        made = self.plan(process, version)
+        self.work(process, made, range(made.shards))
+        return self.reduce(process, made)
+
+    def report(self, process: Process) -> Plan | None:
+        """`report`."""
+        newest = last_complete(self.open_store(RESULTS))
+        return self.reduce(process, newest) if newest else None
+
+    # One schedule
+
+    def run(self) -> None:
+        """Run the schedule. Raises BrokenError."""
+        random.seed(self.choices.seed)
+        for number in range(1 + self.choices.pick(4)):
+            self._start(number)
+            if self.choices.chance(0.5):
+                self._run_all()
+                self._remove_old_scans()
+        self._run_all()
+        self._calm_down()
+
+    def _start(self, number: int) -> None:
+        kind = ("scan", "scan", "plan", "work", "reduce", "report")[self.choices.pick(6)]
+        known = self.plans[self.choices.pick(len(self.plans))] if self.plans else None
+        if kind in ("work", "reduce") and known is None:
+            kind = "plan"
+        name = f"{number} {kind}"
+        if kind in ("scan", "plan"):
+            version = "2" if self.choices.chance(0.1) else "1"
+            command = self.scan if kind == "scan" else self.plan
+            self.simulation.start(name, lambda process: command(process, version))
+        elif kind == "report":
+            self.simulation.start(name, self.report)
+        elif kind == "work":
+            assert known is not None
+            index = self.choices.pick(max(1, known.shards))
+            indexes = range(index, known.shards)
+            self.simulation.start(name, lambda process: self.work(process, known, indexes))
+        else:
+            assert known is not None
+            self.simulation.start(name, lambda process: self.reduce(process, known))
+
+    def _run_all(self) -> None:
+        processes = list(self.simulation.processes)
+        self.simulation.run()
+        if self.broken:
+            raise self.broken
+        for process in processes:
+            self._check_outcome(process)
+
+    def _check_outcome(self, process: Process) -> None:
+        """What a command may end with: only the reasons that it really has."""
+        outcome = process.outcome
+        if not isinstance(outcome, BaseException):
+            return
+        self.simulation.tell(f"ends with {type(outcome).__name__}: {outcome}", process)
+        expected = {
+            Killed: process.killed,
+            StoppedError: process.stop.is_set(),
+            OutageError: self.errors or self.was_down,
+            ClaimLostError: not self.results.honours or self.results.stale_s > 0,
+            IncompleteScanError: process.name.endswith("reduce") or self.results.stale_s > 0,
+        }
+        if not expected.get(type(outcome)):
+            raise BrokenError("honest", f"{process.name} ends with {type(outcome).__name__}: {outcome}") from outcome
+
+    def _remove_old_scans(self) -> None:
+        """A lifecycle rule removes what is older than the newest finished scan."""
+        if self.events and self.finished and self.choices.chance(0.2):
+            history = self._history()
+            newest = max(history.index(scan) for scan in self.finished if scan in history)
+            for scan in history[:newest]:
+                self.simulation.tell(f"the folder of {scan} is removed")
+                self.plans = [plan for plan in self.plans if plan.scan != scan]
+                for name in [name for name in self.results.objects if name.startswith(f"scans/{scan}/")]:
+                    del self.results.objects[name]
+
+    def _calm_down(self) -> None:
+        """Everything works again, and nothing changes any more: the same command finishes, and finds what is there."""
+        self.simulation.tell("all is calm")
+        self.weather.kill = self.weather.error = self.events = self.results.stale_s = 0.0
+        self.down, since = None, self.simulation.calls
+        for _ in range(3):
+            made = self._run_alone()
+            if self.listings[made.scan].at >= since:
+                break
+        self._check(self.listings[made.scan].at >= since, "resumed", "three more runs do not scan what is there")
+        found = {row["key"]: essence(row) for row in self.rows(made.scan)}
+        expected = {key: self._expected(key, stored) for key, stored in self.photos.objects.items()}
+        self._check(found == expected, "resumed", f"the table is {found}, and not {expected}")
+        if self.choices.chance(0.25):
+            self._check_unchanged(made)
+        elif self.plans[0].scan != made.scan and self.choices.chance(0.25):
+            self.simulation.start("late reduce", lambda process: self.reduce(process, self.plans[0]))
+            self._run_all()
+
+    def _run_alone(self) -> Plan:
+        process = self.simulation.start("calm scan", self.scan)
+        self._run_all()
+        if not isinstance(process.outcome, Plan):
+            raise BrokenError("resumed", f"run again, the scan ends with {process.outcome!r}")
+        return process.outcome
+
+    def _check_unchanged(self, before: Plan) -> None:
+        self.fetched.clear()
+        made = self._run_alone()
+        self._check(made.previous == before.scan, "carried", f"it continues {made.previous}, not {before.scan}")
+        again = set(self.photos.objects) if not self.photos.listed_etags else set()
+        again |= {key for key in self.photos.objects if key.startswith("private")}
+        if not self.photos.listed_etags:
+            return
+        self._check(set(self.fetched) == again, "carried", f"fetched again: {set(self.fetched)}, not {again}")
+
+    def _expected(self, key: str, stored: Stored) -> tuple[Any, ...]:
+        """The essence of the row of an object that lies there undisturbed."""
+        if key.startswith("text"):
+            return "rejected", ErrorCode.NOT_AN_IMAGE, None, stored.etag
+        if stored.storage_class == "GLACIER" or key.startswith("private"):
+            code = "archived" if stored.storage_class == "GLACIER" else "access_denied"
+            return "failed", code, None, stored.etag if self.photos.listed_etags else None
+        return "scored", None, score(stored.data), stored.etag
+
+    # The promises
+
+    def _check(self, kept: bool, promise: str, why: str) -> None:
+        if not kept:
+            self._breach(promise, why)
+
+    def _breach(self, promise: str, why: str) -> None:
+        """Note the first broken promise, and end the schedule."""
+        self.broken = self.broken or BrokenError(promise, why)
+        self.simulation.tell(f"BROKEN {self.broken}")
+        if self.simulation.current is None:
+            raise self.broken
+        self.simulation.over = True
+        raise Killed
+
+    def _history(self) -> list[str]:
+        """The scans in the history, oldest first."""
+        names = sorted(name for name in self.results.objects if name.startswith("history/"))
+        return [json.loads(self.results.objects[name].data)["scan"] for name in names]
+
+    def files(self, scan: str, folder: str) -> dict[str, bytes]:
+        """The files of a folder of a scan."""
+        start = f"scans/{scan}/{folder}"
+        return {name: stored.data for name, stored in self.results.objects.items() if name.startswith(start)}
+
+    def rows(self, scan: str, part: str = "") -> list[dict[str, Any]]:
+        """The rows of a scan's table, or of some parts of it."""
+        return [row for data in self.files(scan, f"rows/{part}").values() for row in rows_of(data)]
+
+    def _written(self, name: str, before: bytes | None, now: bytes) -> None:
+        folder, _, file = name.rpartition("/")
+        if folder == "history":
+            self._check_claim(name, before, json.loads(now)["scan"])
+        if name == "report.json":
+            self._check_newest(json.loads(now)["scan"])
+        if not folder.startswith("scans/"):
+            return
+        scan = folder.split("/")[1]
+        if folder.endswith("/rows"):
+            # Two parts of one shard differ at least in the times of their rows, which stand still here.
+            again = before is not None and (file.startswith("part-") or before != now)
+            self._check(not again or not self.results.honours, "unchanging", f"{name} is written a second time")
+            self._check(before is not None or scan not in self.finished, "last", f"{name} is written after _SUCCESS")
+            if file.startswith("part-"):
+                self._check_part(scan, file, now)
+        elif file == "plan.json" and before is None:
+            self._check_plan(scan, json.loads(now))
+        elif file == "_SUCCESS":
+            self._check_finished(scan, json.loads(now))
+            self.finished[scan] = self.simulation.calls
+
+    def _deleted(self, name: str) -> None:
+        folder, _, _ = name.rpartition("/")
+        scan = folder.split("/")[1] if folder.startswith("scans/") else None
+        needed = folder.endswith(("/rows", "/shards")) or name.endswith("plan.json")
+        if scan in self._history() and needed:
+            self._breach("unchanging", f"{name} is removed, though the history names its scan")
+
+    def _check_claim(self, name: str, before: bytes | None, scan: str) -> None:
+        if not self.results.honours:
+            return
+        self._check(before is None, "one-plan", f"{name} is overwritten")
+        self._check(bool(self.files(scan, "plan.json")), "one-plan", f"{name} names {scan}, which has no plan")
+        *_, earlier, _ = [None, *self._history()]
+        if earlier and earlier not in self.finished:
+            digests = [
+                json.loads(self.files(one, "plan.json")[f"scans/{one}/plan.json"])["digest"] for one in (earlier, scan)
+            ]
+            self._check(digests[0] != digests[1], "one-plan", f"{scan} is planned, though {earlier} is not finished")
+
+    def _check_newest(self, scan: str) -> None:
+        """The report at the top does not go back to an older scan."""
+        process, history = self.simulation.current, self._history()
+        assert process is not None
+        if scan in history:
+            newer = set(history[history.index(scan) + 1 :])
+            newer = {one for one in newer if self.finished.get(one, 1 << 30) < self.reducing[process]}
+            self._check(not newer, "honest", f"the newest report is replaced by that of {scan}, and {newer} is newer")
+
+    def _check_plan(self, scan: str, plan: dict[str, Any]) -> None:
+        """A new plan's shards and carried rows are the listing, and carried is what has not changed."""
+        process = self.simulation.current
+        assert process is not None
+        source = self.sources[process]
+        self.listings[scan] = Listing({info.key: info for info in source.listed}, source.listed_from)
+        listed = self.listings[scan].objects
+        before = {row["key"]: row for row in self.rows(plan["previous"])} if plan["previous"] else {}
+        done = not plan["previous"] or plan["previous"] in self.finished
+        self._check(done, "honest", f"{scan} builds on {plan['previous']}, which is not finished")
+        carried = {row["key"]: row for row in self.rows(scan, "unchanged-")}
+        self.carried[scan] = set(carried)
+        unchanged = {key for key, info in listed.items() if is_unchanged(info, before.get(key), plan["digest"])}
+        self._check(carried.keys() <= unchanged, "true-score", f"carried over: {set(carried)}, unchanged: {unchanged}")
+        complete = carried.keys() == unchanged or self.results.stale_s > 0
+        self._check(complete, "carried", f"carried over: {set(carried)}, unchanged: {unchanged}")
+        self._check(carried == {key: before[key] for key in carried}, "carried", "a carried row is another one")
+        sharded = [row["key"] for data in self.files(scan, "shards/").values() for row in rows_of(data)]
+        whole = sorted([*sharded, *carried]) == sorted(listed)
+        self._check(whole, "one-row", f"the plan has {sharded} and {set(carried)}, the listing {set(listed)}")
+
+    def _check_part(self, scan: str, file: str, data: bytes) -> None:
+        found = [row["key"] for row in rows_of(data)]
+        shard = self.files(scan, f"shards/{file.removeprefix('part-')}")
+        wanted = [row["key"] for one in shard.values() for row in rows_of(one)]
+        self._check(found == wanted or not shard, "one-row", f"{file} has rows of {found}, its shard {wanted}")
+        process = self.simulation.current
+        assert process is not None
+        gone = sum(row["error_code"] == "unavailable" for row in rows_of(data))
+        throughout = self.down is not None and self.down_since < self.began.get(process, 0) and not self.errors
+        self._check(not throughout or gone < SUSPICIOUS, "outage", f"{file} has {gone} rows that are `unavailable`")
+
+    def _check_finished(self, scan: str, totals: dict[str, Any]) -> None:
+        plan = json.loads(self.results.objects[f"scans/{scan}/plan.json"].data)
+        parts = [f"scans/{scan}/rows/part-{index:05d}.parquet" for index in range(plan["shards"])]
+        reports = [f"{folder}report.{kind}" for folder in ("", f"scans/{scan}/") for kind in ("html", "json")]
+        missing = {*parts, *reports} - self.results.objects.keys()
+        self._check(not missing, "last", f"_SUCCESS of {scan} comes before {missing}")
+        table, listed = self.rows(scan), self.listings[scan].objects
+        keys = sorted(row["key"] for row in table)
+        self._check(keys == sorted(listed), "one-row", f"{scan} has rows of {keys}, and listed {sorted(listed)}")
+        counted = Counter(row["status"] for row in table if row["key"] not in self.carried[scan])
+        counted["unchanged"] = len(self.carried[scan])
+        told = {name: totals[name] for name in ("scored", "rejected", "failed", "unchanged")}
+        right = all(counted[name] == told[name] for name in told) and totals["listed"] == sum(told.values())
+        # Where conditional writes are ignored, a second worker may replace a part after it was counted.
+        self._check(right or not self.results.honours, "adds-up", f"_SUCCESS has {totals}, the rows are {counted}")
+        for row in table:
+            if row["key"] not in self.carried[scan]:
+                self._check_row(scan, row)
+
+    def _check_row(self, scan: str, row: dict[str, Any]) -> None:
+        """A row says what was true about its object at some time since it was listed."""
+        key, code, listing = row["key"], row["error_code"], self.listings[scan]
+        listed = listing.objects[key].etag
+        times = [*self.past[key], (self.simulation.calls + 1, "now")]
+        since = {etag for (_, etag), (end, _) in pairwise(times) if end > listing.at}
+        if code in CONDITION_CODES:
+            reasons = {
+                "changed": bool(since - {listed, None}),
+                "vanished": None in since,
+                "unavailable": self.errors or self.was_down,
+            }
+            self._check(reasons[code], "resumed", f"{key} is `{code}`, and it was {since} since it was listed")
+            return
+        etag = row["etag"]
+        right = etag in since and etag in (listed, row["etag"] if listed is None else listed)
+        if code in ("archived", "access_denied"):
+            self._check(etag == listed, "resumed", f"{key} is `{code}` with the ETag {etag}")
+            return
+        self._check(right, "true-score", f"{key} has a row for {etag}; it was listed as {listed}, and was {since}")
+        expected = self._expected(key, Stored(self.contents[etag], etag))
+        self._check(essence(row) == expected, "true-score", f"the row of {key} is {essence(row)}, and not {expected}")
+
+
+def essence(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row says: status, code, score, ETag."""
+    return row["status"], row["error_code"], row["p_ai"], row["etag"]
+
+
+def is_unchanged(info: ObjectInfo, before: dict[str, Any] | None, digest: str) -> bool:
+    """Whether an object is to be carried over (docs/scan.md)."""
+    if before is None or info.etag is None or before["digest"] != digest or before["etag"] != info.etag:
+        return False
+    archived = before["error_code"] == "archived" and before["storage_class"] == info.storage_class
+    return before["status"] in ("scored", "rejected") or archived
+
+
+# What is remembered instead of computed again: DuckDB and Parquet take milliseconds for each of their steps.
+
+READ, WRITE, WRITE_TABLE = rows.from_parquet, rows.to_parquet, rows.table_to_parquet
+MOST_REMEMBERED = 300_000
+remembered: dict[Any, Any] = {}
+scratch_folder = TemporaryDirectory(prefix="patchscan-protocol-")
+
+
+def remember(key: Any, compute: Callable[[], Any]) -> Any:
+    """What was computed for this key."""
+    if key not in remembered:
+        remembered[key] = compute()
+    return remembered[key]
+
+
+def read(data: bytes) -> tuple[list[dict[str, Any]], dict[bytes, bytes]]:
+    """The rows and the metadata of a Parquet file; neither may be changed."""
+
+    def compute() -> Any:
+        found = READ(data)
+        return found.to_pylist(), found.schema.metadata or {}
+
+    return remember(data, compute)  # type: ignore[no-any-return]
+
+
+def rows_of(data: bytes) -> list[dict[str, Any]]:
+    """The rows of a Parquet file; not to be changed."""
+    return read(data)[0]
+
+
+class RememberedRows:
+    """rows.from_parquet, remembered."""
+
+    def __init__(self, data: bytes):
+        self._rows, metadata = read(data)
+        self.num_rows, self.schema = len(self._rows), SimpleNamespace(metadata=metadata)
+
+    def to_pylist(self) -> list[dict[str, Any]]:
+        return [dict(row) for row in self._rows]
+
+
+def to_parquet(found: Sequence[rows.Row], metadata: dict[bytes, bytes] | None = None) -> bytes:
+    """rows.to_parquet, remembered."""
+    return bytes(remember(repr((found, metadata)), lambda: WRITE(found, metadata=metadata)))
+
+
+@dataclass
+class Rows:
+    """pyarrow.Table, which is built only where it is written for the first time."""
+
+    rows: list[dict[str, Any]]
+    schema: pa.Schema
+
+    @classmethod
+    def from_pylist(cls, found: list[dict[str, Any]], schema: pa.Schema) -> "Rows":
+        return cls(found, schema)
+
+
+def table_to_parquet(data: Rows) -> bytes:
+    """rows.table_to_parquet, remembered."""
+    key = repr((data.rows, len(data.schema)))
+    return bytes(remember(key, lambda: WRITE_TABLE(pa.Table.from_pylist(data.rows, data.schema))))
+
+
+class RememberedJoin:
+    """ListingJoin. What it decides about an object depends on this object alone: DuckDB joins whole listings, and only
+    where one of their objects is in a case (as listed, its earlier row, the model) that has not come before."""
+
+    def __init__(self, scratch: Path, filters: Filters, *, by_version: bool, part_only: bool):
+        self._listed: dict[str, ObjectInfo] = {}
+        self._before: dict[str, dict[str, Any]] = {}
+        self._parts: list[bytes] = []
+        self._options: Any = None
+
+    def add_listing(self, objects: Iterator[ObjectInfo]) -> None:
+        self._listed = {info.key: info for info in objects}
+
+    def add_previous(self, parts: Iterator[bytes], digest: str, *, retry_archived: bool) -> None:
+        self._parts, self._options = list(parts), (digest, retry_archived)
+        self._before = {row["key"]: row for part in self._parts for row in rows_of(part)}
+
+    def _kept(self, key: str) -> bool:
+        """Whether the object's row is carried over."""
+        return bool(remembered[self._case(key)])
+
+    def _case(self, key: str) -> Any:
+        return self._listed.get(key), repr(self._before.get(key, {}) | {"attempts": 0}), self._options
+
+    def counts(self) -> dict[str, int]:
+        keys = self._listed.keys() | self._before.keys()
+        if any(self._case(key) not in remembered for key in keys):
+            self._join()
+        gone = self._before.keys() - self._listed.keys()
+        return {
+            "listed": len(self._listed),
+            "listed_bytes": sum(info.size or 0 for info in self._listed.values()),
+            "unchanged": sum(map(self._kept, self._listed)),
+            "deleted": sum(remembered[self._case(key)] == "deleted" for key in gone),
+            "filtered": 0,
+            "unsampled": 0,
+            "duplicates": 0,
+        }
+
+    def _join(self) -> None:
+        """Have DuckDB decide, and remember what it decided about each object."""
+        with TemporaryDirectory(dir=scratch_folder.name) as scratch:
+            real = ListingJoin(Path(scratch), Filters())
+            real.add_listing(self._listed.values())
+            if self._options:
+                real.add_previous(self._parts, self._options[0], retry_archived=self._options[1])
+            counts, kept = real.counts(), [row for found in real.unchanged() for row in found.to_pylist()]
+            todo = list(real.to_score())
+        assert kept == [self._before[row["key"]] for row in kept], "a row is carried over with a change"
+        assert todo == [vars(self._listed[row["key"]]) for row in todo], "an object is planned with a change"
+        for key in self._listed.keys() | self._before.keys():
+            remembered[self._case(key)] = "deleted" if key not in self._listed else ""
+        remembered.update({self._case(row["key"]): "unchanged" for row in kept})
+        assert len(todo) + len(kept) == len(self._listed)
+        assert counts["deleted"] == len(self._before.keys() - self._listed.keys())
+
+    def unchanged(self) -> Iterator[Rows]:
+        yield Rows([self._before[key] for key in sorted(self._listed) if self._kept(key)], rows.SCHEMA)
+
+    def sizes_to_score(self) -> Iterator[int | None]:
+        return (info["size"] for info in self.to_score())
+
+    def to_score(self) -> Iterator[dict[str, Any]]:
+        return (vars(self._listed[key]) for key in sorted(self._listed) if not self._kept(key))
+
+
+class MemoryFile:
+    """A file, or the folder of the files, that ScanTable puts on the local disk."""
+
+    def __init__(self, name: str = ""):
+        self.name, self.data, self.files = name, b"", list[MemoryFile]()
+
+    def __truediv__(self, name: str) -> "MemoryFile":
+        self.files.append(MemoryFile(name))
+        return self.files[-1]
+
+    def mkdir(self) -> None:
+        pass
+
+    def write_bytes(self, data: bytes) -> None:
+        self.data = data
+
+    def __str__(self) -> str:
+        return scratch_folder.name
+
+
+class RememberedTable(ScanTable):
+    """ScanTable, whose rows DuckDB counts unless it has counted such rows before."""
+
+    def __init__(self, out: Store, plan: Plan, scratch: Path):
+        self._scratch: Any = scratch
+        super().__init__(out, plan, scratch)
+
+    def query_one(self, query: str, *values: Any) -> dict[str, Any]:
+        (folder,) = self._scratch.files
+        found = [(file.name[:4], row) for file in folder.files for row in rows_of(file.data)]
+        kinds = sorted((part, row["status"], row.get("verdict") or "") for part, row in found)
+        objects = len({(row["key"], row["version_id"]) for _, row in found})
+        return dict(remember((query, str(kinds), objects), lambda: self._count(folder.files, query)))
+
+    def _count(self, files: list[MemoryFile], query: str) -> dict[str, Any]:
+        paths = [Path(scratch_folder.name, file.name) for file in files]
+        for path, file in zip(paths, files, strict=True):
+            path.write_bytes(file.data)
+        counted = super().query_one(query)
+        for path in paths:
+            path.unlink()
+        return counted
+
+
+class LazyConnection:
+    """A connection of DuckDB that is opened when something is asked: to open one takes longer than a schedule."""
+
+    def __init__(self) -> None:
+        self._steps: list[Callable[[Any], Any]] = []
+
+    def execute(self, statement: str) -> None:
+        self._steps.append(lambda real: real.execute(statement))
+
+    def register(self, name: str, data: pa.Table) -> None:
+        self._steps.append(lambda real: real.register(name, data))
+
+    def sql(self, query: str, params: list[Any]) -> Any:
+        real = duckdb.connect()
+        for step in self._steps:
+            step(real)
+        return real.sql(query, params=params)
+
+
+def as_dict(one: Any) -> dict[str, Any]:
+    """dataclasses.asdict; a card's is remembered."""
+    if isinstance(one, Card):
+        return dict(remember(one.version, lambda: asdict(one)))
+    return {name: vars(value) if is_dataclass(value) else value for name, value in vars(one).items()}
+
+
+# The simulated world around the real code
+
+current: list[Schedule] = []
+
+
+class SimulatedTime:
+    """The time module, in a simulation."""
+
+    @staticmethod
+    def monotonic() -> float:
+        return current[-1].simulation.now
+
+    @staticmethod
+    def process_time() -> float:
+        return 0.0
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        current[-1].simulation.sleep(seconds)
+
+
+class OneTime(datetime):
+    """The datetime class of a world in which it is always the same time: rows are equal that differ in nothing else."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+        return A_TIME
+
+
+def one_after_the_other(
+    function: Callable[[Any], Any], items: Sequence[Any], threads: int, stop: Event, drain_s: float
+) -> Iterator[Any]:
+    """flow.map_in_threads without threads."""
+    for item in items:
+        if stop.is_set():
+            raise StoppedError
+        yield function(item)
+
+
+def wait(self: Retries, seconds: float) -> None:
+    """Retries._sleep in simulated time."""
+    current[-1].simulation.sleep(seconds)
+    if self.stop.is_set():
+        raise StoppedError
+
+
+def next_name() -> SimpleNamespace:
+    """uuid.uuid4, counting."""
+    return SimpleNamespace(hex=f"{next(current[-1]._names):06d}")
+
+
+class NoFolder:
+    """The module tempfile, which makes no folder."""
+
+    @staticmethod
+    def TemporaryDirectory(**_: Any) -> Any:
+        return nullcontext("unused")
+
+
+@contextmanager
+def simulated() -> Iterator[None]:
+    """Run the real code in the simulated world within the block."""
+    left_out = "histogram by_tier by_prefix by_month provenance cost most_suspicious verdicts without_score errors"
+    left_out += " engines named whole"
+    with ExitStack() as stack:
+        for module in (planning, worker, retries, tenacity):
+            stack.enter_context(patch.object(module, "time", SimulatedTime))
+        for module in (planning, rows, report):
+            stack.enter_context(patch.object(module, "datetime", OneTime))
+        replaced: list[tuple[Any, str, Any]] = [
+            (planning, "uuid", SimpleNamespace(uuid4=next_name)),
+            (planning, "open_store", lambda url, **_: current[-1].open_store(url)),
+            (planning, "ListingJoin", RememberedJoin),
+            (planning, "table_to_parquet", table_to_parquet),
+            (planning, "from_parquet", RememberedRows),
+            (planning, "pa", SimpleNamespace(Table=Rows)),
+            (planning, "asdict", as_dict),
+            (Card, "digest", property(lambda self: self.weights_sha256)),
+            (rows, "to_parquet", to_parquet),
+            (rows, "from_parquet", RememberedRows),
+            (report, "ScanTable", RememberedTable),
+            (table, "duckdb", SimpleNamespace(connect=LazyConnection)),
+            (table, "pq", SimpleNamespace(read_metadata=lambda file: SimpleNamespace(metadata=read(file.data)[1]))),
+            (planning, "tempfile", NoFolder),
+            (report, "tempfile", NoFolder),
+            (report, "Path", lambda name: MemoryFile()),
+            (worker, "map_in_threads", one_after_the_other),
+            (worker, "provenance", lambda data, kind: None),
+            (Worker, "_usage", lambda self: {}),
+            (Retries, "_sleep", wait),
+            (report, "plots", SimpleNamespace(png=lambda figure: b"", data_uri=lambda data: "")),
+            (report, "_histogram", lambda found: None),
+            (report, "pages", SimpleNamespace(render=lambda *_, **__: "page")),
+            (report, "prevalence", SimpleNamespace(estimate=lambda *_: {})),
+            (summary, "flagged", lambda *_: ()),
+            (summary, "drift_since", lambda *_: {"alert": False}),
+            *((summary, name, lambda *_: {}) for name in left_out.split()),
+        ]
+        for where, name, stand_in in replaced:
+            stack.enter_context(patch.object(where, name, stand_in))
+        yield
+
+
+def run_schedule(seed: int, recorded: Sequence[int] | None = None) -> tuple[Schedule, BrokenError | None]:
+    """Run one schedule within `simulated`. Returns it, and the promise that it broke."""
+    schedule = Schedule(seed, recorded)
+    current[:] = [schedule]
+    try:
+        schedule.run()
+    except BrokenError as broken:
+        return schedule, broken
+    return schedule, None
+
+
+def simplified(schedule: Schedule, broken: BrokenError, tries: int = 1_500) -> Schedule:
+    """A schedule that breaks the same promise, in which less happens."""
+    best, drawn = schedule, schedule.choices.drawn
+    size = max(1, len(drawn) // 2)
+    while size and tries > 0:
+        at = 0
+        while at < len(best.choices.drawn) and tries > 0:
+            drawn = best.choices.drawn
+            simpler = [*drawn[:at], *([0] * len(drawn[at : at + size])), *drawn[at + size :]]
+            if simpler != drawn:
+                tries -= 1
+                other, found = run_schedule(best.choices.seed, simpler)
+                if (
+                    found
+                    and found.promise == broken.promise
+                    and len(other.simulation.trace) <= len(best.simulation.trace)
+                ):
+                    best = other
+            at += size
+        size //= 2
+    return best
+
+
+@dataclass
+class Finding:
+    """The first schedule that broke a promise, and how many did."""
+
+    seed: int
+    broken: BrokenError
+    times: int = 1
+
+
+def run_schedules(
+    count: int, seed: int = 0, each: Callable[[int], None] = lambda done: None, most: int | None = None
+) -> dict[str, Finding]:
+    """Run `count` schedules from `seed` on; after `most` findings no more. Returns the broken promises."""
+    findings: dict[str, Finding] = {}
+    with simulated():
+        for number in range(seed, seed + count):
+            if len(remembered) > MOST_REMEMBERED:
+                remembered.clear()
+            _, broken = run_schedule(number)
+            if broken and broken.promise in findings:
+                findings[broken.promise].times += 1
+            elif broken:
+                findings[broken.promise] = Finding(number, broken)
+                if len(findings) == most:
+                    break
+            each(number - seed + 1)
+    return findings
+
+
+def tell(finding: Finding) -> None:
+    """Print a finding and what happens in a schedule that is as simple as possible."""
+    with simulated():
+        schedule, broken = run_schedule(finding.seed)
+        if broken is None:
+            print(f"seed {finding.seed}: no promise is broken")
+            print("\n".join(schedule.simulation.trace))
+            return
+        simple = simplified(schedule, broken)
+    print(f"\nseed {finding.seed}, and {finding.times - 1:,} more: {broken}")
+    print("\n".join(simple.simulation.trace))
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schedules", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0, help="The first schedule's; each one has the next number.")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="Only this schedule.")
+    asked = parser.parse_args()
+    count, seed = (asked.schedules, asked.seed) if asked.replay is None else (1, asked.replay)
+    with ProgressReport("scan protocol", count, "schedules") as progress:
+        findings = run_schedules(count, seed, lambda done: progress.advance())
+    for finding in findings.values():
+        tell(finding)
+    if asked.replay is not None and not findings:
+        tell(Finding(seed, BrokenError("", "")))
+    print(f"{count:,} schedules from seed {seed} on: {len(findings)} of the ten promises broken")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

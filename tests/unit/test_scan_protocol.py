@@ -1,0 +1,111 @@
+"""The promises of tests/protocol.py hold in a thousand schedules, and each one is found broken where it is."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from patchscan.common.retries import Watchdog
+from patchscan.scanning import listing, plan, report, summary
+from patchscan.scanning.plan import Plan
+from patchscan.scanning.worker import Worker
+from patchscan.storage.bucket import Bucket
+from patchscan.storage.store import FailureCode, FetchedObject, ObjectInfo, Store
+from tests import protocol
+from tests.simulation import SimulatedBucket
+
+SCHEDULES = 1_000
+# Within so many schedules each breakage has to be found; most are among the first twenty.
+ENOUGH = 400
+
+
+def test_no_schedule_breaks_a_promise() -> None:
+    assert {name: str(found.broken) for name, found in protocol.run_schedules(SCHEDULES).items()} == {}
+
+
+def parts_replaced(self: Bucket, name: str, data: bytes) -> bool:
+    if "/rows/" not in name:
+        return new_written(self, name, data)
+    self.write(name, data)
+    return True
+
+
+def parts_written_twice(self: Bucket, name: str, data: bytes) -> bool:
+    if "/rows/" in name:
+        self.write(name, protocol.to_parquet([]))
+    return parts_replaced(self, name, data)
+
+
+def progress_taken_for_the_part(self: Bucket, name: str, data: bytes) -> None:
+    written(self, name, data)
+    if "/progress/" in name:
+        self.write_new(name.replace("/progress/", "/rows/part-"), data)
+
+
+def reply_taken_for_anothers(self: Bucket, name: str, data: bytes) -> bool:
+    """As it once was: a second try finds the object, and nobody asks whose it is."""
+
+    def put() -> bool:
+        self._client.put_object(Bucket=self.bucket, Key=name, Body=data, IfNoneMatch="*")
+        return True
+
+    return self._call(put, {FailureCode.CHANGED: False})
+
+
+def success_first(out: Store, plan: Plan) -> None:
+    out.write(f"scans/{plan.scan}/_SUCCESS", b"{}")
+
+
+def counted_by_the_plan(table: Any, plan: Plan) -> dict[str, Any]:
+    counted = totals(table, plan)
+    return counted | {"scored": plan.listed - plan.unchanged, "rejected": 0, "failed": 0}
+
+
+def claimed_without_looking(out: Store, entry: str, new: Plan) -> bool:
+    claim(out, entry, new)
+    return True
+
+
+def fetched_unconditionally(self: Bucket, info: ObjectInfo, limit: int) -> FetchedObject:
+    return replace(fetch(self, replace(info, etag=None), limit), etag=info.etag)
+
+
+def shard_skipped_that_was_begun(self: Worker, index: int) -> None:
+    if self.out.read(f"scans/{self.plan.scan}/progress/{index:05d}.parquet") is None:
+        work(self, index)
+
+
+new_written, written, fetch, work = Bucket.write_new, Bucket.write, Bucket.fetch, Worker.work
+totals, claim = summary.totals, plan._claim
+
+BREAKAGES: dict[str, tuple[Any, str, Any, set[str]]] = {
+    "a part is replaced": (SimulatedBucket, "write_new", parts_replaced, {"unchanging"}),
+    "a part is written in two steps": (SimulatedBucket, "write_new", parts_written_twice, {"one-row", "unchanging"}),
+    "progress is taken for a part": (SimulatedBucket, "write", progress_taken_for_the_part, {"one-row"}),
+    "a lost reply is taken for a loss": (
+        SimulatedBucket,
+        "write_new",
+        reply_taken_for_anothers,
+        {"unchanging", "one-plan"},
+    ),
+    "_SUCCESS comes first": (report, "check_claimed", success_first, {"last"}),
+    "rows are not counted": (summary, "totals", counted_by_the_plan, {"adds-up"}),
+    "a planner that lost keeps its plan": (plan, "_claim", claimed_without_looking, {"one-plan"}),
+    "ETags are not compared": (listing, "SAME_CONTENT", "true", {"true-score"}),
+    "another object than listed is scored": (SimulatedBucket, "fetch", fetched_unconditionally, {"true-score"}),
+    "the last scan is forgotten": (plan, "last_complete", lambda out: None, {"carried"}),
+    "an unfinished scan is continued": (plan, "is_complete", lambda out, scan: True, {"honest", "one-plan"}),
+    "an old report is the newest": (report, "is_newest", lambda out, plan: True, {"honest"}),
+    "a shard that was begun is skipped": (Worker, "work", shard_skipped_that_was_begun, {"resumed", "honest"}),
+    "an outage makes rows": (Watchdog, "suspects", lambda self, failing: False, {"outage"}),
+}
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_a_product_that_breaks_a_promise_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, attribute, broken, promises = BREAKAGES[name]
+    monkeypatch.setattr(protocol, "remembered", {})
+    monkeypatch.setattr(where, attribute, broken)
+    findings = protocol.run_schedules(ENOUGH, most=1)
+    assert findings.keys() <= promises
+    assert findings
