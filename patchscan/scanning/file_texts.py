@@ -10,7 +10,8 @@ from PIL import Image
 
 # Longer texts are cut; what generators write begins, or ends, within this.
 MAX_TEXT_BYTES = 2**20
-MAX_TEXTS, MAX_CHARACTERS = 1000, 2**22  # of one file
+MAX_TEXTS, MAX_BYTES = 1000, 2**22  # of one file
+MAX_DAMAGED = 16  # packed texts that cannot be unpacked: up to where they are damaged each takes as long as another
 PNG_SIGNATURE, XMP_CHUNK = b"\x89PNG\r\n\x1a\n", "XML:com.adobe.xmp"
 EXIF_IFD = 0x8769
 EXIF_TAGS = {
@@ -32,14 +33,15 @@ def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
     has no texts."""
     found = {"PNG": _png_texts, "JPEG": _jpeg_comments, "MPO": _jpeg_comments, "GIF": _gif_comments}.get(image_format)
     texts: list[tuple[str, str]] = []
-    characters = 0
-    for read in (found, _exif_texts):
+    left = MAX_BYTES
+    for read in (found, _png_exif_texts if image_format == "PNG" else _exif_texts):
         try:
             for name, value in read(data) if read else ():
-                if len(texts) >= MAX_TEXTS or characters > MAX_CHARACTERS:
+                # What decodes to nothing, as a million zeros do, takes as long as other texts.
+                left -= len(value) if isinstance(value, bytes | str | tuple) else 0
+                if len(texts) >= MAX_TEXTS or left < 0:
                     break
                 texts.append((name, decode_text(value)))
-                characters += len(texts[-1][1])
         except Exception:  # noqa: BLE001,S112  hostile metadata makes a reader raise anything
             continue
     return texts
@@ -79,16 +81,28 @@ def _decode_bytes(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def _png_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of each chunk that is no pixels."""
     place = len(PNG_SIGNATURE)
     while place + 8 <= len(data):
         size, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
+        if kind != b"IDAT":
+            yield kind, data[place + 8 : place + 8 + size]
+        place += 12 + size
+
+
+def _png_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+    damaged = 0
+    for kind, content in _png_chunks(data):
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            keyword, _, rest = data[place + 8 : place + 8 + size].partition(b"\0")
+            keyword, _, rest = content.partition(b"\0")
             text = _chunk_text(kind, rest)
             if text is not None:
                 yield keyword.decode("latin-1"), text
-        place += 12 + size
+                continue
+            damaged += 1
+            if damaged == MAX_DAMAGED:
+                return
 
 
 def _chunk_text(kind: bytes, rest: bytes) -> bytes | None:
@@ -143,6 +157,25 @@ def _gif_comments(data: bytes) -> Iterator[tuple[str, Any]]:
 
 def _exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
     with Image.open(io.BytesIO(data)) as image:
-        exif = image.getexif()
-        for tags in (exif, exif.get_ifd(EXIF_IFD)):
-            yield from ((name, tags[tag]) for tag, name in EXIF_TAGS.items() if tag in tags)
+        yield from _texts_of_exif(image.getexif())
+
+
+def _png_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+    """Pillow would decode all pixels, and unpack all texts, to find the EXIF."""
+    block = b""
+    for kind, content in _png_chunks(data):
+        keyword, _, rest = content.partition(b"\0")
+        if kind == b"eXIf":
+            block = content
+            break
+        if kind in (b"tEXt", b"zTXt") and keyword == b"Raw profile type exif" and not block:  # of ImageMagick
+            lines = (_chunk_text(kind, rest) or b"").split(b"\n")
+            block = bytes.fromhex(b"".join(lines[3:]).decode())
+    exif = Image.Exif()
+    exif.load(block)
+    yield from _texts_of_exif(exif)
+
+
+def _texts_of_exif(exif: Image.Exif) -> Iterator[tuple[str, Any]]:
+    for tags in (exif, exif.get_ifd(EXIF_IFD)):
+        yield from ((name, tags[tag]) for tag, name in EXIF_TAGS.items() if tag in tags)

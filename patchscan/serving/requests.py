@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,8 +19,15 @@ MAX_MEMBERS = 256
 # Files, folders and links in a tar or zip: the directory of one may be larger than all that it lists.
 MAX_ENTRIES = 4 * MAX_MEMBERS
 MAX_MEMBERS_BYTES = 256 * 2**20
+# Bytes of a tar's long names and other extended headers, and of those that hold for all that follows: Python copies
+# the latter for each member.
+MAX_TAR_HEADERS, MAX_TAR_GLOBAL_HEADERS = 2**20, 64 * 2**10
 # Decoding this takes some seconds, so that even a batch of such requests ends before TorchServe kills the worker.
 MAX_DECODED_BYTES = 2**30
+NO_SPARSE = "a tar may not contain sparse files: make it without --sparse"
+_EXTENDED_TAR_HEADERS = frozenset(
+    (tarfile.XGLTYPE, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+)
 TOO_MANY = f"a tar or zip may contain {MAX_MEMBERS} files and {MAX_MEMBERS_BYTES:,} bytes unpacked"
 
 
@@ -136,16 +143,24 @@ def _zip_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for info in archive.infolist():
+                # Of other methods zipfile unpacks all at once, whatever it is asked for: gigabytes from 1 KB of bzip2.
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise RequestError("the files of a zip must be stored or deflated, not packed in another way")
                 if not info.is_dir():
                     with archive.open(info) as member:
                         yield info.filename, member.read(max_bytes + 1)
-    except Exception as error:  # each compression method has its own errors, without a common base class
-        raise RequestError("the zip is damaged, encrypted or of an unknown compression") from error
+    except RequestError:
+        raise
+    except Exception as error:  # hostile directories raise more than BadZipFile
+        raise RequestError("the zip is damaged or encrypted") from error
 
 
 def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
+    # Such a file begins with a list of its parts, which tarfile reads to its end, however long.
+    if b"GNU.sparse.major=" in data:
+        raise RequestError(NO_SPARSE)
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=_bounded_tar_info()) as archive:
             for count, info in enumerate(archive, start=1):
                 if count > MAX_ENTRIES:
                     raise RequestError(TOO_MANY)
@@ -156,6 +171,28 @@ def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
         raise
     except Exception as error:  # hostile headers raise more than TarError
         raise RequestError("the tar is damaged") from error
+
+
+def _bounded_tar_info() -> type[tarfile.TarInfo]:
+    """A class that reads the headers of one tar, and raises RequestError where the extended ones are too long."""
+    extended = shared = 0
+
+    class Bounded(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+            nonlocal extended, shared
+            info = super().frombuf(buf, encoding, errors)
+            if info.type == tarfile.GNUTYPE_SPARSE:
+                raise RequestError(NO_SPARSE)
+            if info.type in _EXTENDED_TAR_HEADERS:
+                size = max(0, info.size)
+                extended += size
+                shared += size if info.type == tarfile.XGLTYPE else 0
+            if extended > MAX_TAR_HEADERS or shared > MAX_TAR_GLOBAL_HEADERS:
+                raise RequestError("the headers of the tar are too long")
+            return info
+
+    return Bounded
 
 
 def _bounded(

@@ -175,6 +175,16 @@ IN_EVERY_PLACE: dict[str, Callable[[], tuple[bytes, str]]] = {
         "WEBP",
     ),
     "ASCII": lambda: (saved("PNG", exif=exif_of(0x9286, b"ASCII\0\0\0" + PARAMETERS.encode(), inner=True)), "PNG"),
+    "ImageMagick's profile": lambda: (
+        png_texts(
+            {
+                "Raw profile type exif": "\nexif\n      99\n"
+                + exif_of(0x010E, PARAMETERS.replace("ü", "u")).tobytes().hex()
+                + "\n"
+            }
+        ),
+        "PNG",
+    ),
     "AVIF": lambda: (saved("AVIF", exif=exif_of(0x010E, PARAMETERS.replace("ü", "u"))), "AVIF"),
     "HEIC": lambda: (saved("HEIF", exif=exif_of(0x010E, PARAMETERS.replace("ü", "u")).tobytes()), "HEIF"),
     "Windows' comment": lambda: (saved("JPEG", exif=exif_of(0x9C9C, PARAMETERS.encode("utf-16-le"))), "JPEG"),
