@@ -1,5 +1,6 @@
 """Write files atomically, turn names from outside into safe paths, and compute a file's SHA-256."""
 
+import errno
 import hashlib
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 
 # The most bytes that Linux takes: in a part of a path, in a whole path.
 LONGEST_PART, LONGEST_PATH = 255, 4095
+# What writing to a full disk raises, or beyond a quota.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # A file that is being written. Its name does not depend on the target's: that may be as long as a name can be.
 PARTIAL_NAME = re.compile(r"\.partial-[0-9a-f]{32}")
 # One that nobody has written to for a day was left by a process that was killed, or by a power cut.

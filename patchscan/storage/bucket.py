@@ -20,9 +20,18 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 
+from patchscan.common.files import DISK_FULL
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, RepeatedToken
-from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, StoreError, split_url
+from patchscan.storage.store import (
+    TEMPORARY_FULL,
+    FailureCode,
+    FetchedObject,
+    ObjectError,
+    ObjectInfo,
+    StoreError,
+    split_url,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -308,6 +317,8 @@ class Bucket:
             return self._other_region({})
         if isinstance(error, NETWORK_ERRORS):
             return TransientError(type(error).__name__)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:  # of this machine, while a download is written
+            return OutageError(TEMPORARY_FULL)
         if isinstance(error, boto_errors.NoCredentialsError):
             return StoreError(
                 f"{self.url}: there are no credentials; set AWS_ACCESS_KEY_ID or AWS_PROFILE (docs/scan.md)"

@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
-from patchscan.common.files import PARTIAL_NAME, UnsafeNameError, atomic_write, safe_path
+from patchscan.common.files import DISK_FULL, PARTIAL_NAME, UnsafeNameError, atomic_write, safe_path
 from patchscan.common.retries import OutageError
 from patchscan.storage.store import (
+    TEMPORARY_FULL,
     FailureCode,
     FetchedObject,
     NotAFileError,
@@ -157,6 +158,8 @@ class Folder:
         except UnsafeNameError as error:
             raise UnusableNameError(f"{name} cannot be the name of a file in {self.url}: {error}") from None
         except OSError as error:
+            if error.errno in DISK_FULL:  # where it is copied to
+                raise OutageError(TEMPORARY_FULL) from error
             raise StoreError(
                 f"cannot read {self.root / name}: {error.strerror}; fix that and run the same command again"
             ) from error
@@ -196,7 +199,7 @@ class Folder:
                 return False
             if error.errno in NAME_ERRORS:
                 raise UnusableNameError(f"{target} cannot be written: {error.strerror}") from error
-            error_class = OutageError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+            error_class = OutageError if error.errno in DISK_FULL else StoreError
             raise error_class(
                 f"{target} cannot be written: {error.strerror}; fix that and run the same command again"
             ) from error

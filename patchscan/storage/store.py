@@ -15,6 +15,8 @@ from typing import IO, Protocol
 from patchscan.common.errors import UserError
 
 SCHEME = "s3://"
+# A download that is too large to be held in memory waits in a temporary file.
+TEMPORARY_FULL = "the disk of temporary files is full; free some space or set TMPDIR, and run the same command again"
 
 
 class FailureCode(StrEnum):

@@ -1,8 +1,11 @@
 """Listings of S3 stores that leave things out, contradict themselves, or are no stores at all."""
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,8 +14,9 @@ import urllib3
 from botocore import exceptions as boto_errors
 
 from patchscan.common.errors import UserError
-from patchscan.common.retries import Retries, TransientError
+from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.storage.bucket import Bucket
+from patchscan.storage.folder import Folder
 from patchscan.storage.store import FailureCode, ObjectError, ObjectInfo, Store, StoreError
 
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -353,3 +357,17 @@ def test_a_new_object_is_ours_also_where_the_reply_was_lost(
     monkeypatch.setattr(store._client, "put_object", put)
     stub.body = there
     assert store.write_new("history/000001.json", b"claim") is ours
+
+
+class FullDisk(BytesIO):
+    """A file on a disk without space."""
+
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_told_as_that_and_the_command_can_be_run_again(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "archive.mar").write_bytes(b"abc")
+    for origin in (store, Folder(str(tmp_path))):
+        with pytest.raises(OutageError, match="disk of temporary files is full"):
+            origin.download("archive.mar", FullDisk())
