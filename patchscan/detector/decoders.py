@@ -66,6 +66,7 @@ class DecoderPool:
 
     def __init__(self, most: int):
         self._idle: queue.LifoQueue[_Child | None] = queue.LifoQueue()
+        self._started: list[_Child] = []
         for _ in range(most):
             self._idle.put(None)
 
@@ -87,7 +88,7 @@ class DecoderPool:
     def start_first(self) -> None:
         """Start a child, unless there is one, so that the first image need not wait for it."""
         child = self._idle.get()
-        self._idle.put(child or _Child())
+        self._idle.put(child or self._start())
 
     def decoded_bytes(self, data: bytes, limits: Limits = Limits()) -> int:
         """Return the memory in bytes that decoding needs, as `images.decoded_bytes` does; 0 also where the decoder
@@ -98,6 +99,15 @@ class DecoderPool:
             return 0
         assert isinstance(needed, int)
         return needed
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that the children which run now have used."""
+        return sum(child.cpu_s() for child in self._started)
+
+    def _start(self) -> "_Child":
+        child = _Child()
+        self._started = [one for one in self._started if one.runs()] + [child]
+        return child
 
     def run(
         self,
@@ -112,7 +122,7 @@ class DecoderPool:
         for tries_left in reversed(range(TRIES)):
             child, kept = self._idle.get(), None
             try:
-                child = child or _Child()
+                child = child or self._start()
                 reply = child.ask(work, data, limits, hold, time_s or TIME_S)
                 kept = child
             except _ChildDiedError as error:
@@ -182,6 +192,18 @@ class _Child:
         except (EOFError, OSError):
             self._pipe.close()
             raise _ChildDiedError(self._process.wait(), time_s) from None
+
+    def runs(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that the process has used; 0 where it has ended."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime: proc(5)
 
     def end(self) -> None:
         """End the process, if it still runs."""

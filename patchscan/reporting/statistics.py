@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
 LEVEL = 0.95
 
@@ -72,6 +72,19 @@ def population_count(found: int, sampled: int, population: int) -> Estimate:
     least, most = found, population - (sampled - found)
     low, high = max(least, math.floor(population * low)), min(most, math.ceil(population * high))
     return Estimate(round(population * found / sampled), low, high, method)
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Estimate the mean of what cannot be negative with Student's t interval; undefined for no values, without bounds
+    for one."""
+    method = "Student's t"
+    if not values:
+        return undefined(method)
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Estimate(mean, None, None, method)
+    half = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return Estimate(mean, max(0.0, mean - half), mean + half, method)
 
 
 def mean_of_rates(first: Estimate, second: Estimate) -> Estimate:

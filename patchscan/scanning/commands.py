@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from patchscan.scanning.listing import Filters
     from patchscan.scanning.plan import Plan, ScanSource
     from patchscan.scanning.scorers import Scorer
-    from patchscan.scanning.worker import Worker
+    from patchscan.scanning.worker import Worker, WorkSettings
     from patchscan.storage.store import Store
 
 EXIT_FAILED_ROWS = 1
@@ -59,6 +60,7 @@ def scan(
     shard_mb: options.ShardMB = 4_096,
     max_objects: options.MaxObjects = 0,
     sample: options.Sample = 0,
+    estimate: options.EstimateOnly = False,
     max_seconds: options.MaxSeconds = 0,
     max_requests: options.MaxRequests = 0,
     retry_archived: options.RetryArchived = False,
@@ -93,8 +95,8 @@ def scan(
     started = time.monotonic()
     check_labels(labels, endpoint_url)
     options.check_events_from(events_from, manifest)
-    if events_from is not None and sample:
-        raise UserError("--sample is not for --events-from: events name their objects")
+    if events_from is not None and (sample or estimate):
+        raise UserError("--sample and --estimate are not for --events-from: events name their objects")
     scorer = options.make_scorer(server, model, token_file, run, device, in_flight, engine)
     if (select or scorer.select) == "worker":
         decoder_pool().start_first()  # it starts while the source is listed
@@ -102,6 +104,9 @@ def scan(
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
     settings = options.make_settings(select, threads, in_flight, batch, memory_mb)
+    if estimate:
+        _estimate(scan_source, filters, scorer, results, settings, retry_archived, sample)
+        return
     metrics = options.metrics_observers(metrics_port)
 
     def work(plan: "Plan") -> int:
@@ -355,6 +360,36 @@ def check_labels(labels: str | None, endpoint_url: str | None) -> None:
         from patchscan.scanning.labels import check
 
         check(labels, endpoint_url)
+
+
+def _estimate(
+    source: "ScanSource",
+    filters: "Filters",
+    scorer: "Scorer",
+    results: "Store",
+    settings: "WorkSettings",
+    retry_archived: bool,
+    sample: int,
+) -> None:
+    """Score a few of the objects that a scan would score, and print what all of them would take."""
+    from patchscan.common.console import ProgressReport
+    from patchscan.scanning.estimate import SAMPLE, Meter, estimate_text
+    from patchscan.scanning.observers import BarObserver
+    from patchscan.scanning.plan import plan_estimate
+    from patchscan.storage import open_store
+
+    with tempfile.TemporaryDirectory(prefix="patchscan-estimate-", ignore_cleanup_errors=True) as folder:
+        scratch = open_store(folder)
+        plan = run_interruptibly(
+            lambda: plan_estimate(source, filters, scorer.card, results, scratch, SAMPLE, retry_archived, sample)
+        )
+        worker = options.make_worker(plan, scratch, scorer, settings)
+        tried = min(SAMPLE, plan.listed - plan.unchanged)
+        meter = Meter(tried, worker.source.requests)
+        with ProgressReport("trying", tried, "objects") as progress:
+            worker.observers = [BarObserver(progress), meter]
+            _work_shards(worker, range(plan.shards))
+        print(estimate_text(plan, meter))
 
 
 @contextmanager

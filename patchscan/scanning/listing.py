@@ -158,6 +158,10 @@ class ListingJoin:
             else self._number("SELECT count(*) FROM listing") - listed - self._left_unsampled,
         }
 
+    def bytes_to_score(self) -> int:
+        """The bytes of the objects to score, as far as the listing says them."""
+        return self._number("SELECT coalesce(sum(size), 0) FROM todo")
+
     def unchanged(self) -> Iterator[pa.Table]:
         """The rows carried over, ordered by key and version, in parts; one empty part where there are none."""
         none_yet = True

@@ -84,6 +84,13 @@ Sample = Annotated[
         help="Score a random sample of this many objects (0: all). A larger one later, or all, scores only the rest.",
     ),
 ]
+EstimateOnly = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Try 200 objects, tell what the scan would take (images, bytes, requests, core-hours, time); keep none.",
+    ),
+]
 RetryArchived = Annotated[
     bool,
     typer.Option(

@@ -95,6 +95,7 @@ class Plan:
     listing took, `card` the model's card, `digest` its digest.
 
     `sample`: the most objects of a random sample, 0: all; `unsampled` objects were left out by it.
+    `bytes_to_score`: the size of the objects in the shards.
 
     `named` is None where the whole source was listed. A scan of named objects holds there how many `objects` it looked
     at, how many of them were `unchanged`, and how many names were `missing`; it carries over all other rows."""
@@ -119,6 +120,7 @@ class Plan:
     card: dict[str, Any] = field(default_factory=dict)
     sample: int = 0
     unsampled: int = 0
+    bytes_to_score: int = 0
     named: dict[str, int] | None = None
     format: int = PLAN_FORMAT
 
@@ -218,6 +220,25 @@ def plan_scan(
             if _claim(out, entry, new):
                 return new
             _discard(out, new.scan)
+
+
+def plan_estimate(
+    source: ScanSource,
+    filters: Filters,
+    card: Card,
+    out: Store,
+    scratch: Store,
+    most: int,
+    retry_archived: bool = False,
+    sample: int = 0,
+) -> Plan:
+    """Plan what `plan_scan` would with `out`, but write it to `scratch`, and into its one shard `most` of the objects
+    to score, chosen at random. Raises PlanError and StoreError."""
+    check_results_outside_source(source, out)
+    size = ShardSize(max_objects=most, max_bytes=2**63)
+    return _make(
+        source, filters, card, scratch, size, 0, retry_archived, sample=sample, previous_in=out, most_to_score=most
+    )
 
 
 def plan_named(
@@ -369,13 +390,17 @@ def _make(
     retry_archived: bool,
     keys: Sequence[str] | None = None,
     sample: int = 0,
+    previous_in: Store | None = None,
+    most_to_score: int = 0,
 ) -> Plan:
-    """List the source, or look up these keys alone, and write all of a plan but its entry in the history."""
+    """List the source, or look up these keys alone, and write all of a plan but its entry in the history. For an
+    estimate, the last scan is in `previous_in` instead of `out`, and `most_to_score` of the objects go into shards."""
     scan = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     store = source.open()
     started = time.monotonic()
-    previous = last_complete(out)
-    _check_sample(out, previous, sample, named=keys is not None)
+    before = previous_in or out
+    previous = last_complete(before)
+    _check_sample(before, previous, sample, named=keys is not None)
     with tempfile.TemporaryDirectory(prefix="patchscan-plan-", ignore_cleanup_errors=True) as scratch:
         by_version = source.manifest is not None
         join = ListingJoin(Path(scratch), filters, by_version=by_version, part_only=keys is not None)
@@ -385,7 +410,7 @@ def _make(
         if sample:
             join.sample(sample)
         if previous:
-            join.add_previous(read_parts(out, previous.scan), card.digest, retry_archived=retry_archived)
+            join.add_previous(read_parts(before, previous.scan), card.digest, retry_archived=retry_archived)
         counts = join.counts()
         _check_number(source, counts, max_objects)
         to_score = counts["listed"] - counts["unchanged"]
@@ -394,7 +419,10 @@ def _make(
             unchanged = len(found) - counts["filtered"] - to_score
             named = {"objects": len(found), "unchanged": unchanged, "missing": len(keys) - len(found)}
         is_needed = named is None or to_score > 0
-        for index, table in enumerate(join.unchanged() if is_needed else ()):
+        bytes_to_score = join.bytes_to_score()
+        if most_to_score:
+            join.sample(most_to_score)
+        for index, table in enumerate(join.unchanged() if is_needed and not most_to_score else ()):
             out.write(f"scans/{scan}/rows/unchanged-{shards.name(index)}.parquet", table_to_parquet(table))
         count = 0
         for table in _shard_tables(join, shard_size):
@@ -414,6 +442,7 @@ def _make(
             conditional_writes=honours_conditional_writes(out),
             created_at=datetime.now(UTC).isoformat(),
             sample=sample,
+            bytes_to_score=bytes_to_score,
             named=named,
             **counts,
         )

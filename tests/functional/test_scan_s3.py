@@ -222,6 +222,24 @@ def test_a_sample_is_widened_to_the_whole_without_reading_an_object_twice(bucket
     assert "holds a scan of the whole source" in str(smaller.exception)
 
 
+def test_an_estimate_leaves_no_trace(bucket: str) -> None:
+    out = open_store(f"s3://{bucket}-out/x")
+    with stub_server() as scorer:
+        command = ["scan", f"s3://{bucket}", "--out", out.url, *scorer]
+        before = CliRunner().invoke(app, [*command, "--estimate"])
+        assert list(out.names("")) == []
+        assert CliRunner().invoke(app, command).exit_code == 0
+        after = CliRunner().invoke(app, [*command, "--estimate"])
+    assert (before.exit_code, after.exit_code) == (0, 0), before.output
+    first, *told, _ = before.stdout.splitlines()
+    assert "22 objects to score, 0 unchanged; 22 were tried" in first
+    found = {name: text.split(" ")[0] for name, text in (line.split(": ") for line in told)}
+    assert set(found) == {"images", "bytes", "requests", "core-hours", "duration"}
+    assert (found["images"], found["requests"]) == ("20", "23")
+    assert float(found["core-hours"]) > 0
+    assert "0 objects to score, 22 unchanged; 0 were tried" in after.stdout
+
+
 def test_an_unfinished_sample_is_finished_before_it_is_widened(bucket: str) -> None:
     source, out, scorer = ScanSource(url=f"s3://{bucket}"), open_store(f"s3://{bucket}-out/x"), StubScorer()
     made = plan_scan(source, Filters(), scorer.card, out, sample=6)

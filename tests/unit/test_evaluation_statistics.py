@@ -16,6 +16,7 @@ from patchscan.reporting.statistics import (
     delong_components,
     friedman,
     holm,
+    mean_interval,
     mean_of_rates,
     newcombe_auc,
     population_count,
@@ -44,6 +45,17 @@ def test_a_sample_counts_the_population_as_often_right_as_it_says(positives: int
     bounds = [population_count(int(one), sampled, 1000).bounds for one in found]
     assert np.mean([low <= positives <= high for _, low, high in bounds]) > 0.92
     assert all(low <= value <= high for value, low, high in bounds)
+
+
+@given(st.lists(st.floats(0.5, 2), min_size=2, max_size=20).filter(lambda values: np.std(values) > 1e-6))
+def test_the_interval_of_a_mean_agrees_with_scipy(values: list[float]) -> None:
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert mean_interval(values).bounds == pytest.approx((np.mean(values), max(0, low), high))
+
+
+def test_the_mean_of_one_value_has_no_interval_and_of_none_no_value() -> None:
+    assert (mean_interval([3.0]).value, mean_interval([3.0]).low) == (3.0, None)
+    assert mean_interval([]).value is None
 
 
 def test_a_sample_of_all_is_exact_and_of_none_undefined() -> None:
