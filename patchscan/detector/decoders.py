@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, TypeVar
 
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.common.memory import available_memory
 from patchscan.common.processes import available_cpus
 from patchscan.detector.images import ErrorCode, ImageError, Limits, decoded_bytes
@@ -49,6 +50,12 @@ Hold = Callable[[int], AbstractContextManager[None]]
 def hold_nothing(needed: int) -> AbstractContextManager[None]:
     """A `Hold` without a limit."""
     return nullcontext()
+
+
+class NoDecoderError(UserError):
+    """The child processes cannot start: no image is at fault, and finished work is kept."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class BusyError(Exception):
@@ -80,7 +87,7 @@ class DecoderPool:
     ) -> Prepared:
         """Decode one encoded image and choose its crops, as `prepared.prepare` does, within `time_s` (default: TIME_S)
         seconds. A large image is decoded while `hold` holds the memory for it. Raises ImageError, also
-        `decoder_died`."""
+        `decoder_died`, and NoDecoderError where no child can start."""
         prepared = self.run(partial(_prepare, preset), data, limits, hold, time_s)
         assert isinstance(prepared, Prepared)
         return prepared
@@ -164,6 +171,7 @@ class _Child:
     """A child process, as its parent sees it."""
 
     def __init__(self) -> None:
+        self._started = False
         self._pipe, theirs = Pipe()
         package = Path(__file__).parents[2]
         with theirs:
@@ -179,8 +187,11 @@ class _Child:
 
     def ask(self, work: Work | None, data: bytes, limits: Limits, hold: Hold, time_s: float) -> Any:
         """Return what the child makes of an image: without `work` only the memory that it needs, in bytes. An
-        exception that it raised is returned. Raises _ChildDiedError."""
+        exception that it raised is returned. Raises _ChildDiedError, and NoDecoderError where it could not start."""
         try:
+            if not self._started:
+                self._pipe.recv()
+                self._started = True
             self._pipe.send((work, limits, time_s))
             self._pipe.send_bytes(data)
             reply = self._pipe.recv()
@@ -191,7 +202,13 @@ class _Child:
             return reply
         except (EOFError, OSError):
             self._pipe.close()
-            raise _ChildDiedError(self._process.wait(), time_s) from None
+            status = self._process.wait()
+            if status > 0 and not self._started:  # no image is at fault: the next ones would fare the same
+                raise NoDecoderError(
+                    f"the processes that decode images cannot start (code {status}): was patchscan's installation "
+                    "changed meanwhile? Run the same command again"
+                ) from None
+            raise _ChildDiedError(status, time_s) from None
 
     def runs(self) -> bool:
         """Whether the process still runs."""
@@ -221,6 +238,7 @@ def run_child() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     own = _memory_of_process()
     with Connection(int(sys.argv[2])) as pipe, contextlib.suppress(EOFError, OSError):
+        pipe.send(None)  # all that it needs is imported
         while True:
             before = _memory_of_process()
             work, limits, time_s = pipe.recv()

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from patchscan.detector.decoders import DecoderPool
+from patchscan.detector.decoders import DecoderPool, NoDecoderError
 from patchscan.detector.images import ImageError, Limits, decoded_bytes, webp_size
 from patchscan.detector.prepared import prepare
 from patchscan.detector.presets import PatchPreset
@@ -69,6 +69,12 @@ def test_a_decoder_that_somebody_else_killed_gets_the_image_again(
     monkeypatch.setenv("POISON_MARK", str(tmp_path / "mark"))
     assert answer(pool, bmp(KILLED_ONCE)) == "BMP"
     assert (tmp_path / "mark").exists()
+
+
+def test_children_that_cannot_start_are_no_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchscan.detector.decoders.START", "import a_package_that_was_removed")
+    with pytest.raises(NoDecoderError, match=r"cannot start \(code 1\)"):
+        DecoderPool(1).prepare(bmp(HARMLESS), PatchPreset())
 
 
 def test_what_a_child_prepares_is_what_this_process_would(pool: DecoderPool) -> None:
