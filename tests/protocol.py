@@ -679,6 +679,9 @@ class RememberedJoin:
     def unchanged(self) -> Iterator[Rows]:
         yield Rows([self._before[key] for key in sorted(self._listed) if self._kept(key)], rows.SCHEMA)
 
+    def bytes_to_score(self) -> int:
+        return sum(info["size"] or 0 for info in self.to_score())
+
     def sizes_to_score(self) -> Iterator[int | None]:
         return (info["size"] for info in self.to_score())
 
