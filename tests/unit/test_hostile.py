@@ -1,4 +1,4 @@
-"""What tests/fuzz.py found, each as one small case."""
+"""What tests/fuzz found, or was seen while it was written, each as one small case."""
 
 import io
 import json

@@ -1,0 +1,1 @@
+"""Hostile files by the thousand; see __main__.py."""
