@@ -1,1 +1,1 @@
-"""Hostile files by the thousand; see __main__.py."""
+"""Hostile files by the thousand; see runner.py."""

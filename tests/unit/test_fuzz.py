@@ -2,6 +2,7 @@
 
 import io
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from patchscan.detector.signatures import format_of
 from tests.fuzz import structures
-from tests.fuzz.__main__ import FINDING, MEGABYTES, outcome_of, peak_megabytes
+from tests.fuzz.runner import FINDING, MEGABYTES, outcome_of, outcomes_of_process, peak_megabytes
 from tests.fuzz.targets import TARGETS, Target, images
 from tests.serving_kit import tar_of, zip_of
 
@@ -53,6 +54,14 @@ class Slow(Target):
     def run(self, data: bytes) -> str:
         Image.new("RGB", (2000, 2000)).save(io.BytesIO(), "PNG")
         return "read"
+
+
+def test_the_cases_run_in_a_process_of_their_own() -> None:
+    outcomes = outcomes_of_process("provenance", 0, 0, time.monotonic() + 60)
+    found = [next(outcomes) for _ in range(3)]
+    outcomes.close()
+    assert [number for number, _ in found] == [0, 1, 2]
+    assert not any(outcome.startswith(FINDING) for _, outcome in found), found
 
 
 def test_time_is_a_finding() -> None:
