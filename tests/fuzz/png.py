@@ -23,7 +23,7 @@ def changed(data: bytes, draw: random.Random) -> bytes:
         chunks[place] = other_number(chunks[place], numbers_of(chunks[place]), draw)
     elif kind == 2:
         new = added(draw)
-        times = draw.choice((1, 2, 100)) if len(new) < 10_000 else 1
+        times = draw.choice((1, 2, 3000)) if len(new) < 2000 else 1
         chunks[place:place] = [new] * times if (place := draw.randrange(len(chunks) + 1)) else []
     found = SIGNATURE + b"".join(map(packed, chunks))
     if kind < 3:
