@@ -1,20 +1,8 @@
-"""Hostile files by the thousand, for the places that read strangers' bytes: see targets.py.
+"""Run the cases of a target in processes of their own, and keep what they find."""
 
-    python -m tests.fuzz decoder --minutes 10
-    python -m tests.fuzz verifier --minutes 10 --seed 3
-    python -m tests.fuzz decoder --case 4711              one case again, in this process, with its traceback
-
-Each case is a real file with a change along its structure (structures.py), some random ones, or both, drawn from seed
-and number alone. A case must end in an answer or in the error that users get (ImageError, UserError, RequestError);
-anything else is a finding, as is more than 1 GB of memory, 10 s, or the CPU time that a file of its size may take.
-Findings are printed with their number and kept in build/fuzz; the exit code is 1 where there is one.
-"""
-
-import argparse
 import multiprocessing
 import random
 import resource
-import sys
 import tempfile
 import time
 import traceback
@@ -118,20 +106,3 @@ def keep(name: str, seed: int, number: int, outcome: str) -> None:
     file = OUT / f"{name}-{seed}-{number}"
     file.write_bytes(data)
     print(f"{file}: {outcome.strip().splitlines()[-1]}", flush=True)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("target", choices=sorted(TARGETS))
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", type=int, help="Only this case.")
-    asked = parser.parse_args()
-    if asked.case is None:
-        sys.exit(fuzz(asked.target, asked.minutes, asked.seed) > 0)
-    with tempfile.TemporaryDirectory() as folder:
-        target = TARGETS[asked.target](Path(folder))
-        print(target.run(target.case(random.Random(f"{asked.seed} {asked.case}"))))

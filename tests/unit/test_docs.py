@@ -94,7 +94,8 @@ def check_python(command: Command) -> None:
 
 def module_options(module: str) -> set[str]:
     """The options of a module that is run with `python -m`: its strings that are one, and typer's parameters."""
-    found = importlib.util.find_spec(f"{module}.__main__" if (ROOT / module / "__main__.py").exists() else module)
+    is_package = (ROOT / module.replace(".", "/") / "__main__.py").exists()
+    found = importlib.util.find_spec(f"{module}.__main__" if is_package else module)
     assert found
     assert found.origin
     source = Path(found.origin).read_text()
