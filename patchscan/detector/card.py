@@ -15,6 +15,8 @@ from patchscan.detector.presets import Preset, preset_from_dict, preset_to_dict
 
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
+# The architecture of a detector that somebody else trained: its run folder holds an ONNX graph and no weights.
+IMPORTED = "imported"
 # Raised whenever the same card is scored otherwise than before: 1 chose patches by the file, 2 by the pixels, and 3
 # gives no verdict on graphics.
 SCORING = 3

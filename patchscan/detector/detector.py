@@ -12,7 +12,7 @@ import torch
 from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Engine
 from patchscan.detector.base import BaseDetector
-from patchscan.detector.card import WEIGHTS_FILE, Card, CardError
+from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card, CardError
 from patchscan.detector.images import Limits
 from patchscan.detector.models import ai_logit, build_model
 from patchscan.detector.presets import to_tensor
@@ -42,6 +42,8 @@ class Detector(BaseDetector):
         """
         card = Card.read(folder)
         weights = folder / WEIGHTS_FILE
+        if card.architecture == IMPORTED:
+            raise CardError(f"{folder} is an imported detector: it can be evaluated and scanned with, and no more")
         if not weights.exists():
             raise CardError(f"{weights} is missing")
         if sha256_of(weights) != card.weights_sha256:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 # Upper limits for cards and recipes, so that a mistaken or hostile one cannot exhaust the memory.
 MAX_SIDE, MAX_PATCHES = 1024, 1024
 # Longer side over shorter side; of a longer image, WholeImagePreset scores the middle part only.
@@ -68,15 +69,20 @@ class PatchPreset:
 @dataclass(frozen=True, kw_only=True)
 class WholeImagePreset:
     """Score the whole image: shorter side resized to `resize`, then the central `size` x `size` (torchvision's
-    ImageNet evaluation preset). No randomness: the seed changes nothing."""
+    ImageNet evaluation preset); with `squash`, both sides resized to `size` instead. No randomness: the seed changes
+    nothing."""
 
     kind: Literal["whole"] = "whole"
     size: int = 224
     resize: int = 256
+    squash: bool = False
+    filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
         _check_side(self.size)
         _check_side(self.resize)
+        if self.filter not in get_args(Filter):
+            raise ValueError(f"filter must be one of {', '.join(get_args(Filter))}, not {self.filter!r}")
 
     @property
     def count(self) -> int:
@@ -86,9 +92,9 @@ class WholeImagePreset:
     def crops(self, rgb: Pixels, seed: int) -> Patches:
         """Reduce an RGB image to one crop, uint8 (1, size, size, 3)."""
         left, top, pillow = _limit_aspect_ratio(as_pillow(rgb))
-        scale = self.resize / min(pillow.size)
-        width, height = (max(self.size, round(side * scale)) for side in pillow.size)
-        resized = pillow.resize((width, height), Image.Resampling.BILINEAR)
+        scale = (self.size if self.squash else self.resize) / min(pillow.size)
+        width, height = (self.size if self.squash else max(self.size, round(side * scale)) for side in pillow.size)
+        resized = pillow.resize((width, height), Image.Resampling[self.filter.upper()])
         x, y = (resized.width - self.size) // 2, (resized.height - self.size) // 2
         pixels = np.asarray(resized.crop((x, y, x + self.size, y + self.size)))[None]
         corner = np.array([[left + round(x / scale), top + round(y / scale)]])

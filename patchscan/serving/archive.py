@@ -15,7 +15,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write, sha256_of
 from patchscan.common.shipped import PACKAGE, shipped
 from patchscan.detector.answer import Engine
-from patchscan.detector.card import WEIGHTS_FILE, Card
+from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card
 from patchscan.serving import golden
 
 # The earliest time that a zip file can state. It is fixed so that archives of one run are identical.
@@ -64,6 +64,8 @@ def archive(
     Raises CardError if the folder is not a run folder, ArchiveError if torch-model-archiver fails.
     """
     card = Card.read(run)
+    if card.architecture == IMPORTED:
+        raise ArchiveError(f"{run} is an imported detector: evaluate and scan with --run; archives are made of our own")
     card = replace(card, name=name or card.name, version=version or card.version)
     name = card.name
     check_names(card)

@@ -12,6 +12,7 @@ from patchscan.dataset.commands import INDEX
 def add_to(app: typer.Typer) -> None:
     """Register this package's commands."""
     app.command(rich_help_panel="Train")(train)
+    app.command("import", rich_help_panel="Train")(import_model)
     app.command("import-ssp", rich_help_panel="Train")(import_ssp)
     app.command(rich_help_panel="Train")(ensemble)
     app.command(rich_help_panel="Train")(export)
@@ -86,6 +87,28 @@ def import_ssp(
 
     card = import_official(checkpoint, run, trained_on)
     typer.echo(f"{run}  digest:{card.digest[:12]}")
+
+
+def import_model(
+    model: Annotated[
+        Path, typer.Argument(help="An ONNX file, or the folder of a Hugging Face export that holds model.onnx.")
+    ],
+    run: Annotated[Path, typer.Option(help="Run folder to write.")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML that says what the graph takes and gives (docs/import.md).")
+    ] = None,
+) -> None:
+    """Turn a detector that somebody else trained into a run folder, to be evaluated and scanned with like our own.
+
+    \b
+    Examples:
+      patchscan import theirs.onnx --config theirs.yaml --run runs/theirs
+      patchscan import ./their-export --run runs/theirs
+    """
+    from patchscan.training.import_onnx import import_onnx
+
+    card = import_onnx(model, run, config)
+    typer.echo(f"{run}  digest:{card.digest[:12]}; next: patchscan evaluate --run {run} --data DATA --out REPORT")
 
 
 def _names(text: str | None) -> list[str] | None:

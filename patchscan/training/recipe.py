@@ -2,15 +2,14 @@
 
 import json
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
+from patchscan.common.yaml_file import read_yaml
 from patchscan.detector.presets import PatchPreset, WholeImagePreset
 
 RECIPES = shipped("training")
@@ -150,32 +149,4 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
         raise RecipeError(f"no recipe {name_or_path!r}: use a YAML file or one of {known}")
-    try:
-        text = path.read_text()
-        values = yaml.safe_load(text)
-        given = {key: value for key, value in overrides.items() if value is not None}
-        return Recipe.model_validate({**values, **given} if isinstance(values, dict) else values)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
-    except ValidationError as error:
-        # A misspelt key causes two errors, "unknown key" and "missing key": report the unknown one.
-        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        where, key = _line_of(text, first["loc"]), str(first["loc"][-1] if first["loc"] else "")
-        similar = get_close_matches(key, ALLOWED_KEYS, 1) if first["type"] == "extra_forbidden" else []
-        hint = f"; did you mean {similar[0]}?" if similar else ""
-        raise RecipeError(f"{path}{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{hint}") from error
-
-
-def _line_of(text: str, location: tuple[int | str, ...]) -> str:
-    """Return `, line N` of the YAML node at `location`, or of its nearest parent that the file contains."""
-    node, line = yaml.compose(text), 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            match = next((pair for pair in node.value if pair[0].value == part), None)
-            if match is None:
-                continue
-            line, node = match[0].start_mark.line + 1, match[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return f", line {line}"
+    return read_yaml(path, Recipe, RecipeError, ALLOWED_KEYS, **overrides)

@@ -248,7 +248,7 @@ def test_video_is_sampled_evenly_and_scored(report: Path, runs: list[Path], tmp_
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["evaluate", "--run", "{run}", "--data", "{empty}", "--out", "{out}"], "holds no image"),
+        (["evaluate", "--run", "{run}", "--data", "{empty}", "--out", "{out}"], "no image is in <generator>"),
         (["evaluate", "--run", "{empty}", "--data", "{data}", "--out", "{out}"], "is missing"),
         (["evaluate", "--run", "{run}", "--run", "{run}", "--data", "{data}", "--out", "{out}"], "same name"),
         (["explain", "{data}/other/val/ai/cut.png", "--run", "{run}", "--out", "{out}/why.png"], "truncated"),

@@ -1,0 +1,53 @@
+"""Read a YAML file into a pydantic model; an error names file and line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from patchscan.common.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(
+    path: Path, model: type[Model], error_type: type[UserError], keys: Iterable[str], **overrides: Any
+) -> Model:
+    """Read a YAML file as `model`. An override of None changes nothing; `keys` are those that a misspelt one may mean.
+
+    Raises `error_type`, naming file and line, for YAML that does not parse, an unknown key, or a wrong type or value.
+    """
+    try:
+        text = path.read_text()
+        values = yaml.safe_load(text)
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return model.model_validate({**values, **given} if isinstance(values, dict) else values)
+    except (OSError, UnicodeDecodeError) as error:
+        raise error_type(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise error_type(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        # A misspelt key causes two errors, "unknown key" and "missing key": report the unknown one.
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        where, key = _line_of(text, first["loc"]), str(first["loc"][-1] if first["loc"] else "")
+        similar = get_close_matches(key, keys, 1) if first["type"] == "extra_forbidden" else []
+        hint = f"; did you mean {similar[0]}?" if similar else ""
+        raise error_type(f"{path}{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{hint}") from error
+
+
+def _line_of(text: str, location: tuple[int | str, ...]) -> str:
+    """Return `, line N` of the YAML node at `location`, or of its nearest parent that the file contains."""
+    node, line = yaml.compose(text), 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            match = next((pair for pair in node.value if pair[0].value == part), None)
+            if match is None:
+                continue
+            line, node = match[0].start_mark.line + 1, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return f", line {line}"

@@ -1,0 +1,74 @@
+"""Turn a detector that somebody else trained, an ONNX file, into a run folder that scores like one of ours."""
+
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from patchscan.common.files import atomic_write
+from patchscan.detector.card import IMPORTED, Card
+from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector, seal
+from patchscan.training.import_config import ImportConfig, read_config, read_export
+from patchscan.training.onnx_graph import GraphError, load_graph, wrap
+
+
+def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
+    """Write a run folder (card.json, model.onnx) from an ONNX file and a page of YAML, or from the folder of a Hugging
+    Face export (config.json, preprocessor_config.json, model.onnx).
+
+    Nothing is calibrated until `evaluate` has done it. Raises ImportConfigError and GraphError.
+    """
+    folder, file = (model, model / GRAPH_FILE) if model.is_dir() else (model.parent, model)
+    described = read_config(config) if config else read_export(folder)
+    head = described.output.head.read(config.parent if config else folder) if described.output.head else None
+    graph, data = load_graph(file)
+    wrapped = wrap(file, graph, described.input, described.output, head)
+    # The digest of what decides a score: the file, and what was put around it.
+    digest = sha256(data + wrapped).hexdigest()
+    card = Card(
+        name=described.name,
+        version=described.version,
+        architecture=IMPORTED,
+        preset=described.input.preset(),
+        weights_sha256=digest,
+        training=_training(described, file, sha256(data).hexdigest()),
+        warnings=[_warning(described)],
+    )
+    _try(card, wrapped, file)
+    run.mkdir(parents=True, exist_ok=True)
+    with atomic_write(run / GRAPH_FILE) as out:
+        out.write_bytes(seal(wrapped, digest))
+    card.write(run)
+    return card
+
+
+def _training(described: ImportConfig, file: Path, file_sha256: str) -> dict[str, object]:
+    return {
+        "recipe": {"weights": file.name, "weights_sha256": file_sha256},
+        "seen": [],
+        "unseen": [],
+        "source": described.source or "unknown",
+        "licence": described.licence or "unknown",
+        "trained_on": described.trained_on or "unknown",
+    }
+
+
+def _warning(described: ImportConfig) -> str:
+    trained = f"trained on {described.trained_on}" if described.trained_on else "what it was trained on is unknown"
+    return f"Imported from {described.source or 'an unknown source'}; {trained}; evaluate it on your data first."
+
+
+def _try(card: Card, graph: bytes, file: Path) -> None:
+    """Score two pictures. Raises GraphError where the graph fails on them, or is not finite."""
+    try:
+        detector = OnnxDetector(card, graph)
+        for value in (96, 160):
+            side = card.preset.size + 8
+            crops = card.preset.crops(np.full((side, side, 3), value, np.uint8), 0)
+            logit = detector.logits([crops.pixels])[0]
+            if not np.isfinite(logit):
+                raise GraphError(f"{file} gives {logit} for a grey picture")
+    except GraphError:
+        raise
+    except Exception as error:  # ONNX Runtime raises its own
+        raise GraphError(f"{file} fails on a grey picture: {error}") from error

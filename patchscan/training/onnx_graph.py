@@ -1,0 +1,247 @@
+"""Check an ONNX file that a stranger made, and put what patchscan needs around its graph: crops in, a logit out.
+
+An ONNX file is a program. It may not reach outside itself (other files, operators of other libraries) nor loop or draw
+at random, and its size is bounded. ONNX Runtime then checks types and shapes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from patchscan.common.errors import UserError
+from patchscan.detector.presets import has_fixed_count
+from patchscan.training.import_config import Input, Output
+
+MAX_BYTES = 2**31 - 1  # more does not fit into one file of protocol buffers
+MAX_NODES = 100_000
+MIN_OPSET, REDUCE_AXES_AS_INPUT = 13, 18
+# ONNX's own operators, and those that ONNX Runtime brings along for quantised and fused models.
+DOMAINS = {"", "ai.onnx", "com.microsoft"}
+REFUSED = {"Loop", "Scan", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
+REFUSED |= {"Bernoulli", "SequenceMap"}
+Weights = tuple[list[float], float]  # of a head, and its bias
+PIXEL_TYPES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "FLOAT16", TensorProto.UINT8: "UINT8"}
+
+
+class GraphError(UserError):
+    """The ONNX file cannot be imported; the message says why."""
+
+
+def load_graph(path: Path) -> tuple[onnx.ModelProto, bytes]:
+    """Read and check an ONNX file. Returns the model and the file's bytes. Raises GraphError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise GraphError(f"{path} has more than 2 GB")
+        data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
+    except OSError as error:
+        raise GraphError(f"{path} cannot be read: {error.strerror}") from error
+    except GraphError:
+        raise
+    except Exception as error:  # protobuf raises its own
+        raise GraphError(f"{path} is not an ONNX file: {error}") from error
+    if not model.graph.node or not model.graph.output:
+        raise GraphError(f"{path} is not an ONNX file: it holds no graph")
+    _check(path, model)
+    return model, data
+
+
+def _check(path: Path, model: onnx.ModelProto) -> None:
+    opset = _opset(model)
+    if opset < MIN_OPSET:
+        raise GraphError(f"{path} is of opset {opset}: convert it to {MIN_OPSET} or later (onnx.version_converter)")
+    nodes = [node for graph in _graphs(model) for node in graph]
+    if len(nodes) > MAX_NODES:
+        raise GraphError(f"{path} has {len(nodes):,} nodes; at most {MAX_NODES:,} are taken")
+    for node in nodes:
+        if node.domain not in DOMAINS and node.domain not in {one.domain for one in model.functions}:
+            raise GraphError(f"{path} needs the operator {node.domain}.{node.op_type} of another library")
+        if node.op_type in REFUSED:
+            raise GraphError(f"{path} has a node {node.op_type}: graphs that loop or draw at random are not taken")
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raise GraphError(f"{path} keeps weights in another file: save it as one (onnx.save, save_as_external_data)")
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[Any]:
+    """The lists of nodes of the graph, of its functions, and of the graphs in its nodes' attributes."""
+    waiting: list[Any] = [model.graph.node, *(function.node for function in model.functions)]
+    while waiting:
+        nodes = waiting.pop()
+        yield nodes
+        for node in nodes:
+            for attribute in node.attribute:
+                waiting += [graph.node for graph in (attribute.g, *attribute.graphs) if graph.node]
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    yield from model.graph.initializer
+    for nodes in _graphs(model):
+        for node in nodes:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+                for graph in (attribute.g, *attribute.graphs):
+                    yield from graph.initializer
+
+
+class _Builder:
+    """Collects nodes and constants, under names that the graph cannot have."""
+
+    def __init__(self, opset: int):
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def constant(self, values: Any, kind: type) -> str:
+        name = f"patchscan:constant{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
+        return name
+
+    def node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        output = output or f"patchscan:value{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    def reduce(self, operator: str, value: str, *, keep: bool, output: str | None = None, axes: list[int]) -> str:
+        if self.opset >= REDUCE_AXES_AS_INPUT:
+            return self.node(operator, value, self.constant(axes, np.int64), output=output, keepdims=int(keep))
+        return self.node(operator, value, output=output, keepdims=int(keep), axes=axes)
+
+
+def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head: Weights | None) -> bytes:
+    """Return the model as one from crops, uint8 (count, size, size, 3) named `crops`, to a logit, a float64 scalar, AI
+    positive: the mean over the crops. Raises GraphError where the graph has no such input or output."""
+    graph = model.graph
+    source = _only_input(path, graph, given)
+    before, after = _Builder(_opset(model)), _Builder(_opset(model))
+    _add_preparation(before, source, given)
+    result = _output(path, graph, wanted.name)
+    _add_logit(after, path, result, wanted, head)
+    for builder, place in ((before, 0), (after, len(graph.node))):
+        for constant in builder.constants:
+            constant.name = constant.name.replace("patchscan:", f"patchscan:{place}:")
+        for node in builder.nodes:
+            _rename(node, place)
+    nodes = [*before.nodes, *graph.node, *after.nodes]
+    constants = [*before.constants, *after.constants]
+    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(constants)
+    count = given.count if has_fixed_count(given.preset()) else "count"
+    graph.input.append(helper.make_tensor_value_info("crops", TensorProto.UINT8, [count, given.size, given.size, 3]))
+    graph.output.append(helper.make_tensor_value_info("logit", TensorProto.DOUBLE, []))
+    wrapped: bytes = model.SerializeToString(deterministic=True)
+    return wrapped
+
+
+def _rename(node: onnx.NodeProto, place: int) -> None:
+    for names in (node.input, node.output):
+        for index, name in enumerate(names):
+            if name.startswith("patchscan:"):
+                names[index] = name.replace("patchscan:", f"patchscan:{place}:", 1)
+
+
+def _only_input(path: Path, graph: onnx.GraphProto, given: Input) -> onnx.ValueInfoProto:
+    initial = {one.name for one in graph.initializer}
+    inputs: list[onnx.ValueInfoProto] = [one for one in graph.input if one.name not in initial]
+    if len(inputs) != 1:
+        raise GraphError(f"{path} has {len(inputs)} inputs ({', '.join(one.name for one in inputs)}); one is taken")
+    tensor = inputs[0].type.tensor_type
+    if tensor.elem_type not in PIXEL_TYPES:
+        raise GraphError(f"{path}: its input {inputs[0].name} is not of numbers that pixels can be")
+    shape = [one.dim_value for one in tensor.shape.dim]
+    sides = (3, given.size, given.size) if given.layout == "nchw" else (given.size, given.size, 3)
+    if len(shape) != 4 or any(dim not in (0, side) for dim, side in zip(shape[1:], sides, strict=False)):
+        raise GraphError(f"{path}: its input is {shape} (0: any), but size and layout say {[0, *sides]}")
+    if shape[0] > 1 or (shape[0] == 1 and (given.count > 1 or given.max_count)):
+        raise GraphError(f"{path} takes {shape[0]} pictures at a time: export it with a dynamic first dimension")
+    return inputs[0]
+
+
+def _add_preparation(builder: _Builder, source: onnx.ValueInfoProto, given: Input) -> None:
+    kind = source.type.tensor_type.elem_type
+    value = builder.node("Cast", "crops", to=TensorProto.FLOAT)
+    if given.channels == "bgr":
+        value = builder.node("Gather", value, builder.constant([2, 1, 0], np.int64), axis=3)
+    # Others divide by 255, or multiply in float64: both are nearer to a division in float32 than to a product in it,
+    # and in a quantised graph the last bit decides.
+    value = builder.node("Div", value, builder.constant(_nearest_whole(1 / given.scale), np.float32))
+    value = builder.node("Sub", value, builder.constant(given.mean, np.float32))
+    value = builder.node("Div", value, builder.constant(given.std, np.float32))
+    if given.layout == "nchw":
+        value = builder.node("Transpose", value, perm=[0, 3, 1, 2])
+    builder.node("Cast", value, output=source.name, to=kind)
+
+
+def _nearest_whole(number: float) -> float:
+    return round(number) if abs(number - round(number)) < 1e-6 * number else number
+
+
+def _output(path: Path, graph: onnx.GraphProto, name: str | None) -> onnx.ValueInfoProto:
+    found: list[onnx.ValueInfoProto] = [one for one in graph.output if name in (None, one.name)]
+    if len(found) != 1:
+        names = ", ".join(one.name for one in graph.output)
+        raise GraphError(f"{path} has the outputs {names}: name one of them (output: name)")
+    return found[0]
+
+
+def _add_logit(
+    builder: _Builder, path: Path, result: onnx.ValueInfoProto, wanted: Output, head: Weights | None
+) -> None:
+    shape = [one.dim_value for one in result.type.tensor_type.shape.dim]
+    if len(shape) not in (1, 2):
+        raise GraphError(
+            f"{path}: its output {result.name} is {shape} (0: any), not a number or a row for each picture"
+        )
+    classes = shape[1] if len(shape) == 2 else 1
+    value = builder.node("Cast", result.name, to=TensorProto.DOUBLE)
+    if head:
+        value = _apply_head(builder, path, value, classes, wanted, head)
+    elif classes == 1:
+        value = builder.node("Reshape", value, builder.constant([-1], np.int64))
+        value = _log_odds(builder, value) if wanted.kind == "probabilities" else value
+        value = builder.node("Neg", value) if wanted.positive == "real" else value
+    else:
+        value = _class_logit(builder, path, value, classes, wanted)
+    builder.reduce("ReduceMean", value, keep=False, output="logit", axes=[0])
+
+
+def _apply_head(builder: _Builder, path: Path, value: str, length: int, wanted: Output, head: Weights) -> str:
+    weights, bias = head
+    if length not in (0, len(weights)):
+        raise GraphError(f"{path}: its output has {length} elements, and the head {len(weights)} weights")
+    if wanted.head and wanted.head.normalise:
+        norm = builder.reduce("ReduceL2", value, keep=True, axes=[1])
+        value = builder.node("Div", value, builder.node("Max", norm, builder.constant(1e-12, np.float64)))
+    value = builder.node("MatMul", value, builder.constant(weights, np.float64))
+    return builder.node("Add", value, builder.constant(bias, np.float64))
+
+
+def _class_logit(builder: _Builder, path: Path, value: str, classes: int, wanted: Output) -> str:
+    """The log odds of the class AI against all others, (count,)."""
+    if classes == 0:
+        raise GraphError(f"{path}: how many classes its output has is not stated: export it with a fixed number")
+    if wanted.ai >= classes:
+        raise GraphError(f"{path} has {classes} classes, numbered from 0: there is no class {wanted.ai}")
+    ai = builder.node("Gather", value, builder.constant(wanted.ai, np.int64), axis=1)
+    if wanted.kind == "probabilities":
+        return _log_odds(builder, ai)
+    others = [number for number in range(classes) if number != wanted.ai]
+    rest = builder.node("Gather", value, builder.constant(others, np.int64), axis=1)
+    return builder.node("Sub", ai, builder.reduce("ReduceLogSumExp", rest, keep=False, axes=[1]))
+
+
+def _log_odds(builder: _Builder, probability: str) -> str:
+    least = 1e-9  # a model that is certain would have an infinite logit
+    bounds = builder.constant(least, np.float64), builder.constant(1 - least, np.float64)
+    inside = builder.node("Clip", probability, *bounds)
+    opposite = builder.node("Sub", builder.constant(1, np.float64), inside)
+    return builder.node("Log", builder.node("Div", inside, opposite))

@@ -1,0 +1,224 @@
+"""`patchscan import`: somebody else's ONNX file scores as its makers say, and one that reaches outside is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from typer.testing import CliRunner
+
+from patchscan.cli import app
+from patchscan.common.errors import UserError
+from patchscan.detector.answer import Answer
+from patchscan.detector.card import NOT_CALIBRATED
+from patchscan.detector.engines import EngineError, load_detector
+from patchscan.detector.presets import WholeImagePreset
+from patchscan.training.import_config import ImportConfigError, read_config
+from patchscan.training.import_onnx import import_onnx
+from patchscan.training.onnx_graph import GraphError
+from tests.serving_kit import picture, png
+
+SIDE = 16
+CONFIG = """\
+name: theirs
+input:
+  size: 16
+  resize: 20
+  filter: bicubic
+  mean: [0.5, 0.4, 0.3]
+  std: [0.2, 0.3, 0.4]
+output: {output}
+"""
+
+
+def graph(classes: int, opset: int = 17, last: str | None = None, **changes: Any) -> onnx.ModelProto:
+    """A small classifier: the picture's mean colours, and a matrix; `last` is a final operator."""
+    weights = np.random.default_rng(classes).normal(0, 3, (3, classes)).astype(np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["scores" if last else "y"]),
+    ]
+    if last:
+        nodes.append(helper.make_node(last, ["scores"], ["y"], domain=changes.get("domain", "")))
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 3, SIDE, SIDE])]
+    inputs += [helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1])] if changes.get("second_input") else []
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, classes])]
+    body = helper.make_graph(nodes, "theirs", inputs, outputs, [numpy_helper.from_array(weights, "w")])
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("elsewhere", 1)]
+    return helper.make_model(body, opset_imports=opsets, ir_version=8)
+
+
+def write(folder: Path, model: onnx.ModelProto, output: str = "{}") -> tuple[Path, Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "theirs.yaml").write_text(CONFIG.format(output=output))
+    (folder / "theirs.onnx").write_bytes(model.SerializeToString())
+    return folder / "theirs.onnx", folder / "theirs.yaml"
+
+
+def theirs(model: onnx.ModelProto, rgb: np.ndarray) -> np.ndarray:
+    """What the graph itself gives for a square picture, prepared by the book."""
+    resized = np.asarray(Image.fromarray(rgb).resize((20, 20), Image.Resampling.BICUBIC))[2:18, 2:18]
+    mean, std = (np.array(values, np.float32) for values in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
+    x = (resized.astype(np.float32) / 255 - mean) / std
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    result: np.ndarray = session.run(None, {"x": x.transpose(2, 0, 1)[None]})[0][0]
+    return result.astype(np.float64)
+
+
+def log_odds(p: float) -> float:
+    return float(np.log(p / (1 - p)))
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 21])
+@pytest.mark.parametrize(
+    ("classes", "last", "output", "expected"),
+    [
+        (1, None, "{}", lambda y: y[0]),
+        (1, None, "{positive: real}", lambda y: -y[0]),
+        (1, "Sigmoid", "{kind: probabilities}", lambda y: log_odds(y[0])),
+        (2, None, "{ai: 0}", lambda y: y[0] - y[1]),
+        (3, None, "{ai: 2}", lambda y: y[2] - np.log(np.exp(y[:2]).sum())),
+        (3, "Softmax", "{ai: 2, kind: probabilities}", lambda y: log_odds(y[2])),
+    ],
+)
+def test_it_scores_as_its_graph_says(
+    classes: int, last: str | None, output: str, expected: Any, opset: int, tmp_path: Path
+) -> None:
+    model = graph(classes, opset, last)
+    file, config = write(tmp_path, model, output)
+    card = import_onnx(file, tmp_path / "run", config)
+    answer = load_detector(tmp_path / "run").score([png(1, 40, 40)])[0]
+    assert isinstance(answer, Answer)
+    assert answer.logit == pytest.approx(expected(theirs(model, picture(1, 40, 40))), abs=1e-5)
+    assert (card.architecture, card.training["trained_on"]) == ("imported", "unknown")
+    assert card.all_warnings[0] == NOT_CALIBRATED
+    assert "what it was trained on is unknown" in card.all_warnings[1]
+
+
+def test_a_vector_gets_a_head(tmp_path: Path) -> None:
+    model = graph(5)
+    file, config = write(tmp_path, model, "{head: {file: head.json}}")
+    head = {"weights": [1.0, -2.0, 3.0, 0.5, 0.25], "bias": -0.5}
+    (tmp_path / "head.json").write_text(json.dumps(head))
+    import_onnx(file, tmp_path / "run", config)
+    vector = theirs(model, picture(1, 40, 40))
+    expected = vector / np.linalg.norm(vector) @ head["weights"] - 0.5
+    detector = load_detector(tmp_path / "run")
+    assert detector.logits([detector.prepare(png(1, 40, 40)).crops.pixels]) == pytest.approx([expected], abs=1e-5)
+
+
+def test_an_export_is_read_as_it_lies(tmp_path: Path) -> None:
+    model = graph(2)
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    (folder / "config.json").write_text(json.dumps({"id2label": {"0": "Fake-Image", "1": "real"}}))
+    preprocessor = {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "resample": 3}
+    preprocessor |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "rescale_factor": 0.00392156862745098}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    assert CliRunner().invoke(app, ["import", str(folder), "--run", str(tmp_path / "run")]).exit_code == 0
+    y = theirs(model, picture(1, 40, 40))
+    detector = load_detector(tmp_path / "run")
+    assert detector.logits([detector.prepare(png(1, 40, 40)).crops.pixels]) == pytest.approx([y[0] - y[1]], abs=1e-5)
+    (folder / "config.json").write_text(json.dumps({"id2label": {"0": "cat", "1": "dog"}}))
+    with pytest.raises(ImportConfigError, match="which of the labels cat, dog means AI is not clear"):
+        import_onnx(folder, tmp_path / "other")
+
+
+def test_the_page_describes_what_can_be_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "import.md").read_text()
+    (tmp_path / "theirs.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    described = read_config(tmp_path / "theirs.yaml")
+    assert described.input.preset() == WholeImagePreset(size=224, resize=256, filter="bicubic")
+
+
+def external() -> onnx.ModelProto:
+    model = graph(2)
+    weights = model.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="/etc/passwd")
+    return model
+
+
+def hidden_loop() -> onnx.ModelProto:
+    """A loop in a branch of a node."""
+    model = graph(2)
+    loop = helper.make_node("Loop", ["", "c"], ["z"], body=helper.make_graph([], "body", [], []))
+    branch = helper.make_graph([loop], "branch", [], [])
+    model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "output", "why"),
+    [
+        (external(), "{}", "keeps weights in another file"),
+        (hidden_loop(), "{}", "has a node Loop"),
+        (graph(2, last="Softmax", domain="elsewhere"), "{}", "needs the operator elsewhere.Softmax of another library"),
+        (graph(2, second_input=True), "{}", r"has 2 inputs \(x, mask\)"),
+        (graph(2), "{ai: 2}", "there is no class 2"),
+        (graph(2), "{name: z}", "has the outputs y"),
+        (graph(2, opset=11), "{}", "is of opset 11"),
+        (graph(2, last="Nonsense"), "{}", "fails on a grey picture"),
+    ],
+)
+def test_a_graph_that_cannot_be_trusted_or_read_is_refused(
+    model: onnx.ModelProto, output: str, why: str, tmp_path: Path
+) -> None:
+    file, config = write(tmp_path, model, output)
+    with pytest.raises(GraphError, match=why):
+        import_onnx(file, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_what_is_no_onnx_file_is_said_in_one_line(data: bytes, tmp_path: Path) -> None:
+    file, config = write(tmp_path, graph(2))
+    file.write_bytes(data)
+    with pytest.raises(GraphError, match="is not an ONNX file"):
+        import_onnx(file, tmp_path / "run", config)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("resize: 20", "reszie: 20", r"theirs.yaml, line 4: input.reszie: .*did you mean resize\?"),
+        ("filter: bicubic", "filter: cubic", "theirs.yaml, line 5: input.filter"),
+        ("std: [0.2, 0.3, 0.4]", "std: [0.2, 0.3, 0]", "theirs.yaml, line 2: input: .*std may not be 0"),
+        ("size: 16", "size: 5", "a side must be 8 to 1024 pixels"),
+        ("name: theirs", "name: [", "is not YAML"),
+    ],
+)
+def test_a_mistake_in_the_description_is_named_with_its_line(old: str, new: str, why: str, tmp_path: Path) -> None:
+    file, config = write(tmp_path, graph(2))
+    config.write_text(config.read_text().replace(old, new))
+    with pytest.raises(ImportConfigError, match=why):
+        import_onnx(file, tmp_path / "run", config)
+
+
+def test_what_an_imported_detector_cannot_do_is_one_line(tmp_path: Path) -> None:
+    file, config = write(tmp_path, graph(2))
+    import_onnx(file, tmp_path / "run", config)
+    with pytest.raises(EngineError, match="runs on the CPU with --engine onnx alone"):
+        load_detector(tmp_path / "run", engine="torch")
+    run = str(tmp_path / "run")
+    for command in (["archive", run], ["export", run], ["ensemble", "--run", run, "--run", run, "--out", run]):
+        with pytest.raises(UserError, match="is an imported detector"):
+            app(command, standalone_mode=False)
+
+
+def test_a_folder_is_scanned_with_it(tmp_path: Path) -> None:
+    file, config = write(tmp_path, graph(2))
+    import_onnx(file, tmp_path / "run", config)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(png(1, 40, 40))
+    arguments = ["scan", str(photos), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
