@@ -70,7 +70,7 @@ class OnnxDetector(BaseDetector):
         """Whether the graph takes the number and size of crops that the card's preset cuts."""
         preset = self.card.preset
         count, *shape = self._session.get_inputs()[0].shape  # a number of crops that is not fixed has a name
-        fits = count == preset.count if has_fixed_count(preset) else isinstance(count, str)
+        fits = isinstance(count, str) or (has_fixed_count(preset) and count == preset.count)
         return fits and shape == [preset.size, preset.size, 3]
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:

@@ -13,7 +13,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from patchscan.common.errors import UserError
-from patchscan.detector.presets import has_fixed_count
 from patchscan.training.import_config import Input, Output
 
 MAX_BYTES = 2**31 - 1  # more does not fit into one file of protocol buffers
@@ -130,12 +129,13 @@ def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head:
             constant.name = constant.name.replace("patchscan:", f"patchscan:{place}:")
         for node in builder.nodes:
             _rename(node, place)
+    # ONNX Runtime optimises a graph otherwise where it knows this number, and a quantised model's scores then differ.
+    count = source.type.tensor_type.shape.dim[0].dim_value or "count"
     nodes = [*before.nodes, *graph.node, *after.nodes]
     constants = [*before.constants, *after.constants]
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.initializer.extend(constants)
-    count = given.count if has_fixed_count(given.preset()) else "count"
     graph.input.append(helper.make_tensor_value_info("crops", TensorProto.UINT8, [count, given.size, given.size, 3]))
     graph.output.append(helper.make_tensor_value_info("logit", TensorProto.DOUBLE, []))
     wrapped: bytes = model.SerializeToString(deterministic=True)
