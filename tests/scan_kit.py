@@ -74,7 +74,7 @@ class StubServer(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         reply: dict[str, Any]
         if self.headers["Content-Type"] == "application/json":
-            reply = {"card": asdict(self.scorer.card), "takes": ["crops"]}
+            reply = {"card": asdict(self.scorer.card), "takes": ["crops"], "engine": self.scorer.engine}
         else:
             crops = np.load(io.BytesIO(body))
             reply = {"logits": self.scorer.logits(list(crops[:, None])), "digest": self.scorer.card.digest}

@@ -43,7 +43,9 @@ class Detector(BaseDetector):
         card = Card.read(folder)
         weights = folder / WEIGHTS_FILE
         if card.architecture == IMPORTED:
-            raise CardError(f"{folder} is an imported detector: it can be evaluated and scanned with, and no more")
+            raise CardError(
+                f"{folder} is an imported detector: it can be evaluated and scanned with, with --engine onnx on a CPU"
+            )
         if not weights.exists():
             raise CardError(f"{weights} is missing")
         if sha256_of(weights) != card.weights_sha256:

@@ -6,7 +6,6 @@ from pathlib import Path
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Engine
 from patchscan.detector.base import BaseDetector
-from patchscan.detector.card import IMPORTED, Card
 from patchscan.detector.images import Limits
 from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector
 
@@ -17,12 +16,7 @@ class EngineError(UserError):
 
 def choose_engine(run: Path, device: str = "cpu", engine: Engine | None = None) -> Engine:
     """Return the engine for a run folder: the one asked for; otherwise `onnx` on a CPU where onnxruntime is installed
-    and the folder has a graph, else `torch`. Raises EngineError where ONNX Runtime is asked to use a GPU, or torch to
-    run an imported detector."""
-    if Card.read(run).architecture == IMPORTED:
-        if engine == "torch" or device != "cpu":
-            raise EngineError(f"{run} is an imported detector, which runs on the CPU with --engine onnx alone")
-        return "onnx"
+    and the folder has a graph, else `torch`. Raises EngineError where ONNX Runtime is asked to use a GPU."""
     if engine == "onnx" and device != "cpu":
         raise EngineError(f"--engine onnx runs on the CPU only: leave out --device {device}, or use --engine torch")
     if engine:

@@ -553,7 +553,8 @@ class EventQueue:
     """A queue into which S3 puts the events of a bucket."""
 
     def __init__(self, s3: EmbeddedS3, bucket: str):
-        self._sqs: Any = boto3.client("sqs", endpoint_url=s3.endpoint_url)
+        # boto3.client would keep the keys of an earlier server.
+        self._sqs: Any = boto3.Session().client("sqs", endpoint_url=s3.endpoint_url)
         self.url: str = self._sqs.create_queue(QueueName=bucket)["QueueUrl"]
         found = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["QueueArn"])
         notify: Any = {

@@ -50,6 +50,8 @@ def test_a_scans_summary_has_as_many_lines_as_it_means_to() -> None:
     error = {"status": "rejected", "code": "empty", "n": 1, "new": 1, "examples": [{"key": FORGED, "message": FORGED}]}
     report = {
         "source": FORGED,
+        "named": None,
+        "whole": None,
         "totals": dict.fromkeys(("listed", "scored", "rejected", "failed", "unchanged", "deleted"), 1),
         "verdicts": dict.fromkeys(("ai", "uncertain", "real"), 1),
         "errors": [error],

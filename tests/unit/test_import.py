@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from patchscan.cli import app
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer
-from patchscan.detector.card import NOT_CALIBRATED
-from patchscan.detector.engines import EngineError, load_detector
+from patchscan.detector.card import NOT_CALIBRATED, CardError
+from patchscan.detector.engines import load_detector
 from patchscan.detector.presets import WholeImagePreset
 from patchscan.training.import_config import ImportConfigError, read_config
 from patchscan.training.import_onnx import import_onnx
@@ -206,7 +206,7 @@ def test_a_mistake_in_the_description_is_named_with_its_line(old: str, new: str,
 def test_what_an_imported_detector_cannot_do_is_one_line(tmp_path: Path) -> None:
     file, config = write(tmp_path, graph(2))
     import_onnx(file, tmp_path / "run", config)
-    with pytest.raises(EngineError, match="runs on the CPU with --engine onnx alone"):
+    with pytest.raises(CardError, match="with --engine onnx on a CPU"):
         load_detector(tmp_path / "run", engine="torch")
     run = str(tmp_path / "run")
     for command in (["archive", run], ["export", run], ["ensemble", "--run", run, "--run", run, "--out", run]):

@@ -139,7 +139,8 @@ def test_ctrl_c_while_a_bucket_is_listed(served: Served, tmp_path: Path) -> None
         printed, told = process.communicate(timeout=30)
         connection.close()
     assert_one_line(Done(process.args, process.returncode, printed, told), 75, "run the same command again")
-    assert files(tmp_path / "out") == set()
+    # The second Ctrl-C ends the process before it removes the mark that a listing is under way; the next scan does.
+    assert files(tmp_path / "out") <= {"planning.json"}
 
 
 def test_an_index_that_is_stopped_keeps_what_it_has_read(tmp_path: Path) -> None:
