@@ -568,6 +568,13 @@ class EventQueue:
     def send(self, body: str) -> None:
         self._sqs.send_message(QueueUrl=self.url, MessageBody=body)
 
+    def wait_for(self, count: int) -> None:
+        """Wait until so many messages are there: a store need not send its events before it replies."""
+        deadline = time.monotonic() + 30
+        while self.messages() < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
     def messages(self) -> int:
         """How many there are, hidden ones included."""
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
@@ -600,6 +607,7 @@ def test_what_events_name_is_scored_into_the_table_and_leaves_the_queue(
         s3.client().delete_object(Bucket=bucket, Key="gone.png")
         s3.client().delete_object(Bucket=bucket, Key="many/03.png")
         queue.send("{no event")
+        queue.wait_for(len(UNUSUAL) + 5)
         code, output = scan_events(bucket, queue.url, server)
         assert (code, queue.messages()) == (1, 1), output  # the message that cannot be read stays
         assert "which stays in the queue: it begins as JSON and is none" in output
