@@ -97,6 +97,24 @@ CALL_ERRORS = (
 )
 
 
+def call_boto(retries: Retries, function: Callable[[], Result], translate: Callable[[Exception], Exception]) -> Result:
+    """Call boto3, with retries; `translate` turns its errors into ours. Raises what `translate` returns."""
+
+    def attempt() -> Result:
+        try:
+            return function()
+        except CALL_ERRORS as error:
+            raise translate(error) from None
+
+    return retries.call(attempt)[0]
+
+
+def status_and_code(error: boto_errors.ClientError) -> tuple[int, str]:
+    """The HTTP status (0 where there is none) and the service's error code of a refusal."""
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return status, str(error.response.get("Error", {}).get("Code", ""))
+
+
 class Bucket:
     """A bucket, or a prefix of one, as a `Store`. Keys are full keys; names of results are relative to the URL's
     prefix."""
@@ -292,14 +310,8 @@ class Bucket:
         """Call the function, with retries. `expected` gives the results for failures that are not errors here, such as
         None for an object that does not exist."""
 
-        def attempt() -> Result:
-            try:
-                return function()
-            except CALL_ERRORS as error:
-                raise self._translate(error) from None
-
         try:
-            return self._retries.call(attempt)[0]
+            return call_boto(self._retries, function, self._translate)
         except TransientError as error:
             raise OutageError(f"{self.url}: the store does not answer ({error}); run the same command again") from None
         except ObjectError as error:
@@ -330,8 +342,7 @@ class Bucket:
         )
 
     def _translate_reply(self, error: boto_errors.ClientError) -> Exception:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        status, code = status_and_code(error)
         if code.replace("_", "").lower() == "invalidobjectstate":
             return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
         if (status >= 500 and status != 501) or status == 429 or code in BUSY_CODES:

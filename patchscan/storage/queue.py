@@ -12,7 +12,7 @@ from botocore import exceptions as boto_errors
 from botocore.config import Config
 
 from patchscan.common.retries import OutageError, Retries, TransientError
-from patchscan.storage.bucket import BUSY_CODES, CALL_ERRORS, NETWORK_ERRORS
+from patchscan.storage.bucket import BUSY_CODES, NETWORK_ERRORS, call_boto, status_and_code
 from patchscan.storage.store import StoreError
 
 # What SQS takes and gives in one call.
@@ -81,14 +81,8 @@ class Queue:
         return failed
 
     def _call(self, function: Callable[[], Any]) -> Any:
-        def attempt() -> Any:
-            try:
-                return function()
-            except CALL_ERRORS as error:
-                raise self._translate(error) from None
-
         try:
-            return self._retries.call(attempt)[0]
+            return call_boto(self._retries, function, self._translate)
         except TransientError as error:
             raise OutageError(f"{self.url}: the queue does not answer ({error}); run the same command again") from None
 
@@ -99,8 +93,7 @@ class Queue:
         if not isinstance(error, boto_errors.ClientError):
             why = type(error).__name__
             return StoreError(f"{self.url}: {why}; check credentials and region (docs/scan.md), and run again")
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        status, code = status_and_code(error)
         if status >= 500 or status == 429 or code in BUSY_CODES:
             return TransientError(f"{status} {code}")
         return StoreError(
