@@ -176,7 +176,9 @@ class Served:
         """A client of the inference API with a good token."""
         token = self.token_file.read_text().split()[0]
         headers = {"Authorization": f"Bearer {token}"}
-        return httpx.Client(base_url=self.said["inference"], headers=headers, timeout=120)
+        # With a bound on idle connections, httpcore can close one that another thread has just been given.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        return httpx.Client(base_url=self.said["inference"], headers=headers, timeout=120, limits=limits)
 
     def management(self) -> httpx.Client:
         """A client of the management API with its key."""
