@@ -14,7 +14,7 @@ import torch
 
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
 from patchscan.detector.base import BaseDetector, ScoreError
-from patchscan.detector.card import NotFiniteError
+from patchscan.detector.card import IMPORTED, Card, NotFiniteError
 from patchscan.detector.decoders import BusyError, decoder_pool
 from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError
@@ -42,12 +42,19 @@ class ImageDetector:
         torch.set_num_threads(1)
         device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
         folder = Path(context.system_properties["model_dir"])
-        detector = Detector.load(folder, device)
         onnx = context.model_yaml_config["handler"]["engine"] == "onnx" and device == "cpu"
-        # Exported here, so that the archive holds the weights only once.
-        self.detector = to_onnx(detector, threads=1) if onnx else detector
+        self.detector = self._load(folder, device, onnx)
         self.detector.score([path.read_bytes() for path in sorted(folder.glob("golden/*.bmp"))])  # the first is slow
         self.measures = HandlerMetrics(context.metrics, context.model_name)
+
+    def _load(self, folder: Path, device: str, onnx: bool) -> BaseDetector:
+        if Card.read(folder).architecture == IMPORTED:
+            from patchscan.detector.graph_check import load_imported  # needs onnx, which our own models do not
+
+            return load_imported(folder, threads=1)  # always in ONNX Runtime, on the CPU
+        detector = Detector.load(folder, device)
+        # Exported here, so that the archive holds the weights only once.
+        return to_onnx(detector, threads=1) if onnx else detector
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Return one JSON object per row, in order."""

@@ -16,7 +16,7 @@ import numpy as np
 from patchscan.common.processes import available_cpus
 from patchscan.detector.answer import Engine
 from patchscan.detector.base import BaseDetector
-from patchscan.detector.card import Card, CardError
+from patchscan.detector.card import IMPORTED, Card, CardError
 from patchscan.detector.images import Limits
 from patchscan.detector.presets import has_fixed_count
 
@@ -45,25 +45,24 @@ class OnnxDetector(BaseDetector):
         self._model_s_lock = threading.Lock()
 
     @classmethod
-    def load(cls, folder: Path, limits: Limits = Limits()) -> "OnnxDetector":
-        """Load `card.json` and `model.onnx` of a run folder. Raises CardError if one is missing or damaged, or the
-        graph was made of other weights or for other crops than the card's."""
+    def load(cls, folder: Path, limits: Limits = Limits(), threads: int | None = None) -> "OnnxDetector":
+        """Load `card.json` and `model.onnx` of a run folder; `threads` as for a new one. Raises CardError if one is
+        missing or damaged, or the graph was made of other weights or for other crops than the card's."""
         card = Card.read(folder)
         graph = folder / GRAPH_FILE
+        imported = card.architecture == IMPORTED
+        again = "import the detector again" if imported else f"`patchscan export {folder}` makes it again"
         if not graph.exists():
-            raise CardError(f"{graph} is missing: `patchscan export {folder}` makes it, or choose --engine torch")
+            other = "" if imported else ", or choose --engine torch"
+            raise CardError(f"{graph} is missing: {again}{other}")
         data = graph.read_bytes()
         if not is_sealed(data, card.weights_sha256):
             raise CardError(
-                f"{graph} is damaged or was made of other weights than those of {folder}/card.json: "
-                f"`patchscan export {folder}` makes it again"
+                f"{graph} is damaged or was made of other weights than those of {folder}/card.json: {again}"
             )
-        detector = cls(card, data, limits)
+        detector = cls(card, data, limits, threads)
         if not detector.takes_its_crops():
-            raise CardError(
-                f"{graph} was made for other crops than those of {folder}/card.json: "
-                f"`patchscan export {folder}` makes it again"
-            )
+            raise CardError(f"{graph} was made for other crops than those of {folder}/card.json: {again}")
         return detector
 
     def takes_its_crops(self) -> bool:

@@ -15,7 +15,9 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write, sha256_of
 from patchscan.common.shipped import PACKAGE, shipped
 from patchscan.detector.answer import Engine
+from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card
+from patchscan.detector.onnx_detector import GRAPH_FILE
 from patchscan.serving import golden
 
 # The earliest time that a zip file can state. It is fixed so that archives of one run are identical.
@@ -56,16 +58,19 @@ CARRIED = (
 
 
 def archive(
-    run: Path, model_store: Path, name: str | None = None, version: str | None = None, engine: Engine = "torch"
+    run: Path, model_store: Path, name: str | None = None, version: str | None = None, engine: Engine | None = None
 ) -> Path:
     """Write `model_store/<name>.mar` from a run folder, replacing an older one, and its digest beside it in sha256sum's
-    format. Returns the archive's path. `name` and `version` default to the card's.
+    format. Returns the archive's path. `name` and `version` default to the card's, `engine` to torch, or to onnx for an
+    imported detector, which nothing else runs.
 
-    Raises CardError if the folder is not a run folder, ArchiveError if torch-model-archiver fails.
+    Raises CardError if the folder is not a run folder, GraphError if the graph of an imported detector is not one that
+    `patchscan import` takes, ArchiveError if PyTorch is to run one or torch-model-archiver fails.
     """
     card = Card.read(run)
-    if card.architecture == IMPORTED:
-        raise ArchiveError(f"{run} is an imported detector: evaluate and scan with --run; archives are made of our own")
+    if card.architecture == IMPORTED and engine == "torch":
+        raise ArchiveError(f"{run} is an imported detector, which ONNX Runtime runs: leave out --engine torch")
+    engine = engine or ("onnx" if card.architecture == IMPORTED else "torch")
     card = replace(card, name=name or card.name, version=version or card.version)
     name = card.name
     check_names(card)
@@ -88,15 +93,30 @@ def check_names(card: Card) -> None:
 
 def _stage(run: Path, card: Card, stage: Path) -> Path:
     """Fill `stage` with the archive's files besides the handler: weights, card, golden images, imported code."""
-    from patchscan.detector.detector import Detector
-
     for name, path in carried_code().items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, stage / name)
-    shutil.copy(run / WEIGHTS_FILE, stage)
+    shutil.copy(run / model_file(card), stage)
     card.write(stage)
-    golden.write(stage, Detector.load(stage))
+    golden.write(stage, load_archived(stage))
     return stage
+
+
+def model_file(card: Card) -> str:
+    """Return the name of the file that holds the model: weights, or the graph of an imported detector."""
+    return GRAPH_FILE if card.architecture == IMPORTED else WEIGHTS_FILE
+
+
+def load_archived(folder: Path) -> BaseDetector:
+    """Load the card and the model of an archive, for its golden images: in PyTorch, or the graph of an imported
+    detector, checked again, in ONNX Runtime. Raises CardError, WeightsError and GraphError."""
+    if Card.read(folder).architecture == IMPORTED:
+        from patchscan.detector.graph_check import load_imported
+
+        return load_imported(folder)
+    from patchscan.detector.detector import Detector
+
+    return Detector.load(folder)
 
 
 def carried_code() -> dict[str, Path]:

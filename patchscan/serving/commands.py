@@ -27,11 +27,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def archive(
-    run: Annotated[Path, typer.Argument(help="Run folder made by `patchscan train`.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, of `patchscan train` or `patchscan import`.")],
     model_store: Annotated[Path, typer.Option(help="Folder to write the archive to.")] = DEFAULT_STORE,
     name: Annotated[str | None, typer.Option(help="Model name (default: the card's).")] = None,
     version: Annotated[str | None, typer.Option(help="Model version (default: the card's).")] = None,
-    engine: Annotated[Engine, typer.Option(help="Engine for CPUs: PyTorch, or ONNX Runtime.")] = "torch",
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="Engine for CPUs: PyTorch (default), or ONNX Runtime (for imported detectors always)."),
+    ] = None,
 ) -> None:
     """Make a TorchServe archive of a run folder. The same run always gives the same bytes.
 
@@ -39,6 +42,7 @@ def archive(
     Example:
       patchscan archive runs/ssp --model-store model_store
       patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
+      patchscan archive runs/theirs --name theirs
     """
     from patchscan.common.files import sha256_of
     from patchscan.detector.card import NOT_CALIBRATED, Card

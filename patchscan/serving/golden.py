@@ -9,15 +9,13 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from patchscan.detector.answer import Answer
-
-if TYPE_CHECKING:
-    from patchscan.detector.detector import Detector
+from patchscan.detector.base import BaseDetector
 
 FOLDER = "golden"
 ANSWERS = "answers.json"
@@ -45,7 +43,7 @@ def _bmp(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write(folder: Path, detector: "Detector") -> None:
+def write(folder: Path, detector: BaseDetector) -> None:
     """Write the golden images and this model's answers to them under `folder`/golden. Raises NotFiniteError where the
     model answers no number."""
     target = folder / FOLDER

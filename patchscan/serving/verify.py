@@ -8,18 +8,24 @@ import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from patchscan.common.errors import UserError
 from patchscan.common.files import digest_in, sha256_of
 from patchscan.common.shipped import shipped
 from patchscan.detector.answer import ENGINES, Answer
-from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
+from patchscan.detector.base import BaseDetector
+from patchscan.detector.card import CARD_FILE, Card
 from patchscan.serving import golden
-from patchscan.serving.archive import HANDLER, MODEL_CONFIG, carried_code, check_names, digest_file
-
-if TYPE_CHECKING:
-    from patchscan.detector.detector import Detector
+from patchscan.serving.archive import (
+    HANDLER,
+    MODEL_CONFIG,
+    carried_code,
+    check_names,
+    digest_file,
+    load_archived,
+    model_file,
+)
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 CONFIG = "model-config.yaml"
@@ -56,31 +62,39 @@ def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
     if expected_sha256 not in (None, sha256):
         raise VerifyError(f"{mar} is not the expected archive: its sha256 is {sha256}, not {expected_sha256}")
     content = _read(mar)
-    _check_files(mar, content)
+    card = _card(mar, content)
+    _check_files(mar, content, card)
     gold = {name.removeprefix("golden/"): data for name, data in content.items() if name.startswith("golden/")}
     try:
-        model = _load(content)
+        model = _load(content, card)
         _check_manifest(mar, content, model.card)
         found = golden.differences(gold, lambda data: _answer(model, data))
     except UserError as error:
         raise VerifyError(f"{mar}: {error}") from error
-    except Exception as error:  # card and answers come from whoever made the archive and may contain anything
-        raise VerifyError(f"{mar} contains a damaged card or damaged answers: {type(error).__name__}") from error
+    except Exception as error:  # graph and answers come from whoever made the archive and may contain anything
+        raise VerifyError(f"{mar} contains a damaged model or damaged answers: {type(error).__name__}") from error
     if found:
         raise VerifyError(f"{mar} does not score as when it was archived: {'; '.join(found)}")
     return Verified(mar, sha256, model.card, gold)
 
 
-def _load(content: dict[str, bytes]) -> "Detector":
-    from patchscan.detector.detector import Detector
-
+def _load(content: dict[str, bytes], card: Card) -> BaseDetector:
     with tempfile.TemporaryDirectory(prefix="patchscan-verify-") as folder:
-        for name in (CARD_FILE, WEIGHTS_FILE):
+        for name in (CARD_FILE, model_file(card)):
             (Path(folder) / name).write_bytes(content[name])
-        return Detector.load(Path(folder))
+        return load_archived(Path(folder))
 
 
-def _answer(model: "Detector", data: bytes) -> dict[str, Any]:
+def _card(mar: Path, content: dict[str, bytes]) -> Card:
+    if CARD_FILE not in content:
+        raise VerifyError(f"{mar} lacks {CARD_FILE}: make it again with `patchscan archive`")
+    try:
+        return Card.from_dict(json.loads(content[CARD_FILE]))
+    except Exception as error:  # it comes from whoever made the archive and may contain anything
+        raise VerifyError(f"{mar} contains a damaged card: {type(error).__name__}") from error
+
+
+def _answer(model: BaseDetector, data: bytes) -> dict[str, Any]:
     (answer,) = model.score([data])
     return asdict(answer) if isinstance(answer, Answer) else {}
 
@@ -107,11 +121,11 @@ def installed_code() -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in files.items()}
 
 
-def _check_files(mar: Path, content: dict[str, bytes]) -> None:
+def _check_files(mar: Path, content: dict[str, bytes], card: Card) -> None:
     """Check that there are exactly the files that `patchscan archive` writes, and no other that could be run."""
     code = installed_code()
     gold = {f"{golden.FOLDER}/{name}" for name in (*golden.images(), golden.ANSWERS)}
-    expected = {*code, *gold, MANIFEST, CONFIG, CARD_FILE, WEIGHTS_FILE}
+    expected = {*code, *gold, MANIFEST, CONFIG, CARD_FILE, model_file(card)}
     if extra := sorted(content.keys() - expected):
         raise VerifyError(f"{mar} contains files that `patchscan archive` does not write: {', '.join(extra[:5])}")
     if missing := sorted(expected - content.keys()):

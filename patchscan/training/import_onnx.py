@@ -7,9 +7,10 @@ import numpy as np
 
 from patchscan.common.files import atomic_write
 from patchscan.detector.card import IMPORTED, Card
+from patchscan.detector.graph_check import GraphError, load_graph
 from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector, seal
 from patchscan.training.import_config import ImportConfig, read_config, read_export
-from patchscan.training.onnx_graph import GraphError, load_graph, wrap
+from patchscan.training.onnx_graph import wrap
 
 
 def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:

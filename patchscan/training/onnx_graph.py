@@ -1,10 +1,5 @@
-"""Check an ONNX file that a stranger made, and put what patchscan needs around its graph: crops in, a logit out.
+"""Put what patchscan needs around the graph of somebody else's ONNX file: crops in, a logit out."""
 
-An ONNX file is a program. It may not reach outside itself (other files, operators of other libraries) nor loop or draw
-at random, and its size is bounded. ONNX Runtime then checks types and shapes.
-"""
-
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,83 +7,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from patchscan.common.errors import UserError
+from patchscan.detector.graph_check import GraphError, opset_of
 from patchscan.training.import_config import Input, Output
 
-MAX_BYTES = 2**31 - 1  # more does not fit into one file of protocol buffers
-MAX_NODES = 100_000
-MIN_OPSET, REDUCE_AXES_AS_INPUT = 13, 18
-# ONNX's own operators, and those that ONNX Runtime brings along for quantised and fused models.
-DOMAINS = {"", "ai.onnx", "com.microsoft"}
-REFUSED = {"Loop", "Scan", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
-REFUSED |= {"Bernoulli", "SequenceMap"}
+REDUCE_AXES_AS_INPUT = 18  # from this opset on
 Weights = tuple[list[float], float]  # of a head, and its bias
 PIXEL_TYPES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "FLOAT16", TensorProto.UINT8: "UINT8"}
-
-
-class GraphError(UserError):
-    """The ONNX file cannot be imported; the message says why."""
-
-
-def load_graph(path: Path) -> tuple[onnx.ModelProto, bytes]:
-    """Read and check an ONNX file. Returns the model and the file's bytes. Raises GraphError."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise GraphError(f"{path} has more than 2 GB")
-        data = path.read_bytes()
-        model = onnx.load_model_from_string(data)
-    except OSError as error:
-        raise GraphError(f"{path} cannot be read: {error.strerror}") from error
-    except GraphError:
-        raise
-    except Exception as error:  # protobuf raises its own
-        raise GraphError(f"{path} is not an ONNX file: {error}") from error
-    if not model.graph.node or not model.graph.output:
-        raise GraphError(f"{path} is not an ONNX file: it holds no graph")
-    _check(path, model)
-    return model, data
-
-
-def _check(path: Path, model: onnx.ModelProto) -> None:
-    opset = _opset(model)
-    if opset < MIN_OPSET:
-        raise GraphError(f"{path} is of opset {opset}: convert it to {MIN_OPSET} or later (onnx.version_converter)")
-    nodes = [node for graph in _graphs(model) for node in graph]
-    if len(nodes) > MAX_NODES:
-        raise GraphError(f"{path} has {len(nodes):,} nodes; at most {MAX_NODES:,} are taken")
-    for node in nodes:
-        if node.domain not in DOMAINS and node.domain not in {one.domain for one in model.functions}:
-            raise GraphError(f"{path} needs the operator {node.domain}.{node.op_type} of another library")
-        if node.op_type in REFUSED:
-            raise GraphError(f"{path} has a node {node.op_type}: graphs that loop or draw at random are not taken")
-    for tensor in _tensors(model):
-        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-            raise GraphError(f"{path} keeps weights in another file: save it as one (onnx.save, save_as_external_data)")
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[Any]:
-    """The lists of nodes of the graph, of its functions, and of the graphs in its nodes' attributes."""
-    waiting: list[Any] = [model.graph.node, *(function.node for function in model.functions)]
-    while waiting:
-        nodes = waiting.pop()
-        yield nodes
-        for node in nodes:
-            for attribute in node.attribute:
-                waiting += [graph.node for graph in (attribute.g, *attribute.graphs) if graph.node]
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    yield from model.graph.initializer
-    for nodes in _graphs(model):
-        for node in nodes:
-            for attribute in node.attribute:
-                yield from (attribute.t, *attribute.tensors)
-                for graph in (attribute.g, *attribute.graphs):
-                    yield from graph.initializer
 
 
 class _Builder:
@@ -120,7 +44,7 @@ def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head:
     positive: the mean over the crops. Raises GraphError where the graph has no such input or output."""
     graph = model.graph
     source = _only_input(path, graph, given)
-    before, after = _Builder(_opset(model)), _Builder(_opset(model))
+    before, after = _Builder(opset_of(model)), _Builder(opset_of(model))
     _add_preparation(before, source, given)
     result = _output(path, graph, wanted.name)
     _add_logit(after, path, result, wanted, head)

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
-from patchscan.serving.archive import archive, digest_file
+from patchscan.serving.archive import archive, digest_file, load_archived
 from patchscan.serving.verify import verify
 from tests.command import patchscan
+from tests.import_kit import imported_run
 from tests.serving_kit import Served, png, rewritten, tiny_run
 
 
@@ -125,6 +127,22 @@ def test_a_version_that_does_not_become_ready_is_removed_again(
             registry.register(second, 1)
         assert [(one.version, one.default) for one in registry.status()] == [("1.0", True)]
     assert not (served.store / "tiny-2.0.mar").exists()
+
+
+def test_an_imported_detector_is_registered_and_serves(served: Served, tmp_path: Path) -> None:
+    mar = archive(imported_run(tmp_path / "run"), tmp_path)
+    done = patchscan("register", mar, *served.options())
+    try:
+        assert (done.returncode, done.stderr) == (0, "")
+        (right,) = load_archived(tmp_path / "run").score([png(1)])
+        assert isinstance(right, Answer)
+        with served.client() as client:
+            assert client.put("/predictions/theirs", content=png(1)).json() == asdict(right)
+    finally:
+        with served.management() as management:
+            management.delete("/models/theirs/1.0")
+        for stored in served.store.glob("theirs*"):
+            stored.unlink()
 
 
 def test_a_server_that_is_not_there_is_one_line(served: Served, second: Path) -> None:

@@ -1,21 +1,24 @@
-"""One archive a model: SimpleCNN, ResNet50, SSP, EfficientNet-Lite0 and an ensemble of two, in one TorchServe."""
+"""One archive a model: SimpleCNN, ResNet50, SSP, EfficientNet-Lite0, an ensemble of two and an imported one, in one
+TorchServe."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card, Decision
-from patchscan.detector.detector import Detector
 from patchscan.detector.presets import PatchPreset, WholeImagePreset
+from patchscan.serving.archive import load_archived
 from patchscan.serving.verify import verify
 from patchscan.training.ensemble import build_ensemble
 from tests.command import patchscan
+from tests.import_kit import imported_run
 from tests.serving_kit import Served, png, untrained_run
 
-MODELS = ("simplecnn", "resnet50", "ssp", "lite0", "ensemble")
+MODELS = ("simplecnn", "resnet50", "ssp", "lite0", "ensemble", "theirs")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     views = PatchPreset(rule="grid", size=128, count=9)
     untrained_run(folder / "lite0", "lite0", "efficientnet-lite0", views, 4, Decision(temperature=0.01))
     build_ensemble([folder / "ssp", folder / "simplecnn"], folder / "ensemble", "ensemble")
+    imported_run(folder / "theirs")
     return folder
 
 
@@ -48,12 +52,30 @@ def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_scores_as_evaluation_does_in_any_batch_and_verifies(name: str, server: Served, runs: Path) -> None:
     images = [png(seed, 200 + 9 * seed, 230) for seed in range(8)]
-    right = [asdict(one) for one in Detector.load(runs / name).score(images) if isinstance(one, Answer)]
+    right = [asdict(one) for one in load_archived(runs / name).score(images) if isinstance(one, Answer)]
     assert len({one["logit"] for one in right}) == 8
     for size in (1, 3, 8):
         replies = server.in_one_batch(name, images[-size:])
         assert [reply.json() for reply in replies] == right[-size:]
     assert verify(server.store / f"{name}.mar").card.architecture == Card.read(runs / name).architecture
+
+
+def test_a_scan_with_an_imported_detector_gives_the_same_rows_on_the_server(
+    server: Served, runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for seed in range(4):
+        (tmp_path / "photos" / f"{seed}.png").write_bytes(png(seed))
+    at = ["--server", server.said["inference"], "--model", "theirs", "--token-file", server.token_file]
+    found = []
+    for number, options in enumerate((["--run", runs / "theirs"], at, [*at, "--select", "server"])):
+        out = tmp_path / f"out{number}"
+        assert patchscan("scan", tmp_path / "photos", "--out", out, *options).returncode == 0
+        (folder,) = out.glob("scans/*/rows")
+        rows = pq.read_table(folder).drop_columns(["scored_at"]).to_pylist()
+        assert [row["engine"] for row in rows] == ["onnx"] * 4
+        found.append(rows)
+    assert found[0] == found[1] == found[2]
 
 
 def test_without_the_model_api_nothing_can_be_registered(server: Served) -> None:

@@ -1,64 +1,36 @@
 """`patchscan import`: somebody else's ONNX file scores as its makers say, and one that reaches outside is refused."""
 
 import json
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+import torch
+from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
+from handlers.image_detector import ImageDetector
 from patchscan.cli import app
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer
-from patchscan.detector.card import NOT_CALIBRATED, CardError
+from patchscan.detector.card import NOT_CALIBRATED, Card, CardError
 from patchscan.detector.engines import load_detector
+from patchscan.detector.graph_check import GraphError
+from patchscan.detector.onnx_detector import seal
 from patchscan.detector.presets import WholeImagePreset
+from patchscan.serving.archive import archive
+from patchscan.serving.verify import VerifyError, verify
 from patchscan.training.import_config import ImportConfigError, read_config
 from patchscan.training.import_onnx import import_onnx
-from patchscan.training.onnx_graph import GraphError
-from tests.serving_kit import picture, png
-
-SIDE = 16
-CONFIG = """\
-name: theirs
-input:
-  size: 16
-  resize: 20
-  filter: bicubic
-  mean: [0.5, 0.4, 0.3]
-  std: [0.2, 0.3, 0.4]
-output: {output}
-"""
-
-
-def graph(classes: int, opset: int = 17, last: str | None = None, **changes: Any) -> onnx.ModelProto:
-    """A small classifier: the picture's mean colours, and a matrix; `last` is a final operator."""
-    weights = np.random.default_rng(classes).normal(0, 3, (3, classes)).astype(np.float32)
-    nodes = [
-        helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "w"], ["scores" if last else "y"]),
-    ]
-    if last:
-        nodes.append(helper.make_node(last, ["scores"], ["y"], domain=changes.get("domain", "")))
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 3, SIDE, SIDE])]
-    inputs += [helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1])] if changes.get("second_input") else []
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, classes])]
-    body = helper.make_graph(nodes, "theirs", inputs, outputs, [numpy_helper.from_array(weights, "w")])
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("elsewhere", 1)]
-    return helper.make_model(body, opset_imports=opsets, ir_version=8)
-
-
-def write(folder: Path, model: onnx.ModelProto, output: str = "{}") -> tuple[Path, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "theirs.yaml").write_text(CONFIG.format(output=output))
-    (folder / "theirs.onnx").write_bytes(model.SerializeToString())
-    return folder / "theirs.onnx", folder / "theirs.yaml"
+from tests.import_kit import graph, imported_run, write
+from tests.serving_kit import picture, png, rewritten
 
 
 def theirs(model: onnx.ModelProto, rgb: np.ndarray) -> np.ndarray:
@@ -156,12 +128,16 @@ def hidden_loop() -> onnx.ModelProto:
     return model
 
 
+def elsewhere() -> onnx.ModelProto:
+    return graph(2, last="Softmax", domain="elsewhere")
+
+
 @pytest.mark.parametrize(
     ("model", "output", "why"),
     [
         (external(), "{}", "keeps weights in another file"),
         (hidden_loop(), "{}", "has a node Loop"),
-        (graph(2, last="Softmax", domain="elsewhere"), "{}", "needs the operator elsewhere.Softmax of another library"),
+        (elsewhere(), "{}", "needs the operator elsewhere.Softmax of another library"),
         (graph(2, second_input=True), "{}", r"has 2 inputs \(x, mask\)"),
         (graph(2), "{ai: 2}", "there is no class 2"),
         (graph(2), "{name: z}", "has the outputs y"),
@@ -209,9 +185,62 @@ def test_what_an_imported_detector_cannot_do_is_one_line(tmp_path: Path) -> None
     with pytest.raises(CardError, match="with --engine onnx on a CPU"):
         load_detector(tmp_path / "run", engine="torch")
     run = str(tmp_path / "run")
-    for command in (["archive", run], ["export", run], ["ensemble", "--run", run, "--run", run, "--out", run]):
+    for command in (
+        ["archive", run, "--engine", "torch"],
+        ["export", run],
+        ["ensemble", "--run", run, "--run", run, "--out", run],
+    ):
         with pytest.raises(UserError, match="is an imported detector"):
             app(command, standalone_mode=False)
+
+
+def load_in_torchserve(mar: Path, folder: Path) -> None:
+    """What a worker of TorchServe does first, with the archive unpacked."""
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(folder)
+    properties = {"gpu_id": None, "model_dir": str(folder)}
+    settings = {"handler": {"engine": "onnx"}}
+    metrics = SimpleNamespace(add_metric_to_cache=lambda *_, **__: None)
+    context = SimpleNamespace(
+        system_properties=properties, model_yaml_config=settings, metrics=metrics, model_name="theirs"
+    )
+    threads = torch.get_num_threads()
+    try:
+        ImageDetector().initialize(context)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_archive_of_it_is_verified_and_loaded(tmp_path: Path) -> None:
+    mar = archive(imported_run(tmp_path / "run"), tmp_path, version="2.0")
+    assert zipfile.ZipFile(mar).read("model.onnx") == (tmp_path / "run" / "model.onnx").read_bytes()
+    assert "model.safetensors" not in zipfile.ZipFile(mar).namelist()
+    assert verify(mar).card.training["trained_on"] == "unknown"
+    load_in_torchserve(mar, tmp_path / "unpacked")
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [(external, "keeps weights in another file"), (hidden_loop, "has a node Loop"), (elsewhere, "of another library")],
+)
+def test_an_archive_with_a_graph_that_import_refuses_is_refused(
+    harm: Callable[[], onnx.ModelProto], why: str, tmp_path: Path
+) -> None:
+    mar = archive(imported_run(tmp_path / "run"), tmp_path)
+    bad = harm().SerializeToString()
+    sealed = seal(bad, Card.read(tmp_path / "run").weights_sha256)
+    changed = rewritten(mar, tmp_path / "changed.mar", {"model.onnx": sealed})
+    with pytest.raises(VerifyError, match=why):
+        verify(changed)
+    with pytest.raises(GraphError, match=why):
+        load_in_torchserve(changed, tmp_path / "unpacked")
+
+
+def test_an_archive_with_another_graph_than_its_card_names_is_refused(tmp_path: Path) -> None:
+    mar = archive(imported_run(tmp_path / "run"), tmp_path)
+    other = (imported_run(tmp_path / "other" / "run", classes=3) / "model.onnx").read_bytes()
+    with pytest.raises(VerifyError, match=r"was made of other weights than those of .*: import the detector again"):
+        verify(rewritten(mar, tmp_path / "changed.mar", {"model.onnx": other}))
 
 
 def test_a_folder_is_scanned_with_it(tmp_path: Path) -> None:

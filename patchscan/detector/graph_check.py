@@ -1,0 +1,96 @@
+"""Check an ONNX file that a stranger made, when it is imported and when an archive that holds it is loaded.
+
+An ONNX file is a program. It may not reach outside itself (other files, operators of other libraries) nor loop or draw
+at random, and its size is bounded. ONNX Runtime then checks types and shapes. Needs onnx.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from patchscan.common.errors import UserError
+from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector
+
+MAX_BYTES = 2**31 - 1  # more does not fit into one file of protocol buffers
+MAX_NODES = 100_000
+MIN_OPSET = 13
+# ONNX's own operators, and those that ONNX Runtime brings along for quantised and fused models.
+DOMAINS = {"", "ai.onnx", "com.microsoft"}
+REFUSED = {"Loop", "Scan", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
+REFUSED |= {"Bernoulli", "SequenceMap"}
+
+
+def load_imported(folder: Path, threads: int | None = None) -> OnnxDetector:
+    """Check the graph of an imported detector's run folder as `patchscan import` did, and load it. Raises GraphError,
+    and what `OnnxDetector.load` raises."""
+    load_graph(folder / GRAPH_FILE)
+    return OnnxDetector.load(folder, threads=threads)
+
+
+class GraphError(UserError):
+    """The ONNX file cannot be imported; the message says why."""
+
+
+def load_graph(path: Path) -> tuple[onnx.ModelProto, bytes]:
+    """Read and check an ONNX file. Returns the model and the file's bytes. Raises GraphError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise GraphError(f"{path} has more than 2 GB")
+        data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
+    except OSError as error:
+        raise GraphError(f"{path} cannot be read: {error.strerror}") from error
+    except GraphError:
+        raise
+    except Exception as error:  # protobuf raises its own
+        raise GraphError(f"{path} is not an ONNX file: {error}") from error
+    if not model.graph.node or not model.graph.output:
+        raise GraphError(f"{path} is not an ONNX file: it holds no graph")
+    _check(path, model)
+    return model, data
+
+
+def _check(path: Path, model: onnx.ModelProto) -> None:
+    opset = opset_of(model)
+    if opset < MIN_OPSET:
+        raise GraphError(f"{path} is of opset {opset}: convert it to {MIN_OPSET} or later (onnx.version_converter)")
+    nodes = [node for graph in _graphs(model) for node in graph]
+    if len(nodes) > MAX_NODES:
+        raise GraphError(f"{path} has {len(nodes):,} nodes; at most {MAX_NODES:,} are taken")
+    for node in nodes:
+        if node.domain not in DOMAINS and node.domain not in {one.domain for one in model.functions}:
+            raise GraphError(f"{path} needs the operator {node.domain}.{node.op_type} of another library")
+        if node.op_type in REFUSED:
+            raise GraphError(f"{path} has a node {node.op_type}: graphs that loop or draw at random are not taken")
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raise GraphError(f"{path} keeps weights in another file: save it as one (onnx.save, save_as_external_data)")
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that the model is written for; 0 if it names none."""
+    return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[Any]:
+    """The lists of nodes of the graph, of its functions, and of the graphs in its nodes' attributes."""
+    waiting: list[Any] = [model.graph.node, *(function.node for function in model.functions)]
+    while waiting:
+        nodes = waiting.pop()
+        yield nodes
+        for node in nodes:
+            for attribute in node.attribute:
+                waiting += [graph.node for graph in (attribute.g, *attribute.graphs) if graph.node]
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    yield from model.graph.initializer
+    for nodes in _graphs(model):
+        for node in nodes:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+                for graph in (attribute.g, *attribute.graphs):
+                    yield from graph.initializer
