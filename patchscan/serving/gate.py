@@ -1,7 +1,8 @@
 """An HTTP gate in front of TorchServe, which itself listens on loopback only: tokens, limits, health, clean shutdown.
 
 TorchServe 0.12 gets no more fixes, generates its own keys, reports Healthy while no worker is ready, and drops requests
-in progress when it stops. The gate has the interface of TorchServe's inference API, but passes on predictions only.
+in progress when it stops. The gate has the interface of TorchServe's inference API, but passes on predictions only. It
+also answers the Open Inference Protocol (/v2) and version 1 of KServe's (/v1).
 """
 
 import asyncio
@@ -9,9 +10,12 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version as version_of
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -20,10 +24,22 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from patchscan.common.errors import UserError
 from patchscan.common.tokens import read_tokens
 from patchscan.serving.forms import FormError, file_of_form
+from patchscan.serving.inference_protocol import (
+    INPUTS,
+    JSON_LENGTH,
+    OUTPUTS,
+    infer_reply,
+    parse_infer,
+    parse_predict,
+    tar_of,
+)
+from patchscan.serving.requests import RequestError
 from patchscan.serving.server import MAX_REQUEST_BYTES, TorchServe
 
 # Like an archive's name and version, neither part begins with a dot: the HTTP client would resolve `..` in the path.
 PREDICTION = re.compile(r"/predictions/\w[\w.-]{0,127}(/\w[\w.-]{0,63})?", re.ASCII)
+MODEL = r"{name:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}}"
+VERSION = r"{version:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}}"
 # Limit for all request bodies in memory at once; TorchServe's heap of 1 GiB holds two more copies of each.
 MAX_PENDING_BYTES = 256 * 2**20
 BODY_TIMEOUT_S = 30.0
@@ -34,6 +50,8 @@ ANSWER_TIMEOUT_S = 125.0
 DRAIN_TIMEOUT_S = 60.0
 READY_CACHE_S = 1.0
 OCTETS, JSON, FORM = "application/octet-stream", "application/json", "multipart/form-data"
+NPY = "application/x-npy"
+PROTOCOLS = ("/v2", "/v1")  # whose errors are of another form than TorchServe's
 
 
 class Tokens:
@@ -81,7 +99,8 @@ class Listen:
 
 
 class Gate:
-    """Serves /predictions, /ping, /readyz, /livez on one address and /metrics on another, in front of `server`."""
+    """Serves /predictions, /v2, /v1, /ping, /readyz, /livez on one address and /metrics on another, in front of
+    `server`."""
 
     def __init__(self, server: TorchServe, tokens: Tokens):
         self.server, self.tokens = server, tokens
@@ -104,16 +123,28 @@ class Gate:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
         )
-        app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[self._measure])
-        for path, handler in (("/ping", self._readyz), ("/readyz", self._readyz), ("/livez", self._livez)):
-            app.router.add_get(path, handler)
-        for method in ("POST", "PUT"):
-            app.router.add_route(method, "/predictions/{path:.*}", self._predict, expect_handler=self._expect)
+        app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[self._measure, _errors_in_json])
+        self._add_routes(app.router)
         metrics_app = web.Application()
         metrics_app.router.add_get("/metrics", self._metrics)
         ports = await self._listen(app, inference), await self._listen(metrics_app, metrics)
         self._closer = asyncio.create_task(self._close_idle(self._runners[0]))
         return ports
+
+    def _add_routes(self, router: web.UrlDispatcher) -> None:
+        for path, handler in (("/ping", self._readyz), ("/readyz", self._readyz), ("/livez", self._livez)):
+            router.add_get(path, handler)
+        for method in ("POST", "PUT"):
+            router.add_route(method, "/predictions/{path:.*}", self._predict, expect_handler=self._expect)
+        router.add_get("/v2", self._describe_server)
+        router.add_get("/v2/health/live", self._livez)
+        router.add_get("/v2/health/ready", self._readyz)
+        for path in (f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/versions/{VERSION}"):
+            router.add_get(path, self._describe_model)
+            router.add_get(f"{path}/ready", self._model_ready)
+            router.add_post(f"{path}/infer", self._infer, expect_handler=self._expect)
+        router.add_get(f"/v1/models/{MODEL}", self._model_ready)
+        router.add_post(f"/v1/models/{MODEL}:predict", self._predict_v1, expect_handler=self._expect)
 
     async def _listen(self, app: web.Application, at: Listen) -> int:
         runner = web.AppRunner(
@@ -143,7 +174,10 @@ class Gate:
 
     async def _expect(self, request: web.Request) -> None:
         """Refuse a request before its body is sent, if the client asks with `Expect: 100-continue`."""
-        self._check(request)
+        try:
+            self._check(request)
+        except web.HTTPException as error:
+            raise _in_protocol(request.path, error) from None
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
 
@@ -155,7 +189,8 @@ class Gate:
             raise _error(503, "unavailable", "the server is starting; try again", {"Retry-After": "1"}) from None
         if not self.tokens.allow(request.headers.get("Authorization", "")):
             raise _error(401, "unauthorized", "missing or wrong token: send Authorization: Bearer <inference token>")
-        if not PREDICTION.fullmatch(request.rel_url.raw_path):
+        path = request.rel_url.raw_path
+        if not path.startswith(PROTOCOLS) and not PREDICTION.fullmatch(path):
             raise _error(404, "not_found", "predictions are at /predictions/MODEL or /predictions/MODEL/VERSION")
         if any(value.strip().lower() != "identity" for value in request.headers.getall("Content-Encoding", [])):
             raise _error(
@@ -167,17 +202,112 @@ class Gate:
 
     async def _predict(self, request: web.Request) -> web.Response:
         key = self._check(request)
+        with self._body_counted(request):
+            kind, body = await asyncio.to_thread(
+                _plain_body, request.headers.get("Content-Type", ""), await _body(request)
+            )
+            return await self._forward(request.rel_url.raw_path, key, kind, body)
+
+    @contextmanager
+    def _body_counted(self, request: web.Request) -> Iterator[None]:
+        """Count the body among those in memory while the request is answered."""
         size = MAX_REQUEST_BYTES if request.content_length is None else request.content_length
         if self._pending_bytes + size > MAX_PENDING_BYTES:
             raise _error(503, "busy", "too many requests in progress; try again", {"Retry-After": "1"})
         self._pending_bytes += size
         try:
-            kind, body = await asyncio.to_thread(
-                _plain_body, request.headers.get("Content-Type", ""), await _body(request)
-            )
-            return await self._forward(request.rel_url.raw_path, key, kind, body)
+            yield
         finally:
             self._pending_bytes -= size
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        """Answer /v2/models/NAME/infer. An image that cannot be scored is the answer to the whole request."""
+        key, model, version = self._check(request), request.match_info["name"], request.match_info.get("version", "")
+        with self._body_counted(request):
+            try:
+                length = request.headers.get(JSON_LENGTH)
+                asked = await asyncio.to_thread(parse_infer, await _body(request), length)
+            except RequestError as error:
+                raise _error(400, "bad_request", str(error)) from None
+            path = f"/predictions/{model}" + (f"/{version}" if version else "")
+            if asked.crops is not None:
+                reply, headers = await self._ask(path, key, NPY, asked.crops)
+                answers = [{"logit": logit} for logit in reply["logits"]]
+            else:
+                answers, headers = await self._answers(path, key, asked.images)
+                version = answers[0]["version"]
+            body, own = infer_reply(asked, model, version, answers)
+            return web.Response(body=body, headers=headers | own)
+
+    async def _predict_v1(self, request: web.Request) -> web.Response:
+        """Answer /v1/models/NAME:predict with the answers of /predictions."""
+        key = self._check(request)
+        with self._body_counted(request):
+            try:
+                images = await asyncio.to_thread(parse_predict, await _body(request))
+            except RequestError as error:
+                raise _error(400, "bad_request", str(error)) from None
+            answers, headers = await self._answers(f"/predictions/{request.match_info['name']}", key, images)
+            return web.json_response({"predictions": answers}, headers=headers)
+
+    async def _answers(self, path: str, key: str, images: list[bytes]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The answers of a model to images, and the headers that say what they cost; its error where it has none to one
+        of them."""
+        if len(images) == 1:
+            reply, headers = await self._ask(path, key, OCTETS, images[0])
+            if "p_ai" not in reply:  # a tar, a zip or crops: other requests take them
+                raise _error(422, "not_an_image", "the bytes are not an image of any known format")
+            return [reply], headers
+        reply, headers = await self._ask(path, key, OCTETS, await asyncio.to_thread(tar_of, images))
+        for number, answer in enumerate(reply["answers"]):
+            del answer["name"]
+            if problem := answer.get("error"):
+                status = {"busy": 503, "not_finite": 500}.get(problem["code"], 422)
+                raise _error(status, problem["code"], f"image {number}: {problem['message']}")
+        return reply["answers"], headers
+
+    async def _ask(self, path: str, key: str, kind: str, body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+        """What TorchServe answers, as JSON, and its headers of ours; raises its error as one of ours."""
+        reply = await self._forward(path, key, kind, body)
+        assert isinstance(reply.body, bytes)
+        try:
+            content = json.loads(reply.body)
+        except ValueError:
+            content = {}
+        if reply.status == 200 and isinstance(content, dict):
+            return content, {name: value for name, value in reply.headers.items() if name.startswith("X-Patchscan-")}
+        own = content.get("error") if isinstance(content, dict) else None
+        if isinstance(own, dict):
+            raise _error(reply.status, own["code"], own["message"])
+        if reply.status == 404:
+            raise _error(404, "not_found", f"there is no model at {path}")
+        code, why = ("busy", "the server is busy") if reply.status == 503 else ("unavailable", "the model failed")
+        raise _error(reply.status, code, f"{why}; try again")
+
+    async def _describe_server(self, request: web.Request) -> web.Response:
+        extensions = ["binary_tensor_data"]
+        return web.json_response({"name": "patchscan", "version": version_of("patchscan"), "extensions": extensions})
+
+    async def _describe_model(self, request: web.Request) -> web.Response:
+        name, versions = await self._versions(request)
+        about = {"name": name, "versions": list(versions), "platform": "patchscan"}
+        return web.json_response({**about, "inputs": INPUTS, "outputs": OUTPUTS})
+
+    async def _model_ready(self, request: web.Request) -> web.Response:
+        """Answer 200 if a worker of the model is READY, else 503."""
+        name, versions = await self._versions(request)
+        ready = any(versions.values())
+        return web.json_response({"name": name, "ready": ready}, status=200 if ready else 503)
+
+    async def _versions(self, request: web.Request) -> tuple[str, dict[str, int]]:
+        """The model that is asked for, and the number of READY workers of each of its versions, or of the one."""
+        self._check(request)
+        name, version = request.match_info["name"], request.match_info.get("version")
+        versions = await asyncio.to_thread(self.server.versions, name)
+        versions = {one: ready for one, ready in versions.items() if version in (None, one)}
+        if not versions:
+            raise _error(404, "not_found", f"there is no model {name}{f' {version}' if version else ''}")
+        return name, versions
 
     async def _forward(self, path: str, key: str, kind: str, body: bytes) -> web.Response:
         url = f"{self.server.addresses.inference_url}{path}"
@@ -195,8 +325,8 @@ class Gate:
     async def _readyz(self, request: web.Request) -> web.Response:
         """Answer 200 if every model has a READY worker and the server is not stopping, else 503; needs no token."""
         missing = await self._waiting_for()
-        status = "Unhealthy" if missing else "Healthy"
-        return web.json_response({"status": status, "waiting_for": missing}, status=503 if missing else 200)
+        about = {"status": "Unhealthy" if missing else "Healthy", "ready": not missing, "waiting_for": missing}
+        return web.json_response(about, status=503 if missing else 200)
 
     async def _waiting_for(self) -> list[str]:
         if not self._ready_round and time.monotonic() - self._ready[0] > READY_CACHE_S:
@@ -216,7 +346,8 @@ class Gate:
     async def _livez(self, request: web.Request) -> web.Response:
         """Answer 200 while TorchServe's process runs, else 503; models that are not ready do not matter."""
         alive = self.server.running
-        return web.json_response({"status": "Alive" if alive else "Dead"}, status=200 if alive else 503)
+        about = {"status": "Alive" if alive else "Dead", "live": alive}
+        return web.json_response(about, status=200 if alive else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Answer with TorchServe's metrics and the gate's own."""
@@ -293,21 +424,38 @@ def _plain_body(content_type: str, body: bytes) -> tuple[str, bytes]:
     return OCTETS, body
 
 
+@web.middleware
+async def _errors_in_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Give every refusal the form that docs/serve.md states, those of aiohttp's router too."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:  # the router's, as that below: the gate's own are of no such class
+        refusal = _error(404, "not_found", f"there is nothing at {request.path[:200]}")
+        raise _in_protocol(request.path, refusal) from None
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        refusal = _error(405, "method_not_allowed", f"this path takes {allowed}", {"Allow": allowed})
+        raise _in_protocol(request.path, refusal) from None
+    except web.HTTPException as error:
+        raise _in_protocol(request.path, error) from None
+
+
+def _in_protocol(path: str, error: web.HTTPException) -> web.HTTPException:
+    """The error as the protocol of this path has it: those of the Open Inference Protocol are a text, with the code
+    beside it."""
+    if path.startswith(PROTOCOLS) and error.text:
+        problem = json.loads(error.text)["error"]
+        if isinstance(problem, dict):
+            error.text = json.dumps({"error": problem["message"], "code": problem["code"]})
+    return error
+
+
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.HTTPException:
     """Build the exception for aiohttp to answer with: an error object like the handler's; closes the connection."""
-    kinds: dict[int, type[web.HTTPException]] = {
-        400: web.HTTPBadRequest,
-        401: web.HTTPUnauthorized,
-        404: web.HTTPNotFound,
-        408: web.HTTPRequestTimeout,
-        415: web.HTTPUnsupportedMediaType,
-        503: web.HTTPServiceUnavailable,
-        504: web.HTTPGatewayTimeout,
-    }
     text = json.dumps({"error": {"code": code, "message": message}})
     headers = {"Connection": "close", **({"WWW-Authenticate": "Bearer"} if status == 401 else {}), **(headers or {})}
-    if status == 413:
-        return web.HTTPRequestEntityTooLarge(
-            max_size=MAX_REQUEST_BYTES, actual_size=0, text=text, content_type="application/json", headers=headers
-        )
-    return kinds[status](text=text, content_type="application/json", headers=headers)
+    error = web.HTTPException(text=text, content_type="application/json", headers=headers)
+    error.set_status(status)
+    return error

@@ -77,7 +77,7 @@ def parse(row: dict[str, Any], limits: Limits, reckon: Callable[[bytes, Limits],
             return CardQuestion()
         body = body.get("data")
     if isinstance(body, str):
-        body = _from_base64(body)
+        body = from_base64(body)
     if not isinstance(body, (bytes, bytearray)):
         raise RequestError('JSON must be {"data": "<base64 of the image>"} or {"card": true}')
     data = bytes(body)
@@ -111,7 +111,8 @@ def _kind(data: bytes) -> str | None:
     return format_of(data) or ("tar" if data[257:262] == b"ustar" else None)
 
 
-def _from_base64(text: str) -> bytes:
+def from_base64(text: str) -> bytes:
+    """Decode an image in JSON: base64, with line breaks or not, or a data: URL. Raises RequestError."""
     text = text.partition("base64,")[2] if text.startswith("data:") else text
     try:
         return base64.b64decode("".join(text.split()), validate=True)

@@ -228,6 +228,11 @@ class TorchServe:
         described = self._management(f"/models/{model}")
         return described[0] if described else {}
 
+    def versions(self, model: str) -> dict[str, int]:
+        """Return how many workers of each loaded version of a model are READY; {} if there is no such model."""
+        described = self._management(f"/models/{model}/all") or []
+        return {one["modelVersion"]: sum(worker["status"] == "READY" for worker in one["workers"]) for one in described}
+
     def not_ready(self) -> list[str]:
         """List the models whose default version has no READY worker; [`TorchServe`] if it does not answer."""
         listed = self._management("/models?limit=1000")

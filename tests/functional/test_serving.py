@@ -162,6 +162,41 @@ def test_crops_cut_by_the_client_get_the_same_logits(client: httpx.Client, model
     assert reply["digest"] == model.card.digest
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_client_of_the_open_inference_protocol_is_answered(binary: bool, served: Served, model: Detector) -> None:
+    triton = pytest.importorskip("tritonclient.http", reason="needs pip install 'tritonclient[http]'")
+    headers = {"Authorization": f"Bearer {served.token_file.read_text().split()[0]}"}
+    images = [png(1), png(2)]
+    right = [expected(model, data) for data in images]
+    with triton.InferenceServerClient(served.said["inference"].removeprefix("http://")) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("tiny", headers=headers)
+        assert client.get_model_metadata("tiny", headers=headers)["versions"] == ["1.0"]
+
+        def infer(name: str, kind: str, values: np.ndarray, *outputs: str, version: str = "") -> Any:
+            tensor = triton.InferInput(name, values.shape, kind)
+            tensor.set_data_from_numpy(values, binary_data=binary)
+            wanted = [triton.InferRequestedOutput(one, binary_data=binary) for one in outputs] or None
+            return client.infer("tiny", [tensor], version, wanted, request_id="7", headers=headers)
+
+        sent = images if binary else [base64.b64encode(data) for data in images]
+        for outputs in ((), ("p_ai", "verdict", "answer")):
+            reply = infer("image", "BYTES", np.array(sent, np.object_), *outputs, version="1.0")
+            assert reply.get_response()["id"] == "7"
+            assert reply.as_numpy("p_ai").tolist() == [one["p_ai"] for one in right]
+            assert [json.loads(one) for one in reply.as_numpy("answer")] == right
+        crops = np.concatenate([model.prepare(data).crops.pixels for data in images])
+        assert infer("crops", "UINT8", crops).as_numpy("logit").tolist() == [one["logit"] for one in right]
+        for bad in ([b"bm8gaW1hZ2U="], [sent[0], b"bm8gaW1hZ2U="]):
+            with pytest.raises(triton.InferenceServerException, match="not an image of any known format"):
+                infer("image", "BYTES", np.array(bad, np.object_))
+        with pytest.raises(triton.InferenceServerException, match="missing or wrong token"):
+            client.get_model_metadata("tiny")
+        with pytest.raises(triton.InferenceServerException, match="there is no model at /predictions/tiny/9"):
+            infer("image", "BYTES", np.array(sent, np.object_), version="9")
+
+
 @pytest.mark.parametrize("kind", ["image", "crops"])
 def test_an_answer_says_what_it_took_of_the_device(kind: str, client: httpx.Client, model: Detector) -> None:
     crops = io.BytesIO()
@@ -338,7 +373,7 @@ def test_every_curl_of_the_documentation_works(served: Served, tmp_path: Path) -
     }
     scripts = [block.text for page in PAGES for block in blocks(page) if block.language == "sh"]
     lines = [line for script in scripts for line in script.splitlines() if line.startswith(("curl", "printf"))]
-    assert len(lines) >= 15
+    assert len(lines) >= 20
     for documented_line in lines:
         line = documented_line
         for documented, real in said.items():

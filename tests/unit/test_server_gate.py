@@ -5,15 +5,11 @@ import gzip
 import inspect
 import json
 import socket
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
@@ -23,65 +19,7 @@ from patchscan.serving.commands import serve
 from patchscan.serving.gate import Gate, Listen, Tokens
 from patchscan.serving.serve import default_models
 from patchscan.serving.server import TorchServe
-
-LOOPBACK = Listen(host="127.0.0.1", port=0)
-GOOD = {"Authorization": "Bearer good"}
-
-
-class Upstream:
-    """Stands where TorchServe is: answers with what it was sent, after `delay_s`, and has what a gate reads of it."""
-
-    def __init__(self) -> None:
-        self.delay_s = 0.0
-        self.waiting: list[str] = []
-        self.running, self.starting, self.rounds = True, False, 0
-        self.seen: list[tuple[str, str, str]] = []
-        self.bodies: list[bytes] = []
-
-    async def start(self) -> web.AppRunner:
-        app = web.Application(client_max_size=2**30)
-        app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        self.addresses = SimpleNamespace(inference_url=url, metrics_url=f"{url}/metrics")
-        return runner
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        await asyncio.sleep(self.delay_s)
-        self.bodies.append(body)
-        self.seen.append((request.path, request.content_type, request.headers.get("Authorization", "")))
-        return web.json_response({"bytes": len(body)})
-
-    def token(self, kind: str) -> str:
-        if self.starting:
-            raise UserError("there is no key file yet")
-        return f"its-{kind}-key"
-
-    def not_ready(self) -> list[str]:
-        self.rounds += 1
-        time.sleep(self.delay_s)
-        return self.waiting
-
-
-def with_gate(tmp_path: Path, test: Callable[[Upstream, Gate, str], Awaitable[None]]) -> None:
-    """Run `test` with an upstream, a gate whose token is `good`, and the gate's URL."""
-
-    async def run() -> None:
-        (tmp_path / "tokens").write_text("good\n")
-        upstream = Upstream()
-        runner = await upstream.start()
-        gate = Gate(cast(TorchServe, upstream), Tokens(tmp_path / "tokens"))
-        port, _ = await gate.start(LOOPBACK, LOOPBACK)
-        try:
-            await test(upstream, gate, f"http://127.0.0.1:{port}")
-        finally:
-            await gate.stop()
-            await runner.cleanup()
-
-    asyncio.run(run())
+from tests.gate_kit import GOOD, LOOPBACK, Upstream, with_gate
 
 
 async def post(url: str, **options: Any) -> tuple[int, Any]:
@@ -113,7 +51,7 @@ def test_a_prediction_passes_with_torchserves_own_key(tmp_path: Path) -> None:
         "/predictions/%2e%2e/models",
         "/predictions/m%2f..",
         "/predictions/",
-        "/v2",
+        "/v3",
     ],
 )
 def test_nothing_but_predictions_reaches_torchserve(tmp_path: Path, path: str) -> None:
