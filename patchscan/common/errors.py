@@ -20,7 +20,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- ArchiveError, VerifyError, ServerError                    serving
     |   |-- RegistryError              versions of a served model
     |   |   `-- ServerDownError        (75) the server does not answer
-    |   |-- LabelError, WebhookError, ScorerError                     scans
+    |   |-- LabelError, AuditError, WebhookError, ScorerError         scans
     |   |-- PlanError                  a scan's plan or its parts
     |   |   |-- ClaimLostError         (75) another scan began at the same time
     |   |   |-- ScanUnderWayError      (75) named objects wait for a scan of the whole source

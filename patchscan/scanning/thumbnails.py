@@ -1,4 +1,5 @@
-"""Draw thumbnails of the most suspicious images, each with its patch outlined and enlarged beside it."""
+"""Draw pictures of scanned images: thumbnails with the patch outlined and enlarged beside it, and images to judge by
+eye."""
 
 import io
 from typing import Any
@@ -12,20 +13,39 @@ from patchscan.scanning.content_encoding import unpack
 from patchscan.storage.store import ObjectError, ObjectInfo, Store
 
 THUMBNAIL = 176
+# Of an image that a person shall judge: fine detail shows, and two hundred of them still make a page of some 15 MB.
+LARGE = 640
 OUTLINE = "#D55E00"
 
 
 def thumbnail(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> str | None:
     """Return a row's thumbnail as a data URI; None where the object can no longer be read as it was scored."""
+    image = read_image(source, row, limits)
+    return jpeg_uri(draw(image, row["patch"])) if image else None
+
+
+def read_image(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> Image.Image | None:
+    """Return a row's image as RGB; None where the object can no longer be read as it was scored."""
     info = ObjectInfo(key=row["key"], etag=row["etag"], version_id=row["version_id"])
     try:
         fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, limits.max_bytes))
-        rgb = decode(unpack(fetched.data, fetched.encoding, limits.max_bytes), limits).rgb
+        return Image.fromarray(decode(unpack(fetched.data, fetched.encoding, limits.max_bytes), limits).rgb)
     except (ObjectError, TransientError, ImageError):
         return None
+
+
+def jpeg_uri(image: Image.Image) -> str:
+    """Return an image as a JPEG in a data URI."""
     buffer = io.BytesIO()
-    draw(Image.fromarray(rgb), row["patch"]).save(buffer, "JPEG", quality=82)
+    image.save(buffer, "JPEG", quality=82)
     return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """Return the image, reduced to fit a square of `side` pixels if it is larger."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    return small
 
 
 def draw(image: Image.Image, patch: dict[str, int]) -> Image.Image:
@@ -37,8 +57,7 @@ def draw(image: Image.Image, patch: dict[str, int]) -> Image.Image:
     x, y, size = patch["x"], patch["y"], patch["size"]
     inside = x + size <= image.width and y + size <= image.height
     sheet = Image.new("RGB", (2 * THUMBNAIL + 4 if inside else THUMBNAIL, THUMBNAIL), "white")
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small = reduced(image, THUMBNAIL)
     sheet.paste(small, (0, 0))
     if inside:
         scale = small.width / image.width

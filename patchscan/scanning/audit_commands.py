@@ -1,0 +1,89 @@
+"""The commands that let people check a scan: `audit-sample` and `audit-report`."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from patchscan.common.console import printable
+from patchscan.common.errors import UserError
+from patchscan.scanning import options
+
+Results = Annotated[str, typer.Argument(help="Results folder of a scan: s3://bucket/prefix, or a folder.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("audit-sample", rich_help_panel="Scan")(audit_sample)
+    app.command("audit-report", rich_help_panel="Scan")(audit_report)
+
+
+def audit_sample(
+    results: Results,
+    out: Annotated[Path, typer.Option(help="Folder for the review page and the list of images.")],
+    n: Annotated[int, typer.Option(min=20, max=5_000, help="How many images to draw.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw: the same seed draws the same images.")] = 0,
+    endpoint_url: options.EndpointUrl = None,
+) -> None:
+    """Draw images of the newest scan for people to label: a random sample by score, folder and tier, and a review page.
+
+    Writes OUT/review.html, which works offline and on a phone, and OUT/sample.json; the sample is also kept in RESULTS.
+
+    \b
+    Examples:
+      patchscan audit-sample scan-results --out build/audit
+      patchscan audit-sample s3://results/photos --n 400 --seed 7 --out build/audit
+    """
+    from patchscan.reporting.pages import write_json, write_text
+    from patchscan.scanning.audit_sample import build_sample, write_sample
+    from patchscan.scanning.plan import last_complete
+    from patchscan.scanning.review_page import review_page
+    from patchscan.scanning.table import ScanTable
+    from patchscan.storage import open_store
+
+    store = open_store(results, endpoint_url=endpoint_url)
+    plan = last_complete(store)
+    if plan is None:
+        raise UserError(f"{results} holds no complete scan; run `patchscan scan` first")
+    plan = plan.at(endpoint_url)
+    with tempfile.TemporaryDirectory(prefix="patchscan-audit-", ignore_cleanup_errors=True) as scratch:
+        sample = build_sample(ScanTable(store, plan, Path(scratch)), plan, n, seed)
+    page = review_page(sample, plan.source.open())
+    write_sample(store, sample)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "sample.json", sample)
+    write_text(out / "review.html", page)
+    print(printable(f"{len(sample['rows']):,} of {sample['population']:,} scored images of {sample['source']} drawn"))
+    print(printable(f"review page: {out / 'review.html'}; then: patchscan audit-report {results} LABELS"))
+
+
+def audit_report(
+    results: Results,
+    labels: Annotated[Path, typer.Argument(help="What the review page saved: a .json or .csv file.")],
+    labels2: Annotated[Path | None, typer.Argument(help="The same of a second reviewer.")] = None,
+    max_fpr: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Highest share of real images that may be called AI.")
+    ] = 0.05,
+    endpoint_url: options.EndpointUrl = None,
+) -> None:
+    """Say what an audit's labels tell: the share of AI images, the detector's error rates in this bucket, thresholds.
+
+    Writes report.html, report.json and the labels to RESULTS/audits/<audit>, and adds the labels to
+    RESULTS/audits/labels.csv, by which later scans are judged with `--labels`.
+
+    \b
+    Examples:
+      patchscan audit-report scan-results labels.json
+      patchscan audit-report s3://results/photos first.json second.csv --max-fpr 0.01
+    """
+    from patchscan.scanning.audit_report import read_labels, write_audit
+    from patchscan.scanning.audit_sample import AUDITS
+    from patchscan.storage import open_store
+
+    store = open_store(results, endpoint_url=endpoint_url)
+    audit = read_labels(labels).audit
+    report = write_audit(store, audit, [labels, *([labels2] if labels2 else [])], max_fpr)
+    for sentence in (*report["findings"], *(f"warning: {one}" for one in report["warnings"])):
+        print(printable(sentence))
+    print(printable(f"report: {store.url.rstrip('/')}/{AUDITS}/{audit}/report.html"))

@@ -1,0 +1,46 @@
+"""Write the page on which a person labels an audit's images: one offline HTML file that asks nothing of the network."""
+
+import base64
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from typing import Any
+
+from patchscan.common.console import ProgressReport
+from patchscan.reporting import pages
+from patchscan.scanning import thumbnails
+from patchscan.scanning.audit_sample import Sample
+from patchscan.storage.store import Store
+
+READERS = 8
+
+
+def review_page(sample: Sample, source: Store) -> str:
+    """Return the page's HTML. The images are read from `source`, as they were scored; one that has changed since is
+    said to be missing."""
+    with (
+        ProgressReport("reading images", len(sample["rows"]), "images") as progress,
+        ThreadPoolExecutor(READERS) as pool,
+    ):
+        images = []
+        for image in pool.map(lambda row: _image(row, source), sample["rows"]):
+            images.append(image)
+            progress.advance(1)
+    content = {"audit": sample["audit"], "images": images}
+    script = files("patchscan.scanning.templates").joinpath("review.js").read_text(encoding="utf-8")
+    # Only this very script may run, whatever a file's name would smuggle in; and nothing may be fetched.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return pages.render("patchscan.scanning", "review.html", sample, content=content, script=script, policy=policy)
+
+
+def _image(row: dict[str, Any], source: Store) -> dict[str, Any]:
+    """What the page knows of an image; its name, score and patch are shown only when asked for."""
+    image = thumbnails.read_image(source, row)
+    return {
+        "number": row["number"],
+        "key": row["key"],
+        "score": f"P(AI) {row['p_ai']:.3f}, verdict {row['verdict']}",
+        "picture": image and thumbnails.jpeg_uri(thumbnails.reduced(image, thumbnails.LARGE)),
+        "patch": image and thumbnails.jpeg_uri(thumbnails.draw(image, row["patch"])),
+    }
