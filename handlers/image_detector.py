@@ -123,7 +123,8 @@ class ImageDetector:
             if request.crops.shape[1:3] == (size, size) and len(request.crops) and len(request.crops) % count == 0:
                 crops = request.crops.reshape(-1, count, size, size, 3)
                 self.measures.crops(len(crops))
-                return 200, {"logits": self.detector.logits(list(crops)), "digest": card.digest}
+                logits = self.detector.logits(list(crops))
+                return 200, {"logits": logits, "digest": card.digest, "version": card.version}
             request = RequestError(f"this model takes {count} crops of {size} x {size} pixels an image")
         return 400, {"error": {"code": "bad_request", "message": str(request)}}
 

@@ -38,7 +38,13 @@ PlanUrl = Annotated[
 ]
 Index = Annotated[int, typer.Option(min=0, help="Number of the shard, from 0.")]
 Within = Annotated[str | None, typer.Option(help="Shards among which --index counts, e.g. 3,7,12-20; by default all.")]
-Server = Annotated[str | None, typer.Option(help="TorchServe's inference address, e.g. http://127.0.0.1:8080.")]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        help="TorchServe's inference address, e.g. http://127.0.0.1:8080; or v2+http://HOST:PORT, a server of the Open"
+        " Inference Protocol that serves the model.onnx of --run."
+    ),
+]
 Model = Annotated[str | None, typer.Option(help="The model's name on the server.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the inference key, or TorchServe's key_file.json.")]
 Run = Annotated[Path | None, typer.Option(help="Score in this process, with this run folder, instead of a server.")]
@@ -181,16 +187,23 @@ def make_scorer(
     engine: Engine | None = None,
 ) -> "Scorer":
     """The scorer that the options name: a server, a run folder, or else the starter run folder."""
+    from patchscan.scanning.inference_scorer import SCHEME, InferenceScorer
     from patchscan.scanning.scorers import InProcessScorer, ServerSettings, TorchServeScorer
 
-    if server and run:
+    if server and run and not server.startswith(SCHEME):
         raise UserError("give --server or --run, not both")
     if server and engine:
         raise UserError("--engine is for --run: a server's archive names its own")
     if server:
         if not model:
             raise UserError("--server also needs --model, the model's name there")
-        return TorchServeScorer(ServerSettings(url=server, model=model, token_file=token_file, connections=in_flight))
+        url = server.removeprefix(SCHEME)
+        settings = ServerSettings(url=url, model=model, token_file=token_file, connections=in_flight)
+        if url == server:
+            return TorchServeScorer(settings)
+        if not run:
+            raise UserError(f"--server {SCHEME}... also needs --run, the run folder whose model.onnx it serves")
+        return InferenceScorer(settings, run)
     return InProcessScorer(run or STARTER, device, engine)
 
 

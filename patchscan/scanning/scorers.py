@@ -101,14 +101,8 @@ class TorchServeScorer:
         self.parallel = settings.connections
         self.model_s: defaultdict[str, float] = defaultdict(float)
         self._counting = threading.Lock()
-        address = _address(settings.url)
-        self._path = f"{(address.path or '').rstrip('/')}/predictions/{settings.model}"
-        # urllib3's connect timeout also limits the sending of the body, for which the gate allows 30 seconds.
-        timeout = urllib3.Timeout(connect=min(30.0, settings.timeout_s), read=settings.timeout_s)
-        # The worker's window limits the requests in flight, so the pool may wait for a connection without limit.
-        self._http = urllib3.connection_from_url(
-            address.url, maxsize=settings.connections, block=True, timeout=timeout, retries=False
-        )
+        self._http, prefix = open_connections(settings)
+        self._path = f"{prefix}/predictions/{settings.model}"
         try:
             retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"TorchServe at {settings.url}")
             reply, _ = retries.call(lambda: self._post(CARD_REQUEST, "application/json"))
@@ -236,6 +230,18 @@ def check_digest(card: Card, digest: str) -> None:
     """Raise ScorerError where an answer comes from another model than the card's, because it was replaced mid-scan."""
     if digest != card.digest:
         raise ScorerError(f"the server now serves another version of {card.name}; run the same command again")
+
+
+def open_connections(settings: ServerSettings) -> tuple[urllib3.HTTPConnectionPool, str]:
+    """Return the connections to a server, and the path that its address begins with. Raises ScorerError."""
+    address = _address(settings.url)
+    # urllib3's connect timeout also limits the sending of the body, for which the gate allows 30 seconds.
+    timeout = urllib3.Timeout(connect=min(30.0, settings.timeout_s), read=settings.timeout_s)
+    # The worker's window limits the requests in flight, so the pool may wait for a connection without limit.
+    pool = urllib3.connection_from_url(
+        address.url, maxsize=settings.connections, block=True, timeout=timeout, retries=False
+    )
+    return pool, (address.path or "").rstrip("/")
 
 
 def _address(url: str) -> urllib3.util.Url:

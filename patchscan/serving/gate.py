@@ -232,7 +232,7 @@ class Gate:
             path = f"/predictions/{model}" + (f"/{version}" if version else "")
             if asked.crops is not None:
                 reply, headers = await self._ask(path, key, NPY, asked.crops)
-                answers = [{"logit": logit} for logit in reply["logits"]]
+                answers, version = [{"logit": logit} for logit in reply["logits"]], reply["version"]
             else:
                 answers, headers = await self._answers(path, key, asked.images)
                 version = answers[0]["version"]

@@ -66,16 +66,18 @@ def test_a_scan_with_an_imported_detector_gives_the_same_rows_on_the_server(
     (tmp_path / "photos").mkdir()
     for seed in range(4):
         (tmp_path / "photos" / f"{seed}.png").write_bytes(png(seed))
-    at = ["--server", server.said["inference"], "--model", "theirs", "--token-file", server.token_file]
+    inference, run = server.said["inference"], ["--run", runs / "theirs"]
+    at = ["--server", inference, "--model", "theirs", "--token-file", server.token_file]
+    protocol = ["--server", f"v2+{inference}", *at[2:], *run]
     found = []
-    for number, options in enumerate((["--run", runs / "theirs"], at, [*at, "--select", "server"])):
+    for number, options in enumerate((run, at, [*at, "--select", "server"], protocol)):
         out = tmp_path / f"out{number}"
         assert patchscan("scan", tmp_path / "photos", "--out", out, *options).returncode == 0
         (folder,) = out.glob("scans/*/rows")
         rows = pq.read_table(folder).drop_columns(["scored_at"]).to_pylist()
-        assert [row["engine"] for row in rows] == ["onnx"] * 4
+        assert {row.pop("engine") for row in rows} == {None if options is protocol else "onnx"}
         found.append(rows)
-    assert found[0] == found[1] == found[2]
+    assert found == [found[0]] * 4
 
 
 def test_without_the_model_api_nothing_can_be_registered(server: Served) -> None:

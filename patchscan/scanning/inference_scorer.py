@@ -1,0 +1,170 @@
+"""Score with any server of the Open Inference Protocol (version 2, REST) that serves a run folder's `model.onnx`.
+
+The scan decodes and cuts crops, as the run folder's card says; the server gets an image's crops and answers its logit.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from patchscan.common.retries import OutageError, Retries, TransientError
+from patchscan.common.tokens import read_tokens
+from patchscan.detector.answer import Answer, Engine
+from patchscan.detector.decoders import decoder_pool
+from patchscan.detector.engines import load_detector
+from patchscan.detector.prepared import build_answer
+from patchscan.scanning.scorers import (
+    CARD_DEADLINE_S,
+    RefusedRequestError,
+    ScorerError,
+    Select,
+    ServerSettings,
+    open_connections,
+)
+
+SCHEME = "v2+"  # before the address of such a server
+JSON_LENGTH = "Inference-Header-Content-Length"
+# Logits of two pictures may differ by so much from the run folder's own: a GPU rounds to fp16.
+LOGIT_TOLERANCE = 0.05
+
+
+class InferenceScorer:
+    """Scores with the model `settings.model` of a server at `settings.url`, which serves the graph of the run folder
+    `run`: input `crops`, UINT8 (count, size, size, 3), output `logit`, one number.
+
+    Raises ScorerError where it does not, or gives other logits than the folder's model does here.
+    """
+
+    device = "cpu"  # what the server uses is unknown; so each request is of one image
+    engine: Engine | None = None
+    select: Select = "worker"
+
+    def __init__(self, settings: ServerSettings, run: Path, retries: Retries | None = None):
+        self.settings = settings
+        self.parallel = settings.connections
+        self.model_s: dict[str, float] = {}
+        self._http, prefix = open_connections(settings)
+        self._prefix, self._path = prefix, f"{prefix}/v2/models/{settings.model}"
+        detector = load_detector(run)
+        self.card = detector.card
+        retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"the server at {settings.url}")
+        try:
+            about, _ = retries.call(lambda: self._call("GET", f"{self._prefix}/v2"))
+            self._binary = "binary_tensor_data" in about.get("extensions", ())
+            self._check_tensors(retries.call(lambda: self._call("GET", self._path))[0])
+            self._version = retries.call(lambda: self._infer(self._picture(0)))[0][1]
+            for picture in map(self._picture, range(2)):
+                self._compare(detector.logits([picture])[0], retries.call(partial(self._logit, picture))[0], run)
+        except TransientError as error:
+            raise OutageError(
+                f"no server answers for {settings.model} at {settings.url} ({error}); start it, or run the same "
+                "command again when it is back"
+            ) from error
+        except RefusedRequestError as error:
+            raise ScorerError(f"{settings.model} at {settings.url} refuses a test picture: {error}") from error
+
+    def answer(self, data: bytes) -> Answer:
+        """Score one encoded image, which is decoded here."""
+        prepared = decoder_pool().prepare(data, self.card.preset)
+        return build_answer(prepared, self._logit(prepared.crops.pixels), self.card)
+
+    def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
+        """Score crops, with a request for each image."""
+        return [self._logit(one) for one in crops]
+
+    def has_room(self) -> bool:
+        """Whether the server says that the model is ready."""
+        try:
+            self._call("GET", f"{self._path}/ready", wants_json=False)
+        except (TransientError, ScorerError, RefusedRequestError):
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the connections that no request uses."""
+        self._http.close()
+
+    def _check_tensors(self, about: dict[str, Any]) -> None:
+        for kind, name in (("inputs", "crops"), ("outputs", "logit")):
+            if name not in [tensor.get("name") for tensor in about.get(kind) or ()]:
+                raise ScorerError(
+                    f"{self.settings.model} at {self.settings.url} has no {name} among its {kind}: serve the run "
+                    "folder's model.onnx, which takes crops and gives a logit"
+                )
+
+    def _compare(self, here: float, there: float, run: Path) -> None:
+        if not math.isclose(here, there, abs_tol=LOGIT_TOLERANCE):
+            raise ScorerError(
+                f"{self.settings.model} at {self.settings.url} is not the model of {run}: its logit of a test picture "
+                f"is {there:.4f}, not {here:.4f}; serve the folder's model.onnx"
+            )
+
+    def _picture(self, seed: int) -> np.ndarray:
+        """The crops of a picture of noise, uint8 (count, size, size, 3)."""
+        side = 2 * self.card.preset.size
+        rgb = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+        return self.card.preset.crops(rgb, seed).pixels
+
+    def _logit(self, crops: np.ndarray) -> float:
+        logit, version = self._infer(crops)
+        if version != self._version:
+            raise ScorerError(
+                f"the server now serves another version of {self.settings.model}; run the same command again"
+            )
+        return logit
+
+    def _infer(self, crops: np.ndarray) -> tuple[float, str | None]:
+        """The logit of an image's crops, and the version of the model that the server names."""
+        tensor: dict[str, Any] = {"name": "crops", "datatype": "UINT8", "shape": list(crops.shape)}
+        raw = crops.tobytes()
+        content = {"parameters": {"binary_data_size": len(raw)}} if self._binary else {"data": crops.ravel().tolist()}
+        head = json.dumps({"inputs": [tensor | content], "outputs": [{"name": "logit"}]}).encode()
+        reply = self._call("POST", f"{self._path}/infer", head, raw if self._binary else None)
+        try:
+            (logit,) = (output for output in reply["outputs"] if output["name"] == "logit")
+            (value,) = np.ravel(logit["data"])
+            return float(value), reply.get("model_version")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ScorerError(f"{self.settings.model} at {self.settings.url} answers no logit of one number") from error
+
+    def _call(
+        self, method: str, path: str, head: bytes | None = None, raw: bytes | None = None, wants_json: bool = True
+    ) -> dict[str, Any]:
+        headers = {} if head is None else {"Content-Type": "application/json"}
+        if head is not None and raw is not None:
+            headers = {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(head))}
+        if self.settings.token_file:
+            headers["Authorization"] = f"Bearer {read_tokens(self.settings.token_file)[0].decode()}"
+        body = None if head is None else head + (raw or b"")
+        try:
+            reply = self._http.urlopen(method, path, body=body, headers=headers)
+        except HTTPError as error:
+            raise TransientError(f"the server: {type(error).__name__}") from None
+        if reply.status != 200:
+            raise self._error(reply)
+        if not wants_json:
+            return {}
+        try:
+            content = json.loads(reply.data)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise ScorerError(f"{self.settings.url} does not speak the Open Inference Protocol, version 2")
+        return content
+
+    def _error(self, reply: urllib3.BaseHTTPResponse) -> Exception:
+        at, model = self.settings.url, self.settings.model
+        if reply.status >= 500 or reply.status in (408, 429):
+            return TransientError(f"the server answers {reply.status}")
+        if reply.status in (401, 403):
+            return ScorerError(f"{at} refuses the token; pass the right one with --token-file")
+        if reply.status == 404:
+            return ScorerError(f"{at} serves no model {model}, or does not speak the Open Inference Protocol")
+        return RefusedRequestError(f"the server answers {reply.status} {reply.data[:200].decode(errors='replace')}")
