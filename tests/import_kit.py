@@ -48,8 +48,9 @@ def write(folder: Path, model: onnx.ModelProto, output: str = "{}") -> tuple[Pat
     return folder / "theirs.onnx", folder / "theirs.yaml"
 
 
-def imported_run(run: Path, classes: int = 2) -> Path:
-    """A run folder made by `patchscan import`, named `theirs`; another number of classes is another model."""
-    file, config = write(run.parent / "theirs-files", graph(classes))
+def imported_run(run: Path, classes: int = 2, name: str = "theirs") -> Path:
+    """A run folder made by `patchscan import`; another number of classes is another model."""
+    file, config = write(run.parent / f"{run.name}-files", graph(classes))
+    config.write_text(config.read_text().replace("name: theirs", f"name: {name}"))
     import_onnx(file, run, config)
     return run

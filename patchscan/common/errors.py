@@ -11,11 +11,11 @@ Each package defines its own errors beside the code that raises them:
     |   |   `-- ManifestError          a list of objects that cannot be read
     |   |-- DataError, LayoutError, IndexFileError, ProtocolError, SourcesError, SplitError   data sets
     |   |-- NoDecoderError             (75) the processes that decode images cannot start
-    |   |-- CardError, WeightsError, EngineError                      run folders
+    |   |-- CardError, WeightsError, EngineError, CascadeError        run folders
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
     |   |-- RecipeError, DeviceError, DivergedError, EnsembleError    training
     |   |-- ImportConfigError, GraphError                             somebody else's detector
-    |   |-- EvaluationError, ExplainError, VideoError, BoundError     evaluation
+    |   |-- EvaluationError, ExplainError, VideoError, BoundError, BandError    evaluation
     |   |-- QualityError               (3) a trained model is not good enough to publish
     |   |-- ArchiveError, VerifyError, ServerError                    serving
     |   |-- RegistryError              versions of a served model

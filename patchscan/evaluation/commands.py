@@ -63,6 +63,22 @@ def evaluate(
     group: Annotated[
         list[str] | None, typer.Option(help="NAME=GENERATOR,GENERATOR: show the mean over these; repeat for several.")
     ] = None,
+    when: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Judge two runs as a cascade too: the second decides where the first one's p_ai is in this band.",
+        ),
+    ] = None,
+    when_loss: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="The same, with the band that asks the second least often while the cascade's error on seen generators"
+            " is at most this much above the second one's.",
+        ),
+    ] = None,
 ) -> None:
     """Score the validation split, calibrate on the seen generators, and write a report.
 
@@ -77,12 +93,16 @@ def evaluate(
       patchscan evaluate --run runs/ssp --run runs/resnet50 --data data/genimage --out build/report --max-fpr 0.01
       patchscan evaluate --run runs/ssp --data data/genimage --protocol both --out build/report --robustness 50
       patchscan evaluate --run runs/ssp --data data/genmix --data data/alarms --out build/report
+      patchscan evaluate --run runs/small --run runs/strong --data data/genimage --out build/report --when-loss 0.01
     """
     from patchscan.dataset.matched import matched_version, protocol_of
+    from patchscan.detector.cascade import parse_band
     from patchscan.evaluation.calibration import Target
     from patchscan.evaluation.evaluate import Options
     from patchscan.evaluation.evaluate import evaluate as run_evaluation
 
+    if when and when_loss is not None:
+        raise typer.BadParameter("give --when or --when-loss, not both")
     if unknown := set(tier or ()) - set(TIERS):
         raise typer.BadParameter(f"--tier takes {', '.join(TIERS)}, not {', '.join(sorted(unknown))}")
     sets: dict[str, str | Path] = {}
@@ -108,6 +128,8 @@ def evaluate(
         tiers=tuple(one for one in TIERS if one in (tier or TIERS) or one == "native"),
         sources=sources,
         groups=dict(_group(one) for one in group or []),
+        when=parse_band(when) if when else None,
+        when_loss=when_loss,
     )
     report = run_evaluation(run, sets, out, options)
     for sentence in report["findings"]["models"]:

@@ -13,8 +13,10 @@ from patchscan.common.errors import UserError
 from patchscan.dataset.sources import add_sources, find_sources
 from patchscan.detector.answer import TIERS, Engine, Tier
 from patchscan.detector.card import Card, Decision
+from patchscan.detector.cascade import Cascade
 from patchscan.detector.engines import choose_engine, load_detector
 from patchscan.evaluation.calibration import Target, fit_decision
+from patchscan.evaluation.cascade import choose_band, cost, join, sentence
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated, card_metrics
 from patchscan.evaluation.scoreboard import card_scoreboard
@@ -35,7 +37,8 @@ class Options:
     the index file of the first data set if it is not beside the data. `robustness`: images per generator and class to
     measure robustness on (0: do not measure it). `tiers`: the deliveries to score, `native` among them. `sources`: the
     file of sources, if it is neither in a data folder nor beside it. `groups`: names of means over generators, and of
-    which.
+    which. `when`: judge two runs as a cascade too, with this band (LOW, HIGH); `when_loss`: with the band that is
+    chosen for this loss.
     """
 
     device: str = "cpu"
@@ -48,6 +51,8 @@ class Options:
     tiers: tuple[Tier, ...] = TIERS
     sources: Path | None = None
     groups: Mapping[str, list[str]] = field(default_factory=dict)
+    when: tuple[float, float] | None = None
+    when_loss: float | None = None
 
 
 def evaluate(
@@ -74,12 +79,41 @@ def evaluate(
     }
     (out / "scores").mkdir(parents=True, exist_ok=True)
     models = [_evaluate(run, card, data, images, out, options) for run, card in zip(runs, cards, strict=True)]
-    report = build_report(models, _describe(data, images), options.groups)
-    for run, model, part in zip(runs, models, report["models"], strict=True):
+    cascade = _cascade(models, options)
+    joined = [] if cascade is None else [join(cascade, *models)]
+    report = build_report([*models, *joined], _describe(data, images), options.groups)
+    if cascade is not None:
+        _add_cost(report, cascade, joined[0], runs, data)
+    for run, model, part in zip(runs, models, report["models"][: len(runs)], strict=True):
         metrics = {protocol: card_metrics(result["rows"]) for protocol, result in part["results"].items()}
         replace(model.card, metrics=metrics, scoreboard=card_scoreboard(part["scoreboard"])).write(run)
-    write_report(report, models, runs, out)
+    write_report(report, [*models, *joined], [*runs, *(out for _ in joined)], out)
     return report
+
+
+def _cascade(models: list[Evaluated], options: Options) -> Cascade | None:
+    if options.when is None and options.when_loss is None:
+        return None
+    if len(models) != 2:
+        raise EvaluationError("a cascade is of two detectors: give --run twice, the one that looks at all images first")
+    first, then = models
+    if options.when is None:
+        return choose_band(first, then, options.when_loss or 0.0)
+    low, high = options.when
+    return Cascade(first=first.card, then=then.card, low=low, high=high)
+
+
+def _add_cost(
+    report: dict[str, Any], cascade: Cascade, joined: Evaluated, runs: list[Path], data: Mapping[str, str | Path]
+) -> None:
+    """Add what the cascade costs to the report, and a finding that says it."""
+    from patchscan.dataset.source import DataSource
+
+    name = next(iter(joined.tables))
+    found = cost(joined, (runs[0], runs[1]), DataSource(data[name]).read, name)
+    report["cascade"] = {"first": cascade.first.name, "then": cascade.then.name, **found}
+    report["cascade"] |= {"low": cascade.low, "high": cascade.high}
+    report["findings"]["models"].append(sentence(cascade, found))
 
 
 def validation_images(data: str | Path, limit: int | None = None, index_file: Path | None = None) -> pd.DataFrame:

@@ -44,6 +44,9 @@ def scan(
     model: options.Model = None,
     token_file: options.TokenFile = None,
     run: options.Run = None,
+    first: options.First = None,
+    then: options.Then = None,
+    when: options.When = None,
     device: options.Device = "cpu",
     engine: options.RunEngine = None,
     select: options.SelectBy = None,
@@ -87,6 +90,7 @@ def scan(
       patchscan scan s3://photos/2026/ --out s3://results/photos --server http://127.0.0.1:8080 --model ssp
       patchscan scan s3://photos --out ./results --run runs/ssp --suffix .jpg --suffix .png --since 2026-01-01
       patchscan scan ./photos --server v2+http://127.0.0.1:8000 --model theirs --run runs/theirs
+      patchscan scan ./photos --first runs/small --then runs/strong --when 0.1,0.9
       patchscan scan s3://photos --events-from https://sqs.eu-west-1.amazonaws.com/123456789012/photos
     """
     from patchscan.common.console import ProgressReport
@@ -99,7 +103,8 @@ def scan(
     options.check_events_from(events_from, manifest)
     if events_from is not None and (sample or estimate):
         raise UserError("--sample and --estimate are not for --events-from: events name their objects")
-    scorer = options.make_scorer(server, model, token_file, run, device, in_flight, engine)
+    scorer = options.make_cascade(first, then, when, device, engine, (run, server, model, select))
+    scorer = scorer or options.make_scorer(server, model, token_file, run, device, in_flight, engine)
     if (select or scorer.select) == "worker":
         decoder_pool().start_first()  # it starts while the source is listed
     results = open_store(out, endpoint_url=endpoint_url)

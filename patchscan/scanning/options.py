@@ -1,5 +1,6 @@
 """The options that the scan commands share, and the objects made from them."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -48,6 +49,16 @@ Server = Annotated[
 Model = Annotated[str | None, typer.Option(help="The model's name on the server.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the inference key, or TorchServe's key_file.json.")]
 Run = Annotated[Path | None, typer.Option(help="Score in this process, with this run folder, instead of a server.")]
+First = Annotated[
+    Path | None,
+    typer.Option(help="A cascade's first run folder, which looks at every image in this process; with --then, --when."),
+]
+Then = Annotated[
+    Path | None, typer.Option(help="A cascade's second run folder, which looks at what the first one leaves open.")
+]
+When = Annotated[
+    str | None, typer.Option(metavar="LOW,HIGH", help="The first one's p_ai between which the second decides.")
+]
 Device = Annotated[str, typer.Option(help="Where --run computes: cpu or cuda.")]
 RunEngine = Annotated[
     Engine | None,
@@ -205,6 +216,29 @@ def make_scorer(
             raise UserError(f"--server {SCHEME}... also needs --run, the run folder whose model.onnx it serves")
         return InferenceScorer(settings, run)
     return InProcessScorer(run or STARTER, device, engine)
+
+
+def make_cascade(
+    first: Path | None,
+    then: Path | None,
+    when: str | None,
+    device: str,
+    engine: Engine | None,
+    others: Sequence[object],
+) -> "Scorer | None":
+    """The cascade that the options name; None where they name none. `others`: options that it leaves no room for."""
+    from patchscan.detector.cascade import parse_band
+    from patchscan.scanning.cascade_scorer import CascadeScorer
+    from patchscan.scanning.scorers import InProcessScorer
+
+    if not (first or then or when):
+        return None
+    if not (first and then and when):
+        raise UserError("a cascade needs all of --first, --then and --when")
+    if any(others):
+        raise UserError("a cascade takes no --run, --server, --model or --select")
+    band = parse_band(when)
+    return CascadeScorer(InProcessScorer(first, device, engine), InProcessScorer(then, device, engine), *band)
 
 
 def shard_number(index: int, within: str | None) -> int:

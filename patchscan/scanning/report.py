@@ -95,6 +95,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
             "version": card.version,
             "digest": plan.digest,
             "engines": summary.engines(table),
+            "deciders": summary.deciders(table),
             "threshold": card.decision.threshold,
             "abstain": [card.decision.abstain_low, card.decision.abstain_high],
             "chosen_by": card.decision.chosen_by,

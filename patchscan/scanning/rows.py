@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         ("error_code", pa.string()),
         ("error_message", pa.string()),
         *ANSWER,
+        ("decided_by", pa.string()),
         ("engine", pa.string()),
         ("provenance", provenance.TYPE),
         ("scored_at", TIME),

@@ -95,6 +95,14 @@ def engines(table: ScanTable) -> list[dict[str, Any]]:
     )
 
 
+def deciders(table: ScanTable) -> list[dict[str, Any]]:
+    """Scored objects by the detector of a cascade that decided; empty where there is no cascade."""
+    return table.query(
+        "SELECT decided_by AS name, count(*) AS scored FROM rows WHERE decided_by IS NOT NULL GROUP BY ALL"
+        " ORDER BY scored DESC, name"
+    )
+
+
 def without_score(table: ScanTable) -> dict[str, int]:
     """Objects without a score by status, those carried over included."""
     found = table.query("SELECT status, count(*) AS n FROM rows WHERE status <> 'scored' GROUP BY status")

@@ -1,7 +1,10 @@
 """`patchscan evaluate`, `ensemble`, `explain` and `scan-video` on real run folders, files and videos."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,6 +20,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import WEIGHTS_FILE, Card
+from patchscan.detector.cascade import needed_band
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import build_network
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
@@ -75,6 +79,38 @@ def report(data: Path, runs: list[Path], tmp_path_factory: pytest.TempPathFactor
     out = tmp_path_factory.mktemp("report")
     patchscan("evaluate", "--run", runs[0], "--run", runs[1], "--data", data, "--out", out, "--robustness", 2)
     return out
+
+
+def test_a_cascade_is_judged_as_one_model_and_scans_alike(
+    data: Path, runs: list[Path], report: Path, tmp_path: Path
+) -> None:
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    for copy in copies:  # every tier is decided alike, so that none is out of the domain
+        card = Card.read(copy)
+        replace(card, decision=replace(card.decision, tiers={})).write(copy)
+    low, high = needed_band(*(Card.read(copy) for copy in copies))
+    band = f"{low!r},{high!r}"
+    two = ["--run", copies[0], "--run", copies[1], "--data", data, "--out", tmp_path / "out"]
+    said = patchscan("evaluate", *two, "--no-calibrate", "--tier", "native", "--when", band)
+    assert "first-then-second: first settles what it gives a p_ai below" in said
+    judged = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [model["name"] for model in judged["models"]] == ["first", "second", "first-then-second"]
+    cost, rows = judged["cascade"], _rows(judged["models"][2])
+    assert cost["cascade_s"]["ai"] == pytest.approx(cost["first_s"] + cost["asked"]["ai"] * cost["second_s"])
+    two = ["--first", copies[0], "--then", copies[1], "--when", band]
+    patchscan("scan", data, *two, "--out", tmp_path / "scan", "--labels", "folders")
+    (folder,) = (tmp_path / "scan" / "scans").iterdir()
+    scanned = _rows(json.loads((folder / "evaluation" / "report.json").read_text())["models"][0])
+    for name in ("smooth", "other", "overall"):
+        assert scanned[name]["confusion"] == rows[name]["confusion"]
+        assert scanned[name]["counts"]["uncertain"] == rows[name]["counts"]["uncertain"]
+    deciders = json.loads((folder / "report.json").read_text())["model"]["deciders"]
+    asked = sum(cost["asked"][name] * rows["overall"]["counts"][name] for name in ("real", "ai"))
+    assert {one["name"]: one["scored"] for one in deciders}.get("second", 0) == round(asked)
+
+
+def _rows(model: dict[str, Any]) -> dict[str, Any]:
+    return {row["name"]: row for row in model["results"]["raw"]["rows"]}
 
 
 def test_report_counts_every_file_and_the_card_carries_what_was_measured(report: Path, runs: list[Path]) -> None:
