@@ -21,6 +21,8 @@ Each package defines its own errors beside the code that raises them:
     |   |-- RegistryError              versions of a served model
     |   |   `-- ServerDownError        (75) the server does not answer
     |   |-- LabelError, AuditError, WebhookError, ScorerError         scans
+    |   |-- CaseError                  the report on one image
+    |   |   `-- CaseDiffersError       (3) a replay gives other figures
     |   |-- PlanError                  a scan's plan or its parts
     |   |   |-- ClaimLostError         (75) another scan began at the same time
     |   |   |-- ScanUnderWayError      (75) named objects wait for a scan of the whole source

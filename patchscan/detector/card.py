@@ -100,7 +100,8 @@ class Card:
     """The content of card.json.
 
     `training` holds the data (digest, seen and unseen generators), the recipe and its outcome; `metrics`, `scoreboard`
-    and `robustness` are what evaluation measured; `warnings` were found in training.
+    and `robustness` are what evaluation measured, `evidence` the bounds of likelihood ratios by tier (log10 `lower` and
+    `upper`, and the numbers of images that they rest on); `warnings` were found in training.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Card:
     metrics: dict[str, Any] = field(default_factory=dict)
     scoreboard: list[dict[str, Any]] = field(default_factory=list)
     robustness: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
 

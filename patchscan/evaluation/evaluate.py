@@ -17,6 +17,7 @@ from patchscan.detector.cascade import Cascade
 from patchscan.detector.engines import choose_engine, load_detector
 from patchscan.evaluation.calibration import Target, fit_decision
 from patchscan.evaluation.cascade import choose_band, cost, join, sentence
+from patchscan.evaluation.evidence import fit_bounds
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated, card_metrics
 from patchscan.evaluation.scoreboard import card_scoreboard
@@ -181,12 +182,16 @@ def _evaluate(
         name: apply_decision(table, card.decision, calibration if fit and name == basis else None, options.target)
         for name, table in scores.items()
     }
+    deliveries = _deliveries(decided, images)
+    if fit:
+        fitted_on = deliveries[deliveries.data == basis]
+        card = replace(card, evidence=fit_bounds(fitted_on[_calibration_rows(card, fitted_on)], card.decision))
     engine = choose_engine(run, options.device, options.engine)
     for name, table in decided.items():
         for tier in options.tiers:
             part = table[table.delivered == tier]
             write_scores(_scores_file(out, card, name, tier), part, scores_key(card, images[name], engine, tier))
-    return Evaluated(card, _as_stored(decided), basis if fit else None, options.target, _deliveries(decided, images))
+    return Evaluated(card, _as_stored(decided), basis if fit else None, options.target, deliveries)
 
 
 def _scores_file(out: Path, card: Card, name: str, tier: Tier) -> Path:

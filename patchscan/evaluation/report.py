@@ -13,10 +13,11 @@ from patchscan.common.files import atomic_write
 from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation import pictures
 from patchscan.evaluation.comparison import compare
+from patchscan.evaluation.evidence import evidence, evidence_curves
 from patchscan.evaluation.findings import findings
 from patchscan.evaluation.results import PREVALENCES, Evaluated, calibration_summary, operating_points, result_rows
 from patchscan.evaluation.scoreboard import bounds_by_tier, scoreboard
-from patchscan.reporting import plots
+from patchscan.reporting import likelihood_plots, plots
 from patchscan.reporting.pages import render, show, write_json, write_text
 
 SCHEMA = "patchscan-evaluation/1"
@@ -58,6 +59,7 @@ def _model(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> dict[str, A
         "robustness": card.robustness,
         "scoreboard": scoreboard(evaluated, groups),
         "bounds": bounds_by_tier(evaluated),
+        "evidence": evidence(evaluated),
         "results": {
             protocol: {
                 "rows": result_rows(evaluated, protocol),
@@ -91,9 +93,15 @@ def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path])
         drawings |= pictures.overview(report, protocol)
         for model, run in zip(models, runs, strict=True):
             drawings |= pictures.model_pictures(model, protocol, run)
-    for model in models:
+    for model, part in zip(models, report["models"], strict=True):
         if model.deliveries is not None:
             drawings[f"{model.label}-risk-coverage-by-tier"] = pictures.risk_coverage_by_tier(model)
+        for one in (part["evidence"] or {"sets": []})["sets"]:
+            curves = evidence_curves(model, one["name"])
+            if curves:
+                name = f"{model.label}-{one['name']}"
+                drawings[f"{name}-tippett"] = likelihood_plots.tippett(curves)
+                drawings[f"{name}-cross-entropy"] = likelihood_plots.empirical_cross_entropy(curves)
         if model.card.robustness:
             drawings[f"{model.label}-robustness"] = plots.robustness(model.card.robustness["rows"])
     return drawings

@@ -3,6 +3,7 @@ reported instead of failing."""
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target, fit_decision
+from patchscan.evaluation.evidence import fit_bounds
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import apply_decision, read_scores, usable, write_scores
@@ -79,6 +81,9 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str
         evaluated(name, table(sizes, skill, seed))
         for seed, (name, skill) in enumerate({"good": 3.0, "fair": 1.5, "blind": 0.0}.items())
     ]
+    first = models[0]
+    bounds = fit_bounds(first.tables["raw"].assign(source=first.tables["raw"].path), first.card.decision)
+    models[0] = replace(first, card=replace(first.card, evidence=bounds))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "LAYOUT", "constrained")
         report, page = written(models, out)
@@ -136,7 +141,18 @@ def test_page_needs_no_other_file_and_escapes_what_it_shows(three: tuple[dict[st
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "url(" not in page
     assert "<b>trained</b>" not in page
-    assert len(list((out / "figures").glob("*.png"))) == 2 + 3 * 6
+    assert len(list((out / "figures").glob("*.png"))) == 2 + 3 * 6 + 2
+    assert {"good-raw-tippett.png", "good-raw-cross-entropy.png"} <= {one.name for one in (out / "figures").iterdir()}
+
+
+def test_ratios_are_judged_where_the_card_bounds_them(three: tuple[dict[str, Any], str, Path]) -> None:
+    report, page, _ = three
+    first, second, _ = (model["evidence"] for model in report["models"])
+    assert second is None
+    assert first["bounds"]["native"]["upper"] > 0.5
+    assert [row["name"] for row in first["sets"][0]["rows"]] == ["ldm", "sd", "gan", "all seen", "overall"]
+    assert "models.0.evidence.sets.0.rows.4.cllr_min" in page
+    assert page.count("<h3>Weight of evidence</h3>") == 1
 
 
 def test_findings_say_what_the_data_carry_and_no_more(three: tuple[dict[str, Any], str, Path]) -> None:

@@ -1,4 +1,5 @@
-"""The commands that let people check a scan: `audit-sample` and `audit-report`."""
+"""The commands by which people check a detector: `audit-sample` and `audit-report` a scan, `case` and `verify-case` one
+image."""
 
 import tempfile
 from pathlib import Path
@@ -8,6 +9,7 @@ import typer
 
 from patchscan.common.console import printable
 from patchscan.common.errors import UserError
+from patchscan.detector.answer import Engine
 from patchscan.scanning import options
 
 Results = Annotated[str, typer.Argument(help="Results folder of a scan: s3://bucket/prefix, or a folder.")]
@@ -17,6 +19,8 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("audit-sample", rich_help_panel="Scan")(audit_sample)
     app.command("audit-report", rich_help_panel="Scan")(audit_report)
+    app.command(rich_help_panel="Judge")(case)
+    app.command("verify-case", rich_help_panel="Judge")(verify_case)
 
 
 def audit_sample(
@@ -87,3 +91,54 @@ def audit_report(
     for sentence in (*report["findings"], *(f"warning: {one}" for one in report["warnings"])):
         print(printable(sentence))
     print(printable(f"report: {store.url.rstrip('/')}/{AUDITS}/{audit}/report.html"))
+
+
+def case(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    run: Annotated[Path, typer.Option(help="Run folder of the model.")],
+    out: Annotated[Path, typer.Option(help="Folder for case.html, case.json and views.png.")],
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="PyTorch or ONNX Runtime. Default: onnx, where the run folder has a model.onnx."),
+    ] = None,
+) -> None:
+    """Report on one image: hashes, what the file says, verdict, weight of evidence, limits, and how to check it all.
+
+    \b
+    Example:
+      patchscan case photo.jpg --run runs/ssp --out build/case
+    """
+    from patchscan.common.files import sha256_of
+    from patchscan.scanning.case import CASE_FILE, PAGE_FILE, build_case, write_case
+
+    made = write_case(build_case(image, run, engine), image, run, out)
+    print(printable(made["finding"]))
+    print(printable(made["weight_in_words"]))
+    print(printable(f"report: {out / PAGE_FILE}; sha256 of {CASE_FILE}: {sha256_of(out / CASE_FILE)}"))
+
+
+def verify_case(
+    file: Annotated[Path, typer.Argument(metavar="CASE", help="The case.json.")],
+    image: Annotated[Path | None, typer.Option(help="The image, if it is not where it was.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder of the model, if it is not where it was.")] = None,
+) -> None:
+    """Score the image of a case again and compare every figure, to the bit; exit code 3 where one differs.
+
+    \b
+    Examples:
+      patchscan verify-case build/case/case.json
+      patchscan verify-case case.json --image photo.jpg --run runs/ssp
+    """
+    from patchscan.scanning.case import CaseDiffersError, build_case, changed_versions, differences, read_case
+
+    written = read_case(file)
+    now = build_case(image or Path(written["file"]), run or Path(written["run"]), written["engine"])
+    others = changed_versions(written, now)
+    if others:
+        print(printable(f"other versions than the case's: {'; '.join(others)}"))
+    found = differences(written, now)
+    for line in found:
+        print(printable(line))
+    if found:
+        raise CaseDiffersError(f"{len(found)} figures of {file} differ from what is found now")
+    print(printable(f"equal: all figures of {file}, for the image with SHA-256 {now['image']['sha256']}"))
