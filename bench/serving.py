@@ -219,7 +219,9 @@ def measure(
             served[model] = values[SERVED]
             official = values.get(OFFICIAL, official)
             if settings.scaling and model == settings.served[-1]:
-                one = stack.enter_context(serving(store, name, folder / "serve-one", 1))
+                one = server
+                if cores > 1:
+                    one = stack.enter_context(serving(store, name, folder / "serve-one", 1))
                 _scaling(settings, scaling, scan, load, Load(one, name, images, 1))
     if {"ssp", "ssp-lite"} <= served.keys():
         recorder.ratio("ssp-lite / ssp, served", served["ssp-lite"], served["ssp"], at_least=10)

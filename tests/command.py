@@ -10,6 +10,7 @@ import ctypes
 import inspect
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -74,6 +75,8 @@ class ForkServer:
 
     lock = threading.Lock()
     channel: socket.socket | None = None
+    # Where it also hears tests/forked_command.py: an abstract address, which no folder holds.
+    address = f"patchscan-tests-{os.getpid()}"
     ran: set[str] = set()  # noqa: RUF012
     # Where the processes of one test run note, as files, which commands they ran; None where this is the only one.
     shared: Path | None = None
@@ -102,27 +105,48 @@ class ForkServer:
     @classmethod
     def fork(cls, request: dict[str, Any], streams: list[int]) -> int:
         """A new child of this process that runs the command of `request`; returns its process id."""
+        channel = cls.begun()
         with cls.lock:
-            if cls.channel is None:
-                cls.channel = cls._begin()
             LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)  # for this moment: orphans of other commands are not ours
             try:
-                socket.send_fds(cls.channel, [json.dumps(request).encode()], streams)
-                (pid,) = array.array("i", cls.channel.recv(4))
+                socket.send_fds(channel, [json.dumps(request).encode()], streams)
+                (pid,) = array.array("i", channel.recv(4))
             finally:
                 LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0)
             return pid
 
-    @staticmethod
-    def _begin() -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        script = str(Path(__file__).with_name("fork_server.py"))
-        command = [sys.executable, script, str(theirs.fileno())]
-        server = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment())
-        theirs.close()
-        atexit.register(server.wait)
-        atexit.register(ours.close)
-        return ours
+    @classmethod
+    def begun(cls) -> socket.socket:
+        """The way to the fork server, which is started if this is the first."""
+        with cls.lock:
+            if cls.channel is None:
+                cls.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                others = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                others.bind(f"\0{cls.address}")
+                others.listen()
+                passed = [theirs.fileno(), others.fileno()]
+                script = str(Path(__file__).with_name("fork_server.py"))
+                command = [sys.executable, script, *map(str, passed)]
+                server = subprocess.Popen(command, pass_fds=passed, env=environment())
+                theirs.close()
+                others.close()
+                atexit.register(server.wait)
+                atexit.register(cls.channel.close)
+            return cls.channel
+
+
+def path_of_forked(folder: Path) -> str:
+    """A PATH on which `patchscan` and `python -m MODULE` are forked for whoever starts them, a script say, from the
+    second time that a test run starts them so (tests/forked_command.py). Their files are written into the folder."""
+    ForkServer.begun()
+    started = (ForkServer.shared or folder) / "started by others"
+    started.mkdir(exist_ok=True)
+    words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("forked_command.py")), ForkServer.address]
+    for name in ("patchscan", "python"):
+        line = shlex.join([*words, str(started), str(BIN / name)])
+        (folder / name).write_text(f'#!/bin/sh\nexec {line} "$@"\n')
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
 
 
 def settled(variables: Mapping[str, str]) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """A process that has imported what `patchscan` imports, and forks a child for each command that it is told to run.
 
 Started by tests/command.py, as a script. A child gets its command line, environment, folder, streams and session from
-the test, and then runs `patchscan.cli.main` as the installed script does. Its parent is the test's process: the process
-between them ends at once, and the test's process is set to inherit what such a process leaves behind.
+the test, and then runs `patchscan.cli.main` as the installed script does, or a module as `python -m` does. Its parent
+is the test's process: the process between them ends at once, and the test's process is set to inherit what such a
+process leaves behind. Commands that others start (tests/forked_command.py) come on an address of their own, and the
+process between stays, to tell how the child ended.
 """
 
 import array
@@ -13,11 +15,14 @@ import gc
 import importlib
 import json
 import os
+import runpy
+import select
 import signal
 import socket
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -37,14 +42,23 @@ PRELOADED = (
     "patchscan.serving.registry",
     "patchscan.serving.serve",
     "patchscan.storage.bucket",
+    "patchscan.training.launch",
     "patchscan.training.train",
+    # What torch and the others import when they are first used, which takes seconds.
+    "sklearn.compose",
+    "sklearn.linear_model",
+    "sklearn.metrics",
+    "sklearn.model_selection",
+    "statsmodels.stats.multitest",
+    "torch._dynamo",
+    "torch.onnx",
 )
 MOST_BYTES = 1 << 20
 CLONE_NEWNS = 0x20000
 LIBC = ctypes.CDLL(None)
 
 
-def serve(channel: socket.socket) -> None:
+def serve(tests: socket.socket, others: socket.socket) -> None:
     """Answer each request, a JSON object with three file descriptors, with a child's process id. Returns in a child,
     which has become what was asked for; ends this process when the test's process has ended."""
     for name in PRELOADED:
@@ -52,37 +66,77 @@ def serve(channel: socket.socket) -> None:
     plots = sys.modules["patchscan.reporting.plots"]
     plots.DPI, plots.LAYOUT = 40, None  # type: ignore[attr-defined]  # as tests/conftest.py has it
     gc.freeze()
-    while True:
-        request, streams, _, _ = socket.recv_fds(channel, MOST_BYTES, 3)
-        if not request:
+    asker: socket.socket | None = None
+    in_child = False
+    while not in_child:
+        ready, _, _ = select.select([tests, others], [], [])
+        asker = None if tests in ready else others.accept()[0]
+        request, streams, _, _ = socket.recv_fds(asker or tests, MOST_BYTES, 3)
+        if not request and not asker:
             os._exit(0)
-        told, tell = os.pipe()
-        between = os.fork()
-        if between == 0:
-            child = os.fork()
-            if child == 0:
-                for one in (channel.detach(), told, tell):
-                    os.close(one)
-                become(json.loads(request), streams)
-                return
-            os.write(tell, array.array("i", [child]).tobytes())
-            os._exit(0)
-        os.waitpid(between, 0)  # from here on the child is the test's own
-        channel.send(os.read(told, 4))
-        for one in (*streams, told, tell):
-            os.close(one)
+        in_child = fork_for_other(asker, streams) if asker else fork_for_test(tests)
+        if not in_child:
+            for one in streams:
+                os.close(one)
+    for channel in (tests, others, asker):
+        if channel:
+            channel.close()
+    become(json.loads(request), streams)
+
+
+def fork_for_test(tests: socket.socket) -> bool:
+    """Fork a child that becomes the test's own. Returns whether this is the child."""
+    told, tell = os.pipe()
+    between = os.fork()
+    if between == 0:
+        child = os.fork()
+        if child == 0:
+            os.close(told)
+            os.close(tell)
+            return True
+        os.write(tell, array.array("i", [child]).tobytes())
+        os._exit(0)
+    os.waitpid(between, 0)  # from here on the child is the test's own
+    tests.send(os.read(told, 4))
+    os.close(told)
+    os.close(tell)
+    return False
+
+
+def fork_for_other(asker: socket.socket, streams: list[int]) -> bool:
+    """Fork a child for tests/forked_command.py. Returns whether this is the child."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    if os.fork():
+        asker.close()
+        return False
+    child = os.fork()
+    if child == 0:
+        return True
+    for one in streams:  # who reads them waits for the last that holds them
+        os.close(one)
+    asker.send(array.array("i", [child]).tobytes())
+    ended = os.pidfd_open(child)
+    ready, _, _ = select.select([ended, asker], [], [])
+    if asker in ready:  # it was killed
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(BrokenPipeError):
+        asker.send(array.array("i", [status]).tobytes())
+    os._exit(0)
 
 
 def become(asked: dict[str, Any], streams: list[int]) -> None:
     """Make this process what a new one with these settings would be."""
-    if asked["mounts_of"]:
+    if asked.get("mounts_of"):
         with Path(f"/proc/{asked['mounts_of']}/ns/mnt").open() as mounts:
             LIBC.setns(mounts.fileno(), CLONE_NEWNS)
-    for name, value in asked["constants"].items():
+    for name, value in asked.get("constants", {}).items():
         module, _, constant = name.rpartition(".")
         assert hasattr(importlib.import_module(module), constant), name
         setattr(sys.modules[module], constant, value)
-    if asked["new_session"]:
+    if asked.get("new_session"):
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams):
@@ -132,8 +186,28 @@ def run_to_the_end(main: Callable[[], None]) -> NoReturn:
     os._exit(code & 0xFF)
 
 
-if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+def module_of_arguments() -> Callable[[], None]:
+    """What `python [-u] -m MODULE ARGUMENTS` runs, with the arguments in their place."""
+    words = sys.argv[1:]
+    if words[0] == "-u":
+        words.pop(0)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    assert words[0] == "-m", sys.argv
+    sys.argv = words[1:]
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # that the module was imported here
+    sys.path[0] = str(Path.cwd())
+    return lambda: runpy.run_module(words[1], run_name="__main__", alter_sys=True) and None
+
+
+def main() -> None:
+    """Serve, and in each child run its command."""
+    serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:3]))
+    if Path(sys.argv[0]).name == "python":
+        run_to_the_end(module_of_arguments())
     from patchscan.cli import main
 
     run_to_the_end(main)
+
+
+if __name__ == "__main__":
+    main()

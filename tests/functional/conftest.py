@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from patchscan.common.proxies import bypass_for_loopback
-from tests.command import ForkServer
+from tests.command import ForkServer, path_of_forked
 from tests.serving_kit import Served
 
 # A run in a script's background ignores Ctrl-C, and so would the commands whose Ctrl-C is tested.
@@ -21,6 +21,12 @@ def commands_that_ran(tmp_path_factory: pytest.TempPathFactory) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         ForkServer.shared = tmp_path_factory.getbasetemp().parent / "commands"
         ForkServer.shared.mkdir(exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def forked_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH for scripts and programs that start `patchscan` or `python -m` themselves."""
+    return path_of_forked(tmp_path_factory.mktemp("forked"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The commands of docs/train.md run as they stand there, on a tiny data set: one epoch, two processes for four."""
 
-import os
 import re
 import shlex
 import shutil
@@ -15,7 +14,7 @@ from patchscan.detector.card import Card
 from patchscan.detector.models import SSP
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from tests.command import BIN, environment, patchscan
+from tests.command import environment, patchscan
 from tests.image_tree import picture, write
 from tests.imagenet_weights import lite0_state, resnet50_state
 
@@ -25,7 +24,7 @@ GENERATORS = ("sd_v1", "ldm", "stylegan2_ada", "biggan", "sd_v1_5", "adm")
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def desk(tmp_path_factory: pytest.TempPathFactory, forked_path: str) -> Iterator[Path]:
     """A folder with all that the page takes for granted: DATA, the same in a bucket, photographs of a kind, ImageNet
     weights as files and in torchvision's cache, and a checkpoint with the authors' names."""
     desk = tmp_path_factory.mktemp("desk")
@@ -44,6 +43,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, EmbeddedS3() as server:
         for name, value in server.environment.items():
             patch.setenv(name, value)
+        patch.setenv("PATH", forked_path)
+        patch.setenv("PYTHON_EXEC", forked_path.split(":")[0] + "/python")  # what torchrun starts
         for bucket in ("images", "models"):
             server.client().create_bucket(Bucket=bucket)
         copy_tree(str(desk / "DATA"), "s3://images/genimage")
@@ -58,7 +59,7 @@ def run(command: str, desk: Path) -> None:
         words += ["--epochs", "1", "--device", "cpu", "--workers", "1"]
     if " train ssp " in command and "s3://" not in command:
         words += ["--seen", "sd_v1_5"]
-    variables = environment() | {"TORCH_HOME": str(desk / "cache"), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    variables = environment() | {"TORCH_HOME": str(desk / "cache")}
     if words[0] == "patchscan":
         done = patchscan(*words[1:], cwd=desk, env=variables)
     else:

@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A seen generator whose images lack fine noise, indexed; an unseen one whose files are then taken away."""
     root = tmp_path_factory.mktemp("data")
     for generator in ("seen_one", "unseen_one"):
-        for split, count in (("train", 64), ("val", 12)):
+        for split, count in (("train", 32), ("val", 12)):
             for number in range(count):
                 real = picture(zlib.crc32(f"{generator}/{split}/{number}".encode()))
                 write(root / generator / split / "nature" / f"{number}.png", real)
@@ -61,6 +61,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert patchscan("index", root).returncode == 0
     shutil.rmtree(root / "unseen_one")
     return root
+
+
+@pytest.fixture(autouse=True)
+def commands(forked_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", forked_path)
+    monkeypatch.setenv("PYTHON_EXEC", forked_path.split(":")[0] + "/python")  # what torchrun starts
 
 
 TWO_PROCESSES = ("--standalone", "--nproc-per-node", "2")
@@ -78,7 +84,7 @@ def succeed(*arguments: object) -> None:
 
 def launch(options: Sequence[str], module: str, *arguments: object) -> list[str]:
     """A module run by several processes of this machine."""
-    return [sys.executable, "-m", "patchscan.training.launch", *options, "-m", module, *map(str, arguments)]
+    return ["python", "-m", "patchscan.training.launch", *options, "-m", module, *map(str, arguments)]
 
 
 def log(run: Path) -> list[dict[str, Any]]:
@@ -122,7 +128,7 @@ def test_a_run_says_what_it_was_trained_on(data: Path, finished: Path) -> None:
     card = Card.read(finished)
     assert card.training["seen"] == ["seen_one"]
     assert card.training["unseen"] == ["unseen_one"]
-    assert (card.training["train_images"], card.training["val_images"]) == (128, 24)
+    assert (card.training["train_images"], card.training["val_images"]) == (64, 24)
     start = log(finished)[0]
     assert start["event"] == "start"
     assert {"device", "data_digest", "parameters", "planned_minutes"} <= start.keys()
@@ -217,17 +223,19 @@ def test_a_node_that_was_stopped_comes_back_and_all_go_on_together(data: Path, t
     options = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"]
     options += ["--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "join_timeout=300"]
     command = launch([*options, *TRIES], "patchscan", *train(data, run))
-    nodes = [subprocess.Popen(command, env=environment()) for _ in range(2)]
+    homes = [tmp_path / "node-0", tmp_path / "node-1"]
+    for home in homes:
+        home.mkdir()
+    nodes = [subprocess.Popen(command, env=environment(), cwd=home) for home in homes]
     try:
         while not any(entry["event"] == "epoch" for entry in log(run)):
             assert [node.poll() for node in nodes] == [None, None]
             time.sleep(0.02)
         # The rendezvous lives with the agent that holds its port, on a cluster pod 0.
-        holder = next(n for n, node in enumerate(nodes) if _listens(node.pid, port))
-        other = nodes[1 - holder]
-        other.send_signal(signal.SIGTERM)
-        assert other.wait(120) == 75
-        nodes[1 - holder] = subprocess.Popen(command, env=environment())
+        other = 1 - homes.index(_home_of_listener(port))
+        nodes[other].send_signal(signal.SIGTERM)
+        assert nodes[other].wait(120) == 75
+        nodes[other] = subprocess.Popen(command, env=environment(), cwd=homes[other])
         assert [node.wait(200) for node in nodes] == [0, 0]
     finally:
         for node in nodes:
@@ -281,10 +289,10 @@ def test_a_file_that_vanished_ends_a_training_in_one_line(data: Path, tmp_path: 
     assert "Traceback" not in told
 
 
-def _listens(process: int, port: int) -> bool:
-    """Whether a process listens on a TCP port."""
-    found = {one.laddr.port for one in psutil.Process(process).net_connections("tcp") if one.status == "LISTEN"}
-    return port in found
+def _home_of_listener(port: int) -> Path:
+    """The working directory of the process that listens on a TCP port."""
+    (pid,) = {one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port}
+    return Path(psutil.Process(pid).cwd())
 
 
 def test_another_recipe_does_not_overwrite_a_run(data: Path, finished: Path) -> None:

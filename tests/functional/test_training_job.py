@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,6 @@ from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.image_tree import picture, write
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 RECIPE = """\
 name: tiny
 architecture: ssp-lite
@@ -55,11 +53,15 @@ def job(s3: EmbeddedS3, tmp_path: Path) -> list[str | Path]:
     return ["sh", ROOT / "training/job.sh", tmp_path / "tiny.yaml"]
 
 
+@pytest.fixture(autouse=True)
+def commands(forked_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", forked_path)
+
+
 def environment(work: Path, **settings: str) -> dict[str, str]:
     where = {name: f"s3://models/{work.name}/{name.lower()}" for name in ("RUN", "MODEL_STORE", "VERSIONS", "REPORT")}
     fixed = {"DATA": "s3://data/set", "SEEN": "gan", "UNSEEN": "none", "EPOCHS": "2", "DEVICE": "cpu", "LOADERS": "0"}
-    path = f"{BIN}:{os.environ['PATH']}"
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "WORK": str(work), **where, **fixed, **settings}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "WORK": str(work), **where, **fixed, **settings}
 
 
 def test_it_publishes_a_calibrated_archive_and_puts_the_calibrated_card_back(
