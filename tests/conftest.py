@@ -25,10 +25,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(Path(item.path).name, len(places)))
 
 
+DRAW = plots.png
+
+
 @pytest.fixture(autouse=True, scope="session")
-def small_pictures() -> Iterator[None]:
-    """Pictures are drawn whole, but small, and their parts may overlap: what they show is looked at by people."""
+def no_pictures() -> Iterator[None]:
+    """Pictures of reports are composed, but not drawn, which takes a third of a second each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "DPI", 40)
-        patch.setattr(plots, "LAYOUT", None)
+        patch.setattr(plots, "png", lambda drawing: b"")
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Iterator[None]:
+    """They are drawn, as users get them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "png", DRAW)
         yield

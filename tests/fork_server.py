@@ -64,7 +64,7 @@ def serve(tests: socket.socket, others: socket.socket) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     plots = sys.modules["patchscan.reporting.plots"]
-    plots.DPI, plots.LAYOUT = 40, None  # type: ignore[attr-defined]  # as tests/conftest.py has it
+    plots.png = lambda drawing: b""  # type: ignore[attr-defined]  # as tests/conftest.py has it
     gc.freeze()
     asker: socket.socket | None = None
     in_child = False
@@ -118,8 +118,8 @@ def fork_for_other(asker: socket.socket, streams: list[int]) -> bool:
         os.close(one)
     asker.send(array.array("i", [child]).tobytes())
     ended = os.pidfd_open(child)
-    ready, _, _ = select.select([ended, asker], [], [])
-    if asker in ready:  # it was killed
+    ready, _, _ = select.select([ended, asker.fileno()], [], [])
+    if asker.fileno() in ready:  # it was killed
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(BrokenPipeError):
@@ -162,7 +162,7 @@ def become(asked: dict[str, Any], streams: list[int]) -> None:
     sys.modules["__main__"] = script
 
 
-def run_to_the_end(main: Callable[[], None]) -> NoReturn:
+def run_to_the_end(main: Callable[[], object]) -> NoReturn:
     """Run the command and end as Python does, except that modules are not taken apart: that would touch, and so copy,
     every page that this process shares with the one it was forked from."""
     code: Any = 0
@@ -186,7 +186,7 @@ def run_to_the_end(main: Callable[[], None]) -> NoReturn:
     os._exit(code & 0xFF)
 
 
-def module_of_arguments() -> Callable[[], None]:
+def module_of_arguments() -> Callable[[], object]:
     """What `python [-u] -m MODULE ARGUMENTS` runs, with the arguments in their place."""
     words = sys.argv[1:]
     if words[0] == "-u":
@@ -196,7 +196,7 @@ def module_of_arguments() -> Callable[[], None]:
     sys.argv = words[1:]
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # that the module was imported here
     sys.path[0] = str(Path.cwd())
-    return lambda: runpy.run_module(words[1], run_name="__main__", alter_sys=True) and None
+    return lambda: runpy.run_module(words[1], run_name="__main__", alter_sys=True)
 
 
 def main() -> None:

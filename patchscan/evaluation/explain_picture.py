@@ -42,7 +42,7 @@ def draw(explanation: Explanation, detector: Detector, title: str) -> Figure:
     views = explanation.views
     lines = _verdict_lines(explanation, detector)
     heights = (max(4.1, HEADING_INCHES + LINE_INCHES * len(lines)), *[2.2] * len(views), 2.1)
-    drawing = Figure(figsize=(10.5, sum(heights)), layout=plots.LAYOUT)
+    drawing = Figure(figsize=(10.5, sum(heights)), layout="constrained")
     grid = drawing.add_gridspec(2 + len(views), 4, height_ratios=heights)
     _image(drawing.add_subplot(grid[0, :2]), explanation)
     _verdict(drawing.add_subplot(grid[0, 2:]), title, explanation.answer.verdict, lines, heights[0])

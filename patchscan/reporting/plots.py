@@ -5,7 +5,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Literal, ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +22,6 @@ AI_COLOUR, REAL_COLOUR, BAND_COLOUR = "#D55E00", "#0072B2", "#f1e7cf"
 INK, FAINT = "#1d2733", "#c9d1da"
 MARKERS = "osD^vPX*"
 DPI = 144
-LAYOUT: Literal["constrained"] | None = "constrained"
 
 P = ParamSpec("P")
 _STYLE: dict[str, Any] = {
@@ -66,7 +65,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
     """Make an empty figure of width x height inches. Returns it and its axes, always a (rows, columns) array."""
-    drawing = Figure(figsize=(width, height), layout=LAYOUT)
+    drawing = Figure(figsize=(width, height), layout="constrained")
     return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 

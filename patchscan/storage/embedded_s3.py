@@ -36,6 +36,7 @@ class EmbeddedS3:
         assert self.process.stdout
         self.endpoint_url = self.process.stdout.readline().decode().strip()
         self._access_key, self._secret_key = self._create_user()
+        self._s3: S3Client = self._client("s3", self._access_key, self._secret_key)
         return self
 
     def __exit__(
@@ -55,9 +56,8 @@ class EmbeddedS3:
         }
 
     def client(self) -> "S3Client":
-        """A boto3 S3 client for this server."""
-        client: S3Client = self._client("s3", self._access_key, self._secret_key)
-        return client
+        """A boto3 S3 client for this server, which any number of threads may share."""
+        return self._s3
 
     def _create_user(self) -> tuple[str, str]:
         iam = self._client("iam", "setup", "setup")

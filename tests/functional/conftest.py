@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from patchscan.common.proxies import bypass_for_loopback
+from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.command import ForkServer, path_of_forked
 from tests.serving_kit import Served
 
@@ -27,6 +28,24 @@ def commands_that_ran(tmp_path_factory: pytest.TempPathFactory) -> None:
 def forked_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PATH for scripts and programs that start `patchscan` or `python -m` themselves."""
     return path_of_forked(tmp_path_factory.mktemp("forked"))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[EmbeddedS3]:
+    with EmbeddedS3() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def empty_s3(s3_server: EmbeddedS3) -> EmbeddedS3:
+    """An S3 server without buckets."""
+    client = s3_server.client()
+    for bucket in (one["Name"] for one in client.list_buckets()["Buckets"]):
+        for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket):
+            for one in page.get("Versions", []) + page.get("DeleteMarkers", []):
+                client.delete_object(Bucket=bucket, Key=one["Key"], VersionId=one["VersionId"])
+        client.delete_bucket(Bucket=bucket)
+    return s3_server
 
 
 @pytest.fixture(scope="session")

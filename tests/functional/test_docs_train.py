@@ -24,7 +24,7 @@ GENERATORS = ("sd_v1", "ldm", "stylegan2_ada", "biggan", "sd_v1_5", "adm")
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, forked_path: str) -> Iterator[Path]:
+def desk(tmp_path_factory: pytest.TempPathFactory, forked_path: str, empty_s3: EmbeddedS3) -> Iterator[Path]:
     """A folder with all that the page takes for granted: DATA, the same in a bucket, photographs of a kind, ImageNet
     weights as files and in torchvision's cache, and a checkpoint with the authors' names."""
     desk = tmp_path_factory.mktemp("desk")
@@ -40,13 +40,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory, forked_path: str) -> Iterator
     write(desk / "alarms" / "art" / "val" / "nature" / "0.png", picture(1, 256, 256))
     authors = {name.replace("disc.resnet.", "disc."): value for name, value in SSP().state_dict().items()}
     torch.save(authors, desk / "sdv15.pth")
-    with pytest.MonkeyPatch.context() as patch, EmbeddedS3() as server:
-        for name, value in server.environment.items():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in empty_s3.environment.items():
             patch.setenv(name, value)
         patch.setenv("PATH", forked_path)
         patch.setenv("PYTHON_EXEC", forked_path.split(":")[0] + "/python")  # what torchrun starts
         for bucket in ("images", "models"):
-            server.client().create_bucket(Bucket=bucket)
+            empty_s3.client().create_bucket(Bucket=bucket)
         copy_tree(str(desk / "DATA"), "s3://images/genimage")
         yield desk
 

@@ -217,7 +217,9 @@ def test_an_ensemble_is_evaluated_like_any_other(report: Path, runs: list[Path],
     assert card.decision.threshold > 0
 
 
-def test_explain_agrees_with_serving(report: Path, runs: list[Path], data: Path, tmp_path: Path) -> None:
+def test_explain_agrees_with_serving(
+    report: Path, runs: list[Path], data: Path, pictures: None, tmp_path: Path
+) -> None:
     image = data / "smooth/val/ai/3.png"
     figures = json.loads(patchscan("explain", image, "--run", runs[0], "--out", tmp_path / "why.png"))
     answer = Detector.load(runs[0]).score([image.read_bytes()])[0]

@@ -169,22 +169,29 @@ def test_the_webhook_carries_the_outcome_signed(photos: Path, tmp_path: Path, sc
 
 
 def test_no_credential_is_printed_logged_or_streamed(
-    tmp_path: Path, scorer: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    scorer: list[str],
+    empty_s3: EmbeddedS3,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with EmbeddedS3() as s3:
-        for name, value in s3.environment.items():
-            monkeypatch.setenv(name, value)
-        for bucket in ("photos", "results"):
-            s3.client().create_bucket(Bucket=bucket)
-        s3.client().put_object(Bucket="photos", Key="a.png", Body=picture(1, 200))
-        s3.client().put_object(Bucket="photos", Key="b.txt", Body=b"no image")
-        scan = ["scan", "s3://photos", *scorer, "--events", tmp_path / "events.jsonl"]
-        right = patchscan(*scan, "--out", "s3://results/right")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
-        wrong = patchscan(*scan, "--out", tmp_path / "wrong")
+    for name, value in empty_s3.environment.items():
+        monkeypatch.setenv(name, value)
+    for bucket in ("photos", "results"):
+        empty_s3.client().create_bucket(Bucket=bucket)
+    empty_s3.client().put_object(Bucket="photos", Key="a.png", Body=picture(1, 200))
+    empty_s3.client().put_object(Bucket="photos", Key="b.txt", Body=b"no image")
+    scan = ["scan", "s3://photos", *scorer, "--events", tmp_path / "events.jsonl"]
+    right = patchscan(*scan, "--out", "s3://results/right")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    wrong = patchscan(*scan, "--out", tmp_path / "wrong")
     assert right.exit_code == 0, right.output
     assert isinstance(wrong.exception, UserError)
     assert "refuses the credentials" in str(wrong.exception)
     told = [right.output, wrong.output, str(wrong.exception), caplog.text, (tmp_path / "events.jsonl").read_text()]
-    for secret in (s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"], "wrong-secret"):
+    for secret in (
+        empty_s3.environment["AWS_ACCESS_KEY_ID"],
+        empty_s3.environment["AWS_SECRET_ACCESS_KEY"],
+        "wrong-secret",
+    ):
         assert not any(secret in text for text in told)

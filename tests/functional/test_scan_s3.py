@@ -68,9 +68,8 @@ UNUSUAL = [
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[EmbeddedS3]:
-    with EmbeddedS3() as server:
-        yield server
+def s3(empty_s3: EmbeddedS3) -> EmbeddedS3:
+    return empty_s3
 
 
 @pytest.fixture

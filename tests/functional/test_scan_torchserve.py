@@ -57,20 +57,20 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers(tmp_path_factory: pytest.TempPathFactory, empty_s3: EmbeddedS3) -> Iterator[Servers]:
     folder = tmp_path_factory.mktemp("serve")
     run = untrained_run(folder / "run")
     archive(run, folder / "store")
     torchserve = TorchServe(folder / "store", ["untrained.mar"], Addresses.free(), workers=1, folder=folder / "scratch")
-    with EmbeddedS3() as s3, torchserve:
-        client = s3.client()
+    with torchserve:
+        client = empty_s3.client()
         for name in ("photos", "results"):
             client.create_bucket(Bucket=name)
         for key, data in (HOSTILE | _pictures()).items():
             client.put_object(Bucket="photos", Key=key, Body=data)
-        os.environ |= s3.environment
-        yield Servers(s3, torchserve, run)
-        for name in s3.environment:
+        os.environ |= empty_s3.environment
+        yield Servers(empty_s3, torchserve, run)
+        for name in empty_s3.environment:
             del os.environ[name]
 
 

@@ -29,7 +29,7 @@ learning_rate: 1.0e-3
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
+def s3(tmp_path_factory: pytest.TempPathFactory, empty_s3: EmbeddedS3) -> Iterator[EmbeddedS3]:
     """A bucket with a small data set, and one for what the Job publishes."""
     data = tmp_path_factory.mktemp("data")
     for split, count in (("train", 24), ("val", 8)):
@@ -37,13 +37,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
             real = picture(1000 * (split == "val") + number)
             write(data / "gan" / split / "nature" / f"{number}.png", real)
             write(data / "gan" / split / "ai" / f"{number}.png", real // 16 * 16)
-    with pytest.MonkeyPatch.context() as patch, EmbeddedS3() as server:
-        for name, value in server.environment.items():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in empty_s3.environment.items():
             patch.setenv(name, value)
         for bucket in ("data", "models"):
-            server.client().create_bucket(Bucket=bucket)
+            empty_s3.client().create_bucket(Bucket=bucket)
         copy_tree(str(data), "s3://data/set")
-        yield server
+        yield empty_s3
 
 
 @pytest.fixture

@@ -32,16 +32,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def s3(folder: Path) -> Iterator[EmbeddedS3]:
+def s3(folder: Path, empty_s3: EmbeddedS3) -> Iterator[EmbeddedS3]:
     """A bucket that holds the same files under a prefix, and something beside it whose name begins alike."""
-    with pytest.MonkeyPatch.context() as patch, EmbeddedS3() as server:
-        for name, value in server.environment.items():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in empty_s3.environment.items():
             patch.setenv(name, value)
         for bucket in ("data", "models"):
-            server.client().create_bucket(Bucket=bucket)
+            empty_s3.client().create_bucket(Bucket=bucket)
         copy_tree(str(folder), URL)
-        server.client().put_object(Bucket="data", Key="sets/mine-old/gan/train/ai/1.png", Body=b"other")
-        yield server
+        empty_s3.client().put_object(Bucket="data", Key="sets/mine-old/gan/train/ai/1.png", Body=b"other")
+        yield empty_s3
 
 
 def test_a_bucket_trains_the_same_weights_as_a_folder(s3: EmbeddedS3, folder: Path, tmp_path: Path) -> None:

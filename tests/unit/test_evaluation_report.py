@@ -19,7 +19,6 @@ from patchscan.evaluation.evidence import fit_bounds
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import apply_decision, read_scores, usable, write_scores
-from patchscan.reporting import plots
 from patchscan.reporting.pages import Figures, show
 
 SEEN = ["sd", "ldm"]
@@ -66,6 +65,11 @@ def evaluated(
     return Evaluated(card, dict.fromkeys(protocols, decided), "raw" if fit else None, Target())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def drawn(pictures: None) -> None:
+    """Whatever the data, the pictures can be drawn."""
+
+
 def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
     data = {"name": "test", "digest": "d" * 64, "images": 1234, "in_train": 3, "repeated": 0, "generators": []}
     write_report(build_report(models, data), models, [out] * len(models), out)
@@ -73,8 +77,8 @@ def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
-    """A report of three models, its pictures laid out as users get them."""
+def three(tmp_path_factory: pytest.TempPathFactory, pictures: None) -> tuple[dict[str, Any], str, Path]:
+    """A report of three models."""
     out = tmp_path_factory.mktemp("report")
     sizes = {"sd": (60, 60), "ldm": (50, 40), "gan": (45, 45)}
     models = [
@@ -84,9 +88,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str
     first = models[0]
     bounds = fit_bounds(first.tables["raw"].assign(source=first.tables["raw"].path), first.card.decision)
     models[0] = replace(first, card=replace(first.card, evidence=bounds))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "LAYOUT", "constrained")
-        report, page = written(models, out)
+    report, page = written(models, out)
     return report, page, out
 
 

@@ -40,7 +40,6 @@ QUICK = WorkSettings(threads=2, batch=1, deadline_s=0.2)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without their picture, which takes most of the time of so small a scan."""
     monkeypatch.setattr("patchscan.scanning.report._histogram", lambda told: None)
-    monkeypatch.setattr("patchscan.reporting.plots.png", lambda drawing: b"")
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from patchscan.common.retries import OutageError, StoppedError, TransientError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.detector.images import decoded_bytes
 from patchscan.detector.prepared import prepare
-from patchscan.reporting import plots
 from patchscan.scanning import report, rows
 from patchscan.scanning.flow import ByteBudget
 from patchscan.scanning.listing import Filters
@@ -129,7 +128,6 @@ def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of forty scans no picture is drawn, and images are decoded here: neither touches the store."""
-    monkeypatch.setattr(plots, "png", lambda _: b"")
     monkeypatch.setattr(DecoderPool, "prepare", lambda _, data, preset, *__, **___: prepare(data, preset))
     out = open_store(str(tmp_path_factory.mktemp("crash")))
     for at, after in crashes:

@@ -1,6 +1,5 @@
 """What an operator has before anything goes wrong: photos, a run, a data set with a recipe, a bucket."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def s3(photos: Path) -> Iterator[EmbeddedS3]:
+@pytest.fixture(scope="module")
+def s3(empty_s3: EmbeddedS3, photos: Path) -> EmbeddedS3:
     """An S3 server whose bucket `photos` holds the photos; `results` is empty."""
-    with EmbeddedS3() as server:
-        for bucket in ("photos", "results"):
-            server.client().create_bucket(Bucket=bucket)
-        for path in photos.iterdir():
-            server.client().put_object(Bucket="photos", Key=path.name, Body=path.read_bytes())
-        yield server
+    for bucket in ("photos", "results"):
+        empty_s3.client().create_bucket(Bucket=bucket)
+    for path in photos.iterdir():
+        empty_s3.client().put_object(Bucket="photos", Key=path.name, Body=path.read_bytes())
+    return empty_s3
