@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
 def audit_sample(
     results: Results,
     out: Annotated[Path, typer.Option(help="Folder for the review page and the list of images.")],
-    n: Annotated[int, typer.Option(min=20, max=5_000, help="How many images to draw.")] = 200,
+    n: Annotated[int, typer.Option(min=20, max=1_000, help="How many images to draw.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw: the same seed draws the same images.")] = 0,
     endpoint_url: options.EndpointUrl = None,
 ) -> None:

@@ -29,6 +29,7 @@ from patchscan.common.errors import UserError
 from patchscan.detector.images import Limits
 from patchscan.scanning import report, rows
 from patchscan.scanning.commands import finish_scan
+from patchscan.scanning.labels import from_csv as labels_of
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.manifest import ManifestError, objects
 from patchscan.scanning.plan import (
@@ -108,6 +109,22 @@ def test_every_key_however_unusual_has_one_row(bucket: str, page: int, monkeypat
         *(f"many/{number:02d}.png" for number in range(11)),
     }
     assert (table["folder/"]["error_code"], table["many/readme.txt"]["error_code"]) == ("empty", "not_an_image")
+
+
+def test_an_audit_reads_the_images_of_a_bucket_and_keeps_its_labels_in_one(bucket: str, tmp_path: Path) -> None:
+    scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
+    open_store(f"s3://{bucket}").delete("plain.png")
+    run = CliRunner().invoke
+    drawn = run(app, ["audit-sample", f"s3://{bucket}-out/x", "--n", "20", "--out", str(tmp_path)])
+    assert drawn.exit_code == 0, drawn.output
+    page, sample = (tmp_path / "review.html").read_text(), json.loads((tmp_path / "sample.json").read_text())
+    assert page.count("data:image/jpeg") == 2 * 19, "an image and its patch, but of the one that is gone"
+    labels = [{"number": row["number"], "label": "real", "score_seen": False} for row in sample["rows"]]
+    (tmp_path / "labels.json").write_text(json.dumps({"audit": sample["audit"], "reviewer": "", "labels": labels}))
+    told = run(app, ["audit-report", f"s3://{bucket}-out/x", str(tmp_path / "labels.json")])
+    assert told.exit_code == 0, told.output
+    kept = labels_of(f"s3://{bucket}-out/x/audits/labels.csv")
+    assert kept == {row["key"]: (0, "all") for row in sample["rows"]}
 
 
 def test_503s_resets_and_cut_bodies_change_no_row(bucket: str, s3: EmbeddedS3) -> None:
