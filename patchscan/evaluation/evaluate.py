@@ -191,7 +191,7 @@ def _evaluate(
         for tier in options.tiers:
             part = table[table.delivered == tier]
             write_scores(_scores_file(out, card, name, tier), part, scores_key(card, images[name], engine, tier))
-    return Evaluated(card, _as_stored(decided), basis if fit else None, options.target, deliveries)
+    return Evaluated(card, _as_stored(deliveries), basis if fit else None, options.target, deliveries)
 
 
 def _scores_file(out: Path, card: Card, name: str, tier: Tier) -> Path:
@@ -215,9 +215,10 @@ def _fit_decision(rows: pd.DataFrame, basis: str, options: Options) -> Decision:
     return fit_decision(rows.logit.to_numpy(), rows.label.to_numpy(), options.target, description, tier)
 
 
-def _as_stored(decided: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def _as_stored(deliveries: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The images as stored of each data set with AI images; of all data sets if none has any."""
-    stored = {name: table[table.delivered == "native"].reset_index(drop=True) for name, table in decided.items()}
+    native = deliveries[deliveries.delivered == "native"]
+    stored = {str(name): table.reset_index(drop=True) for name, table in native.groupby("data", sort=False)}
     return {name: table for name, table in stored.items() if (table.label == 1).any()} or stored
 
 

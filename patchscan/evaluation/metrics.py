@@ -1,8 +1,9 @@
 """Compute a detector's metrics on scored images, each with a 95 % interval.
 
 Rates have Wilson's interval, AUC has DeLong's, the other metrics a bootstrap interval, resampled within each stratum
-(generator and class). All resamples are computed from one matrix of counts, so a thousand resamples of 10,000 images
-take about a second. This module needs no torch.
+(generator and class). Where the images' sources are known, all of them count sources that are alike together. All
+resamples are computed from one matrix of counts, so a thousand resamples of 10,000 images take about a second. This
+module needs no torch.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchscan.reporting.statistics import Estimate, auc_interval, mean_of_rates, undefined, wilson
+from patchscan.reporting.statistics import Estimate, auc_interval, mean_of_rates, proportion, undefined
 
 RESAMPLES = 1000
 ECE_BINS = 10
@@ -25,7 +26,7 @@ class Scored:
 
     `label`: 1 AI, 0 real; `logit`: finite, AI positive; `p_ai`: 0..1; `says_ai`: p_ai is at or above the threshold,
     whether uncertain or not; `uncertain`: p_ai is in the abstain band; `stratum`: an integer for each combination of
-    generator and class.
+    generator and class; `cluster`: an integer for each source of images that are alike, None where sources are unknown.
     """
 
     label: np.ndarray
@@ -34,6 +35,7 @@ class Scored:
     says_ai: np.ndarray
     uncertain: np.ndarray
     stratum: np.ndarray
+    cluster: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -42,7 +44,11 @@ class Scored:
 def measure(scored: Scored, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Estimate]:
     """Compute all metrics, by name. A metric that is undefined for these images (one class only, no images) is an
     Estimate of None."""
-    return {**_rates(scored), "auc": auc_interval(scored.label, scored.logit), **_resampled(scored, seed, resamples)}
+    return {
+        **_rates(scored),
+        "auc": auc_interval(scored.label, scored.logit, cluster=scored.cluster),
+        **_resampled(scored, seed, resamples),
+    }
 
 
 def confusion(scored: Scored) -> dict[str, int]:
@@ -57,20 +63,23 @@ def confusion(scored: Scored) -> dict[str, int]:
 
 
 def _rates(scored: Scored) -> dict[str, Estimate]:
-    counts = confusion(scored)
-    hit, miss, false, clear = (counts[key] for key in ("true_ai", "missed_ai", "false_ai", "true_real"))
-    fake_detection, real_detection = wilson(hit, hit + miss), wilson(clear, clear + false)
-    decided = ~scored.uncertain
-    right = scored.says_ai == (scored.label == 1)
+    ai, says, decided = scored.label == 1, scored.says_ai, ~scored.uncertain
+    right = says == ai
+
+    def share(hit: np.ndarray, inside: np.ndarray) -> Estimate:
+        return proportion(hit[inside], None if scored.cluster is None else scored.cluster[inside])
+
+    everything = np.ones(len(scored), bool)
+    fake_detection, real_detection = share(right, ai), share(right, ~ai)
     return {
-        "accuracy": wilson(hit + clear, len(scored)),
+        "accuracy": share(right, everything),
         "balanced_accuracy": mean_of_rates(fake_detection, real_detection),
         "fake_detection": fake_detection,
         "real_detection": real_detection,
-        "precision_ai": wilson(hit, hit + false),
-        "precision_real": wilson(clear, clear + miss),
-        "coverage": wilson(int(decided.sum()), len(scored)),
-        "selective_accuracy": wilson(int((decided & right).sum()), int(decided.sum())),
+        "precision_ai": share(right, says),
+        "precision_real": share(right, ~says),
+        "coverage": share(decided, everything),
+        "selective_accuracy": share(right, decided),
     }
 
 
@@ -78,22 +87,37 @@ def _resampled(scored: Scored, seed: int, resamples: int) -> dict[str, Estimate]
     if len(scored) == 0:
         return {name: undefined("bootstrap") for name in RESAMPLED}
     observed = from_counts(scored, np.ones((1, len(scored))))
-    drawn = [from_counts(scored, counts) for counts in resampled_counts(scored.stratum, seed, resamples)]
+    drawn = [
+        from_counts(scored, counts) for counts in resampled_counts(scored.stratum, seed, resamples, scored.cluster)
+    ]
     return {name: bootstrap_estimate(name, float(observed[name][0]), np.concatenate([one[name] for one in drawn]))
             for name in RESAMPLED}  # fmt: skip
 
 
-def resampled_counts(stratum: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """Yield how often each image is drawn in each of `resamples` stratified bootstrap samples, in pieces (b, n)."""
+def resampled_counts(
+    stratum: np.ndarray, seed: int, resamples: int, cluster: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Yield how often each image is drawn in each of `resamples` stratified bootstrap samples, in pieces (b, n). Within
+    a stratum with several clusters whole clusters are drawn."""
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(stratum == value) for value in np.unique(stratum)]
+    drawn = [_draw_units(where, cluster) for where in members]
     at_once = max(1, min(resamples, _ELEMENTS_AT_ONCE // len(stratum)))
     for begin in range(0, resamples, at_once):
         size = min(at_once, resamples - begin)
         counts = np.zeros((size, len(stratum)))
-        for where in members:
-            counts[:, where] = rng.multinomial(len(where), np.full(len(where), 1 / len(where)), size=size)
+        for where, (units, unit) in zip(members, drawn, strict=True):
+            counts[:, where] = rng.multinomial(units, np.full(units, 1 / units), size=size)[:, unit]
         yield counts
+
+
+def _draw_units(where: np.ndarray, cluster: np.ndarray | None) -> tuple[int, np.ndarray]:
+    """How many units are drawn among the images `where`, and the unit of each: its cluster, if there are several."""
+    if cluster is not None:
+        names, unit = np.unique(cluster[where], return_inverse=True)
+        if len(names) > 1:
+            return len(names), unit
+    return len(where), np.arange(len(where))
 
 
 def bootstrap_estimate(name: str, value: float, drawn: np.ndarray) -> Estimate:

@@ -10,7 +10,7 @@ from patchscan.detector.card import Card
 from patchscan.evaluation.calibration import Target, conformal_bound, cross_fitted, decide
 from patchscan.evaluation.metrics import Scored, confusion, measure
 from patchscan.evaluation.scoring import stratum, usable
-from patchscan.reporting.statistics import complement, precision_at, wilson
+from patchscan.reporting.statistics import complement, precision_at, proportion
 
 PREVALENCES = (0.001, 0.01, 0.1, 0.5)
 THRESHOLD_FPRS = (0.01, 0.05, 0.1)
@@ -19,7 +19,8 @@ GROUPS = {"seen": "all seen", "unseen": "all unseen", "overall": "overall"}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model and its scores tables, by protocol (`raw`, `matched`).
+    """A model and its scores tables, by protocol (`raw`, `matched`), with the columns source, collection and
+    source_known where these were looked for.
 
     `calibrated_on` is the protocol whose seen generators the decision was fitted on in this evaluation, None if it was
     not fitted; `target` holds the error rates asked for. `deliveries` are all data sets in every tier (columns of
@@ -66,7 +67,17 @@ def to_scored(table: pd.DataFrame) -> Scored:
         says_ai=part.measured_ai.to_numpy(),
         uncertain=part.measured_uncertain.to_numpy(),
         stratum=stratum(part),
+        cluster=cluster_of(part),
     )
+
+
+def cluster_of(table: pd.DataFrame) -> np.ndarray | None:
+    """Return an integer per row that numbers the collections of the images' sources, or the sources where a class has
+    but one collection; None where no source is known."""
+    if "source" not in table or not table.source_known.any():
+        return None
+    several = table.groupby("label").collection.nunique().min() > 1
+    return table.groupby("collection" if several else "source").ngroup().to_numpy()
 
 
 def result_rows(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]]:
@@ -127,12 +138,12 @@ def _point(
     name: str, threshold: float, says_ai: np.ndarray, evaluated: Evaluated, table: pd.DataFrame
 ) -> dict[str, Any]:
     seen = seen_rows(evaluated, table).to_numpy()
-    label = table.label.to_numpy()
+    label, cluster = table.label.to_numpy(), cluster_of(table)
     groups = {}
     for group, inside in (("seen", seen), ("unseen", ~seen)):
         ai, real = inside & (label == 1), inside & (label == 0)
-        found = wilson(int((says_ai & ai).sum()), int(ai.sum()))
-        cleared = wilson(int((~says_ai & real).sum()), int(real.sum()))
+        found = proportion(says_ai[ai], None if cluster is None else cluster[ai])
+        cleared = proportion(~says_ai[real], None if cluster is None else cluster[real])
         groups[group] = {
             "fake_detection": asdict(found),
             "false_alarms": asdict(complement(cleared)),

@@ -54,6 +54,36 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Estimate:
     return Estimate(successes / trials, float(low), float(high), "wilson")
 
 
+def proportion(hit: np.ndarray, cluster: np.ndarray | None = None) -> Estimate:
+    """Estimate the share of `hit` (bool, (n,)) with Wilson's interval; undefined for no images.
+
+    Images of one `cluster` (n,), such as one photographer's, are alike and tell less than as many others. The interval
+    is then that of so few independent images as have the same variance between clusters (the design effect; Korn and
+    Graubard, Survey Methodology 1998), and where all images are hits, or none is, that of one image a cluster.
+    """
+    n = len(hit)
+    clusters = n if cluster is None else len(np.unique(cluster))
+    if clusters in (0, n):
+        return wilson(int(hit.sum()), n)
+    value = float(hit.mean())
+    excess = _sums(hit - value, cluster)
+    effect = n / clusters
+    if clusters > 1 and 0 < value < 1:
+        effect = max(1.0, float((excess**2).sum() / ((hit - value) ** 2).sum() * clusters / (clusters - 1)))
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(hit.sum() / effect, n / effect, alpha=1 - LEVEL, method="wilson")
+    return Estimate(value, float(low), float(high), "wilson, by source")
+
+
+def _sums(values: np.ndarray, cluster: np.ndarray | None) -> np.ndarray:
+    """Add up the values (n,) of each cluster (n,); each value is its own where `cluster` is None."""
+    if cluster is None:
+        return values
+    _, number = np.unique(cluster, return_inverse=True)
+    return np.bincount(number, weights=values)
+
+
 def population_count(found: int, sampled: int, population: int) -> Estimate:
     """Estimate how many of `population` objects have a property that `found` of `sampled` random ones have: Wilson's
     interval with the finite population correction, in whole objects; exact where all were sampled, undefined where none
@@ -123,9 +153,9 @@ def complement(rate: Estimate) -> Estimate:
     return Estimate(1 - value, 1 - high, 1 - low, rate.method)
 
 
-def delong_components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute AUCs and their covariance for several scores of the same images (DeLong et al., Biometrics 1988; the fast
-    form of Sun & Xu, IEEE SPL 2014). label (n,) of 0 and 1, both present; scores (k, n). Returns (k,), (k, k)."""
+def placements(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for several scores (k, n) of the same images, the share of real images below each AI image, (k, m), and
+    that of AI images above each real image, (k, n - m); equal scores count half. label (n,), both classes present."""
     from scipy import stats
 
     positive, negative = scores[:, label == 1], scores[:, label == 0]
@@ -133,28 +163,56 @@ def delong_components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray
     both = stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
     over_negatives = (both[:, :m] - stats.rankdata(positive, axis=1)) / n  # (k, m)
     under_positives = 1 - (both[:, m:] - stats.rankdata(negative, axis=1)) / m  # (k, n)
-    auc = over_negatives.mean(axis=1)
+    return over_negatives, under_positives
+
+
+def delong_components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute AUCs and their covariance for several scores of the same images (DeLong et al., Biometrics 1988; the fast
+    form of Sun & Xu, IEEE SPL 2014). label (n,) of 0 and 1, both present; scores (k, n). Returns (k,), (k, k)."""
+    parts = placements(label, scores)
     covariance = sum(np.atleast_2d(np.cov(part, ddof=1)) / part.shape[1] if part.shape[1] > 1 else np.nan
-                     for part in (over_negatives, under_positives))  # fmt: skip
-    return auc, np.atleast_2d(covariance) * np.ones((len(scores), len(scores)))
+                     for part in parts)  # fmt: skip
+    return parts[0].mean(axis=1), np.atleast_2d(covariance) * np.ones((len(scores), len(scores)))
 
 
-def auc_interval(label: np.ndarray, score: np.ndarray, level: float = LEVEL) -> Estimate:
-    """Estimate the AUC with DeLong's interval, computed for its log odds so that it stays within 0..1.
+def _clustered_variance(label: np.ndarray, score: np.ndarray, cluster: np.ndarray) -> float:
+    """DeLong's variance of an AUC with images of one cluster (n,) taken together, of whichever class (Obuchowski,
+    Biometrics 1997); NaN for a single cluster."""
+    over, under = placements(label, score[None])
+    influence = np.zeros(len(label))
+    influence[label == 1] = (over[0] - over[0].mean()) / over.shape[1]
+    influence[label == 0] = (under[0] - under[0].mean()) / under.shape[1]
+    sums = _sums(influence, cluster)
+    return float((sums**2).sum() * len(sums) / (len(sums) - 1)) if len(sums) > 1 else np.nan
+
+
+def auc_interval(
+    label: np.ndarray, score: np.ndarray, level: float = LEVEL, cluster: np.ndarray | None = None
+) -> Estimate:
+    """Estimate the AUC with DeLong's interval, computed for its log odds so that it stays within 0..1. Images of one
+    `cluster` (n,) are alike: their variance is taken together, and is at least that of independent images.
 
     If DeLong's variance is zero or undefined (perfect separation, one image per class), the interval is Newcombe's
-    method 5. Undefined if a class is missing.
+    method 5, for as many images as clusters. Undefined if a class is missing.
     """
     if len(np.unique(label)) < 2:
         return undefined("delong")
     auc, covariance = delong_components(label, score[None])
     value, variance = float(auc[0]), float(covariance[0, 0])
     if not variance > 0 or value in (0.0, 1.0):
-        return newcombe_auc(value, int((label == 1).sum()), int((label == 0).sum()), level)
+        units = [
+            len(np.unique(cluster[label == one])) if cluster is not None else int((label == one).sum())
+            for one in (1, 0)
+        ]
+        return newcombe_auc(value, units[0], units[1], level)
+    method = "delong"
+    if cluster is not None and len(np.unique(cluster)) < len(label):
+        method = "delong, by source"
+        variance = float(np.fmax(variance, _clustered_variance(label, score, cluster)))
     odds = np.log(value / (1 - value))
     arm = normal_quantile(level) * np.sqrt(variance) / (value * (1 - value))
     low, high = 1 / (1 + np.exp(-(odds - arm))), 1 / (1 + np.exp(-(odds + arm)))
-    return Estimate(value, float(low), float(high), "delong")
+    return Estimate(value, float(low), float(high), method)
 
 
 def newcombe_auc(auc: float, positives: int, negatives: int, level: float = LEVEL) -> Estimate:

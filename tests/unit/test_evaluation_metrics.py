@@ -1,12 +1,16 @@
 """Every metric against scikit-learn or a plain loop, and on data that hardly allow any."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 from sklearn import metrics as sk
 
 from patchscan.evaluation.metrics import RESAMPLED, Scored, confusion, from_counts, measure, resampled_counts
+from patchscan.reporting.statistics import proportion, wilson
 
 RATES = ("accuracy", "balanced_accuracy", "fake_detection", "real_detection", "precision_ai", "precision_real")
 
@@ -65,7 +69,7 @@ def test_a_resample_counts_as_if_its_images_were_written_out() -> None:
     counts = next(resampled_counts(one.stratum, seed=1, resamples=3))
     for number in range(3):
         rows = np.repeat(np.arange(60), counts[number].astype(int))
-        again = Scored(*(getattr(one, name)[rows] for name in vars(one)))
+        again = Scored(*(values[rows] for values in vars(one).values() if values is not None))
         written_out = from_counts(again, np.ones((1, len(rows))))
         counted = from_counts(one, counts[number : number + 1])
         assert {key: counted[key][0] for key in RESAMPLED} == pytest.approx({k: written_out[k][0] for k in RESAMPLED})
@@ -140,3 +144,47 @@ def test_abstaining_changes_coverage_and_not_accuracy() -> None:
 def test_confusion_counts() -> None:
     label, logit = np.array([1, 1, 1, 0, 0]), np.array([1.0, 1.0, -1.0, 1.0, -1.0])
     assert confusion(scored(label, logit)) == {"true_ai": 2, "missed_ai": 1, "false_ai": 1, "true_real": 1}
+
+
+def clustered(rng: np.random.Generator, sources: int = 40, each: int = 10) -> Scored:
+    """Images of sources that are alike: a photographer's are mostly all taken for AI, or none."""
+    cluster = np.repeat(np.arange(sources), each)
+    label = (cluster % 2).astype(int)
+    logit = rng.normal(0, 1, sources)[cluster] + rng.normal(0, 0.5, sources * each) + 1.5 * (label - 0.5)
+    p_ai = 1 / (1 + np.exp(-logit))
+    return Scored(label, logit, p_ai, logit >= 0, np.zeros(len(label), bool), label, cluster)
+
+
+def test_intervals_count_sources_where_images_of_one_are_alike() -> None:
+    truth = {"accuracy": float(ndtr(0.75 / np.sqrt(1.25))), "auc": float(ndtr(1.5 / np.sqrt(2.5)))}
+    held = {(name, known): 0 for name in truth for known in (True, False)}
+    for seed in range(60):
+        one = clustered(np.random.default_rng(seed))
+        for known in (True, False):
+            found = measure(one if known else replace(one, cluster=None), resamples=2)
+            for name, value in truth.items():
+                _, low, high = found[name].bounds
+                held[name, known] += low <= value <= high
+    for name in truth:
+        assert held[name, True] >= 52, "of 60; 57 is 95 %"
+        assert held[name, False] <= 45, "as if all images were independent"
+    found = measure(clustered(np.random.default_rng(0)), resamples=200)
+    assert found["accuracy"].method == "wilson, by source"
+    assert found["auc"].method == "delong, by source"
+    _, low, high = found["brier"].bounds
+    alone = replace(clustered(np.random.default_rng(0)), cluster=None)
+    _, near_low, near_high = measure(alone, resamples=200)["brier"].bounds
+    assert high - low > 1.5 * (near_high - near_low)
+
+
+def test_sources_of_one_image_each_change_nothing() -> None:
+    one = replace(clustered(np.random.default_rng(0)), cluster=None)
+    alone = replace(one, cluster=np.arange(len(one)))
+    assert measure(one, resamples=50) == measure(alone, resamples=50)
+
+
+def test_a_rate_without_errors_is_as_sure_as_its_sources_are_many() -> None:
+    everything = np.ones(100, bool)
+    assert proportion(everything).bounds == pytest.approx(wilson(100, 100).bounds)
+    assert proportion(everything, np.arange(100) // 10).bounds == pytest.approx(wilson(10, 10).bounds)
+    assert proportion(everything[:0], np.arange(0)).value is None
