@@ -6,6 +6,7 @@ from pathlib import Path
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Engine
 from patchscan.detector.base import BaseDetector
+from patchscan.detector.card import IMPORTED, Card
 from patchscan.detector.images import Limits
 from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector
 
@@ -36,3 +37,9 @@ def load_detector(
     from patchscan.detector.detector import Detector
 
     return Detector.load(run, device, limits)
+
+
+def load_any(run: Path, device: str = "cpu") -> BaseDetector:
+    """Load a run folder in PyTorch, or that of an imported detector in ONNX Runtime, which alone runs it. Raises as
+    `load_detector` does."""
+    return load_detector(run, device, "onnx" if Card.read(run).architecture == IMPORTED else "torch")

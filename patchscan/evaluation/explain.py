@@ -1,6 +1,7 @@
 """Explain one image's score: what each model saw, how the score changes with other patches or crops, and what makes the
 answer uncertain. `explain_picture` draws the explanation."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer, Tier
+from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Decision
 from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError, decode
@@ -82,7 +84,7 @@ class Explanation:
     doubts: list[str]
 
 
-def explain(detector: Detector, data: bytes, redraws: int = 20) -> Explanation:
+def explain(detector: BaseDetector, data: bytes, redraws: int = 20) -> Explanation:
     """Score one encoded image and explain the score. It is also scored `redraws` times with other patches, or shifted,
     to show how much the answer depends on them. Raises ExplainError if the image cannot be scored."""
     try:
@@ -103,9 +105,11 @@ def explain(detector: Detector, data: bytes, redraws: int = 20) -> Explanation:
     return Explanation(rgb=rgb, answer=answer, views=views, alternative_p_ai=alternatives, doubts=doubts)
 
 
-def members(detector: Detector) -> list[Detector]:
+def members(detector: BaseDetector) -> Sequence[BaseDetector]:
     """Return the members of an ensemble as separate detectors, each with its own calibration; for any other model, the
     detector itself."""
+    if not isinstance(detector, Detector):
+        return [detector]
     card, model = detector.card, detector.model
     if not isinstance(card.preset, EnsemblePreset) or not isinstance(model, Ensemble):
         return [detector]
@@ -122,7 +126,7 @@ def members(detector: Detector) -> list[Detector]:
     ]
 
 
-def _view(detector: Detector, rgb: np.ndarray, seed: int, tier: Tier) -> View:
+def _view(detector: BaseDetector, rgb: np.ndarray, seed: int, tier: Tier) -> View:
     preset, decision = detector.card.preset, detector.card.decision.of(tier)
     crops = preset.crops(rgb, seed)
     logit = detector.logits([crops.pixels])[0]
@@ -153,9 +157,9 @@ def _view(detector: Detector, rgb: np.ndarray, seed: int, tier: Tier) -> View:
     )
 
 
-def _covered_logits(detector: Detector, pixels: np.ndarray) -> np.ndarray:
+def _covered_logits(detector: BaseDetector, pixels: np.ndarray) -> np.ndarray:
     """The logits (k, k) of the image, each with one SQUARE x SQUARE part covered by the mean colour."""
-    squares, mean = pixels.shape[0] // SQUARE, pixels.mean(axis=(0, 1)).astype(np.uint8)
+    squares, mean = max(1, pixels.shape[0] // SQUARE), pixels.mean(axis=(0, 1)).astype(np.uint8)
     covered = np.repeat(pixels[None, None], squares * squares, axis=0)
     for number in range(squares * squares):
         y, x = (SQUARE * position for position in divmod(number, squares))
@@ -176,7 +180,7 @@ def _shifted(rgb: np.ndarray, seed: int) -> np.ndarray:
     return rgb[y : rgb.shape[0] - SHIFT + y, x : rgb.shape[1] - SHIFT + x]
 
 
-def find_doubts(detector: Detector, answer: Answer, views: list[View], alternatives: np.ndarray) -> list[str]:
+def find_doubts(detector: BaseDetector, answer: Answer, views: list[View], alternatives: np.ndarray) -> list[str]:
     """List what makes an answer uncertain, one sentence each; empty if nothing does. `alternatives` is p_ai with other
     patches or shifts, (n,)."""
     decision, found = detector.card.decision.of(answer.tier), list(detector.card.all_warnings)

@@ -12,7 +12,8 @@ from matplotlib.patches import Rectangle
 from scipy.signal import correlate2d
 
 from patchscan.common.files import atomic_write
-from patchscan.detector.detector import Detector
+from patchscan.detector.base import BaseDetector
+from patchscan.detector.engines import load_any
 from patchscan.detector.srm import srm_kernels
 from patchscan.evaluation.explain import ExplainError, Explanation, PatchView, View, WholeImageView, explain, is_shifted
 from patchscan.reporting import plots
@@ -24,7 +25,7 @@ FILTERS = ("KB, all directions", "KV, all directions", "second difference, horiz
 
 def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") -> Explanation:
     """Explain a file and write the picture to `out` (.png). Raises ExplainError if it cannot be read or scored."""
-    detector = Detector.load(run, device)
+    detector = load_any(run, device)
     try:
         data = image.read_bytes()
     except OSError as error:
@@ -37,7 +38,7 @@ def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") ->
 
 
 @plots.styled
-def draw(explanation: Explanation, detector: Detector, title: str) -> Figure:
+def draw(explanation: Explanation, detector: BaseDetector, title: str) -> Figure:
     """Draw the explanation, with one row per model."""
     views = explanation.views
     lines = _verdict_lines(explanation, detector)
@@ -92,7 +93,7 @@ def _verdict(axis: Axes, title: str, verdict: str, lines: list[str], height: flo
     axis.text(0, 1 - HEADING_INCHES / height, "\n".join(lines), fontsize=9, va="top", linespacing=1.45)
 
 
-def _verdict_lines(explanation: Explanation, detector: Detector) -> list[str]:
+def _verdict_lines(explanation: Explanation, detector: BaseDetector) -> list[str]:
     answer = explanation.answer
     decision = detector.card.decision.of(answer.tier)
     abstains = decision.abstain_low < decision.abstain_high
@@ -169,7 +170,7 @@ def _complexity(axis: Axes, view: PatchView) -> None:
     axis.set(title="complexity of the candidates, simplest first", xlabel="candidate", ylabel="sum of differences")
 
 
-def _alternatives(axis: Axes, explanation: Explanation, detector: Detector) -> None:
+def _alternatives(axis: Axes, explanation: Explanation, detector: BaseDetector) -> None:
     decision, p_ai = detector.card.decision.of(explanation.answer.tier), explanation.alternative_p_ai
     plots.mark_decision(axis, decision.threshold, (decision.abstain_low, decision.abstain_high))
     height = np.linspace(0.2, 0.8, len(p_ai)) if len(p_ai) else np.array([])

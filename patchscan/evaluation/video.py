@@ -17,8 +17,9 @@ from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write
 from patchscan.detector.answer import Answer
+from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Decision
-from patchscan.detector.detector import Detector
+from patchscan.detector.engines import load_any
 from patchscan.reporting import plots
 from patchscan.reporting.pages import render, write_json, write_text
 
@@ -109,7 +110,7 @@ def interval_of_mean(values: np.ndarray, blocks: int = BLOCKS, seed: int = 0) ->
     return float(low), float(high)
 
 
-def score_video(detector: Detector, video: Path, numbers: list[int]) -> list[dict[str, Any]]:
+def score_video(detector: BaseDetector, video: Path, numbers: list[int]) -> list[dict[str, Any]]:
     """Score the frames of these numbers: one row per frame with number, second, p_ai, logit, verdict and error code.
     Frames that a damaged file no longer contains have no row."""
     rows: list[dict[str, Any]] = []
@@ -126,7 +127,7 @@ def score_video(detector: Detector, video: Path, numbers: list[int]) -> list[dic
     return rows
 
 
-def _score(detector: Detector, frames: list[Frame]) -> list[dict[str, Any]]:
+def _score(detector: BaseDetector, frames: list[Frame]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for frame, answer in zip(frames, detector.score([frame.png for frame in frames]), strict=True):
         row: dict[str, Any] = {"frame": frame.number, "second": frame.second}
@@ -187,7 +188,7 @@ def draw_video(rows: list[dict[str, Any]], summary: dict[str, Any], decision: De
 
 def write_video_report(run: Path, video: Path, out: Path, frames: int, device: str = "cpu") -> dict[str, Any]:
     """Score a video and write video.json, video.png and report.html into `out`; returns video.json's content."""
-    detector = Detector.load(run, device)
+    detector = load_any(run, device)
     card = detector.card
     numbers = frame_numbers(video, frames)
     rows = score_video(detector, video, numbers)

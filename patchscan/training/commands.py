@@ -1,4 +1,4 @@
-"""Commands for training: train, import-ssp, ensemble, export."""
+"""Commands for training: train, import, probe, import-ssp, ensemble, export."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,7 @@ def add_to(app: typer.Typer) -> None:
     """Register this package's commands."""
     app.command(rich_help_panel="Train")(train)
     app.command("import", rich_help_panel="Train")(import_model)
+    app.command(rich_help_panel="Train")(probe)
     app.command("import-ssp", rich_help_panel="Train")(import_ssp)
     app.command(rich_help_panel="Train")(ensemble)
     app.command(rich_help_panel="Train")(export)
@@ -109,6 +110,37 @@ def import_model(
 
     card = import_onnx(model, run, config)
     typer.echo(f"{run}  digest:{card.digest[:12]}; next: patchscan evaluate --run {run} --data DATA --out REPORT")
+
+
+def probe(
+    backbone: Annotated[Path, typer.Option(help="An ONNX file that gives a vector of features for a picture.")],
+    config: Annotated[Path, typer.Option(help="YAML that says what it takes, as for `patchscan import`.")],
+    data: Annotated[str, typer.Option(help="Folder or s3:// URL in GenImage's layout.")],
+    run: Annotated[Path, typer.Option(help="Run folder to write.")],
+    seen: Annotated[
+        str | None,
+        typer.Option(help="Generators to train on, separated by commas (default: all with train and val images)."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="Use at most this many train and val images of each generator and class.")
+    ] = None,
+    index: INDEX = None,
+) -> None:
+    """Train a linear head on somebody else's backbone: minutes on a CPU. The result is a detector like an imported one.
+
+    Each image's features are computed once; a logistic regression follows.
+
+    \b
+    Example:
+      patchscan probe --backbone backbone.onnx --config backbone.yaml --data data/genimage --run runs/probe
+    """
+    from patchscan.training.probe import train_probe
+
+    card = train_probe(backbone, config, data, run, _names(seen), index, limit)
+    typer.echo(
+        f"{run}: AUC {card.training['seen_val_auc']:.3f} on the val images of {', '.join(card.training['seen'])}; "
+        f"next: patchscan evaluate --run {run} --data {data} --out REPORT"
+    )
 
 
 def _names(text: str | None) -> list[str] | None:

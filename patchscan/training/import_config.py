@@ -89,7 +89,8 @@ class Output(_Part):
 
 
 class ImportConfig(_Part):
-    """A detector that somebody else trained: its input, its output, and what is known of it."""
+    """A detector that somebody else trained: its input, its output, and what is known of it. `seen` are generators of
+    the user's data, by their folders' names, that it was trained on or may be calibrated on."""
 
     name: str
     version: str = "1.0"
@@ -98,6 +99,7 @@ class ImportConfig(_Part):
     source: str | None = None
     licence: str | None = None
     trained_on: str | None = None
+    seen: list[str] = []
 
 
 KEYS = {*ImportConfig.model_fields, *Input.model_fields, *Output.model_fields, *Head.model_fields}

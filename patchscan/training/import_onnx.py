@@ -2,6 +2,7 @@
 
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from patchscan.detector.card import IMPORTED, Card
 from patchscan.detector.graph_check import GraphError, load_graph
 from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector, seal
 from patchscan.training.import_config import ImportConfig, read_config, read_export
-from patchscan.training.onnx_graph import wrap
+from patchscan.training.onnx_graph import Weights, wrap
 
 
 def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
@@ -22,6 +23,14 @@ def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
     folder, file = (model, model / GRAPH_FILE) if model.is_dir() else (model.parent, model)
     described = read_config(config) if config else read_export(folder)
     head = described.output.head.read(config.parent if config else folder) if described.output.head else None
+    return write_run(described, file, head, run, {}, [_warning(described)])
+
+
+def write_run(
+    described: ImportConfig, file: Path, head: Weights | None, run: Path, training: dict[str, Any], warnings: list[str]
+) -> Card:
+    """Write the run folder of an ONNX file as described, with this head; `training` is added to the card's. Raises
+    GraphError."""
     graph, data = load_graph(file)
     wrapped = wrap(file, graph, described.input, described.output, head)
     # The digest of what decides a score: the file, and what was put around it.
@@ -32,8 +41,8 @@ def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
         architecture=IMPORTED,
         preset=described.input.preset(),
         weights_sha256=digest,
-        training=_training(described, file, sha256(data).hexdigest()),
-        warnings=[_warning(described)],
+        training=_training(described, file, sha256(data).hexdigest()) | training,
+        warnings=warnings,
     )
     _try(card, wrapped, file)
     run.mkdir(parents=True, exist_ok=True)
@@ -46,7 +55,7 @@ def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
 def _training(described: ImportConfig, file: Path, file_sha256: str) -> dict[str, object]:
     return {
         "recipe": {"weights": file.name, "weights_sha256": file_sha256},
-        "seen": [],
+        "seen": sorted(described.seen),
         "unseen": [],
         "source": described.source or "unknown",
         "licence": described.licence or "unknown",

@@ -11,6 +11,7 @@ from patchscan.detector.graph_check import GraphError, opset_of
 from patchscan.training.import_config import Input, Output
 
 REDUCE_AXES_AS_INPUT = 18  # from this opset on
+OUR_NAMES = {"crops", "logit", "features"}
 Weights = tuple[list[float], float]  # of a head, and its bias
 PIXEL_TYPES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "FLOAT16", TensorProto.UINT8: "UINT8"}
 
@@ -42,12 +43,50 @@ class _Builder:
 def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head: Weights | None) -> bytes:
     """Return the model as one from crops, uint8 (count, size, size, 3) named `crops`, to a logit, a float64 scalar, AI
     positive: the mean over the crops. Raises GraphError where the graph has no such input or output."""
-    graph = model.graph
-    source = _only_input(path, graph, given)
-    before, after = _Builder(opset_of(model)), _Builder(opset_of(model))
-    _add_preparation(before, source, given)
-    result = _output(path, graph, wanted.name)
+    source, result = _only_input(path, model.graph, given), _output(path, model.graph, wanted.name)
+    _free_our_names(model.graph)
+    after = _Builder(opset_of(model))
     _add_logit(after, path, result, wanted, head)
+    return _assemble(model, given, source, after, helper.make_tensor_value_info("logit", TensorProto.DOUBLE, []))
+
+
+def wrap_features(path: Path, model: onnx.ModelProto, given: Input, name: str | None) -> bytes:
+    """Return the model as one from crops, as `wrap` does, to `features`, float64 (n,): the mean over the crops of its
+    output `name`, a vector. Raises GraphError."""
+    source, result = _only_input(path, model.graph, given), _output(path, model.graph, name)
+    if len(result.type.tensor_type.shape.dim) != 2:
+        raise GraphError(f"{path}: its output {result.name} is not a vector for each picture: a head needs one")
+    _free_our_names(model.graph)
+    after = _Builder(opset_of(model))
+    value = after.node("Cast", result.name, to=TensorProto.DOUBLE)
+    after.reduce("ReduceMean", value, keep=False, output="features", axes=[0])
+    output = helper.make_tensor_value_info("features", TensorProto.DOUBLE, [None])
+    return _assemble(model, given, source, after, output)
+
+
+def _free_our_names(graph: onnx.GraphProto) -> None:
+    """Rename the tensors of a graph, and of the graphs in it, that are named as our input and outputs."""
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = _not_ours(value.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = map(_not_ours, names)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _free_our_names(inner)
+
+
+def _not_ours(name: str) -> str:
+    return f"theirs:{name}" if name in OUR_NAMES else name
+
+
+def _assemble(
+    model: onnx.ModelProto, given: Input, source: onnx.ValueInfoProto, after: _Builder, output: onnx.ValueInfoProto
+) -> bytes:
+    """Put the preparation before the graph, whose input is `source`, and `after` behind it."""
+    graph = model.graph
+    before = _Builder(opset_of(model))
+    _add_preparation(before, source, given)
     for builder, place in ((before, 0), (after, len(graph.node))):
         for constant in builder.constants:
             constant.name = constant.name.replace("patchscan:", f"patchscan:{place}:")
@@ -61,7 +100,7 @@ def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head:
     graph.node.extend(nodes)
     graph.initializer.extend(constants)
     graph.input.append(helper.make_tensor_value_info("crops", TensorProto.UINT8, [count, given.size, given.size, 3]))
-    graph.output.append(helper.make_tensor_value_info("logit", TensorProto.DOUBLE, []))
+    graph.output.append(output)
     wrapped: bytes = model.SerializeToString(deterministic=True)
     return wrapped
 

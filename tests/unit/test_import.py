@@ -103,6 +103,12 @@ def test_an_export_is_read_as_it_lies(tmp_path: Path) -> None:
         import_onnx(folder, tmp_path / "other")
 
 
+def test_generators_that_it_may_be_calibrated_on_are_on_its_card(tmp_path: Path) -> None:
+    file, config = write(tmp_path, graph(2))
+    config.write_text(config.read_text() + "seen: [sd, ldm]\n")
+    assert import_onnx(file, tmp_path / "run", config).training["seen"] == ["ldm", "sd"]
+
+
 def test_the_page_describes_what_can_be_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "import.md").read_text()
     (tmp_path / "theirs.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
@@ -241,6 +247,23 @@ def test_an_archive_with_another_graph_than_its_card_names_is_refused(tmp_path: 
     other = (imported_run(tmp_path / "other" / "run", classes=3) / "model.onnx").read_bytes()
     with pytest.raises(VerifyError, match=r"was made of other weights than those of .*: import the detector again"):
         verify(rewritten(mar, tmp_path / "changed.mar", {"model.onnx": other}))
+
+
+def test_it_is_explained_by_covering_parts_of_the_picture(tmp_path: Path) -> None:
+    run = imported_run(tmp_path / "run")
+    (tmp_path / "photo.png").write_bytes(png(1, 40, 40))
+    done = CliRunner().invoke(
+        app, ["explain", str(tmp_path / "photo.png"), "--run", str(run), "--out", str(tmp_path / "why.png")]
+    )
+    assert done.exit_code == 0, done.output
+    (view,) = json.loads(done.stdout)["views"]
+    detector = load_detector(run)
+    crop = detector.prepare(png(1, 40, 40)).crops.pixels
+    grey = np.broadcast_to(crop.mean(axis=(0, 1, 2)).astype(np.uint8), crop.shape)
+    whole, covered = detector.logits([crop, grey])
+    assert view["weight"] == [[pytest.approx(whole - covered)]]
+    with Image.open(tmp_path / "why.png") as drawn:
+        assert drawn.width > 300
 
 
 def test_a_folder_is_scanned_with_it(tmp_path: Path) -> None:
