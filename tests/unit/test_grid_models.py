@@ -59,6 +59,7 @@ def test_a_small_image_is_scored_but_uncertain(detector: Detector) -> None:
     assert (answer.verdict, answer.reason) == ("uncertain", "small_image")
 
 
+@pytest.mark.usefixtures("pictures")
 def test_an_explanation_shows_each_views_vote(run: Path, detector: Detector, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(png(1, 300, 200))
     found = write_explanation(run, tmp_path / "photo.png", tmp_path / "why.png")

@@ -249,6 +249,7 @@ def test_an_archive_with_another_graph_than_its_card_names_is_refused(tmp_path: 
         verify(rewritten(mar, tmp_path / "changed.mar", {"model.onnx": other}))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_it_is_explained_by_covering_parts_of_the_picture(tmp_path: Path) -> None:
     run = imported_run(tmp_path / "run")
     (tmp_path / "photo.png").write_bytes(png(1, 40, 40))
