@@ -822,7 +822,7 @@ class NoFolder:
 def simulated() -> Iterator[None]:
     """Run the real code in the simulated world within the block."""
     left_out = "histogram by_tier by_prefix by_month provenance cost most_suspicious verdicts without_score errors"
-    left_out += " engines named whole"
+    left_out += " engines deciders named whole"
     with ExitStack() as stack:
         for module in (planning, worker, retries, tenacity):
             stack.enter_context(patch.object(module, "time", SimulatedTime))
