@@ -1,5 +1,6 @@
-"""Commands for evaluation: evaluate, explain, scan-video."""
+"""Commands for evaluation: evaluate, explain, power, scan-video."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ def add_to(app: typer.Typer) -> None:
     """Register this package's commands."""
     app.command(rich_help_panel="Judge")(evaluate)
     app.command(rich_help_panel="Judge")(explain)
+    app.command(rich_help_panel="Judge")(power)
     app.command("scan-video", rich_help_panel="Scan")(scan_video)
 
 
@@ -168,6 +170,39 @@ def explain(
 
     typer.echo(json.dumps(as_dict(write_explanation(run, image, out, device)), indent=1))
     typer.echo(f"picture: {out}", err=True)
+
+
+def power(
+    limit: Annotated[
+        float, typer.Option(min=0.00001, max=0.99999, help="The rate that is to be told from the true one.")
+    ],
+    true: Annotated[float, typer.Option(min=0, max=1, help="What you expect the rate to be.")],
+    chance: Annotated[float, typer.Option(min=0.5, max=0.999, help="Chance to show it.")] = 0.8,
+    per_source: Annotated[float, typer.Option(min=1, help="Images of each source, such as a photographer.")] = 1,
+    alike: Annotated[float, typer.Option(min=0, max=1, help="How alike the results of one source are, 0 to 1.")] = 0.5,
+) -> None:
+    """Say how many images a claim would take: that a rate, such as the false alarms, lies below or above a limit.
+
+    \b
+    Examples:
+      patchscan power --limit 0.01 --true 0.003
+      patchscan power --limit 0.9 --true 0.95 --per-source 10 --alike 0.3
+    """
+    from patchscan.evaluation.power import design_effect, images_needed
+
+    images = images_needed(limit, true, chance)
+    side = "below" if true < limit else "above"
+    typer.echo(
+        f"To show with a chance of {chance:.0%} that a rate which truly is {true:g} lies {side} {limit:g}, with its "
+        f"whole 95 % interval: {images:,} independent images."
+    )
+    if per_source > 1:
+        effect = design_effect(per_source, alike)
+        sources = math.ceil(images * effect / per_source)
+        typer.echo(
+            f"With {per_source:g} images of each source and results that are alike by {alike:g}: "
+            f"{math.ceil(sources * per_source):,} images of {sources:,} sources."
+        )
 
 
 def scan_video(

@@ -348,6 +348,7 @@ def write_audit(out: Store, audit: str, paths: Sequence[Path], max_fpr: float) -
     sample = read_sample(out, audit)
     report = build_report(sample, reviewers, max_fpr)
     folder = f"{AUDITS}/{audit}"
+    out.delete(f"{folder}/labels-2.json")  # of an earlier report with two reviewers
     for number, one in enumerate(reviewers, 1):
         labels = [
             {"number": key, "label": label, "score_seen": key in one.score_seen} for key, label in one.by_number.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from patchscan.common.errors import UserError
-from patchscan.detector.answer import Answer, Engine
+from patchscan.detector.answer import ENGINES, Answer, Engine
 from patchscan.detector.card import IMPORTED, Card
 from patchscan.detector.engines import choose_engine, load_detector
 from patchscan.detector.images import ImageError, decode
@@ -203,7 +203,7 @@ def write_case(case: dict[str, Any], image: Path, run: Path, out: Path) -> dict[
     Returns the case as written."""
     out.mkdir(parents=True, exist_ok=True)
     picture, doubts = _views(image, run, out, case["model"]["architecture"])
-    case = case | {"doubts": doubts, "picture_sha256": picture and hashlib.sha256(picture).hexdigest()}
+    case = case | {"doubts": doubts, "picture_sha256": hashlib.sha256(picture).hexdigest() if picture else None}
     pages.write_json(out / CASE_FILE, case)
     uri = plots.data_uri(picture) if picture else None
     pages.write_text(out / PAGE_FILE, pages.render("patchscan.scanning", "case.html", case, picture=uri))
@@ -228,7 +228,9 @@ def read_case(path: Path) -> dict[str, Any]:
         case = json.loads(read_file(path))
         if case["schema"] != CASE_SCHEMA or not all(name in case for name in (*REPLAYED, "versions")):
             raise ValueError(f"its schema is {case['schema']!r}")
-        Path(case["file"]), Path(case["run"]), str(case["engine"])
+        if case["engine"] not in ENGINES or not isinstance(case["versions"], dict):
+            raise ValueError(f"its engine is {case['engine']!r}")
+        Path(case["file"]), Path(case["run"])
     except (ValueError, KeyError, TypeError) as error:
         raise CaseError(f"{path} is no case as `patchscan case` writes it ({error})") from error
     return dict(case)

@@ -36,11 +36,18 @@ def review_page(sample: Sample, source: Store) -> str:
 
 def _image(row: dict[str, Any], source: Store) -> dict[str, Any]:
     """What the page knows of an image; its name, score and patch are shown only when asked for."""
-    image = thumbnails.read_image(source, row)
+    found = thumbnails.read_image(source, row)
+    picture = patch = None
+    if found:
+        image, turn = found
+        small = thumbnails.reduced(image, thumbnails.LARGE)
+        # Upright as a viewer shows it: a picture on its side would tell that a camera made it.
+        picture = thumbnails.jpeg_uri(small if turn is None else small.transpose(turn))
+        patch = thumbnails.jpeg_uri(thumbnails.draw(image, row["patch"]))
     return {
         "number": row["number"],
         "key": row["key"],
         "score": f"P(AI) {row['p_ai']:.3f}, verdict {row['verdict']}",
-        "picture": image and thumbnails.jpeg_uri(thumbnails.reduced(image, thumbnails.LARGE)),
-        "patch": image and thumbnails.jpeg_uri(thumbnails.draw(image, row["patch"])),
+        "picture": picture,
+        "patch": patch,
     }

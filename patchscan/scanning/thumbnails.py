@@ -16,21 +16,42 @@ THUMBNAIL = 176
 # Of an image that a person shall judge: fine detail shows, and two hundred of them still make a page of some 15 MB.
 LARGE = 640
 OUTLINE = "#D55E00"
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def thumbnail(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> str | None:
     """Return a row's thumbnail as a data URI; None where the object can no longer be read as it was scored."""
-    image = read_image(source, row, limits)
-    return jpeg_uri(draw(image, row["patch"])) if image else None
+    found = read_image(source, row, limits)
+    return jpeg_uri(draw(found[0], row["patch"])) if found else None
 
 
-def read_image(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> Image.Image | None:
-    """Return a row's image as RGB; None where the object can no longer be read as it was scored."""
+def read_image(
+    source: Store, row: dict[str, Any], limits: Limits = Limits()
+) -> tuple[Image.Image, Image.Transpose | None] | None:
+    """Return a row's image as RGB, with its pixels as stored, and how to turn it upright as its EXIF says (None: it
+    is); None where the object can no longer be read as it was scored."""
     info = ObjectInfo(key=row["key"], etag=row["etag"], version_id=row["version_id"])
     try:
         fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, limits.max_bytes))
-        return Image.fromarray(decode(unpack(fetched.data, fetched.encoding, limits.max_bytes), limits).rgb)
+        data = unpack(fetched.data, fetched.encoding, limits.max_bytes)
+        return Image.fromarray(decode(data, limits).rgb), _turn(data)
     except (ObjectError, TransientError, ImageError):
+        return None
+
+
+def _turn(data: bytes) -> Image.Transpose | None:
+    try:
+        return TURNS.get(Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  damaged metadata raise whatever they like, and the pixels have been read
         return None
 
 

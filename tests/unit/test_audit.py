@@ -1,5 +1,6 @@
 """People's labels of a scan: the sample, the review page in a browser, the estimates and their report."""
 
+import base64
 import csv
 import io
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from patchscan.reporting import survey
 from patchscan.reporting.pages import Figures
@@ -345,3 +347,21 @@ def test_sample_names_stay_in_the_results() -> None:
     for name in ("", "..", "a/b", "../x", "a\\b"):
         with pytest.raises(AuditError):
             audit_sample.sample_name(name)
+
+
+def test_a_phone_s_picture_is_shown_upright_and_scored_as_stored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.new("RGB", (60, 40), "red")
+    picture.paste("blue", (0, 0, 30, 40))  # blue at the left as stored, on top when turned
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    row = {"key": "a.jpg", "etag": None, "version_id": None, "number": 1, "p_ai": 0.5, "verdict": "real"}
+    found = _image(row | {"patch": {"x": 0, "y": 0, "size": 32, "complexity": 0}}, open_store(str(tmp_path)))
+    shown, patch = (
+        Image.open(io.BytesIO(base64.b64decode(found[name].partition(",")[2]))) for name in ("picture", "patch")
+    )
+    assert shown.size == (40, 60)
+    top = shown.getpixel((20, 10))
+    assert isinstance(top, tuple)
+    assert top[2] > 200 > top[0]
+    assert patch.getpixel((50, 35)) != patch.getpixel((10, 35)), "the patch lies in the image as stored"

@@ -30,7 +30,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, pictures: None) -> Path:
     """A folder with an image, a run with bounds for its LRs, and the case of the image."""
     folder = tmp_path_factory.mktemp("case")
     run, image = folder / "run", folder / f"{HOSTILE}.png"
