@@ -14,7 +14,7 @@ from typing import Any
 
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import ENGINES, Answer, Engine
-from patchscan.detector.card import IMPORTED, Card
+from patchscan.detector.card import Card
 from patchscan.detector.engines import choose_engine, load_detector
 from patchscan.detector.images import ImageError, decode
 from patchscan.evaluation.evidence import Weight, weight_of
@@ -199,10 +199,10 @@ def never_saw(card: Card) -> list[str]:
 
 
 def write_case(case: dict[str, Any], image: Path, run: Path, out: Path) -> dict[str, Any]:
-    """Write case.json, case.html and, where torch can run the model, the picture of what it looked at, into `out`.
+    """Write case.json, case.html and, where torch is installed, the picture of what the model looked at, into `out`.
     Returns the case as written."""
     out.mkdir(parents=True, exist_ok=True)
-    picture, doubts = _views(image, run, out, case["model"]["architecture"])
+    picture, doubts = _views(image, run, out)
     case = case | {"doubts": doubts, "picture_sha256": hashlib.sha256(picture).hexdigest() if picture else None}
     pages.write_json(out / CASE_FILE, case)
     uri = plots.data_uri(picture) if picture else None
@@ -210,10 +210,9 @@ def write_case(case: dict[str, Any], image: Path, run: Path, out: Path) -> dict[
     return case
 
 
-def _views(image: Path, run: Path, out: Path, architecture: str) -> tuple[bytes | None, list[str]]:
-    """Draw the views; returns the PNG and what else makes the answer uncertain. Nothing where the model does not run in
-    torch."""
-    if architecture == IMPORTED or not find_spec("torch"):
+def _views(image: Path, run: Path, out: Path) -> tuple[bytes | None, list[str]]:
+    """Draw the views. Returns the PNG and what else makes the answer uncertain; nothing where torch is missing."""
+    if not find_spec("torch"):
         return None, []
     from patchscan.evaluation.explain_picture import write_explanation
 
