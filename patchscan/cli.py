@@ -24,6 +24,7 @@ from patchscan.common.proxies import bypass_for_loopback
 from patchscan.dataset import commands as dataset_commands
 from patchscan.evaluation import commands as evaluation_commands
 from patchscan.scanning import commands as scanning_commands
+from patchscan.scanning import evidence_commands
 from patchscan.serving import commands as serving_commands
 from patchscan.storage import commands as storage_commands
 from patchscan.training import commands as training_commands
@@ -65,6 +66,7 @@ for package in (
     serving_commands,
     scanning_commands,
     evaluation_commands,
+    evidence_commands,
     cluster_commands,
 ):
     package.add_to(app)

@@ -14,7 +14,7 @@ import typer
 
 from patchscan.common.console import INTERNAL_STEPS, printable, run_interruptibly, stop_on_signals
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
-from patchscan.scanning import evidence_commands, options
+from patchscan.scanning import options
 
 if TYPE_CHECKING:
     from patchscan.scanning.listing import Filters
@@ -31,7 +31,6 @@ def add_to(app: typer.Typer) -> None:
     """Register this package's commands."""
     app.command(rich_help_panel="Scan")(scan)
     app.command("report", rich_help_panel="Scan")(report)
-    evidence_commands.add_to(app)
     app.command("scan-plan", rich_help_panel=INTERNAL_STEPS)(scan_plan)
     app.command("scan-worker", rich_help_panel=INTERNAL_STEPS)(scan_worker)
     app.command("scan-reduce", rich_help_panel=INTERNAL_STEPS)(scan_reduce)
