@@ -107,8 +107,10 @@ def explain(detector: BaseDetector, data: bytes, redraws: int = 20) -> Explanati
 
 def members(detector: BaseDetector) -> Sequence[BaseDetector]:
     """Return the members of an ensemble as separate detectors, each with its own calibration; for any other model, the
-    detector itself."""
+    detector itself. Raises ExplainError for an ensemble whose members are one graph."""
     if not isinstance(detector, Detector):
+        if isinstance(detector.card.preset, EnsemblePreset):
+            raise ExplainError("an ensemble with an imported member cannot be explained: explain its members")
         return [detector]
     card, model = detector.card, detector.model
     if not isinstance(card.preset, EnsemblePreset) or not isinstance(model, Ensemble):

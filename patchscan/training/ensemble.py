@@ -1,17 +1,24 @@
 """Combine several runs into one run folder whose logit is the mean of the members' calibrated logits."""
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from patchscan.common.errors import UserError
-from patchscan.common.files import sha256_of
-from patchscan.detector.card import WEIGHTS_FILE, Card
+from patchscan.common.files import atomic_write, sha256_of
+from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import Ensemble
+from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector, seal
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import EnsemblePreset, with_fixed_count
+from patchscan.training.ensemble_graph import join_graphs
+
+LARGEST_DIFFERENCE = 1e-3  # of a logit, between a joined graph and its members
 
 
 class EnsembleError(UserError):
@@ -22,39 +29,83 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
     """Write an ensemble of `runs` into the run folder `out` and return its card. Its decision is not calibrated yet.
 
     The ensemble has seen a generator if any member has; a generator is unseen if a member names it as unseen and none
-    has seen it. A member with a `max_count` of patches takes `count`. Raises EnsembleError for fewer than two runs or
-    an ensemble among them, and what loading a run raises.
+    has seen it. A member with a `max_count` of patches takes `count`. Where a member is an imported detector, the
+    members' graphs are joined. Raises EnsembleError for fewer than two runs or an ensemble among them, GraphError for
+    graphs that cannot be joined, and what loading a run raises.
     """
     if len(runs) < 2:
         raise EnsembleError("an ensemble needs at least two runs: repeat --run")
-    members = [Detector.load(run) for run in runs]
-    cards = [member.card for member in members]
+    cards = [Card.read(run) for run in runs]
     fixed = [with_fixed_count(card.preset) for card in cards]
     presets = tuple(preset for preset in fixed if not isinstance(preset, EnsemblePreset))
     if len(presets) < len(cards):
         raise EnsembleError("an ensemble cannot contain another ensemble: give --run its members instead")
-    model = Ensemble([member.model for member in members])
-    model.sizes = torch.tensor([preset.size for preset in presets])
-    model.counts = torch.tensor([preset.count for preset in presets])
-    model.temperatures = torch.tensor([card.decision.temperature for card in cards])
-    model.biases = torch.tensor([card.decision.bias for card in cards])
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / WEIGHTS_FILE)
+    imported = any(card.architecture == IMPORTED for card in cards)
+    write = _write_joined_graph if imported else _write_weights
+    card = write(runs, cards, EnsemblePreset(members=presets), out, _described(cards, name))
+    card.write(out)
+    if not imported:
+        write_graph(out)
+    return card
+
+
+def _described(cards: list[Card], name: str) -> dict[str, Any]:
+    """What is on the card of an ensemble of any kind."""
     seen = sorted({generator for card in cards for generator in card.training.get("seen", [])})
     named = {generator for card in cards for generator in card.training.get("unseen", [])}
-    card = Card(
-        name=name,
-        version="1.0",
-        architecture="+".join(card.architecture for card in cards),
-        preset=EnsemblePreset(members=presets),
-        weights_sha256=sha256_of(out / WEIGHTS_FILE),
-        training={
+    return {
+        "name": name,
+        "version": "1.0",
+        "training": {
             "seen": seen,
             "unseen": sorted(named - set(seen)),
             "members": [{"name": card.name, "version": card.version, "digest": card.digest} for card in cards],
         },
-        warnings=list(dict.fromkeys(warning for card in cards for warning in card.warnings)),
-    )
-    card.write(out)
-    write_graph(out)
+        "warnings": list(dict.fromkeys(warning for card in cards for warning in card.warnings)),
+    }
+
+
+def _write_weights(
+    runs: list[Path], cards: list[Card], preset: EnsemblePreset, out: Path, described: dict[str, Any]
+) -> Card:
+    """Write the weights of an ensemble of our own models, and return its card."""
+    model = Ensemble([Detector.load(run).model for run in runs])
+    model.sizes = torch.tensor([member.size for member in preset.members])
+    model.counts = torch.tensor([member.count for member in preset.members])
+    model.temperatures = torch.tensor([card.decision.temperature for card in cards])
+    model.biases = torch.tensor([card.decision.bias for card in cards])
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / WEIGHTS_FILE)
+    architecture = "+".join(card.architecture for card in cards)
+    weights_sha256 = sha256_of(out / WEIGHTS_FILE)
+    return Card(architecture=architecture, preset=preset, weights_sha256=weights_sha256, **described)
+
+
+def _write_joined_graph(
+    runs: list[Path], cards: list[Card], preset: EnsemblePreset, out: Path, described: dict[str, Any]
+) -> Card:
+    """Write the graph of an ensemble with an imported member, and return its card: it is an imported detector too.
+    Raises EnsembleError where the joined graph does not give the members' mean."""
+    members = [OnnxDetector.load(run) for run in runs]
+    graphs = [(run / GRAPH_FILE).read_bytes() for run in runs]
+    decisions = [card.decision for card in cards]
+    graph = join_graphs([card.name for card in cards], graphs, decisions, preset)
+    digest = hashlib.sha256(graph).hexdigest()
+    card = Card(architecture=IMPORTED, preset=preset, weights_sha256=digest, **described)
+    joined = OnnxDetector(card, graph)
+    for seed in range(2):
+        rgb = np.random.default_rng(seed).integers(0, 256, (2 * preset.size, 2 * preset.size, 3), np.uint8)
+        alone = [
+            one.logits([part.crops(rgb, seed).pixels])[0] / decision.temperature + decision.bias
+            for one, part, decision in zip(members, preset.members, decisions, strict=True)
+        ]
+        together = joined.logits([preset.crops(rgb, seed).pixels])[0]
+        if abs(together - float(np.mean(alone))) > LARGEST_DIFFERENCE:
+            raise EnsembleError(
+                f"the joined graph gives {together:.4f} for a test picture, where its members' mean is "
+                f"{np.mean(alone):.4f}: one of them does not bear conversion, as a quantised graph may not"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / GRAPH_FILE) as file:
+        file.write_bytes(seal(graph, digest))
     return card

@@ -12,11 +12,18 @@ from safetensors.torch import save_file
 
 from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
-from patchscan.detector.card import WEIGHTS_FILE, Card, Decision
+from patchscan.detector.card import WEIGHTS_FILE, Card, CardError, Decision
 from patchscan.detector.detector import Detector
+from patchscan.detector.engines import load_detector
 from patchscan.detector.models import build_network
+from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset, preset_from_dict, preset_to_dict
+from patchscan.evaluation.explain import ExplainError
+from patchscan.evaluation.explain_picture import write_explanation
+from patchscan.serving.archive import archive
+from patchscan.serving.verify import verify
 from patchscan.training.ensemble import EnsembleError, build_ensemble
+from tests.import_kit import imported_run
 
 
 def run_folder(folder: Path, architecture: str, preset: Preset, decision: Decision, seen: list[str]) -> Path:
@@ -100,3 +107,32 @@ def test_what_cannot_be_joined(runs: list[Path], tmp_path: Path) -> None:
     build_ensemble(runs[:2], tmp_path / "two", "two")
     with pytest.raises(EnsembleError, match="cannot contain another"):
         build_ensemble([tmp_path / "two", runs[2]], tmp_path / "nested", "nested")
+
+
+def test_ours_and_theirs_make_an_ensemble(runs: list[Path], tmp_path: Path) -> None:
+    """Of graphs with other operators' versions and sizes of crops; it is archived like an imported detector."""
+    theirs, other = imported_run(tmp_path / "theirs"), imported_run(tmp_path / "other", 3, "other")
+    write_graph(runs[0])
+    replace(Card.read(other), decision=Decision(temperature=2.0, bias=0.25)).write(other)
+    members = [runs[0], theirs, other]
+    made = build_ensemble(members, tmp_path / "all", "all")
+    assert (made.architecture, made.preset.count, made.preset.size) == ("imported", 5, 32)
+    assert made.training["seen"] == ["sd"]
+    together = load_detector(tmp_path / "all").score(photographs()[:2])
+    alone = [load_detector(run, engine="onnx") for run in members]
+    for number, answer in enumerate(together):
+        assert isinstance(answer, Answer)
+        logits = []
+        for member in alone:
+            one = member.score(photographs())[number]
+            assert isinstance(one, Answer)
+            logits.append(one.logit / member.card.decision.temperature + member.card.decision.bias)
+        assert answer.logit == pytest.approx(np.mean(logits), abs=1e-5)
+    assert verify(archive(tmp_path / "all", tmp_path)).card.digest == made.digest
+    (tmp_path / "photo.png").write_bytes(photographs()[0])
+    with pytest.raises(ExplainError, match="explain its members"):
+        write_explanation(tmp_path / "all", tmp_path / "photo.png", tmp_path / "why.png")
+    with pytest.raises(CardError, match=r"model\.onnx is missing"):
+        build_ensemble([runs[1], theirs], tmp_path / "two", "two")
+    with pytest.raises(EnsembleError, match="cannot contain another"):
+        build_ensemble([tmp_path / "all", theirs], tmp_path / "nested", "nested")

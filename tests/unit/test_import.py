@@ -194,7 +194,6 @@ def test_what_an_imported_detector_cannot_do_is_one_line(tmp_path: Path) -> None
     for command in (
         ["archive", run, "--engine", "torch"],
         ["export", run],
-        ["ensemble", "--run", run, "--run", run, "--out", run],
     ):
         with pytest.raises(UserError, match="is an imported detector"):
             app(command, standalone_mode=False)

@@ -1,0 +1,74 @@
+"""Join the ONNX graphs of run folders into one, for an ensemble in which a member is an imported detector."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
+
+from patchscan.detector.card import Decision
+from patchscan.detector.graph_check import GraphError, opset_of
+from patchscan.detector.presets import EnsemblePreset
+
+
+def join_graphs(
+    names: Sequence[str], graphs: Sequence[bytes], decisions: Sequence[Decision], preset: EnsemblePreset
+) -> bytes:
+    """Return an ONNX model from an ensemble's crops, uint8 (count, size, size, 3) named `crops`, to a logit, a float64
+    scalar: the mean of the members' logits, each calibrated by its decision's temperature and bias.
+
+    `graphs`: the members' models, from their own crops to their own logit; `names`: for messages. Raises GraphError
+    where one cannot be converted to the newest operators among them.
+    """
+    models = [onnx.load_model_from_string(graph) for graph in graphs]
+    opset = max(map(opset_of, models))
+    # ONNX Runtime has no Mean of float64.
+    nodes, constants, total, first = [], [_constant("members", len(models), np.float64)], "", 0
+    for number, (name, model, decision, member) in enumerate(
+        zip(names, models, decisions, preset.members, strict=True)
+    ):
+        prefix = f"member{number}:"
+        part = compose.add_prefix(_converted(name, model, opset), prefix).graph
+        last = first + member.count
+        bounds = {"from": [first, 0, 0], "to": [last, member.size, member.size], "axes": [0, 1, 2]}
+        constants += [_constant(f"{prefix}{key}", values, np.int64) for key, values in bounds.items()]
+        constants += [_constant(f"{prefix}temperature", decision.temperature, np.float64)]
+        constants += [_constant(f"{prefix}bias", decision.bias, np.float64), *part.initializer]
+        crops = [f"{prefix}{key}" for key in bounds]
+        nodes += [
+            helper.make_node("Slice", ["crops", *crops], [f"{prefix}crops"]),
+            *part.node,
+            helper.make_node("Div", [f"{prefix}logit", f"{prefix}temperature"], [f"{prefix}scaled"]),
+            helper.make_node("Add", [f"{prefix}scaled", f"{prefix}bias"], [f"{prefix}calibrated"]),
+        ]
+        if total:
+            nodes.append(helper.make_node("Add", [total, f"{prefix}calibrated"], [f"{prefix}total"]))
+        total = f"{prefix}total" if total else f"{prefix}calibrated"
+        first = last
+    nodes.append(helper.make_node("Div", [total, "members"], ["logit"]))
+    crops_info = helper.make_tensor_value_info("crops", TensorProto.UINT8, [first, preset.size, preset.size, 3])
+    logit_info = helper.make_tensor_value_info("logit", TensorProto.DOUBLE, [])
+    graph = helper.make_graph(nodes, "ensemble", [crops_info], [logit_info], constants)
+    opsets = {one.domain: one.version for model in models for one in model.opset_import} | {"": opset}
+    imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items() if domain != "ai.onnx"]
+    joined = helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version for model in models))
+    data: bytes = joined.SerializeToString(deterministic=True)
+    return data
+
+
+def _converted(name: str, model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    if model.functions:
+        raise GraphError(f"{name}'s graph has functions of its own: inline them (onnx.inliner) and import it again")
+    if opset_of(model) == opset:
+        return model
+    try:
+        return version_converter.convert_version(model, opset)
+    except Exception as error:  # the converter raises its own
+        raise GraphError(
+            f"{name}'s graph of opset {opset_of(model)} cannot be converted to {opset}, which another member has: "
+            f"export it again with opset {opset} ({error})"
+        ) from error
+
+
+def _constant(name: str, values: object, kind: type) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(values, kind), name)
