@@ -12,7 +12,8 @@ from patchscan.scanning import thumbnails
 from patchscan.scanning.audit_sample import Sample
 from patchscan.storage.store import Store
 
-READERS = 8
+# Each may hold an image of 64 megapixels.
+READERS = 4
 
 
 def review_page(sample: Sample, source: Store) -> str:

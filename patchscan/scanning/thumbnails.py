@@ -43,7 +43,7 @@ def read_image(
     try:
         fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, limits.max_bytes))
         data = unpack(fetched.data, fetched.encoding, limits.max_bytes)
-        return Image.fromarray(decode(data, limits).rgb), _turn(data)
+        return decode(data, limits).pillow, _turn(data)
     except (ObjectError, TransientError, ImageError):
         return None
 
