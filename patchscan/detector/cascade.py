@@ -22,6 +22,7 @@ class CascadeError(UserError):
 class Cascade:
     """The second detector (card `then`) decides where the first one's p_ai is from `low` to below `high`, where the
     first one's verdict is `uncertain`, and in tiers that the first may not settle because the second cannot judge them.
+    Graphics, which get no verdict, are left to the first.
 
     The band holds all thresholds of both, so that what the first settles has the same verdict by either's. Raises
     CascadeError where it does not.
@@ -69,6 +70,8 @@ class Cascade:
 
     def settles(self, answer: Answer) -> bool:
         """Whether this answer of the first detector stands."""
+        if answer.reason == "out_of_domain" and self.first.decision.covers(answer.tier):
+            return True  # a graphic, of which no detector gives a verdict
         is_clear = not self.low <= answer.p_ai < self.high
         return is_clear and answer.verdict != "uncertain" and self.then.decision.covers(answer.tier)
 

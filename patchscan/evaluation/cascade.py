@@ -44,19 +44,23 @@ def join(cascade: Cascade, first: Evaluated, then: Evaluated) -> Evaluated:
 def _joined(cascade: Cascade, first: pd.DataFrame, then: pd.DataFrame) -> pd.DataFrame:
     if not first.path.equals(then.path):
         raise ValueError("the two tables are of other images")
-    second = _asks_second(first, then_card=cascade.then, low=cascade.low, high=cascade.high)
+    second = _asks_second(first, cascade.first, cascade.then, cascade.low, cascade.high)
     table = first.where(~second, then, axis=0)
     decided = usable(table)
     table.loc[decided, "logit"] = table.p_ai[decided].map(log_odds)
     return table.astype(first.dtypes).assign(**{BY_SECOND: second})
 
 
-def _asks_second(first: pd.DataFrame, then_card: Card, low: float, high: float) -> pd.Series:
+def _asks_second(first: pd.DataFrame, first_card: Card, then_card: Card, low: float, high: float) -> pd.Series:
     """Which rows the first detector does not settle (Cascade.settles), bool (rows,)."""
-    covered = first.tier.map(then_card.decision.covers, na_action="ignore").fillna(True).astype(bool)
+    covered, first_covers = (
+        first.tier.map(card.decision.covers, na_action="ignore").fillna(True).astype(bool)
+        for card in (then_card, first_card)
+    )
     p_ai = first.measured_p_ai
-    open_rows: pd.Series = ((low <= p_ai) & (p_ai < high)) | first.measured_uncertain | ~covered
-    return open_rows
+    left_open = ((low <= p_ai) & (p_ai < high)) | first.measured_uncertain | ~covered
+    asks: pd.Series = left_open & ~(first.graphic & ~first.small & first_covers)
+    return asks
 
 
 def choose_band(first: Evaluated, then: Evaluated, loss: float) -> Cascade:
@@ -80,7 +84,7 @@ def choose_band(first: Evaluated, then: Evaluated, loss: float) -> Cascade:
     for down, up in product(ENDS, ENDS):
         if down > low or 1 - up < high or down >= 1 - up:
             continue
-        second = _asks_second(one, then.card, down, 1 - up).to_numpy()
+        second = _asks_second(one, first.card, then.card, down, 1 - up).to_numpy()
         if second.mean() < share and _error(np.where(second, wrong_alone, wrong), label) <= allowed:
             best, share = (down, 1 - up), second.mean()
     return Cascade(first=first.card, then=then.card, low=best[0], high=best[1])

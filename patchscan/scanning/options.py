@@ -48,7 +48,12 @@ Server = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="The model's name on the server.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the inference key, or TorchServe's key_file.json.")]
-Run = Annotated[Path | None, typer.Option(help="Score in this process, with this run folder, instead of a server.")]
+Run = Annotated[
+    Path | None,
+    typer.Option(
+        help="Score in this process, with this run folder, instead of a server; with --server v2+..., what that serves."
+    ),
+]
 First = Annotated[
     Path | None,
     typer.Option(help="A cascade's first run folder, which looks at every image in this process; with --then, --when."),

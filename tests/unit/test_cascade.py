@@ -74,6 +74,22 @@ def test_where_the_second_cannot_judge_the_first_may_not_settle() -> None:
     assert (answer.decided_by, answer.verdict, answer.reason) == ("strong", "uncertain", "out_of_domain")
 
 
+def test_graphics_which_get_no_verdict_are_left_to_the_first() -> None:
+    cascade = Cascade(first=named("small"), then=named("strong"), low=0.1, high=0.9)
+    unsure = replace(Says(named("small"), 0.0).answer(image(1)), verdict="uncertain")
+    assert cascade.settles(replace(unsure, reason="out_of_domain"))
+    assert not cascade.settles(replace(unsure, reason="small_image"))
+    blind = Decision(tiers={"native": None, "web": None, "hard": None, "enlarged": None})
+    cascade = Cascade(first=named("small", decision=blind), then=named("strong"), low=0.1, high=0.9)
+    assert not cascade.settles(replace(unsure, reason="out_of_domain"))
+    first, then = evaluated("small", 1.0, 1), evaluated("strong", 3.0, 2)
+    first.tables["raw"].loc[:9, "graphic"] = True
+    first.tables["raw"].loc[5:9, "small"] = True
+    first.tables["raw"].loc[:9, "measured_uncertain"] = True
+    table = join(Cascade(first=first.card, then=then.card, low=0.2, high=0.9), first, then).tables["raw"]
+    assert table[BY_SECOND][:10].tolist() == [False] * 5 + [True] * 5
+
+
 def test_the_band_holds_all_thresholds() -> None:
     strong = named("strong", decision=replace(ABSTAINS, tiers={"web": Decision(threshold=0.8, abstain_high=0.8)}))
     assert needed_band(named("small"), strong) == (0.4, 0.8)
