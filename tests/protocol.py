@@ -633,7 +633,9 @@ class RememberedJoin:
     def add_listing(self, objects: Iterator[ObjectInfo]) -> None:
         self._listed = {info.key: info for info in objects}
 
-    def add_previous(self, parts: Iterator[bytes], digest: str, *, retry_archived: bool) -> None:
+    def add_previous(
+        self, parts: Iterator[bytes], digest: str, *, retry_archived: bool, c2pa_trust: str | None
+    ) -> None:
         self._parts, self._options = list(parts), (digest, retry_archived)
         self._before = {row["key"]: row for part in self._parts for row in rows_of(part)}
 
@@ -846,7 +848,7 @@ def simulated() -> Iterator[None]:
             (report, "tempfile", NoFolder),
             (report, "Path", lambda name: MemoryFile()),
             (worker, "map_in_threads", one_after_the_other),
-            (worker, "provenance", lambda data, kind: None),
+            (worker, "provenance", lambda data, kind, trust: None),
             (Worker, "_usage", lambda self: {}),
             (Retries, "_sleep", wait),
             (report, "plots", SimpleNamespace(png=lambda figure: b"", data_uri=lambda data: "")),

@@ -195,6 +195,7 @@ def scan_coordinate(
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
     max_objects: options.MaxObjects = 0,
+    c2pa_trust: options.C2paTrust = None,
     select: options.SelectBy = None,
     threads: options.Threads = 32,
     in_flight: options.InFlight = 32,
@@ -239,13 +240,15 @@ def scan_coordinate(
 
     signal.signal(signal.SIGTERM, _exit_interrupted)
     check_labels(labels, None)
+    trust = options.read_c2pa_trust(c2pa_trust, None)
     cluster = Cluster.connect(patience_s=300)
     coordinator = _own_job(cluster, job)
     waits.listener = lambda text: cluster.record(coordinator.reference, "Waiting", text, warning=True)
     results, scorer = open_store(out), options.make_scorer(server, model, token_file, None)
     scan_source = options.make_source(source, None, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects)
+    limits = (shard_objects, shard_mb, max_objects)
+    plan = make_plan(scan_source, filters, scorer, results, *limits, c2pa_trust=trust)
     command = ["patchscan", "scan-worker", "--server", server, "--model", model]
     command += ["--select", select] if select else []
     command += ["--threads", str(threads), "--in-flight", str(in_flight), "--memory-mb", str(memory_mb)]

@@ -20,7 +20,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- ArchiveError, VerifyError, ServerError                    serving
     |   |-- RegistryError              versions of a served model
     |   |   `-- ServerDownError        (75) the server does not answer
-    |   |-- LabelError, AuditError, WebhookError, ScorerError         scans
+    |   |-- LabelError, AuditError, WebhookError, ScorerError, TrustError  scans
     |   |-- CaseError                  the report on one image
     |   |   `-- CaseDiffersError       (3) a replay gives other figures
     |   |-- PlanError                  a scan's plan or its parts

@@ -67,6 +67,7 @@ def scan(
     max_seconds: options.MaxSeconds = 0,
     max_requests: options.MaxRequests = 0,
     retry_archived: options.RetryArchived = False,
+    c2pa_trust: options.C2paTrust = None,
     threads: options.Threads = 32,
     in_flight: options.InFlight = 32,
     batch: options.Batch = None,
@@ -99,6 +100,7 @@ def scan(
 
     started = time.monotonic()
     check_labels(labels, endpoint_url)
+    trust = options.read_c2pa_trust(c2pa_trust, endpoint_url)
     options.check_events_from(events_from, manifest)
     if events_from is not None and (sample or estimate):
         raise UserError("--sample and --estimate are not for --events-from: events name their objects")
@@ -111,7 +113,7 @@ def scan(
     filters = options.make_filters(suffix, min_size, max_size, since, until)
     settings = options.make_settings(select, threads, in_flight, batch, memory_mb)
     if estimate:
-        _estimate(scan_source, filters, scorer, results, settings, retry_archived, sample)
+        _estimate(scan_source, filters, scorer, results, settings, retry_archived, sample, trust)
         return
     metrics = options.metrics_observers(metrics_port)
 
@@ -126,11 +128,11 @@ def scan(
 
     limits = (shard_objects, shard_mb, max_objects, retry_archived)
     if events_from is None:
-        code = work(make_plan(scan_source, filters, scorer, results, *limits, sample))
+        code = work(make_plan(scan_source, filters, scorer, results, *limits, sample, trust))
     else:
 
         def plan_for(keys: Iterable[str]) -> tuple["Plan | None", bool]:
-            return make_plan_named(scan_source, filters, scorer, results, keys, *limits)
+            return make_plan_named(scan_source, filters, scorer, results, keys, *limits, trust)
 
         code = _scan_named(events_from, max_messages, scan_source, plan_for, work)
     if code:
@@ -157,6 +159,7 @@ def scan_plan(
     max_objects: options.MaxObjects = 0,
     sample: options.Sample = 0,
     retry_archived: options.RetryArchived = False,
+    c2pa_trust: options.C2paTrust = None,
 ) -> None:
     """Plan a scan for many processes: list, compare with the last scan, cut into shards; prints JSON.
 
@@ -166,13 +169,13 @@ def scan_plan(
     """
     from patchscan.storage import open_store
 
+    trust = options.read_c2pa_trust(c2pa_trust, endpoint_url)
     scorer = options.make_scorer(server, model, token_file, run)
     results = open_store(out, endpoint_url=endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
-    plan = make_plan(
-        scan_source, filters, scorer, results, shard_objects, shard_mb, max_objects, retry_archived, sample
-    )
+    limits = (shard_objects, shard_mb, max_objects, retry_archived)
+    plan = make_plan(scan_source, filters, scorer, results, *limits, sample, trust)
     counts = {name: getattr(plan, name) for name in ("shards", "listed", "unchanged", "deleted")}
     print(json.dumps({"plan": plan.address(results), **counts}))
 
@@ -276,13 +279,14 @@ def make_plan(
     max_objects: int,
     retry_archived: bool = False,
     sample: int = 0,
+    c2pa_trust: str | None = None,
 ) -> "Plan":
     """Plan a scan (`plan_scan`), and warn where the results store ignores conditional writes."""
     from patchscan.scanning.plan import ShardSize, plan_scan
 
     size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
     plan = run_interruptibly(
-        lambda: plan_scan(source, filters, scorer.card, results, size, max_objects, retry_archived, sample)
+        lambda: plan_scan(source, filters, scorer.card, results, size, max_objects, retry_archived, sample, c2pa_trust)
     )
     _warn_of_unconditional_writes(plan, results)
     return plan
@@ -298,13 +302,15 @@ def make_plan_named(
     shard_mb: int,
     max_objects: int,
     retry_archived: bool,
+    c2pa_trust: str | None,
 ) -> "tuple[Plan | None, bool]":
     """Plan a scan of named objects (`plan_named`), and warn as `make_plan` does."""
     from patchscan.scanning.plan import ShardSize, plan_named
 
     size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
+    limits = (size, max_objects, retry_archived)
     plan, is_ours = run_interruptibly(
-        lambda: plan_named(source, filters, scorer.card, results, keys, size, max_objects, retry_archived)
+        lambda: plan_named(source, filters, scorer.card, results, keys, *limits, c2pa_trust)
     )
     if plan:
         _warn_of_unconditional_writes(plan, results)
@@ -376,6 +382,7 @@ def _estimate(
     settings: "WorkSettings",
     retry_archived: bool,
     sample: int,
+    c2pa_trust: str | None,
 ) -> None:
     """Score a few of the objects that a scan would score, and print what all of them would take."""
     from patchscan.common.console import ProgressReport
@@ -386,9 +393,8 @@ def _estimate(
 
     with tempfile.TemporaryDirectory(prefix="patchscan-estimate-", ignore_cleanup_errors=True) as folder:
         scratch = open_store(folder)
-        plan = run_interruptibly(
-            lambda: plan_estimate(source, filters, scorer.card, results, scratch, SAMPLE, retry_archived, sample)
-        )
+        limits = (SAMPLE, retry_archived, sample, c2pa_trust)
+        plan = run_interruptibly(lambda: plan_estimate(source, filters, scorer.card, results, scratch, *limits))
         worker = options.make_worker(plan, scratch, scorer, settings)
         tried = min(SAMPLE, plan.listed - plan.unchanged)
         meter = Meter(tried, worker.source.requests)

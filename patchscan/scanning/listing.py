@@ -113,11 +113,14 @@ class ListingJoin:
         self._left_unsampled = max(0, self._number("SELECT count(*) FROM todo") - most)
         self._db.execute(f"CREATE OR REPLACE TABLE todo AS FROM todo ORDER BY md5({identity}), key LIMIT {most}")
 
-    def add_previous(self, parts: Iterable[bytes], digest: str, *, retry_archived: bool = False) -> None:
+    def add_previous(
+        self, parts: Iterable[bytes], digest: str, *, retry_archived: bool = False, c2pa_trust: str | None = None
+    ) -> None:
         """Add the previous scan's table (Parquet files). Rows of the model `digest` whose object is unchanged are
         carried over: of scored and rejected objects (but not those on which a decoder died, which may have been the
-        machine's fault), and, unless `retry_archived`, of those in cold storage, where
-        nothing that a listing says has changed."""
+        machine's fault, nor those whose C2PA manifest was judged by another list of authorities than that of the digest
+        `c2pa_trust`), and, unless `retry_archived`, of those in cold storage, where nothing that a listing says has
+        changed."""
         # The first keeps the query from failing where the rows of that scan were removed: all is scored again.
         for index, data in enumerate(chain([table_to_parquet(SCHEMA.empty_table())], parts)):
             (self.scratch / f"previous-{index:06d}.parquet").write_bytes(data)
@@ -129,8 +132,9 @@ class ListingJoin:
             f" SELECT previous.* FROM previous JOIN todo ON {self._same('previous')} WHERE {SAME_CONTENT}"
             " AND previous.digest = ?"
             " AND previous.error_code IS DISTINCT FROM ?"
+            " AND (previous.provenance.c2pa IS NULL OR previous.c2pa_trust IS NOT DISTINCT FROM ?)"
             f" AND (previous.status IN ('scored', 'rejected') OR (? AND {STILL_ARCHIVED}))",
-            [digest, ErrorCode.DECODER_DIED, not retry_archived],
+            [digest, ErrorCode.DECODER_DIED, c2pa_trust, not retry_archived],
         )
         self._db.execute(
             f"CREATE OR REPLACE TABLE todo AS SELECT todo.* FROM todo ANTI JOIN unchanged ON {self._same('unchanged')}"

@@ -120,6 +120,14 @@ RetryArchived = Annotated[
         help="Try objects again that an earlier scan found in cold storage: after a restore that listings do not show.",
     ),
 ]
+C2paTrust = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Certificates (PEM; a file or s3:// URL) of the authorities whose signers of C2PA manifests are trusted."
+        " Default: none are.",
+    ),
+]
 SelectBy = Annotated[
     Literal["worker", "server"] | None,
     typer.Option(
@@ -191,6 +199,13 @@ def make_filters(
 
     first, end = (time.replace(tzinfo=UTC).isoformat() if time else None for time in (since, until))
     return Filters(suffixes=tuple(suffix or ()), min_size=min_size, max_size=max_size, since=first, until=end)
+
+
+def read_c2pa_trust(url: str | None, endpoint_url: str | None) -> str | None:
+    """The list of authorities that `--c2pa-trust` names. Raises TrustError and StoreError."""
+    from patchscan.scanning.trust import read_trust
+
+    return read_trust(url, endpoint_url) if url else None
 
 
 def make_scorer(

@@ -31,6 +31,7 @@ from patchscan.detector.card import Card
 from patchscan.scanning import manifest, shards
 from patchscan.scanning.listing import Filters, ListingJoin
 from patchscan.scanning.rows import LISTED, from_parquet, table_to_parquet
+from patchscan.scanning.trust import trust_digest
 from patchscan.storage import open_store
 from patchscan.storage.store import ObjectInfo, Store, is_bucket, split_url
 
@@ -97,6 +98,9 @@ class Plan:
     `sample`: the most objects of a random sample, 0: all; `unsampled` objects were left out by it.
     `bytes_to_score`: the size of the objects in the shards.
 
+    `c2pa_trust`: the PEM text of the authorities whose signers of C2PA manifests are trusted, None: of none. It stands
+    here so that all workers judge by the same list.
+
     `named` is None where the whole source was listed. A scan of named objects holds there how many `objects` it looked
     at, how many of them were `unchanged`, and how many names were `missing`; it carries over all other rows."""
 
@@ -122,6 +126,7 @@ class Plan:
     unsampled: int = 0
     bytes_to_score: int = 0
     named: dict[str, int] | None = None
+    c2pa_trust: str | None = None
     format: int = PLAN_FORMAT
 
     def write(self, out: Store) -> None:
@@ -194,10 +199,12 @@ def plan_scan(
     max_objects: int = 0,
     retry_archived: bool = False,
     sample: int = 0,
+    c2pa_trust: str | None = None,
 ) -> Plan:
-    """Return the unfinished plan of the same source, filters and model, if there is one, else make a new one, which is
-    incremental on the last complete scan. Planners that run at the same time all get the same plan. `retry_archived`:
-    what the last scan found in cold storage is tried again. `sample`: plan a random sample of so many objects (0: all).
+    """Return the unfinished plan of the same source, filters, model and `c2pa_trust`, if there is one, else make a new
+    one, which is incremental on the last complete scan. Planners that run at the same time all get the same plan.
+    `retry_archived`: what the last scan found in cold storage is tried again. `sample`: plan a random sample of so many
+    objects (0: all).
 
     Raises PlanError where `out` belongs to another source or lies inside it, holds more objects than the sample or an
     unfinished scan of another sample, or a new plan would score more than `max_objects` objects (0: no limit), and
@@ -207,7 +214,7 @@ def plan_scan(
     while True:
         entries = sorted(out.names("history/"))
         unfinished = _unfinished(out, entries, source)
-        if unfinished and unfinished.named is None and _continues(unfinished, card, filters):
+        if unfinished and unfinished.named is None and _continues(unfinished, card, filters, c2pa_trust):
             if unfinished.sample != sample:
                 raise PlanError(
                     f"{out.url} holds an unfinished scan {_scope(unfinished.sample)}: finish that first: "
@@ -216,7 +223,8 @@ def plan_scan(
             return _at_source(unfinished, source, out)
         entry = _next_entry(entries)
         with _planning(out, entry):
-            new = _make(source, filters, card, out, shard_size, max_objects, retry_archived, sample=sample)
+            limits = (shard_size, max_objects, retry_archived)
+            new = _make(source, filters, card, out, *limits, sample=sample, c2pa_trust=c2pa_trust)
             if _claim(out, entry, new):
                 return new
             _discard(out, new.scan)
@@ -231,13 +239,24 @@ def plan_estimate(
     most: int,
     retry_archived: bool = False,
     sample: int = 0,
+    c2pa_trust: str | None = None,
 ) -> Plan:
     """Plan what `plan_scan` would with `out`, but write it to `scratch`, and into its one shard `most` of the objects
     to score, chosen at random. Raises PlanError and StoreError."""
     check_results_outside_source(source, out)
     size = ShardSize(max_objects=most, max_bytes=2**63)
+    limits = (size, 0, retry_archived)
     return _make(
-        source, filters, card, scratch, size, 0, retry_archived, sample=sample, previous_in=out, most_to_score=most
+        source,
+        filters,
+        card,
+        scratch,
+        *limits,
+        None,
+        sample,
+        previous_in=out,
+        most_to_score=most,
+        c2pa_trust=c2pa_trust,
     )
 
 
@@ -250,6 +269,7 @@ def plan_named(
     shard_size: ShardSize = ShardSize(),
     max_objects: int = 0,
     retry_archived: bool = False,
+    c2pa_trust: str | None = None,
 ) -> tuple[Plan | None, bool]:
     """Plan a scan of the named objects alone, which carries over the rows of all others from the last complete scan.
     The source is not listed; each object is looked up as it is now.
@@ -268,12 +288,13 @@ def plan_named(
         unfinished = _unfinished(out, entries, source)
         if _is_planned(out, entry) or (unfinished and unfinished.named is None):
             raise ScanUnderWayError(f"{out.url}: a scan of the whole source is under way; run again when it is done")
-        if unfinished and _continues(unfinished, card, filters):
+        if unfinished and _continues(unfinished, card, filters, c2pa_trust):
             return _at_source(unfinished, source, out), False
         keys = dict.fromkeys([*keys, *(_objects_to_score(out, unfinished) if unfinished else ())])
         if not keys:
             return None, True
-        new = _make(source, filters, card, out, shard_size, max_objects, retry_archived, [*keys])
+        limits = (shard_size, max_objects, retry_archived)
+        new = _make(source, filters, card, out, *limits, [*keys], c2pa_trust=c2pa_trust)
         if not new.shards or _claim(out, entry, new):
             return new, True
         _discard(out, new.scan)
@@ -290,8 +311,8 @@ def _unfinished(out: Store, entries: list[str], source: ScanSource) -> Plan | No
     return None
 
 
-def _continues(plan: Plan, card: Card, filters: Filters) -> bool:
-    return plan.digest == card.digest and plan.filters == filters
+def _continues(plan: Plan, card: Card, filters: Filters, c2pa_trust: str | None) -> bool:
+    return (plan.digest, plan.filters, plan.c2pa_trust) == (card.digest, filters, c2pa_trust)
 
 
 def _at_source(plan: Plan, source: ScanSource, out: Store) -> Plan:
@@ -392,6 +413,7 @@ def _make(
     sample: int = 0,
     previous_in: Store | None = None,
     most_to_score: int = 0,
+    c2pa_trust: str | None = None,
 ) -> Plan:
     """List the source, or look up these keys alone, and write all of a plan but its entry in the history. For an
     estimate, the last scan is in `previous_in` instead of `out`, and `most_to_score` of the objects go into shards."""
@@ -410,7 +432,9 @@ def _make(
         if sample:
             join.sample(sample)
         if previous:
-            join.add_previous(read_parts(before, previous.scan), card.digest, retry_archived=retry_archived)
+            judged_by = trust_digest(c2pa_trust) if c2pa_trust else None
+            parts = read_parts(before, previous.scan)
+            join.add_previous(parts, card.digest, retry_archived=retry_archived, c2pa_trust=judged_by)
         counts = join.counts()
         _check_number(source, counts, max_objects)
         to_score = counts["listed"] - counts["unchanged"]
@@ -444,6 +468,7 @@ def _make(
             sample=sample,
             bytes_to_score=bytes_to_score,
             named=named,
+            c2pa_trust=c2pa_trust,
             **counts,
         )
     if is_needed:

@@ -92,22 +92,39 @@ MARKS = (
 )
 MAX_TEXT = 120
 C2PA_FIELDS = ("c2pa", "c2pa_generator", "c2pa_signer", "c2pa_time")
-OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
+# All that decides about a manifest, whatever the library's defaults are. Nothing is fetched: no manifest that is kept
+# elsewhere, no revocation, no identity of a CAWG assertion.
+VERIFY = {
+    "verify": {
+        "verify_after_reading": True,
+        "verify_trust": True,
+        "verify_timestamp_trust": True,
+        "remote_manifest_fetch": False,
+        "ocsp_fetch": False,
+    },
+    "core": {"decode_identity_assertions": False, "allowed_network_hosts": []},
+}
+LISTED_TIME = "timeStamp.trusted"
 
 
-def provenance(data: bytes, image_format: str) -> Provenance | None:
+def provenance(data: bytes, image_format: str, trust: str | None = None) -> Provenance | None:
     """Return what an encoded image of this format (as named by detector.images) claims; None where it claims nothing.
 
-    `c2pa`: the state of its manifest: `Trusted` (unaltered, signed by a listed signer), `Valid` (unaltered, signed by
-    somebody), `Invalid` or `unreadable`. Only of the first two, `c2pa_generator` is the tool that the manifest names,
-    `c2pa_signer` the name in the signer's certificate and `c2pa_time` when a time stamp says that it was signed.
+    `trust` is the PEM text of the authorities that are trusted (trust.read_trust), of signers and of time stamps; None:
+    no signer is.
+
+    `c2pa`: the state of its manifest: `Trusted` (unaltered, the signer's certificate was issued by a listed authority),
+    `Valid` (unaltered, signed by somebody), `Invalid` (altered, or the certificate has expired and no listed authority
+    says that it was valid at the time of signing) or `unreadable`. Only of the first two, `c2pa_generator` is the tool
+    that the manifest names, `c2pa_signer` the name in the signer's certificate and `c2pa_time` when a time stamp says
+    that it was signed; of a `Trusted` one only where the time stamp's authority is listed too.
     `digital_source_type`: the IPTC term in such a manifest, else in XMP; `generator`: a generator's own text.
     """
     texts = file_texts(data, image_format)
     packets = xmp_packets(data, texts)
     for name, pattern in XMP_TEXTS.items():
         texts += [(name, decode_text(match[1])) for packet in packets if (match := pattern.search(packet))]
-    found = _manifest(data, image_format)
+    found = _manifest(data, image_format, trust)
     if found["digital_source_type"] is None:
         terms = (XMP_TERM.search(packet) for packet in packets)
         found["digital_source_type"] = next((term[1].decode() for term in terms if term), None)
@@ -115,14 +132,15 @@ def provenance(data: bytes, image_format: str) -> Provenance | None:
     return found if any(found.values()) else None
 
 
-def _manifest(data: bytes, image_format: str) -> Provenance:
+def _manifest(data: bytes, image_format: str, trust: str | None) -> Provenance:
     nothing: Provenance = dict.fromkeys((*C2PA_FIELDS, "digital_source_type"))
     if b"c2pa" not in data or b"jumb" not in data:
         return nothing
     if c2pa is None:
         return nothing | {"c2pa": "unreadable"}
     try:
-        context = c2pa.Context(c2pa.Settings.from_dict(OFFLINE))
+        listed = {"trust": {"trust_anchors": trust}} if trust else {}
+        context = c2pa.Context(c2pa.Settings.from_dict(VERIFY | listed))
         mime = "image/jpeg" if image_format == "MPO" else f"image/{image_format.lower()}"
         with c2pa.Reader(mime, io.BytesIO(data), context=context) as reader:
             state, store = str(reader.get_validation_state()), json.loads(reader.json())
@@ -134,11 +152,14 @@ def _manifest(data: bytes, image_format: str) -> Provenance:
     info = active.get("claim_generator_info") or [{}]
     signature = active.get("signature_info") or {}
     term = MANIFEST_TERM.search(json.dumps(active))
+    # Anybody can make a time stamp: beside a signer of the list it stands only where its authority is of the list too.
+    passed = store.get("validation_results", {}).get("activeManifest", {}).get("success", [])
+    is_known = state == "Valid" or any(check.get("code") == LISTED_TIME for check in passed)
     return {
         "c2pa": state,
         "c2pa_generator": info[0].get("name") or active.get("claim_generator"),
         "c2pa_signer": ", ".join(filter(None, (signature.get("common_name"), signature.get("issuer")))) or None,
-        "c2pa_time": signature.get("time"),
+        "c2pa_time": signature.get("time") if is_known else None,
         "digital_source_type": term[1] if term else None,
     }
 

@@ -16,6 +16,7 @@ from patchscan.scanning import prevalence, summary, thumbnails
 from patchscan.scanning.alerts import find_alerts
 from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed, is_newest
 from patchscan.scanning.table import ScanTable
+from patchscan.scanning.trust import count_authorities, trust_digest
 from patchscan.storage.store import Store, is_bucket, split_url
 
 Report = dict[str, Any]
@@ -101,6 +102,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
             "chosen_by": card.decision.chosen_by,
             "warnings": card.all_warnings,
         },
+        "c2pa_trust": _c2pa_trust(plan),
         "named": summary.named(table, plan),
         "totals": summary.totals(table, plan),
         "verdicts": summary.verdicts(table),
@@ -116,6 +118,13 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "prevalence": prevalence.estimate(*summary.flagged(table, card.decision), card),
         "cost": summary.cost(table, plan),
     }
+
+
+def _c2pa_trust(plan: Plan) -> dict[str, Any] | None:
+    """The list of authorities by which signers are trusted, None without one."""
+    if plan.c2pa_trust is None:
+        return None
+    return {"sha256": trust_digest(plan.c2pa_trust), "authorities": count_authorities(plan.c2pa_trust)}
 
 
 @plots.styled

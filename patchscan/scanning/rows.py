@@ -54,6 +54,7 @@ SCHEMA = pa.schema(
         ("decided_by", pa.string()),
         ("engine", pa.string()),
         ("provenance", provenance.TYPE),
+        ("c2pa_trust", pa.string()),
         ("scored_at", TIME),
         ("attempts", pa.int32()),
     ]
@@ -63,10 +64,18 @@ STATS_KEY = b"patchscan.stats"
 
 
 def scored(
-    info: ObjectInfo, answer: Answer, engine: str | None, claims: provenance.Provenance | None, attempts: int
+    info: ObjectInfo,
+    answer: Answer,
+    engine: str | None,
+    claims: provenance.Provenance | None,
+    attempts: int,
+    c2pa_trust: str | None = None,
 ) -> Row:
-    """The row of an object that `engine` scored; `claims` is what the file says about its own origin."""
-    return _row(info, "scored", attempts) | vars(answer) | {"engine": engine, "provenance": claims}
+    """The row of an object that `engine` scored; `claims` is what the file says about its own origin, `c2pa_trust` the
+    digest of the list of authorities by which it was judged."""
+    judged_by = c2pa_trust if claims and claims["c2pa"] else None
+    judged = {"provenance": claims, "c2pa_trust": judged_by}
+    return _row(info, "scored", attempts) | vars(answer) | {"engine": engine, **judged}
 
 
 def rejected(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:

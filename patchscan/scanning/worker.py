@@ -35,6 +35,7 @@ from patchscan.scanning.plan import Plan, PlanError
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.rows import STATS_KEY, Row
 from patchscan.scanning.scorers import RefusedRequestError, Scorer, ScorerError, Select
+from patchscan.scanning.trust import trust_digest
 from patchscan.storage.store import (
     FailureCode,
     FetchedObject,
@@ -109,6 +110,7 @@ class Worker:
         self.stop = stop or threading.Event()
         self.source = plan.source.open(settings.threads)
         self._model = {"model": plan.model, "version": plan.version, "digest": plan.digest}
+        self._c2pa_trust = trust_digest(plan.c2pa_trust) if plan.c2pa_trust else None
         self._retries = Retries(settings.deadline_s, stop=self.stop)
         self._store_watch, self._scorer_watch = Watchdog(settings.outage_s), Watchdog(settings.outage_s)
         self._rights_watch = Watchdog(0.0, several=DENIED)
@@ -213,8 +215,8 @@ class Worker:
         try:
             with self._unpacked(fetched) as data:
                 result, more = self._retries.call(self._prepared_request(data))
-                claims = provenance(data, result.image["format"])
-                return rows.scored(info, result, self.scorer.engine, claims, tries + more - 1)
+                claims = provenance(data, result.image["format"], self.plan.c2pa_trust)
+                return rows.scored(info, result, self.scorer.engine, claims, tries + more - 1, self._c2pa_trust)
         except ImageError as error:
             return rows.rejected(info, error.code, error.message, tries) | self._model
         except NotFiniteError as error:

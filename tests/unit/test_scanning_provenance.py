@@ -8,67 +8,23 @@ from typing import Any
 
 import c2pa
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from patchscan.scanning.provenance import provenance
+from patchscan.scanning.provenance import Provenance, provenance
+from tests import c2pa_kit
+from tests.c2pa_kit import DAY, NOW, Identity, identity, time_stamps
 from tests.scan_kit import StubScorer, image
 
 Sign = Callable[[bytes], bytes]
 
 
-def certificate(subject: str, of: ec.EllipticCurvePublicKey, by: ec.EllipticCurvePrivateKey) -> bytes:
-    """A certificate in PEM, issued by the authority `by`; of its own key it is the authority's."""
-    authority, now = of == by.public_key(), dt.datetime.now(dt.UTC)
-    usage = dict.fromkeys(
-        ["content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only"], False
-    )
-    usage |= {"decipher_only": False, "crl_sign": authority, "key_cert_sign": authority}
-    named = [
-        x509.Name(
-            [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "tests"), x509.NameAttribute(NameOID.COMMON_NAME, name)]
-        )
-        for name in (subject, "authority")
-    ]
-    made = (
-        x509.CertificateBuilder(issuer_name=named[1], subject_name=named[0], public_key=of)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(of), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False)
-        .add_extension(x509.KeyUsage(digital_signature=not authority, **usage), critical=True)
-    )
-    if not authority:
-        made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
-    return made.sign(by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
 @pytest.fixture(scope="module")
 def sign() -> Sign:
     """Puts a signed manifest into a JPEG: made by a generator, named `Picture Maker`."""
-    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    chain = certificate("signer", key.public_key(), authority)
-    chain += certificate("authority", authority.public_key(), authority)
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(alg=b"es256", sign_cert=chain, private_key=private, ta_url=None))
-    source = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-    created = {"label": "c2pa.actions", "data": {"actions": [{"action": "c2pa.created", "digitalSourceType": source}]}}
-    manifest = {"claim_generator_info": [{"name": "Picture Maker", "version": "1"}], "assertions": [created]}
-
-    def signed(jpeg: bytes) -> bytes:
-        out = io.BytesIO()
-        c2pa.Builder(manifest).sign(signer, "image/jpeg", io.BytesIO(jpeg), out)
-        return out.getvalue()
-
-    return signed
+    signer = c2pa_kit.identity("signer", c2pa_kit.identity("authority", authority=True))
+    return lambda jpeg: c2pa_kit.sign(jpeg, signer)
 
 
 @pytest.fixture
@@ -87,6 +43,94 @@ def test_a_signed_manifest_is_valid_and_says_who_made_the_image(sign: Sign, jpeg
         "digital_source_type": "trainedAlgorithmicMedia",
         "generator": None,
     }
+
+
+@pytest.fixture(scope="module")
+def authorities() -> dict[str, Identity]:
+    """An authority of signers, one of time stamps, and another with the first one's name."""
+    names = {"cameras": "authority", "times": "time authority", "stranger": "authority"}
+    return {
+        kind: identity(name, authority=True, first=NOW - 99 * DAY, last=NOW + 99 * DAY) for kind, name in names.items()
+    }
+
+
+def judged(data: bytes, *trusted: Identity) -> Provenance:
+    found = provenance(data, "JPEG", "".join(one.pem for one in trusted) or None)
+    assert found is not None
+    return found
+
+
+def test_a_signer_is_trusted_if_a_listed_authority_issued_its_certificate(
+    jpeg: bytes, authorities: dict[str, Identity]
+) -> None:
+    cameras, stranger = authorities["cameras"], authorities["stranger"]
+    by_a_camera, by_itself = identity("Camera", cameras), identity("Camera")
+    of_the_same_names = identity("Camera", stranger)
+    data = c2pa_kit.sign(jpeg, by_a_camera)
+    assert judged(data, cameras) == judged(data) | {"c2pa": "Trusted"}
+    assert judged(data, stranger, cameras)["c2pa"] == "Trusted"
+    assert judged(data)["c2pa"] == judged(data, stranger)["c2pa"] == "Valid"
+    for pretender in (by_itself, of_the_same_names):
+        found = judged(c2pa_kit.sign(jpeg, pretender), cameras)
+        assert found["c2pa"] == "Valid"
+        assert found["c2pa_signer"] == "Camera, tests"
+
+
+def test_an_authority_between_signer_and_list_is_followed(jpeg: bytes, authorities: dict[str, Identity]) -> None:
+    factory = identity("factory", authorities["cameras"], authority=True)
+    assert judged(c2pa_kit.sign(jpeg, identity("Camera", factory)), authorities["cameras"])["c2pa"] == "Trusted"
+
+
+def test_what_a_trusted_signer_signed_is_invalid_once_altered(jpeg: bytes, authorities: dict[str, Identity]) -> None:
+    data = bytearray(c2pa_kit.sign(jpeg, identity("Camera", authorities["cameras"])))
+    data[-30] ^= 1
+    found = judged(bytes(data), authorities["cameras"])
+    assert {name: value for name, value in found.items() if value} == {"c2pa": "Invalid"}
+
+
+def test_a_time_stamp_counts_beside_a_trusted_signer_if_its_authority_is_listed(
+    jpeg: bytes, authorities: dict[str, Identity]
+) -> None:
+    cameras, times = authorities["cameras"], authorities["times"]
+    stamps = identity("stamps", times, usage=ExtendedKeyUsageOID.TIME_STAMPING)
+    now = dt.datetime.now(dt.UTC)
+    with time_stamps(stamps, now) as address:
+        data = c2pa_kit.sign(jpeg, identity("Camera", cameras), stamps=address)
+    assert judged(data)["c2pa_time"] == f"{now:%Y-%m-%dT%H:%M:%S+00:00}"
+    assert judged(data, cameras)["c2pa"] == judged(data, cameras, times)["c2pa"] == "Trusted"
+    assert judged(data, cameras)["c2pa_time"] is None
+    assert judged(data, cameras, times)["c2pa_time"] == judged(data)["c2pa_time"]
+
+
+def test_an_expired_certificate_needs_a_time_stamp_of_a_listed_authority(
+    jpeg: bytes, authorities: dict[str, Identity]
+) -> None:
+    cameras, times = authorities["cameras"], authorities["times"]
+    plain, stamped, expires = signed_just_before_expiry(jpeg, cameras, times)
+    time.sleep(max(0.0, (expires - dt.datetime.now(dt.UTC)).total_seconds()) + 1.1)
+    assert judged(plain, cameras, times)["c2pa"] == "Invalid"
+    assert judged(stamped, cameras, times)["c2pa"] == "Trusted"
+    assert judged(stamped, times)["c2pa"] == "Valid"
+    # Nobody on the list says when it was signed.
+    assert judged(stamped, cameras)["c2pa"] == judged(stamped)["c2pa"] == "Invalid"
+
+
+def signed_just_before_expiry(jpeg: bytes, cameras: Identity, times: Identity) -> tuple[bytes, bytes, dt.datetime]:
+    """The picture signed without and with a time stamp, and when the certificate expires: the library signs with none
+    that has expired. On a busy machine signing takes longer than the first times tried."""
+    stamps = identity("stamps", times, usage=ExtendedKeyUsageOID.TIME_STAMPING)
+    for seconds in (2, 8, 32, 128):
+        now = dt.datetime.now(dt.UTC)
+        expires = now + dt.timedelta(seconds=seconds)
+        signer = identity("Camera", cameras, last=expires)
+        with time_stamps(stamps, now) as address:
+            try:
+                plain, stamped = c2pa_kit.sign(jpeg, signer), c2pa_kit.sign(jpeg, signer, stamps=address)
+            except c2pa.C2paError:
+                continue
+        if dt.datetime.now(dt.UTC) < expires - dt.timedelta(seconds=1):
+            return plain, stamped, expires
+    raise AssertionError("signing took two minutes")
 
 
 def test_pixels_altered_after_signing_make_it_invalid(sign: Sign, jpeg: bytes) -> None:
