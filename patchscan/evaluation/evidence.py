@@ -15,11 +15,11 @@ import pandas as pd
 from patchscan.detector.answer import TIERS, Tier
 from patchscan.detector.card import Card, Decision
 from patchscan.evaluation.metrics import bootstrap_estimate
-from patchscan.evaluation.results import GROUPS, Evaluated, group_rows
+from patchscan.evaluation.results import GROUPS, Evaluated, cluster_of, group_rows
 from patchscan.evaluation.scoreboard import RESAMPLES, source_counts
 from patchscan.evaluation.scoring import usable
 from patchscan.reporting.likelihood import cllr, elub, pav
-from patchscan.reporting.statistics import undefined, wilson
+from patchscan.reporting.statistics import proportion, undefined
 
 # p_ai is stored as a double: nearer to 0 or 1 it is rounded to them.
 LEAST_P = 1e-15
@@ -113,7 +113,8 @@ def evidence_sets(evaluated: Evaluated) -> dict[str, pd.DataFrame]:
     left in with NaN."""
     if evaluated.deliveries is None:
         tables = {
-            name: table.assign(source=table.path, collection=table.path) for name, table in evaluated.tables.items()
+            name: table.assign(source=table.path, collection=table.path, source_known=False)
+            for name, table in evaluated.tables.items()
         }
     else:
         stored = evaluated.deliveries[evaluated.deliveries.delivered == "native"]
@@ -133,31 +134,40 @@ def evidence(evaluated: Evaluated) -> dict[str, Any] | None:
     for name, table in evidence_sets(evaluated).items():
         drawn = np.vstack([np.ones((1, len(table))), source_counts(table, RESAMPLES)])
         groups = group_rows(evaluated, table)
-        rows = [_row(group, part, drawn[:, part.index], evaluated.seen) for group, part in groups.items()]
+        both = bool((table.label == 1).any())
+        if not both:  # kinds of real images, which are neither seen nor unseen generators
+            groups = {group: part for group, part in groups.items() if group in ("overall", *table.generator.unique())}
+        kinds = dict.fromkeys(groups, "real" if not both else "unseen") | dict.fromkeys(evaluated.seen, "seen")
+        kinds |= dict.fromkeys(GROUPS.values(), "group")
+        rows = [
+            {"name": group, "kind": kinds[group], **_row(part, drawn[:, part.index])} for group, part in groups.items()
+        ]
         sets.append({"name": name, "rows": rows})
     return {"bounds": evaluated.card.evidence, "sets": sets}
 
 
-def _row(name: str, part: pd.DataFrame, drawn: np.ndarray, seen: set[str]) -> dict[str, Any]:
+def _row(part: pd.DataFrame, drawn: np.ndarray) -> dict[str, Any]:
     """One generator's or group's figures; `drawn` (1 + resamples, images of `part`), the first row of ones."""
-    stated = part.log10_lr.notna().to_numpy()
-    lrs, label, drawn = part.log10_lr.to_numpy()[stated], part.label.to_numpy()[stated], drawn[:, stated]
+    stated = part[part.log10_lr.notna()]
+    lrs, label, drawn = stated.log10_lr.to_numpy(), stated.label.to_numpy(), drawn[:, part.log10_lr.notna()]
     both = len(np.unique(label)) == 2
     cost = cllr(lrs, label, drawn) if both else None
-    ai, real = lrs[label == 1], lrs[label == 0]
+    cluster = cluster_of(stated) if len(stated) else None
+
+    def share(hit: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
+        return asdict(proportion(hit[inside], None if cluster is None else cluster[inside]))
+
     return {
-        "name": name,
-        "kind": "group" if name in GROUPS.values() else "seen" if name in seen else "unseen",
-        "ai": len(ai),
-        "real": len(real),
-        "not_stated": int((~stated).sum()),
+        "ai": int((label == 1).sum()),
+        "real": int((label == 0).sum()),
+        "not_stated": len(part) - len(stated),
         "cllr": asdict(
             undefined("bootstrap") if cost is None else bootstrap_estimate("cllr", float(cost[0]), cost[1:])
         ),
         "cllr_min": float(cllr(pav(lrs, label), label)[0]) if both else None,
-        "misleading_ai": asdict(wilson(int((ai < 0).sum()), len(ai))),
-        "misleading_real": asdict(wilson(int((real > 0).sum()), len(real))),
-        "strongly_misleading_real": asdict(wilson(int((real >= STRONG).sum()), len(real))),
+        "misleading_ai": share(lrs < 0, label == 1),
+        "misleading_real": share(lrs > 0, label == 0),
+        "strongly_misleading_real": share(lrs >= STRONG, label == 0),
     }
 
 

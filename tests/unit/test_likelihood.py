@@ -101,6 +101,10 @@ def test_calibrated_lrs_are_worth_what_they_say_and_unseen_ones_are_not() -> Non
     seen, unseen = rows["seen"], rows["unseen"]
     assert seen["not_stated"] == 12
     assert seen["cllr_min"] <= seen["cllr"]["value"] < seen["cllr_min"] + 0.08
+    assert seen["misleading_real"]["method"] == "wilson"
+    few = evidence(evaluated(table(sources=20)))
+    assert few is not None
+    assert few["sets"][0]["rows"][0]["misleading_real"]["method"] == "wilson, by source"
     assert seen["cllr"]["low"] < seen["cllr"]["value"] < seen["cllr"]["high"] < 0.5
     assert unseen["cllr"]["value"] > 1, "they mislead"
     assert unseen["cllr_min"] == pytest.approx(1, abs=0.1)
@@ -122,3 +126,8 @@ def test_a_set_of_one_class_has_no_cost_and_still_shows_what_misleads() -> None:
     row = found["sets"][0]["rows"][0]
     assert row["cllr"]["value"] is row["cllr_min"] is None
     assert row["strongly_misleading_real"]["value"] is not None
+    assert [(one["name"], one["kind"]) for one in found["sets"][0]["rows"]] == [
+        ("seen", "seen"),
+        ("unseen", "real"),
+        ("overall", "group"),
+    ]
