@@ -5,6 +5,7 @@ import hashlib
 import json
 import platform
 import shlex
+import ssl
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,13 +23,14 @@ from patchscan.reporting import pages, plots
 from patchscan.scanning.file_texts import file_texts
 from patchscan.scanning.prevalence import measured_rates
 from patchscan.scanning.provenance import provenance
+from patchscan.scanning.trust import count_authorities, trust_digest
 
 CASE_SCHEMA = "patchscan-case/1"
 CASE_FILE, PAGE_FILE, PICTURE_FILE = "case.json", "case.html", "views.png"
 LIBRARIES = ("patchscan", "numpy", "pillow", "pillow-heif", "onnxruntime", "torch", "c2pa-python")
 MAX_TEXTS, MAX_TEXT = 100, 500
 # What is compared when a case is replayed; the rest are circumstances.
-REPLAYED = ("image", "provenance", "texts", "answer", "weight", "model")
+REPLAYED = ("image", "provenance", "c2pa_trust", "texts", "answer", "weight", "model")
 # The scale of ENFSI's guideline for evaluative reporting (2015): from this likelihood ratio up, so much support.
 SUPPORT = (
     (1_000_000, "extremely strong"),
@@ -50,9 +52,10 @@ class CaseDiffersError(CaseError):
     exit_code = 3
 
 
-def build_case(image: Path, run: Path, engine: Engine | None = None) -> dict[str, Any]:
+def build_case(image: Path, run: Path, engine: Engine | None = None, trust: str | None = None) -> dict[str, Any]:
     """Return the content of case.json for an image file: its bytes, what it says of itself, the answer and its weight,
-    the model and what it never saw, and what computed them. On a CPU, in this process.
+    the model and what it never saw, and what computed them. On a CPU, in this process. `trust`: the PEM text of the
+    authorities whose signers of C2PA manifests are trusted (`trust.read_trust`), None: of none.
 
     Raises CaseError where the file cannot be read or scored, CardError, WeightsError and EngineError.
     """
@@ -74,7 +77,8 @@ def build_case(image: Path, run: Path, engine: Engine | None = None) -> dict[str
             "bytes": len(data),
             "pixels_sha256": hashlib.sha256(decoded.rgb.tobytes()).hexdigest(),
         },
-        "provenance": provenance(data, decoded.format),
+        "provenance": provenance(data, decoded.format, trust),
+        "c2pa_trust": trust and {"sha256": trust_digest(trust), "authorities": count_authorities(trust), "pem": trust},
         "texts": [[name[:MAX_TEXT], text[:MAX_TEXT]] for name, text in file_texts(data, decoded.format)[:MAX_TEXTS]],
         "answer": asdict(answer),
         "weight": asdict(weight) | {"at_bound": weight.at_bound} if isinstance(weight, Weight) else None,
@@ -229,8 +233,10 @@ def read_case(path: Path) -> dict[str, Any]:
             raise ValueError(f"its schema is {case['schema']!r}")
         if case["engine"] not in ENGINES or not isinstance(case["versions"], dict):
             raise ValueError(f"its engine is {case['engine']!r}")
+        if case["c2pa_trust"] is not None:
+            count_authorities(case["c2pa_trust"]["pem"])
         Path(case["file"]), Path(case["run"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ssl.SSLError) as error:
         raise CaseError(f"{path} is no case as `patchscan case` writes it ({error})") from error
     return dict(case)
 

@@ -101,17 +101,21 @@ def case(
         Engine | None,
         typer.Option(help="PyTorch or ONNX Runtime. Default: onnx, where the run folder has a model.onnx."),
     ] = None,
+    c2pa_trust: options.C2paTrust = None,
+    endpoint_url: options.EndpointUrl = None,
 ) -> None:
     """Report on one image: hashes, what the file says, verdict, weight of evidence, limits, and how to check it all.
 
     \b
-    Example:
+    Examples:
       patchscan case photo.jpg --run runs/ssp --out build/case
+      patchscan case photo.jpg --run runs/ssp --out build/case --c2pa-trust c2pa-authorities.pem
     """
     from patchscan.common.files import sha256_of
     from patchscan.scanning.case import CASE_FILE, PAGE_FILE, build_case, write_case
 
-    made = write_case(build_case(image, run, engine), image, run, out)
+    trust = options.read_c2pa_trust(c2pa_trust, endpoint_url)
+    made = write_case(build_case(image, run, engine, trust), image, run, out)
     print(printable(made["finding"]))
     print(printable(made["weight_in_words"]))
     print(printable(f"report: {out / PAGE_FILE}; sha256 of {CASE_FILE}: {sha256_of(out / CASE_FILE)}"))
@@ -132,7 +136,8 @@ def verify_case(
     from patchscan.scanning.case import CaseDiffersError, build_case, changed_versions, differences, read_case
 
     written = read_case(file)
-    now = build_case(image or Path(written["file"]), run or Path(written["run"]), written["engine"])
+    trust = (written["c2pa_trust"] or {}).get("pem")
+    now = build_case(image or Path(written["file"]), run or Path(written["run"]), written["engine"], trust)
     others = changed_versions(written, now)
     if others:
         print(printable(f"other versions than the case's: {'; '.join(others)}"))

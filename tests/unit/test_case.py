@@ -23,6 +23,7 @@ from patchscan.scanning.case import (
 )
 from patchscan.scanning.evidence_commands import case as case_command
 from patchscan.scanning.evidence_commands import verify_case
+from tests.c2pa_kit import CAPTURED, identity, sign
 from tests.scan_kit import image as noise
 
 STARTER = Path(__file__).parents[2] / "model_store" / "starter"
@@ -95,6 +96,28 @@ def test_another_model_is_another_case(made: Path) -> None:
     assert paths == {"weight", *(f"weight.{name}" for name in before["weight"])}, "the starter's card has no bounds"
     assert now["weight_in_words"].startswith("No likelihood ratio is stated: the model's card holds no bounds")
     assert changed_versions(before, now) == []
+
+
+def test_a_trusted_signer_is_named_and_the_list_is_replayed(tmp_path: Path) -> None:
+    cameras = identity("cameras", authority=True)
+    buffer = BytesIO()
+    Image.open(BytesIO(noise(6, side=120))).save(buffer, "JPEG")
+    (tmp_path / "a.jpg").write_bytes(sign(buffer.getvalue(), identity("Camera", cameras), "Camera", CAPTURED))
+    (tmp_path / "list.pem").write_text(cameras.pem)
+    case_command(tmp_path / "a.jpg", STARTER, tmp_path / "out", c2pa_trust=str(tmp_path / "list.pem"))
+    found, page = written(tmp_path), (tmp_path / "out" / "case.html").read_text()
+    assert found["provenance"]["c2pa"] == "Trusted"
+    assert found["c2pa_trust"]["sha256"] in page
+    assert "--c2pa-trust FILE" in page
+    verify_case(tmp_path / "out" / "case.json")
+    found["c2pa_trust"] = None
+    (tmp_path / "case.json").write_text(json.dumps(found))
+    with pytest.raises(CaseDiffersError):
+        verify_case(tmp_path / "case.json")
+    found["c2pa_trust"] = {"pem": "rubbish"}
+    (tmp_path / "case.json").write_text(json.dumps(found))
+    with pytest.raises(CaseError, match="is no case"):
+        verify_case(tmp_path / "case.json")
 
 
 @pytest.mark.parametrize(
