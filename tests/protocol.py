@@ -855,6 +855,7 @@ def simulated() -> Iterator[None]:
             (report, "_histogram", lambda found: None),
             (report, "pages", SimpleNamespace(render=lambda *_, **__: "page")),
             (report, "prevalence", SimpleNamespace(estimate=lambda *_: {})),
+            (report, "claims", SimpleNamespace(what_files_say=lambda *_: {})),
             (summary, "flagged", lambda *_: ()),
             (summary, "drift_since", lambda *_: {"alert": False}),
             *((summary, name, lambda *_: {}) for name in left_out.split()),

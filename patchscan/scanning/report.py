@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from patchscan.common.console import printable
 from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
-from patchscan.scanning import prevalence, summary, thumbnails
+from patchscan.scanning import claims, prevalence, summary, thumbnails
 from patchscan.scanning.alerts import find_alerts
 from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed, is_newest
 from patchscan.scanning.table import ScanTable
@@ -33,8 +33,10 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     folder = f"scans/{plan.scan}/"
     with tempfile.TemporaryDirectory(prefix="patchscan-report-", ignore_cleanup_errors=True) as scratch:
         table = ScanTable(out, plan, Path(scratch))
+        before = _previous(plan, out, Path(scratch))
         report = _figures(table, plan)
-        report["drift"] = _drift(table, plan, out, Path(scratch))
+        report["what_files_say"] = claims.what_files_say(table, plan, _base(plan), before)
+        report["drift"] = summary.drift_since(table, before[1]) if before and before[0].digest == plan.digest else None
         report["evaluation"] = _evaluate(table, plan, labels, out, Path(scratch)) if labels else None
     report["alerts"] = find_alerts(report)
     if not report["totals"]["adds_up"]:
@@ -52,16 +54,21 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     return report
 
 
-def _drift(table: ScanTable, plan: Plan, out: Store, scratch: Path) -> dict[str, Any] | None:
-    """Drift since the previous scan; None where there is no such scan, it used another model, or it was removed, as
-    older scans may be."""
+def _previous(plan: Plan, out: Store, scratch: Path) -> tuple[Plan, ScanTable] | None:
+    """The previous scan and its table; None where there is none, or it was removed, as older scans may be."""
     if plan.previous is None:
         return None
     try:
         before = Plan.read(out, plan.previous)
-        return summary.drift_since(table, ScanTable(out, before, scratch)) if before.digest == plan.digest else None
+        return before, ScanTable(out, before, scratch)
     except PlanError:
         return None
+
+
+def _base(plan: Plan) -> str:
+    """What the keys of all objects begin with, up to the last folder."""
+    prefix = split_url(plan.source.url)[1] if is_bucket(plan.source.url) else ""
+    return prefix[: prefix.rfind("/") + 1]
 
 
 def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Path) -> dict[str, Any]:
@@ -84,7 +91,6 @@ def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Pa
 
 def _figures(table: ScanTable, plan: Plan) -> Report:
     card = Card.from_dict(plan.card)
-    base = split_url(plan.source.url)[1] if is_bucket(plan.source.url) else ""
     return {
         "scan": plan.scan,
         "source": plan.source.url,
@@ -112,7 +118,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "histogram": summary.histogram(table),
         "by_tier": summary.by_tier(table, card.decision),
         "most_suspicious": summary.most_suspicious(table),
-        "by_prefix": summary.by_prefix(table, base[: base.rfind("/") + 1]),
+        "by_prefix": summary.by_prefix(table, _base(plan)),
         "by_month": summary.by_month(table),
         "provenance": summary.provenance(table),
         "prevalence": prevalence.estimate(*summary.flagged(table, card.decision), card),

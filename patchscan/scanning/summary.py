@@ -157,18 +157,26 @@ def most_suspicious(table: ScanTable) -> list[dict[str, Any]]:
     )
 
 
-def by_prefix(table: ScanTable, base: str) -> list[dict[str, Any]]:
-    """Counts by the first folder below `base`, the largest first; the others together as `(others)`."""
+def folder_name(base: str) -> str:
+    """SQL for the first folder of a key below `base`."""
     inner = f"substr(key, {len(base) + 1})"
-    group = f"CASE WHEN contains({inner}, '/') THEN split_part({inner}, '/', 1) || '/' ELSE '(no folder)' END"
-    # There may be a folder for each object, so the sums of the others are left to the database.
-    groups = GROUPED.format(group=group) + " ORDER BY objects DESC, name"
+    return f"CASE WHEN contains({inner}, '/') THEN split_part({inner}, '/', 1) || '/' ELSE '(no folder)' END"
+
+
+def largest_groups(table: ScanTable, groups: str) -> list[dict[str, Any]]:
+    """The first groups that a query returns, and the sums of its others as `(others)`. There may be a group for each
+    object, so these are left to the database."""
     shown = table.query(f"{groups} LIMIT {LARGEST_GROUPS}")
     columns = ", ".join(f"sum({field})::BIGINT AS {field}" for field in shown[0] if field != "name") if shown else "1"
     others = table.query_one(f"SELECT count(*) AS n, {columns} FROM ({groups} OFFSET {LARGEST_GROUPS})")
     if others["n"]:
         shown.append({"name": f"({others.pop('n'):,} others)", **others})
     return shown
+
+
+def by_prefix(table: ScanTable, base: str) -> list[dict[str, Any]]:
+    """Counts by the first folder below `base`, the largest first; the others together as `(others)`."""
+    return largest_groups(table, GROUPED.format(group=folder_name(base)) + " ORDER BY objects DESC, name")
 
 
 # Who signed a manifest makes three different things of it.

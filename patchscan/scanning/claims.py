@@ -1,0 +1,96 @@
+"""Summarize what the scored files say about their origin: how many say something, in which folders, and where the
+detector's verdict is the opposite. The claims themselves are read in provenance.py."""
+
+from typing import Any
+
+from patchscan.scanning.plan import Plan
+from patchscan.scanning.summary import EXAMPLES, folder_name, largest_groups
+from patchscan.scanning.table import ScanTable
+from patchscan.scanning.trust import trust_digest
+
+# Terms of https://cv.iptc.org/newscodes/digitalsourcetype for a picture that a camera or a scanner took, and for one
+# that a generator made as a whole.
+CAPTURED = ("digitalCapture", "computationalCapture", "negativeFilm", "positiveFilm", "print")
+GENERATED = "trainedAlgorithmicMedia"
+
+TERM = "provenance.digital_source_type"
+IS_SIGNED = "coalesce(provenance.c2pa IN ('Trusted', 'Valid'), false)"
+# The signed word counts more than a text that anybody can write.
+SAYS = (
+    f"CASE WHEN {IS_SIGNED} AND {TERM} IN {CAPTURED} THEN 'camera'"
+    f" WHEN {TERM} = '{GENERATED}' OR provenance.generator IS NOT NULL THEN 'generator'"
+    f" WHEN {TERM} IN {CAPTURED} THEN 'camera' END"
+)
+SIGNER = "CASE provenance.c2pa WHEN 'Trusted' THEN 'trusted' WHEN 'Valid' THEN 'unknown' ELSE 'nobody' END"
+CLAIMS = {
+    "images": "true",
+    "trusted": "provenance.c2pa = 'Trusted'",
+    "valid": "provenance.c2pa = 'Valid'",
+    "invalid": "provenance.c2pa IN ('Invalid', 'unreadable')",
+    "source_type": f"{TERM} IS NOT NULL",
+    "generator_text": "provenance.generator IS NOT NULL",
+    "nothing": "provenance IS NULL",
+    "says_generator": f"{SAYS} = 'generator'",
+    "says_camera": f"{SAYS} = 'camera'",
+}
+COUNTS = ", ".join(f"count(*) FILTER ({claim}) AS {name}" for name, claim in CLAIMS.items())
+
+
+def what_files_say(
+    table: ScanTable, plan: Plan, base: str, before: tuple[Plan, ScanTable] | None = None
+) -> dict[str, Any]:
+    """The section of report.json about the scored files, those carried over included.
+
+    `counts`: how many make each claim (`now`), and in the previous scan's table `before`, None where there is none.
+    `same_list`: whether the previous scan judged signers by the same list of authorities. `other_list`: files with a
+    manifest that was judged by another list than this scan's. `by_folder`: the counts by the first folder below `base`.
+    `against_verdicts`: see `_against_verdicts`.
+    """
+    now = _counts(table)
+    then = _counts(before[1]) if before else dict.fromkeys(now)
+    digest = trust_digest(plan.c2pa_trust) if plan.c2pa_trust else None
+    return {
+        "counts": [{"claim": claim, "now": now[claim], "before": then[claim]} for claim in CLAIMS],
+        "same_list": before[0].c2pa_trust == plan.c2pa_trust if before else None,
+        "other_list": table.query_one(
+            "SELECT count(*) AS n FROM rows WHERE provenance.c2pa IS NOT NULL AND c2pa_trust IS DISTINCT FROM ?", digest
+        )["n"],
+        "by_folder": _by_folder(table, base),
+        "against_verdicts": _against_verdicts(table),
+    }
+
+
+def _counts(table: ScanTable) -> dict[str, int]:
+    return table.query_one(f"SELECT {COUNTS} FROM rows WHERE status = 'scored'")
+
+
+def _by_folder(table: ScanTable, base: str) -> list[dict[str, Any]]:
+    return largest_groups(
+        table,
+        f"SELECT {folder_name(base)} AS name, {COUNTS} FROM rows WHERE status = 'scored' GROUP BY name"
+        " ORDER BY images DESC, name",
+    )
+
+
+def _against_verdicts(table: ScanTable) -> list[dict[str, Any]]:
+    """The files that say where the whole picture is from: `says` a `camera` or a `generator`, and who signed them,
+    `signer` (`trusted`, `unknown`, `nobody`). Of so many `files` the detector calls so many `ai`, `real`, `uncertain`.
+    `contradicted`: called AI though said to be of a camera, or real though said to be generated; `examples` are those
+    whose scores contradict most."""
+    wrong = "verdict = CASE says WHEN 'camera' THEN 'ai' ELSE 'real' END"
+    distance = "(CASE says WHEN 'camera' THEN -p_ai ELSE p_ai END, key, version_id)"
+    example = (
+        "{'key': key, 'version_id': version_id, 'p_ai': p_ai, 'signer': provenance.c2pa_signer,"
+        f" 'tool': provenance.c2pa_generator, 'source_type': {TERM}, 'generator': provenance.generator}}"
+    )
+    found = table.query(
+        "SELECT says, signer, count(*) AS files,"
+        " count(*) FILTER (verdict = 'ai') AS ai, count(*) FILTER (verdict = 'real') AS real,"
+        " count(*) FILTER (verdict = 'uncertain') AS uncertain,"
+        f" count(*) FILTER ({wrong}) AS contradicted,"
+        f" coalesce(arg_min({example}, {distance}, {EXAMPLES}) FILTER ({wrong}), []) AS examples"
+        f" FROM (SELECT *, {SAYS} AS says, {SIGNER} AS signer FROM rows WHERE status = 'scored')"
+        " WHERE says IS NOT NULL GROUP BY says, signer"
+    )
+    order = ("trusted", "unknown", "nobody")
+    return sorted(found, key=lambda row: (row["says"], order.index(row["signer"])))
