@@ -11,8 +11,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
 
-# Two processes with a thread each; a file's tests stay in one. tests/conftest.py has the longest files begin.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three processes with a thread each, since some tests wait; a file's tests stay in one, and the longest files begin.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 test: lint
 	$(PYTEST)
 

@@ -15,7 +15,8 @@ from patchscan.common.files import digest_in, sha256_of
 from patchscan.common.shipped import shipped
 from patchscan.detector.answer import ENGINES, Answer
 from patchscan.detector.base import BaseDetector
-from patchscan.detector.card import CARD_FILE, Card
+from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
+from patchscan.detector.onnx_detector import GRAPH_FILE
 from patchscan.serving import golden
 from patchscan.serving.archive import (
     HANDLER,
@@ -62,6 +63,7 @@ def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
     if expected_sha256 not in (None, sha256):
         raise VerifyError(f"{mar} is not the expected archive: its sha256 is {sha256}, not {expected_sha256}")
     content = _read(mar)
+    _check_no_other_files(mar, content)
     card = _card(mar, content)
     _check_files(mar, content, card)
     gold = {name.removeprefix("golden/"): data for name, data in content.items() if name.startswith("golden/")}
@@ -121,13 +123,24 @@ def installed_code() -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in files.items()}
 
 
-def _check_files(mar: Path, content: dict[str, bytes], card: Card) -> None:
-    """Check that there are exactly the files that `patchscan archive` writes, and no other that could be run."""
-    code = installed_code()
+def _files(*models: str) -> set[str]:
+    """The names of the files that `patchscan archive` writes, those of models included."""
     gold = {f"{golden.FOLDER}/{name}" for name in (*golden.images(), golden.ANSWERS)}
-    expected = {*code, *gold, MANIFEST, CONFIG, CARD_FILE, model_file(card)}
-    if extra := sorted(content.keys() - expected):
+    return {*installed_code(), *gold, MANIFEST, CONFIG, CARD_FILE, *models}
+
+
+def _check_no_other_files(mar: Path, content: dict[str, bytes]) -> None:
+    """Check that there is no file that `patchscan archive` does not write, which might be run."""
+    if extra := sorted(content.keys() - _files(WEIGHTS_FILE, GRAPH_FILE)):
         raise VerifyError(f"{mar} contains files that `patchscan archive` does not write: {', '.join(extra[:5])}")
+
+
+def _check_files(mar: Path, content: dict[str, bytes], card: Card) -> None:
+    """Check that all files of such a model are there, that no other model is, and that the code is ours."""
+    code = installed_code()
+    expected = _files(model_file(card))
+    if extra := sorted(content.keys() - expected):
+        raise VerifyError(f"{mar} holds {', '.join(extra)}, which is not a file of a model like its card's")
     if missing := sorted(expected - content.keys()):
         raise VerifyError(f"{mar} lacks {', '.join(missing[:5])}: make it again with `patchscan archive`")
     configs = {MODEL_CONFIG.format(engine=engine) for engine in ENGINES}

@@ -445,7 +445,7 @@ def test_logs_and_cancelling(bench: Bench) -> None:
 def test_logs_of_a_queued_index_wait_and_say_for_what(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchscan.cluster.submitting.POLL_S", 0.02)
     go_on = threading.Event()
-    bench.trouble = lambda shard, attempt: (go_on.wait(20), (0, f"shard {shard} says this"))[1]
+    bench.trouble = lambda shard, attempt: (go_on.wait(120), (0, f"shard {shard} says this"))[1]
     working = threading.Thread(target=bench.work)
     working.start()
     while not bench.api.all("pods"):

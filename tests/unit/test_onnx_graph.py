@@ -120,7 +120,7 @@ def test_the_engine_is_onnx_where_there_is_a_graph(
 
 
 def test_an_engine_that_cannot_be_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CardError, match=r"`patchscan export .*tiny` makes it, or choose --engine torch"):
+    with pytest.raises(CardError, match=r"`patchscan export .*tiny` makes it again, or choose --engine torch"):
         load_detector(tiny_run(tmp_path / "tiny"), engine="onnx")
     with pytest.raises(UserError, match="--engine onnx runs on the CPU only"):
         load_detector(SHIPPED[0], device="cuda", engine="onnx")

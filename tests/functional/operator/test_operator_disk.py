@@ -74,7 +74,7 @@ def test_the_run_does_not_fit(data: Path, tmp_path: Path) -> None:
 def test_the_evaluation_does_not_fit(run: Path, data: Path, tmp_path: Path) -> None:
     own, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(run, own)
-    done, left, again = on_a_full_disk(out, 100, "evaluate", "--run", own, "--data", data, "--out", out)
+    done, left, again = on_a_full_disk(out, 24, "evaluate", "--run", own, "--data", data, "--out", out)
     assert done.returncode == 75, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("patchscan: no space left on the disk")
