@@ -135,7 +135,7 @@ def evaluate(
     )
     report = run_evaluation(run, sets, out, options)
     for sentence in report["findings"]["models"]:
-        typer.echo(printable(f"- {sentence}"))
+        typer.echo(printable(f"- {sentence}".replace("\u00a0", " ")))
     typer.echo(f"report: {out / 'report.html'}")
 
 
@@ -223,5 +223,5 @@ def scan_video(
     from patchscan.evaluation.video import write_video_report
 
     report = write_video_report(run, video, out, frames, device)
-    typer.echo(printable(report["finding"]))
+    typer.echo(printable(report["finding"].replace("\u00a0", " ")))
     typer.echo(f"report: {out / 'report.html'}")

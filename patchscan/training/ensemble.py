@@ -31,10 +31,12 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
     The ensemble has seen a generator if any member has; a generator is unseen if a member names it as unseen and none
     has seen it. A member with a `max_count` of patches takes `count`. Where a member is an imported detector, the
     members' graphs are joined. Raises EnsembleError for fewer than two runs or an ensemble among them, GraphError for
-    graphs that cannot be joined, and what loading a run raises.
+    graphs that cannot be joined, and what loading a run raises. `out` may not be a member's folder.
     """
     if len(runs) < 2:
         raise EnsembleError("an ensemble needs at least two runs: repeat --run")
+    if out.resolve() in {run.resolve() for run in runs}:
+        raise EnsembleError(f"{out} is a member's own folder, which would be lost: choose another --out")
     cards = [Card.read(run) for run in runs]
     fixed = [with_fixed_count(card.preset) for card in cards]
     presets = tuple(preset for preset in fixed if not isinstance(preset, EnsemblePreset))

@@ -1,6 +1,7 @@
 """An ensemble is the mean of its members' calibrated logits, whatever their sizes and numbers of crops."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
+from patchscan.detector.base import BaseDetector, ScoreError
 from patchscan.detector.card import WEIGHTS_FILE, Card, CardError, Decision
 from patchscan.detector.detector import Detector
 from patchscan.detector.engines import load_detector
@@ -63,10 +65,8 @@ def photographs() -> list[bytes]:
     return images
 
 
-def test_ensemble_scores_the_mean_of_calibrated_logits(runs: list[Path], tmp_path: Path) -> None:
-    build_ensemble(runs, tmp_path / "all", "all")
-    together = Detector.load(tmp_path / "all").score(photographs())
-    alone = [Detector.load(run) for run in runs]
+def assert_means(together: Sequence[Answer | ScoreError], alone: Sequence[BaseDetector]) -> None:
+    """Each answer's logit is the mean of the members' calibrated logits."""
     for number, answer in enumerate(together):
         assert isinstance(answer, Answer)
         logits = []
@@ -75,6 +75,13 @@ def test_ensemble_scores_the_mean_of_calibrated_logits(runs: list[Path], tmp_pat
             assert isinstance(one, Answer)
             logits.append(one.logit / member.card.decision.temperature + member.card.decision.bias)
         assert answer.logit == pytest.approx(np.mean(logits), abs=1e-5)
+
+
+def test_ensemble_scores_the_mean_of_calibrated_logits(runs: list[Path], tmp_path: Path) -> None:
+    build_ensemble(runs, tmp_path / "all", "all")
+    together = Detector.load(tmp_path / "all").score(photographs())
+    alone = [Detector.load(run) for run in runs]
+    assert_means(together, alone)
     assert isinstance(together[0], Answer)
     assert together[0].patch["size"] == 32
     assert isinstance(together[2], Answer)
@@ -104,6 +111,10 @@ def test_an_ensembles_card(runs: list[Path], tmp_path: Path) -> None:
 def test_what_cannot_be_joined(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(EnsembleError, match="two runs"):
         build_ensemble(runs[:1], tmp_path / "one", "one")
+    before = Card.read(runs[1])
+    with pytest.raises(EnsembleError, match="a member's own folder, which would be lost"):
+        build_ensemble(runs[:2], runs[1].parent / "." / runs[1].name, "two")
+    assert Card.read(runs[1]) == before
     build_ensemble(runs[:2], tmp_path / "two", "two")
     with pytest.raises(EnsembleError, match="cannot contain another"):
         build_ensemble([tmp_path / "two", runs[2]], tmp_path / "nested", "nested")
@@ -120,14 +131,7 @@ def test_ours_and_theirs_make_an_ensemble(runs: list[Path], tmp_path: Path) -> N
     assert made.training["seen"] == ["sd"]
     together = load_detector(tmp_path / "all").score(photographs()[:2])
     alone = [load_detector(run, engine="onnx") for run in members]
-    for number, answer in enumerate(together):
-        assert isinstance(answer, Answer)
-        logits = []
-        for member in alone:
-            one = member.score(photographs())[number]
-            assert isinstance(one, Answer)
-            logits.append(one.logit / member.card.decision.temperature + member.card.decision.bias)
-        assert answer.logit == pytest.approx(np.mean(logits), abs=1e-5)
+    assert_means(together, alone)
     assert verify(archive(tmp_path / "all", tmp_path)).card.digest == made.digest
     (tmp_path / "photo.png").write_bytes(photographs()[0])
     with pytest.raises(ExplainError, match="explain its members"):
