@@ -15,7 +15,6 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from patchscan.common.retries import OutageError, Retries, TransientError
-from patchscan.common.tokens import read_tokens
 from patchscan.detector.answer import Answer, Engine
 from patchscan.detector.decoders import decoder_pool
 from patchscan.detector.engines import load_detector
@@ -26,6 +25,7 @@ from patchscan.scanning.scorers import (
     ScorerError,
     Select,
     ServerSettings,
+    is_transient,
     open_connections,
 )
 
@@ -140,8 +140,7 @@ class InferenceScorer:
         headers = {} if head is None else {"Content-Type": "application/json"}
         if head is not None and raw is not None:
             headers = {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(head))}
-        if self.settings.token_file:
-            headers["Authorization"] = f"Bearer {read_tokens(self.settings.token_file)[0].decode()}"
+        headers |= self.settings.authorization()
         body = None if head is None else head + (raw or b"")
         try:
             reply = self._http.urlopen(method, path, body=body, headers=headers)
@@ -161,7 +160,7 @@ class InferenceScorer:
 
     def _error(self, reply: urllib3.BaseHTTPResponse) -> Exception:
         at, model = self.settings.url, self.settings.model
-        if reply.status >= 500 or reply.status in (408, 429):
+        if is_transient(reply.status):
             return TransientError(f"the server answers {reply.status}")
         if reply.status in (401, 403):
             return ScorerError(f"{at} refuses the token; pass the right one with --token-file")

@@ -92,6 +92,12 @@ class ServerSettings:
     timeout_s: float = 60.0
     connections: int = 64
 
+    def authorization(self) -> dict[str, str]:
+        """The header with the first token of the token file; none without one."""
+        if self.token_file is None:
+            return {}
+        return {"Authorization": f"Bearer {read_tokens(self.token_file)[0].decode()}"}
+
 
 class TorchServeScorer:
     """Scores with a model on TorchServe 0.12, through its inference API only."""
@@ -149,9 +155,7 @@ class TorchServeScorer:
         self._http.close()
 
     def _post(self, body: bytes, content_type: str) -> dict[str, Any]:
-        headers = {"Content-Type": content_type}
-        if self.settings.token_file:
-            headers["Authorization"] = f"Bearer {read_tokens(self.settings.token_file)[0].decode()}"
+        headers = {"Content-Type": content_type, **self.settings.authorization()}
         try:
             reply = self._http.urlopen("POST", self._path, body=body, headers=headers)
         except HTTPError as error:
@@ -175,7 +179,7 @@ class TorchServeScorer:
         error = problem.get("error") if isinstance(problem, dict) else None
         if isinstance(error, dict) and error.get("code") == NotFiniteError.code:
             return NotFiniteError(str(error.get("message")))
-        if reply.status >= 500 or reply.status in (408, 429):
+        if is_transient(reply.status):
             return TransientError(f"the server answers {reply.status}")
         if isinstance(error, dict) and error.get("code") == "bad_request":
             return ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
@@ -224,6 +228,11 @@ class InProcessScorer:
 
     def close(self) -> None:
         """Do nothing: there are no connections."""
+
+
+def is_transient(status: int) -> bool:
+    """Whether a server that answers with this HTTP status may answer the same request later."""
+    return status >= 500 or status in (408, 429)
 
 
 def check_digest(card: Card, digest: str) -> None:

@@ -126,7 +126,7 @@ def installed_code() -> dict[str, bytes]:
 def _files(*models: str) -> set[str]:
     """The names of the files that `patchscan archive` writes, those of models included."""
     gold = {f"{golden.FOLDER}/{name}" for name in (*golden.images(), golden.ANSWERS)}
-    return {*installed_code(), *gold, MANIFEST, CONFIG, CARD_FILE, *models}
+    return {*carried_code(), HANDLER, *gold, MANIFEST, CONFIG, CARD_FILE, *models}
 
 
 def _check_no_other_files(mar: Path, content: dict[str, bytes]) -> None:
