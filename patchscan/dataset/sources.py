@@ -8,6 +8,7 @@ from patchscan.common.errors import UserError
 from patchscan.storage.store import is_bucket
 
 SOURCES_FILE = "sources.csv"
+SOURCE_COLUMNS = ("source", "collection", "source_known")
 
 
 class SourcesError(UserError):

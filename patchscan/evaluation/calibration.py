@@ -69,7 +69,12 @@ def conformal_bound(values: np.ndarray, share: float) -> float:
 
 
 def fit_decision(
-    logit: np.ndarray, label: np.ndarray, target: Target, basis: str, tier: np.ndarray | None = None
+    logit: np.ndarray,
+    label: np.ndarray,
+    target: Target,
+    basis: str,
+    tier: np.ndarray | None = None,
+    cluster: np.ndarray | None = None,
 ) -> Decision:
     """Fit the decision to calibration images (logit (n,), label (n,), both classes present); `basis` says in words what
     they are and becomes part of `chosen_by`.
@@ -82,7 +87,14 @@ def fit_decision(
     if tier is None:
         return _fit(logit, label, target, basis)
     fitted: dict[str, Decision | None] = {
-        name: _fit_covered(logit[rows], label[rows], target, f"images that look like {name}, of {basis}", name)
+        name: _fit_covered(
+            logit[rows],
+            label[rows],
+            target,
+            f"images that look like {name}, of {basis}",
+            name,
+            None if cluster is None else cluster[rows],
+        )
         for name in TIERS
         if len(np.unique(label[rows := tier == name])) == 2
     }
@@ -90,9 +102,11 @@ def fit_decision(
     return replace(plain, tiers=fitted)
 
 
-def _fit_covered(logit: np.ndarray, label: np.ndarray, target: Target, basis: str, tier: Tier) -> Decision | None:
+def _fit_covered(
+    logit: np.ndarray, label: np.ndarray, target: Target, basis: str, tier: Tier, cluster: np.ndarray | None
+) -> Decision | None:
     """Fit one tier's numbers; None where its scores cannot be told from guessing, `native` excepted."""
-    low = auc_interval(label, logit).low
+    low = auc_interval(label, logit, cluster=cluster).low
     if tier != "native" and (low is None or low <= 0.5):
         return None
     counts = f"{int((label == 1).sum())} AI and {int((label == 0).sum())} real"
@@ -166,12 +180,13 @@ def cross_fitted(
     target: Target,
     tier: np.ndarray | None = None,
     image: np.ndarray | None = None,
+    cluster: np.ndarray | None = None,
 ) -> Decided:
     """Decide each calibration image by a decision fitted without it: FOLDS-fold, dealt out evenly within each stratum
     (n,). What is measured on the result is not flattered by having chosen the threshold on the same images.
 
-    `tier` as in `fit_decision`. Rows of one `image` (n,), its deliveries, are left out together. Where a class has
-    fewer than 2 images there is nothing to leave out and everything is decided by one fit.
+    `tier` and `cluster` as in `fit_decision`. Rows of one `image` (n,), its deliveries, are left out together. Where a
+    class has fewer than 2 images there is nothing to leave out and everything is decided by one fit.
     """
     fold = _folds(stratum, np.arange(len(logit)) if image is None else image)
     decided = Decided.empty(len(logit))
@@ -180,7 +195,9 @@ def cross_fitted(
         if len(np.unique(label[rest])) < 2:
             rest = np.ones(len(logit), bool)
         one, other = (None, None) if tier is None else (tier[rest], tier[held])
-        decided.put(held, decide(logit[held], fit_decision(logit[rest], label[rest], target, "", one), other))
+        together = None if cluster is None else cluster[rest]
+        fitted = fit_decision(logit[rest], label[rest], target, "", one, together)
+        decided.put(held, decide(logit[held], fitted, other))
     return decided
 
 

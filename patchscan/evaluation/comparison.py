@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from patchscan.dataset.sources import SOURCE_COLUMNS
 from patchscan.evaluation.results import Evaluated, group_rows
-from patchscan.evaluation.scoring import usable
+from patchscan.evaluation.scoring import cluster_of, usable
 from patchscan.reporting.statistics import Difference, accuracy_difference, auc_difference, friedman, holm
 
 
@@ -17,7 +18,7 @@ def compare(models: list[Evaluated], protocol: str) -> dict[str, Any]:
 
     Accuracy is compared at each model's own threshold (McNemar's exact test), AUC by DeLong's test. p-values are
     corrected by Holm's method over all pairs and generators of the protocol, separately for the two tests. Only images
-    that both models scored are used.
+    that both models scored are used. Images of one collection are counted together where sources are known.
     """
     pairs = [row for first, second in combinations(models, 2) for row in _pair(first, second, protocol)]
     for test in ("accuracy", "auc"):
@@ -40,18 +41,25 @@ def _pair(first: Evaluated, second: Evaluated, protocol: str) -> list[dict[str, 
             "generator": name,
             "unseen_by_both": unseen_by_both.get(name, False),
             "images": len(part),
-            "accuracy": _as_dict(accuracy_difference(_correct(part, "_first"), _correct(part, "_second"))),
-            "auc": _as_dict(
-                auc_difference(part.label.to_numpy(), part.logit_first.to_numpy(), part.logit_second.to_numpy())
-            ),
+            **_differences(part),
         }
         for name, part in parts.items()
     ]
 
 
+def _differences(part: pd.DataFrame) -> dict[str, Any]:
+    cluster = cluster_of(part)
+    logits = (part.logit_first.to_numpy(), part.logit_second.to_numpy())
+    return {
+        "accuracy": _as_dict(accuracy_difference(_correct(part, "_first"), _correct(part, "_second"), cluster)),
+        "auc": _as_dict(auc_difference(part.label.to_numpy(), *logits, cluster)),
+    }
+
+
 def _join_scores(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     columns = ["path", "logit", "measured_ai"]
-    left = first.loc[usable(first), [*columns, "generator", "label"]]
+    sources = [name for name in SOURCE_COLUMNS if name in first]
+    left = first.loc[usable(first), [*columns, "generator", "label", *sources]]
     right = second.loc[usable(second), columns]
     return left.merge(right, on="path", suffixes=("_first", "_second"))
 

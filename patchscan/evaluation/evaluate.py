@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from patchscan.common.errors import UserError
-from patchscan.dataset.sources import add_sources, find_sources
+from patchscan.dataset.sources import SOURCE_COLUMNS, add_sources, find_sources
 from patchscan.detector.answer import TIERS, Engine, Tier
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.cascade import Cascade
@@ -21,7 +21,15 @@ from patchscan.evaluation.evidence import fit_bounds
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated, card_metrics
 from patchscan.evaluation.scoreboard import card_scoreboard
-from patchscan.evaluation.scoring import apply_decision, read_scores, score_images, scores_key, usable, write_scores
+from patchscan.evaluation.scoring import (
+    alike,
+    apply_decision,
+    read_scores,
+    score_images,
+    scores_key,
+    usable,
+    write_scores,
+)
 from patchscan.evaluation.tiers import deliver
 
 
@@ -166,7 +174,7 @@ def _evaluate(
                 for tier in options.tiers
             ],
             ignore_index=True,
-        )
+        ).merge(images[name][["path", *SOURCE_COLUMNS]], on="path")
         for name in data
     }
     basis = card.training.get("protocol", "raw")
@@ -182,7 +190,7 @@ def _evaluate(
         name: apply_decision(table, card.decision, calibration if fit and name == basis else None, options.target)
         for name, table in scores.items()
     }
-    deliveries = _deliveries(decided, images)
+    deliveries = pd.concat([table.assign(data=name) for name, table in decided.items()], ignore_index=True)
     if fit:
         fitted_on = deliveries[deliveries.data == basis]
         card = replace(card, evidence=fit_bounds(fitted_on[_calibration_rows(card, fitted_on)], card.decision))
@@ -212,7 +220,8 @@ def _fit_decision(rows: pd.DataFrame, basis: str, options: Options) -> Decision:
     several = len(options.tiers) > 1
     description = f"{counts} ({seen}; val, {basis}{', each in every tier' if several else ''})"
     tier = rows.tier.to_numpy() if several else None
-    return fit_decision(rows.logit.to_numpy(), rows.label.to_numpy(), options.target, description, tier)
+    arrays = (rows.logit.to_numpy(), rows.label.to_numpy())
+    return fit_decision(*arrays, options.target, description, tier, alike(rows))
 
 
 def _as_stored(deliveries: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -220,15 +229,6 @@ def _as_stored(deliveries: pd.DataFrame) -> dict[str, pd.DataFrame]:
     native = deliveries[deliveries.delivered == "native"]
     stored = {str(name): table.reset_index(drop=True) for name, table in native.groupby("data", sort=False)}
     return {name: table for name, table in stored.items() if (table.label == 1).any()} or stored
-
-
-def _deliveries(decided: dict[str, pd.DataFrame], images: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """All data sets and deliveries in one table, with the columns data, source, collection and source_known added."""
-    columns = ["path", "source", "collection", "source_known"]
-    return pd.concat(
-        [table.merge(images[name][columns], on="path").assign(data=name) for name, table in decided.items()],
-        ignore_index=True,
-    )
 
 
 SCORED_COLUMNS = ["path", "generator", "split", "label", "logit", "small", "graphic", "tier", "status", "error_code"]
@@ -257,7 +257,8 @@ def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFra
     from patchscan.dataset.source import DataSource
     from patchscan.evaluation.robustness import measure_robustness
 
-    key = scores_key(card, images, choose_engine(run, options.device, options.engine))
+    known = images.assign(sha256=images.sha256 + " " + images.collection + " " + images.source)
+    key = scores_key(card, known, choose_engine(run, options.device, options.engine))
     previous = card.robustness
     if (previous.get("digest"), previous.get("images_key")) == (card.digest, key):
         return card

@@ -15,9 +15,9 @@ import pandas as pd
 from patchscan.detector.answer import TIERS, Tier
 from patchscan.detector.card import Card, Decision
 from patchscan.evaluation.metrics import bootstrap_estimate
-from patchscan.evaluation.results import GROUPS, Evaluated, cluster_of, group_rows
+from patchscan.evaluation.results import GROUPS, Evaluated, group_rows
 from patchscan.evaluation.scoreboard import RESAMPLES, source_counts
-from patchscan.evaluation.scoring import usable
+from patchscan.evaluation.scoring import cluster_of, usable
 from patchscan.reporting.likelihood import cllr, elub, pav
 from patchscan.reporting.statistics import proportion, undefined
 

@@ -17,7 +17,20 @@ RESAMPLES = 1000
 ECE_BINS = 10
 _ELEMENTS_AT_ONCE = 4_000_000
 
-RESAMPLED = ("average_precision", "tpr_at_fpr_1", "tpr_at_fpr_5", "eer", "brier", "ece", "f1_ai", "f1_real")
+# With fewer real images, no threshold can be told to be at an FPR of 0.1 %.
+LEAST_REAL_FOR_01 = 1000
+
+RESAMPLED = (
+    "average_precision",
+    "tpr_at_fpr_01",
+    "tpr_at_fpr_1",
+    "tpr_at_fpr_5",
+    "eer",
+    "brier",
+    "ece",
+    "f1_ai",
+    "f1_real",
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +167,7 @@ def _from_order(scored: Scored, counts: np.ndarray) -> dict[str, np.ndarray]:
     precision = np.where(hits + alarms > 0, hits / np.maximum(hits + alarms, 1), 0)
     return {
         "average_precision": np.where(hits[:, -1] > 0, (new_hits * precision).sum(axis=1), np.nan),
+        "tpr_at_fpr_01": _tpr_at(0.001, tpr, fpr) if (~ai).sum() >= LEAST_REAL_FOR_01 else np.full(len(tpr), np.nan),
         "tpr_at_fpr_1": _tpr_at(0.01, tpr, fpr),
         "tpr_at_fpr_5": _tpr_at(0.05, tpr, fpr),
         "eer": _equal_error_rate(tpr, fpr),

@@ -9,7 +9,7 @@ import pandas as pd
 from patchscan.detector.card import Card
 from patchscan.evaluation.calibration import Target, conformal_bound, cross_fitted, decide
 from patchscan.evaluation.metrics import Scored, confusion, measure
-from patchscan.evaluation.scoring import stratum, usable
+from patchscan.evaluation.scoring import cluster_of, stratum, usable
 from patchscan.reporting.statistics import complement, precision_at, proportion
 
 PREVALENCES = (0.001, 0.01, 0.1, 0.5)
@@ -69,15 +69,6 @@ def to_scored(table: pd.DataFrame) -> Scored:
         stratum=stratum(part),
         cluster=cluster_of(part),
     )
-
-
-def cluster_of(table: pd.DataFrame) -> np.ndarray | None:
-    """Return an integer per row that numbers the collections of the images' sources, or the sources where a class has
-    but one collection; None where no source is known."""
-    if "source" not in table or not table.source_known.any():
-        return None
-    several = table.groupby("label").collection.nunique().min() > 1
-    return table.groupby("collection" if several else "source").ngroup().to_numpy()
 
 
 def result_rows(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]]:

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
+from patchscan.dataset.sources import SOURCE_COLUMNS
 from patchscan.detector.card import Card
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_pixels
 from patchscan.evaluation.calibration import decide
-from patchscan.evaluation.scoring import score_images, usable
-from patchscan.reporting.statistics import auc_difference, auc_interval, wilson
+from patchscan.evaluation.scoring import cluster_of, score_images, usable
+from patchscan.reporting.statistics import Estimate, auc_difference, auc_interval, proportion
 
 if TYPE_CHECKING:
     from patchscan.detector.base import BaseDetector
@@ -123,19 +124,23 @@ def measure_robustness(
     images: pd.DataFrame,
     kinds: list[Disturbance] | None = None,
 ) -> dict[str, Any]:
-    """Score `images` (columns path, generator, split, class) undisturbed and under every disturbance; `read` returns
-    the encoded bytes of a path.
+    """Score `images` (columns path, generator, split, class, and those of `add_sources`) undisturbed and under every
+    disturbance; `read` returns the encoded bytes of a path.
 
     Returns what the card stores: the card's digest, the number of images, and one row per disturbance and group
     ('seen', 'unseen') with the AUC, its paired difference to the undisturbed AUC, and the detection rates at the card's
     threshold.
     """
     card = detector.card
-    undisturbed = score_images(detector, read, images, f"robustness of {card.name}, {UNDISTURBED}")
+    sources = {name: images[name].to_numpy() for name in SOURCE_COLUMNS if name in images}
+
+    def score(label: str, read: Callable[[str], bytes]) -> pd.DataFrame:
+        return score_images(detector, read, images, f"robustness of {card.name}, {label}").assign(**sources)
+
+    undisturbed = score(UNDISTURBED, read)
     rows = _rows(card, UNDISTURBED, 0, UNDISTURBED, undisturbed, undisturbed)
     for kind in kinds or disturbances():
-        task = f"robustness of {card.name}, {kind.label}"
-        table = score_images(detector, partial(_disturbed, kind, read), images, task)
+        table = score(kind.label, partial(_disturbed, kind, read))
         rows += _rows(card, kind.family, kind.level, kind.label, table, undisturbed)
     return {"digest": card.digest, "images": len(images), "rows": rows}
 
@@ -151,12 +156,12 @@ def _rows(
     good = usable(table) & usable(undisturbed)
     rows = []
     for group, inside in (("seen", seen & good), ("unseen", ~seen & good)):
-        truth, logit = table.label[inside].to_numpy(), table.logit[inside].to_numpy()
-        if not len(truth):
+        part, before = table[inside], undisturbed.logit[inside].to_numpy()
+        if part.empty:
             continue
-        says_ai = decide(logit, card.decision).says_ai
-        change = None if table is undisturbed else auc_difference(truth, logit, undisturbed.logit[inside].to_numpy())
-        ai, real = truth == 1, truth == 0
+        truth, logit, cluster = part.label.to_numpy(), part.logit.to_numpy(), cluster_of(part)
+        change = None if table is undisturbed else auc_difference(truth, logit, before, cluster)
+        right = decide(logit, card.decision).says_ai == (truth == 1)
         rows.append(
             {
                 "family": family,
@@ -164,10 +169,14 @@ def _rows(
                 "label": label,
                 "group": group,
                 "images": len(truth),
-                "auc": asdict(auc_interval(truth, logit)),
+                "auc": asdict(auc_interval(truth, logit, cluster=cluster)),
                 "auc_change": asdict(change) if change else None,
-                "fake_detection": asdict(wilson(int((says_ai & ai).sum()), int(ai.sum()))),
-                "real_detection": asdict(wilson(int((~says_ai & real).sum()), int(real.sum()))),
+                "fake_detection": asdict(_share(right, truth == 1, cluster)),
+                "real_detection": asdict(_share(right, truth == 0, cluster)),
             }
         )
     return rows
+
+
+def _share(right: np.ndarray, inside: np.ndarray, cluster: np.ndarray | None) -> Estimate:
+    return proportion(right[inside], None if cluster is None else cluster[inside])

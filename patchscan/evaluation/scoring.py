@@ -135,6 +135,22 @@ def stratum(scores: pd.DataFrame) -> np.ndarray:
     return scores.groupby(["generator", "label"]).ngroup().to_numpy()
 
 
+def cluster_of(table: pd.DataFrame) -> np.ndarray | None:
+    """Return an integer per row that numbers the collections of the images' sources, or the sources where a class has
+    but one collection; None where no source is known."""
+    if "source" not in table or not table.source_known.any():
+        return None
+    several = table.groupby("label").collection.nunique().min() > 1
+    return table.groupby("collection" if several else "source").ngroup().to_numpy()
+
+
+def alike(table: pd.DataFrame) -> np.ndarray:
+    """Return an integer per row that numbers what is alike: `cluster_of`, or the images, of which there may be several
+    deliveries, where no source is known."""
+    cluster = cluster_of(table)
+    return table.groupby("path").ngroup().to_numpy() if cluster is None else cluster
+
+
 def apply_decision(
     scores: pd.DataFrame, decision: Decision, calibrated_on: pd.Series | None = None, target: Target | None = None
 ) -> pd.DataFrame:
@@ -158,7 +174,7 @@ def apply_decision(
         part = table[fitted_on]
         tier = part.tier.to_numpy() if decision.tiers else None
         arrays = (part.logit.to_numpy(), part.label.to_numpy(), stratum(part))
-        decided.put(fitted_on, cross_fitted(*arrays, target, tier, part.path.to_numpy()))
+        decided.put(fitted_on, cross_fitted(*arrays, target, tier, part.path.to_numpy(), alike(part)))
     table["measured_p_ai"], table["measured_ai"] = decided.p_ai, decided.says_ai & ~table.graphic
     table["measured_uncertain"] = decided.uncertain | no_verdict
     table["measured_threshold"] = decided.threshold

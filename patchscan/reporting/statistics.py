@@ -65,15 +65,22 @@ def proportion(hit: np.ndarray, cluster: np.ndarray | None = None) -> Estimate:
     clusters = n if cluster is None else len(np.unique(cluster))
     if clusters in (0, n):
         return wilson(int(hit.sum()), n)
-    value = float(hit.mean())
-    excess = _sums(hit - value, cluster)
-    effect = n / clusters
-    if clusters > 1 and 0 < value < 1:
-        effect = max(1.0, float((excess**2).sum() / ((hit - value) ** 2).sum() * clusters / (clusters - 1)))
+    effect = _design_effect(hit, cluster)
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(hit.sum() / effect, n / effect, alpha=1 - LEVEL, method="wilson")
-    return Estimate(value, float(low), float(high), "wilson, by source")
+    return Estimate(float(hit.mean()), float(low), float(high), "wilson, by source")
+
+
+def _design_effect(values: np.ndarray, cluster: np.ndarray | None) -> float:
+    """How many times as many images of clusters (n,) are needed as independent ones, for the same variance of the mean
+    of `values` (n,); at least 1, and where all values are equal as many as a cluster has on average."""
+    clusters = len(values) if cluster is None else len(np.unique(cluster))
+    excess = values - values.mean()
+    if clusters == 1 or not excess.any():
+        return len(values) / clusters
+    sums = _sums(excess, cluster)
+    return max(1.0, float((sums**2).sum() / (excess**2).sum() * clusters / (clusters - 1)))
 
 
 def _sums(values: np.ndarray, cluster: np.ndarray | None) -> np.ndarray:
@@ -128,6 +135,17 @@ def mean_of_rates(first: Estimate, second: Estimate) -> Estimate:
     return Estimate((a + b) / 2, float(low), float(high), "newcombe")
 
 
+def difference_of_rates(first: Estimate, second: Estimate) -> Estimate:
+    """Estimate the first of two independent rates minus the second, from their Wilson intervals; the interval is
+    Newcombe's method 10 (Stat Med 1998)."""
+    if None in (first.value, second.value):
+        return undefined("newcombe")
+    a, a_low, a_high = first.bounds
+    b, b_low, b_high = second.bounds
+    low, high = np.hypot(a - a_low, b_high - b), np.hypot(a_high - a, b - b_low)
+    return Estimate(a - b, float(a - b - low), float(a - b + high), "newcombe")
+
+
 def precision_at(prevalence: float, recall: Estimate, false_positive_rate: Estimate) -> Estimate:
     """Estimate the share of alarms that are right if `prevalence` of all images are AI (Bayes' theorem).
 
@@ -175,13 +193,18 @@ def delong_components(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray
     return parts[0].mean(axis=1), np.atleast_2d(covariance) * np.ones((len(scores), len(scores)))
 
 
-def _clustered_variance(label: np.ndarray, score: np.ndarray, cluster: np.ndarray) -> float:
-    """DeLong's variance of an AUC with images of one cluster (n,) taken together, of whichever class (Obuchowski,
-    Biometrics 1997); NaN for a single cluster."""
-    over, under = placements(label, score[None])
-    influence = np.zeros(len(label))
-    influence[label == 1] = (over[0] - over[0].mean()) / over.shape[1]
-    influence[label == 0] = (under[0] - under[0].mean()) / under.shape[1]
+def _influence(label: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """What each image adds to each AUC's deviation from its expectation, for scores (k, n). Returns (k, n)."""
+    over, under = placements(label, scores)
+    influence = np.zeros(scores.shape)
+    influence[:, label == 1] = (over - over.mean(axis=1, keepdims=True)) / over.shape[1]
+    influence[:, label == 0] = (under - under.mean(axis=1, keepdims=True)) / under.shape[1]
+    return influence
+
+
+def _clustered_variance(influence: np.ndarray, cluster: np.ndarray) -> float:
+    """The variance of a sum over images (n,), with those of one cluster (n,) taken together, of whichever class: of an
+    AUC, or of a difference of AUCs (Obuchowski, Biometrics 1997). NaN for a single cluster."""
     sums = _sums(influence, cluster)
     return float((sums**2).sum() * len(sums) / (len(sums) - 1)) if len(sums) > 1 else np.nan
 
@@ -208,7 +231,7 @@ def auc_interval(
     method = "delong"
     if cluster is not None and len(np.unique(cluster)) < len(label):
         method = "delong, by source"
-        variance = float(np.fmax(variance, _clustered_variance(label, score, cluster)))
+        variance = float(np.fmax(variance, _clustered_variance(_influence(label, score[None])[0], cluster)))
     odds = np.log(value / (1 - value))
     arm = normal_quantile(level) * np.sqrt(variance) / (value * (1 - value))
     low, high = 1 / (1 + np.exp(-(odds - arm))), 1 / (1 + np.exp(-(odds + arm)))
@@ -242,13 +265,21 @@ class Difference:
     p_value: float
 
 
-def auc_difference(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> Difference | None:
-    """Compare two scores of the same images by DeLong's paired test; None if a class is missing."""
+def auc_difference(
+    label: np.ndarray, first: np.ndarray, second: np.ndarray, cluster: np.ndarray | None = None
+) -> Difference | None:
+    """Compare two scores of the same images by DeLong's paired test; None if a class is missing. Images of one
+    `cluster` (n,) are alike: their variance is taken together (Obuchowski, 1997), and is at least that of independent
+    images."""
     if len(np.unique(label)) < 2:
         return None
-    auc, covariance = delong_components(label, np.stack([first, second]))
+    scores = np.stack([first, second])
+    auc, covariance = delong_components(label, scores)
     value = float(auc[0] - auc[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    if cluster is not None and len(np.unique(cluster)) < len(label):
+        influence = _influence(label, scores)
+        variance = float(np.fmax(variance, _clustered_variance(influence[0] - influence[1], cluster)))
     if not variance > 1e-12:
         # Both order the images the same way (or there is one image per class): no evidence of a difference.
         return Difference(value, value, value, 1.0) if abs(value) < 1e-12 else None
@@ -258,29 +289,50 @@ def auc_difference(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
     return Difference(value, max(-1.0, value - arm), min(1.0, value + arm), p_value)
 
 
-def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray) -> Difference | None:
+def accuracy_difference(
+    first_right: np.ndarray, second_right: np.ndarray, cluster: np.ndarray | None = None
+) -> Difference | None:
     """Compare the accuracy of two models on the same images (bool (n,), whether right), with Agresti & Min's interval
-    (Stat Med 2005) and McNemar's exact test. None for no images."""
-    from statsmodels.stats.contingency_tables import mcnemar
+    (Stat Med 2005) and McNemar's exact test. None for no images.
 
-    n = len(first_right)
-    if n == 0:
+    Images of one `cluster` (n,) are alike: the interval is then that of fewer images (the design effect), and in the
+    test a cluster's images change sides together (`_sign_flips`).
+    """
+    if len(first_right) == 0:
         return None
-    only_first = int((first_right & ~second_right).sum())
-    only_second = int((~first_right & second_right).sum())
-    p_value = float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
-    a, b, total = only_first + 0.5, only_second + 0.5, n + 2
+    gains = first_right.astype(int) - second_right
+    effect = _design_effect(gains, cluster)
+    only_first, only_second = (float((gains == sign).sum() / effect) for sign in (1, -1))
+    a, b, total = only_first + 0.5, only_second + 0.5, len(gains) / effect + 2
     arm = normal_quantile() * np.sqrt(a + b - (a - b) ** 2 / total) / total
     centre = (a - b) / total
     low, high = max(-1.0, centre - arm), min(1.0, centre + arm)
-    return Difference((only_first - only_second) / n, float(low), float(high), min(1.0, p_value))
+    return Difference(float(gains.mean()), float(low), float(high), _sign_flips(_sums(gains, cluster).astype(int)))
+
+
+def _sign_flips(sums: np.ndarray) -> float:
+    """The exact two-sided p-value of a total if each of these whole numbers (n,) might as well have had the other sign.
+    Of ones and minus ones this is McNemar's exact test."""
+    from scipy.stats import binom
+
+    # The chance of each total, from -sum(|sums|) to sum(|sums|) in steps of 1.
+    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
+    chances = np.ones(1)
+    for size, count in zip(sizes, counts, strict=True):
+        flipped = np.zeros(2 * size * count + 1)
+        flipped[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, flipped)
+    totals = np.arange(len(chances)) - (sizes * counts).sum()
+    return min(1.0, float(chances[np.abs(totals) >= abs(sums.sum())].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for their number (Holm, 1979)."""
+    if not len(p_values):
+        return []
     from statsmodels.stats.multitest import multipletests
 
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
 def friedman(values: np.ndarray, draws: int = 20_000, seed: int = 0) -> float | None:

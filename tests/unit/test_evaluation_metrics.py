@@ -54,6 +54,18 @@ def test_metrics_agree_with_sklearn(seed: int) -> None:
     assert np.interp(eer, fpr, tpr) == pytest.approx(1 - eer, abs=1e-9)
 
 
+def test_tpr_at_a_false_alarm_in_a_thousand_needs_a_thousand_real_images() -> None:
+    rng = np.random.default_rng(8)
+    label = np.repeat([1, 0], [300, 1000])
+    one = scored(label, rng.normal(label * 3, 1))
+    fpr, tpr, _ = sk.roc_curve(label, one.logit, drop_intermediate=False)
+    found = measure(one)["tpr_at_fpr_01"]
+    assert found.value == pytest.approx(tpr[fpr <= 0.001].max())
+    value, low, high = found.bounds
+    assert low <= value <= high
+    assert measure(scored(label[:-1], one.logit[:-1]))["tpr_at_fpr_01"].value is None
+
+
 def test_expected_calibration_error_by_a_plain_loop() -> None:
     one = sample()
     total = 0.0
@@ -72,7 +84,9 @@ def test_a_resample_counts_as_if_its_images_were_written_out() -> None:
         again = Scored(*(values[rows] for values in vars(one).values() if values is not None))
         written_out = from_counts(again, np.ones((1, len(rows))))
         counted = from_counts(one, counts[number : number + 1])
-        assert {key: counted[key][0] for key in RESAMPLED} == pytest.approx({k: written_out[k][0] for k in RESAMPLED})
+        assert {key: counted[key][0] for key in RESAMPLED} == pytest.approx(
+            {k: written_out[k][0] for k in RESAMPLED}, nan_ok=True
+        )
 
 
 def test_resamples_keep_each_stratum_at_its_size() -> None:

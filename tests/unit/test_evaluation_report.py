@@ -15,6 +15,7 @@ import pytest
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target, fit_decision
+from patchscan.evaluation.comparison import compare
 from patchscan.evaluation.evidence import fit_bounds
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated
@@ -90,6 +91,23 @@ def three(tmp_path_factory: pytest.TempPathFactory, pictures: None) -> tuple[dic
     models[0] = replace(first, card=replace(first.card, evidence=bounds))
     report, page = written(models, out)
     return report, page, out
+
+
+def test_comparisons_count_collections_where_sources_are_known() -> None:
+    def known(model: Evaluated) -> Evaluated:
+        """The same with three collections of images, whatever their class."""
+        scores = model.tables["raw"]
+        collection = [f"c{number % 3}" for number in range(len(scores))]
+        return replace(
+            model, tables={"raw": scores.assign(source=collection, collection=collection, source_known=True)}
+        )
+
+    models = [evaluated(name, table({"sd": (60, 60)}, skill)) for name, skill in (("good", 3.0), ("blind", 0.0))]
+    alone, by_source = (compare(pair, "raw")["pairs"][0] for pair in (models, [known(one) for one in models]))
+    assert alone["accuracy"]["p_value"] < 0.01
+    assert by_source["accuracy"]["p_value"] == pytest.approx(2 / 2**3)  # three collections that all favour one model
+    assert by_source["accuracy"]["value"] == alone["accuracy"]["value"]
+    assert by_source["auc"]["p_value"] >= alone["auc"]["p_value"]
 
 
 class Traced(HTMLParser):

@@ -166,6 +166,48 @@ def test_accuracy_difference_without_disagreement_or_images() -> None:
     assert accuracy_difference(np.array([], bool), np.array([], bool)) is None
 
 
+def test_differences_of_images_that_are_alike_are_less_certain() -> None:
+    """200 sources with one image, each copied four times: no more is known than from the 200."""
+    label, cluster = np.tile([1, 0], 100), np.repeat(np.arange(200), 4)
+    rng = np.random.default_rng(5)
+    first, second = label + rng.normal(0, 1, 200), label + rng.normal(0, 1.5, 200)
+    right = [(score > 0.5) == (label == 1) for score in (first, second)]
+    copied = [np.repeat(one, 4) for one in (label, first, second, *right)]
+    pairs = (
+        (auc_difference(label, first, second), auc_difference(copied[0], copied[1], copied[2], cluster)),
+        (accuracy_difference(*right), accuracy_difference(copied[3], copied[4], cluster)),
+    )
+    for alone, by_source in pairs:
+        assert alone is not None
+        assert by_source is not None
+        assert by_source.value == pytest.approx(alone.value)
+        assert by_source.high - by_source.low == pytest.approx(alone.high - alone.low, rel=0.02)
+        assert by_source.p_value == pytest.approx(alone.p_value, rel=0.05)
+
+
+def test_clustered_test_of_accuracy_is_right_as_often_as_it_says() -> None:
+    """Two equally good models, of which each source favours one: 5 % of the tests say that they differ, or fewer."""
+    rng = np.random.default_rng(6)
+    cluster, wrong, images = np.repeat(np.arange(30), 8), 0, 0
+    for _ in range(400):
+        favours = np.repeat(rng.random(30) < 0.5, 8)
+        first, second = (rng.random(240) < np.where(favours == side, 0.9, 0.6) for side in (True, False))
+        clustered, alone = accuracy_difference(first, second, cluster), accuracy_difference(first, second)
+        assert clustered is not None
+        assert alone is not None
+        wrong, images = wrong + (clustered.p_value < 0.05), images + (alone.p_value < 0.05)
+        assert clustered.low <= clustered.value <= clustered.high
+    assert wrong / 400 <= 0.075 < images / 400
+
+
+def test_sign_flips_by_hand() -> None:
+    """Sources that gain 2, 1 and 1: of the 8 ways to flip their signs, 4 and -4 are as far from 0."""
+    first = np.array([1, 1, 1, 1, 0], bool)
+    found = accuracy_difference(first, np.zeros(5, bool), np.array([0, 0, 1, 2, 3]))
+    assert found is not None
+    assert found.p_value == pytest.approx(2 / 8)
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []

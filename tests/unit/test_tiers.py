@@ -169,3 +169,19 @@ def test_a_tier_that_scores_cannot_tell_apart_is_out_of_domain() -> None:
     decision = fit_decision(logit, label, Target(), "a simulation", tier)
     assert [decision.covers(one) for one in TIERS] == [True, True, True, False]
     assert decide(logit, decision, tier).uncertain[guess].all()
+
+
+def test_a_tier_is_covered_by_sources_not_by_their_images() -> None:
+    """Twenty images of each of four photographers, of whom one looks real: many images, but four people."""
+    rng = np.random.default_rng(0)
+    logit, label, tier = simulated(rng, 100)
+    source = np.arange(len(logit))
+    four = np.repeat([0, 1, 2, 3], 20)
+    logit = np.concatenate([logit, np.repeat([1.0, 0.9, -1.0, 0.0], 20) + rng.normal(0, 0.1, 80)])
+    label, tier = np.concatenate([label, np.isin(four, [0, 2])]), np.concatenate([tier, np.repeat("other", 80)])
+    tier[tier == "enlarged"], tier[-80:] = "web", "enlarged"
+    source = np.concatenate([source, len(source) + four])
+    logit[-80:][four == 2] = 0.95
+    by_image, by_source = (fit_decision(logit, label, Target(), "a test", tier, one) for one in (None, source))
+    assert by_image.covers("enlarged")
+    assert not by_source.covers("enlarged")
