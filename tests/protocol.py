@@ -857,7 +857,7 @@ def simulated() -> Iterator[None]:
             (report, "prevalence", SimpleNamespace(estimate=lambda *_: {})),
             (report, "claims", SimpleNamespace(what_files_say=lambda *_: {})),
             (summary, "flagged", lambda *_: ()),
-            (summary, "drift_since", lambda *_: {"alert": False}),
+            (report, "what_changed", lambda *_: {"scores": None, "examples": []}),
             *((summary, name, lambda *_: {}) for name in left_out.split()),
         ]
         for where, name, stand_in in replaced:

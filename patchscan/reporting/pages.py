@@ -55,9 +55,9 @@ class Figures:
 
 
 def show(value: Any, style: str = "") -> str:
-    """Format a value for a page. Styles: a digit (decimals), `%` and `%1` (per cent, decimals), `n` (thousands
-    separated), `p` (p-value), `share` (per cent, as many decimals as it has), `time` (an ISO time in
-    UTC), empty (as it is)."""
+    """Format a value for a page. Styles: a digit (decimals), `%` and `%1` (per cent, decimals), `+%1` (a difference of
+    shares, in percentage points with its sign), `n` (thousands separated), `p` (p-value), `share` (per cent, as many
+    decimals as it has), `time` (an ISO time in UTC), empty (as it is)."""
     if value is None:
         return MISSING
     if style == "time":
@@ -68,6 +68,8 @@ def show(value: Any, style: str = "") -> str:
         return "< 0.001" if value < 0.001 else f"{value:.3f}"
     if style == "share":
         return f"{value * 100:g}\u00a0%"
+    if style.startswith("+%"):
+        return f"{value * 100:+.{int(style[2:] or 0)}f}"
     if style.startswith("%"):
         return _rounded(value, int(style[1:] or 0) + 2, 100, "\u00a0%")
     if style:

@@ -11,6 +11,7 @@ import httpx
 
 from patchscan.common.errors import UserError
 from patchscan.common.retries import Retries, TransientError
+from patchscan.scanning.drift import SHIFTED
 from patchscan.storage.store import FailureCode
 
 SIGNATURE, TIMESTAMP = "X-Patchscan-Signature", "X-Patchscan-Timestamp"
@@ -22,18 +23,19 @@ class WebhookError(UserError):
 
 def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
     """Return the alerts of a report, as `kind` and `message`. Kinds: `ai` where this scan called images AI, `drift`
-    where the scores of new images differ from those of the previous scan, `failed` where objects could not be
+    where the scores of new images differ from those of the earlier scan, `failed` where objects could not be
     scored, `archived` where that is because they are in cold storage, `empty` where the source holds nothing to scan.
     Objects in cold storage that an earlier scan has told of raise no alert until something about them changes."""
     found: list[dict[str, str]] = []
-    new_ai, drift = report["totals"]["new_ai"], report["drift"]
+    new_ai = report["totals"]["new_ai"]
+    scores = report["changes"] and report["changes"]["scores"]
     archived = sum(row["new"] for row in report["errors"] if row["code"] == FailureCode.ARCHIVED)
     failed = report["totals"]["failed"] - archived
     if new_ai:
         found.append({"kind": "ai", "message": f"{new_ai:,} new or changed images look AI-generated"})
-    if drift and drift["alert"]:
-        message = f"the scores of new images have shifted: PSI {drift['psi']:.2f}, KS {drift['ks']:.2f}"
-        found.append({"kind": "drift", "message": message})
+    if scores and scores["alert"]:
+        message = f"the scores of new images have shifted: PSI {scores['psi']:.2f}, KS {scores['ks']:.2f}"
+        found.append({"kind": "drift", "message": message + _what_else(report["changes"])})
     if failed:
         found.append({"kind": "failed", "message": f"{failed:,} objects could not be scored; a rerun tries again"})
     if archived:
@@ -44,6 +46,12 @@ def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
         why = f"the filters leave out all {filtered:,} objects" if filtered else "it holds no object; is it misspelt?"
         found.append({"kind": "empty", "message": f"nothing to scan in {report['source']}: {why}"})
     return found
+
+
+def _what_else(changes: dict[str, Any]) -> str:
+    """What else has shifted, which may be why scores have."""
+    also = [one["property"] for kind in ("storage", "provenance") for one in changes[kind] if one["reading"] == SHIFTED]
+    return f"; so have {', '.join(also)}" if also else ""
 
 
 def webhook_message(report: dict[str, Any]) -> dict[str, Any]:

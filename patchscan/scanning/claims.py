@@ -3,6 +3,7 @@ detector's verdict is the opposite. The claims themselves are read in provenance
 
 from typing import Any
 
+from patchscan.scanning.changes import Earlier
 from patchscan.scanning.plan import Plan
 from patchscan.scanning.summary import EXAMPLES, folder_name, largest_groups
 from patchscan.scanning.table import ScanTable
@@ -36,22 +37,20 @@ CLAIMS = {
 COUNTS = ", ".join(f"count(*) FILTER ({claim}) AS {name}" for name, claim in CLAIMS.items())
 
 
-def what_files_say(
-    table: ScanTable, plan: Plan, base: str, before: tuple[Plan, ScanTable] | None = None
-) -> dict[str, Any]:
+def what_files_say(table: ScanTable, plan: Plan, base: str, earlier: Earlier | None = None) -> dict[str, Any]:
     """The section of report.json about the scored files, those carried over included.
 
-    `counts`: how many make each claim (`now`), and in the previous scan's table `before`, None where there is none.
-    `same_list`: whether the previous scan judged signers by the same list of authorities. `other_list`: files with a
+    `counts`: how many make each claim (`now`), and in the earlier scan's table `before`, None where there is none.
+    `same_list`: whether the earlier scan judged signers by the same list of authorities. `other_list`: files with a
     manifest that was judged by another list than this scan's. `by_folder`: the counts by the first folder below `base`.
     `against_verdicts`: see `_against_verdicts`.
     """
     now = _counts(table)
-    then = _counts(before[1]) if before else dict.fromkeys(now)
+    then = _counts(earlier.table) if earlier else dict.fromkeys(now)
     digest = trust_digest(plan.c2pa_trust) if plan.c2pa_trust else None
     return {
         "counts": [{"claim": claim, "now": now[claim], "before": then[claim]} for claim in CLAIMS],
-        "same_list": before[0].c2pa_trust == plan.c2pa_trust if before else None,
+        "same_list": earlier.plan.c2pa_trust == plan.c2pa_trust if earlier else None,
         "other_list": table.query_one(
             "SELECT count(*) AS n FROM rows WHERE provenance.c2pa IS NOT NULL AND c2pa_trust IS DISTINCT FROM ?", digest
         )["n"],

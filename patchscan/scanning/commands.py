@@ -74,6 +74,7 @@ def scan(
     memory_mb: options.MemoryMB = 256,
     metrics_port: options.MetricsPort = None,
     labels: options.Labels = None,
+    compare_with: options.CompareWith = None,
     events: options.Events = None,
     webhook: options.Webhook = None,
     webhook_secret_file: options.WebhookSecretFile = None,
@@ -109,6 +110,7 @@ def scan(
     if (select or scorer.select) == "worker":
         decoder_pool().start_first()  # it starts while the source is listed
     results = open_store(out, endpoint_url=endpoint_url)
+    earlier = options.read_earlier(compare_with, results, endpoint_url)
     scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
     filters = options.make_filters(suffix, min_size, max_size, since, until)
     settings = options.make_settings(select, threads, in_flight, batch, memory_mb)
@@ -124,7 +126,7 @@ def scan(
             worker.observers = [BarObserver(progress), *metrics, *options.event_observers(events, plan)]
             with _stop_at(worker, started + max_seconds if max_seconds else None, max_requests):
                 _work_shards(worker, range(plan.shards))
-        return complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on)
+        return complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
 
     limits = (shard_objects, shard_mb, max_objects, retry_archived)
     if events_from is None:
@@ -229,6 +231,7 @@ def scan_reduce(
     plan_url: options.PlanUrl,
     endpoint_url: options.EndpointUrl = None,
     labels: options.Labels = None,
+    compare_with: options.CompareWith = None,
     webhook: options.Webhook = None,
     webhook_secret_file: options.WebhookSecretFile = None,
     fail_on: options.FailOn = None,
@@ -244,20 +247,23 @@ def scan_reduce(
 
     out, name = parse_plan_url(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
-    finish_scan(results, Plan.read(results, name).at(endpoint_url), labels, webhook, webhook_secret_file, fail_on)
+    earlier = options.read_earlier(compare_with, results, endpoint_url)
+    plan = Plan.read(results, name).at(endpoint_url)
+    finish_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
 
 
 def report(
     out: Annotated[str, typer.Argument(help="Results folder of a scan: s3://bucket/prefix, or a folder.")],
     endpoint_url: options.EndpointUrl = None,
     labels: options.Labels = None,
+    compare_with: options.CompareWith = None,
 ) -> None:
     """Write the newest scan's report again and print its summary.
 
     \b
     Examples:
       patchscan report scan-results
-      patchscan report s3://results/photos
+      patchscan report s3://results/photos --compare-with s3://results/photos-in-january
     """
     from patchscan.scanning.plan import last_complete
     from patchscan.storage import open_store
@@ -266,7 +272,8 @@ def report(
     plan = last_complete(results)
     if plan is None:
         raise UserError(f"{out} holds no complete scan; run `patchscan scan` first")
-    finish_scan(results, plan.at(endpoint_url), labels)
+    earlier = options.read_earlier(compare_with, results, endpoint_url)
+    finish_scan(results, plan.at(endpoint_url), labels, earlier=earlier)
 
 
 def make_plan(
@@ -450,9 +457,10 @@ def finish_scan(
     webhook: str | None = None,
     webhook_secret_file: Path | None = None,
     fail_on: Sequence[str] | None = None,
+    earlier: "tuple[Store, Plan] | None" = None,
 ) -> None:
     """Complete a scan (`complete_scan`), and exit with its code."""
-    code = complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on)
+    code = complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
     if code:
         raise typer.Exit(code)
 
@@ -464,12 +472,13 @@ def complete_scan(
     webhook: str | None = None,
     webhook_secret_file: Path | None = None,
     fail_on: Sequence[str] | None = None,
+    earlier: "tuple[Store, Plan] | None" = None,
 ) -> int:
     """Write the reports, print the summary and send the webhook; returns the exit code of the scan's outcome."""
     from patchscan.scanning.alerts import post, webhook_message
     from patchscan.scanning.report import reduce, summary_text
 
-    report = run_interruptibly(lambda: reduce(results, plan, labels))
+    report = run_interruptibly(lambda: reduce(results, plan, labels, earlier))
     print(summary_text(report))
     print(printable(f"report: {results.url.rstrip('/')}/report.html"))
     if webhook:

@@ -159,6 +159,14 @@ Labels = Annotated[
     str | None,
     typer.Option(help="Evaluate against labels: `folders` (named ai and nature), or a CSV with columns key and label."),
 ]
+CompareWith = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SCAN",
+        help="Say what changed since this scan: its name, or another results folder, whose newest one is meant."
+        " Default: the previous scan.",
+    ),
+]
 Events = Annotated[Path | None, typer.Option(help="Append findings and progress to this file as JSON lines.")]
 Webhook = Annotated[str | None, typer.Option(help="POST a JSON summary here when the scan is finished.")]
 WebhookSecretFile = Annotated[Path | None, typer.Option(help="File with the key that signs the webhook (HMAC-SHA256).")]
@@ -206,6 +214,13 @@ def read_c2pa_trust(url: str | None, endpoint_url: str | None) -> str | None:
     from patchscan.scanning.trust import read_trust
 
     return read_trust(url, endpoint_url) if url else None
+
+
+def read_earlier(compare_with: str | None, results: "Store", endpoint_url: str | None) -> "tuple[Store, Plan] | None":
+    """The scan that `--compare-with` names, and where its results are. Raises PlanError and StoreError."""
+    from patchscan.scanning.plan import earlier_scan
+
+    return earlier_scan(results, compare_with, endpoint_url) if compare_with else None
 
 
 def make_scorer(

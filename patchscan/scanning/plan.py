@@ -12,6 +12,7 @@ The results folder contains
 """
 
 import json
+import re
 import tempfile
 import time
 import uuid
@@ -39,6 +40,7 @@ PLAN_FILE = "plan.json"
 SUCCESS_FILE = "_SUCCESS"
 PLANNING_FILE = "planning.json"
 PLAN_FORMAT = 1
+SCAN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 # On a store without conditional writes: the time a planner may take between reading the history and writing its entry.
 SETTLE_S = 5.0
 # After so long PLANNING_FILE is that of a planner that was killed.
@@ -188,6 +190,21 @@ def last_complete(out: Store) -> Plan | None:
     """The plan of the newest complete scan, or None."""
     scans = _newest_first(out, sorted(out.names("history/")))
     return next((Plan.read(out, scan) for scan in scans if is_complete(out, scan)), None)
+
+
+def earlier_scan(out: Store, wanted: str, endpoint_url: str | None = None) -> tuple[Store, Plan]:
+    """The complete scan that `wanted` names, and where its results are: the name of a scan in `out`, or another results
+    folder (s3:// or a path), whose newest complete scan it is. Raises PlanError and StoreError."""
+    if SCAN_NAME.fullmatch(wanted):
+        plan = Plan.read(out, wanted)
+        if not is_complete(out, wanted):
+            raise PlanError(f"{plan.address(out)} is not complete: there is nothing to compare with")
+        return out, plan
+    results = open_store(wanted, endpoint_url=endpoint_url)
+    newest = last_complete(results)
+    if newest is None:
+        raise PlanError(f"{wanted} is neither the name of a scan in {out.url} nor a results folder with a complete one")
+    return results, newest
 
 
 def plan_scan(

@@ -14,6 +14,7 @@ from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
 from patchscan.scanning import claims, prevalence, summary, thumbnails
 from patchscan.scanning.alerts import find_alerts
+from patchscan.scanning.changes import Earlier, what_changed
 from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed, is_newest
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.trust import count_authorities, trust_digest
@@ -22,10 +23,11 @@ from patchscan.storage.store import Store, is_bucket, split_url
 Report = dict[str, Any]
 
 
-def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
+def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tuple[Store, Plan] | None = None) -> Report:
     """Write the reports of a scan whose shards are all done, then `_SUCCESS`, and return the report. The reports are
     also copied to the top of the results folder, unless a later scan is complete. `labels` (labels.scores_table) adds
-    evaluation's report.
+    evaluation's report. `compare_with` is the earlier scan to compare with, and where its results are, None: the
+    previous one.
 
     Raises IncompleteScanError, LabelError, ClaimLostError, and PlanError where the counts do not add up.
     """
@@ -33,18 +35,22 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     folder = f"scans/{plan.scan}/"
     with tempfile.TemporaryDirectory(prefix="patchscan-report-", ignore_cleanup_errors=True) as scratch:
         table = ScanTable(out, plan, Path(scratch))
-        before = _previous(plan, out, Path(scratch))
+        earlier = _earlier(plan, out, compare_with, Path(scratch))
         report = _figures(table, plan)
-        report["what_files_say"] = claims.what_files_say(table, plan, _base(plan), before)
-        report["drift"] = summary.drift_since(table, before[1]) if before and before[0].digest == plan.digest else None
+        report["what_files_say"] = claims.what_files_say(table, plan, _base(plan), earlier)
+        report["changes"] = what_changed(table, plan, earlier) if earlier else None
         report["evaluation"] = _evaluate(table, plan, labels, out, Path(scratch)) if labels else None
     report["alerts"] = find_alerts(report)
     if not report["totals"]["adds_up"]:
         raise PlanError(f"the rows of scan {plan.scan} do not add up to what was listed: {report['totals']}")
     source = plan.source.open()
     pictures = [thumbnails.thumbnail(source, row) for row in report["most_suspicious"]]
+    examples = report["changes"]["examples"] if report["changes"] else []
+    changed = [thumbnails.thumbnail(source, row) for row in examples]
     drawing = plots.data_uri(plots.png(_histogram(report)))
-    page = pages.render("patchscan.scanning", "scan.html", report, pictures=pictures, histogram=drawing)
+    page = pages.render(
+        "patchscan.scanning", "scan.html", report, pictures=pictures, changed=changed, histogram=drawing
+    )
     for where in (folder, "") if is_newest(out, plan) else (folder,):
         out.write(f"{where}report.json", json.dumps(report, indent=1, allow_nan=False).encode())
         out.write(f"{where}report.html", page.encode())
@@ -54,13 +60,18 @@ def reduce(out: Store, plan: Plan, labels: str | None = None) -> Report:
     return report
 
 
-def _previous(plan: Plan, out: Store, scratch: Path) -> tuple[Plan, ScanTable] | None:
-    """The previous scan and its table; None where there is none, or it was removed, as older scans may be."""
+def _earlier(plan: Plan, out: Store, compare_with: tuple[Store, Plan] | None, scratch: Path) -> Earlier | None:
+    """The scan to compare with; None where there is no previous one, or it was removed, as older scans may be."""
+    if compare_with:
+        where, before = compare_with
+        if before.scan == plan.scan:
+            raise PlanError(f"{plan.scan} is the scan that is reported on: name an earlier one to compare with")
+        return Earlier(before, ScanTable(where, before, scratch), where.url)
     if plan.previous is None:
         return None
     try:
         before = Plan.read(out, plan.previous)
-        return before, ScanTable(out, before, scratch)
+        return Earlier(before, ScanTable(out, before, scratch), out.url)
     except PlanError:
         return None
 

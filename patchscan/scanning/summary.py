@@ -1,15 +1,12 @@
-"""Compute the sections of report.json: counts, verdicts, errors, scores, prefixes, months, provenance, drift, cost."""
+"""Compute the sections of report.json: counts, verdicts, errors, scores, prefixes, months, provenance, cost."""
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from patchscan.detector.answer import TIERS
 from patchscan.detector.card import Decision
 from patchscan.reporting.statistics import population_count
-from patchscan.scanning import drift
 from patchscan.scanning.plan import Plan
 from patchscan.scanning.table import ScanTable
 
@@ -220,20 +217,6 @@ def flagged(table: ScanTable, decision: Decision) -> tuple[int, int]:
         *thresholds,
     )
     return counted["over"], counted["n"]
-
-
-def drift_since(table: ScanTable, before: ScanTable) -> dict[str, Any]:
-    """Compare the scores of the images that this scan scored with all scores of the previous scan's model in its table
-    `before`."""
-    scores = "SELECT logit FROM rows WHERE status = 'scored' AND NOT other_model"
-    sample = np.concatenate(
-        [np.empty(0), *before.stream_column(f"FROM ({scores}) USING SAMPLE reservoir(100000 ROWS)")]
-    )
-    if len(sample) == 0:
-        return drift.compare(np.zeros(1, np.int64), np.zeros(1, np.int64))
-    edges = drift.bin_edges(sample)
-    now = table.stream_column(f"{scores} AND NOT carried")
-    return drift.compare(drift.count_in_bins(before.stream_column(scores), edges), drift.count_in_bins(now, edges))
 
 
 def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:

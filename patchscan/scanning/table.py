@@ -58,11 +58,21 @@ class ScanTable:
         self._db.register("empty", SCHEMA.empty_table())
         self._db.execute("CREATE TABLE no_rows AS FROM empty")  # all columns: older tables lack some
         source = f"read_parquet('{files}/*.parquet', filename = true, union_by_name = true)"
-        self._db.execute(f"CREATE VIEW all_rows AS FROM no_rows UNION ALL BY NAME FROM {source}")
         digest = plan.digest.replace("'", "''")
+        self._view = (
+            "AS SELECT *, filename LIKE '%/unchanged-%' AS carried,"
+            f" digest IS DISTINCT FROM '{digest}' AS other_model FROM (FROM no_rows UNION ALL BY NAME FROM {source})"
+        )
+        self._db.execute(f"CREATE VIEW rows {self._view}")
+
+    def set_beside(self, earlier: "ScanTable") -> None:
+        """Make the rows of an earlier scan the view `earlier_rows`, and the scored rows whose object (key and ETag) it
+        has not scored the table `new_rows`. An object without an ETag is always new."""
+        self._db.execute(f"CREATE VIEW earlier_rows {earlier._view}")
         self._db.execute(
-            "CREATE VIEW rows AS SELECT *, filename LIKE '%/unchanged-%' AS carried,"
-            f" digest IS DISTINCT FROM '{digest}' AS other_model FROM all_rows"
+            "CREATE TABLE new_rows AS SELECT * EXCLUDE (filename) FROM rows"
+            " ANTI JOIN (FROM earlier_rows WHERE status = 'scored') AS earlier USING (key, etag)"
+            " WHERE status = 'scored'"
         )
 
     def query(self, query: str, *values: Any) -> list[dict[str, Any]]:

@@ -157,7 +157,7 @@ def test_the_page_shows_the_section(scans: list[tuple[dict[str, Any], str]]) -> 
     shown = re.sub(r"<[^>]+>", "", scans[1][1])
     for words in ("Against the verdicts", "new/light &lt;photo&gt;.jpg", "Camera 1", "judged signers by another list"):
         assert words in shown
-    assert "previous scan</th>" not in scans[0][1]
+    assert "earlier scan</th>" not in scans[0][1]
 
 
 def test_examples_are_those_whose_scores_contradict_most(

@@ -107,7 +107,7 @@ def test_rows_that_were_removed_from_the_last_scan_are_made_again(photos: Path, 
     out = open_store(str(tmp_path / "out"))
     shutil.rmtree(tmp_path / "out" / "scans" / scan(photos, out).scan / "rows")
     assert totals(out, scan(photos, out))["scored"] == 12
-    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["drift"] is None
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["changes"] is None
 
 
 def test_another_model_scores_everything_again(photos: Path, tmp_path: Path) -> None:
