@@ -26,31 +26,35 @@ REFUSED |= {"Bernoulli", "SequenceMap"}
 def load_imported(folder: Path, threads: int | None = None) -> OnnxDetector:
     """Check the graph of an imported detector's run folder as `patchscan import` did, and load it. Raises GraphError,
     and what `OnnxDetector.load` raises."""
-    load_graph(folder / GRAPH_FILE)
-    return OnnxDetector.load(folder, threads=threads)
+    data = read_graph(folder / GRAPH_FILE)
+    parse_graph(folder / GRAPH_FILE, data)
+    return OnnxDetector.load(folder, threads=threads, data=data)
 
 
 class GraphError(UserError):
     """The ONNX file cannot be imported; the message says why."""
 
 
-def load_graph(path: Path) -> tuple[onnx.ModelProto, bytes]:
-    """Read and check an ONNX file. Returns the model and the file's bytes. Raises GraphError."""
+def read_graph(path: Path) -> bytes:
+    """Read a file of at most 2 GB. Raises GraphError."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise GraphError(f"{path} has more than 2 GB")
-        data = path.read_bytes()
-        model = onnx.load_model_from_string(data)
+        return path.read_bytes()
     except OSError as error:
         raise GraphError(f"{path} cannot be read: {error.strerror}") from error
-    except GraphError:
-        raise
+
+
+def parse_graph(path: Path, data: bytes) -> onnx.ModelProto:
+    """Return the ONNX model that `data` holds, checked; `path` is named in errors. Raises GraphError."""
+    try:
+        model: onnx.ModelProto = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf raises its own
         raise GraphError(f"{path} is not an ONNX file: {error}") from error
     if not model.graph.node or not model.graph.output:
         raise GraphError(f"{path} is not an ONNX file: it holds no graph")
     _check(path, model)
-    return model, data
+    return model
 
 
 def _check(path: Path, model: onnx.ModelProto) -> None:

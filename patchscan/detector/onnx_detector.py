@@ -45,9 +45,12 @@ class OnnxDetector(BaseDetector):
         self._model_s_lock = threading.Lock()
 
     @classmethod
-    def load(cls, folder: Path, limits: Limits = Limits(), threads: int | None = None) -> "OnnxDetector":
-        """Load `card.json` and `model.onnx` of a run folder; `threads` as for a new one. Raises CardError if one is
-        missing or damaged, or the graph was made of other weights or for other crops than the card's."""
+    def load(
+        cls, folder: Path, limits: Limits = Limits(), threads: int | None = None, data: bytes | None = None
+    ) -> "OnnxDetector":
+        """Load `card.json` and `model.onnx` of a run folder; `threads` as for a new one. `data`: the content of
+        `model.onnx`, where it has been read already. Raises CardError if one is missing or damaged, or the graph was
+        made of other weights or for other crops than the card's."""
         card = Card.read(folder)
         graph = folder / GRAPH_FILE
         imported = card.architecture == IMPORTED
@@ -55,7 +58,7 @@ class OnnxDetector(BaseDetector):
         if not graph.exists():
             other = "" if imported else ", or choose --engine torch"
             raise CardError(f"{graph} is missing: {again}{other}")
-        data = graph.read_bytes()
+        data = data if data is not None else graph.read_bytes()
         if not is_sealed(data, card.weights_sha256):
             raise CardError(
                 f"{graph} is damaged or was made of other weights than those of {folder}/card.json: {again}"

@@ -92,7 +92,11 @@ def import_ssp(
 
 def import_model(
     model: Annotated[
-        Path, typer.Argument(help="An ONNX file, or the folder of a Hugging Face export that holds model.onnx.")
+        Path,
+        typer.Argument(
+            help="An ONNX file, one of torch.export.save (.pt2) or TorchScript, or the folder of a Hugging Face "
+            "export that holds model.onnx."
+        ),
     ],
     run: Annotated[Path, typer.Option(help="Run folder to write.")],
     config: Annotated[
@@ -104,6 +108,7 @@ def import_model(
     \b
     Examples:
       patchscan import theirs.onnx --config theirs.yaml --run runs/theirs
+      patchscan import theirs.pt2 --config theirs.yaml --run runs/theirs
       patchscan import ./their-export --run runs/theirs
     """
     from patchscan.training.import_onnx import import_onnx
@@ -113,7 +118,10 @@ def import_model(
 
 
 def probe(
-    backbone: Annotated[Path, typer.Option(help="An ONNX file that gives a vector of features for a picture.")],
+    backbone: Annotated[
+        Path,
+        typer.Option(help="A file that `patchscan import` takes, but it gives a vector for a picture."),
+    ],
     config: Annotated[Path, typer.Option(help="YAML that says what it takes, as for `patchscan import`.")],
     data: Annotated[str, typer.Option(help="Folder or s3:// URL in GenImage's layout.")],
     run: Annotated[Path, typer.Option(help="Run folder to write.")],

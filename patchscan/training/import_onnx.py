@@ -1,38 +1,54 @@
-"""Turn a detector that somebody else trained, an ONNX file, into a run folder that scores like one of ours."""
+"""Turn a detector that somebody else trained, an ONNX file or a PyTorch program, into a run folder that scores like one
+of ours."""
 
+import zipfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patchscan.common.files import atomic_write
+from patchscan.common.files import atomic_write, sha256_of
 from patchscan.detector.card import IMPORTED, Card
-from patchscan.detector.graph_check import GraphError, load_graph
+from patchscan.detector.graph_check import GraphError, parse_graph, read_graph
 from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector, seal
-from patchscan.training.import_config import ImportConfig, read_config, read_export
+from patchscan.training.import_config import ImportConfig, Input, read_config, read_export
 from patchscan.training.onnx_graph import Weights, wrap
 
 
 def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
-    """Write a run folder (card.json, model.onnx) from an ONNX file and a page of YAML, or from the folder of a Hugging
-    Face export (config.json, preprocessor_config.json, model.onnx).
+    """Write a run folder (card.json, model.onnx) from an ONNX file, a .pt2 file of torch.export or a TorchScript file
+    and a page of YAML, or from the folder of a Hugging Face export (config.json, preprocessor_config.json, model.onnx).
 
     Nothing is calibrated until `evaluate` has done it. Raises ImportConfigError and GraphError.
     """
     folder, file = (model, model / GRAPH_FILE) if model.is_dir() else (model.parent, model)
     described = read_config(config) if config else read_export(folder)
     head = described.output.head.read(config.parent if config else folder) if described.output.head else None
-    return write_run(described, file, head, run, {}, [_warning(described)])
+    return write_run(described, file, read_model(file, described.input), head, run, {}, [_warning(described)])
+
+
+def read_model(file: Path, given: Input) -> bytes:
+    """Return somebody else's model, which takes what `given` says, as an ONNX file. Raises GraphError."""
+    if not zipfile.is_zipfile(file):
+        return read_graph(file)
+    from patchscan.training.torch_program import to_onnx  # imports torch
+
+    return to_onnx(file, given)
 
 
 def write_run(
-    described: ImportConfig, file: Path, head: Weights | None, run: Path, training: dict[str, Any], warnings: list[str]
+    described: ImportConfig,
+    file: Path,
+    data: bytes,
+    head: Weights | None,
+    run: Path,
+    training: dict[str, Any],
+    warnings: list[str],
 ) -> Card:
-    """Write the run folder of an ONNX file as described, with this head; `training` is added to the card's. Raises
-    GraphError."""
-    graph, data = load_graph(file)
-    wrapped = wrap(file, graph, described.input, described.output, head)
+    """Write the run folder of a model as described, with this head: `data` is what `read_model` made of `file`;
+    `training` is added to the card's. Raises GraphError."""
+    wrapped = wrap(file, parse_graph(file, data), described.input, described.output, head)
     # The digest of what decides a score: the file, and what was put around it.
     digest = sha256(data + wrapped).hexdigest()
     card = Card(
@@ -41,7 +57,7 @@ def write_run(
         architecture=IMPORTED,
         preset=described.input.preset(),
         weights_sha256=digest,
-        training=_training(described, file, sha256(data).hexdigest()) | training,
+        training=_training(described, file) | training,
         warnings=warnings,
     )
     _try(card, wrapped, file)
@@ -52,9 +68,9 @@ def write_run(
     return card
 
 
-def _training(described: ImportConfig, file: Path, file_sha256: str) -> dict[str, object]:
+def _training(described: ImportConfig, file: Path) -> dict[str, object]:
     return {
-        "recipe": {"weights": file.name, "weights_sha256": file_sha256},
+        "recipe": {"weights": file.name, "weights_sha256": sha256_of(file)},
         "seen": sorted(described.seen),
         "unseen": [],
         "source": described.source or "unknown",

@@ -18,11 +18,11 @@ from patchscan.dataset.audit import audit
 from patchscan.dataset.index import data_digest, load_index
 from patchscan.dataset.source import DataSource
 from patchscan.detector.card import Card
-from patchscan.detector.graph_check import GraphError, load_graph
+from patchscan.detector.graph_check import GraphError, parse_graph
 from patchscan.detector.prepared import prepare
 from patchscan.training.data import LABELS, select_rows
 from patchscan.training.import_config import Head, ImportConfig, ImportConfigError, read_config
-from patchscan.training.import_onnx import write_run
+from patchscan.training.import_onnx import read_model, write_run
 from patchscan.training.onnx_graph import Weights, wrap_features
 
 # Inverse strengths of the regularisation that are tried on the val split.
@@ -38,9 +38,10 @@ def train_probe(
     index: Path | None = None,
     limit: int | None = None,
 ) -> Card:
-    """Write the run folder of a detector: the backbone, an ONNX file described by `config` (docs/import.md) whose
-    output is a vector, and a linear head trained on the train split of the generators `seen` (default: all that have
-    train and val images of both classes). The strength of its regularisation is chosen on their val split.
+    """Write the run folder of a detector: the backbone, a file that `patchscan import` takes, described by `config`
+    (docs/import.md), whose output is a vector, and a linear head trained on the train split of the generators `seen`
+    (default: all that have train and val images of both classes). The strength of its regularisation is chosen on their
+    val split.
 
     `limit`: most train images and most val images of each generator and class. Raises ImportConfigError, GraphError and
     DataError.
@@ -48,7 +49,8 @@ def train_probe(
     described = read_config(config)
     if described.output.head:
         raise ImportConfigError(f"{config} has a head: a probe trains its own")
-    extract = _Extractor(backbone, described)
+    graph = read_model(backbone, described.input)
+    extract = _Extractor(backbone, graph, described)
     rows = load_index(data, index)
     names = sorted(seen or _complete(rows))
     train, val = (_limited(select_rows(rows, names, split), limit) for split in ("train", "val"))
@@ -70,7 +72,7 @@ def train_probe(
     output = described.output.model_copy(update={"head": head_on_top})
     warnings = [_warning(described, names), *audit(pd.concat([train, val])).warnings]
     described = described.model_copy(update={"output": output})
-    return write_run(described, backbone, head, run, training, warnings)
+    return write_run(described, backbone, graph, head, run, training, warnings)
 
 
 def fit_head(
@@ -97,9 +99,8 @@ def fit_head(
 class _Extractor:
     """Computes the features of images, each a pass of its own on one thread."""
 
-    def __init__(self, file: Path, described: ImportConfig):
-        graph, _ = load_graph(file)
-        wrapped = wrap_features(file, graph, described.input, described.output.name)
+    def __init__(self, file: Path, graph: bytes, described: ImportConfig):
+        wrapped = wrap_features(file, parse_graph(file, graph), described.input, described.output.name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
