@@ -20,6 +20,7 @@ from patchscan.storage.embedded_s3 import EmbeddedS3
 BUILD = Path("build/demo")
 RECIPE = Path(__file__).parent / "ssp-demo.yaml"
 MODEL_STORE = Path("model_store")
+PATCHSCAN = str(Path(sys.executable).with_name("patchscan"))
 NAME = "ssp-demo"
 BUCKET = "demo-uploads"
 NOTICE = """\
@@ -83,8 +84,7 @@ def upload(s3: EmbeddedS3, data: Path) -> None:
 def patchscan(*arguments: str, environment: dict[str, str] | None = None) -> None:
     """Print and run one `patchscan` command."""
     print(f"$ patchscan {shlex.join(arguments)}", flush=True)
-    command = [str(Path(sys.executable).with_name("patchscan")), *arguments]
-    subprocess.run(command, check=True, env={**os.environ, **(environment or {})})
+    subprocess.run([PATCHSCAN, *arguments], check=True, env={**os.environ, **(environment or {})})
 
 
 def step(text: str) -> None:

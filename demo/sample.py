@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def write_jpeg(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path, "JPEG", quality=QUALITY, subsampling=0)
 
 
+@cache
 def hostile_files() -> list[HostileFile]:
     """Make files such as real buckets contain besides well-formed images, with the expected result of each."""
     photo = Image.fromarray(load_photo("coffee.png")[:256, :256])

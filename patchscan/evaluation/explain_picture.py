@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from scipy.signal import correlate2d
 
 from patchscan.common.files import atomic_write
 from patchscan.detector.base import BaseDetector
@@ -66,7 +65,9 @@ def noise_maps(patch: np.ndarray) -> np.ndarray:
     """Return SRM's three noise maps of a patch uint8 (size, size, 3), of the mean of its channels, in grey levels, not
     clamped: float64 (3, size - 4, size - 4)."""
     grey = patch.astype(np.float64).mean(axis=2)
-    return np.stack([correlate2d(grey, kernel, mode="valid") for kernel in srm_kernels().double().numpy()])
+    kernels = srm_kernels().double().numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(grey, kernels.shape[1:])
+    return np.einsum("yxij,kij->kyx", windows, kernels)
 
 
 def _image(axis: Axes, explanation: Explanation) -> None:

@@ -1,7 +1,7 @@
 """Say how many images a claim about an error rate takes, before they are collected."""
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from patchscan.common.errors import UserError
 from patchscan.reporting.statistics import normal_quantile
@@ -39,7 +39,7 @@ def _shown(n: int, limit: float, true: float, power: float) -> bool:
     """Whether, with n images, the interval's upper end lies below `limit` with a chance of `power`."""
     # Wilson's interval holds all rates r with |found / n - r| <= z sqrt(r (1 - r) / n).
     most = int(np.ceil(n * limit - normal_quantile() * np.sqrt(n * limit * (1 - limit)))) - 1
-    return most >= 0 and bool(binom.cdf(most, n, true) >= power)
+    return most >= 0 and bool(bdtr(most, n, true) >= power)
 
 
 def design_effect(per_source: float, alike: float) -> float:

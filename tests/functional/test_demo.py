@@ -19,13 +19,15 @@ from patchscan.serving.server import Addresses, ServerError
 from tests.command import environment
 
 ROOT = Path(__file__).parents[2]
-# The demo with a smaller sample, which is what takes its minutes: generators trained for two steps, 4 crops a photo.
+# The demo with a smaller sample, which is what takes its minutes: generators trained for two steps, 4 crops a photo; its
+# commands are forked.
 CROPS = 4
 SMALL_DEMO = f"""
-import runpy
-from demo import sample
+import shutil
+from demo import __main__ as demo, sample
+demo.PATCHSCAN = shutil.which("patchscan")
 sample.GENERATOR_STEPS, sample.TRAIN_CROPS, sample.VAL_CROPS = 2, {CROPS}, {CROPS}
-runpy.run_module("demo", run_name="__main__")
+demo.main()
 """
 
 
@@ -38,12 +40,12 @@ class Ended:
     left: list[str]
 
 
-def start_demo(folder: Path) -> subprocess.Popen[str]:
+def start_demo(folder: Path, forked_path: str) -> subprocess.Popen[str]:
     """The demo, whose package is not installed, in another folder than the checkout."""
     return subprocess.Popen(
         [sys.executable, "-c", SMALL_DEMO],
         cwd=folder,
-        env={**environment(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        env={**environment(), "PATH": forked_path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -62,18 +64,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path) -> Ended:
+def finished(folder: Path, forked_path: str) -> Ended:
     """The first run, to its end."""
-    process = start_demo(folder)
+    process = start_demo(folder, forked_path)
     text, _ = process.communicate(timeout=540)
     assert process.returncode == 0, text[-3000:]
     return Ended(process.returncode, text, servers_of(folder))
 
 
 @pytest.fixture(scope="module")
-def interrupted(folder: Path, finished: Ended) -> Ended:
+def interrupted(folder: Path, forked_path: str, finished: Ended) -> Ended:
     """The second run, interrupted while it evaluates beside its S3 server."""
-    process = start_demo(folder)
+    process = start_demo(folder, forked_path)
     assert process.stdout is not None
     said = []
     for line in process.stdout:

@@ -17,16 +17,18 @@ def distributions(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[=<>]", requirement)[0] for requirement in requirements}
 
 
-PROVIDERS = {
-    library: {name.lower().replace("_", "-") for name in names} for library, names in packages_distributions().items()
-}
+@pytest.fixture(scope="module")
+def providers() -> dict[str, set[str]]:
+    """By library, the packages that bring it."""
+    packages = packages_distributions().items()
+    return {library: {name.lower().replace("_", "-") for name in names} for library, names in packages}
 
 
 @pytest.mark.parametrize("extra", LIBRARIES)
-def test_each_library_is_in_its_extra(extra: str) -> None:
+def test_each_library_is_in_its_extra(extra: str, providers: dict[str, set[str]]) -> None:
     brought = distributions(PROJECT["optional-dependencies"][extra])
-    assert [library for library in LIBRARIES[extra] if not brought & PROVIDERS[library]] == []
-    told = set().union(*(PROVIDERS[library] for libraries in LIBRARIES.values() for library in libraries))
+    assert [library for library in LIBRARIES[extra] if not brought & providers[library]] == []
+    told = set().union(*(providers[library] for libraries in LIBRARIES.values() for library in libraries))
     assert brought - distributions(PROJECT["dependencies"]) <= told
 
 
