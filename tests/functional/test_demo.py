@@ -19,8 +19,8 @@ from patchscan.serving.server import Addresses, ServerError
 from tests.command import environment
 
 ROOT = Path(__file__).parents[2]
-# The demo with a smaller sample, which is what takes its minutes: generators trained for two steps, 4 crops a photo; its
-# commands are forked.
+# The demo with a smaller sample, which is what takes its minutes: generators trained for two steps, 4 crops a photo;
+# its commands are forked.
 CROPS = 4
 SMALL_DEMO = f"""
 import shutil
