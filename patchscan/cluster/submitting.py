@@ -21,6 +21,8 @@ Body = dict[str, Any]
 POLL_S = 2.0
 # Settings of the S3 client, which reads them from the environment by itself.
 LIBRARY_SETTINGS = ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+# In a container's arguments, Kubernetes' form and those of a shell.
+REFERENCE = re.compile(r"\$[({]?([A-Z][A-Z0-9_]*)")
 # Variables that the cluster sets; another value would break the Job.
 GIVEN = {"JOB_NAME", "JOB_COMPLETION_INDEX"}
 
@@ -101,8 +103,11 @@ def _change_settings(cluster: Cluster, pod: Body, settings: dict[str, str]) -> N
     if not settings:
         return
     containers = [*pod.get("initContainers", []), *pod["containers"]]
-    known = _known_settings(cluster, containers)
+    given = _in_config_maps(cluster, containers)
+    known = _known_settings(containers) | {name for name in given if name.startswith("AWS_")}
     for name in sorted(settings.keys() - known):
+        if name in given:
+            raise ClusterError(f"--set {name}: this Job does not read it, so it would change nothing")
         similar = get_close_matches(name, known, 1)
         meant = f"; did you mean {similar[0]}?" if similar else f"; there are {', '.join(sorted(known))}"
         raise ClusterError(f"--set {name}: there is no such setting{meant}")
@@ -111,16 +116,20 @@ def _change_settings(cluster: Cluster, pod: Body, settings: dict[str, str]) -> N
         container["env"] = kept + [{"name": name, "value": value} for name, value in settings.items()]
 
 
-def _known_settings(cluster: Cluster, containers: Sequence[Body]) -> set[str]:
-    """The variables that these containers have, from their ConfigMaps too, or name in their arguments."""
+def _known_settings(containers: Sequence[Body]) -> set[str]:
+    """The variables that these containers list or name in their arguments, and the S3 client's."""
     known = set(LIBRARY_SETTINGS)
     for container in containers:
         known |= {variable["name"] for variable in container.get("env", [])}
-        known |= set(re.findall(r"\$\(([A-Z_]+)\)", " ".join(container.get("args", []))))
-        for source in container.get("envFrom", []):
-            found = cluster.config_map(source["configMapRef"]["name"]) if "configMapRef" in source else None
-            known |= set(found.get("data", {}) if found else {})
+        known |= set(REFERENCE.findall(" ".join([*container.get("command", []), *container.get("args", [])])))
     return known - GIVEN
+
+
+def _in_config_maps(cluster: Cluster, containers: Sequence[Body]) -> set[str]:
+    """The variables that these containers are given from ConfigMaps."""
+    sources = [source for container in containers for source in container.get("envFrom", [])]
+    names = [source["configMapRef"]["name"] for source in sources if "configMapRef" in source]
+    return {key for name in names if (found := cluster.config_map(name)) for key in found.get("data", {})}
 
 
 def log_lines(

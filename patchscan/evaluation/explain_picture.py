@@ -67,7 +67,8 @@ def noise_maps(patch: np.ndarray) -> np.ndarray:
     grey = patch.astype(np.float64).mean(axis=2)
     kernels = srm_kernels().double().numpy()
     windows = np.lib.stride_tricks.sliding_window_view(grey, kernels.shape[1:])
-    return np.einsum("yxij,kij->kyx", windows, kernels)
+    maps: np.ndarray = np.einsum("yxij,kij->kyx", windows, kernels)
+    return maps
 
 
 def _image(axis: Axes, explanation: Explanation) -> None:

@@ -390,14 +390,20 @@ def test_a_misspelt_setting_starts_no_scan(bench: Bench, wrong: str, hint: str) 
     assert bench.api.all("jobs") == []
 
 
-@pytest.mark.parametrize("right", ["WORKER_MEMORY", "MODEL", "AWS_ENDPOINT_URL", "ONLY_IN_THE_CONFIGMAP"])
-def test_settings_of_the_configmap_the_arguments_and_the_s3_client_are_known(bench: Bench, right: str) -> None:
+@pytest.mark.parametrize("right", ["WORKER_MEMORY", "MODEL", "AWS_ENDPOINT_URL"])
+def test_settings_of_the_arguments_and_the_s3_client_are_known(bench: Bench, right: str) -> None:
     put_cron_job(bench)
-    settings = {"MODEL": "ssp", "ONLY_IN_THE_CONFIGMAP": "1"}
-    bench.api.put("configmaps", {"metadata": {"name": "patchscan-settings"}, "data": settings})
     name = submit_from_cron_job(bench.cluster(), "patchscan-scan", {right: "1"})
     environment = bench.api.get("jobs", name)["spec"]["template"]["spec"]["containers"][0]["env"]  # type: ignore[index]
     assert {"name": right, "value": "1"} in environment
+
+
+def test_a_setting_that_the_scan_does_not_read_starts_none(bench: Bench) -> None:
+    put_cron_job(bench)
+    bench.api.put("configmaps", {"metadata": {"name": "patchscan-settings"}, "data": {"EVENTS_FROM": ""}})
+    with pytest.raises(ClusterError, match="--set EVENTS_FROM: this Job does not read it"):
+        submit_from_cron_job(bench.cluster(), "patchscan-scan", {"EVENTS_FROM": "https://sqs.example.com/1/photos"})
+    assert bench.api.all("jobs") == []
 
 
 def test_submitted_scans_are_removed_as_the_nights_are(bench: Bench) -> None:
