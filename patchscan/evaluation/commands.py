@@ -65,6 +65,13 @@ def evaluate(
     group: Annotated[
         list[str] | None, typer.Option(help="NAME=GENERATOR,GENERATOR: show the mean over these; repeat for several.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Score the images of this CSV (key, label; a file or s3:// URL) instead of the val split: keys below"
+            " the folder DATA, or of its bucket. The cards stay as they are."
+        ),
+    ] = None,
     when: Annotated[
         str | None,
         typer.Option(
@@ -96,6 +103,7 @@ def evaluate(
       patchscan evaluate --run runs/ssp --data data/genimage --protocol both --out build/report --robustness 50
       patchscan evaluate --run runs/ssp --data data/genmix --data data/alarms --out build/report
       patchscan evaluate --run runs/small --run runs/strong --data data/genimage --out build/report --when-loss 0.01
+      patchscan evaluate --run runs/ssp --data s3://photos --labels audits/labels.csv --out build/report
     """
     from patchscan.dataset.matched import matched_version, protocol_of
     from patchscan.detector.cascade import parse_band
@@ -108,7 +116,11 @@ def evaluate(
     if unknown := set(tier or ()) - set(TIERS):
         raise typer.BadParameter(f"--tier takes {', '.join(TIERS)}, not {', '.join(sorted(unknown))}")
     sets: dict[str, str | Path] = {}
-    if len(data) > 1:
+    if labels:
+        if len(data) > 1 or protocol != "raw" or matched or index:
+            raise typer.BadParameter("--labels takes a single --data, and no --protocol, --matched or --index")
+        sets["raw"] = data[0]
+    elif len(data) > 1:
         if protocol != "raw" or matched or index:
             raise typer.BadParameter("--protocol, --matched and --index take a single --data")
         sets = {Path(where).name: where for where in data}
@@ -130,6 +142,7 @@ def evaluate(
         tiers=tuple(one for one in TIERS if one in (tier or TIERS) or one == "native"),
         sources=sources,
         groups=dict(_group(one) for one in group or []),
+        labels=labels,
         when=parse_band(when) if when else None,
         when_loss=when_loss,
     )

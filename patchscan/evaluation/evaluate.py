@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from patchscan.common.errors import UserError
+from patchscan.dataset.labels import key_root, labelled_images
 from patchscan.dataset.sources import SOURCE_COLUMNS, add_sources, find_sources
 from patchscan.detector.answer import TIERS, Engine, Tier
 from patchscan.detector.card import Card, Decision
@@ -46,7 +47,8 @@ class Options:
     the index file of the first data set if it is not beside the data. `robustness`: images per generator and class to
     measure robustness on (0: do not measure it). `tiers`: the deliveries to score, `native` among them. `sources`: the
     file of sources, if it is neither in a data folder nor beside it. `groups`: names of means over generators, and of
-    which. `when`: judge two runs as a cascade too, with this band (LOW, HIGH); `when_loss`: with the band that is
+    which. `labels`: the file that says which images to score, instead of the validation split; the cards then stay as
+    they are. `when`: judge two runs as a cascade too, with this band (LOW, HIGH); `when_loss`: with the band that is
     chosen for this loss.
     """
 
@@ -60,6 +62,7 @@ class Options:
     tiers: tuple[Tier, ...] = TIERS
     sources: Path | None = None
     groups: Mapping[str, list[str]] = field(default_factory=dict)
+    labels: str | None = None
     when: tuple[float, float] | None = None
     when_loss: float | None = None
 
@@ -70,34 +73,48 @@ def evaluate(
     """Evaluate every run on every data set and write the report into `out`; returns report.json's content.
 
     data maps a name (a folder's, or a protocol, 'raw', 'matched') to a folder or s3:// URL in GenImage's layout; its
-    validation split is scored as stored and re-delivered by each tier. The decision and metrics are written to each
-    run's card. Raises EvaluationError, and what reading cards and data raises.
+    validation split is scored as stored and re-delivered by each tier, or, with `labels`, the labelled images. The
+    decision and metrics are written to each run's card, but not with `labels`. Raises EvaluationError, and what reading
+    cards, data and labels raises.
     """
     cards = [Card.read(run) for run in runs]
     names = [card.name for card in cards]
     if len(set(names)) < len(names):
         raise EvaluationError(f"two runs have the same name ({', '.join(names)}): change the name in one card.json")
-    first = next(iter(data))
+    labels, said = options.labels, None
+    if labels:
+        data, options = {name: key_root(where) for name, where in data.items()}, replace(options, calibrate=False)
+        listed, said = _labelled(data, labels, options.limit)
+    else:
+        indexes = {next(iter(data)): options.index}
+        listed = {name: validation_images(where, options.limit, indexes.get(name)) for name, where in data.items()}
     images = {
-        name: add_sources(
-            validation_images(where, options.limit, options.index if name == first else None),
-            where,
-            options.sources or find_sources(where),
-        )
-        for name, where in data.items()
+        name: add_sources(table, data[name], options.sources or find_sources(data[name]))
+        for name, table in listed.items()
     }
     (out / "scores").mkdir(parents=True, exist_ok=True)
     models = [_evaluate(run, card, data, images, out, options) for run, card in zip(runs, cards, strict=True)]
     cascade = _cascade(models, options)
     joined = [] if cascade is None else [join(cascade, *models)]
-    report = build_report([*models, *joined], _describe(data, images), options.groups)
+    report = build_report([*models, *joined], _describe(data, images, said), options.groups)
     if cascade is not None:
         _add_cost(report, cascade, joined[0], runs, data)
-    for run, model, part in zip(runs, models, report["models"][: len(runs)], strict=True):
+    for run, model, part in zip(runs, models, report["models"], strict=False):
+        if labels:
+            break  # what these images measure is not what the card's figures are about
         metrics = {protocol: card_metrics(result["rows"]) for protocol, result in part["results"].items()}
         replace(model.card, metrics=metrics, scoreboard=card_scoreboard(part["scoreboard"])).write(run)
     write_report(report, [*models, *joined], [*runs, *(out for _ in joined)], out)
     return report
+
+
+def _labelled(
+    data: Mapping[str, str | Path], labels: str, limit: int | None
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The labelled images of the one data set, and what the report says of the labels."""
+    ((name, root),) = data.items()
+    images, said = labelled_images(labels, root)
+    return {name: images if limit is None else limit_per_group(images, limit)}, said
 
 
 def _cascade(models: list[Evaluated], options: Options) -> Cascade | None:
@@ -267,7 +284,9 @@ def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFra
     return replace(card, robustness={**measured, "images_key": key})
 
 
-def _describe(data: Mapping[str, str | Path], images: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _describe(
+    data: Mapping[str, str | Path], images: dict[str, pd.DataFrame], said: dict[str, Any] | None
+) -> dict[str, Any]:
     from patchscan.dataset.index import data_digest
 
     # The matched version shows crops of the same images: they are not counted twice.
@@ -278,7 +297,9 @@ def _describe(data: Mapping[str, str | Path], images: dict[str, pd.DataFrame]) -
         "name": ", ".join(names),
         "digest": data_digest(table),
         "images": len(table),
-        "in_train": int(table.in_train.sum()),
+        # Whether labelled images were in a training set is not known.
+        "in_train": None if said else int(table.in_train.sum()),
         "repeated": sum(int(one.sha256.duplicated().sum()) for one in tables),
+        "labels": said,
         "generators": sorted(table.generator.unique()),
     }

@@ -362,11 +362,11 @@ def write_audit(out: Store, audit: str, paths: Sequence[Path], max_fpr: float) -
 
 
 def add_to_labels(earlier: bytes | None, sample: Sample, labels: Mapping[int, Label]) -> bytes:
-    """Return the file of all audits' labels that `--labels` reads (key, label): `earlier`, and this audit's images that
-    are labelled `ai` or `real`, which replace earlier ones of the same key."""
+    """Return the file of all audits' labels that `--labels` reads (key, label): `earlier`, and this audit's labels,
+    which replace earlier ones of the same key."""
     known = {} if earlier is None else dict(list(csv.reader(io.StringIO(earlier.decode(), newline="")))[1:])
     for row in sample["rows"]:
-        if (label := labels.get(row["number"])) in ("ai", "real"):
+        if label := labels.get(row["number"]):
             known[row["key"]] = label
     buffer = io.StringIO(newline="")
     csv.writer(buffer).writerows([("key", "label"), *sorted(known.items())])

@@ -86,9 +86,9 @@ def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Pa
     """Write evaluation's report beside the scan's. Returns where it is and how many objects have labels."""
     from patchscan.scanning.labels import evaluate, scores_table
 
-    scores = scores_table(table, labels, plan.source.endpoint_url)
+    scores, said = scores_table(table, labels, plan.source.endpoint_url)
     files, where = scratch / "evaluation", f"scans/{plan.scan}/evaluation"
-    found = evaluate(scores, Card.from_dict(plan.card), plan.source.url, files)
+    found = evaluate(scores, said, Card.from_dict(plan.card), plan.source.url, files)
     for path in sorted(files.rglob("*")):
         if path.is_file():
             out.write(f"{where}/{path.relative_to(files).as_posix()}", path.read_bytes())

@@ -109,6 +109,31 @@ def test_a_cascade_is_judged_as_one_model_and_scans_alike(
     assert {one["name"]: one["scored"] for one in deciders}.get("second", 0) == round(asked)
 
 
+def test_labels_name_the_images_that_are_judged_and_change_no_card(
+    data: Path, runs: list[Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    card = (run / "card.json").read_bytes()
+    images = sorted(path.relative_to(data).as_posix() for path in data.rglob("val/*/*") if path.is_file())
+    lines = [f"{key},{'ai' if '/ai/' in key else 'real'}" for key in images]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label", *lines, "gone.png,ai", "odd.png,cannot_tell"]))
+    two = ["--run", run, "--data", data, "--tier", "native", "--out", tmp_path / "out"]
+    patchscan("evaluate", *two, "--labels", tmp_path / "labels.csv")
+    judged = json.loads((tmp_path / "out" / "report.json").read_text())
+    labels = {"file": str(tmp_path / "labels.csv"), "labelled": len(images) + 1, "cannot_tell": 1, "gone": 1}
+    assert judged["data"]["labels"] == labels
+    assert (judged["data"]["images"], judged["data"]["in_train"]) == (len(images), None)
+    assert "not weighted" in (tmp_path / "out" / "report.html").read_text()
+    assert (run / "card.json").read_bytes() == card
+    patchscan("evaluate", *two, "--no-calibrate", "--limit", 1000)
+    again = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert again["data"]["labels"] is None
+    confusion = [_rows(one["models"][0])["overall"]["confusion"] for one in (judged, again)]
+    assert confusion[0] == confusion[1]
+    refused = CliRunner().invoke(app, [*map(str, ("evaluate", *two, "--labels", "x.csv", "--protocol", "both"))])
+    assert refused.exit_code == 2
+
+
 def _rows(model: dict[str, Any]) -> dict[str, Any]:
     return {row["name"]: row for row in model["results"]["raw"]["rows"]}
 

@@ -26,12 +26,13 @@ from typer.testing import CliRunner
 
 from patchscan.cli import app
 from patchscan.common.errors import UserError
+from patchscan.dataset.labels import read_labels
 from patchscan.detector.images import Limits
 from patchscan.scanning import report, rows
 from patchscan.scanning.commands import finish_scan
-from patchscan.scanning.labels import from_csv as labels_of
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.manifest import ManifestError, objects
+from patchscan.scanning.options import STARTER
 from patchscan.scanning.plan import (
     ClaimLostError,
     Plan,
@@ -123,8 +124,13 @@ def test_an_audit_reads_the_images_of_a_bucket_and_keeps_its_labels_in_one(bucke
     (tmp_path / "labels.json").write_text(json.dumps({"audit": sample["audit"], "reviewer": "", "labels": labels}))
     told = run(app, ["audit-report", f"s3://{bucket}-out/x", str(tmp_path / "labels.json")])
     assert told.exit_code == 0, told.output
-    kept = labels_of(f"s3://{bucket}-out/x/audits/labels.csv")
-    assert kept == {row["key"]: (0, "all") for row in sample["rows"]}
+    kept = read_labels(f"s3://{bucket}-out/x/audits/labels.csv")
+    assert kept.by_key == {row["key"]: (0, "all") for row in sample["rows"]}
+    judge = ["evaluate", "--run", str(STARTER), "--tier", "native", "--out", str(tmp_path / "judged")]
+    judge += ["--data", f"s3://{bucket}", "--labels", f"s3://{bucket}-out/x/audits/labels.csv"]
+    assert (found := run(app, judge)).exit_code == 0, found.output
+    data = json.loads((tmp_path / "judged" / "report.json").read_text())["data"]
+    assert (data["images"], data["labels"]["labelled"], data["labels"]["gone"]) == (19, 20, 1)
 
 
 def test_503s_resets_and_cut_bodies_change_no_row(bucket: str, s3: EmbeddedS3) -> None:

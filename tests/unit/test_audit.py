@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from patchscan.dataset import labels as by_key
 from patchscan.reporting import survey
 from patchscan.reporting.pages import Figures
-from patchscan.scanning import audit_report, audit_sample, labels
+from patchscan.scanning import audit_report, audit_sample
 from patchscan.scanning.audit_report import Labels, build_report, estimates, read_labels
 from patchscan.scanning.audit_sample import AuditError, allocate, draw, systematic
 from patchscan.scanning.commands import complete_scan, make_plan
@@ -225,13 +226,15 @@ def test_the_report_keeps_the_labels_and_shows_what_it_says(
     told = capsys.readouterr().out
     assert "before 1 of the labels" in told
     assert "Only 0 images were labelled AI" in told
-    kept = labels.from_csv(str(folder.parent / "labels.csv"))
+    kept = by_key.read_labels(str(folder.parent / "labels.csv")).by_key
     assert kept == {row["key"]: (0, "all") for row in audited["rows"]}
     later = audit_report.add_to_labels(
         (folder.parent / "labels.csv").read_bytes(), audited, {1: "ai", 2: "cannot_tell"}
     )
     (tmp_path / "later.csv").write_bytes(later)
-    assert labels.from_csv(str(tmp_path / "later.csv")) == kept | {audited["rows"][0]["key"]: (1, "all")}
+    first, second = (row["key"] for row in audited["rows"][:2])
+    expected = {key: label for key, label in kept.items() if key != second} | {first: (1, "all")}
+    assert by_key.read_labels(str(tmp_path / "later.csv")) == by_key.Labels(expected, cannot_tell=1)
     assert read_labels(folder / "labels-1.json").score_seen == {1}
 
 

@@ -72,7 +72,8 @@ def drawn(pictures: None) -> None:
 
 
 def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
-    data = {"name": "test", "digest": "d" * 64, "images": 1234, "in_train": 3, "repeated": 0, "generators": []}
+    data = {"name": "test", "digest": "d" * 64, "images": 1234, "in_train": 3, "repeated": 0, "labels": None}
+    data["generators"] = []
     write_report(build_report(models, data), models, [out] * len(models), out)
     return json.loads((out / "report.json").read_text()), (out / "report.html").read_text()
 

@@ -22,6 +22,7 @@ from scipy.stats import ks_2samp
 
 from patchscan.common.errors import UserError
 from patchscan.common.retries import Retries
+from patchscan.dataset.labels import LabelError, read_labels
 from patchscan.detector.card import Card
 from patchscan.reporting.pages import Figures, show
 from patchscan.scanning import alerts, commands, drift, labels, report
@@ -192,8 +193,8 @@ def test_folders_tell_labels(key: str, label: tuple[int, str] | None) -> None:
 
 def test_a_label_file_with_an_unknown_label_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("key,label\na.png,ai\nb.png,maybe\n")
-    with pytest.raises(labels.LabelError, match="line 3"):
-        labels.from_csv(str(tmp_path / "labels.csv"))
+    with pytest.raises(LabelError, match="line 3"):
+        read_labels(str(tmp_path / "labels.csv"))
 
 
 UNUSABLE_LABELS = {
@@ -213,7 +214,7 @@ def test_labels_that_cannot_be_used_are_found_out_before_the_scan(name: str, tmp
     path, out = tmp_path / "labels.csv", tmp_path / "out"
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(labels.LabelError, match=why):
+    with pytest.raises(LabelError, match=why):
         commands.scan(str(tmp_path), str(out), labels=str(path))
     assert not out.exists()
 
@@ -247,7 +248,7 @@ def test_labels_none_of_whose_objects_was_scored_are_one_line(tmp_path: Path) ->
     (photos / "ai" / "a.png").write_text("no image")
     made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
     Worker(made, out, scorer, WorkSettings(threads=1)).work(0)
-    with pytest.raises(labels.LabelError, match="none of the 1 objects"):
+    with pytest.raises(LabelError, match="none of the 1 objects"):
         report.reduce(out, made, "folders")
 
 

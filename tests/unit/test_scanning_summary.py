@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from patchscan.scanning import labels, report, rows, table
+from patchscan.dataset.labels import Labels, read_labels
+from patchscan.scanning import report, rows, table
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, ScanSource, plan_scan
 from patchscan.scanning.thumbnails import THUMBNAIL, thumbnail
@@ -125,8 +126,16 @@ def test_labels_from_a_file_are_evaluated(found: dict[str, Any], photos: Path, t
 
 
 def test_a_label_file_tells_label_and_generator(tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_text("key,label,generator\na.png,ai,flux\nb.png,real,\n")
-    assert labels.from_csv(str(tmp_path / "labels.csv")) == {"a.png": (1, "flux"), "b.png": (0, "all")}
+    rows = [
+        "key,label,generator",
+        "a.png,ai,flux",
+        "b.png,real,",
+        "c.png,real,",
+        "c.png,cannot_tell,",
+        "d.png,cannot_tell,",
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    assert read_labels(str(tmp_path / "labels.csv")) == Labels({"a.png": (1, "flux"), "b.png": (0, "all")}, 2)
 
 
 def test_memory_does_not_grow_with_the_objects_without_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
