@@ -1,5 +1,6 @@
 """Scans by an Indexed Job, on an API server over HTTP whose pods work real shards; and what a laptop submits."""
 
+import io
 import json
 import re
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from patchscan.cli import app
@@ -24,11 +26,12 @@ from patchscan.common import retries
 from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, ShardSize, is_complete, plan_scan
+from patchscan.scanning.plan import Plan, ScanSource, ShardSize, is_complete, last_complete, parse_plan_url, plan_scan
 from patchscan.scanning.shards import parse_ranges
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
+from tests.c2pa_kit import CAPTURED, identity, sign
 from tests.kube_api import OOM_KILLED, KubeApi, container_status, job_pod, unschedulable
 from tests.kube_objects import Body
 from tests.scan_kit import StubScorer, image, table_of
@@ -63,7 +66,8 @@ class Bench:
         self.tries.append(shard)
         code, words = self.trouble(shard, attempt)
         if code == 0:
-            Worker(self.plan, self.out, self.scorer, WorkSettings(threads=2)).work(shard)
+            plan = Plan.read(self.out, parse_plan_url(options["--plan"])[1])
+            Worker(plan, self.out, self.scorer, WorkSettings(threads=2)).work(shard)
         return code, words
 
     def cluster(self, patience_s: float = 5.0) -> Cluster:
@@ -548,9 +552,9 @@ def kubeconfig(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(options, "make_scorer", lambda *_: bench.scorer)
 
 
-def coordinate(bench: Bench) -> Result:
+def coordinate(bench: Bench, *more: str) -> Result:
     """`patchscan scan-coordinate` of the bench's photographs."""
-    arguments = ["scan-coordinate", bench.plan.source.url, "--out", bench.out.url, "--queue="]
+    arguments = ["scan-coordinate", bench.plan.source.url, "--out", bench.out.url, "--queue=", *more]
     return CliRunner().invoke(app, [*arguments, "--server", "http://serve", "--model", "stub", "--shard-objects", "2"])
 
 
@@ -567,6 +571,23 @@ def test_the_coordinators_command_is_a_whole_scan(bench: Bench) -> None:
     assert "12 objects listed = 12 scored" in done.output
     assert bench.tries == [2]
     assert bench.worker_jobs() == [], "a finished scan leaves no Job"
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_the_pods_of_a_coordinator_judge_signers_by_its_list(bench: Bench, tmp_path: Path) -> None:
+    """The list travels in the plan, from where the pods read it: they get no option for it."""
+    cameras, buffer = identity("cameras", authority=True), io.BytesIO()
+    Image.open(io.BytesIO(image(1, side=64))).save(buffer, "JPEG")
+    signed = sign(buffer.getvalue(), identity("Camera", cameras), "Camera", CAPTURED)
+    Path(bench.plan.source.url, "signed.jpg").write_bytes(signed)
+    (tmp_path / "list.pem").write_text(cameras.pem)
+    bench.cluster().create_job(coordinator_job())
+    done = coordinate(bench, "--c2pa-trust", str(tmp_path / "list.pem"))
+    assert done.exit_code == 0, done.output
+    plan = last_complete(bench.out)
+    assert plan
+    assert plan.c2pa_trust == cameras.pem
+    assert table_of(bench.out, plan.scan)["signed.jpg"]["provenance"]["c2pa"] == "Trusted"
 
 
 @pytest.mark.usefixtures("kubeconfig")

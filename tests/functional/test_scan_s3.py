@@ -22,6 +22,7 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from patchscan.cli import app
@@ -50,6 +51,7 @@ from patchscan.storage import open_store
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from patchscan.storage.store import ObjectInfo, StoreError
+from tests.c2pa_kit import CAPTURED, identity, sign
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import StubScorer, image, stub_server, table_of
 
@@ -131,6 +133,24 @@ def test_an_audit_reads_the_images_of_a_bucket_and_keeps_its_labels_in_one(bucke
     assert (found := run(app, judge)).exit_code == 0, found.output
     data = json.loads((tmp_path / "judged" / "report.json").read_text())["data"]
     assert (data["images"], data["labels"]["labelled"], data["labels"]["gone"]) == (19, 20, 1)
+
+
+def test_the_list_of_trusted_authorities_may_be_in_a_bucket(bucket: str, s3: EmbeddedS3) -> None:
+    cameras, buffer = identity("cameras", authority=True), io.BytesIO()
+    Image.open(io.BytesIO(image(1, side=64))).save(buffer, "JPEG")
+    signed = sign(buffer.getvalue(), identity("Camera", cameras), "Camera", CAPTURED)
+    s3.client().put_object(Bucket=bucket, Key="signed/1.jpg", Body=signed)
+    s3.client().put_object(Bucket=f"{bucket}-out", Key="lists/cameras.pem", Body=cameras.pem.encode())
+    arguments = ["scan", f"s3://{bucket}/signed/", "--out", f"s3://{bucket}-out/x", "--run", str(STARTER)]
+    done = CliRunner().invoke(app, [*arguments, "--c2pa-trust", f"s3://{bucket}-out/lists/cameras.pem"])
+    assert done.exit_code == 0, done.output
+    out = open_store(f"s3://{bucket}-out/x")
+    plan = last_complete(out)
+    assert plan
+    assert plan.c2pa_trust == cameras.pem
+    assert table_of(out, plan.scan)["signed/1.jpg"]["provenance"]["c2pa"] == "Trusted"
+    missing = CliRunner().invoke(app, [*arguments, "--c2pa-trust", f"s3://{bucket}-out/lists/none.pem"])
+    assert "there is no file s3://" in str(missing.exception)
 
 
 def test_503s_resets_and_cut_bodies_change_no_row(bucket: str, s3: EmbeddedS3) -> None:
