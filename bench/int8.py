@@ -4,7 +4,6 @@ int8 is not offered to users; docs/performance.md says why.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,9 @@ from patchscan.detector.base import BaseDetector
 from patchscan.detector.detector import Detector
 from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.onnx_export import export_graph
-from patchscan.reporting.statistics import wilson
+from patchscan.evaluation.precision import Kept, compare
 
 CALIBRATION_IMAGES, JUDGED_IMAGES = 64, 1_000
-# Condition for offering int8: p_ai changes by less than MAX_CHANGE on at least MIN_SHARE of the images.
-MAX_CHANGE, MIN_SHARE = 0.01, 0.99
 # The models depend on the small differences that the noise filters compute, which int8 would round away.
 KEPT_IN_FLOAT = ("/model/srm/", "/model/noise/")
 
@@ -62,16 +59,7 @@ def _crops(detector: Detector, files: Iterable[Path]) -> Iterable[np.ndarray]:
         yield np.ascontiguousarray(detector.prepare(file.read_bytes()).crops.pixels)
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Results on the val images: `answers`, the share whose p_ai changes by less than MAX_CHANGE, and `accuracies`, the
-    share of generators whose accuracy stays within or above its 95 % interval (Wilson) in float32."""
-
-    answers: float
-    accuracies: float
-
-
-def judge(run: Path, file: Path, data: Path) -> Judgement:
+def judge(run: Path, file: Path, data: Path) -> Kept:
     """Compare int8 with float32 on the val split of `data` (GenImage's layout)."""
     detector = Detector.load(run)
     files = [file for file in spread(files_of(data, "val"), JUDGED_IMAGES) if file.parent.name in ("ai", "nature")]
@@ -80,13 +68,7 @@ def judge(run: Path, file: Path, data: Path) -> Judgement:
     after = _p_ai(OnnxDetector(detector.card, file.read_bytes()), crops)
     truth = np.array([file.parent.name == "ai" for file in files])
     generators = np.array([file.parts[-4] for file in files])
-    threshold = detector.card.decision.threshold
-    held = []
-    for name in np.unique(generators):
-        right = [((p_ai >= threshold) == truth)[generators == name] for p_ai in (before, after)]
-        first, second = (wilson(int(one.sum()), len(one)) for one in right)
-        held.append((second.value or 0.0) >= (first.low or 0.0))
-    return Judgement(float((np.abs(before - after) < MAX_CHANGE).mean()), float(np.mean(held)))
+    return compare(before, after, truth, generators, detector.card.decision.threshold)
 
 
 def _p_ai(detector: BaseDetector, crops: list[np.ndarray]) -> np.ndarray:

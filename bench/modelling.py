@@ -1,6 +1,7 @@
 """Measure models without decoding: images per second on all cores by engine, and the share of the machine's peak."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -10,9 +11,12 @@ from bench import int8
 from bench.rounds import Recorder, Settings, alternate
 from bench.workers import GEMM_SIDE, Job, WorkerPool
 from patchscan.detector.detector import Detector
+from patchscan.evaluation.precision import MIN_SHARE
 
 PEAK = "matrix product of 1024 x 1024, float32"
 ENGINES = {"default": "eager, PyTorch's defaults", "torch": "engine torch", "onnx": "engine onnx"}
+if find_spec("openvino"):
+    ENGINES["openvino"] = "engine openvino"
 
 
 def names(settings: Settings) -> list[str]:
@@ -71,7 +75,7 @@ def measure(
 def _judge(recorder: Recorder, model: str, run: Path, quantised: Path, data: Path) -> None:
     if Detector.load(run).card.training:
         kept = int8.judge(run, quantised, data)
-        recorder.add(f"{model}: int8, answers kept", "share", [kept.answers], at_least=int8.MIN_SHARE)
+        recorder.add(f"{model}: int8, answers kept", "share", [kept.answers], at_least=MIN_SHARE)
         recorder.add(f"{model}: int8, accuracies kept", "share", [kept.accuracies], at_least=1)
     else:
         recorder.left_out(f"{model}: int8, answers and accuracies kept", "the model is untrained")

@@ -29,8 +29,8 @@ class Job:
     """Work that a process repeats.
 
     `engine`: `gemm` (one matrix product of GEMM_SIDE), `default` (eager PyTorch with its default settings, EAGER_BATCH
-    images per pass), `official` (SSP's own method, encoded image to logit), `torch`, `onnx` (this project's engines) or
-    `int8`, for which `file` is the quantised ONNX file.
+    images per pass), `official` (SSP's own method, encoded image to logit), `torch`, `onnx`, `openvino`
+    (this project's engines) or `int8`, for which `file` is the quantised ONNX file.
     """
 
     engine: str
@@ -120,7 +120,8 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
     from patchscan.detector.detector import Detector
     from patchscan.detector.models import build_network
     from patchscan.detector.onnx_detector import OnnxDetector
-    from patchscan.detector.onnx_export import to_onnx
+    from patchscan.detector.onnx_export import export_graph, to_onnx
+    from patchscan.detector.openvino_detector import OpenVinoDetector
     from patchscan.detector.weights import read_safetensors
 
     assert job.run
@@ -136,6 +137,8 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
     scorer: BaseDetector = detector
     if job.engine == "onnx":
         scorer = to_onnx(detector, threads=1)
+    if job.engine == "openvino":
+        scorer = OpenVinoDetector(detector.card, export_graph(detector.model, detector.card.preset), threads=1)
     if job.file:
         scorer = OnnxDetector(detector.card, job.file.read_bytes(), threads=1)
     return lambda: len(scorer.logits([crops[next(number)]]))

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer
+from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer, Engine
 from patchscan.detector.base import BaseDetector, ScoreError
 from patchscan.detector.card import IMPORTED, Card, NotFiniteError
 from patchscan.detector.decoders import BusyError, decoder_pool
-from patchscan.detector.detector import Detector
+from patchscan.detector.engines import load_detector
 from patchscan.detector.images import ImageError
-from patchscan.detector.onnx_export import to_onnx
 from patchscan.detector.prepared import Prepared
 from patchscan.detector.presets import has_fixed_count
 from patchscan.serving.metrics import HandlerMetrics
@@ -42,19 +41,19 @@ class ImageDetector:
         torch.set_num_threads(1)
         device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
         folder = Path(context.system_properties["model_dir"])
-        onnx = context.model_yaml_config["handler"]["engine"] == "onnx" and device == "cpu"
-        self.detector = self._load(folder, device, onnx)
+        self.detector = self._load(folder, device, context.model_yaml_config["handler"]["engine"])
         self.detector.score([path.read_bytes() for path in sorted(folder.glob("golden/*.bmp"))])  # the first is slow
         self.measures = HandlerMetrics(context.metrics, context.model_name)
 
-    def _load(self, folder: Path, device: str, onnx: bool) -> BaseDetector:
+    def _load(self, folder: Path, device: str, engine: Engine) -> BaseDetector:
         if Card.read(folder).architecture == IMPORTED:
-            from patchscan.detector.graph_check import load_imported  # needs onnx, which our own models do not
+            from patchscan.detector.graph_check import check_graph  # needs onnx, which our own models do not
 
-            return load_imported(folder, threads=1)  # always in ONNX Runtime, on the CPU
-        detector = Detector.load(folder, device)
-        # Exported here, so that the archive holds the weights only once.
-        return to_onnx(detector, threads=1) if onnx else detector
+            check_graph(folder)
+            device = "cpu"  # the only place where a graph is run
+        elif device != "cpu":
+            engine = "torch"
+        return load_detector(folder, device, engine, threads=1, bf16=True)
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Return one JSON object per row, in order."""

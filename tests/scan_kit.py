@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchscan.detector.answer import Answer, Engine
+from patchscan.detector.answer import Answer, EngineUsed
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.prepared import build_answer, prepare
 from patchscan.detector.presets import PatchPreset
@@ -39,7 +39,7 @@ class StubScorer:
 
     select: Select = "worker"
     device = "cpu"
-    engine: Engine | None = "torch"
+    engine: EngineUsed | None = "torch"
 
     def __init__(self, card: Card | None = None, parallel: int = 8):
         self.card = card or globals()["card"]()

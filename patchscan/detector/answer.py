@@ -7,9 +7,11 @@ Verdict = Literal["ai", "real", "uncertain"]
 # How an image was delivered: as stored, as the web does, by a chain of services, or enlarged (evaluation/tiers.py).
 Tier = Literal["native", "web", "hard", "enlarged"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
-# What runs a model: PyTorch or ONNX Runtime.
-Engine = Literal["torch", "onnx"]
+# What runs a model: PyTorch, ONNX Runtime or OpenVINO.
+Engine = Literal["torch", "onnx", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
+# What ran it, as rows and reports say: with the precision where OpenVINO computed in bfloat16.
+EngineUsed = Literal["torch", "onnx", "openvino", "openvino-bf16"]
 
 # Response headers: seconds of a CPU core or of the GPU that the model used, and which of the two. A scan adds them up
 # to report its cost.

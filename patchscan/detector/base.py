@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from patchscan.detector.answer import Answer, Engine
+from patchscan.detector.answer import Answer, EngineUsed
 from patchscan.detector.card import Card, NotFiniteError
 from patchscan.detector.decoders import BusyError
 from patchscan.detector.images import ImageError, Limits
@@ -23,7 +23,7 @@ class BaseDetector(ABC):
     GPU).
     """
 
-    engine: Engine
+    engine: EngineUsed
     device_type: str
     model_s: float
 

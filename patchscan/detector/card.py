@@ -99,7 +99,8 @@ class Decision:
 class Card:
     """The content of card.json.
 
-    `training` holds the data (digest, seen and unseen generators), the recipe and its outcome; `metrics`, `scoreboard`
+    `training` holds the data (digest, seen and unseen generators), the recipe and its outcome; `bf16` how far bfloat16
+    changes the answers (`patchscan.evaluation.precision`); `metrics`, `scoreboard`
     and `robustness` are what evaluation measured, `evidence` the bounds of likelihood ratios by tier (log10 `lower` and
     `upper`, and the numbers of images that they rest on); `warnings` were found in training.
     """
@@ -111,6 +112,7 @@ class Card:
     weights_sha256: str
     decision: Decision = field(default_factory=Decision)
     training: dict[str, Any] = field(default_factory=dict)
+    bf16: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     scoreboard: list[dict[str, Any]] = field(default_factory=list)
     robustness: dict[str, Any] = field(default_factory=dict)
@@ -121,9 +123,14 @@ class Card:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over architecture, preset, weights, decision and SCORING: equal digests give equal answers.
-        Between engines p_ai differs by less than 1e-5."""
+        Between engines p_ai differs by less than 1e-5, in half precision by up to 0.01."""
         parts = [self.architecture, preset_to_dict(self.preset), self.weights_sha256, asdict(self.decision), SCORING]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def allows_bf16(self) -> bool:
+        """Whether bfloat16 was measured to keep the answers of this model with this decision."""
+        return self.bf16.get("digest") == self.digest and self.bf16.get("kept") is True
 
     @property
     def all_warnings(self) -> list[str]:

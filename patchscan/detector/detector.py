@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from patchscan.common.files import sha256_of
-from patchscan.detector.answer import Engine
+from patchscan.detector.answer import EngineUsed
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card, CardError
 from patchscan.detector.images import Limits
@@ -22,7 +22,7 @@ from patchscan.detector.weights import read_safetensors
 class Detector(BaseDetector):
     """A trained model in PyTorch, with its card."""
 
-    engine: Engine = "torch"
+    engine: EngineUsed = "torch"
 
     def __init__(self, card: Card, model: torch.nn.Module, device: str = "cpu", limits: Limits = Limits()):
         super().__init__(card, limits)

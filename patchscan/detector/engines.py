@@ -1,4 +1,4 @@
-"""Choose what runs a model, PyTorch or ONNX Runtime, and load a run folder with it."""
+"""Choose what runs a model, PyTorch, ONNX Runtime or OpenVINO, and load a run folder with it."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,8 +7,8 @@ from patchscan.common.errors import UserError
 from patchscan.detector.answer import Engine
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import IMPORTED, Card
-from patchscan.detector.images import Limits
-from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector
+from patchscan.detector.graph_detector import GRAPH_FILE
+from patchscan.detector.onnx_detector import OnnxDetector
 
 
 class EngineError(UserError):
@@ -17,26 +17,37 @@ class EngineError(UserError):
 
 def choose_engine(run: Path, device: str = "cpu", engine: Engine | None = None) -> Engine:
     """Return the engine for a run folder: the one asked for; otherwise `onnx` on a CPU where onnxruntime is installed
-    and the folder has a graph, else `torch`. Raises EngineError where ONNX Runtime is asked to use a GPU."""
-    if engine == "onnx" and device != "cpu":
-        raise EngineError(f"--engine onnx runs on the CPU only: leave out --device {device}, or use --engine torch")
+    and the folder has a graph, else `torch`. Raises EngineError where an engine of CPUs is asked to use a GPU, or
+    OpenVINO is not installed."""
+    if engine in ("onnx", "openvino") and device != "cpu":
+        raise EngineError(f"--engine {engine} runs on the CPU only: leave out --device {device}, or use --engine torch")
+    if engine == "openvino" and not find_spec("openvino"):
+        raise EngineError("--engine openvino needs OpenVINO: pip install 'patchscan[openvino]'")
     if engine:
         return engine
     return "onnx" if device == "cpu" and find_spec("onnxruntime") and (run / GRAPH_FILE).exists() else "torch"
 
 
 def load_detector(
-    run: Path, device: str = "cpu", engine: Engine | None = None, limits: Limits = Limits()
+    run: Path, device: str = "cpu", engine: Engine | None = None, threads: int | None = None, bf16: bool = False
 ) -> BaseDetector:
     """Load a run folder with the engine of `choose_engine`. torch is imported for the engine of that name only.
+    `threads`: images scored at once by the other engines (default: one for each CPU). `bf16`: let OpenVINO compute in
+    bfloat16 where the card allows it and the CPU has it.
 
     Raises EngineError, CardError and WeightsError.
     """
-    if choose_engine(run, device, engine) == "onnx":
-        return OnnxDetector.load(run, limits)
+    engine = choose_engine(run, device, engine)
+    if engine == "onnx":
+        return OnnxDetector.load(run, threads=threads)
+    if engine == "openvino":
+        from patchscan.detector.openvino_detector import OpenVinoBf16Detector, OpenVinoDetector, has_bf16
+
+        half = bf16 and Card.read(run).allows_bf16 and has_bf16()
+        return (OpenVinoBf16Detector if half else OpenVinoDetector).load(run, threads=threads)
     from patchscan.detector.detector import Detector
 
-    return Detector.load(run, device, limits)
+    return Detector.load(run, device)
 
 
 def load_any(run: Path, device: str = "cpu") -> BaseDetector:

@@ -12,7 +12,8 @@ import onnx
 from onnx import TensorProto
 
 from patchscan.common.errors import UserError
-from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector
+from patchscan.detector.graph_detector import GRAPH_FILE
+from patchscan.detector.onnx_detector import OnnxDetector
 
 MAX_BYTES = 2**31 - 1  # more does not fit into one file of protocol buffers
 MAX_NODES = 100_000
@@ -23,12 +24,17 @@ REFUSED = {"Loop", "Scan", "RandomNormal", "RandomNormalLike", "RandomUniform", 
 REFUSED |= {"Bernoulli", "SequenceMap"}
 
 
-def load_imported(folder: Path, threads: int | None = None) -> OnnxDetector:
-    """Check the graph of an imported detector's run folder as `patchscan import` did, and load it. Raises GraphError,
-    and what `OnnxDetector.load` raises."""
+def load_checked(folder: Path) -> OnnxDetector:
+    """Check the graph of a run folder, and load it in ONNX Runtime. Raises GraphError, and what `OnnxDetector.load`
+    raises."""
+    return OnnxDetector.load(folder, data=check_graph(folder))
+
+
+def check_graph(folder: Path) -> bytes:
+    """Check the graph of a run folder as `patchscan import` does a stranger's. Returns its bytes. Raises GraphError."""
     data = read_graph(folder / GRAPH_FILE)
     parse_graph(folder / GRAPH_FILE, data)
-    return OnnxDetector.load(folder, threads=threads, data=data)
+    return data
 
 
 class GraphError(UserError):

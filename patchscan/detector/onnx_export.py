@@ -9,8 +9,9 @@ from torch import nn
 
 from patchscan.common.files import atomic_write
 from patchscan.detector.detector import Detector
+from patchscan.detector.graph_detector import GRAPH_FILE, seal
 from patchscan.detector.models import ai_logit
-from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector, seal
+from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.presets import Preset, has_fixed_count, to_tensor
 
 

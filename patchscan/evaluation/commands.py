@@ -46,7 +46,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
     engine: Annotated[
         Engine | None,
-        typer.Option(help="PyTorch or ONNX Runtime. Default: onnx on a CPU, where a run folder has a model.onnx."),
+        typer.Option(help="torch, onnx or openvino. Default: onnx on a CPU, where a run folder has a model.onnx."),
     ] = None,
     index: INDEX = None,
     robustness: Annotated[

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchscan.detector.answer import Answer, Engine
+from patchscan.detector.answer import Answer, EngineUsed
 from patchscan.detector.cascade import Cascade, log_odds
 from patchscan.scanning.scorers import Scorer, Select
 
@@ -29,7 +29,7 @@ class CascadeScorer:
         self._cascade = Cascade(first=first.card, then=then.card, low=low, high=high)
         self.card = self._cascade.card
         self.parallel, self.device = min(first.parallel, then.parallel), first.device
-        self.engine: Engine | None = first.engine if first.engine == then.engine else None
+        self.engine: EngineUsed | None = first.engine if first.engine == then.engine else None
 
     @property
     def model_s(self) -> Mapping[str, float]:

@@ -27,7 +27,7 @@ from patchscan.scanning.trust import count_authorities, trust_digest
 
 CASE_SCHEMA = "patchscan-case/1"
 CASE_FILE, PAGE_FILE, PICTURE_FILE = "case.json", "case.html", "views.png"
-LIBRARIES = ("patchscan", "numpy", "pillow", "pillow-heif", "onnxruntime", "torch", "c2pa-python")
+LIBRARIES = ("patchscan", "numpy", "pillow", "pillow-heif", "onnxruntime", "openvino", "torch", "c2pa-python")
 MAX_TEXTS, MAX_TEXT = 100, 500
 # What is compared when a case is replayed; the rest are circumstances.
 REPLAYED = ("image", "provenance", "c2pa_trust", "texts", "answer", "weight", "model")

@@ -99,7 +99,7 @@ def case(
     out: Annotated[Path, typer.Option(help="Folder for case.html, case.json and views.png.")],
     engine: Annotated[
         Engine | None,
-        typer.Option(help="PyTorch or ONNX Runtime. Default: onnx, where the run folder has a model.onnx."),
+        typer.Option(help="torch, onnx or openvino. Default: onnx, where the run folder has a model.onnx."),
     ] = None,
     c2pa_trust: options.C2paTrust = None,
     endpoint_url: options.EndpointUrl = None,

@@ -15,7 +15,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from patchscan.common.retries import OutageError, Retries, TransientError
-from patchscan.detector.answer import Answer, Engine
+from patchscan.detector.answer import Answer, EngineUsed
 from patchscan.detector.decoders import decoder_pool
 from patchscan.detector.engines import load_detector
 from patchscan.detector.prepared import build_answer
@@ -43,7 +43,7 @@ class InferenceScorer:
     """
 
     device = "cpu"  # what the server uses is unknown; so each request is of one image
-    engine: Engine | None = None
+    engine: EngineUsed | None = None
     select: Select = "worker"
 
     def __init__(self, settings: ServerSettings, run: Path, retries: Retries | None = None):

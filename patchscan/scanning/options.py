@@ -69,7 +69,7 @@ RunEngine = Annotated[
     Engine | None,
     typer.Option(
         "--engine",
-        help="What runs --run's model: PyTorch or ONNX Runtime. Default: onnx, where the run folder has a model.onnx.",
+        help="What runs --run's model: torch, onnx or openvino. Default: onnx, where the run folder has a model.onnx.",
     ),
 ]
 EndpointUrl = Annotated[str | None, typer.Option(help="Address of an S3 store that is not AWS.")]

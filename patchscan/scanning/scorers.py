@@ -22,7 +22,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.common.tokens import read_tokens
-from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer, Engine
+from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer, Engine, EngineUsed
 from patchscan.detector.card import Card, NotFiniteError
 from patchscan.detector.decoders import decoder_pool
 from patchscan.detector.engines import load_detector
@@ -63,7 +63,7 @@ class Scorer(Protocol):
     parallel: int
     select: Select
     device: str
-    engine: Engine | None
+    engine: EngineUsed | None
 
     @property
     def model_s(self) -> Mapping[str, float]: ...
@@ -116,7 +116,7 @@ class TorchServeScorer:
             crops = "crops" in reply.get("takes", ()) and crop_bytes(self.card.preset) <= MAX_CROP_BYTES
             self.select: Select = "worker" if crops else "server"
             self.device = next(iter(self.model_s), "cpu")
-            self.engine: Engine | None = reply.get("engine")
+            self.engine: EngineUsed | None = reply.get("engine")
         except TransientError as error:
             raise OutageError(
                 f"no TorchServe answers for {settings.model} at {settings.url} ({error}); start it, or run the same "
@@ -203,10 +203,10 @@ class InProcessScorer:
     select: Select = "worker"
 
     def __init__(self, run: Path, device: str = "cpu", engine: Engine | None = None):
-        self._detector = load_detector(run, device, engine)
+        self._detector = load_detector(run, device, engine, bf16=True)
         self.card = self._detector.card
         self.device = self._detector.device_type
-        self.engine: Engine | None = self._detector.engine
+        self.engine: EngineUsed | None = self._detector.engine
 
     @property
     def model_s(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from patchscan.common.shipped import PACKAGE, shipped
 from patchscan.detector.answer import Engine
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card
-from patchscan.detector.onnx_detector import GRAPH_FILE
+from patchscan.detector.graph_detector import GRAPH_FILE
 from patchscan.serving import golden
 
 # The earliest time that a zip file can state. It is fixed so that archives of one run are identical.
@@ -31,7 +31,7 @@ responseTimeout: 120
 # How long a crashing worker is retried while /ping still says Healthy.
 maxRetryTimeoutInSec: 30
 handler:
-  # On a CPU: torch (eager PyTorch) or onnx (ONNX Runtime). A GPU always uses torch.
+  # On a CPU: torch (eager PyTorch), onnx (ONNX Runtime) or openvino (OpenVINO). A GPU always uses torch.
   engine: {engine}
 """
 
@@ -69,14 +69,14 @@ def archive(
     """
     card = Card.read(run)
     if card.architecture == IMPORTED and engine == "torch":
-        raise ArchiveError(f"{run} is an imported detector, which ONNX Runtime runs: leave out --engine torch")
+        raise ArchiveError(f"{run} is an imported detector, which PyTorch does not run: leave out --engine torch")
     engine = engine or ("onnx" if card.architecture == IMPORTED else "torch")
     card = replace(card, name=name or card.name, version=version or card.version)
     name = card.name
     check_names(card)
     model_store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as folder:
-        stage = _stage(run, card, Path(folder) / "stage")
+        stage = _stage(run, card, engine, Path(folder) / "stage")
         _run_archiver(card, engine, stage, Path(folder))
         mar = model_store / f"{name}.mar"
         with atomic_write(mar) as file:
@@ -91,29 +91,48 @@ def check_names(card: Card) -> None:
         raise ArchiveError(f"an archive's name and version must be {NAME_RULE}, not {card.name!r} {card.version!r}")
 
 
-def _stage(run: Path, card: Card, stage: Path) -> Path:
-    """Fill `stage` with the archive's files besides the handler: weights, card, golden images, imported code."""
+def _stage(run: Path, card: Card, engine: Engine, stage: Path) -> Path:
+    """Fill `stage` with the archive's files besides the handler: model, card, golden images, imported code."""
     for name, path in carried_code().items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, stage / name)
-    shutil.copy(run / model_file(card), stage)
     card.write(stage)
+    models = model_files(card, engine)
+    for name in models:
+        if (run / name).exists():
+            shutil.copy(run / name, stage)
+    if GRAPH_FILE in models and card.architecture != IMPORTED:
+        _ensure_graph(run, stage)
     golden.write(stage, load_archived(stage))
     return stage
 
 
-def model_file(card: Card) -> str:
-    """Return the name of the file that holds the model: weights, or the graph of an imported detector."""
-    return GRAPH_FILE if card.architecture == IMPORTED else WEIGHTS_FILE
+def _ensure_graph(run: Path, stage: Path) -> None:
+    """Write the graph of a run folder that has none, and check one that is there."""
+    from patchscan.detector.graph_check import load_checked
+    from patchscan.detector.onnx_export import write_graph
+
+    if (stage / GRAPH_FILE).exists():
+        load_checked(run)
+    else:
+        write_graph(stage)
+
+
+def model_files(card: Card, engine: Engine) -> list[str]:
+    """Return the names of the files that hold the model: weights, with which a GPU scores, and the graph where a CPU
+    scores with that; of an imported detector the graph alone."""
+    if card.architecture == IMPORTED:
+        return [GRAPH_FILE]
+    return [WEIGHTS_FILE] if engine == "torch" else [WEIGHTS_FILE, GRAPH_FILE]
 
 
 def load_archived(folder: Path) -> BaseDetector:
     """Load the card and the model of an archive, for its golden images: in PyTorch, or the graph of an imported
     detector, checked again, in ONNX Runtime. Raises CardError, WeightsError and GraphError."""
     if Card.read(folder).architecture == IMPORTED:
-        from patchscan.detector.graph_check import load_imported
+        from patchscan.detector.graph_check import load_checked
 
-        return load_imported(folder)
+        return load_checked(folder)
     from patchscan.detector.detector import Detector
 
     return Detector.load(folder)

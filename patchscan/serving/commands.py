@@ -33,7 +33,11 @@ def archive(
     version: Annotated[str | None, typer.Option(help="Model version (default: the card's).")] = None,
     engine: Annotated[
         Engine | None,
-        typer.Option(help="Engine for CPUs: PyTorch (default), or ONNX Runtime (for imported detectors always)."),
+        typer.Option(help="Engine for CPUs: PyTorch (default; not for imported detectors), ONNX Runtime or OpenVINO."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="With openvino: data set whose validation images decide whether bfloat16 may be used."),
     ] = None,
 ) -> None:
     """Make a TorchServe archive of a run folder. The same run always gives the same bytes.
@@ -42,16 +46,36 @@ def archive(
     Example:
       patchscan archive runs/ssp --model-store model_store
       patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
+      patchscan archive runs/ssp --engine openvino --data genimage-mini
       patchscan archive runs/theirs --name theirs
     """
+    from patchscan.common.errors import UserError
     from patchscan.common.files import sha256_of
     from patchscan.detector.card import NOT_CALIBRATED, Card
     from patchscan.serving.archive import archive as write_archive
 
+    if data and engine != "openvino":
+        raise UserError("--data is for --engine openvino: it decides whether that may compute in bfloat16")
+    if data:
+        _measure_bf16(run, data)
     path = write_archive(run, model_store, name, version, engine)
     typer.echo(f"{path}  sha256:{sha256_of(path)}")
     if NOT_CALIBRATED in Card.read(run).all_warnings:
         typer.echo(f"patchscan: warning: {NOT_CALIBRATED}", err=True)
+
+
+def _measure_bf16(run: Path, data: str) -> None:
+    """Write into the run folder's card whether bfloat16 keeps its answers, and say so."""
+    from patchscan.evaluation.precision import MAX_CHANGE, measure_bf16
+
+    card = measure_bf16(run, data)
+    card.write(run)
+    found, used = card.bf16, "used where the CPU has it" if card.allows_bf16 else "not used"
+    typer.echo(
+        f"bfloat16 changes p_ai by less than {MAX_CHANGE} on {found['answers']:.2%} of {found['images']} images, and "
+        f"{found['accuracies']:.0%} of the accuracies stay within their intervals: it is {used}",
+        err=True,
+    )
 
 
 def serve(

@@ -181,7 +181,10 @@ class Registry:
         card = verified.card
         (described,) = self._manage("GET", f"/models/{card.name}/{card.version}", {})
         on_gpu = any(worker["gpu"] for worker in described["workers"])
-        found = golden.differences(verified.golden, lambda data: self._predict(card, data), on_gpu)
+        tolerance = golden.GPU_LOGIT_TOLERANCE if on_gpu else golden.LOGIT_TOLERANCE
+        if card.allows_bf16 and not on_gpu:
+            tolerance = golden.BF16_LOGIT_TOLERANCE
+        found = golden.differences(verified.golden, lambda data: self._predict(card, data), tolerance)
         if found:
             failed = f"{card.name} {card.version} fails the smoke test, the old version still serves"
             raise RegistryError(f"{failed}: {'; '.join(found)}")

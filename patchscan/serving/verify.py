@@ -7,6 +7,7 @@ import json
 import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from patchscan.common.files import digest_in, sha256_of
 from patchscan.common.shipped import shipped
 from patchscan.detector.answer import ENGINES, Answer
 from patchscan.detector.base import BaseDetector
-from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
-from patchscan.detector.onnx_detector import GRAPH_FILE
+from patchscan.detector.card import CARD_FILE, IMPORTED, WEIGHTS_FILE, Card
+from patchscan.detector.graph_detector import GRAPH_FILE
 from patchscan.serving import golden
 from patchscan.serving.archive import (
     HANDLER,
@@ -25,7 +26,7 @@ from patchscan.serving.archive import (
     check_names,
     digest_file,
     load_archived,
-    model_file,
+    model_files,
 )
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -68,23 +69,30 @@ def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
     _check_files(mar, content, card)
     gold = {name.removeprefix("golden/"): data for name, data in content.items() if name.startswith("golden/")}
     try:
-        model = _load(content, card)
-        _check_manifest(mar, content, model.card)
-        found = golden.differences(gold, lambda data: _answer(model, data))
+        models = _load(content, card)
+        _check_manifest(mar, content, card)
+        found = [one for model in models for one in golden.differences(gold, partial(_answer, model))]
     except UserError as error:
         raise VerifyError(f"{mar}: {error}") from error
     except Exception as error:  # graph and answers come from whoever made the archive and may contain anything
         raise VerifyError(f"{mar} contains a damaged model or damaged answers: {type(error).__name__}") from error
     if found:
         raise VerifyError(f"{mar} does not score as when it was archived: {'; '.join(found)}")
-    return Verified(mar, sha256, model.card, gold)
+    return Verified(mar, sha256, card, gold)
 
 
-def _load(content: dict[str, bytes], card: Card) -> BaseDetector:
-    with tempfile.TemporaryDirectory(prefix="patchscan-verify-") as folder:
-        for name in (CARD_FILE, model_file(card)):
-            (Path(folder) / name).write_bytes(content[name])
-        return load_archived(Path(folder))
+def _load(content: dict[str, bytes], card: Card) -> list[BaseDetector]:
+    """The model of the archive, twice where it holds weights and a graph: both may score."""
+    from patchscan.detector.graph_check import load_checked
+
+    with tempfile.TemporaryDirectory(prefix="patchscan-verify-") as name:
+        folder = Path(name)
+        for file in {CARD_FILE, WEIGHTS_FILE, GRAPH_FILE} & content.keys():
+            (folder / file).write_bytes(content[file])
+        models = [load_archived(folder)]
+        if card.architecture != IMPORTED and GRAPH_FILE in content:
+            models.append(load_checked(folder))
+        return models
 
 
 def _card(mar: Path, content: dict[str, bytes]) -> Card:
@@ -138,14 +146,15 @@ def _check_no_other_files(mar: Path, content: dict[str, bytes]) -> None:
 def _check_files(mar: Path, content: dict[str, bytes], card: Card) -> None:
     """Check that all files of such a model are there, that no other model is, and that the code is ours."""
     code = installed_code()
-    expected = _files(model_file(card))
-    if extra := sorted(content.keys() - expected):
+    configs = {MODEL_CONFIG.format(engine=engine).encode(): engine for engine in ENGINES}
+    engine = configs.get(content.get(CONFIG, b""))
+    expected = _files(*model_files(card, engine or "torch"))
+    if engine and (extra := sorted(content.keys() - expected)):
         raise VerifyError(f"{mar} holds {', '.join(extra)}, which is not a file of a model like its card's")
     if missing := sorted(expected - content.keys()):
         raise VerifyError(f"{mar} lacks {', '.join(missing[:5])}: make it again with `patchscan archive`")
-    configs = {MODEL_CONFIG.format(engine=engine) for engine in ENGINES}
     changed = [name for name, data in code.items() if content[name] != data]
-    changed += [CONFIG] if content[CONFIG].decode(errors="replace") not in configs else []
+    changed += [] if engine else [CONFIG]
     if changed:
         raise VerifyError(
             f"{mar} carries other code than this version of patchscan: {', '.join(changed[:5])}. "

@@ -12,8 +12,9 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write, sha256_of
 from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
+from patchscan.detector.graph_detector import GRAPH_FILE, seal
 from patchscan.detector.models import Ensemble
-from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector, seal
+from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import EnsemblePreset, with_fixed_count
 from patchscan.training.ensemble_graph import join_graphs

@@ -11,7 +11,8 @@ import numpy as np
 from patchscan.common.files import atomic_write, sha256_of
 from patchscan.detector.card import IMPORTED, Card
 from patchscan.detector.graph_check import GraphError, parse_graph, read_graph
-from patchscan.detector.onnx_detector import GRAPH_FILE, OnnxDetector, seal
+from patchscan.detector.graph_detector import GRAPH_FILE, seal
+from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.training.import_config import ImportConfig, Input, read_config, read_export
 from patchscan.training.onnx_graph import Weights, wrap
 

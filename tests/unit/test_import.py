@@ -23,7 +23,7 @@ from patchscan.detector.answer import Answer
 from patchscan.detector.card import NOT_CALIBRATED, Card, CardError
 from patchscan.detector.engines import load_detector
 from patchscan.detector.graph_check import GraphError
-from patchscan.detector.onnx_detector import seal
+from patchscan.detector.graph_detector import seal
 from patchscan.detector.presets import WholeImagePreset
 from patchscan.serving.archive import archive
 from patchscan.serving.verify import VerifyError, verify

@@ -3,23 +3,29 @@
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+from handlers.image_detector import ImageDetector
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
 from patchscan.detector.answer import Answer, Engine
 from patchscan.detector.card import Card, CardError
 from patchscan.detector.detector import Detector
 from patchscan.detector.engines import choose_engine, load_detector
-from patchscan.detector.onnx_detector import OnnxDetector, is_sealed, seal
+from patchscan.detector.graph_detector import is_sealed, seal
+from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import PatchPreset
 from patchscan.scanning.options import make_scorer
-from tests.serving_kit import png, tiny_run
+from patchscan.serving.archive import MODEL_CONFIG, archive
+from patchscan.serving.verify import VerifyError, verify
+from tests.serving_kit import png, rewritten, tiny_run
 
 SHIPPED = [shipped("model_store") / name for name in ("starter", "ssp-lite")]
 # Scores an image as a scan does, its decoding child included, and fails where torch was imported.
@@ -134,3 +140,34 @@ def test_many_images_at_once_get_the_scores_that_each_gets_alone(run: Path) -> N
     crops = list(random.randint(0, 256, (40, preset.count, preset.size, preset.size, 3)).astype(np.uint8))
     assert detector.logits(crops) == [detector.logits([one])[0] for one in crops]
     assert detector.logits([]) == []
+
+
+def test_an_archive_for_onnx_runtime_holds_the_runs_graph_which_its_worker_loads(run: Path, tmp_path: Path) -> None:
+    mar = archive(run, tmp_path, engine="onnx")
+    assert zipfile.ZipFile(mar).read("model.onnx") == (run / "model.onnx").read_bytes()
+    plain = archive(tiny_run(tmp_path / "tiny"), tmp_path / "plain", engine="onnx")
+    assert zipfile.ZipFile(plain).read("model.onnx") == (run / "model.onnx").read_bytes(), "it was not exported"
+    assert "model.onnx" not in zipfile.ZipFile(archive(run, tmp_path / "torch")).namelist()
+    assert verify(mar).card == Card.read(run)
+    zipfile.ZipFile(mar).extractall(tmp_path / "unpacked")
+    handler = ImageDetector()
+    with patch("torch.onnx.export", side_effect=AssertionError("the worker exports")):
+        handler.detector = handler._load(tmp_path / "unpacked", "cpu", "onnx")
+    (found,), (expected,) = (one.score([png(1)]) for one in (handler.detector, OnnxDetector.load(run)))
+    assert found == expected
+
+
+def test_an_archives_graph_must_score_as_its_weights_do(run: Path, tmp_path: Path) -> None:
+    mar = archive(run, tmp_path, engine="onnx")
+    other = tiny_run(tmp_path / "other", seed=1)
+    forged = seal(write_graph(other).read_bytes(), Card.read(run).weights_sha256)
+    with pytest.raises(VerifyError, match=r"does not score as when it was archived: .*\.bmp: logit"):
+        verify(rewritten(mar, tmp_path / "forged.mar", {"model.onnx": forged}))
+    with pytest.raises(VerifyError, match="is damaged or was made of other weights"):
+        verify(rewritten(mar, tmp_path / "damaged.mar", {"model.onnx": forged[:-1] + b"x"}))
+    config = {"model-config.yaml": MODEL_CONFIG.format(engine="torch").encode()}
+    with pytest.raises(VerifyError, match=r"holds model\.onnx, which is not a file of a model like its card's"):
+        verify(rewritten(mar, tmp_path / "torch.mar", config))
+    shutil.copy(other / "model.onnx", run_of_two := shutil.copytree(run, tmp_path / "two"))
+    with pytest.raises(CardError, match=r"was made of other weights than those of .*two"):
+        archive(run_of_two, tmp_path, engine="onnx")
