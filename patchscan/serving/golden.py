@@ -60,9 +60,7 @@ def write(folder: Path, detector: BaseDetector) -> None:
     (target / ANSWERS).write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n")
 
 
-def differences(
-    golden: dict[str, bytes], ask: Callable[[bytes], dict[str, Any]], tolerance: float = LOGIT_TOLERANCE
-) -> list[str]:
+def differences(golden: dict[str, bytes], ask: Callable[[bytes], dict[str, Any]], tolerance: float) -> list[str]:
     """Compare the answers of `ask` with those stored in the archive; return a line for each difference.
 
     golden: the files of the golden folder by name. ask: returns the answer to an encoded image. Model and patch must be
