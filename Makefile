@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast bench bench-quick lint format hooks lock images push release-manifests clean
+.PHONY: demo test test-fast bench bench-quick lint format hooks lock images push release-manifests sbom clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
@@ -95,6 +95,17 @@ push:
 release-manifests: $(VENV)/ready
 	@test -f build/digests || { echo "make: push the images first: make push IMAGES=registry.example.com/forensics"; exit 2; }
 	$(BIN)/python k8s/release.py build/digests build/release
+
+# What is installed, as CycloneDX documents in build/sbom: the environment, what each image installs, and the libraries in
+# TorchServe's jar. The tool runs in an environment of its own.
+CYCLONEDX := $(BIN)/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py
+sbom: $(VENV)/ready
+	mkdir -p build/sbom
+	$(CYCLONEDX) environment --output-reproducible -o build/sbom/environment.json $(BIN)/python
+	for image in scan serve train; do \
+	  $(CYCLONEDX) requirements --output-reproducible -o build/sbom/$$image.json requirements/$$image.txt || exit 1; \
+	done
+	$(BIN)/python requirements/sbom.py > build/sbom/torchserve-java.json
 
 clean:
 	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache
