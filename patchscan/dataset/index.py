@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,10 @@ RECORD = pa.schema(
     ]
 )
 INDEX_COLUMNS = [name for name in RECORD.names if name not in ("code", "message")]
+# What a listing says of a file, and what says that a file is the one that was read.
+LISTED = ("path", "generator", "split", "class", "bytes", "modified_ns")
+SAME_FILE = ("path", "bytes", "modified_ns")
+FACTS = [name for name in RECORD.names if name not in LISTED or name in SAME_FILE]
 QUARANTINE_COLUMNS = ["path", "generator", "split", "class", "bytes", "sha256", "modified_ns", "code", "message"]
 
 
@@ -104,15 +108,14 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
         for note in layout.notes:
             print(f"index: {printable(note)}", file=sys.stderr)
         parts.mkdir(exist_ok=True)  # another process may have finished, and removed it
-        known = _read_records(out, parts)
-        missing = [file for file in layout.files if not _is_known(file, known)]
-        if missing:
-            _read_missing(DataSource(data), missing, parts, workers)
-        records = _read_records(out, parts)
-        table = pa.Table.from_pylist([_record(file, records[file.path]) for file in layout.files], RECORD)
-        index = _write_index(table, out)
+        files = _table(layout.files)
+        unread = files.join(_read_facts(out, parts), list(SAME_FILE), join_type="left anti")["number"].to_pylist()
+        if unread:
+            _read_missing(DataSource(data), [layout.files[number] for number in sorted(unread)], parts, workers)
+        records = files.join(_read_facts(out, parts), list(SAME_FILE)).sort_by("number").select(RECORD.names)
+        index = _write_index(records, out)
         shutil.rmtree(parts)
-    return Index(out, *index, read=len(missing), seconds=time.monotonic() - started)
+    return Index(out, *index, read=len(unread), seconds=time.monotonic() - started)
 
 
 @contextmanager
@@ -150,7 +153,7 @@ def load_index(data: str | Path, index: Path | None = None) -> pd.DataFrame:
         return result
     except (OSError, pa.ArrowInvalid) as error:
         raise IndexFileError(
-            f"{path} is not an index that this version can read ({error}): run `patchscan index` again"
+            f"{path} is not an index that this version can read ({error}): delete it and run `patchscan index` again"
         ) from error
 
 
@@ -160,22 +163,33 @@ def data_digest(index: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(map(json.dumps, rows)).encode()).hexdigest()
 
 
-def _read_records(out: Path, parts: Path) -> dict[str, dict[str, Any]]:
-    """Read the records of the last finished index and of the parts of an unfinished one, by path."""
+def _table(files: list[SourceFile]) -> pa.Table:
+    """The listed files, numbered in their order, as columns: as a Python object each, a data set of millions of images
+    takes gigabytes."""
+    columns = {name: [getattr(file, _attribute(name)) for file in files] for name in LISTED}
+    schema = pa.schema([RECORD.field(name) for name in LISTED])
+    return pa.table(columns, schema).append_column("number", pa.array(range(len(files)), pa.int64()))
+
+
+def _attribute(column: str) -> str:
+    return "label" if column == "class" else column
+
+
+def _read_facts(out: Path, parts: Path) -> pa.Table:
+    """What is known of each file, by SAME_FILE, from the last finished index and the parts of an unfinished one. Raises
+    IndexFileError where there is another file in the index's place."""
     files = [out, out.with_name(QUARANTINE_FILE), *sorted(parts.glob("*.parquet"))]
-    tables = [pq.read_table(file) for file in files if file.exists()]
-    return {record["path"]: record for table in tables for record in table.to_pylist()}
-
-
-def _is_known(file: SourceFile, known: dict[str, dict[str, Any]]) -> bool:
-    record = known.get(file.path)
-    return record is not None and (record["bytes"], record["modified_ns"]) == (file.bytes, file.modified_ns)
-
-
-def _record(file: SourceFile, facts: dict[str, Any]) -> dict[str, Any]:
-    columns = asdict(file)
-    columns["class"] = columns.pop("label")
-    return facts | columns
+    tables = [RECORD.empty_table()]
+    for file in filter(Path.exists, files):
+        try:
+            if not set(SAME_FILE) <= set(pq.read_schema(file).names):
+                raise pa.ArrowInvalid("columns are missing")
+            tables.append(pq.read_table(file, schema=RECORD))
+        except (OSError, pa.ArrowException) as error:
+            raise IndexFileError(f"{file} is in the index's place and is none: move it, or delete it") from error
+    known = pa.concat_tables(tables).select(FACTS)
+    numbered = known.append_column("number", pa.array(range(len(known)), pa.int64()))
+    return known.take(numbered.group_by(list(SAME_FILE)).aggregate([("number", "max")])["number_max"])
 
 
 def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, workers: int | None) -> None:
@@ -189,7 +203,7 @@ def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, wo
             for start in range(0, len(missing), CHUNK):
                 chunk = missing[start : start + CHUNK]
                 for file, facts in zip(chunk, threads.map(read, chunk), strict=True):
-                    rows.append(_record(file, facts))
+                    rows.append(facts | {name: getattr(file, _attribute(name)) for name in LISTED})
                     broken += "code" in facts
                     progress.advance(notes=f"{broken} quarantined" if broken else None)
                     if time.monotonic() - last_part > PART_SECONDS:

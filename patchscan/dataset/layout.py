@@ -52,7 +52,7 @@ class LayoutError(UserError):
     """A folder that is in no layout that can be read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """One file of a data set: `path` is relative to its root, with forward slashes; `bytes` is its size."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -21,7 +22,7 @@ import patchscan.dataset.index
 from patchscan.common.errors import UserError
 from patchscan.common.files import sha256_of
 from patchscan.dataset.image_facts import jpeg_settings
-from patchscan.dataset.index import INDEX_COLUMNS, build_index, data_digest, load_index
+from patchscan.dataset.index import INDEX_COLUMNS, IndexFileError, build_index, data_digest, load_index
 from patchscan.dataset.layout import LayoutError, SourceFile, classify_path, find_files, generator_name
 from patchscan.dataset.source import DataSource
 from patchscan.detector.decoders import DecoderPool
@@ -343,6 +344,18 @@ def test_digest_names_the_training_data_and_nothing_else(data: Path) -> None:
     assert data_digest(table.sample(frac=1, random_state=0).assign(width=0)) == digest
     assert data_digest(table.iloc[1:]) != digest
     assert data_digest(table.assign(split="val")) != digest
+
+
+def test_another_file_in_the_indexs_place_is_kept(data: Path) -> None:
+    place = data / "index.parquet"
+    place.write_text("my notes")
+    with pytest.raises(IndexFileError, match=r"index\.parquet is in the index's place and is none"):
+        build_index(data, workers=1)
+    table = pa.table({"mine": [1]})
+    pq.write_table(table, place)
+    with pytest.raises(IndexFileError, match="move it, or delete it"):
+        build_index(data, workers=1)
+    assert pq.read_table(place).equals(table)
 
 
 @pytest.mark.parametrize("quality", [1, 2, 10, 37, 49, 50, 51, 75, 85, 90, 95, 96, 99, 100])
