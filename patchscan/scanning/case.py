@@ -24,13 +24,14 @@ from patchscan.scanning.file_texts import file_texts
 from patchscan.scanning.prevalence import measured_rates
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.trust import count_authorities, trust_digest
+from patchscan.scanning.watermark import watermarks
 
 CASE_SCHEMA = "patchscan-case/1"
 CASE_FILE, PAGE_FILE, PICTURE_FILE = "case.json", "case.html", "views.png"
 LIBRARIES = ("patchscan", "numpy", "pillow", "pillow-heif", "onnxruntime", "openvino", "torch", "c2pa-python")
 MAX_TEXTS, MAX_TEXT = 100, 500
 # What is compared when a case is replayed; the rest are circumstances.
-REPLAYED = ("image", "provenance", "c2pa_trust", "texts", "answer", "weight", "model")
+REPLAYED = ("image", "provenance", "watermarks", "c2pa_trust", "texts", "answer", "weight", "model")
 # The scale of ENFSI's guideline for evaluative reporting (2015): from this likelihood ratio up, so much support.
 SUPPORT = (
     (1_000_000, "extremely strong"),
@@ -78,6 +79,7 @@ def build_case(image: Path, run: Path, engine: Engine | None = None, trust: str 
             "pixels_sha256": hashlib.sha256(decoded.rgb.tobytes()).hexdigest(),
         },
         "provenance": provenance(data, decoded.format, trust),
+        "watermarks": watermarks(decoded.rgb),
         "c2pa_trust": trust and {"sha256": trust_digest(trust), "authorities": count_authorities(trust), "pem": trust},
         "texts": [[name[:MAX_TEXT], text[:MAX_TEXT]] for name, text in file_texts(data, decoded.format)[:MAX_TEXTS]],
         "answer": asdict(answer),

@@ -23,6 +23,7 @@ from patchscan.scanning.case import (
 )
 from patchscan.scanning.evidence_commands import case as case_command
 from patchscan.scanning.evidence_commands import verify_case
+from patchscan.scanning.watermark import MESSAGES
 from tests.c2pa_kit import CAPTURED, identity, sign
 from tests.scan_kit import image as noise
 
@@ -53,6 +54,9 @@ def test_the_page_says_what_the_json_says_and_runs_nothing_of_the_file(made: Pat
     found, page = written(made), (made / "out" / "case.html").read_text()
     assert found["provenance"]["generator"].startswith("Stable Diffusion web UI")
     assert ["parameters", f"a cat {HOSTILE} Steps: 20, Sampler: Euler"] in found["texts"]
+    assert found["watermarks"]["found"] is None
+    assert {one["name"] for one in found["watermarks"]["messages"]} == set(MESSAGES)
+    assert "None of those that this program can read" in page
     assert HOSTILE not in page
     assert "&lt;img src=x" in page
     for text in (found["image"]["sha256"], found["model"]["digest"], found["picture_sha256"], *found["versions"]):
