@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from typer.testing import CliRunner
 
+from patchscan.cli import app
 from patchscan.detector.answer import Answer, EngineUsed
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.prepared import build_answer, prepare
@@ -21,6 +23,7 @@ from patchscan.detector.presets import PatchPreset
 from patchscan.scanning import rows
 from patchscan.scanning.plan import read_parts
 from patchscan.scanning.scorers import Select
+from patchscan.storage import open_store
 from patchscan.storage.store import Store
 
 # The columns that may differ between two scans of the same objects with the same model.
@@ -32,6 +35,22 @@ def card(version: str = "1", **values: Any) -> Card:
     return Card(
         name="stub", version=version, architecture="ssp", preset=PatchPreset(), weights_sha256=version * 64, **values
     )
+
+
+def scanned_here_and_there(photos: Path, run: Path, url: str, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tables of two scans of a folder: with a run folder, and through a server that serves its graph as `theirs`.
+    Rows are without their engine, which is not known of a server."""
+    tables = []
+    for name, options in (("here", []), ("there", ["--server", f"v2+{url}", "--model", "theirs"])):
+        arguments = ["scan", str(photos), "--run", str(run), "--out", str(out / name), *options]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        scan = json.loads((out / name / "report.json").read_text())["scan"]
+        tables.append(table_of(open_store(str(out / name)), scan))
+    here, there = tables
+    assert {row.pop("engine") for row in here.values()} <= {"onnx", None}  # None: a file that has no score
+    assert {row.pop("engine") for row in there.values()} == {None}
+    return here, there
 
 
 class StubScorer:

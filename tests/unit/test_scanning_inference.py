@@ -17,9 +17,8 @@ from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.detector.engines import load_detector
 from patchscan.scanning.inference_scorer import JSON_LENGTH, InferenceScorer
 from patchscan.scanning.scorers import RefusedRequestError, ScorerError, ServerSettings
-from patchscan.storage import open_store
 from tests.import_kit import imported_run
-from tests.scan_kit import table_of
+from tests.scan_kit import scanned_here_and_there
 from tests.serving_kit import png
 
 QUICK = Retries(deadline_s=0.3, longest_wait_s=0.05)
@@ -113,16 +112,7 @@ def test_a_folder_is_scanned_through_it(server: Server, run: Path, tmp_path: Pat
     for seed in range(3):
         (tmp_path / "photos" / f"{seed}.png").write_bytes(png(seed))
     (tmp_path / "photos" / "note.txt").write_text("no image")
-    tables = []
-    for name, options in (("here", []), ("there", ["--server", f"v2+{server.url}", "--model", "theirs"])):
-        out = str(tmp_path / name)
-        arguments = ["scan", str(tmp_path / "photos"), "--run", str(run), "--out", out, *options]
-        assert CliRunner().invoke(app, arguments).exit_code == 0
-        scan = json.loads((tmp_path / name / "report.json").read_text())["scan"]
-        tables.append(table_of(open_store(out), scan))
-    here, there = tables
-    assert {row.pop("engine") for row in here.values()} == {"onnx", None}  # None: the note has no score
-    assert {row.pop("engine") for row in there.values()} == {None}
+    here, there = scanned_here_and_there(tmp_path / "photos", run, server.url, tmp_path)
     assert here == there
 
 
