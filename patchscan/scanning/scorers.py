@@ -99,6 +99,17 @@ class ServerSettings:
         return {"Authorization": f"Bearer {read_tokens(self.token_file)[0].decode()}"}
 
 
+def read_card(values: dict[str, Any], model: str) -> Card:
+    """Read the card that `model` has answered with. Raises ScorerError where another version has written it."""
+    try:
+        return Card.from_dict(values)
+    except ValueError as error:
+        raise ScorerError(
+            f"{model} has a card that this version of patchscan cannot read ({error}): scan with the version that made "
+            "its archive, or make the archive anew with this one"
+        ) from error
+
+
 class TorchServeScorer:
     """Scores with a model on TorchServe 0.12, through its inference API only."""
 
@@ -112,7 +123,7 @@ class TorchServeScorer:
         try:
             retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"TorchServe at {settings.url}")
             reply, _ = retries.call(lambda: self._post(CARD_REQUEST, "application/json"))
-            self.card = Card.from_dict(reply["card"])
+            self.card = read_card(dict(reply["card"]), f"{settings.model} at {settings.url}")
             crops = "crops" in reply.get("takes", ()) and crop_bytes(self.card.preset) <= MAX_CROP_BYTES
             self.select: Select = "worker" if crops else "server"
             self.device = next(iter(self.model_s), "cpu")

@@ -30,7 +30,8 @@ class Server(HTTPServer):
         self.headers: dict[str, str] = {}
         self.body = b""
         self.card_status = 200
-        self.card, self.says = card(), {"takes": ["image", "crops"]}
+        self.card = card()
+        self.says: dict[str, Any] = {"takes": ["image", "crops"]}
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -139,6 +140,15 @@ def test_patches_are_cut_here_where_the_server_takes_them(
 ) -> None:
     server.card, server.says = replace(card(), preset=preset), says
     assert connect(server).select == select
+
+
+def test_a_card_of_another_version_is_told_from_a_model_that_has_none(server: Server) -> None:
+    server.says = {"card": asdict(card()) | {"written_later": 1}}
+    with pytest.raises(ScorerError, match=r"cannot read \(.*written_later.*\): scan with the version that made"):
+        connect(server)
+    server.says = {"card": None}
+    with pytest.raises(ScorerError, match="it has no card"):
+        connect(server)
 
 
 def test_crops_travel_as_one_array(server: Server) -> None:
