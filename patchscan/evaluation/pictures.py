@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from patchscan.detector.answer import TIERS
-from patchscan.evaluation.results import Evaluated, group_rows, seen_rows, to_scored
+from patchscan.evaluation.results import GROUPS, Evaluated, group_rows, seen_rows, to_scored
 from patchscan.evaluation.scoring import usable
 from patchscan.reporting import plots
 
@@ -23,7 +23,7 @@ def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
             dict.fromkeys(row["name"] for model in report["models"] for row in model["results"][protocol]["rows"])
         )
         rows = []
-        for name in names:
+        for name in sorted(names, key=_place):
             values = {
                 model["name"]: tuple(row["metrics"][metric][key] for key in ("value", "low", "high"))
                 for model in report["models"]
@@ -33,6 +33,12 @@ def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
             rows.append((name, values))
         drawings[f"{protocol}-{metric}"] = plots.forest(rows, f"{title}, 95 % interval", reference=0.5)
     return drawings
+
+
+def _place(name: str) -> int:
+    """Where a row stands: the groups below all generators, also where the first model lacks one."""
+    groups = list(GROUPS.values())
+    return groups.index(name) if name in groups else -1
 
 
 def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure]:

@@ -94,7 +94,7 @@ def roc(groups: Curves) -> Figure:
     false-positive rates that bulk scans need. Groups with one class are left out."""
     from sklearn.metrics import roc_curve  # imported here because scan reports do not need it and it takes long
 
-    drawing, axes = figure(9.6, 4.3, 1, 2)
+    drawing, axes = figure(11, 4.3, 1, 2)
     linear, logarithmic = axes[0]
     for number, (name, (label, score)) in enumerate(two_class(groups).items()):
         fpr, tpr, _ = roc_curve(label, score, drop_intermediate=False)
@@ -116,7 +116,7 @@ def roc(groups: Curves) -> Figure:
     logarithmic.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     logarithmic.xaxis.minorticks_off()
     if linear.lines[:-1]:
-        linear.legend(loc="lower right", fontsize=8)
+        drawing.legend(loc="outside right upper", fontsize=8)
     return drawing
 
 
@@ -335,4 +335,5 @@ def two_class(groups: Curves) -> Curves:
 
 
 def _look(number: int) -> dict[str, str | float]:
-    return {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.6}
+    again, colour = divmod(number, len(COLOURS))
+    return {"color": COLOURS[colour], "linewidth": 1.6, "linestyle": ("-", "--", ":")[again % 3]}

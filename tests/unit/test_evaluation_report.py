@@ -17,9 +17,11 @@ from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target, fit_decision
 from patchscan.evaluation.comparison import compare
 from patchscan.evaluation.evidence import fit_bounds
+from patchscan.evaluation.pictures import overview
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import apply_decision, read_scores, usable, write_scores
+from patchscan.reporting import plots
 from patchscan.reporting.pages import Figures, show
 
 SEEN = ["sd", "ldm"]
@@ -287,3 +289,22 @@ def test_no_share_is_rounded_to_a_certainty(value: float | None, style: str, tex
 
 def test_the_same_share_is_rounded_alike_however_it_was_computed() -> None:
     assert show(1 - 77 / 80, "%1") == show(3 / 80, "%1") == "3.8\u00a0%"
+
+
+def test_the_groups_stand_below_all_generators_whichever_model_has_them() -> None:
+    names = (("a", "all unseen", "overall"), ("b", "all seen", "overall"))
+    value = {"value": 0.5, "low": 0.4, "high": 0.6}
+    rows = [[{"name": name, "metrics": {"auc": value, "accuracy": value}} for name in one] for one in names]
+    models = [{"name": str(number), "results": {"raw": {"rows": one}}} for number, one in enumerate(rows)]
+    drawing = overview({"models": models}, "raw")["raw-auc"]
+    shown = [label.get_text() for label in drawing.axes[0].get_yticklabels()]
+    assert shown == ["a", "b", "all seen", "all unseen", "overall"]
+
+
+def test_curves_of_many_generators_differ_and_their_names_cover_none() -> None:
+    scored = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.6, 0.4])
+    drawing = plots.roc({str(number): scored for number in range(20)})
+    curves = drawing.axes[0].lines[:20]
+    assert len({(line.get_color(), line.get_linestyle()) for line in curves}) == 20
+    assert [axis.get_legend() for axis in drawing.axes] == [None, None]
+    assert len(drawing.legends[0].get_texts()) == 20
