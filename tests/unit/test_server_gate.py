@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import inspect
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,8 @@ from patchscan.serving.gate import Gate, Listen, Tokens
 from patchscan.serving.serve import default_models
 from patchscan.serving.server import TorchServe
 from tests.gate_kit import GOOD, LOOPBACK, Upstream, with_gate
+
+ROOT = Path(__file__).parents[2]
 
 
 async def post(url: str, **options: Any) -> tuple[int, Any]:
@@ -413,3 +416,13 @@ def test_everything_listens_on_loopback_unless_told_otherwise() -> None:
     }
     assert all(address.startswith("127.0.0.1:") for address in addresses.values())
     assert len(set(addresses.values())) == 3
+
+
+def test_every_refusal_of_the_gate_is_in_the_table_of_the_docs() -> None:
+    refusals = set(re.findall(r'_error\(\s*(\d+), "(\w+)"', inspect.getsource(gate_module)))
+    rows = re.findall(r"^\| ([\d, ]+) \| (.+?) \|", (ROOT / "docs" / "serve.md").read_text(), re.MULTILINE)
+    documented = {
+        (status, code) for row in rows for status in row[0].split(", ") for code in re.findall(r"`(\w+)`", row[1])
+    }
+    assert len(refusals) > 10
+    assert refusals - documented == set()
