@@ -8,10 +8,11 @@ def open_store(url: str, *, endpoint_url: str | None = None, requester_pays: boo
 
     Raises StoreError where `url` is neither.
     """
-    from patchscan.storage.bucket import Bucket  # imports boto3, which folders do not need
     from patchscan.storage.folder import Folder
 
     if is_bucket(url):
+        from patchscan.storage.bucket import Bucket  # imports boto3, which folders do not need
+
         return Bucket(url, endpoint_url=endpoint_url, requester_pays=requester_pays, threads=threads)
     if "://" in url:
         raise StoreError(f"{url}: only s3://bucket/prefix URLs and folders are supported")
