@@ -14,7 +14,7 @@ import pandas as pd
 from patchscan.common.errors import UserError
 from patchscan.dataset.source import DataError, DataSource
 from patchscan.storage import open_store
-from patchscan.storage.store import is_bucket, split_url
+from patchscan.storage.store import UnusableNameError, is_bucket, split_url
 
 AI_NAMES, REAL_NAMES = ("ai", "fake", "generated"), ("nature", "real", "natural")
 CANNOT_TELL = "cannot_tell"
@@ -77,8 +77,8 @@ def labelled_images(labels: str, root: str | Path) -> tuple[pd.DataFrame, dict[s
     """List the images at `root` that the file `labels` says are AI or real, by key.
 
     Returns columns path, generator, split, class, sha256, in_train (False: it is not known), and what a report says of
-    the labels: the `file`, and how many images are `labelled`, `cannot_tell`, or `gone` since. Raises LabelError, also
-    where none is there, and StoreError.
+    the labels: the `file`, and how many images are `labelled`, `cannot_tell`, or `unavailable`, having gone or being
+    unreadable. Raises LabelError, also where none is there, and StoreError.
     """
     known = read_labels(labels)
     source = DataSource(root)
@@ -86,7 +86,7 @@ def labelled_images(labels: str, root: str | Path) -> tuple[pd.DataFrame, dict[s
     def digest(key: str) -> str | None:
         try:
             return hashlib.sha256(source.read(key)).hexdigest()
-        except DataError:
+        except (DataError, UnusableNameError):
             return None
 
     keys = sorted(known.by_key)
@@ -100,5 +100,5 @@ def labelled_images(labels: str, root: str | Path) -> tuple[pd.DataFrame, dict[s
     if not rows:
         raise LabelError(f"none of the {len(keys):,} labelled images of {labels} is in {root}: keys are paths below it")
     images = pd.DataFrame(rows, columns=["path", "generator", "split", "class", "sha256", "in_train"])
-    counts = {"labelled": len(keys), "cannot_tell": known.cannot_tell, "gone": len(keys) - len(rows)}
+    counts = {"labelled": len(keys), "cannot_tell": known.cannot_tell, "unavailable": len(keys) - len(rows)}
     return images, {"file": labels, **counts}

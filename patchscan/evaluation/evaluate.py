@@ -1,6 +1,6 @@
 """Evaluate run folders on a data set: score its images, calibrate the cards and write a report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,13 +99,16 @@ def evaluate(
     report = build_report([*models, *joined], _describe(data, images, said), options.groups)
     if cascade is not None:
         _add_cost(report, cascade, joined[0], runs, data)
-    for run, model, part in zip(runs, models, report["models"], strict=False):
-        if labels:
-            break  # what these images measure is not what the card's figures are about
-        metrics = {protocol: card_metrics(result["rows"]) for protocol, result in part["results"].items()}
-        replace(model.card, metrics=metrics, scoreboard=card_scoreboard(part["scoreboard"])).write(run)
+    if not labels:  # what those images measure is not what the card's figures are about
+        _write_cards(runs, models, report["models"][: len(runs)])
     write_report(report, [*models, *joined], [*runs, *(out for _ in joined)], out)
     return report
+
+
+def _write_cards(runs: Sequence[Path], models: list[Evaluated], parts: list[dict[str, Any]]) -> None:
+    for run, model, part in zip(runs, models, parts, strict=True):
+        metrics = {protocol: card_metrics(result["rows"]) for protocol, result in part["results"].items()}
+        replace(model.card, metrics=metrics, scoreboard=card_scoreboard(part["scoreboard"])).write(run)
 
 
 def _labelled(
@@ -279,7 +282,8 @@ def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFra
     previous = card.robustness
     if (previous.get("digest"), previous.get("images_key")) == (card.digest, key):
         return card
-    card.write(run)
+    if options.calibrate:
+        card.write(run)  # where the detector reads its decision
     measured = measure_robustness(load_detector(run, options.device, options.engine), DataSource(data).read, images)
     return replace(card, robustness={**measured, "images_key": key})
 

@@ -76,6 +76,8 @@ def _design_effect(values: np.ndarray, cluster: np.ndarray | None) -> float:
     """How many times as many images of clusters (n,) are needed as independent ones, for the same variance of the mean
     of `values` (n,); at least 1, and where all values are equal as many as a cluster has on average."""
     clusters = len(values) if cluster is None else len(np.unique(cluster))
+    if clusters == len(values):
+        return 1.0
     excess = values - values.mean()
     if clusters == 1 or not excess.any():
         return len(values) / clusters

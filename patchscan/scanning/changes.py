@@ -27,22 +27,26 @@ class Earlier:
     results: str
 
 
-def _steps(value: str, unit: str, bounds: tuple[int, ...], scale: int = 1, none: str = "not known") -> str:
-    """SQL that names the range of a number: below the first of the bounds, between two of them, or from the last up."""
+def _steps(value: str, unit: str, bounds: tuple[int, ...], scale: int = 1) -> str:
+    """SQL that names the range of a number: below the first of the bounds, between two of them, or from the last up;
+    NULL of NULL."""
     between = "".join(
         f" WHEN {value} < {high * scale} THEN '{low:,} to {high:,}{unit}'" for low, high in pairwise(bounds)
     )
     return (
-        f"CASE WHEN {value} IS NULL THEN '{none}' WHEN {value} < {bounds[0] * scale} THEN 'below {bounds[0]:,}{unit}'"
+        f"CASE WHEN {value} IS NULL THEN NULL WHEN {value} < {bounds[0] * scale} THEN 'below {bounds[0]:,}{unit}'"
         f"{between} ELSE '{bounds[-1]:,}{unit} and more' END"
     )
 
 
+QUALITIES = (60, 75, 85, 95)
 STORAGE = {
     "format": "image.format",
     "file size": _steps("size", " KB", (30, 100, 300, 1_000, 3_000, 10_000), 1_000),
     "longest side": _steps("greatest(image.width, image.height)", " pixels", (512, 1_024, 2_048, 4_096)),
-    "JPEG quality": _steps("jpeg_quality", "", (60, 75, 85, 95), none="no JPEG"),
+    "JPEG quality": (
+        f"CASE WHEN image.format NOT IN ('JPEG', 'MPO') THEN 'no JPEG' ELSE {_steps('jpeg_quality', '', QUALITIES)} END"
+    ),
     "looks like": "tier",
 }
 PROVENANCE = {
@@ -62,18 +66,19 @@ ANY_SIGNER = (
 def what_changed(table: ScanTable, plan: Plan, earlier: Earlier) -> dict[str, Any]:
     """The section of report.json on what changed since an earlier scan.
 
-    `compared_with`: that scan, and whether it is of the same `model` and judged signers by the same `list`. `objects`:
-    how many objects with a row there are `now` and were `before`, `gone`; how many scored images are `new`, `changed`
-    or the `same`. `storage`, `provenance` and `verdicts`: one object for each property of images (`_property`), the p
-    values corrected by Holm's method over all of them; `verdicts` is empty and `scores` None for another model, else
-    `scores` is the comparison of `drift.compare`. `examples`: the images that the page shows (`_pictured`).
+    `compared_with`: that scan, and whether it is of the `same_model` and judged signers by the `same_list`. `objects`:
+    how many objects with a row there are `now` and were `before`, and are `gone` (None where one of the scans did not
+    look at all that the other did); how many scored images are `new` (not scored before), `changed` since they were
+    scored, or the `same`. `storage`, `provenance` and `verdicts`: one object for each property of images (`_property`),
+    the p values corrected by Holm's method over all of them; `verdicts` is empty and `scores` None for another model,
+    else `scores` is the comparison of `drift.compare`. `examples`: the images that the page shows (`_pictured`).
     """
     table.set_beside(earlier.table)
     same_model, same_list = earlier.plan.digest == plan.digest, earlier.plan.c2pa_trust == plan.c2pa_trust
-    said = PROVENANCE if same_list else PROVENANCE | {"C2PA manifest": ANY_SIGNER}
+    provenance = PROVENANCE if same_list else PROVENANCE | {"C2PA manifest": ANY_SIGNER}
     sections = {
         name: [_property(table, title, value) for title, value in properties.items()]
-        for name, properties in zip(KINDS, (STORAGE, said, VERDICTS if same_model else {}), strict=True)
+        for name, properties in zip(KINDS, (STORAGE, provenance, VERDICTS if same_model else {}), strict=True)
     }
     properties = [one for kind in KINDS for one in sections[kind]]
     _judge(properties)
@@ -84,35 +89,42 @@ def what_changed(table: ScanTable, plan: Plan, earlier: Earlier) -> dict[str, An
             "source": earlier.plan.source.url,
             "started_at": earlier.plan.created_at,
             "sample": earlier.plan.sample,
-            "model": same_model,
-            "list": same_list,
+            "same_model": same_model,
+            "same_list": same_list,
         },
-        "objects": _objects(table),
+        "objects": _objects(table) | ({} if _looked_at_the_same(plan, earlier.plan) else {"gone": None}),
         **sections,
         "scores": _scores(table) if same_model else None,
         "examples": _pictured(properties),
     }
 
 
-def _objects(table: ScanTable) -> dict[str, int]:
+def _looked_at_the_same(plan: Plan, earlier: Plan) -> bool:
+    """Whether an object that only the earlier scan has a row of has gone since."""
+    return not plan.sample and (plan.source.url, plan.filters) == (earlier.source.url, earlier.filters)
+
+
+def _objects(table: ScanTable) -> dict[str, Any]:
+    scored_then = "(FROM earlier_rows WHERE status = 'scored')"
     return table.query_one(
         "SELECT (SELECT count(*) FROM earlier_rows) AS before, (SELECT count(*) FROM rows) AS now,"
         " (SELECT count(*) FROM earlier_rows ANTI JOIN rows USING (key)) AS gone,"
-        " (SELECT count(*) FROM new_rows ANTI JOIN earlier_rows USING (key)) AS new,"
-        " (SELECT count(*) FROM new_rows SEMI JOIN earlier_rows USING (key)) AS changed,"
+        f" (SELECT count(*) FROM new_rows ANTI JOIN {scored_then} USING (key)) AS new,"
+        f" (SELECT count(*) FROM new_rows SEMI JOIN {scored_then} USING (key)) AS changed,"
         " (SELECT count(*) FROM rows WHERE status = 'scored') - (SELECT count(*) FROM new_rows) AS same"
     )
 
 
 def _property(table: ScanTable, title: str, value: str) -> dict[str, Any]:
-    """How the scored images divide by one property, the SQL `value`: `property`, `before` and `new` images, the
+    """How the scored images divide by one property, the SQL `value`; those of which it is not known (NULL: older tables
+    lack columns) are left out. `property`, `before` and `new` images, the
     stability index `psi` and `p_value` (drift.shift), and `values`, those whose share changed most first. Each has its
     counts, the `change` of its share with its interval, and `examples`, new images if there are any; these are left
     out where there are too few images to compare, and examples where there is no change to speak of."""
-    name = f"coalesce({value}, 'not known') AS name"
+    name = f"{value} AS name"
     both = (
-        f"SELECT {name}, TRUE AS is_new, * FROM new_rows UNION ALL BY NAME"
-        f" SELECT {name}, FALSE AS is_new, * FROM earlier_rows WHERE status = 'scored'"
+        f"SELECT {name}, TRUE AS is_new, * FROM new_rows WHERE name IS NOT NULL UNION ALL BY NAME"
+        f" SELECT {name}, FALSE AS is_new, * FROM earlier_rows WHERE status = 'scored' AND name IS NOT NULL"
     )
     counts = "count(*) FILTER (NOT is_new) AS before, count(*) FILTER (is_new) AS new"
     found = largest_groups(table, f"SELECT name, {counts} FROM ({both}) GROUP BY name ORDER BY count(*) DESC, name")

@@ -57,8 +57,8 @@ def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None)
         raise LabelError(f"none of the {len(records):,} objects that have a label from {source} was scored")
     scores = pd.DataFrame(records).rename(columns={"key": "path"}).assign(split="scan")
     labelled, cannot_tell = (len(known.by_key), known.cannot_tell) if known else (len(scores), 0)
-    gone = labelled - scores.path.nunique()
-    return scores, {"file": source, "labelled": labelled, "cannot_tell": cannot_tell, "gone": gone}
+    unavailable = labelled - scores.path.nunique()
+    return scores, {"file": source, "labelled": labelled, "cannot_tell": cannot_tell, "unavailable": unavailable}
 
 
 def evaluate(scores: pd.DataFrame, said: dict[str, Any], card: Card, name: str, out: Path) -> dict[str, Any]:

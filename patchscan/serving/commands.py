@@ -33,7 +33,7 @@ def archive(
     version: Annotated[str | None, typer.Option(help="Model version (default: the card's).")] = None,
     engine: Annotated[
         Engine | None,
-        typer.Option(help="Engine for CPUs: PyTorch (default; not for imported detectors), ONNX Runtime or OpenVINO."),
+        typer.Option(help="What runs the model on a CPU: torch (default; not for imported detectors), onnx, openvino."),
     ] = None,
     data: Annotated[
         str | None,
@@ -53,9 +53,12 @@ def archive(
     from patchscan.common.files import sha256_of
     from patchscan.detector.card import NOT_CALIBRATED, Card
     from patchscan.serving.archive import archive as write_archive
+    from patchscan.storage.store import is_bucket
 
     if data and engine != "openvino":
         raise UserError("--data is for --engine openvino: it decides whether that may compute in bfloat16")
+    if data and is_bucket(data):
+        raise UserError(f"--data {data}: only a folder can be measured on; `patchscan copy` fetches the images")
     if data:
         _measure_bf16(run, data)
     path = write_archive(run, model_store, name, version, engine)

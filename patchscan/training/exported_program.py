@@ -226,7 +226,7 @@ class _Reader:
                 return repr(number) if math.isfinite(number) else f'float("{number}")'
             case "as_string" if re.fullmatch(r"\w*", value):
                 return f'"{value}"'
-            case "as_scalar_type" if value in DTYPES:
+            case "as_scalar_type" if value in DTYPES and DTYPES[value] != torch.bfloat16:
                 return str(value - 1)
             case "as_memory_format":
                 return str(MEMORY_FORMATS[value])

@@ -146,6 +146,16 @@ def test_mcnemar_agrees_with_the_exact_binomial_test() -> None:
     assert ours.value == pytest.approx(first.mean() - second.mean())
 
 
+def test_without_sources_the_interval_is_agresti_and_mins() -> None:
+    """One wins three of six and loses one: a half is added to each, and two to their number."""
+    first, second = np.array([1, 1, 1, 0, 1, 0], bool), np.array([0, 0, 0, 1, 1, 0], bool)
+    arm = 1.959964 * np.sqrt(3.5 + 1.5 - (3.5 - 1.5) ** 2 / 8) / 8
+    for cluster in (None, np.arange(6)):
+        ours = accuracy_difference(first, second, cluster)
+        assert ours is not None
+        assert (ours.low, ours.high) == pytest.approx((2 / 8 - arm, 2 / 8 + arm), abs=1e-6)
+
+
 def test_accuracy_difference_covers_the_truth() -> None:
     rng = np.random.default_rng(3)
     covered = 0

@@ -206,6 +206,16 @@ class Loops(nn.Module):
         return x.mean([2, 3])
 
 
+def test_one_number_for_all_pictures_is_told(tmp_path: Path) -> None:
+    class Scalar(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean()
+
+    (tmp_path / "theirs.yaml").write_text(CONFIG.format(output="{}"))
+    with pytest.raises(GraphError, match="not a number or a row for each picture"):
+        import_onnx(scripted(tmp_path / "theirs.ts", Scalar()), tmp_path / "run", tmp_path / "theirs.yaml")
+
+
 def test_torchscript_cannot_open_files(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     script = torch.jit.script(OpensFile(str(marker)))

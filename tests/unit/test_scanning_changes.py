@@ -3,11 +3,14 @@
 import io
 import json
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -138,6 +141,39 @@ def test_a_report_compares_with_another_results_folder(scans: tuple[Path, Path, 
     assert changes["objects"] == {"before": 119, "now": 119, "gone": 0, "new": 0, "changed": 0, "same": 119}
     assert (changes["scores"], changes["verdicts"]) == (None, [])
     assert "Another model scored the images then" in (tmp_path / "other" / "report.html").read_text()
+
+
+def test_what_an_older_table_does_not_tell_has_not_changed(
+    scans: tuple[Path, Path, list[Plan]], tmp_path: Path
+) -> None:
+    """Tables of version 0.1 lack columns; and an image that failed then and is scored now is new, not changed."""
+    _, out, plans = scans
+    shutil.copytree(out, tmp_path / "older")
+    for part in (tmp_path / "older" / "scans" / plans[0].scan / "rows").glob("*.parquet"):
+        table = pq.read_table(part).drop_columns(["jpeg_quality", "tier"])
+        failed = pa.array(["failed", *table["status"].to_pylist()[1:]][: len(table)], pa.string())
+        pq.write_table(table.set_column(table.schema.get_field_index("status"), "status", failed), part)
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "older"), "--compare-with", plans[0].scan])
+    assert result.exit_code == 0, result.output
+    changes = written(tmp_path / "older")["changes"]
+    found = properties(changes)
+    assert [found[name]["reading"] for name in ("JPEG quality", "looks like")] == [None, None]
+    assert found["format"]["reading"] == "shifted"
+    assert changes["objects"]["new"] + changes["objects"]["changed"] + changes["objects"]["same"] == 119
+    assert changes["objects"]["changed"] <= 1
+
+
+def test_a_scan_of_a_sample_does_not_tell_what_is_gone(scans: tuple[Path, Path, list[Plan]], tmp_path: Path) -> None:
+    folder, out, _ = scans
+    scorer = StubScorer()
+    made = plan_scan(ScanSource(url=str(folder)), Filters(), scorer.card, open_store(str(tmp_path)), sample=10)
+    for index in range(made.shards):
+        Worker(made, open_store(str(tmp_path)), scorer, WorkSettings(threads=2)).work(index)
+    report.reduce(open_store(str(tmp_path)), made)
+    result = CliRunner().invoke(app, ["report", str(tmp_path), "--compare-with", str(out)])
+    assert result.exit_code == 0, result.output
+    assert written(tmp_path)["changes"]["objects"]["gone"] is None
+    assert "what is gone is not known" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
