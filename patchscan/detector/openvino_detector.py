@@ -1,6 +1,7 @@
 """Score encoded images with OpenVINO, on the CPU and without torch, in float32 or in bfloat16."""
 
 import sys
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class OpenVinoDetector(GraphDetector):
     engine: EngineUsed = "openvino"
 
     def _open(self, graph: bytes) -> None:
-        self._core = _openvino().Core()
+        self._core, self._compiling = _openvino().Core(), threading.Lock()
         try:
             model = self._core.read_model(graph)
             self._shape = model.input(0).partial_shape
@@ -53,10 +54,11 @@ class OpenVinoDetector(GraphDetector):
         return [Part(model, "f32")]
 
     def _compile(self) -> list["InferRequest"]:
-        compiled = [
-            self._core.compile_model(part.model, "CPU", {**ONE_THREAD, "INFERENCE_PRECISION_HINT": part.precision})
-            for part in self._parts
-        ]
+        with self._compiling:  # it reads graphs that all threads share
+            compiled = [
+                self._core.compile_model(part.model, "CPU", {**ONE_THREAD, "INFERENCE_PRECISION_HINT": part.precision})
+                for part in self._parts
+            ]
         return [one.create_infer_request() for one in compiled]
 
     def _input_shape(self) -> list[int | None]:
@@ -71,8 +73,9 @@ class OpenVinoDetector(GraphDetector):
         for part, request in zip(self._parts, requests, strict=True):
             given = request.infer([values[name] for name in part.takes], share_inputs=True).values()
             values |= zip(part.gives, given, strict=True)
+        logit = float(values[LOGIT])
         self._idle.append(requests)
-        return float(values[LOGIT])
+        return logit
 
 
 class OpenVinoBf16Detector(OpenVinoDetector):
