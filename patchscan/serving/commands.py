@@ -53,11 +53,10 @@ def archive(
     from patchscan.common.files import sha256_of
     from patchscan.detector.card import NOT_CALIBRATED, Card
     from patchscan.serving.archive import archive as write_archive
-    from patchscan.storage.store import is_bucket
 
     if data and engine != "openvino":
         raise UserError("--data is for --engine openvino: it decides whether that may compute in bfloat16")
-    if data and is_bucket(data):
+    if data and "://" in data:
         raise UserError(f"--data {data}: only a folder can be measured on; `patchscan copy` fetches the images")
     if data:
         _measure_bf16(run, data)

@@ -1,5 +1,5 @@
-"""The engine openvino, in a process of its own: its library has once taken down one in which hundreds of other tests had
-run, with their threads and libraries, and with it the tests that were to come."""
+"""The engine openvino, in a process of its own: its library has once taken down one in which hundreds of other tests
+had run, with their threads and libraries, and with it the tests that were to come."""
 
 import subprocess
 import sys
