@@ -85,6 +85,11 @@ def printable(text: str) -> str:
     )
 
 
+def sentence(text: str) -> str:
+    """Return a sentence of a report for a terminal: `printable`, its no-break spaces (before `%`) as plain ones."""
+    return printable(text.replace("\u00a0", " "))
+
+
 class ProgressReport:
     """Show the progress of one task while in its context; call `advance` as work is done.
 

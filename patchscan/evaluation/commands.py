@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from patchscan.common.console import printable
+from patchscan.common.console import sentence
 from patchscan.dataset.commands import INDEX
 from patchscan.detector.answer import TIERS, Engine
 
@@ -147,8 +147,8 @@ def evaluate(
         when_loss=when_loss,
     )
     report = run_evaluation(run, sets, out, options)
-    for sentence in report["findings"]["models"]:
-        typer.echo(printable(f"- {sentence}".replace("\u00a0", " ")))
+    for finding in report["findings"]["models"]:
+        typer.echo(sentence(f"- {finding}"))
     typer.echo(f"report: {out / 'report.html'}")
 
 
@@ -236,5 +236,5 @@ def scan_video(
     from patchscan.evaluation.video import write_video_report
 
     report = write_video_report(run, video, out, frames, device)
-    typer.echo(printable(report["finding"].replace("\u00a0", " ")))
+    typer.echo(sentence(report["finding"]))
     typer.echo(f"report: {out / 'report.html'}")

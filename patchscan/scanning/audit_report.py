@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from patchscan.common.console import sentence
 from patchscan.reporting import pages, survey
 from patchscan.reporting.statistics import Estimate, undefined
 from patchscan.scanning.audit_sample import AUDITS, AuditError, Sample, read_sample, threshold_at
@@ -309,7 +310,7 @@ def _percent(estimate: dict[str, Any]) -> str:
     if estimate["value"] is None:
         return "an unknown share"
     value, low, high = (pages.show(estimate[name], "%1") for name in ("value", "low", "high"))
-    return f"{value} ({low} to {high})".replace("\u00a0", " ")
+    return sentence(f"{value} ({low} to {high})")
 
 
 def _warnings(report: dict[str, Any]) -> list[str]:
