@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import random
 import re
 import shutil
 import signal
@@ -37,6 +38,7 @@ MAX_REQUEST_BYTES = 45 * 2**20
 OLDEST_JAVA = 17
 JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')  # Java 8 says 1.8
 PR_SET_PDEATHSIG = 1
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LIBC = ctypes.CDLL(None)
 # The last line of a worker's traceback, as log4j2.xml lets it through.
 WORKER_ERROR = re.compile(r"MODEL_LOG ([\w.]*(?:Error|Exception)(?:: .*)?)$", re.MULTILINE)
@@ -65,10 +67,12 @@ class Addresses:
 
     def with_free_ports(self) -> "Addresses":
         """Replace every port 0 by a free port. Raises ServerError if another port is in use."""
-        sockets, ports = [], {}
+        sockets: list[socket.socket] = []
+        ports = {}
         for name in ("inference", "management", "metrics", "grpc_inference", "grpc_management"):
             host = self.management_host if name == "management" else self.host
-            sockets.append(_bind(host, getattr(self, name), name))
+            port = getattr(self, name)
+            sockets.append(_bind(host, port, name) if port else _bind_free(host))
             ports[name] = sockets[-1].getsockname()[1]
         for bound in sockets:
             bound.close()
@@ -99,6 +103,24 @@ def _bind(host: str, port: int, name: str) -> socket.socket:
         bound.close()
         raise ServerError(f"port {port} ({name}) is in use: stop what uses it or choose another") from error
     return bound
+
+
+def _bind_free(host: str) -> socket.socket:
+    """Bind a port that no connection takes by chance until TorchServe, seconds later, binds it itself.
+
+    The kernel gives connections, and whoever binds port 0, the ports of one range (ip(7), ip_local_port_range). The
+    larger range of ports above or below it is used, from 10000 on.
+    """
+    first, last = map(int, EPHEMERAL_PORTS.read_text().split())
+    ports = max(range(10000, first), range(last + 1, 65536), key=len) or range(10000, 65536)
+    for port in random.sample(ports, min(len(ports), 100)):
+        bound = socket.socket()  # without SO_REUSEADDR, which would let two sockets bind one port until one listens
+        try:
+            bound.bind((host, port))
+            return bound
+        except OSError:
+            bound.close()
+    raise ServerError(f"no free port from {ports[0]} to {ports[-1]} on {host}: does {host} belong to this machine?")
 
 
 def _lock_folder(folder: Path) -> IO[str]:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from demo.sample import VAL_PHOTOS, hostile_files
-from patchscan.serving.server import Addresses, ServerError
+from patchscan.serving.server import EPHEMERAL_PORTS, Addresses, ServerError
 from tests.command import environment
 
 ROOT = Path(__file__).parents[2]
@@ -148,3 +148,13 @@ def test_a_port_in_use_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=f"port {port} .* is in use"):
             Addresses(inference=port).with_free_ports()
+
+
+def test_a_chosen_port_is_none_that_the_kernel_gives_away() -> None:
+    """TorchServe binds it a second later: until then, no other program's connection may take it."""
+    first, last = map(int, EPHEMERAL_PORTS.read_text().split())
+    for _ in range(20):
+        at = Addresses.free()
+        ports = {at.inference, at.management, at.metrics, at.grpc_inference, at.grpc_management}
+        assert len(ports) == 5
+        assert not any(first <= port <= last for port in ports)
