@@ -843,7 +843,11 @@ def simulated() -> Iterator[None]:
             (rows, "from_parquet", RememberedRows),
             (report, "ScanTable", RememberedTable),
             (table, "duckdb", SimpleNamespace(connect=LazyConnection)),
-            (table, "pq", SimpleNamespace(read_metadata=lambda file: SimpleNamespace(metadata=read(file.data)[1]))),
+            (
+                table,
+                "pq",
+                SimpleNamespace(read_metadata=lambda file: SimpleNamespace(num_rows=0, metadata=read(file.data)[1])),
+            ),
             (planning, "tempfile", NoFolder),
             (report, "tempfile", NoFolder),
             (report, "Path", lambda name: MemoryFile()),

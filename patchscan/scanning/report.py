@@ -102,6 +102,7 @@ def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Pa
 
 def _figures(table: ScanTable, plan: Plan) -> Report:
     card = Card.from_dict(plan.card)
+    verdicts, without_score = summary.verdicts(table), summary.without_score(table)
     return {
         "scan": plan.scan,
         "source": plan.source.url,
@@ -122,9 +123,9 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "c2pa_trust": _c2pa_trust(plan),
         "named": summary.named(table, plan),
         "totals": summary.totals(table, plan),
-        "verdicts": summary.verdicts(table),
-        "without_score": summary.without_score(table),
-        "whole": summary.whole(plan, summary.verdicts(table) | summary.without_score(table)),
+        "verdicts": verdicts,
+        "without_score": without_score,
+        "whole": summary.whole(plan, verdicts | without_score),
         "errors": summary.errors(table),
         "histogram": summary.histogram(table),
         "by_tier": summary.by_tier(table, card.decision),

@@ -19,6 +19,8 @@ from patchscan.storage.store import Store
 BATCH = 50_000
 # What does not fit is written to local disk.
 MEMORY_LIMIT = "1GB"
+# So many rows are read into memory once, in place of once for each of the report's dozens of queries.
+FEW_ROWS = 10_000
 
 
 class IncompleteScanError(PlanError):
@@ -26,8 +28,8 @@ class IncompleteScanError(PlanError):
 
 
 class ScanTable:
-    """The rows of one scan as the SQL view `rows`; its column `carried` marks rows that were carried over unchanged,
-    `other_model` those that another model than this scan's has made. `cost` adds up what the shards used.
+    """The rows of one scan as the SQL view or table `rows`; its column `carried` marks rows that were carried over
+    unchanged, `other_model` those that another model than this scan's has made. `cost` adds up what the shards used.
 
     Raises IncompleteScanError where a shard has no part.
     """
@@ -46,12 +48,15 @@ class ScanTable:
         self.cost: Counter[str] = Counter()
         files = scratch / plan.scan
         files.mkdir()
+        count = 0
         for name in found:
             path = files / name.removeprefix(folder)
             data = out.read(name)
             assert data is not None
             path.write_bytes(data)
-            self.cost.update(json.loads((pq.read_metadata(path).metadata or {}).get(STATS_KEY, b"{}")))
+            footer = pq.read_metadata(path)
+            count += footer.num_rows
+            self.cost.update(json.loads((footer.metadata or {}).get(STATS_KEY, b"{}")))
         self._db = duckdb.connect()
         self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = '{scratch}/spill'")
         self._db.execute("SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
@@ -59,16 +64,17 @@ class ScanTable:
         self._db.execute("CREATE TABLE no_rows AS FROM empty")  # all columns: older tables lack some
         source = f"read_parquet('{files}/*.parquet', filename = true, union_by_name = true)"
         digest = plan.digest.replace("'", "''")
-        self._view = (
+        self._kind = "TABLE" if count <= FEW_ROWS else "VIEW"
+        self._rows = (
             "AS SELECT *, filename LIKE '%/unchanged-%' AS carried,"
             f" digest IS DISTINCT FROM '{digest}' AS other_model FROM (FROM no_rows UNION ALL BY NAME FROM {source})"
         )
-        self._db.execute(f"CREATE VIEW rows {self._view}")
+        self._db.execute(f"CREATE {self._kind} rows {self._rows}")
 
     def set_beside(self, earlier: "ScanTable") -> None:
-        """Make the rows of an earlier scan the view `earlier_rows`, and the scored rows whose object (key and ETag) it
+        """Make the rows of an earlier scan `earlier_rows`, and the scored rows whose object (key and ETag) it
         has not scored the table `new_rows`. An object without an ETag is always new."""
-        self._db.execute(f"CREATE VIEW earlier_rows {earlier._view}")
+        self._db.execute(f"CREATE {earlier._kind} earlier_rows {earlier._rows}")
         self._db.execute(
             "CREATE TABLE new_rows AS SELECT * EXCLUDE (filename) FROM rows"
             " ANTI JOIN (FROM earlier_rows WHERE status = 'scored') AS earlier USING (key, etag)"
