@@ -59,6 +59,7 @@ class S3Stub(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are written one after the other
     server: S3Stub
 
     def do_GET(self) -> None:

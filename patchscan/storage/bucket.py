@@ -23,6 +23,7 @@ from botocore.utils import parse_timestamp
 from patchscan.common.files import DISK_FULL
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, RepeatedToken
+from patchscan.storage.object_reader import ObjectReader
 from patchscan.storage.store import (
     TEMPORARY_FULL,
     FailureCode,
@@ -148,6 +149,9 @@ class Bucket:
         except (boto_errors.BotoCoreError, ValueError) as error:
             raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
         self._client.meta.events.register("before-send.s3", self._count)
+        self._reader = ObjectReader(
+            self._client, core, {"Bucket": self.bucket, **self._payer}, partial(self._count, "GetObject")
+        )
         self._optional = ["RestoreStatus"]
         self._listed_once = False
 
@@ -215,25 +219,23 @@ class Bucket:
 
     def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
         """Fetch the object in one try, and compare it with the listing by ETag."""
-        condition: Any = {"IfMatch": f'"{info.etag}"'} if info.etag else {}
-        version: Any = {"VersionId": info.version_id} if info.version_id else {}
         try:
-            reply = self._client.get_object(Bucket=self.bucket, Key=info.key, **condition, **version, **self._payer)
-            with reply["Body"] as body:
-                data = body.read(limit + 1)
+            headers, body = self._reader.get(info)
+            with body as stream:
+                data = stream.read(limit + 1)
         except CALL_ERRORS as error:
             raise self._translate(error) from None
         with self._lock:
             self.bytes_read += len(data)
-        etag = _etag(reply) or info.etag
+        etag = headers.get("etag", "").strip('"') or info.etag
         if info.etag and etag != info.etag:
             raise ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
-        size = reply.get("ContentLength", len(data))
+        length = headers.get("content-length", "")
+        size = int(length) if length.isdecimal() else len(data)
         if len(data) < min(size, limit + 1):
             raise TransientError("the download ended early")
-        return FetchedObject(
-            data, size, etag, reply.get("VersionId"), reply.get("LastModified"), reply.get("ContentEncoding")
-        )
+        version, encoding = headers.get("x-amz-version-id"), headers.get("content-encoding")
+        return FetchedObject(data, size, etag, version, _parse_time(headers.get("last-modified")), encoding)
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the results that begin with `prefix`."""
