@@ -11,6 +11,7 @@ from patchscan.detector.images import Limits, decode
 from patchscan.detector.patches import Patches, seed_from_pixels
 from patchscan.detector.presets import EnsemblePreset, Preset
 from patchscan.detector.tier import estimate_tier
+from patchscan.detector.watermark import watermark
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Prepared:
     """The crops of one image, and the facts about the image that its answer states.
 
     The decoded image is not kept, so that many prepared images can wait for the model. `decode_s` and `patch_s` are the
-    seconds spent on decoding and on choosing the crops. `graphic`: see `is_graphic`.
+    seconds spent on decoding and on choosing the crops. `graphic`: see `is_graphic`. `watermark`: what
+    `watermark.watermark` says, None where nobody asked.
     """
 
     image: dict[str, Any]
@@ -28,10 +30,11 @@ class Prepared:
     crops: Patches
     decode_s: float
     patch_s: float
+    watermark: str | None = None
 
 
-def prepare(data: bytes, preset: Preset, limits: Limits = Limits()) -> Prepared:
-    """Decode one encoded image and choose its crops. Raises ImageError."""
+def prepare(data: bytes, preset: Preset, limits: Limits = Limits(), look_for_watermark: bool = False) -> Prepared:
+    """Decode one encoded image, choose its crops and, if asked, look for a watermark. Raises ImageError."""
     started = time.perf_counter()
     image = decode(data, limits)
     decoded = time.perf_counter()
@@ -39,7 +42,9 @@ def prepare(data: bytes, preset: Preset, limits: Limits = Limits()) -> Prepared:
     crops = preset.crops(image.pillow, seed_from_pixels(image.pillow))
     tier = estimate_tier(image.pillow)
     graphic = is_graphic(image.pillow)
-    return Prepared(facts, tier, graphic, image.jpeg_quality, crops, decoded - started, time.perf_counter() - decoded)
+    seconds = (decoded - started, time.perf_counter() - decoded)
+    found = watermark(image.pillow, image.jpeg_quality) if look_for_watermark else None
+    return Prepared(facts, tier, graphic, image.jpeg_quality, crops, *seconds, found)
 
 
 def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:

@@ -18,13 +18,13 @@ from patchscan.detector.answer import ENGINES, Answer, Engine
 from patchscan.detector.card import Card
 from patchscan.detector.engines import choose_engine, load_detector
 from patchscan.detector.images import ImageError, decode
+from patchscan.detector.watermark import watermarks
 from patchscan.evaluation.evidence import Weight, weight_of
 from patchscan.reporting import pages, plots
 from patchscan.scanning.file_texts import file_texts
 from patchscan.scanning.prevalence import measured_rates
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.trust import count_authorities, trust_digest
-from patchscan.scanning.watermark import watermarks
 
 CASE_SCHEMA = "patchscan-case/1"
 CASE_FILE, PAGE_FILE, PICTURE_FILE = "case.json", "case.html", "views.png"
@@ -79,7 +79,7 @@ def build_case(image: Path, run: Path, engine: Engine | None = None, trust: str 
             "pixels_sha256": hashlib.sha256(decoded.rgb.tobytes()).hexdigest(),
         },
         "provenance": provenance(data, decoded.format, trust),
-        "watermarks": watermarks(decoded.rgb),
+        "watermarks": watermarks(decoded.pillow),
         "c2pa_trust": trust and {"sha256": trust_digest(trust), "authorities": count_authorities(trust), "pem": trust},
         "texts": [[name[:MAX_TEXT], text[:MAX_TEXT]] for name, text in file_texts(data, decoded.format)[:MAX_TEXTS]],
         "answer": asdict(answer),

@@ -54,6 +54,7 @@ PROVENANCE = {
     "C2PA signer": "coalesce(provenance.c2pa_signer, 'none')",
     "digital source type": "coalesce(provenance.digital_source_type, 'none')",
     "generator's text": "coalesce(split_part(provenance.generator, ':', 1), 'none')",
+    "watermark": "watermark",
 }
 VERDICTS = {"verdict": "verdict"}
 KINDS = ("storage", "provenance", "verdicts")

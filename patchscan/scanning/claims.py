@@ -1,5 +1,5 @@
 """Summarize what the scored files say about their origin: how many say something, in which folders, and where the
-detector's verdict is the opposite. The claims themselves are read in provenance.py."""
+detector's verdict is the opposite. The claims themselves are read in provenance.py and detector/watermark.py."""
 
 from typing import Any
 
@@ -16,10 +16,11 @@ GENERATED = "trainedAlgorithmicMedia"
 
 TERM = "provenance.digital_source_type"
 IS_SIGNED = "coalesce(provenance.c2pa IN ('Trusted', 'Valid'), false)"
-# The signed word counts more than a text that anybody can write.
+HAS_WATERMARK = "coalesce(watermark, 'none') <> 'none'"
+# The signed word counts more than a text or a watermark that anybody can write.
 SAYS = (
     f"CASE WHEN {IS_SIGNED} AND {TERM} IN {CAPTURED} THEN 'camera'"
-    f" WHEN {TERM} = '{GENERATED}' OR provenance.generator IS NOT NULL THEN 'generator'"
+    f" WHEN {TERM} = '{GENERATED}' OR provenance.generator IS NOT NULL OR {HAS_WATERMARK} THEN 'generator'"
     f" WHEN {TERM} IN {CAPTURED} THEN 'camera' END"
 )
 SIGNER = "CASE provenance.c2pa WHEN 'Trusted' THEN 'trusted' WHEN 'Valid' THEN 'unknown' ELSE 'nobody' END"
@@ -30,7 +31,8 @@ CLAIMS = {
     "invalid": "provenance.c2pa IN ('Invalid', 'unreadable')",
     "source_type": f"{TERM} IS NOT NULL",
     "generator_text": "provenance.generator IS NOT NULL",
-    "nothing": "provenance IS NULL",
+    "watermark": HAS_WATERMARK,
+    "nothing": f"provenance IS NULL AND NOT {HAS_WATERMARK}",
     "says_generator": f"{SAYS} = 'generator'",
     "says_camera": f"{SAYS} = 'camera'",
 }
@@ -42,7 +44,9 @@ def what_files_say(table: ScanTable, plan: Plan, base: str, earlier: Earlier | N
 
     `counts`: how many make each claim (`now`), and in the earlier scan's table `before`, None where there is none.
     `same_list`: whether the earlier scan judged signers by the same list of authorities. `other_list`: files with a
-    manifest that was judged by another list than this scan's. `by_folder`: the counts by the first folder below `base`.
+    manifest that was judged by another list than this scan's. `not_searched`: images whose pixels were not searched for
+    a watermark, since the server decoded them or an older version scored them. `by_folder`: the counts by the first
+    folder below `base`.
     `against_verdicts`: see `_against_verdicts`.
     """
     now = _counts(table)
@@ -54,6 +58,9 @@ def what_files_say(table: ScanTable, plan: Plan, base: str, earlier: Earlier | N
         "other_list": table.query_one(
             "SELECT count(*) AS n FROM rows WHERE provenance.c2pa IS NOT NULL AND c2pa_trust IS DISTINCT FROM ?", digest
         )["n"],
+        "not_searched": table.query_one("SELECT count(*) AS n FROM rows WHERE status = 'scored' AND watermark IS NULL")[
+            "n"
+        ],
         "by_folder": _by_folder(table, base),
         "against_verdicts": _against_verdicts(table),
     }
@@ -80,7 +87,8 @@ def _against_verdicts(table: ScanTable) -> list[dict[str, Any]]:
     distance = "(CASE says WHEN 'camera' THEN -p_ai ELSE p_ai END, key, version_id)"
     example = (
         "{'key': key, 'version_id': version_id, 'p_ai': p_ai, 'signer': provenance.c2pa_signer,"
-        f" 'tool': provenance.c2pa_generator, 'source_type': {TERM}, 'generator': provenance.generator}}"
+        f" 'tool': provenance.c2pa_generator, 'source_type': {TERM}, 'generator': provenance.generator,"
+        " 'watermark': nullif(watermark, 'none')}"
     )
     found = table.query(
         "SELECT says, signer, count(*) AS files,"

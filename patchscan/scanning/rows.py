@@ -55,6 +55,7 @@ SCHEMA = pa.schema(
         ("engine", pa.string()),
         ("provenance", provenance.TYPE),
         ("c2pa_trust", pa.string()),
+        ("watermark", pa.string()),
         ("scored_at", TIME),
         ("attempts", pa.int32()),
     ]

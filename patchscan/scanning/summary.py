@@ -149,7 +149,8 @@ def by_tier(table: ScanTable, decision: Decision) -> list[dict[str, Any]]:
 def most_suspicious(table: ScanTable) -> list[dict[str, Any]]:
     """The images with the highest p_ai and a verdict of `ai`, highest first."""
     return table.query(
-        "SELECT key, version_id, etag, size, p_ai, verdict, patch, image, provenance FROM rows WHERE verdict = 'ai'"
+        "SELECT key, version_id, etag, size, p_ai, verdict, patch, image, provenance,"
+        " nullif(watermark, 'none') AS watermark FROM rows WHERE verdict = 'ai'"
         f" ORDER BY p_ai DESC, logit DESC, key LIMIT {MOST_SUSPICIOUS}"
     )
 
@@ -195,6 +196,7 @@ def provenance(table: ScanTable) -> list[dict[str, Any]]:
         ("C2PA signer, unaltered", "provenance.c2pa_signer"),
         ("digital source type", "provenance.digital_source_type"),
         ("generator text", "split_part(provenance.generator, ':', 1)"),
+        ("watermark", "nullif(watermark, 'none')"),
     )
     found: list[dict[str, Any]] = []
     for kind, claim in claims:

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from patchscan.detector.card import Card
+from patchscan.detector.watermark import MESSAGES
 from patchscan.evaluation.evidence import Weight
 from patchscan.scanning.case import (
     CaseDiffersError,
@@ -23,7 +24,6 @@ from patchscan.scanning.case import (
 )
 from patchscan.scanning.evidence_commands import case as case_command
 from patchscan.scanning.evidence_commands import verify_case
-from patchscan.scanning.watermark import MESSAGES
 from tests.c2pa_kit import CAPTURED, identity, sign
 from tests.scan_kit import image as noise
 

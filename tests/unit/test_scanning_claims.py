@@ -22,6 +22,7 @@ from tests.c2pa_kit import CAPTURED, Identity, identity, sign
 from tests.scan_kit import StubScorer, card
 
 LIGHT, DARK = 200, 60  # the stub scorer calls light images AI
+GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 PARAMETERS = "a cat\nSteps: 20, Sampler: Euler a"
 
 
@@ -88,6 +89,7 @@ def scans(
         "new/light made.jpg": sign(picture(LIGHT), maker),
         "new/altered.jpg": bytes(altered),
         "new/broken.jpg": b"no picture",
+        "marked/flux.png": (GOLDEN / "watermark-flux.png").read_bytes(),
     }
     found = []
     for files, trust in ((unsigned, None), (signed, cameras.pem)):
@@ -105,23 +107,24 @@ def counts(found: dict[str, Any], when: str) -> dict[str, int | None]:
 def test_claims_are_counted_and_compared_with_the_previous_scan(scans: list[tuple[dict[str, Any], str]]) -> None:
     first, second = (found for found, _ in scans)
     alone = {"images": 5, "trusted": 0, "valid": 0, "invalid": 0, "source_type": 2, "generator_text": 2, "nothing": 1}
-    alone |= {"says_generator": 2, "says_camera": 1}
+    alone |= {"watermark": 0, "says_generator": 2, "says_camera": 1}
     assert counts(first, "now") == alone
     assert set(counts(first, "before").values()) == {None}
     assert counts(second, "before") == alone
     assert counts(second, "now") == {
-        "images": 10,
+        "images": 11,
         "trusted": 2,
         "valid": 2,
         "invalid": 1,
         "source_type": 6,
         "generator_text": 2,
+        "watermark": 1,
         "nothing": 1,
-        "says_generator": 4,
+        "says_generator": 5,
         "says_camera": 3,
     }
     assert (first["what_files_say"]["same_list"], second["what_files_say"]["same_list"]) == (None, False)
-    assert second["what_files_say"]["other_list"] == 0
+    assert (second["what_files_say"]["other_list"], second["what_files_say"]["not_searched"]) == (0, 0)
 
 
 def test_contradictions_both_ways_have_counts_and_examples(scans: list[tuple[dict[str, Any], str]]) -> None:
@@ -131,10 +134,12 @@ def test_contradictions_both_ways_have_counts_and_examples(scans: list[tuple[dic
         ["camera", "trusted", 2, 1, 1, 1],
         ["camera", "nobody", 1, 0, 1, 0],
         ["generator", "unknown", 2, 1, 1, 1],
-        ["generator", "nobody", 2, 1, 1, 1],
+        ["generator", "nobody", 3, 1, 2, 2],
     ]
     examples = [[one["key"] for one in row["examples"]] for row in rows]
-    assert examples == [["new/light <photo>.jpg"], [], ["new/dark made.jpg"], ["old/dark parameters.png"]]
+    said_to_be_made = ["old/dark parameters.png", "marked/flux.png"]
+    assert examples == [["new/light <photo>.jpg"], [], ["new/dark made.jpg"], said_to_be_made]
+    assert rows[3]["examples"][1]["watermark"] == "FLUX"
     assert rows[0]["examples"][0] | {"p_ai": 0, "version_id": None} == {
         "key": "new/light <photo>.jpg",
         "version_id": None,
@@ -143,12 +148,14 @@ def test_contradictions_both_ways_have_counts_and_examples(scans: list[tuple[dic
         "tool": "Camera 1",
         "source_type": "digitalCapture",
         "generator": None,
+        "watermark": None,
     }
 
 
 def test_coverage_is_told_by_folder(scans: list[tuple[dict[str, Any], str]]) -> None:
     rows = {row["name"]: row for row in scans[1][0]["what_files_say"]["by_folder"]}
-    assert set(rows) == {"new/", "old/", "(no folder)"}
+    assert set(rows) == {"new/", "old/", "marked/", "(no folder)"}
+    assert (rows["marked/"]["watermark"], rows["marked/"]["nothing"]) == (1, 0)
     assert [rows["new/"][name] for name in ("images", "trusted", "valid", "invalid", "nothing")] == [5, 2, 2, 1, 0]
     assert [rows["old/"][name] for name in ("images", "trusted", "generator_text", "nothing")] == [4, 0, 2, 1]
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binom
 
-from patchscan.scanning.watermark import CHANCE, MESSAGES, least, watermarks
+from patchscan.detector.watermark import CHANCE, LEAST, MESSAGES, watermark, watermarks
 
 DATA = Path(__file__).parents[1] / "golden" / "data"
 
@@ -19,7 +19,7 @@ def picture(name: str) -> Image.Image:
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_what_the_library_wrote_is_read(name: str) -> None:
-    found = watermarks(np.asarray(picture(name)))
+    found = watermarks(picture(name))
     assert found["found"] == name
     one = next(one for one in found["messages"] if one["name"] == name)
     assert one["matching"] == one["bits"] == len(MESSAGES[name])
@@ -30,19 +30,27 @@ def test_what_the_library_wrote_is_read(name: str) -> None:
 def test_a_copy_that_is_compressed_or_cut_has_lost_it() -> None:
     marked, buffer = picture("Stable Diffusion XL"), io.BytesIO()
     marked.save(buffer, "JPEG", quality=75)
-    assert watermarks(np.asarray(Image.open(buffer)))["found"] is None
-    assert watermarks(np.asarray(marked)[8:, 8:])["found"] is None
+    assert watermarks(Image.open(buffer))["found"] is None
+    assert watermarks(marked.crop((8, 8, *marked.size)))["found"] is None
 
 
 def test_images_without_one_bear_none() -> None:
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (200, 300, 3)).astype(np.uint8)
-    for image in (noise, np.zeros((512, 512, 3), np.uint8), np.full((512, 512, 3), (255, 0, 60), np.uint8)):
+    noise = Image.fromarray(rng.integers(0, 256, (200, 300, 3)).astype(np.uint8))
+    for image in (noise, Image.new("RGB", (512, 512)), Image.new("RGB", (512, 512), (255, 0, 60))):
         assert watermarks(image)["found"] is None
-    assert [one["bits"] for one in watermarks(noise[:40, :80])["messages"]] == [32, 48, 46]
-    assert watermarks(noise[:7, :7]) == {"found": None, "messages": []}
+    assert [one["bits"] for one in watermarks(noise.crop((0, 0, 80, 40)))["messages"]] == [32, 48, 46]
+    assert watermarks(noise.crop((0, 0, 7, 300))) == {"found": None, "messages": []}
 
 
-@pytest.mark.parametrize("bits", [32, 46, 48, 136])
-def test_the_fewest_bits_are_those_of_the_stated_chance(bits: int) -> None:
-    assert binom.sf(least(bits) - 1, bits, 0.5) <= CHANCE < binom.sf(least(bits) - 2, bits, 0.5)
+def test_only_files_that_can_bear_one_are_searched() -> None:
+    marked = picture("FLUX")
+    assert watermark(marked, None) == watermark(marked, 95) == "FLUX"
+    assert watermark(marked, 94) == "none"
+    assert watermark(Image.new("RGB", (300, 300)), None) == "none"
+
+
+def test_the_fewest_bits_are_those_of_the_stated_chance() -> None:
+    assert LEAST.keys() == {len(message) for message in MESSAGES.values()}
+    for bits, least in LEAST.items():
+        assert binom.sf(least - 1, bits, 0.5) <= CHANCE < binom.sf(least - 2, bits, 0.5)
