@@ -119,7 +119,7 @@ def test_another_model_scores_everything_again(photos: Path, tmp_path: Path) -> 
     assert scorer.scored == 12
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(crashes=st.lists(st.tuples(st.integers(1, 45), st.booleans()), min_size=1, max_size=4))
 def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
     crashes: list[tuple[int, bool]],
@@ -128,7 +128,7 @@ def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of forty scans no picture is drawn, and images are decoded here: neither touches the store."""
+    """Of twenty scans no picture is drawn, and images are decoded here: neither touches the store."""
 
     def prepare_here(
         _: DecoderPool, data: bytes, preset: Preset, *__: Any, look_for_watermark: bool = False
