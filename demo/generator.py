@@ -1,29 +1,18 @@
 """The demo's generators: small autoencoders, trained on photographs for some seconds, that reproduce a photograph with
 the kind of upsampling layers in which large generators end."""
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from demo.sample import Family
+
 CROP = 64
 BATCH = 8
 LEARNING_RATE = 2e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One kind of generator: its encoder reduces the image by `factor`, a power of 2; its decoder enlarges by `up`."""
-
-    name: str
-    factor: int
-    up: Literal["transposed", "nearest"]
-    latent: int
-    width: int = 16
 
 
 class Up(nn.Module):

@@ -6,14 +6,16 @@ import sys
 
 import pytest
 
+from bench import serving
 from bench.__main__ import bench, known_rows, main
 from bench.results import Bench
 from bench.rounds import TINY
 
 
 def test_a_tiny_bench_measures_every_section(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine of one core, where one worker is all."""
+    """As on a machine of one core, where one worker is all; it is kept busy by two clients."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(serving, "CLIENTS_PER_WORKER", 2)
     done = bench(TINY, None)
     found = {figure.name for figure in done.figures}
     assert {figure.section for figure in done.figures} >= {"decode", "model", "end to end", "scaling", "training"}

@@ -20,12 +20,13 @@ from tests.command import environment
 
 ROOT = Path(__file__).parents[2]
 # The demo with a smaller sample, which is what takes its minutes: generators trained for two steps, 4 crops a photo;
-# its commands are forked.
+# its commands are forked, and its model has one worker.
 CROPS = 4
 SMALL_DEMO = f"""
-import shutil
+import functools, shutil
 from demo import __main__ as demo, sample
 demo.PATCHSCAN = shutil.which("patchscan")
+demo.TorchServe = functools.partial(demo.TorchServe, workers=1)
 sample.GENERATOR_STEPS, sample.TRAIN_CROPS, sample.VAL_CROPS = 2, {CROPS}, {CROPS}
 demo.main()
 """

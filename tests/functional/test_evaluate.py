@@ -26,7 +26,7 @@ from patchscan.detector.models import build_network
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
 from patchscan.evaluation.tiers import deliver
 
-PER_CLASS = 12
+PER_CLASS = 8
 
 
 @pytest.fixture(scope="module")
@@ -261,12 +261,12 @@ def test_explain_agrees_with_serving(
 def test_whole_images_and_ensembles_are_explained_by_what_each_model_saw(
     report: Path, runs: list[Path], data: Path, tmp_path: Path
 ) -> None:
-    whole = make_run(tmp_path / "whole", 3, "simplecnn", WholeImagePreset())
+    whole = make_run(tmp_path / "whole", 3, "efficientnet-lite0", WholeImagePreset())
     patchscan("ensemble", "--run", runs[0], "--run", whole, "--out", tmp_path / "both", "--name", "both")
     image = data / "smooth/val/ai/3.png"
     figures = json.loads(patchscan("explain", image, "--run", tmp_path / "both", "--out", tmp_path / "why.png"))
     patches, seen = figures["views"]
-    assert (patches["architecture"], seen["architecture"]) == ("ssp-lite", "simplecnn")
+    assert (patches["architecture"], seen["architecture"]) == ("ssp-lite", "efficientnet-lite0")
     alone = [Detector.load(run).score([image.read_bytes()])[0] for run in (runs[0], whole)]
     assert [patches["p_ai"], seen["p_ai"]] == pytest.approx([one.p_ai for one in alone if isinstance(one, Answer)])
     assert np.shape(seen["weight"]) == (7, 7)

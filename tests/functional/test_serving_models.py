@@ -32,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     untrained_run(folder / "ssp", "ssp", "ssp", PatchPreset(), 3, Decision(temperature=2.0, bias=-0.3))
     views = PatchPreset(rule="grid", size=128, count=9)
     untrained_run(folder / "lite0", "lite0", "efficientnet-lite0", views, 4, Decision(temperature=0.01))
-    build_ensemble([folder / "ssp", folder / "simplecnn"], folder / "ensemble", "ensemble")
+    build_ensemble([folder / "lite0", folder / "simplecnn"], folder / "ensemble", "ensemble")
     imported_run(folder / "theirs")
     return folder
 
@@ -51,10 +51,10 @@ def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_scores_as_evaluation_does_in_any_batch_and_verifies(name: str, server: Served, runs: Path) -> None:
-    images = [png(seed, 200 + 9 * seed, 230) for seed in range(8)]
+    images = [png(seed, 200 + 9 * seed, 230) for seed in range(3)]
     right = [asdict(one) for one in load_archived(runs / name).score(images) if isinstance(one, Answer)]
-    assert len({one["logit"] for one in right}) == 8
-    for size in (1, 3, 8):
+    assert len({one["logit"] for one in right}) == 3
+    for size in (1, 3):
         replies = server.in_one_batch(name, images[-size:])
         assert [reply.json() for reply in replies] == right[-size:]
     assert verify(server.store / f"{name}.mar").card.architecture == Card.read(runs / name).architecture
