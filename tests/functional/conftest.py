@@ -14,6 +14,8 @@ from tests.serving_kit import Served
 # A run in a script's background ignores Ctrl-C, and so would the commands whose Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 bypass_for_loopback()
+# TorchServe's Java is compiled in a hurry: it runs for a minute, and the better compiler takes a third of its start.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -32,7 +32,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     untrained_run(folder / "ssp", "ssp", "ssp", PatchPreset(), 3, Decision(temperature=2.0, bias=-0.3))
     views = PatchPreset(rule="grid", size=128, count=9)
     untrained_run(folder / "lite0", "lite0", "efficientnet-lite0", views, 4, Decision(temperature=0.01))
-    build_ensemble([folder / "lite0", folder / "simplecnn"], folder / "ensemble", "ensemble")
+    untrained_run(
+        folder / "whole", "whole", "efficientnet-lite0", WholeImagePreset(), 5, Decision(temperature=0.1, bias=0.5)
+    )
+    build_ensemble([folder / "lite0", folder / "whole"], folder / "ensemble", "ensemble")
     imported_run(folder / "theirs")
     return folder
 
