@@ -25,6 +25,7 @@ from patchscan.detector.detector import Detector
 from patchscan.detector.models import build_network
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
 from patchscan.evaluation.tiers import deliver
+from tests import no_pictures
 
 PER_CLASS = 8
 
@@ -77,7 +78,8 @@ def patchscan(*arguments: object) -> str:
 @pytest.fixture(scope="module")
 def report(data: Path, runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    patchscan("evaluate", "--run", runs[0], "--run", runs[1], "--data", data, "--out", out, "--robustness", 2)
+    with no_pictures.replaced(no_pictures.COMPOSE):
+        patchscan("evaluate", "--run", runs[0], "--run", runs[1], "--data", data, "--out", out, "--robustness", 2)
     return out
 
 

@@ -70,6 +70,11 @@ def evaluated(
     return Evaluated(card, dict.fromkeys(protocols, decided), "raw" if fit else None, Target())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def real_pictures(compositions: None) -> None:
+    """Pictures are composed here as users get them."""
+
+
 def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
     data = {"name": "test", "digest": "d" * 64, "images": 1234, "in_train": 3, "repeated": 0, "labels": None}
     data["generators"] = []
@@ -78,7 +83,7 @@ def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+def three(tmp_path_factory: pytest.TempPathFactory, real_pictures: None) -> tuple[dict[str, Any], str, Path]:
     """A report of three models."""
     out = tmp_path_factory.mktemp("report")
     sizes = {"sd": (60, 60), "ldm": (50, 40), "gan": (45, 45)}
@@ -226,7 +231,7 @@ def coarse(drawing: Figure) -> bytes:
     """Draw a picture of few pixels, whose parts stand where they were put: their arrangement takes half of the time."""
     drawing.set_layout_engine("none")
     drawing.set_dpi(20)
-    FigureCanvasAgg(drawing).draw()
+    FigureCanvasAgg(drawing).draw()  # type: ignore[no-untyped-call]
     return b""
 
 

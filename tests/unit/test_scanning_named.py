@@ -36,12 +36,6 @@ SMALL_SHARDS = ShardSize(max_objects=2)
 QUICK = WorkSettings(threads=2, batch=1, deadline_s=0.2)
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without their picture, which takes most of the time of so small a scan."""
-    monkeypatch.setattr("patchscan.scanning.report._histogram", lambda told: None)
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"

@@ -128,7 +128,7 @@ def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of twenty scans no picture is drawn, and images are decoded here: neither touches the store."""
+    """Of twenty scans images are decoded here, which does not touch the store."""
 
     def prepare_here(
         _: DecoderPool, data: bytes, preset: Preset, *__: Any, look_for_watermark: bool = False
