@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import format_datetime
+from types import SimpleNamespace
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -332,8 +334,17 @@ class SimulatedBucket(Bucket):
         self._client: Any = service
         self._retries = FewTries(service.simulation)
         self._payer, self._optional = {}, []
+        self._reader: Any = SimpleNamespace(get=self._get)
         self.listed: list[ObjectInfo] = []
         self.listed_from = 0
+
+    def _get(self, info: ObjectInfo) -> tuple[dict[str, str], io.BytesIO]:
+        """ObjectReader.get: headers and body of an object, if it is the one that was listed."""
+        reply = self._client.get_object(Key=info.key, IfMatch=info.etag or "")
+        modified = format_datetime(reply["LastModified"], usegmt=True)
+        return {"etag": reply["ETag"], "content-length": str(reply["ContentLength"]), "last-modified": modified}, reply[
+            "Body"
+        ]
 
     def objects(self) -> Iterator[ObjectInfo]:
         self.listed_from = self._client.simulation.calls
