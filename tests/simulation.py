@@ -342,9 +342,8 @@ class SimulatedBucket(Bucket):
         """ObjectReader.get: headers and body of an object, if it is the one that was listed."""
         reply = self._client.get_object(Key=info.key, IfMatch=info.etag or "")
         modified = format_datetime(reply["LastModified"], usegmt=True)
-        return {"etag": reply["ETag"], "content-length": str(reply["ContentLength"]), "last-modified": modified}, reply[
-            "Body"
-        ]
+        headers = {"etag": reply["ETag"], "content-length": str(reply["ContentLength"]), "last-modified": modified}
+        return headers, reply["Body"]
 
     def objects(self) -> Iterator[ObjectInfo]:
         self.listed_from = self._client.simulation.calls

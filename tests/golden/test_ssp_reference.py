@@ -65,8 +65,8 @@ def test_an_imported_run_folder_scores_like_the_checkpoint(checkpoint: Path, mod
     )
     assert done.exit_code == 0, done.output
     detector = Detector.load(tmp_path)
-    logits = detector.logits(list(GOLDEN["patches"][:, None]))
-    np.testing.assert_allclose(logits, -GOLDEN["logit_real"], atol=TOLERANCE)
+    logits = detector.logits(list(GOLDEN["patches"][:2, None]))
+    np.testing.assert_allclose(logits, -GOLDEN["logit_real"][:2], atol=TOLERANCE)
     assert "trained on nothing: made from names" in detector.card.warnings[0]
 
 

@@ -51,8 +51,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [
         run_folder(base / "lite", "ssp-lite", PatchPreset(count=3), Decision(temperature=0.25, bias=0.5), ["sd"]),
         run_folder(base / "lite-2", "ssp-lite", PatchPreset(rule="random"), Decision(), ["sd"]),
-        run_folder(base / "cnn", "simplecnn", WholeImagePreset(), Decision(temperature=3.0, bias=-1.0), ["gan"]),
+        run_folder(
+            base / "cnn", "efficientnet-lite0", WholeImagePreset(), Decision(temperature=3.0, bias=-1.0), ["gan"]
+        ),
     ]
+
+
+@pytest.fixture(scope="module")
+def joined(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ensemble of the three runs."""
+    folder = tmp_path_factory.mktemp("joined") / "all"
+    build_ensemble(runs, folder, "all")
+    return folder
 
 
 def photographs() -> list[bytes]:
@@ -77,9 +87,8 @@ def assert_means(together: Sequence[Answer | ScoreError], alone: Sequence[BaseDe
         assert answer.logit == pytest.approx(np.mean(logits), abs=1e-5)
 
 
-def test_ensemble_scores_the_mean_of_calibrated_logits(runs: list[Path], tmp_path: Path) -> None:
-    build_ensemble(runs, tmp_path / "all", "all")
-    together = Detector.load(tmp_path / "all").score(photographs())
+def test_ensemble_scores_the_mean_of_calibrated_logits(runs: list[Path], joined: Path) -> None:
+    together = Detector.load(joined).score(photographs())
     alone = [Detector.load(run) for run in runs]
     assert_means(together, alone)
     assert isinstance(together[0], Answer)
@@ -88,19 +97,17 @@ def test_ensemble_scores_the_mean_of_calibrated_logits(runs: list[Path], tmp_pat
     assert together[2].reason == "small_image"
 
 
-def test_a_batch_of_ensemble_crops_is_scored_image_by_image(runs: list[Path], tmp_path: Path) -> None:
+def test_a_batch_of_ensemble_crops_is_scored_image_by_image(joined: Path) -> None:
     """One pass over several images' crops, as a GPU does it, gives the logits of one pass each."""
-    build_ensemble(runs, tmp_path / "all", "all")
-    detector = Detector.load(tmp_path / "all")
+    detector = Detector.load(joined)
     crops = [detector.prepare(data).crops.pixels for data in photographs()]
     together = detector._crop_logits(np.concatenate(crops)).view(3, -1).mean(dim=1)
     assert together.tolist() == pytest.approx(detector.logits(crops), abs=1e-4)
 
 
-def test_an_ensembles_card(runs: list[Path], tmp_path: Path) -> None:
-    build_ensemble(runs, tmp_path / "all", "all")
-    card = Card.read(tmp_path / "all")
-    assert card.architecture == "ssp-lite+ssp-lite+simplecnn"
+def test_an_ensembles_card(joined: Path) -> None:
+    card = Card.read(joined)
+    assert card.architecture == "ssp-lite+ssp-lite+efficientnet-lite0"
     assert card.training["seen"] == ["gan", "sd"]
     assert card.training["unseen"] == ["adm"]
     assert card.warnings == ["shared warning", "lite's own", "lite-2's own", "cnn's own"]
