@@ -14,7 +14,7 @@ from patchscan.detector.answer import EngineUsed
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card, CardError
 from patchscan.detector.images import Limits
-from patchscan.detector.models import ai_logit, build_model
+from patchscan.detector.models import NoInitialWeights, ai_logit, build_model
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import read_safetensors
 
@@ -51,7 +51,8 @@ class Detector(BaseDetector):
         if sha256_of(weights) != card.weights_sha256:
             raise CardError(f"{weights} does not match {folder}/card.json: its sha256 differs")
         try:
-            model = build_model(card.architecture)
+            with NoInitialWeights():
+                model = build_model(card.architecture)
             model.load_state_dict(read_safetensors(weights))
         except (ValueError, RuntimeError) as error:
             raise CardError(

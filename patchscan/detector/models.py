@@ -6,10 +6,12 @@ turns either into the logit of P(AI).
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from patchscan.detector.efficientnet import EfficientNetLite0
 from patchscan.detector.network import Network
@@ -205,6 +207,20 @@ def build_model(architecture: str) -> nn.Module:
     if len(names) > MAX_MEMBERS:
         raise ValueError(f"an ensemble has at most {MAX_MEMBERS} members, not {len(names)}")
     return build_network(names[0]) if len(names) == 1 else Ensemble([build_network(name) for name in names])
+
+
+class NoInitialWeights(TorchFunctionMode):
+    """Within this context, a network's weights are allocated but not drawn, for those who load others over them: to
+    draw them takes longer than to build the rest."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        drawn = function in (torch.Tensor.normal_, torch.Tensor.uniform_)
+        if drawn or getattr(function, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def ai_logit(outputs: torch.Tensor) -> torch.Tensor:

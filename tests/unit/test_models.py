@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from patchscan.detector import weights
 from patchscan.detector.efficientnet import BLOCKS
-from patchscan.detector.models import ResNet50, SimpleCNN, SSPLite, ai_logit, build_network
+from patchscan.detector.models import NoInitialWeights, ResNet50, SimpleCNN, SSPLite, ai_logit, build_network
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import WeightsError, load_imagenet, read_safetensors, read_state_dict
 from tests.imagenet_weights import lite0_state, resnet50_state
@@ -47,6 +47,17 @@ def test_untrained_convolutions_are_drawn_as_torchvisions() -> None:
     weight = ResNet50().resnet.state_dict()["layer3.1.conv2.weight"]
     assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
     assert weight.abs().max() > 4 * weight.std()
+
+
+@pytest.mark.parametrize("architecture", ["ssp", "resnet50", "simplecnn", "efficientnet-lite0"])
+def test_weights_are_not_drawn_for_those_who_load_others(architecture: str) -> None:
+    before = torch.get_rng_state()
+    with NoInitialWeights():
+        model = build_network(architecture)
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = build_network(architecture)
+    model.load_state_dict(drawn.state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), drawn.buffers(), strict=True))
 
 
 def test_ssp_learns_everything_but_its_filters() -> None:
