@@ -9,14 +9,19 @@ from tests import no_pictures
 
 # The longest begin: else one process would wait for the other at the end. The other files keep their order.
 LONGEST = (
+    "test_docs_train.py",
+    "test_training.py",
+    "test_demo.py",
     "test_scan_torchserve.py",
     "test_bench_tiny.py",
-    "test_demo.py",
-    "test_training.py",
-    "test_docs_train.py",
+    "test_serving_models.py",
+    "test_evaluate.py",
+    "test_scan_s3.py",
     "test_training_job.py",
+    "test_openvino.py",
+    "test_import_torch.py",
     "test_evaluation_report.py",
-    "test_scanning_scan.py",
+    "test_scanning_named.py",
 )
 
 

@@ -84,8 +84,12 @@ def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory, real_pictures: None) -> tuple[dict[str, Any], str, Path]:
-    """A report of three models."""
+    """A report of three models, whose run folders hold features."""
     out = tmp_path_factory.mktemp("report")
+    features = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    for moment in ("before", "after"):
+        generator = np.repeat(["sd", "gan"], 10)
+        np.savez(out / f"features_{moment}.npz", features=features, label=np.arange(20) % 2, generator=generator)
     sizes = {"sd": (60, 60), "ldm": (50, 40), "gan": (45, 45)}
     models = [
         evaluated(name, table(sizes, skill, seed))
@@ -166,7 +170,7 @@ def test_page_needs_no_other_file_and_escapes_what_it_shows(three: tuple[dict[st
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "url(" not in page
     assert "<b>trained</b>" not in page
-    assert len(list((out / "figures").glob("*.png"))) == 2 + 3 * 6 + 2
+    assert len(list((out / "figures").glob("*.png"))) == 2 + 3 * 7 + 2
     assert {"good-raw-tippett.png", "good-raw-cross-entropy.png"} <= {one.name for one in (out / "figures").iterdir()}
 
 
