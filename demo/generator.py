@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from demo.sample import Family
+from demo.family import Family
 
 CROP = 64
 BATCH = 8

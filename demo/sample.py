@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
+
+from demo.family import Family
 
 CROP = 128
 GRID = 16
@@ -24,17 +25,6 @@ TRAIN_CROPS, VAL_CROPS = 60, 40
 # No photograph is in both splits; the generators learn from the training photographs only.
 TRAIN_PHOTOS = ("astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "china.jpg", "ihc.png")
 VAL_PHOTOS = ("coffee.png", "flower.jpg", "retina.jpg")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One kind of generator: its encoder reduces the image by `factor`, a power of 2; its decoder enlarges by `up`."""
-
-    name: str
-    factor: int
-    up: Literal["transposed", "nearest"]
-    latent: int
-    width: int = 16
 
 
 SEEN = Family(name="demo_transposed", factor=4, up="transposed", latent=24)
