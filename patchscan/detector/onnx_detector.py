@@ -1,9 +1,28 @@
 """Score encoded images with ONNX Runtime, on the CPU and without torch."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from patchscan.detector.answer import EngineUsed
+from patchscan.detector.card import CardError
 from patchscan.detector.graph_detector import GraphDetector
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+def open_session(graph: bytes) -> "InferenceSession":
+    """Have ONNX Runtime open an ONNX model, on one thread of the CPU. Raises CardError where it cannot."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own, which are not named in Python
+        raise CardError(f"ONNX Runtime cannot run this model: {error}") from error
 
 
 class OnnxDetector(GraphDetector):
@@ -12,12 +31,7 @@ class OnnxDetector(GraphDetector):
     engine: EngineUsed = "onnx"
 
     def _open(self, graph: bytes) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(graph)
 
     def _input_shape(self) -> list[int | None]:
         # a number of crops that is not fixed has a name

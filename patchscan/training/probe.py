@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
@@ -17,8 +16,9 @@ from patchscan.common.processes import available_cpus
 from patchscan.dataset.audit import audit
 from patchscan.dataset.index import data_digest, load_index
 from patchscan.dataset.source import DataSource
-from patchscan.detector.card import Card
+from patchscan.detector.card import Card, CardError
 from patchscan.detector.graph_check import GraphError, parse_graph
+from patchscan.detector.onnx_detector import open_session
 from patchscan.detector.prepared import prepare
 from patchscan.training.data import LABELS, select_rows
 from patchscan.training.import_config import Head, ImportConfig, ImportConfigError, read_config
@@ -101,13 +101,10 @@ class _Extractor:
 
     def __init__(self, file: Path, graph: bytes, described: ImportConfig):
         wrapped = wrap_features(file, parse_graph(file, graph), described.input, described.output.name)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(wrapped, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own
-            raise GraphError(f"{file} cannot be run: {error}") from error
+            self._session = open_session(wrapped)
+        except CardError as error:
+            raise GraphError(f"{file}: {error}") from error
         self._file, self._preset = file, described.input.preset()
 
     def __call__(self, read: Callable[[str], bytes], rows: pd.DataFrame, task: str) -> np.ndarray:

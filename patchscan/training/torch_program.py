@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from patchscan.common.processes import end_with_parent
 from patchscan.detector.graph_check import MAX_BYTES, GraphError, parse_graph
+from patchscan.detector.onnx_detector import open_session
 from patchscan.training.exported_program import OPSET, Program, read_program
 from patchscan.training.import_config import Input
 
@@ -194,10 +194,7 @@ def _export(program: torch.nn.Module, example: torch.Tensor, names: list[str], t
 
 
 def _run(graph: bytes, pictures: torch.Tensor) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    answers: list[np.ndarray] = session.run(None, {"input": pictures.numpy()})
+    answers: list[np.ndarray] = open_session(graph).run(None, {"input": pictures.numpy()})
     return answers
 
 

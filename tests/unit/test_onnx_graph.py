@@ -95,6 +95,14 @@ def test_a_graph_for_other_crops_than_the_cards_is_refused(run: Path, tmp_path: 
     assert load_detector(changed).engine == "onnx"
 
 
+def test_a_graph_that_onnx_runtime_cannot_run_is_one_line(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    card = Card.read(run)
+    (tmp_path / "run" / "model.onnx").write_bytes(seal(b"no graph", card.weights_sha256))
+    with pytest.raises(CardError, match="ONNX Runtime cannot run this model: "):
+        OnnxDetector.load(tmp_path / "run")
+
+
 def test_a_seal_holds_for_its_weights_and_its_graph() -> None:
     sealed = seal(b"graph", "a" * 64)
     assert is_sealed(sealed, "a" * 64)
