@@ -116,6 +116,7 @@ class Scorer(StubScorer):
             reason=None,
             tier="native",
             jpeg_quality=None,
+            watermark="none",
             patch={"x": 0, "y": 0, "size": 32, "complexity": 1},
             image={"width": 32, "height": 32, "format": "PNG", "frames": 1},
             model=self.card.name,

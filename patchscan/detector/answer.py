@@ -30,7 +30,8 @@ class Answer:
     `reason` says why a verdict is `uncertain`: `abstain_band`, `small_image`, or `out_of_domain` where the model cannot
     tell AI from real in the image's tier, or the image is a graphic and no photograph; otherwise it is None. `tier` is
     the delivery that the pixels look like, and decides which numbers of the card apply; `jpeg_quality` (1 to 100, None
-    where the file is no JPEG) is what the file's tables say, and decides nothing. `patch` describes the first crop: x,
+    where the file is no JPEG) is what the file's tables say, and decides nothing. `watermark` names the generator whose
+    watermark the pixels bear, or is `none`; it decides nothing either. `patch` describes the first crop: x,
     y, size in pixels of the scored image, and its complexity. `image` holds width, height, format, frames.
     """
 
@@ -40,6 +41,7 @@ class Answer:
     reason: str | None
     tier: Tier
     jpeg_quality: int | None
+    watermark: str
     patch: dict[str, int]
     image: dict[str, Any]
     model: str

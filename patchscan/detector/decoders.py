@@ -84,12 +84,11 @@ class DecoderPool:
         limits: Limits = Limits(),
         hold: Hold = hold_nothing,
         time_s: float | None = None,
-        look_for_watermark: bool = False,
     ) -> Prepared:
         """Decode one encoded image and choose its crops, as `prepared.prepare` does, within `time_s` (default: TIME_S)
         seconds. A large image is decoded while `hold` holds the memory for it. Raises ImageError, also
         `decoder_died`, and NoDecoderError where no child can start."""
-        prepared = self.run(partial(_prepare, preset, look_for_watermark), data, limits, hold, time_s)
+        prepared = self.run(partial(_prepare, preset), data, limits, hold, time_s)
         assert isinstance(prepared, Prepared)
         return prepared
 
@@ -303,8 +302,8 @@ class _Image:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _prepare(preset: Preset, look_for_watermark: bool, data: bytes, limits: Limits) -> Prepared:
-    return prepare(data, preset, limits, look_for_watermark)
+def _prepare(preset: Preset, data: bytes, limits: Limits) -> Prepared:
+    return prepare(data, preset, limits)
 
 
 def _died(why: str) -> ImageError:

@@ -20,21 +20,21 @@ class Prepared:
 
     The decoded image is not kept, so that many prepared images can wait for the model. `decode_s` and `patch_s` are the
     seconds spent on decoding and on choosing the crops. `graphic`: see `is_graphic`. `watermark`: what
-    `watermark.watermark` says, None where nobody asked.
+    `watermark.watermark` says.
     """
 
     image: dict[str, Any]
     tier: Tier
     graphic: bool
     jpeg_quality: int | None
+    watermark: str
     crops: Patches
     decode_s: float
     patch_s: float
-    watermark: str | None = None
 
 
-def prepare(data: bytes, preset: Preset, limits: Limits = Limits(), look_for_watermark: bool = False) -> Prepared:
-    """Decode one encoded image, choose its crops and, if asked, look for a watermark. Raises ImageError."""
+def prepare(data: bytes, preset: Preset, limits: Limits = Limits()) -> Prepared:
+    """Decode one encoded image and choose its crops. Raises ImageError."""
     started = time.perf_counter()
     image = decode(data, limits)
     decoded = time.perf_counter()
@@ -42,9 +42,9 @@ def prepare(data: bytes, preset: Preset, limits: Limits = Limits(), look_for_wat
     crops = preset.crops(image.pillow, seed_from_pixels(image.pillow))
     tier = estimate_tier(image.pillow)
     graphic = is_graphic(image.pillow)
+    found = watermark(image.pillow, image.jpeg_quality)
     seconds = (decoded - started, time.perf_counter() - decoded)
-    found = watermark(image.pillow, image.jpeg_quality) if look_for_watermark else None
-    return Prepared(facts, tier, graphic, image.jpeg_quality, crops, *seconds, found)
+    return Prepared(facts, tier, graphic, image.jpeg_quality, found, crops, *seconds)
 
 
 def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
@@ -66,6 +66,7 @@ def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
         reason=reason,
         tier=prepared.tier,
         jpeg_quality=prepared.jpeg_quality,
+        watermark=prepared.watermark,
         patch={"x": x, "y": y, "size": first.size, "complexity": int(prepared.crops.complexity[0])},
         image=prepared.image,
         model=card.name,

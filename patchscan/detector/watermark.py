@@ -23,28 +23,35 @@ CHANCE = 1e-9
 LEAST = {32: 32, 46: 43, 48: 44, 136: 103}
 # JPEGs of a lower quality have nearly always lost it.
 LEAST_JPEG_QUALITY = 95
+# Smaller images are none that the programs write, and of larger ones so many pixels suffice.
+LARGEST_UNSEARCHED_SIDE, ENOUGH_PIXELS = 256, 2**19
 # The library's: a bit is a quarter or three quarters of a step of 36 in the largest of the coefficients but the first.
 STEP, SIDE = 36, 4
 
 
 def watermark(image: Image.Image, jpeg_quality: int | None) -> str:
-    """Return the name of the known message that an RGB image bears, or `none`. JPEGs that have probably lost it are not
-    searched."""
-    if jpeg_quality is not None and jpeg_quality < LEAST_JPEG_QUALITY:
+    """Return the name of the known message that an RGB image bears, or `none`. The rows in the middle are searched, and
+    only where it has probably not been lost."""
+    width, height = image.size
+    if min(width, height) <= LARGEST_UNSEARCHED_SIDE or (jpeg_quality or 100) < LEAST_JPEG_QUALITY:
         return "none"
-    return watermarks(image)["found"] or "none"
+    side = 2 * SIDE
+    rows = ENOUGH_PIXELS // width // side
+    above = max(0, height // side - rows) // 2
+    middle = image.crop((0, above * side, width, min(height, (above + rows) * side)))
+    return watermarks(middle, above * (width // side))["found"] or "none"
 
 
-def watermarks(image: Image.Image) -> dict[str, Any]:
+def watermarks(image: Image.Image, above: int = 0) -> dict[str, Any]:
     """Say which of the known messages an RGB image bears: `found`, its name or None, and for each of the `messages` its
     `name`, how many `bits` it has, how many are `matching`, and the `least` that must. Empty where the image has fewer
-    blocks than a message has bits."""
+    blocks than a message has bits. `above`: how many blocks of the picture lie above `image`."""
     ones = _blocks(image)
     messages: list[dict[str, Any]] = []
     for name, text in MESSAGES.items():
         message = np.array([bit == "1" for bit in text])
         if len(ones) >= len(message):
-            place = np.arange(len(ones)) % len(message)
+            place = (above + np.arange(len(ones))) % len(message)
             share = np.bincount(place, ones) / np.bincount(place)
             matching = int(((share > 0.5) == message).sum())
             messages.append({"name": name, "bits": len(message), "matching": matching, "least": LEAST[len(message)]})

@@ -45,7 +45,7 @@ def what_files_say(table: ScanTable, plan: Plan, base: str, earlier: Earlier | N
     `counts`: how many make each claim (`now`), and in the earlier scan's table `before`, None where there is none.
     `same_list`: whether the earlier scan judged signers by the same list of authorities. `other_list`: files with a
     manifest that was judged by another list than this scan's. `not_searched`: images whose pixels were not searched for
-    a watermark, since the server decoded them or an older version scored them. `by_folder`: the counts by the first
+    a watermark, since an older version scored them. `by_folder`: the counts by the first
     folder below `base`.
     `against_verdicts`: see `_against_verdicts`.
     """

@@ -38,6 +38,7 @@ ANSWER = [
     ("reason", pa.string()),
     ("tier", pa.string()),
     ("jpeg_quality", pa.int16()),
+    ("watermark", pa.string()),
     ("patch", PATCH),
     ("image", IMAGE),
     ("model", pa.string()),
@@ -55,7 +56,6 @@ SCHEMA = pa.schema(
         ("engine", pa.string()),
         ("provenance", provenance.TYPE),
         ("c2pa_trust", pa.string()),
-        ("watermark", pa.string()),
         ("scored_at", TIME),
         ("attempts", pa.int32()),
     ]

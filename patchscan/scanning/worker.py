@@ -214,11 +214,9 @@ class Worker:
     def _score(self, info: ObjectInfo, fetched: FetchedObject, tries: int) -> Row:
         try:
             with self._unpacked(fetched) as data:
-                request, watermark = self._prepared_request(data)
-                result, more = self._retries.call(request)
+                result, more = self._retries.call(self._prepared_request(data))
                 claims = provenance(data, result.image["format"], self.plan.c2pa_trust)
-                row = rows.scored(info, result, self.scorer.engine, claims, tries + more - 1, self._c2pa_trust)
-                return row | {"watermark": watermark}
+                return rows.scored(info, result, self.scorer.engine, claims, tries + more - 1, self._c2pa_trust)
         except ImageError as error:
             return rows.rejected(info, error.code, error.message, tries) | self._model
         except NotFiniteError as error:
@@ -239,15 +237,14 @@ class Worker:
         with self._unpacked_bytes.hold(unpacked_size(data, encoding, limit)):
             yield unpack(data, encoding, limit)
 
-    def _prepared_request(self, data: bytes) -> tuple[Callable[[], Answer], str | None]:
-        """Return a function that asks the scorer about an image, which may be called again after a TransientError, and
-        the image's watermark, None where the server decodes. What needs no scorer, as decoding, is done here, once.
-        Raises ImageError."""
+    def _prepared_request(self, data: bytes) -> Callable[[], Answer]:
+        """Return a function that asks the scorer about an image; it may be called again after a TransientError. What
+        needs no scorer, as decoding, is done here, once. Raises ImageError."""
         if self._select == "server":
-            return lambda: self._ask(lambda: self.scorer.answer(data)), None
-        card, limits = self.scorer.card, self.settings.limits
-        prepared = decoder_pool().prepare(data, card.preset, limits, self._pixels.hold, look_for_watermark=True)
-        return lambda: build_answer(prepared, self._batcher.logit(prepared.crops.pixels), card), prepared.watermark
+            return lambda: self._ask(lambda: self.scorer.answer(data))
+        card = self.scorer.card
+        prepared = decoder_pool().prepare(data, card.preset, self.settings.limits, self._pixels.hold)
+        return lambda: build_answer(prepared, self._batcher.logit(prepared.crops.pixels), card)
 
     def _logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         return self._ask(lambda: self.scorer.logits(crops))
@@ -298,7 +295,7 @@ class Worker:
 
     def _score_blank(self) -> None:
         """Have the scorer answer for an image of one grey."""
-        self._prepared_request(_blank_image())[0]()
+        self._prepared_request(_blank_image())()
 
     def _read_byte(self, otherwise: ObjectInfo) -> None:
         """Read a byte of an object that could be read before, or of `otherwise`."""

@@ -21,8 +21,7 @@ from PIL import Image
 from patchscan.common.retries import OutageError, StoppedError, TransientError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.detector.images import decoded_bytes
-from patchscan.detector.prepared import Prepared, prepare
-from patchscan.detector.presets import Preset
+from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows
 from patchscan.scanning.flow import ByteBudget
 from patchscan.scanning.listing import Filters
@@ -129,13 +128,7 @@ def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of twenty scans images are decoded here, which does not touch the store."""
-
-    def prepare_here(
-        _: DecoderPool, data: bytes, preset: Preset, *__: Any, look_for_watermark: bool = False
-    ) -> Prepared:
-        return prepare(data, preset, look_for_watermark=look_for_watermark)
-
-    monkeypatch.setattr(DecoderPool, "prepare", prepare_here)
+    monkeypatch.setattr(DecoderPool, "prepare", lambda _, data, preset, *__, **___: prepare(data, preset))
     out = open_store(str(tmp_path_factory.mktemp("crash")))
     for at, after in crashes:
         try:

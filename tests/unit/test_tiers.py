@@ -106,7 +106,7 @@ def card(decision: Decision) -> Card:
 
 def prepared(tier: Tier) -> Prepared:
     crops = Patches(np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 2), int), np.zeros(1, int), upscaled=False)
-    return Prepared({"width": 64, "height": 64, "format": "PNG", "frames": 1}, tier, False, 80, crops, 0.0, 0.0)
+    return Prepared({"width": 64, "height": 64, "format": "PNG", "frames": 1}, tier, False, 80, "none", crops, 0.0, 0.0)
 
 
 def test_each_tier_is_decided_by_its_own_numbers() -> None:

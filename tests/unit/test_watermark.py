@@ -48,6 +48,13 @@ def test_only_files_that_can_bear_one_are_searched() -> None:
     assert watermark(marked, None) == watermark(marked, 95) == "FLUX"
     assert watermark(marked, 94) == "none"
     assert watermark(Image.new("RGB", (300, 300)), None) == "none"
+    assert watermark(marked.crop((0, 0, 256, 280)), None) == "none"
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_rows_in_the_middle_are_enough(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchscan.detector.watermark.ENOUGH_PIXELS", 312 * 130)
+    assert watermark(picture(name), None) == name
 
 
 def test_the_fewest_bits_are_those_of_the_stated_chance() -> None:
