@@ -14,8 +14,8 @@ from patchscan.storage.store import FailureCode, FetchedObject, ObjectInfo, Stor
 from tests import protocol
 from tests.simulation import SimulatedBucket
 
-# Twice as many as the breakages below need to be found.
-SCHEDULES = 200
+# Half as many again as the breakages below need to be found.
+SCHEDULES = 150
 
 
 def test_no_schedule_breaks_a_promise() -> None:

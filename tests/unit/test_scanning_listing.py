@@ -32,7 +32,7 @@ PREVIOUS = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(LISTED, PREVIOUS)
 def test_only_unchanged_rows_of_this_model_are_carried_over(
     listed: list[ObjectInfo], previous: dict[str, dict[str, Any]]
@@ -60,7 +60,7 @@ def test_only_unchanged_rows_of_this_model_are_carried_over(
     assert counts["deleted"] == len(set(previous) - keys)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.builds(ObjectInfo, key=KEYS, version_id=VERSIONS, etag=st.sampled_from([None, "1", "2"])), max_size=10),
     st.dictionaries(st.tuples(KEYS, VERSIONS), ETAGS),
