@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesse
 test: lint
 	$(PYTEST)
 
-# What needs no server, in two to three minutes.
+# What needs no server, in five minutes on 2 cores.
 test-fast: $(VENV)/ready
 	$(PYTEST) tests/unit tests/golden
 
