@@ -51,24 +51,13 @@ from patchscan.storage import open_store
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from patchscan.storage.store import ObjectInfo, StoreError
+from tests.bucket_kit import UNUSUAL_KEYS
 from tests.c2pa_kit import CAPTURED, identity, sign
 from tests.faulty_proxy import FaultyProxy
 from tests.scan_kit import StubScorer, image, stub_server, table_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.literals import StorageClassType
-
-UNUSUAL = [
-    "plain.png",
-    "with space+plus%25percent%.png",
-    "ünïcødé/日本/🙂.png",
-    "../up.png",
-    "a/../b.png",
-    "a//b.png",
-    "./dot.png",
-    "q?x=1#f&g.png",
-    "x" * 1020 + ".png",
-]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +74,7 @@ def bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     client = s3.client()
     client.create_bucket(Bucket=name)
     client.create_bucket(Bucket=f"{name}-out")
-    for number, key in enumerate(UNUSUAL + [f"many/{number:02d}.png" for number in range(11)]):
+    for number, key in enumerate(UNUSUAL_KEYS + [f"many/{number:02d}.png" for number in range(11)]):
         client.put_object(Bucket=name, Key=key, Body=image(number))
     client.put_object(Bucket=name, Key="many/readme.txt", Body=b"text")
     client.put_object(Bucket=name, Key="folder/", Body=b"")
@@ -108,7 +97,7 @@ def test_every_key_however_unusual_has_one_row(bucket: str, page: int, monkeypat
     made = scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x")
     table = table_of(open_store(f"s3://{bucket}-out/x"), made.scan)
     assert {key for key, row in table.items() if row["status"] == "scored"} == {
-        *UNUSUAL,
+        *UNUSUAL_KEYS,
         *(f"many/{number:02d}.png" for number in range(11)),
     }
     assert (table["folder/"]["error_code"], table["many/readme.txt"]["error_code"]) == ("empty", "not_an_image")
@@ -168,7 +157,7 @@ def test_four_scans_at_once_are_one_scan(bucket: str) -> None:
         list(pool.map(lambda _: scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x"), range(4)))
     out = open_store(f"s3://{bucket}-out/x")
     for name in history(out):
-        assert len(table_of(out, name)) == len(UNUSUAL) + 13
+        assert len(table_of(out, name)) == len(UNUSUAL_KEYS) + 13
 
 
 def test_conditional_writes_are_noticed(bucket: str) -> None:
@@ -644,20 +633,20 @@ def test_what_events_name_is_scored_into_the_table_and_leaves_the_queue(
     out, source = open_store(f"s3://{bucket}-out/x"), ScanSource(url=f"s3://{bucket}")
     with stub_server() as server:
         scan(source, out.url)
-        for number, key in enumerate([*UNUSUAL, "new+ +.png", "gone.png"]):
+        for number, key in enumerate([*UNUSUAL_KEYS, "new+ +.png", "gone.png"]):
             s3.client().put_object(Bucket=bucket, Key=key, Body=image(100 + number))
         s3.client().delete_object(Bucket=bucket, Key="gone.png")
         s3.client().delete_object(Bucket=bucket, Key="many/03.png")
         queue.send("{no event")
-        queue.wait_for(len(UNUSUAL) + 5)
+        queue.wait_for(len(UNUSUAL_KEYS) + 5)
         code, output = scan_events(bucket, queue.url, server)
         assert (code, queue.messages()) == (1, 1), output  # the message that cannot be read stays
         assert "which stays in the queue: it begins as JSON and is none" in output
-        assert f"{len(UNUSUAL) + 1} objects were named = {len(UNUSUAL) + 1} scored" in output
+        assert f"{len(UNUSUAL_KEYS) + 1} objects were named = {len(UNUSUAL_KEYS) + 1} scored" in output
         assert "2 names are of no object; 13 rows of others were kept" in output
         newest = last_complete(out)
         assert newest
-        assert newest.named == {"objects": len(UNUSUAL) + 1, "unchanged": 0, "missing": 2}
+        assert newest.named == {"objects": len(UNUSUAL_KEYS) + 1, "unchanged": 0, "missing": 2}
 
     night = scan(source, out.url)
     assert (night.shards, night.unchanged, night.deleted) == (0, night.listed, 1)
@@ -689,7 +678,7 @@ def test_a_run_that_dies_before_it_deletes_its_messages_loses_and_doubles_nothin
 
 
 def test_keys_and_events_are_read_from_standard_input(bucket: str, tmp_path: Path) -> None:
-    record = {"s3": {"bucket": {"name": bucket}, "object": {"key": quote_plus(UNUSUAL[1])}}}
+    record = {"s3": {"bucket": {"name": bucket}, "object": {"key": quote_plus(UNUSUAL_KEYS[1])}}}
     lines = ["plain.png", "{broken", json.dumps({"Records": [record]}), "never.png"]
     with stub_server() as server:
         code, output = scan_events(bucket, "-", server, "\n".join(lines).encode())

@@ -1,7 +1,6 @@
 """Listings of S3 stores that leave things out, contradict themselves, or are no stores at all."""
 
 import errno
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -18,6 +17,7 @@ from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.storage.bucket import Bucket
 from patchscan.storage.folder import Folder
 from patchscan.storage.store import FailureCode, ObjectError, ObjectInfo, Store, StoreError
+from tests.bucket_kit import served
 
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 MODIFIED = "<LastModified>2026-01-02T03:04:05.000Z</LastModified>"
@@ -74,13 +74,9 @@ class StubStore(ThreadingHTTPServer):
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubStore]:
-    for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with StubStore() as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    server = StubStore()
+    with served(server, monkeypatch):
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
