@@ -26,7 +26,6 @@ TRAIN_CROPS, VAL_CROPS = 60, 40
 TRAIN_PHOTOS = ("astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "china.jpg", "ihc.png")
 VAL_PHOTOS = ("coffee.png", "flower.jpg", "retina.jpg")
 
-
 SEEN = Family(name="demo_transposed", factor=4, up="transposed", latent=24)
 UNSEEN = Family(name="demo_nearest", factor=4, up="nearest", latent=24)
 

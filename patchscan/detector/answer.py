@@ -31,8 +31,8 @@ class Answer:
     tell AI from real in the image's tier, or the image is a graphic and no photograph; otherwise it is None. `tier` is
     the delivery that the pixels look like, and decides which numbers of the card apply; `jpeg_quality` (1 to 100, None
     where the file is no JPEG) is what the file's tables say, and decides nothing. `watermark` names the generator whose
-    watermark the pixels bear, or is `none`; it decides nothing either. `patch` describes the first crop: x,
-    y, size in pixels of the scored image, and its complexity. `image` holds width, height, format, frames.
+    watermark the pixels bear, or is `none`; it decides nothing either. `patch` describes the first crop: x, y,
+    size in pixels of the scored image, and its complexity. `image` holds width, height, format, frames.
     """
 
     p_ai: float

@@ -5,7 +5,7 @@ from typing import Any
 
 from patchscan.scanning.changes import Earlier
 from patchscan.scanning.plan import Plan
-from patchscan.scanning.summary import EXAMPLES, folder_name, largest_groups
+from patchscan.scanning.summary import EXAMPLES, WATERMARK, folder_name, largest_groups
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.trust import trust_digest
 
@@ -16,7 +16,7 @@ GENERATED = "trainedAlgorithmicMedia"
 
 TERM = "provenance.digital_source_type"
 IS_SIGNED = "coalesce(provenance.c2pa IN ('Trusted', 'Valid'), false)"
-HAS_WATERMARK = "coalesce(watermark, 'none') <> 'none'"
+HAS_WATERMARK = f"{WATERMARK} IS NOT NULL"
 # The signed word counts more than a text or a watermark that anybody can write.
 SAYS = (
     f"CASE WHEN {IS_SIGNED} AND {TERM} IN {CAPTURED} THEN 'camera'"
@@ -45,8 +45,7 @@ def what_files_say(table: ScanTable, plan: Plan, base: str, earlier: Earlier | N
     `counts`: how many make each claim (`now`), and in the earlier scan's table `before`, None where there is none.
     `same_list`: whether the earlier scan judged signers by the same list of authorities. `other_list`: files with a
     manifest that was judged by another list than this scan's. `not_searched`: images whose pixels were not searched for
-    a watermark, since an older version scored them. `by_folder`: the counts by the first
-    folder below `base`.
+    a watermark, since an older version scored them. `by_folder`: the counts by the first folder below `base`.
     `against_verdicts`: see `_against_verdicts`.
     """
     now = _counts(table)
@@ -88,7 +87,7 @@ def _against_verdicts(table: ScanTable) -> list[dict[str, Any]]:
     example = (
         "{'key': key, 'version_id': version_id, 'p_ai': p_ai, 'signer': provenance.c2pa_signer,"
         f" 'tool': provenance.c2pa_generator, 'source_type': {TERM}, 'generator': provenance.generator,"
-        " 'watermark': nullif(watermark, 'none')}"
+        f" 'watermark': {WATERMARK}}}"
     )
     found = table.query(
         "SELECT says, signer, count(*) AS files,"

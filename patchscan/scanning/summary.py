@@ -13,6 +13,8 @@ from patchscan.scanning.table import ScanTable
 HISTOGRAM_BINS = 50
 MOST_SUSPICIOUS = 24
 EXAMPLES = 3
+# The generator whose watermark an image bears, NULL where it bears none.
+WATERMARK = "nullif(watermark, 'none')"
 LARGEST_GROUPS = 30
 
 BY_STATUS = """
@@ -150,7 +152,7 @@ def most_suspicious(table: ScanTable) -> list[dict[str, Any]]:
     """The images with the highest p_ai and a verdict of `ai`, highest first."""
     return table.query(
         "SELECT key, version_id, etag, size, p_ai, verdict, patch, image, provenance,"
-        " nullif(watermark, 'none') AS watermark FROM rows WHERE verdict = 'ai'"
+        f" {WATERMARK} AS watermark FROM rows WHERE verdict = 'ai'"
         f" ORDER BY p_ai DESC, logit DESC, key LIMIT {MOST_SUSPICIOUS}"
     )
 
@@ -196,7 +198,7 @@ def provenance(table: ScanTable) -> list[dict[str, Any]]:
         ("C2PA signer, unaltered", "provenance.c2pa_signer"),
         ("digital source type", "provenance.digital_source_type"),
         ("generator text", "split_part(provenance.generator, ':', 1)"),
-        ("watermark", "nullif(watermark, 'none')"),
+        ("watermark", WATERMARK),
     )
     found: list[dict[str, Any]] = []
     for kind, claim in claims:

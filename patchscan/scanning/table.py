@@ -72,8 +72,8 @@ class ScanTable:
         self._db.execute(f"CREATE {self._kind} rows {self._rows}")
 
     def set_beside(self, earlier: "ScanTable") -> None:
-        """Make the rows of an earlier scan `earlier_rows`, and the scored rows whose object (key and ETag) it
-        has not scored the table `new_rows`. An object without an ETag is always new."""
+        """Make the rows of an earlier scan `earlier_rows`, and the scored rows whose object (key and ETag) it has not
+        scored the table `new_rows`. An object without an ETag is always new."""
         self._db.execute(f"CREATE {earlier._kind} earlier_rows {earlier._rows}")
         self._db.execute(
             "CREATE TABLE new_rows AS SELECT * EXCLUDE (filename) FROM rows"
