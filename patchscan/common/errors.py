@@ -10,6 +10,7 @@ Each package defines its own errors beside the code that raises them:
     |   |   |-- UnusableNameError      one name cannot be read or written in a store
     |   |   `-- ManifestError          a list of objects that cannot be read
     |   |-- DataError, LayoutError, IndexFileError, ProtocolError, SourcesError, SplitError   data sets
+    |   |   `-- UnreadableError        (2, or 75 if the store is to blame) one file cannot be read
     |   |-- NoDecoderError             (75) the processes that decode images cannot start
     |   |-- CardError, WeightsError, EngineError, CascadeError        run folders
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row

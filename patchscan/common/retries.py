@@ -125,3 +125,19 @@ class Watchdog:
         with self._lock:
             self._failing.add(failing)
             return len(self._failing) >= self.several and time.monotonic() - self._last > self.patience_s
+
+    def raise_in_outage(
+        self, failing: Hashable, error: TransientError, probe: Callable[[], object], probing: Retries
+    ) -> None:
+        """Raise OutageError where `failing` failed with `error` because nothing works: `suspects` says so, and with
+        `probing` a call of `probe`, which does not depend on what fails, raises TransientError. Objects that can never
+        be served would else end every run of a scan."""
+        if not self.suspects(failing):
+            return
+        try:
+            probing.call(probe)
+        except TransientError:
+            raise OutageError(
+                f"nothing has worked for {self.patience_s:.0f} s, last: {error}; run the same command again"
+            ) from None
+        self.success()

@@ -218,6 +218,8 @@ def read_file(source: DataSource, decoders: DecoderPool, file: SourceFile) -> di
     code and message instead: `unreadable` where it was so when it was listed, or an ErrorCode."""
     try:
         data = source.read(file.path)
+    except ImageError as error:
+        return {"sha256": source.digest(file.path), "code": str(error.code), "message": error.message}
     except UserError as error:
         if file.modified_ns != UNREADABLE:
             raise

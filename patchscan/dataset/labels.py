@@ -1,8 +1,8 @@
 """Read labels of images by key, as people and audits write them, and list the images that they are of."""
 
 import csv
-import hashlib
 import io
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 
 from patchscan.common.errors import UserError
-from patchscan.dataset.source import DataError, DataSource
+from patchscan.common.retries import OutageError
+from patchscan.dataset.source import DataSource, UnreadableError
 from patchscan.storage import open_store
-from patchscan.storage.store import UnusableNameError, is_bucket, split_url
+from patchscan.storage.store import FailureCode, is_bucket, split_url
 
 AI_NAMES, REAL_NAMES = ("ai", "fake", "generated"), ("nature", "real", "natural")
 CANNOT_TELL = "cannot_tell"
@@ -73,32 +74,54 @@ def key_root(data: str | Path) -> str | Path:
     return f"s3://{split_url(str(data))[0]}" if is_bucket(data) else data
 
 
-def labelled_images(labels: str, root: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """List the images at `root` that the file `labels` says are AI or real, by key.
+def what_is_said(file: str, labels: Labels, unavailable: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a report says of the labels of `file`: how many images are `labelled`, of how many nobody
+    `cannot_tell`, and which of the labelled are `unavailable`: their keys with the reason, a code."""
+    return {
+        "file": file,
+        "labelled": len(labels.by_key),
+        "cannot_tell": labels.cannot_tell,
+        "unavailable": len(unavailable),
+        "unavailable_keys": dict(sorted(unavailable.items())),
+    }
 
-    Returns columns path, generator, split, class, sha256, in_train (False: it is not known), and what a report says of
-    the labels: the `file`, and how many images are `labelled`, `cannot_tell`, or `unavailable`, having gone or being
-    unreadable. Raises LabelError, also where none is there, and StoreError.
+
+def labelled_images(file: str, root: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """List the images at `root` that the file of labels says are AI or real, by key.
+
+    Returns columns path, generator, split, class, sha256, in_train (False: it is not known), and `what_is_said`; an
+    image is unavailable if it cannot be read (a FailureCode). Raises LabelError, also where none can be read,
+    StoreError and OutageError.
     """
-    known = read_labels(labels)
-    source = DataSource(root)
+    labels, source = read_labels(file), DataSource(root)
 
-    def digest(key: str) -> str | None:
+    def digest(key: str) -> str | FailureCode:
         try:
-            return hashlib.sha256(source.read(key)).hexdigest()
-        except (DataError, UnusableNameError):
-            return None
+            return source.digest(key)
+        except UnreadableError as error:
+            return error.code
 
-    keys = sorted(known.by_key)
+    keys = sorted(labels.by_key)
     with ThreadPoolExecutor(READERS) as pool:
-        digests = list(pool.map(digest, keys))
+        digests = dict(zip(keys, pool.map(digest, keys), strict=True))
+    unavailable = {key: str(found) for key, found in digests.items() if isinstance(found, FailureCode)}
+    if len(unavailable) == len(keys):
+        raise _none_left(file, root, unavailable)
     rows = [
-        (key, known.by_key[key][1], "labelled", "ai" if known.by_key[key][0] else "nature", found, False)
-        for key, found in zip(keys, digests, strict=True)
-        if found
+        (key, labels.by_key[key][1], "labelled", "ai" if labels.by_key[key][0] else "nature", digests[key], False)
+        for key in keys
+        if key not in unavailable
     ]
-    if not rows:
-        raise LabelError(f"none of the {len(keys):,} labelled images of {labels} is in {root}: keys are paths below it")
     images = pd.DataFrame(rows, columns=["path", "generator", "split", "class", "sha256", "in_train"])
-    counts = {"labelled": len(keys), "cannot_tell": known.cannot_tell, "unavailable": len(keys) - len(rows)}
-    return images, {"file": labels, **counts}
+    return images, what_is_said(file, labels, unavailable)
+
+
+def _none_left(file: str, root: str | Path, unavailable: Mapping[str, str]) -> UserError:
+    codes = Counter(unavailable.values())
+    if FailureCode.UNAVAILABLE in codes:
+        return OutageError(f"{root}: the store gives none of the labelled images; run the same command again")
+    reasons = ", ".join(f"{code}: {count:,}" for code, count in codes.most_common())
+    return LabelError(
+        f"none of the {len(unavailable):,} labelled images of {file} can be read in {root} ({reasons}): keys are paths"
+        " below it"
+    )

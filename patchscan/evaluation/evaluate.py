@@ -1,7 +1,9 @@
 """Evaluate run folders on a data set: score its images, calibrate the cards and write a report."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from patchscan.common.console import printable
 from patchscan.common.errors import UserError
 from patchscan.dataset.labels import key_root, labelled_images
 from patchscan.dataset.sources import SOURCE_COLUMNS, add_sources, find_sources
@@ -32,6 +35,9 @@ from patchscan.evaluation.scoring import (
     write_scores,
 )
 from patchscan.evaluation.tiers import deliver
+
+# So many of the labelled images that cannot be read are named on standard error.
+NAMED = 5
 
 
 class EvaluationError(UserError):
@@ -117,7 +123,16 @@ def _labelled(
     """The labelled images of the one data set, and what the report says of the labels."""
     ((name, root),) = data.items()
     images, said = labelled_images(labels, root)
+    if said["unavailable"]:
+        print(_cannot_be_read(said), file=sys.stderr)
     return {name: images if limit is None else limit_per_group(images, limit)}, said
+
+
+def _cannot_be_read(said: dict[str, Any]) -> str:
+    keys, total = said["unavailable_keys"], said["unavailable"]
+    first = ", ".join(f"{printable(key)} ({code})" for key, code in islice(keys.items(), NAMED))
+    more = f" and {total - NAMED:,} more, see report.json" if total > NAMED else ""
+    return f"labels: {total:,} of {said['labelled']:,} images cannot be read: {first}{more}"
 
 
 def _cascade(models: list[Evaluated], options: Options) -> Cascade | None:
@@ -267,7 +282,13 @@ def _scores(
         source = DataSource(data)
         task = f"score {cache.stem}"
         detector = load_detector(run, options.device, options.engine)
-        table = score_images(detector, lambda path: deliver(source.read(path), delivered), images, task)
+        table = score_images(
+            detector,
+            lambda path: deliver(source.read(path), delivered),
+            images,
+            task,
+            keep_unreadable=options.labels is not None,
+        )
         write_scores(cache, table, key)
     return table[SCORED_COLUMNS].assign(delivered=delivered)
 

@@ -17,15 +17,19 @@ import pyarrow.parquet as pq
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.files import atomic_write
+from patchscan.dataset.source import UnreadableError
 from patchscan.detector.answer import Engine, Tier
 from patchscan.detector.card import SCORING, Card, Decision
-from patchscan.detector.images import ImageError
+from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation.calibration import Decided, Target, cross_fitted, decide
 
 if TYPE_CHECKING:
     from patchscan.detector.base import BaseDetector
     from patchscan.detector.prepared import Prepared
+
+# What stands in the place of an image that has no score; both have a `code`.
+Rejection = ImageError | UnreadableError
 
 BATCH = 32
 DECODERS = 4
@@ -37,9 +41,11 @@ def score_images(
     read: Callable[[str], bytes],
     images: pd.DataFrame,
     task: str,
+    keep_unreadable: bool = False,
 ) -> pd.DataFrame:
     """Score files with the detector; `read` returns the encoded bytes of a path; `task` is the progress bar's label.
 
+    With `keep_unreadable` an image for which `read` raises UnreadableError is rejected; otherwise that is raised.
     images: columns path, generator, split, class. Returns one row per image, in order: path, generator, split, label
     (1 AI, 0 real), logit (NaN if rejected), small (had to be enlarged), graphic (see `is_graphic`),
     tier (the one that the image looks like, None if rejected), status ('scored', 'rejected') and error_code (None if
@@ -50,12 +56,13 @@ def score_images(
     small, graphic = np.zeros(len(images), bool), np.zeros(len(images), bool)
     codes: list[str | None] = [None] * len(images)
     done = 0
+    rejecting = (ImageError, UnreadableError) if keep_unreadable else (ImageError,)
     with ProgressReport(task, len(images)) as progress:
-        for batch in _prepare_batches(detector, images.path.tolist(), read):
-            decoded = [image for image in batch if not isinstance(image, ImageError)]
+        for batch in _prepare_batches(detector, images.path.tolist(), read, rejecting):
+            decoded = [image for image in batch if not isinstance(image, Rejection)]
             batch_logits = iter(detector.logits([image.crops.pixels for image in decoded]))
             for row, image in enumerate(batch, start=done):
-                if isinstance(image, ImageError):
+                if isinstance(image, Rejection):
                     codes[row] = str(image.code)
                 else:
                     logits[row], small[row] = next(batch_logits), image.crops.upscaled
@@ -79,18 +86,19 @@ def score_images(
 
 
 def _prepare_batches(
-    detector: "BaseDetector", paths: list[str], read: Callable[[str], bytes]
-) -> Iterator[list["Prepared | ImageError"]]:
-    """Yield decoded batches in order; the next batch is decoded while the caller scores this one."""
+    detector: "BaseDetector", paths: list[str], read: Callable[[str], bytes], rejecting: tuple[type[Rejection], ...]
+) -> Iterator[list["Prepared | Rejection"]]:
+    """Yield decoded batches in order, with the errors `rejecting` in the place of an image; the next batch is decoded
+    while the caller scores this one."""
 
-    def prepare(path: str) -> "Prepared | ImageError":
+    def prepare(path: str) -> "Prepared | Rejection":
         try:
             return detector.prepare(read(path))
-        except ImageError as error:
+        except rejecting as error:
             return error
 
     with ThreadPoolExecutor(DECODERS) as pool:
-        waiting: list[Future[Prepared | ImageError]] = []
+        waiting: list[Future[Prepared | Rejection]] = []
         for begin in range(0, len(paths), BATCH):
             started = [pool.submit(prepare, path) for path in paths[begin : begin + BATCH]]
             if waiting:
@@ -109,11 +117,14 @@ def scores_key(card: Card, images: pd.DataFrame, engine: Engine, delivered: Tier
 
 
 def read_scores(path: Path, key: str) -> pd.DataFrame | None:
-    """Read the table at `path` if it exists and has this key; otherwise None."""
+    """Read the table at `path` if it exists, has this key, and all its images could be read; otherwise None."""
     if not path.exists():
         return None
     table = pq.read_table(path)
-    return table.to_pandas() if (table.schema.metadata or {}).get(_KEY) == key.encode() else None
+    if (table.schema.metadata or {}).get(_KEY) != key.encode():
+        return None
+    scores = table.to_pandas()
+    return scores if scores.error_code.dropna().isin(list(ErrorCode)).all() else None
 
 
 def write_scores(path: Path, table: pd.DataFrame, key: str) -> None:

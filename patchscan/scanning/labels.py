@@ -7,11 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from patchscan.dataset.labels import AI_NAMES, REAL_NAMES, LabelError, read_labels
+from patchscan.dataset.labels import AI_NAMES, REAL_NAMES, LabelError, Labels, read_labels, what_is_said
 from patchscan.detector.card import Card
 from patchscan.scanning.table import ScanTable
 
 FOLDERS = "folders"
+# Why a labelled image is unavailable that has no row.
+NOT_SCANNED = "not_scanned"
 # GenImage's layout: .../<generator>/<split>/<class>/file, or just .../<class>/file.
 FOLDER_LABEL = re.compile(
     rf"(?:^|/)(?:(?P<generator>[^/]+)/(?:train|val|test)/)?(?P<label>{'|'.join(AI_NAMES + REAL_NAMES)})/[^/]+$",
@@ -36,29 +38,33 @@ def check(source: str, endpoint_url: str | None = None) -> None:
 
 def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the labelled rows as evaluation's scores table (path, generator, label, logit, small, status, error_code),
-    and what its report says of the labels, as dataset.labels.labelled_images does.
+    and what its report says of the labels; an image is unavailable if its row failed, or there is none.
 
-    `source` is `folders`, or the path or URL of a CSV. Raises LabelError where no object with a
-    label was scored.
+    `source` is `folders`, or the path or URL of a CSV. Raises LabelError where no object with a label was scored.
     """
     known = None if source == FOLDERS else read_labels(source, endpoint_url)
     records: list[dict[str, Any]] = []
+    by_key: dict[str, tuple[int, str]] = {} if known is None else dict(known.by_key)
+    failed: dict[str, str] = {}
     for row in table.stream(
         "SELECT key, etag, logit, coalesce(reason = 'small_image', false) AS small,"
         " coalesce(reason = 'out_of_domain', false) AS graphic, tier, status, error_code"
-        " FROM rows WHERE status <> 'failed' ORDER BY key, version_id"
+        " FROM rows ORDER BY key, version_id"
     ):
-        label = from_key(row["key"]) if known is None else known.by_key.get(row["key"])
+        label = from_key(row["key"]) if known is None else by_key.get(row["key"])
         if label:
-            records.append({"label": label[0], "generator": label[1], **row})
+            by_key[row["key"]] = label
+            if row["status"] == "failed":
+                failed[row["key"]] = row["error_code"]
+            else:
+                records.append({"label": label[0], "generator": label[1], **row})
     if not records:
         raise LabelError(f"no object has a label from {source}: name folders ai and nature, or list keys in a CSV")
     if not any(record["status"] == "scored" for record in records):
         raise LabelError(f"none of the {len(records):,} objects that have a label from {source} was scored")
     scores = pd.DataFrame(records).rename(columns={"key": "path"}).assign(split="scan")
-    labelled, cannot_tell = (len(known.by_key), known.cannot_tell) if known else (len(scores), 0)
-    unavailable = labelled - scores.path.nunique()
-    return scores, {"file": source, "labelled": labelled, "cannot_tell": cannot_tell, "unavailable": unavailable}
+    unavailable = {key: failed.get(key, NOT_SCANNED) for key in by_key.keys() - set(scores.path)}
+    return scores, what_is_said(source, Labels(by_key, known.cannot_tell if known else 0), unavailable)
 
 
 def evaluate(scores: pd.DataFrame, said: dict[str, Any], card: Card, name: str, out: Path) -> dict[str, Any]:

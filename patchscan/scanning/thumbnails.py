@@ -7,9 +7,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageOps
 
 from patchscan.common.retries import Retries, TransientError
+from patchscan.dataset.content_encoding import unpacked
 from patchscan.detector.images import ImageError, Limits, decode
 from patchscan.reporting.plots import data_uri
-from patchscan.scanning.content_encoding import unpack
 from patchscan.storage.store import ObjectError, ObjectInfo, Store
 
 THUMBNAIL = 176
@@ -42,8 +42,8 @@ def read_image(
     info = ObjectInfo(key=row["key"], etag=row["etag"], version_id=row["version_id"])
     try:
         fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, limits.max_bytes))
-        data = unpack(fetched.data, fetched.encoding, limits.max_bytes)
-        return decode(data, limits).pillow, _turn(data)
+        with unpacked(fetched, limits.max_bytes) as data:
+            return decode(data, limits).pillow, _turn(data)
     except (ObjectError, TransientError, ImageError):
         return None
 

@@ -10,10 +10,10 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -21,14 +21,14 @@ from PIL import Image
 
 from patchscan.common.console import printable
 from patchscan.common.errors import UserError
-from patchscan.common.retries import OutageError, Retries, StoppedError, TransientError, Watchdog
+from patchscan.common.retries import Retries, StoppedError, TransientError, Watchdog
+from patchscan.dataset.content_encoding import unpacked
 from patchscan.detector.answer import MAX_CROPS, Answer
 from patchscan.detector.card import NotFiniteError
 from patchscan.detector.decoders import decoder_pool
 from patchscan.detector.images import ErrorCode, ImageError, Limits
 from patchscan.detector.prepared import build_answer
 from patchscan.scanning import rows, shards
-from patchscan.scanning.content_encoding import unpack, unpacked_size
 from patchscan.scanning.flow import Batcher, ByteBudget, Window, map_in_threads
 from patchscan.scanning.observers import Observer
 from patchscan.scanning.plan import Plan, PlanError
@@ -36,15 +36,8 @@ from patchscan.scanning.provenance import provenance
 from patchscan.scanning.rows import STATS_KEY, Row
 from patchscan.scanning.scorers import RefusedRequestError, Scorer, ScorerError, Select
 from patchscan.scanning.trust import trust_digest
-from patchscan.storage.store import (
-    FailureCode,
-    FetchedObject,
-    NotAFileError,
-    ObjectError,
-    ObjectInfo,
-    Store,
-    StoreError,
-)
+from patchscan.storage.fetching import Fetcher
+from patchscan.storage.store import FailureCode, FetchedObject, NotAFileError, ObjectError, ObjectInfo, Store
 
 Usage = dict[str, float]
 Identity = tuple[str, str | None]
@@ -53,9 +46,6 @@ Result = TypeVar("Result")
 # Images in one request of crops, by device (cpu: 1). A GPU scores a batch in one pass. On a CPU each image is a pass of
 # its own, and small requests spread more evenly over the server's workers.
 BATCH = {"cuda": 8}
-
-# After access was denied to so many objects in a row, one that could be read before is tried.
-DENIED = 20
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +102,9 @@ class Worker:
         self._model = {"model": plan.model, "version": plan.version, "digest": plan.digest}
         self._c2pa_trust = trust_digest(plan.c2pa_trust) if plan.c2pa_trust else None
         self._retries = Retries(settings.deadline_s, stop=self.stop)
-        self._store_watch, self._scorer_watch = Watchdog(settings.outage_s), Watchdog(settings.outage_s)
-        self._rights_watch = Watchdog(0.0, several=DENIED)
+        self._fetcher = Fetcher(self.source, settings.deadline_s, settings.outage_s, self.stop)
+        self._scorer_watch = Watchdog(settings.outage_s)
         self._probing = Retries(settings.deadline_s / 3, stop=self.stop)
-        self._readable: ObjectInfo | None = None
         self._budget = ByteBudget(settings.memory)
         self._unpacked_bytes = ByteBudget(settings.memory)
         self._pixels = ByteBudget(2 * settings.memory)
@@ -146,7 +135,7 @@ class Worker:
         objects = self.objects(index)
         identity = self.plan.source.identity
         shard = Shard(self.out.read(progress), self._usage, identity)
-        self._readable = shard.readable() or self._readable
+        self._fetcher.readable = shard.readable() or self._fetcher.readable
         self._notify_resumed(len(shard.done))
         todo = [info for info in objects if identity(info.key, info.version_id) not in shard.done]
         try:
@@ -185,18 +174,13 @@ class Worker:
             return FinishedObject(rows.rejected(info, ErrorCode.TOO_LARGE, message, 0) | self._model, 0)
         with self._budget.hold(limit if info.size is None else info.size):
             try:
-                fetched, tries = self._retries.call(lambda: self.source.fetch(info, limit))
+                fetched, tries = self._fetcher.fetch(info, limit)
             except NotAFileError as error:
                 return FinishedObject(rows.rejected(info, ErrorCode.NOT_AN_IMAGE, error.message, 1) | self._model, 0)
             except ObjectError as error:
-                self._raise_if_rights_ended(info, error)
                 return FinishedObject(rows.failed(info, error.code, error.message, 1) | self._model, 0)
             except TransientError as error:
-                self._raise_in_outage(self._store_watch, info, error, partial(self._read_byte, info))
                 return FinishedObject(self._unavailable(info, error), 0)
-            self._store_watch.success()
-            self._rights_watch.success()
-            self._readable = info
             return FinishedObject(self._score(self._as_fetched(info, fetched), fetched, tries), len(fetched.data))
 
     def _process_safely(self, info: ObjectInfo) -> FinishedObject:
@@ -213,7 +197,7 @@ class Worker:
 
     def _score(self, info: ObjectInfo, fetched: FetchedObject, tries: int) -> Row:
         try:
-            with self._unpacked(fetched) as data:
+            with unpacked(fetched, self.settings.limits.max_bytes, self._unpacked_bytes.hold) as data:
                 result, more = self._retries.call(self._prepared_request(data))
                 claims = provenance(data, result.image["format"], self.plan.c2pa_trust)
                 return rows.scored(info, result, self.scorer.engine, claims, tries + more - 1, self._c2pa_trust)
@@ -224,18 +208,9 @@ class Worker:
         except RefusedRequestError as error:
             return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), 1) | self._model
         except TransientError as error:
-            self._raise_in_outage(self._scorer_watch, info, error, self._score_blank)
+            failing = (info.key, info.version_id)
+            self._scorer_watch.raise_in_outage(failing, error, self._score_blank, self._probing)
             return self._unavailable(info, error)
-
-    @contextmanager
-    def _unpacked(self, fetched: FetchedObject) -> Iterator[bytes]:
-        """Yield the bytes of the image; the memory of those that were packed is held meanwhile. Raises ImageError."""
-        data, encoding, limit = fetched.data, fetched.encoding, self.settings.limits.max_bytes
-        if not encoding or len(data) > limit:
-            yield data
-            return
-        with self._unpacked_bytes.hold(unpacked_size(data, encoding, limit)):
-            yield unpack(data, encoding, limit)
 
     def _prepared_request(self, data: bytes) -> Callable[[], Answer]:
         """Return a function that asks the scorer about an image; it may be called again after a TransientError. What
@@ -258,48 +233,10 @@ class Worker:
     def _unavailable(self, info: ObjectInfo, error: TransientError) -> Row:
         return rows.failed(info, FailureCode.UNAVAILABLE, str(error), error.attempts) | self._model
 
-    def _raise_in_outage(
-        self, watch: Watchdog, info: ObjectInfo, error: TransientError, probe: Callable[[], object]
-    ) -> None:
-        """Raise OutageError where an object failed with `error` because nothing works: several have failed, and so does
-        `probe`, which does not depend on them. Objects that can never be served would else end every run of the scan.
-        """
-        if not watch.suspects((info.key, info.version_id)):
-            return
-        try:
-            self._probing.call(probe)
-        except TransientError:
-            raise OutageError(
-                f"nothing has worked for {watch.patience_s:.0f} s, last: {error}; run the same command again"
-            ) from None
-        except (ObjectError, ImageError, NotFiniteError, RefusedRequestError):
-            pass  # this is an answer too
-        watch.success()
-
-    def _raise_if_rights_ended(self, info: ObjectInfo, error: ObjectError) -> None:
-        """Raise StoreError where access is denied to an object that could be read before, too: some stores say no more
-        than that when temporary credentials end."""
-        if error.code != FailureCode.ACCESS_DENIED or not self._rights_watch.suspects((info.key, info.version_id)):
-            return
-        try:
-            self._read_byte(info)
-        except ObjectError as denied:
-            if denied.code == FailureCode.ACCESS_DENIED and self._readable:
-                raise StoreError(
-                    f"{self.plan.source.url}: access is denied also to what could be read before; "
-                    "renew the credentials and run the same command again"
-                ) from None
-        except TransientError:
-            pass
-        self._rights_watch.success()
-
     def _score_blank(self) -> None:
-        """Have the scorer answer for an image of one grey."""
-        self._prepared_request(_blank_image())()
-
-    def _read_byte(self, otherwise: ObjectInfo) -> None:
-        """Read a byte of an object that could be read before, or of `otherwise`."""
-        self.source.fetch(self._readable or otherwise, 0)
+        """Have the scorer answer for an image of one grey. Raises TransientError where it does not."""
+        with suppress(ImageError, NotFiniteError, RefusedRequestError):  # these are answers too
+            self._prepared_request(_blank_image())()
 
     def _as_fetched(self, info: ObjectInfo, fetched: FetchedObject) -> ObjectInfo:
         """The object as listed, completed with what the fetch returned."""

@@ -68,8 +68,8 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
 
     def _decode(self, row: int) -> tuple[bytes, np.ndarray]:
         path = self.paths[row]
-        data = self.source.read(path)
         try:
+            data = self.source.read(path)
             return data, decode(data).rgb
         except ImageError as error:
             raise DataError(f"{path} changed since it was indexed ({error}); run `patchscan index` again") from error

@@ -122,7 +122,8 @@ def test_labels_name_the_images_that_are_judged_and_change_no_card(
     two = ["--run", run, "--data", data, "--tier", "native", "--out", tmp_path / "out"]
     patchscan("evaluate", *two, "--labels", tmp_path / "labels.csv")
     judged = json.loads((tmp_path / "out" / "report.json").read_text())
-    labels = {"file": str(tmp_path / "labels.csv"), "labelled": len(images) + 1, "cannot_tell": 1, "unavailable": 1}
+    labels = {"file": str(tmp_path / "labels.csv"), "labelled": len(images) + 1, "cannot_tell": 1}
+    labels |= {"unavailable": 1, "unavailable_keys": {"gone.png": "vanished"}}
     assert judged["data"]["labels"] == labels
     assert (judged["data"]["images"], judged["data"]["in_train"]) == (len(images), None)
     assert "not weighted" in (tmp_path / "out" / "report.html").read_text()

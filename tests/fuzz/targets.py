@@ -19,12 +19,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from patchscan.common.errors import UserError
+from patchscan.dataset.content_encoding import unpack, unpacked_size
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
 from patchscan.detector.images import ImageError, Limits
 from patchscan.detector.prepared import prepare
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
 from patchscan.detector.signatures import format_of
-from patchscan.scanning.content_encoding import unpack, unpacked_size
 from patchscan.scanning.provenance import provenance
 from patchscan.serving.requests import RequestError, parse
 from tests.fuzz import png, structures, tiff, zips

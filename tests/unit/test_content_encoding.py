@@ -7,18 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from patchscan.dataset import content_encoding, labels
+from patchscan.dataset.content_encoding import unpack, unpacked_size
+from patchscan.dataset.labels import LabelError, labelled_images
 from patchscan.detector.images import ErrorCode, ImageError, Limits
-from patchscan.scanning import worker
-from patchscan.scanning.content_encoding import unpack, unpacked_size
+from patchscan.evaluation.evaluate import Options, evaluate
 from patchscan.scanning.listing import Filters
+from patchscan.scanning.options import STARTER
 from patchscan.scanning.plan import ScanSource, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.folder import Folder
-from patchscan.storage.store import FetchedObject, ObjectInfo
+from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, StoreError
 from tests.scan_kit import StubScorer, image, table_of
 
 LIMIT = 10**6
@@ -129,7 +133,7 @@ def test_packed_objects_have_the_rows_of_what_they_hold_within_the_memory(
         held.append(len(unpack(data, encoding, limit)))
         return unpack(data, encoding, limit)
 
-    monkeypatch.setattr(worker, "unpack", counted)
+    monkeypatch.setattr(content_encoding, "unpack", counted)
     scorer = StubScorer()
     plan = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
     Worker(plan, out, scorer, WorkSettings(threads=4, limits=Limits(max_bytes=2**20))).work(0)
@@ -141,3 +145,75 @@ def test_packed_objects_have_the_rows_of_what_they_hold_within_the_memory(
     assert table["large.bin.packed"]["error_code"] == "too_large"
     assert table["twice.packed2"]["error_code"] == "unsupported_format"
     assert max(held) == 2**20 + 1
+
+
+def test_labelled_images_are_read_as_a_scan_reads_them_and_those_that_cannot_be_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compositions: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, original, vanishing = tmp_path / "photos", Folder.fetch, {"late.png": 1}
+    photos.mkdir()
+    for number in range(4):
+        (photos / f"{number}.png").write_bytes(image(number, 200))
+        (photos / f"{number}.gz").write_bytes(gzip.compress(image(number, 200)))
+    for name in ("denied.png", "archived.png", "late.png"):
+        (photos / name).write_bytes(image(9, 200))
+    (photos / "twice.gz2").write_bytes(gzip.compress(gzip.compress(image(1))))
+    codes = {"denied.png": FailureCode.ACCESS_DENIED, "archived.png": FailureCode.ARCHIVED}
+
+    def fetch(self: Folder, info: ObjectInfo, limit: int) -> FetchedObject:
+        if info.key in codes:
+            raise ObjectError(codes[info.key], "it cannot be read")
+        if info.key in vanishing:
+            vanishing[info.key] -= 1
+            if vanishing[info.key] < 0:
+                raise ObjectError(FailureCode.VANISHED, "the object was deleted after it was listed")
+        encoding = {"gz": "gzip", "gz2": "gzip, gzip"}.get(info.key.rpartition(".")[2])
+        return replace(original(self, info, limit), encoding=encoding)
+
+    monkeypatch.setattr(Folder, "fetch", fetch)
+    lines = "".join(f"{file.name},{'ai' if file.name < '2' else 'real'}\n" for file in photos.iterdir())
+    (tmp_path / "labels.csv").write_text(f"key,label\n{lines}gone.png,ai\n../up.png,ai\n")
+    options = Options(labels=str(tmp_path / "labels.csv"), tiers=("native",))
+    report = evaluate([STARTER], {"raw": photos}, tmp_path / "out", options)
+    unavailable = {key: str(code) for key, code in codes.items()} | {
+        "gone.png": "vanished",
+        "../up.png": "access_denied",
+    }
+    said = report["data"]["labels"]
+    assert (said["labelled"], said["unavailable"], said["unavailable_keys"]) == (14, 4, unavailable)
+    assert "labels: 4 of 14 images cannot be read: ../up.png (access_denied), archived.png" in capsys.readouterr().err
+    (file,) = (tmp_path / "out" / "scores").iterdir()
+    scores = pd.read_parquet(file).set_index("path")
+    assert all(scores.logit[f"{number}.gz"] == scores.logit[f"{number}.png"] for number in range(4))
+    rejected = scores.error_code[scores.status == "rejected"].to_dict()
+    assert rejected == {"twice.gz2": "unsupported_format", "late.png": "vanished"}
+    vanishing.clear()
+    evaluate([STARTER], {"raw": photos}, tmp_path / "out", options)
+    assert pd.read_parquet(file).set_index("path").status["late.png"] == "scored", "it was tried again"
+
+
+def test_labels_of_which_nothing_can_be_read_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "labels.csv").write_text("key,label\n" + "".join(f"{number}.png,ai\n" for number in range(30)))
+
+    def denied(self: Folder, info: ObjectInfo, limit: int) -> FetchedObject:
+        if info.key == readable:
+            return FetchedObject(b"x", 1, None, None, None)
+        raise ObjectError(FailureCode.ACCESS_DENIED, "access denied")
+
+    monkeypatch.setattr(Folder, "fetch", denied)
+    readable = ""
+    with pytest.raises(LabelError, match=r"none of the 30 labelled .* \(access_denied: 30\)"):
+        labelled_images(str(tmp_path / "labels.csv"), tmp_path)
+    readable = "0.png"
+    assert len(labelled_images(str(tmp_path / "labels.csv"), tmp_path)[0]) == 1
+    monkeypatch.setattr(labels, "READERS", 1)
+    readable_once = iter(["0.png"])
+
+    def ended(self: Folder, info: ObjectInfo, limit: int) -> FetchedObject:
+        if next(readable_once, None) == info.key:
+            return FetchedObject(b"x", 1, None, None, None)
+        raise ObjectError(FailureCode.ACCESS_DENIED, "access denied")
+
+    monkeypatch.setattr(Folder, "fetch", ended)
+    with pytest.raises(StoreError, match="renew the credentials"):
+        labelled_images(str(tmp_path / "labels.csv"), tmp_path)

@@ -308,7 +308,7 @@ def _group_lives(group: int) -> bool:
 
 def test_an_unreadable_file_stops_the_index_with_its_name(data: Path) -> None:
     (data / "my_gan" / "train" / "ai" / "folder.png").symlink_to("/proc/self/mem")
-    with pytest.raises(UserError, match=r"cannot read .*folder\.png"):
+    with pytest.raises(UserError, match=r"folder\.png: cannot be read"):
         build_index(data, workers=1)
 
 

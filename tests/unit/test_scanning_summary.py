@@ -116,13 +116,18 @@ def test_labels_from_a_file_are_evaluated(found: dict[str, Any], photos: Path, t
     named = [f"cats/{number}.png,real," for number in range(5)] + [
         f"dogs/sub/{number}.png,ai,flux" for number in range(3)
     ]
-    (tmp_path / "labels.csv").write_text("\n".join(["key,label,generator", *named]))
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label,generator", *named, "gone.png,ai,flux"]))
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
     made = plan_scan(ScanSource(url=str(photos)), Filters(suffixes=(".png",), min_size=1), scorer.card, out)
     Worker(made, out, scorer).work(0)
     evaluated = report.reduce(out, made, labels=str(tmp_path / "labels.csv"))["evaluation"]
     assert evaluated["labelled"] == 8
-    assert out.read(evaluated["report"]) is not None
+    page, found = (out.read(evaluated["report"].replace("html", kind)) for kind in ("html", "json"))
+    assert page
+    assert found
+    assert b"<code>gone.png</code>: not_scanned" in page
+    said = json.loads(found)["data"]["labels"]
+    assert (said["labelled"], said["unavailable_keys"]) == (9, {"gone.png": "not_scanned"})
 
 
 def test_a_label_file_tells_label_and_generator(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Unpack objects that are stored with a Content-Encoding (gzip, deflate, br, zstd), as a browser does to show them."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pyarrow as pa
 
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.signatures import format_of
+from patchscan.storage.store import FetchedObject
 
 CHUNK = 64 * 2**10
 # Names that say nothing about the bytes: S3's own framing of uploads, which some stores keep by mistake.
@@ -14,6 +16,20 @@ NO_ENCODING = ("", "identity", "aws-chunked")
 ZLIB_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 RAW_DEFLATE = -15
 ARROW_CODECS = {"br": "brotli", "zstd": "zstd"}
+
+
+@contextmanager
+def unpacked(
+    fetched: FetchedObject, limit: int, hold: Callable[[int], AbstractContextManager[None]] = lambda size: nullcontext()
+) -> Iterator[bytes]:
+    """Yield the bytes of a fetched object, unpacked where it is stored packed: at most `limit` + 1. An object that is
+    larger as it is stored is not unpacked. `hold` is entered with the number of unpacked bytes meanwhile. Raises
+    ImageError as `unpack` does."""
+    if not fetched.encoding or len(fetched.data) > limit:
+        yield fetched.data
+        return
+    with hold(unpacked_size(fetched.data, fetched.encoding, limit)):
+        yield unpack(fetched.data, fetched.encoding, limit)
 
 
 def unpacked_size(data: bytes, encoding: str | None, limit: int) -> int:
