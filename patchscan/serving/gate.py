@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from patchscan.common.errors import UserError
@@ -33,6 +33,7 @@ from patchscan.serving.inference_protocol import (
     parse_predict,
     tar_of,
 )
+from patchscan.serving.refusals import PROTOCOLS, Runner, errors_in_json, in_protocol, refusal
 from patchscan.serving.requests import RequestError
 from patchscan.serving.server import MAX_REQUEST_BYTES, TorchServe
 
@@ -51,7 +52,6 @@ DRAIN_TIMEOUT_S = 60.0
 READY_CACHE_S = 1.0
 OCTETS, JSON, FORM = "application/octet-stream", "application/json", "multipart/form-data"
 NPY = "application/x-npy"
-PROTOCOLS = ("/v2", "/v1")  # whose errors are of another form than TorchServe's
 
 
 class Tokens:
@@ -123,7 +123,7 @@ class Gate:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
         )
-        app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[self._measure, _errors_in_json])
+        app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[self._measure, errors_in_json])
         self._add_routes(app.router)
         metrics_app = web.Application()
         metrics_app.router.add_get("/metrics", self._metrics)
@@ -147,7 +147,7 @@ class Gate:
         router.add_post(f"/v1/models/{MODEL}:predict", self._predict_v1, expect_handler=self._expect)
 
     async def _listen(self, app: web.Application, at: Listen) -> int:
-        runner = web.AppRunner(
+        runner = Runner(
             app,
             access_log=None,
             keepalive_timeout=IDLE_TIMEOUT_S,
@@ -174,10 +174,14 @@ class Gate:
 
     async def _expect(self, request: web.Request) -> None:
         """Refuse a request before its body is sent, if the client asks with `Expect: 100-continue`."""
+        if request.version < HttpVersion11:  # which knows no Expect
+            return
+        if request.headers["Expect"].lower() != "100-continue":
+            raise web.HTTPExpectationFailed
         try:
             self._check(request)
         except web.HTTPException as error:
-            raise _in_protocol(request.path, error) from None
+            raise in_protocol(request.path, error) from None
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
 
@@ -186,18 +190,18 @@ class Gate:
         try:
             key = self.server.token("inference")
         except UserError:  # it may be the key that the request needs too
-            raise _error(503, "unavailable", "the server is starting; try again", {"Retry-After": "1"}) from None
+            raise refusal(503, "unavailable", "the server is starting; try again", {"Retry-After": "1"}) from None
         if not self.tokens.allow(request.headers.get("Authorization", "")):
-            raise _error(401, "unauthorized", "missing or wrong token: send Authorization: Bearer <inference token>")
+            raise refusal(401, "unauthorized", "missing or wrong token: send Authorization: Bearer <inference token>")
         path = request.rel_url.raw_path
         if not path.startswith(PROTOCOLS) and not PREDICTION.fullmatch(path):
-            raise _error(404, "not_found", "predictions are at /predictions/MODEL or /predictions/MODEL/VERSION")
+            raise refusal(404, "not_found", "predictions are at /predictions/MODEL or /predictions/MODEL/VERSION")
         if any(value.strip().lower() != "identity" for value in request.headers.getall("Content-Encoding", [])):
-            raise _error(
+            raise refusal(
                 415, "packed", "the body has a Content-Encoding: send it as it is, a tar or zip for many files"
             )
         if (request.content_length or 0) > MAX_REQUEST_BYTES:
-            raise _error(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes")
+            raise refusal(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes")
         return key
 
     async def _predict(self, request: web.Request) -> web.Response:
@@ -213,7 +217,7 @@ class Gate:
         """Count the body among those in memory while the request is answered."""
         size = MAX_REQUEST_BYTES if request.content_length is None else request.content_length
         if self._pending_bytes + size > MAX_PENDING_BYTES:
-            raise _error(503, "busy", "too many requests in progress; try again", {"Retry-After": "1"})
+            raise refusal(503, "busy", "too many requests in progress; try again", {"Retry-After": "1"})
         self._pending_bytes += size
         try:
             yield
@@ -228,7 +232,7 @@ class Gate:
                 length = request.headers.get(JSON_LENGTH)
                 asked = await asyncio.to_thread(parse_infer, await _body(request), length)
             except RequestError as error:
-                raise _error(400, "bad_request", str(error)) from None
+                raise refusal(400, "bad_request", str(error)) from None
             path = f"/predictions/{model}" + (f"/{version}" if version else "")
             if asked.crops is not None:
                 reply, headers = await self._ask(path, key, NPY, asked.crops)
@@ -246,7 +250,7 @@ class Gate:
             try:
                 images = await asyncio.to_thread(parse_predict, await _body(request))
             except RequestError as error:
-                raise _error(400, "bad_request", str(error)) from None
+                raise refusal(400, "bad_request", str(error)) from None
             answers, headers = await self._answers(f"/predictions/{request.match_info['name']}", key, images)
             return web.json_response({"predictions": answers}, headers=headers)
 
@@ -256,14 +260,14 @@ class Gate:
         if len(images) == 1:
             reply, headers = await self._ask(path, key, OCTETS, images[0])
             if "p_ai" not in reply:  # a tar, a zip or crops: other requests take them
-                raise _error(422, "not_an_image", "the bytes are not an image of any known format")
+                raise refusal(422, "not_an_image", "the bytes are not an image of any known format")
             return [reply], headers
         reply, headers = await self._ask(path, key, OCTETS, await asyncio.to_thread(tar_of, images))
         for number, answer in enumerate(reply["answers"]):
             del answer["name"]
             if problem := answer.get("error"):
                 status = {"busy": 503, "not_finite": 500}.get(problem["code"], 422)
-                raise _error(status, problem["code"], f"image {number}: {problem['message']}")
+                raise refusal(status, problem["code"], f"image {number}: {problem['message']}")
         return reply["answers"], headers
 
     async def _ask(self, path: str, key: str, kind: str, body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
@@ -278,11 +282,11 @@ class Gate:
             return content, {name: value for name, value in reply.headers.items() if name.startswith("X-Patchscan-")}
         own = content.get("error") if isinstance(content, dict) else None
         if isinstance(own, dict):
-            raise _error(reply.status, own["code"], own["message"])
+            raise refusal(reply.status, own["code"], own["message"])
         if reply.status == 404:
-            raise _error(404, "not_found", f"there is no model at {path}")
+            raise refusal(404, "not_found", f"there is no model at {path}")
         code, why = ("busy", "the server is busy") if reply.status == 503 else ("unavailable", "the model failed")
-        raise _error(reply.status, code, f"{why}; try again")
+        raise refusal(reply.status, code, f"{why}; try again")
 
     async def _describe_server(self, request: web.Request) -> web.Response:
         extensions = ["binary_tensor_data"]
@@ -306,7 +310,7 @@ class Gate:
         versions = await asyncio.to_thread(self.server.versions, name)
         versions = {one: ready for one, ready in versions.items() if version in (None, one)}
         if not versions:
-            raise _error(404, "not_found", f"there is no model {name}{f' {version}' if version else ''}")
+            raise refusal(404, "not_found", f"there is no model {name}{f' {version}' if version else ''}")
         return name, versions
 
     async def _forward(self, path: str, key: str, kind: str, body: bytes) -> web.Response:
@@ -318,9 +322,9 @@ class Gate:
                 own = {name: value for name, value in reply.headers.items() if name.startswith("X-Patchscan-")}
                 return web.Response(body=answer, status=reply.status, content_type=reply.content_type, headers=own)
         except TimeoutError:
-            raise _error(504, "timeout", f"no answer in {ANSWER_TIMEOUT_S:.0f} s; try again") from None
+            raise refusal(504, "timeout", f"no answer in {ANSWER_TIMEOUT_S:.0f} s; try again") from None
         except (aiohttp.ClientError, OSError):
-            raise _error(503, "unavailable", "TorchServe does not answer; try again", {"Retry-After": "1"}) from None
+            raise refusal(503, "unavailable", "TorchServe does not answer; try again", {"Retry-After": "1"}) from None
 
     async def _readyz(self, request: web.Request) -> web.Response:
         """Answer 200 if every model has a READY worker and the server is not stopping, else 503; needs no token."""
@@ -399,9 +403,9 @@ async def _body(request: web.Request) -> bytes:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()
     except TimeoutError:
-        raise _error(408, "slow", f"the body did not arrive in {BODY_TIMEOUT_S:.0f} s") from None
+        raise refusal(408, "slow", f"the body did not arrive in {BODY_TIMEOUT_S:.0f} s") from None
     except web.HTTPRequestEntityTooLarge:
-        raise _error(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes") from None
+        raise refusal(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes") from None
 
 
 def _plain_body(content_type: str, body: bytes) -> tuple[str, bytes]:
@@ -418,44 +422,7 @@ def _plain_body(content_type: str, body: bytes) -> tuple[str, bytes]:
             json.loads(body.decode())
             return JSON, body
     except FormError as error:
-        raise _error(400, "bad_request", str(error)) from None
+        raise refusal(400, "bad_request", str(error)) from None
     except (ValueError, RecursionError):
-        raise _error(400, "bad_request", "the body is not valid JSON in UTF-8") from None
+        raise refusal(400, "bad_request", "the body is not valid JSON in UTF-8") from None
     return OCTETS, body
-
-
-@web.middleware
-async def _errors_in_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Give every refusal the form that docs/serve.md states, those of aiohttp's router too."""
-    try:
-        return await handler(request)
-    except web.HTTPNotFound:  # the router's, as that below: the gate's own are of no such class
-        refusal = _error(404, "not_found", f"there is nothing at {request.path[:200]}")
-        raise _in_protocol(request.path, refusal) from None
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        refusal = _error(405, "method_not_allowed", f"this path takes {allowed}", {"Allow": allowed})
-        raise _in_protocol(request.path, refusal) from None
-    except web.HTTPException as error:
-        raise _in_protocol(request.path, error) from None
-
-
-def _in_protocol(path: str, error: web.HTTPException) -> web.HTTPException:
-    """The error as the protocol of this path has it: those of the Open Inference Protocol are a text, with the code
-    beside it."""
-    if path.startswith(PROTOCOLS) and error.text:
-        problem = json.loads(error.text)["error"]
-        if isinstance(problem, dict):
-            error.text = json.dumps({"error": problem["message"], "code": problem["code"]})
-    return error
-
-
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.HTTPException:
-    """Build the exception for aiohttp to answer with: an error object like the handler's; closes the connection."""
-    text = json.dumps({"error": {"code": code, "message": message}})
-    headers = {"Connection": "close", **({"WWW-Authenticate": "Bearer"} if status == 401 else {}), **(headers or {})}
-    error = web.HTTPException(text=text, content_type="application/json", headers=headers)
-    error.set_status(status)
-    return error

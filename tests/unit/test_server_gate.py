@@ -16,6 +16,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
 from patchscan.common.tokens import read_tokens
 from patchscan.serving import gate as gate_module
+from patchscan.serving import refusals as refusals_module
 from patchscan.serving.commands import serve
 from patchscan.serving.gate import Gate, Listen, Tokens
 from patchscan.serving.serve import default_models
@@ -72,11 +73,84 @@ def test_nothing_but_predictions_reaches_torchserve(tmp_path: Path, path: str) -
 
 async def post_raw(url: str, head: bytes, body: bytes = b"") -> tuple[int, dict[str, Any]]:
     """The answer to a request with these header lines, byte by byte as they are."""
+    sent = b"POST /predictions/m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + head + b"\r\n\r\n" + body
+    return await send_raw(url, sent)
+
+
+async def send_raw(url: str, *parts: bytes) -> tuple[int, dict[str, Any]]:
+    """The answer to a request, sent in these parts."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-    writer.write(b"POST /predictions/m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + head + b"\r\n\r\n" + body)
-    answer = await asyncio.wait_for(reader.read(), 10)
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0.02)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    (length,) = re.findall(rb"Content-Length: (\d+)", head)
+    answer = json.loads(await asyncio.wait_for(reader.readexactly(int(length)), 10))
     writer.close()
-    return int(answer.split()[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
+    return int(head.split()[1]), answer
+
+
+GET, POST = b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"POST /predictions/m HTTP/1.1\r\nHost: x\r\n"
+INFER = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"Authorization: Bearer good\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        ([b"\x16\x03\x01\x02\0\x01\0\r\n\r\n"], 400, "bad_request"),  # TLS
+        ([b"hello\r\n\r\n"], 400, "bad_request"),
+        ([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"], 400, "bad_request"),
+        ([b"GET /livez HTTP/1.1\r\n\r\n"], 400, "bad_request"),
+        ([GET + b"no colon\r\n\r\n"], 400, "bad_request"),
+        ([GET + b"Content-Length: x\r\n\r\n"], 400, "bad_request"),
+        ([GET + b"".join(b"X%d: x\r\n" % number for number in range(200)) + b"\r\n"], 400, "bad_request"),
+        ([GET + b"X: " + b"x" * 9000 + b"\r\n\r\n"], 431, "too_large"),
+        ([b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"], 431, "too_large"),
+        ([POST + CHUNKED + b"ZZ\r\n"], 400, "bad_request"),
+        ([POST + CHUNKED, b"ZZ\r\n"], 408, "slow"),
+        ([GET.replace(b"GET", b"DELETE") + b"\r\n"], 405, "method_not_allowed"),
+        ([GET + b"Expect: x\r\n\r\n"], 417, "expectation"),
+        ([GET.replace(b"livez", b"nowhere") + b"Expect: x\r\n\r\n"], 417, "expectation"),
+        ([GET.replace(b"GET", b"PATCH") + b"Expect: x\r\n\r\n"], 417, "expectation"),
+        ([POST + b"Expect: x\r\nContent-Length: 3\r\n\r\n"], 417, "expectation"),
+        (
+            [INFER + b"Expect: x\r\nContent-Length: 3\r\n\r\n"],
+            417,
+            "expectation",
+        ),
+    ],
+)
+def test_what_the_http_library_refuses_is_refused_in_json(
+    sent: list[bytes], status: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "BODY_TIMEOUT_S", 0.2)
+
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        found, answer = await send_raw(url, *sent)
+        told = answer if b" /v2/" in sent[0] else answer["error"]
+        assert (found, told["code"], upstream.seen) == (status, code, [])
+        assert (await post(url))[0] == 200
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize("path", ["/predictions/m", "/v2/models/m/infer"])
+def test_a_bug_of_the_gate_is_told_in_json(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        monkeypatch.setattr(upstream, "token", lambda kind: 1 // 0)
+        status, answer = await send_raw(url, f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        assert (status, (answer if path.startswith("/v2") else answer["error"])["code"]) == (500, "internal_error")
+
+    with_gate(tmp_path, test)
+
+
+def test_a_client_of_http_1_0_is_sent_no_100_continue(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        head = b"POST /predictions/m HTTP/1.0\r\nAuthorization: Bearer good\r\nExpect: 100-continue\r\n"
+        assert await send_raw(url, head + b"Content-Length: 1\r\n\r\nx") == (200, {"bytes": 1})
+
+    with_gate(tmp_path, test)
 
 
 @pytest.mark.parametrize("token", [b"\xff", b"good\xe9", "g\u00f6\u00f6d".encode(), b"\xed\xa0\x80"])
@@ -419,7 +493,8 @@ def test_everything_listens_on_loopback_unless_told_otherwise() -> None:
 
 
 def test_every_refusal_of_the_gate_is_in_the_table_of_the_docs() -> None:
-    refusals = set(re.findall(r'_error\(\s*(\d+), "(\w+)"', inspect.getsource(gate_module)))
+    source = inspect.getsource(gate_module) + inspect.getsource(refusals_module)
+    refusals = set(re.findall(r'refusal\(\s*(\d+), "(\w+)"', source))
     rows = re.findall(r"^\| ([\d, ]+) \| (.+?) \|", (ROOT / "docs" / "serve.md").read_text(), re.MULTILINE)
     documented = {
         (status, code) for row in rows for status in row[0].split(", ") for code in re.findall(r"`(\w+)`", row[1])
