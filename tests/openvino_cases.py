@@ -115,6 +115,20 @@ def test_an_imported_detector_runs_too(tmp_path: Path) -> None:
         assert vars(kind.load(run).score([png(1)])[0])["p_ai"] == pytest.approx(vars(expected)["p_ai"], abs=1e-5)
 
 
+def test_a_model_of_which_nothing_would_be_in_bfloat16_is_not_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graph has no convolutions."""
+    run, data = imported_run(tmp_path / "run"), jpeg_versus_png(tmp_path / "data", count=1)
+    monkeypatch.setattr(openvino_detector, "has_bf16", lambda: True)
+    command = ["archive", str(run), "--model-store", str(tmp_path), "--engine", "openvino", "--data", str(data)]
+    with pytest.raises(UserError, match="the model has no convolutions"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    card = Card.read(run)
+    replace(card, bf16={"kept": True, "digest": card.digest}).write(run)  # as earlier versions measured it
+    assert InProcessScorer(run, engine="openvino").engine == "openvino"
+
+
 @pytest.mark.parametrize(
     ("after", "answers", "accuracies", "enough"),
     [

@@ -82,13 +82,17 @@ class OpenVinoBf16Detector(OpenVinoDetector):
     """A trained model in OpenVINO, its convolutions in bfloat16, for a CPU that computes in it (`has_bf16`).
 
     What comes before and after them stays in float32: normalising, enlarging and the noise filters, which subtract
-    nearly equal numbers, as does the variance of EfficientNet-Lite0's features.
+    nearly equal numbers, as does the variance of EfficientNet-Lite0's features. A graph without convolutions is wholly
+    in float32, and `engine` says so.
     """
 
     engine: EngineUsed = "openvino-bf16"
 
     def _cut(self, model: "Model") -> list[Part]:
-        return cut_at_convolutions(model)
+        parts = cut_at_convolutions(model)
+        if all(part.precision == "f32" for part in parts):
+            self.engine = OpenVinoDetector.engine
+        return parts
 
 
 def has_bf16() -> bool:

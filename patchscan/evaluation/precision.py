@@ -59,8 +59,8 @@ def measure_bf16(run: Path, data: str | Path) -> Card:
     """Score a data set's validation images with the run folder's `model.onnx` in OpenVINO, in float32 and in bfloat16.
     Returns the card with the result, which decides whether bfloat16 is used.
 
-    Raises CardError, EvaluationError if there are no validation images, EngineError if OpenVINO is not installed or
-    this CPU does not compute in bfloat16.
+    Raises CardError, EvaluationError if there are no validation images, EngineError if OpenVINO is not installed, this
+    CPU does not compute in bfloat16, or nothing of the model would be.
     """
     choose_engine(run, engine="openvino")
     from patchscan.dataset.source import DataSource
@@ -71,10 +71,16 @@ def measure_bf16(run: Path, data: str | Path) -> Card:
             "this CPU does not compute in bfloat16, so --data can measure nothing: archive on one with AMX or "
             "avx512_bf16 (lscpu lists them), or leave out --data, for float32"
         )
+    whole, cut = OpenVinoDetector.load(run), OpenVinoBf16Detector.load(run)
+    if cut.engine == whole.engine:
+        raise EngineError(
+            "the model has no convolutions, which alone are computed in bfloat16, so --data can measure nothing: "
+            "leave it out, for float32"
+        )
     card, images, source = Card.read(run), validation_images(data), DataSource(data)
     before, after = (
-        score_images(kind.load(run), source.read, images, f"score {card.name} with {kind.engine}")
-        for kind in (OpenVinoDetector, OpenVinoBf16Detector)
+        score_images(detector, source.read, images, f"score {card.name} with {detector.engine}")
+        for detector in (whole, cut)
     )
     kept = compare_scores(before, after, card.decision)
     return replace(card, bf16={**vars(kept), "kept": kept.enough, "digest": card.digest})
