@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Self
 
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.common.retries import TransientError
@@ -27,6 +28,10 @@ class UnreadableError(DataError):
         super().__init__(message)
         self.code = code
         self.exit_code = EXIT_INTERRUPTED if code == FailureCode.UNAVAILABLE else DataError.exit_code
+
+    def __reduce__(self) -> tuple[type[Self], tuple[FailureCode, str]]:
+        """Lets a training's loader process send it."""
+        return type(self), (self.code, str(self))
 
 
 class DataSource:

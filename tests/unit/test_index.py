@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import io
 import operator
 import os
@@ -24,9 +25,10 @@ from patchscan.common.files import sha256_of
 from patchscan.dataset.image_facts import jpeg_settings
 from patchscan.dataset.index import INDEX_COLUMNS, IndexFileError, build_index, data_digest, load_index
 from patchscan.dataset.layout import LayoutError, SourceFile, classify_path, find_files, generator_name
-from patchscan.dataset.source import DataSource
+from patchscan.dataset.source import DataSource, UnreadableError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.detector.images import ErrorCode
+from patchscan.storage.store import FailureCode
 from tests.image_tree import picture, write
 from tests.poisonous import CRASH, POISONED, bmp
 
@@ -385,3 +387,9 @@ def _jpeg(mode: str = "RGB", **save: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture(1)).convert(mode).save(buffer, "JPEG", **save)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(FailureCode.VANISHED, 2), (FailureCode.UNAVAILABLE, 75)])
+def test_a_file_that_cannot_be_read_is_told_across_processes(code: FailureCode, exit_code: int) -> None:
+    error = copy.copy(UnreadableError(code, "a.png is gone"))  # by way of what pickle takes too
+    assert (error.code, error.exit_code, str(error)) == (code, exit_code, "a.png is gone")
