@@ -16,6 +16,9 @@ EngineUsed = Literal["torch", "onnx", "openvino", "openvino-bf16"]
 # Response headers: seconds of a CPU core or of the GPU that the model used, and which of the two. A scan adds them up
 # to report its cost.
 MODEL_SECONDS, DEVICE = "X-Patchscan-Model-Seconds", "X-Patchscan-Device"
+# A header of requests and responses of the Open Inference Protocol: the length of the JSON at the beginning of a body,
+# where raw tensors follow it.
+JSON_LENGTH = "Inference-Header-Content-Length"
 
 # The most crops in one request. The largest model takes a tenth of a second of a core for each, and TorchServe kills a
 # worker after two minutes.

@@ -184,6 +184,12 @@ def has_fixed_count(preset: Preset) -> bool:
     return with_fixed_count(preset) == preset
 
 
+def noise_picture(preset: Preset, seed: int) -> np.ndarray:
+    """Return a picture of noise, uint8 (2 * size, 2 * size, 3), on which two forms of one model are compared."""
+    side = 2 * preset.size
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+
+
 def crop_bytes(preset: Preset) -> int:
     """Return the size in bytes of one image's crops, where all have equally many (`has_fixed_count`)."""
     return preset.count * preset.size**2 * 3

@@ -15,10 +15,11 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from patchscan.common.retries import OutageError, Retries, TransientError
-from patchscan.detector.answer import Answer, EngineUsed
+from patchscan.detector.answer import JSON_LENGTH, Answer, EngineUsed
 from patchscan.detector.decoders import decoder_pool
 from patchscan.detector.engines import load_detector
 from patchscan.detector.prepared import build_answer
+from patchscan.detector.presets import noise_picture
 from patchscan.scanning.scorers import (
     CARD_DEADLINE_S,
     RefusedRequestError,
@@ -30,7 +31,6 @@ from patchscan.scanning.scorers import (
 )
 
 SCHEME = "v2+"  # before the address of such a server
-JSON_LENGTH = "Inference-Header-Content-Length"
 # Logits of two pictures may differ by so much from the run folder's own: a GPU rounds to fp16.
 LOGIT_TOLERANCE = 0.05
 
@@ -108,9 +108,7 @@ class InferenceScorer:
 
     def _picture(self, seed: int) -> np.ndarray:
         """The crops of a picture of noise, uint8 (count, size, size, 3)."""
-        side = 2 * self.card.preset.size
-        rgb = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
-        return self.card.preset.crops(rgb, seed).pixels
+        return self.card.preset.crops(noise_picture(self.card.preset, seed), seed).pixels
 
     def _logit(self, crops: np.ndarray) -> float:
         logit, version = self._infer(crops)

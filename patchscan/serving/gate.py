@@ -23,10 +23,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from patchscan.common.errors import UserError
 from patchscan.common.tokens import read_tokens
+from patchscan.detector.answer import JSON_LENGTH
 from patchscan.serving.forms import FormError, file_of_form
 from patchscan.serving.inference_protocol import (
     INPUTS,
-    JSON_LENGTH,
     OUTPUTS,
     infer_reply,
     parse_infer,

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from patchscan.detector.answer import JSON_LENGTH
 from patchscan.serving.requests import MAX_MEMBERS, RequestError, from_base64
 
-# The length of the JSON at the beginning of a body, where raw tensors follow it.
-JSON_LENGTH = "Inference-Header-Content-Length"
 IMAGE, CROPS = "image", "crops"
 INPUTS = [
     {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},

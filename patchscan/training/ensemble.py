@@ -16,7 +16,7 @@ from patchscan.detector.graph_detector import GRAPH_FILE, seal
 from patchscan.detector.models import Ensemble
 from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.onnx_export import write_graph
-from patchscan.detector.presets import EnsemblePreset, with_fixed_count
+from patchscan.detector.presets import EnsemblePreset, noise_picture, with_fixed_count
 from patchscan.training.ensemble_graph import join_graphs
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between a joined graph and its members
@@ -97,7 +97,7 @@ def _write_joined_graph(
     card = Card(architecture=IMPORTED, preset=preset, weights_sha256=digest, **described)
     joined = OnnxDetector(card, graph)
     for seed in range(2):
-        rgb = np.random.default_rng(seed).integers(0, 256, (2 * preset.size, 2 * preset.size, 3), np.uint8)
+        rgb = noise_picture(preset, seed)
         alone = [
             one.logits([part.crops(rgb, seed).pixels])[0] / decision.temperature + decision.bias
             for one, part, decision in zip(members, preset.members, decisions, strict=True)

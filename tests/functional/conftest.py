@@ -32,6 +32,15 @@ def forked_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path_of_forked(tmp_path_factory.mktemp("forked"))
 
 
+@pytest.fixture(scope="module")
+def forked_commands(forked_path: str) -> Iterator[None]:
+    """The environment in which `patchscan` and `torchrun` start such commands, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", forked_path)
+        patch.setenv("PYTHON_EXEC", forked_path.split(":")[0] + "/python")  # what torchrun starts
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[EmbeddedS3]:
     with EmbeddedS3() as server:

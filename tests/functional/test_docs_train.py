@@ -24,7 +24,7 @@ GENERATORS = ("sd_v1", "ldm", "stylegan2_ada", "biggan", "sd_v1_5", "adm")
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, forked_path: str, empty_s3: EmbeddedS3) -> Iterator[Path]:
+def desk(tmp_path_factory: pytest.TempPathFactory, forked_commands: None, empty_s3: EmbeddedS3) -> Iterator[Path]:
     """A folder with all that the page takes for granted: DATA, the same in a bucket, photographs of a kind, ImageNet
     weights as files and in torchvision's cache, and a checkpoint with the authors' names."""
     desk = tmp_path_factory.mktemp("desk")
@@ -43,8 +43,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory, forked_path: str, empty_s3: E
     with pytest.MonkeyPatch.context() as patch:
         for name, value in empty_s3.environment.items():
             patch.setenv(name, value)
-        patch.setenv("PATH", forked_path)
-        patch.setenv("PYTHON_EXEC", forked_path.split(":")[0] + "/python")  # what torchrun starts
         for bucket in ("images", "models"):
             empty_s3.client().create_bucket(Bucket=bucket)
         copy_tree(str(desk / "DATA"), "s3://images/genimage")

@@ -29,6 +29,8 @@ from tests.command import environment, patchscan, start_patchscan
 from tests.image_tree import picture, write
 from tests.training_steps import Steps, take_steps
 
+pytestmark = pytest.mark.usefixtures("forked_commands")
+
 ROOT = Path(__file__).parents[2]
 RECIPE = """\
 name: tiny
@@ -61,12 +63,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert patchscan("index", root).returncode == 0
     shutil.rmtree(root / "unseen_one")
     return root
-
-
-@pytest.fixture(autouse=True)
-def commands(forked_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", forked_path)
-    monkeypatch.setenv("PYTHON_EXEC", forked_path.split(":")[0] + "/python")  # what torchrun starts
 
 
 TWO_PROCESSES = ("--standalone", "--nproc-per-node", "2")

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from patchscan.detector.answer import JSON_LENGTH
 from patchscan.serving.gate import Gate
-from patchscan.serving.inference_protocol import JSON_LENGTH, InferRequest, infer_reply, parse_infer, parse_predict
+from patchscan.serving.inference_protocol import InferRequest, infer_reply, parse_infer, parse_predict
 from patchscan.serving.requests import RequestError
 from tests.gate_kit import GOOD, Upstream, with_gate
 

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from patchscan.cli import app
 from patchscan.common.retries import OutageError, Retries, TransientError
+from patchscan.detector.answer import JSON_LENGTH
 from patchscan.detector.engines import load_detector
-from patchscan.scanning.inference_scorer import JSON_LENGTH, InferenceScorer
+from patchscan.scanning.inference_scorer import InferenceScorer
 from patchscan.scanning.scorers import RefusedRequestError, ScorerError, ServerSettings
 from tests.import_kit import imported_run
 from tests.scan_kit import scanned_here_and_there
