@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 DATA = Annotated[
     str, typer.Argument(help="Folder or s3:// URL in GenImage's layout: <generator>/{train,val}/{ai,nature}.")
 ]
-INDEX = Annotated[Path | None, typer.Option(help="Index file; by default DATA/index.parquet.")]
+INDEX = Annotated[
+    Path | None, typer.Option(help="Index file; by default DATA/index.parquet, which is built where it is missing.")
+]
 WORKERS = Annotated[int | None, typer.Option(min=1, help="Files read at once; by default one for each core.")]
 
 
@@ -28,13 +30,16 @@ def add_to(app: typer.Typer) -> None:
 
 def index(
     data: DATA,
-    out: Annotated[Path | None, typer.Option(help="Index file to write, where DATA is read-only or a bucket.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Index file to write, as for a bucket; by default DATA/index.parquet.")
+    ] = None,
     workers: WORKERS = None,
 ) -> None:
     """Decode every image once and write index.parquet; quarantine what cannot be read; find duplicates.
 
     Beside the index it writes quarantine.parquet (path, code, message) and duplicates.parquet. An interrupted run
-    continues when the command is run again; later runs read only files that are new or changed.
+    continues when the command is run again; later runs read only files that are new or changed. Where DATA cannot be
+    written, the index lies in ~/.cache/patchscan, and other commands find it there.
 
     \b
     Examples:

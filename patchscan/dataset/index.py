@@ -89,8 +89,8 @@ class Index:
 
 
 def build_index(data: str | Path, out: Path | None = None, workers: int | None = None) -> Index:
-    """Index the data set under `data`, a folder or an s3:// URL, into the local file `out` (by default
-    `data`/index.parquet), `workers` files at once.
+    """Index the data set under `data`, a folder or an s3:// URL, into the local file `out` (by default that of
+    `default_index_path`), `workers` files at once.
 
     Writes quarantine.parquet (path, code, message, ...) and duplicates.parquet beside it. After an interruption, even a
     SIGKILL, the same call continues where it stopped. Raises LayoutError where `data` is not in GenImage's layout,
@@ -102,7 +102,10 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
     try:
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise IndexFileError(f"cannot write {out}: {error.strerror}; name another place with --out") from error
+        raise IndexFileError(
+            f"cannot write {out}: {error.strerror}; `patchscan index DATA --out FILE` writes it elsewhere, and other "
+            "commands take --index FILE"
+        ) from error
     with _alone_in(out.parent):
         layout = find_files(data)
         for note in layout.notes:
@@ -130,17 +133,25 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def default_index_path(data: str | Path) -> Path:
-    """Return `data`/index.parquet. Raises IndexFileError for a bucket, whose index needs an explicit path."""
+    """Return `data`/index.parquet; where there is none and that folder cannot be written, a file in the user's cache,
+    which is told on standard error. Raises IndexFileError for a bucket, whose index needs an explicit path."""
     if is_bucket(data):
         raise IndexFileError(
             f"the index of {data} must be a local file: name it (patchscan index: --out FILE; others: --index FILE)"
         )
-    return Path(data) / INDEX_FILE
+    beside = Path(data) / INDEX_FILE
+    if beside.exists() or not Path(data).is_dir() or os.access(data, os.W_OK, effective_ids=True):
+        return beside
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(Path(data).resolve())).hexdigest()[:16]
+    cached = cache / "patchscan" / "indexes" / name / INDEX_FILE
+    print(f"index: {printable(str(data))} cannot be written, so its index is {cached}", file=sys.stderr)
+    return cached
 
 
 def load_index(data: str | Path, index: Path | None = None) -> pd.DataFrame:
-    """Load the table of `index` (by default `data`/index.parquet), one row for each readable image. Builds a missing
-    one.
+    """Load the table of `index` (by default that of `default_index_path`), one row for each readable image. Builds a
+    missing one.
 
     Columns: INDEX_COLUMNS; `path` is relative to `data`, `jpeg_quality` is NaN and `jpeg_subsampling` None where the
     image is not a JPEG. Raises IndexFileError where the file is not an index, and what `build_index` raises.

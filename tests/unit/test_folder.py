@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from patchscan.common.errors import UserError
+from patchscan.dataset.index import default_index_path, load_index
 from patchscan.dataset.layout import UNREADABLE, LayoutError, find_files
+from patchscan.evaluation.evaluate import validation_images
 from patchscan.scanning import report
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import ScanSource, plan_scan
@@ -116,6 +119,33 @@ def test_a_folder_that_cannot_be_read_is_a_row(as_nobody: Path, rights: int, key
     assert failure.value.code == FailureCode.ACCESS_DENIED
     closed.chmod(0o700)
     assert {info.key for info in store.objects()} == {"good.png", "closed/in.png"}
+
+
+def test_the_index_of_a_data_set_that_cannot_be_written_lies_in_the_cache(
+    as_nobody: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(as_nobody / "cache"))
+    data = as_nobody / "data"
+    (data / "gan/val/ai").mkdir(parents=True)
+    (data / "gan/val/ai/good.png").write_bytes(image(1))
+    (data / "gan/val/ai/bad.png").write_bytes(b"bad")
+    data.chmod(0o500)
+    try:
+        for _ in range(2):  # built, and read
+            assert set(validation_images(data).path) == {"gan/val/ai/good.png", "gan/val/ai/bad.png"}
+            (cached,) = (as_nobody / "cache").rglob("index.parquet")
+            assert f"cannot be written, so its index is {cached}" in capsys.readouterr().err
+        assert {entry.name for entry in data.iterdir()} == {"gan"}
+        monkeypatch.setenv("XDG_CACHE_HOME", str(data))
+        with pytest.raises(UserError, match=r"cannot write .* other commands take --index FILE"):
+            load_index(data)
+    finally:
+        data.chmod(0o700)
+    assert len(load_index(data)) == 1
+    assert (data / "index.parquet").exists()
+    data.chmod(0o500)
+    assert default_index_path(data) == data / "index.parquet", "what is there is used"
+    data.chmod(0o700)
 
 
 def test_a_closed_folder_of_a_data_set_is_not_left_out_in_silence(as_nobody: Path) -> None:
