@@ -134,33 +134,34 @@ def _inputs(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _auc(inputs: pd.DataFrame, label: np.ndarray, clues: list[str], seed: int) -> Estimate:
     # imported here because it takes long, and training imports this module
+    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     columns = [column for clue in clues for column in CLUES[clue] if inputs[column].nunique() > 1]
     if not columns:
         return auc_interval(label, np.zeros(len(label)))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    score = cross_val_predict(_model(columns), inputs, label, cv=folds, method="decision_function")
+    # Balanced class weights: otherwise folds with different class shares get different intercepts, which shifts the AUC
+    # of their pooled scores.
+    model = LogisticRegression(class_weight="balanced", max_iter=1000)
+    score = cross_val_predict(model, _features(inputs[columns]), label, cv=folds, method="decision_function")
     return auc_interval(label, score)
 
 
-def _model(columns: list[str]) -> Any:
-    """Logistic regression on one-hot categories (rare values pooled) and on quantities with their squares, so that both
-    "AI images all have one size" and "AI files have a medium size" are found."""
+def _features(inputs: pd.DataFrame) -> np.ndarray:
+    """Categories as one-hot columns (rare values pooled), and quantities with their squares, so that both "AI images
+    all have one size" and "AI files have a medium size" are found. They are the same in all folds: no label is used."""
     from sklearn.compose import make_column_transformer
-    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
 
-    # Balanced class weights: otherwise folds with different class shares get different intercepts, which shifts the AUC
-    # of their pooled scores.
-    values = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=0.01)
+    values = OneHotEncoder(min_frequency=0.01, sparse_output=False)
     quantities = make_pipeline(StandardScaler(), PolynomialFeatures(2, include_bias=False))
-    inputs = make_column_transformer(
-        (values, [column for column in columns if column in _CATEGORIES]),
-        (quantities, [column for column in columns if column not in _CATEGORIES]),
+    transformer = make_column_transformer(
+        (values, [column for column in inputs if column in _CATEGORIES]),
+        (quantities, [column for column in inputs if column not in _CATEGORIES]),
     )
-    return make_pipeline(inputs, LogisticRegression(class_weight="balanced", max_iter=1000))
+    return np.asarray(transformer.fit_transform(inputs))
 
 
 def _is_clue(estimate: Estimate) -> bool:
