@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from patchscan.common.blas import one_blas_thread
 from patchscan.reporting.statistics import Estimate, auc_interval, undefined
 
 Verdict = Literal["fair", "caution", "biased", "unknown"]
@@ -144,7 +145,9 @@ def _auc(inputs: pd.DataFrame, label: np.ndarray, clues: list[str], seed: int) -
     # Balanced class weights: otherwise folds with different class shares get different intercepts, which shifts the AUC
     # of their pooled scores.
     model = LogisticRegression(class_weight="balanced", max_iter=1000)
-    score = cross_val_predict(model, _features(inputs[columns]), label, cv=folds, method="decision_function")
+    features = _features(inputs[columns])
+    with one_blas_thread():
+        score = cross_val_predict(model, features, label, cv=folds, method="decision_function")
     return auc_interval(label, score)
 
 

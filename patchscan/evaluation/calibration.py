@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize
 from scipy.special import expit
 
+from patchscan.common.blas import one_blas_thread
 from patchscan.detector.answer import TIERS, Tier
 from patchscan.detector.card import Decision
 from patchscan.reporting.statistics import auc_interval
@@ -49,7 +50,8 @@ def fit_temperature(logit: np.ndarray, label: np.ndarray) -> tuple[float, float]
         return float(value), np.array([(excess * scaled).sum(), excess.sum()])
 
     # Convex in slope and bias. The slope stays positive, because calibration must not reverse the order of the scores.
-    best = optimize.minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3), (-50, 50)])
+    with one_blas_thread():
+        best = optimize.minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3), (-50, 50)])
     return float(unit / best.x[0]), float(best.x[1])
 
 
