@@ -20,6 +20,8 @@ _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 # JFIF and Adobe say what the colours are, MPF that more pictures follow: all other application data is metadata.
 _KEPT = (b"JFIF\0", b"Adobe", b"MPF\0")
+# Bits that differ from the first on, without 0xFF: what an unfinished picture is completed with.
+_NOISE = bytes(random.Random(0).choices(range(128, 255), k=4096))
 
 
 def pixels_only(data: bytes) -> bytes | None:
@@ -77,11 +79,9 @@ def completed(data: bytes, decode_with: Callable[[bytes], Image.Image]) -> Image
     """
     if not _has_all_scans(data):
         return None
-    # Bits that differ from the first on, without 0xFF: after the last pixel, bytes are skipped up to the end marker.
     data = data.rstrip(b"\xff")  # half an end marker would make a marker of what is appended
-    noise = bytes(random.Random(0).randrange(128, 255) for _ in range(4096))
     first = decode_with(data + END)
-    for filler in (bytes(4096), noise):
+    for filler in (bytes(4096), _NOISE):  # after the last pixel, bytes are skipped up to the end marker
         if not _same(first, decode_with(data + filler + END)):
             return None
     return first

@@ -183,8 +183,11 @@ def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> F
 def score_histogram(axis: Axes, values: dict[str, tuple[np.ndarray, str]], edges: np.ndarray) -> None:
     """Draw overlaid histograms on one axis. values: name to (scores, colour)."""
     for name, (scores, colour) in values.items():
-        axis.hist(scores, bins=list(edges), color=colour, alpha=0.5, label=name)
-        axis.hist(scores, bins=list(edges), color=colour, histtype="step", linewidth=1)
+        counts, _ = np.histogram(scores, edges)
+        axis.stairs(
+            counts, edges, fill=True, color=colour, alpha=0.5, label=name
+        )  # one shape: bars take ten times as long
+        axis.stairs(counts, edges, color=colour, linewidth=1)
 
 
 def mark_decision(axis: Axes, threshold: float, band: tuple[float, float]) -> None:

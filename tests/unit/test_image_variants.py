@@ -220,15 +220,15 @@ def segment(marker: int, data: bytes) -> bytes:
         segment(0xE2, b"ICC_PROFILE\0\x05\x01damaged"),
         segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x03\xed\0\0\0\0\0\1"),
         segment(0xFE, b"c" * 60_000) * 300,
-        segment(0xFE, b"") * 500_000,
+        segment(0xFE, b"") * 200_000,
     ],
-    ids=["EXIF", "empty EXIF", "profile", "Photoshop", "18 MB of comments", "500,000 comments"],
+    ids=["EXIF", "empty EXIF", "profile", "Photoshop", "18 MB of comments", "200,000 comments"],
 )
 def test_what_is_not_pixels_cannot_reject_a_jpeg(metadata: bytes) -> None:
     whole = encoded("JPEG", quality=90)
     started = time.process_time()
     assert np.array_equal(decode(whole[:2] + metadata + whole[2:]).rgb, decode(whole).rgb)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 2
 
 
 def test_the_colours_of_a_jpeg_still_follow_its_adobe_segment() -> None:
@@ -331,7 +331,7 @@ def test_a_jpeg_cut_within_its_pixels_is_truncated(kind: str) -> None:
         len(whole) - 4,
         len(whole) - 6,
         len(whole) - 30,
-        *(draw.randrange(first_scan, len(whole) - 30) for _ in range(20)),
+        *(draw.randrange(first_scan, len(whole) - 30) for _ in range(8)),
     ]
     for cut in cuts:
         assert rejection(whole[:cut])[0] == ErrorCode.TRUNCATED, cut
@@ -353,11 +353,13 @@ def chained_tiff(count: int) -> bytes:
     first = struct.unpack_from("<I", data, 4)[0]
     (entries,) = struct.unpack_from("<H", data, first)
     link = first + 2 + 12 * entries
-    for _ in range(count):
-        struct.pack_into("<I", data, link, len(data))
-        data += struct.pack("<HHHIII", 1, 256, 4, 1, 8, 0)
-        link = len(data) - 4
-    return bytes(data)
+    struct.pack_into("<I", data, link, len(data))
+    begin, size = len(data), struct.calcsize("<HHHIII")
+    next_ones = np.arange(1, count + 1, dtype="<u4") * size + begin
+    next_ones[-1] = 0
+    chain = np.frombuffer(struct.pack("<HHHIII", 1, 256, 4, 1, 8, 0) * count, np.uint8).reshape(count, size).copy()
+    chain[:, -4:] = next_ones.view(np.uint8).reshape(count, 4)
+    return bytes(data) + chain.tobytes()
 
 
 def test_no_chain_takes_long() -> None:

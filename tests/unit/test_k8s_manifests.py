@@ -43,11 +43,15 @@ def rendered(folder: Path) -> list[Body]:
         pytest.skip("kubectl is missing: install it to check the overlays")
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return parsed(done.stdout)
 
 
 def objects(source: Path) -> list[Body]:
-    return list(yaml.safe_load_all(source.read_text())) if source.is_file() else rendered(source)
+    return parsed(source.read_text()) if source.is_file() else rendered(source)
+
+
+def parsed(text: str) -> list[Body]:
+    return list(yaml.load_all(text, yaml.CSafeLoader))
 
 
 every_source = pytest.mark.parametrize(
@@ -76,8 +80,11 @@ def names(bodies: list[Body], kind: str) -> set[str]:
     return {body["metadata"]["name"] for body in bodies if body["kind"] == kind}
 
 
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
 def options_of(command: str) -> set[str]:
-    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    found = COMMANDS[command]
     return {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
