@@ -17,9 +17,9 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesse
 test: lint
 	$(PYTEST)
 
-# What needs no server, in five minutes on 2 cores.
+# What needs no server and takes no two seconds each.
 test-fast: $(VENV)/ready
-	$(PYTEST) tests/unit tests/golden
+	$(PYTEST) -m "not slow" tests/unit tests/golden
 
 # docs/performance.md explains the figures. BENCH takes further options: make bench BENCH="--data genimage-mini"
 bench: $(VENV)/ready

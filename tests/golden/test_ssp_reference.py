@@ -53,12 +53,14 @@ def test_noise_maps(model: SSP) -> None:
     np.testing.assert_allclose(noise.mean(axis=(2, 3)), GOLDEN["srm_mean"], atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_logits_have_the_authors_value_and_our_sign(model: SSP) -> None:
     logits = ai_logit(model(to_tensor(GOLDEN["patches"]))).numpy()
     np.testing.assert_allclose(logits, -GOLDEN["logit_real"], atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_an_imported_run_folder_scores_like_the_checkpoint(checkpoint: Path, model: SSP, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["import-ssp", str(checkpoint), "--run", str(tmp_path), "--trained-on", "nothing: made from names"]

@@ -105,6 +105,7 @@ CASES: list[tuple[dict[str, str], str, set[str]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: apt-get install prometheus)")
 def test_alerts_fire_when_they_should_and_not_otherwise(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": RULE["spec"]["groups"]}))

@@ -98,6 +98,7 @@ def test_what_is_installed_imports_nothing_that_is_not(folder: str) -> None:
     assert {str(file) for file in (ROOT / folder).rglob("*.py") if imports_of(file, known)} == set()
 
 
+@pytest.mark.slow
 def test_what_the_scan_image_runs_imports_no_torch() -> None:
     packages = ("cli", "common", "storage", "dataset", "scanning", "cluster", "reporting")
     names = [name for name in modules("patchscan") if package_of(name) in packages]

@@ -59,6 +59,7 @@ def audited(scanned: Path) -> dict[str, Any]:
     return dict(json.loads((scanned / "audit" / "sample.json").read_text()))
 
 
+@pytest.mark.slow
 def test_each_image_has_the_chance_that_is_written_down() -> None:
     bucket = Bucket(400, 0.2, np.random.default_rng(0))
     times = dict.fromkeys(bucket.rows.key, 0)
@@ -102,6 +103,7 @@ def test_the_sample_is_dealt_out_within_the_strata(populations: list[int], size:
             assert 1 <= min(places) <= max(places) <= there
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_in_simulated_buckets() -> None:
     found = [one for one in simulate(16, 200) if one["figure"] in ("prevalence", "tpr", "fpr")]
     # Of 48 intervals, 95 % and more hold the truth; fewer than 40 of them would be a chance of 1 in 10,000.

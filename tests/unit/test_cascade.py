@@ -120,6 +120,7 @@ def test_log_odds_give_p_ai_again(p_ai: float) -> None:
     assert Decision().p_ai(log_odds(p_ai)) == pytest.approx(p_ai, abs=1e-15)
 
 
+@pytest.mark.slow
 def test_a_folder_is_scanned_with_a_cascade(tmp_path: Path) -> None:
     small = imported_run(tmp_path / "small", 2, "small")
     strong = imported_run(tmp_path / "strong", 3, "strong")
@@ -183,6 +184,7 @@ def test_joined_tables_hold_each_ones_part() -> None:
     assert table.dtypes[one.columns].equals(one.dtypes)
 
 
+@pytest.mark.slow
 def test_the_band_asks_the_second_no_more_than_the_loss_needs() -> None:
     first, then = evaluated("small", 1.0, 1), evaluated("strong", 3.0, 2)
     shares = []

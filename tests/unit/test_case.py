@@ -50,6 +50,7 @@ def written(made: Path) -> dict[str, Any]:
     return dict(json.loads((made / "out" / "case.json").read_text()))
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_json_says_and_runs_nothing_of_the_file(made: Path) -> None:
     found, page = written(made), (made / "out" / "case.html").read_text()
     assert found["provenance"]["generator"].startswith("Stable Diffusion web UI")
@@ -102,6 +103,7 @@ def test_another_model_is_another_case(made: Path) -> None:
     assert changed_versions(before, now) == []
 
 
+@pytest.mark.slow
 def test_a_trusted_signer_is_named_and_the_list_is_replayed(tmp_path: Path) -> None:
     cameras = identity("cameras", authority=True)
     buffer = BytesIO()

@@ -87,6 +87,7 @@ def assert_means(together: Sequence[Answer | ScoreError], alone: Sequence[BaseDe
         assert answer.logit == pytest.approx(np.mean(logits), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_ensemble_scores_the_mean_of_calibrated_logits(runs: list[Path], joined: Path) -> None:
     together = Detector.load(joined).score(photographs())
     alone = [Detector.load(run) for run in runs]

@@ -146,6 +146,7 @@ class Traced(HTMLParser):
             self.loose.append(data)
 
 
+@pytest.mark.slow
 def test_every_figure_on_the_page_is_traced_to_the_json(three: tuple[dict[str, Any], str, Path]) -> None:
     report, page, _ = three
     reader = Traced()
@@ -243,6 +244,7 @@ def coarse(drawing: Figure) -> bytes:
 DRAWN = ("one image", "nothing scored", "saturated")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", POOR)
 def test_poor_data_are_reported_and_drawn(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind in DRAWN:
@@ -280,6 +282,7 @@ def keys_of(value: Any) -> set[str]:
     return set().union(*(keys_of(part) for part in value)) if isinstance(value, list) else set()
 
 
+@pytest.mark.slow
 def test_every_key_of_the_json_is_documented(three: tuple[dict[str, Any], str, Path]) -> None:
     documented = set(re.findall(r"`(?:[^`]*[.\]])?(\w+)`", (REPOSITORY / "docs" / "reports.md").read_text()))
     report = three[0]

@@ -63,6 +63,7 @@ def test_what_is_no_file_is_a_row(photos: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_is_no_file_is_told_of_once_and_scored_when_it_is_a_file(photos: Path, tmp_path: Path) -> None:
     os.mkfifo(photos / "pipe.png")
     (photos / "dangling.png").symlink_to(tmp_path / "later.png")

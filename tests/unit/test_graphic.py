@@ -48,6 +48,7 @@ def test_drawn_surfaces_are_graphics_however_they_are_delivered(draw: Callable[[
     assert is_graphic(decode(deliver(encoded(draw()), tier)).pillow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("name", ["coffee.png", "chelsea.png", "rocket.jpg", "flower.jpg", "china.jpg"])
 def test_photographs_are_none(name: str, tier: Tier) -> None:

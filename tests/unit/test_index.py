@@ -284,6 +284,7 @@ def killed(tmp_path: Path) -> Iterator[tuple[Path, int]]:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_index_keeps_what_it_had_read_and_leaves_no_process(killed: tuple[Path, int]) -> None:
     data, group = killed
     done = sum(pq.read_metadata(part).num_rows for part in data.glob("index.parts/*.parquet"))

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from patchscan.cli import app
@@ -13,6 +14,7 @@ def run(*arguments: object) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_index_audit_and_match_lead_from_a_biased_to_a_fair_data_set(tmp_path: Path) -> None:
     data = jpeg_versus_png(tmp_path / "data", count=20)
     (data / "imagenet_ai_0419_biggan" / "train" / "ai" / "empty.png").touch()

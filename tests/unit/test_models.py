@@ -25,6 +25,7 @@ def test_simplecnn_is_the_studys() -> None:
     assert shapes == [*convolutions, (512, 256 * 14 * 14), 0.5, (2, 512)]
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_resnet50_is_torchvisions_with_dropout_and_two_outputs() -> None:
     import torchvision  # imported here because it takes seconds
@@ -74,6 +75,7 @@ def test_ssp_lite_has_under_a_million_parameters_and_sees_noise_only() -> None:
     torch.testing.assert_close(model(patch), model(brighter), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "size"),
     [("simplecnn", 224), ("resnet50", 224), ("ssp", 32), ("ssp-lite", 32), ("efficientnet-lite0", 128)],
@@ -246,6 +248,7 @@ def test_the_card_names_the_licence_of_the_weights(tmp_path: Path) -> None:
     assert weights.describe_weights("ssp", str(tmp_path / "mine.pth")).keys() == {"source", "sha256"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["resnet50", "ssp"])
 def test_imagenet_weights_load_from_a_file(imagenet: Path, architecture: str) -> None:
     model = build_network(architecture)

@@ -45,6 +45,7 @@ def score(run: Path, folder: Path) -> list[float]:
     return detector.logits([detector.prepare(file.read_bytes()).crops.pixels for file in files])
 
 
+@pytest.mark.slow
 def test_a_head_is_trained_and_scores_like_an_imported_detector(data: Path, tmp_path: Path) -> None:
     model = graph(5)
     model.graph.output[0].name = model.graph.node[-1].output[0] = "features"  # as the graph around it names its own

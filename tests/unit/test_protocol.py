@@ -43,6 +43,7 @@ def matched(data: Path, out: Path) -> MatchedData:
     return build_matched(data, out, Settings(size=64), workers=1)
 
 
+@pytest.mark.slow
 def test_the_matched_version_of_a_biased_data_set_is_fair(matched: MatchedData) -> None:
     found = audit(matched.index.table)
     assert [one.verdict for one in found.generators] == ["fair"], found.warnings
@@ -164,6 +165,7 @@ ROWS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(ROWS, st.integers(0, 3), st.integers(60, 100))
 def test_plans_are_balanced_on_the_grid_and_keep_the_splits_apart(

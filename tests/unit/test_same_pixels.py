@@ -100,6 +100,7 @@ def test_one_picture_has_one_row_where_the_worker_cuts_the_crops(tmp_path: Path,
     assert len({(row["logit"], row["p_ai"], row["verdict"], *row["patch"].values()) for row in rows.values()}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", SETS, ids=["lossless", "jpeg"])
 def test_evaluation_sees_one_picture(starter: Detector, tmp_path: Path, files: dict[str, bytes]) -> None:
     for name, data in files.items():

@@ -79,6 +79,7 @@ def properties(changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["property"]: one for kind in ("storage", "provenance", "verdicts") for one in changes[kind]}
 
 
+@pytest.mark.slow
 def test_what_changed_is_told_by_kind_with_examples(scans: tuple[Path, Path, list[Plan]]) -> None:
     _, out, plans = scans
     assert json.loads((out / f"scans/{plans[0].scan}/report.json").read_text())["changes"] is None

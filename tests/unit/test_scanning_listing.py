@@ -32,6 +32,7 @@ PREVIOUS = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(LISTED, PREVIOUS)
 def test_only_unchanged_rows_of_this_model_are_carried_over(
@@ -60,6 +61,7 @@ def test_only_unchanged_rows_of_this_model_are_carried_over(
     assert counts["deleted"] == len(set(previous) - keys)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.builds(ObjectInfo, key=KEYS, version_id=VERSIONS, etag=st.sampled_from([None, "1", "2"])), max_size=10),

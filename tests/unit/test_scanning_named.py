@@ -89,6 +89,7 @@ def newest_table(out: Store) -> dict[str, dict[str, Any]]:
     return table_of(out, newest.scan)
 
 
+@pytest.mark.slow
 def test_named_objects_alone_are_scored_and_all_other_rows_are_kept(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     full(photos, out)
@@ -141,6 +142,7 @@ def test_an_unfinished_scan_of_the_whole_source_is_left_its_place(photos: Path, 
     assert len(named(photos, out, ["0.png"])) == 1
 
 
+@pytest.mark.slow
 def test_a_scan_of_the_whole_source_does_not_wait_for_one_of_named_objects(photos: Path, tmp_path: Path) -> None:
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
     full(photos, out)
@@ -191,6 +193,7 @@ def test_an_unfinished_scan_of_named_objects_is_finished_by_the_next(photos: Pat
     assert set(newest_table(out)) == {"0.png", "1.png", "2.png", "3.png"}
 
 
+@pytest.mark.slow
 def test_another_model_takes_over_the_names_of_an_unfinished_scan(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     full(photos, out)
@@ -219,6 +222,7 @@ def test_filters_hold_for_named_objects_too(photos: Path, tmp_path: Path) -> Non
         plan_named(source, filters, scorer.card, out, ["1.png", "2.png"], SMALL_SHARDS, 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(crashes=st.lists(st.tuples(st.booleans(), st.integers(1, 50), st.booleans()), min_size=1, max_size=3))
 @example(crashes=[(True, 38, False), (False, 4, False)])

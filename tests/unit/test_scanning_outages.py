@@ -90,6 +90,7 @@ def failed(out: Store, plan: Plan) -> set[tuple[str, str]]:
     return {(key, row["error_code"]) for key, row in table_of(out, plan.scan).items() if row["status"] == "failed"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "good", "bad", "threads"),
     [

@@ -121,6 +121,7 @@ def test_the_list_judges_manifests_and_no_verdict(photos: Path, tmp_path: Path, 
         assert {key: row[field] for key, row in now.items()} == {key: row[field] for key, row in before.items()}
 
 
+@pytest.mark.slow
 def test_only_files_with_a_manifest_are_judged_anew_by_another_list(
     photos: Path, tmp_path: Path, cameras: Identity
 ) -> None:
