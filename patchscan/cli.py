@@ -30,6 +30,9 @@ from patchscan.storage import commands as storage_commands
 from patchscan.training import commands as training_commands
 
 TYPER_CTRL_C = 130  # typer's exit code for Ctrl-C
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds that an interrupted command has to undo what must not be left, as a model's version that is half registered.
+END_AFTER_S = 10
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 HEADINGS = ("Data", "Train", "Judge", "Serve", "Scan", "Cluster", INTERNAL_STEPS)
 
@@ -74,9 +77,9 @@ for package in (
 
 def main() -> None:
     """Run one command. A UserError ends it with one line on standard error and the error's exit code; Ctrl-C and
-    SIGTERM end it with EXIT_INTERRUPTED, unless the command has installed signal handlers of its own. Any other
-    exception is a bug: its traceback is printed, and the exit code is EXIT_BUG."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    SIGTERM end it within END_AFTER_S seconds with EXIT_INTERRUPTED, unless the command has installed signal handlers of
+    its own. Any other exception is a bug: its traceback is printed, and the exit code is EXIT_BUG."""
+    for number in STOP_SIGNALS:
         # A shell script ignores Ctrl-C for the commands it runs in the background: leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
@@ -90,14 +93,11 @@ def main() -> None:
     except SystemExit as end:
         if end.code != TYPER_CTRL_C:
             raise
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _exit_silently)  # one line is said, however often the user presses Ctrl-C
-        print("patchscan: interrupted; run the same command again", file=sys.stderr)
-        sys.stdout.flush()
-        # sys.exit would wait for threads that are waiting for a server. The exit functions remove temporary files.
-        atexit._run_exitfuncs()
-        os._exit(EXIT_INTERRUPTED)
+        _exit_interrupted()
     except Exception as error:  # noqa: BLE001  whatever it is, it is told, and has its exit code
+        if end_at_once in map(signal.getsignal, STOP_SIGNALS):
+            # A library has turned KeyboardInterrupt into an error of its own, as NumPy does while it is imported.
+            _exit_interrupted()
         user_error = error if isinstance(error, UserError) else None
         if _is_full_disk(error) and not (user_error and user_error.exit_code == EXIT_INTERRUPTED):
             places = f"where it writes to or in {tempfile.gettempdir()}"
@@ -112,9 +112,21 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    for repeated in (signal.SIGINT, signal.SIGTERM):
+    for repeated in (*STOP_SIGNALS, signal.SIGALRM):
         signal.signal(repeated, end_at_once)
+    # Threads that wait for a store would keep the command for minutes.
+    signal.alarm(END_AFTER_S)
     raise KeyboardInterrupt
+
+
+def _exit_interrupted() -> NoReturn:
+    for number in (*STOP_SIGNALS, signal.SIGALRM):
+        signal.signal(number, _exit_silently)  # one line is said, however often the user presses Ctrl-C
+    print("patchscan: interrupted; run the same command again", file=sys.stderr)
+    sys.stdout.flush()
+    # sys.exit would wait for threads that are waiting for a server. The exit functions remove temporary files.
+    atexit._run_exitfuncs()
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _exit_silently(number: int, frame: FrameType | None) -> NoReturn:

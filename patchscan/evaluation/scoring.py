@@ -97,7 +97,8 @@ def _prepare_batches(
         except rejecting as error:
             return error
 
-    with ThreadPoolExecutor(DECODERS) as pool:
+    pool = ThreadPoolExecutor(DECODERS)
+    try:
         waiting: list[Future[Prepared | Rejection]] = []
         for begin in range(0, len(paths), BATCH):
             started = [pool.submit(prepare, path) for path in paths[begin : begin + BATCH]]
@@ -106,6 +107,8 @@ def _prepare_batches(
             waiting = started
         if waiting:
             yield [future.result() for future in waiting]
+    finally:
+        pool.shutdown(cancel_futures=True)  # large images take seconds to be decoded and delivered
 
 
 def scores_key(card: Card, images: pd.DataFrame, engine: Engine, delivered: Tier = "native") -> str:

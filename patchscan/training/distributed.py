@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from patchscan.common.console import end_at_once
-from patchscan.common.errors import UserError
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.training.device import check_device
 
 # How long the other processes wait while the first works alone: it builds an index, which takes hours for millions of
@@ -91,8 +91,8 @@ class Ranks:
 
 
 class Interrupt:
-    """Records SIGTERM or Ctrl-C in `requested`, which the training loop checks after each step. A second signal ends
-    the process at once."""
+    """Records SIGTERM or Ctrl-C in `requested`, which the training loop checks after each step, and the passes over
+    validation images after each batch. A second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -103,6 +103,11 @@ class Interrupt:
         if self.requested:
             end_at_once(number, frame)
         self.requested = True
+
+    def end_if_requested(self) -> None:
+        """Raise SystemExit (EXIT_INTERRUPTED) after a signal."""
+        if self.requested:
+            raise SystemExit(EXIT_INTERRUPTED)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Save the penultimate features of validation images before and after training, for the report's pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,14 @@ FEATURE_IMAGES = 500
 
 
 @torch.inference_mode()
-def write_features(file: Path, model: Network, data: TrainingData, recipe: Recipe, workers: int) -> None:
+def write_features(
+    file: Path,
+    model: Network,
+    data: TrainingData,
+    recipe: Recipe,
+    workers: int,
+    before_batch: Callable[[], None] = lambda: None,
+) -> None:
     """Write an .npz file: `features` float32 (n, width), `label` (n,) and `generator` (n,).
 
     n is about FEATURE_IMAGES at most, evenly spread over the validation images; the first crop of each is used.
@@ -25,7 +33,8 @@ def write_features(file: Path, model: Network, data: TrainingData, recipe: Recip
     model.eval()
     device = next(model.parameters()).device
     features = []
-    for crops, _ in evaluation_loader(data.source, rows, recipe, workers):
+    for crops, _ in evaluation_loader(data.source, rows, recipe, workers, device):
+        before_batch()
         pixels = to_tensor(crops[:: recipe.preset.count].to(device))
         features.append(model.penultimate(pixels).float().cpu().numpy())
     np.savez_compressed(

@@ -8,7 +8,7 @@ The checkpoint is chosen on the seen generators' validation split; unseen genera
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,19 +88,21 @@ class Trainer:
     def run(self) -> Path:
         """Train to the end of the recipe, or until interrupted (SystemExit 75). Returns the run folder."""
         interrupt = Interrupt()
-        self._log_start()
+        # Several processes wait for the first one meanwhile; were it to end, they would end with errors.
+        before_batch = interrupt.end_if_requested if self.ranks.world == 1 else lambda: None
+        self._log_start(before_batch)
         while self.epoch < self.recipe.epochs:
             self._train_epoch(interrupt)
             last = self.epoch + 1 == self.recipe.epochs
             if self.ranks.rank == 0 and (last or (self.epoch + 1) % self.recipe.validate_every == 0):
-                self._validate()
+                self._validate(before_batch)
             self.epoch, self.step = self.epoch + 1, 0
             self._save_checkpoint()
         if self.ranks.rank == 0:
-            self._finish()
+            self._finish(before_batch)
         return self.store.folder
 
-    def _log_start(self) -> None:
+    def _log_start(self, before_batch: Callable[[], None]) -> None:
         images = max(1, min(self.recipe.batch_size, len(self.data.train)) // self.ranks.world)
         step_s = self.learner.measure_step_seconds(images)
         remaining = self.learner.total_steps - self._steps_done
@@ -115,7 +117,7 @@ class Trainer:
             planned_minutes=round(remaining * step_s / 60, 1),
         )
         if self._steps_done == 0 and self.ranks.rank == 0:
-            self.store.push(self._write_features("before"))
+            self.store.push(self._write_features("before", before_batch))
 
     @property
     def _steps_done(self) -> int:
@@ -151,9 +153,16 @@ class Trainer:
             throughput = timer.throughput(len(losses) * self.recipe.batch_size)
             self.log.write("epoch", epoch=self.epoch + 1, loss=loss, **throughput)
 
-    def _validate(self) -> None:
-        """Validate the averaged weights, and save them if they are the best so far."""
-        aucs = validation_aucs(self.learner.averaged, self.data, self.recipe, self.workers)
+    def _validate(self, before_batch: Callable[[], None]) -> None:
+        """Validate the averaged weights, and save them if they are the best so far. Where `before_batch` ends it, a
+        checkpoint is saved of the moment before it."""
+        random_state = torch.get_rng_state()  # the loader advances it
+        try:
+            aucs = validation_aucs(self.learner.averaged, self.data, self.recipe, self.workers, before_batch)
+        except SystemExit:
+            torch.set_rng_state(random_state)
+            self._save_checkpoint()
+            raise
         mean = float(np.mean(list(aucs.values())))
         if math.isnan(mean):
             raise DivergedError(
@@ -167,20 +176,20 @@ class Trainer:
             self.store.save_weights(WEIGHTS_FILE, self.learner.averaged.state_dict())
             self.store.push(WEIGHTS_FILE)
 
-    def _finish(self) -> None:
+    def _finish(self, before_batch: Callable[[], None]) -> None:
         folder = self.store.folder
         self.learner.averaged.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
-        self._write_features("after")
+        self._write_features("after", before_batch)
         build_card(self.recipe, self.data, folder / WEIGHTS_FILE, self.best).write(folder)
         write_graph(folder)
         self.store.push()
         self.log.write("done", run=self.store.url, best_epoch=self.best["epoch"] + 1, mean_auc=self.best["mean_auc"])
         self.store.push(LOG_FILE)
 
-    def _write_features(self, moment: str) -> str:
+    def _write_features(self, moment: str, before_batch: Callable[[], None]) -> str:
         """Write the features of this moment; returns the file's name."""
         file = self.store.folder / f"features_{moment}.npz"
-        write_features(file, self.learner.averaged, self.data, self.recipe, self.workers)
+        write_features(file, self.learner.averaged, self.data, self.recipe, self.workers, before_batch)
         return file.name
 
     def _save_checkpoint(self) -> None:

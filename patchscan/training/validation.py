@@ -1,5 +1,7 @@
 """Measure the AUC on the seen generators' validation images, by which the checkpoint is chosen."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -12,9 +14,11 @@ from patchscan.training.data import TrainingData
 from patchscan.training.recipe import Recipe
 
 
-def validation_aucs(model: nn.Module, data: TrainingData, recipe: Recipe, workers: int) -> dict[str, float]:
+def validation_aucs(
+    model: nn.Module, data: TrainingData, recipe: Recipe, workers: int, before_batch: Callable[[], None]
+) -> dict[str, float]:
     """Return the AUC on each seen generator's validation images, by the generator's name."""
-    logits = validation_logits(model, data, recipe, workers)
+    logits = validation_logits(model, data, recipe, workers, before_batch)
     return {
         str(generator): auc(rows.label.to_numpy(), logits[rows.index])
         for generator, rows in data.val.groupby("generator")
@@ -30,11 +34,20 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def validation_logits(model: nn.Module, data: TrainingData, recipe: Recipe, workers: int) -> np.ndarray:
+def validation_logits(
+    model: nn.Module,
+    data: TrainingData,
+    recipe: Recipe,
+    workers: int,
+    before_batch: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """Return one logit per validation image, AI positive, float64 (len(data.val),): the mean over its crops (see
     `CropDataset`)."""
     model.eval()
     device = next(model.parameters()).device
-    loader = evaluation_loader(data.source, data.val, recipe, workers)
-    logits = [ai_logit(model(to_tensor(crops.to(device)))).double().cpu() for crops, _ in loader]
+    loader = evaluation_loader(data.source, data.val, recipe, workers, device)
+    logits = []
+    for crops, _ in loader:
+        before_batch()
+        logits.append(ai_logit(model(to_tensor(crops.to(device)))).double().cpu())
     return torch.cat(logits).reshape(len(data.val), -1).mean(dim=1).numpy()

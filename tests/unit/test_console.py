@@ -1,14 +1,18 @@
 """What strangers wrote is printed as text, and a bug is told from "done, some failed"."""
 
+import atexit
 import os
 import signal
 import threading
 import time
 import unicodedata
 from collections.abc import Iterator
-from types import FrameType
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType, SimpleNamespace
+from typing import cast
 
 import duckdb
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +21,9 @@ from patchscan import cli
 from patchscan.common import console
 from patchscan.common.console import ProgressReport, printable, run_interruptibly, stop_on_signals
 from patchscan.common.errors import EXIT_BUG, UserError
+from patchscan.detector.base import BaseDetector
+from patchscan.detector.images import ErrorCode, ImageError
+from patchscan.evaluation.scoring import BATCH, score_images
 from patchscan.scanning.report import summary_text
 
 FORGED = "a\nverdicts: 0 AI\r\x1b[2J\x1b]0;title\x07\x9b31m\u202egpj.exe\u2066\u200f\u2028b\x7f\udcff"
@@ -175,3 +182,77 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command in this process may be interrupted: it ends with SystemExit, and signals are then as before."""
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    yield
+    signal.alarm(0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_that_a_library_turns_into_an_error_interrupts_all_the_same(
+    ending: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert (end.value.code, capsys.readouterr().err) == (75, "patchscan: interrupted; run the same command again\n")
+
+
+def test_an_interrupted_command_does_not_wait_for_threads_that_wait(
+    ending: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "END_AFTER_S", 1)
+    waiting = threading.Event()
+
+    def app() -> None:
+        with ThreadPoolExecutor() as pool:
+            pool.submit(waiting.wait, 60)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    monkeypatch.setattr(cli, "app", app)
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 75
+    assert time.monotonic() - began < 30
+    waiting.set()
+
+
+def test_an_evaluation_that_is_interrupted_prepares_no_more_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for the batch that it prepares while it scores another."""
+    read: list[str] = []
+
+    def slowly(path: str) -> bytes:
+        read.append(path)
+        time.sleep(0.02)
+        raise ImageError(ErrorCode.EMPTY, "no bytes")
+
+    def interrupted(self: ProgressReport, count: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressReport, "advance", interrupted)
+    detector = cast(BaseDetector, SimpleNamespace(logits=list, prepare=None))
+    paths = [f"{number}.png" for number in range(10 * BATCH)]
+    table = pd.DataFrame({"path": paths, "generator": "one", "split": "val", "class": "ai"})
+    with pytest.raises(KeyboardInterrupt):
+        score_images(detector, slowly, table, "test")
+    assert len(read) < 2 * BATCH
