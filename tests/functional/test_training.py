@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
 from patchscan.detector.engines import load_detector
 from patchscan.detector.weights import read_safetensors
-from patchscan.training import train as train_module
 from patchscan.training.batches import evaluation_loader
 from patchscan.training.data import TrainingData
-from patchscan.training.distributed import STOP_SIGNALS, Ranks
+from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import load_recipe
 from tests.command import environment, patchscan, start_patchscan
 from tests.image_tree import picture, write
@@ -119,44 +118,6 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     expected, resumed = (read_safetensors(run / "model.safetensors") for run in (finished, tmp_path))
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert Card.read(tmp_path).weights_sha256 == Card.read(finished).weights_sha256
-
-
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """What handles signals is as before after a training within this process."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("phase", ["write_features", "validation_aucs"])
-def test_a_signal_does_not_wait_for_a_pass_over_the_validation_images(
-    phase: str, data: Path, tmp_path: Path, signals: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, random_states = getattr(train_module, phase), []
-    recipe = load_recipe(str(data / "tiny.yaml"), epochs=1, batch_size=32)
-
-    def signalled(*arguments: Any) -> Any:
-        monkeypatch.setattr(train_module, phase, original)
-        random_states.append(torch.get_rng_state())
-        os.kill(os.getpid(), signal.SIGTERM)
-        original(*arguments)
-        pytest.fail("it went on to the end")
-
-    monkeypatch.setattr(train_module, phase, signalled)
-    with pytest.raises(SystemExit) as end:
-        train_module.train(recipe, str(data), str(tmp_path), device="cpu")
-    assert end.value.code == 75
-    if phase == "write_features":
-        assert [path.name for path in tmp_path.glob("*.*")] == ["log.jsonl"]
-        return
-    state = torch.load(tmp_path / "checkpoint.pt")
-    assert (state["epoch"], state["step"]) == (0, 1)
-    assert torch.equal(state["rng"][0], random_states[0]), "the weights will be those of a run without the signal"
-    monkeypatch.setattr(train_module.Trainer, "_finish", lambda *_: None)
-    train_module.train(recipe, str(data), str(tmp_path), device="cpu")
-    assert [entry["event"] for entry in log(tmp_path)][-3:] == ["resume", "start", "validation"]
 
 
 def test_a_run_says_what_it_was_trained_on(data: Path, finished: Path) -> None:

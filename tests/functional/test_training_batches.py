@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchscan.common.errors import EXIT_INTERRUPTED
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
 from patchscan.detector.detector import Detector
 from patchscan.training import learner, train
 from patchscan.training.augment import deliver
 from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, is_kind
+from patchscan.training.checkpoint import RunStore
 from patchscan.training.data import TrainingData
 from patchscan.training.recipe import Delivery, Recipe, RecipeError, load_recipe
 from tests.image_tree import picture, write
@@ -170,15 +172,20 @@ def test_a_recipe_that_contradicts_itself_is_refused(tmp_path: Path, wrong: str,
 
 
 class InterruptAfter:
-    """Asks for a stop after so many steps, as a signal does."""
+    """Asks for a stop after so many steps, or batches of validation images, as a signal does."""
 
-    def __init__(self, steps: int):
-        self.left = steps
+    def __init__(self, steps: int, batches: int):
+        self.left, self.batches = steps, batches
 
     @property
     def requested(self) -> bool:
         self.left -= 1
         return self.left < 0
+
+    def end_if_requested(self) -> None:
+        self.batches -= 1
+        if self.batches < 0:
+            raise SystemExit(EXIT_INTERRUPTED)
 
 
 def test_an_interrupted_run_ends_in_the_same_weights_and_its_card_says_what_it_learned_from(
@@ -186,20 +193,28 @@ def test_an_interrupted_run_ends_in_the_same_weights_and_its_card_says_what_it_l
 ) -> None:
     data, extra = folders
     recipe = recipe.model_copy(update={"epochs": 2, "averaging": 0.9, "cosine": True, "max_gradient_norm": 1.0})
-    cards = []
-    for name, steps in (("whole", [99]), ("stopped", [1, 2, 99])):
-        for number in steps:
-            monkeypatch.setattr(train, "Interrupt", lambda number=number: InterruptAfter(number))
-            run = [recipe, data, str(tmp_path / name)]
-            if number < 99:
-                with pytest.raises(SystemExit, match="75"):
-                    train.train(*run, device="cpu", workers=0, extra=[extra])  # type: ignore[arg-type]
-            else:
-                train.train(*run, device="cpu", workers=0, extra=[extra])  # type: ignore[arg-type]
-        cards.append(Card.read(tmp_path / name))
-    assert cards[0].weights_sha256 == cards[1].weights_sha256
-    assert cards[0].training["kinds"] == ["art", "screens"]
-    assert cards[0].training["train_images"] == 28
+
+    def run(name: str, interrupt: InterruptAfter) -> None:
+        monkeypatch.setattr(train, "Interrupt", lambda: interrupt)
+        train.train(recipe, data, str(tmp_path / name), device="cpu", workers=0, extra=[extra])
+
+    run("whole", InterruptAfter(99, 99))
+    # In the features before training, in the first epoch, and in the validation after it.
+    places: list[tuple[int, int, tuple[int, int] | None]] = [
+        (99, 0, None),
+        (1, 99, (0, 2)),
+        (99, 0, (0, 3)),
+    ]
+    for steps, batches, saved in places:
+        with pytest.raises(SystemExit, match="75"):
+            run("stopped", InterruptAfter(steps, batches))
+        state = RunStore(str(tmp_path / "stopped")).load_checkpoint()
+        assert (state and (state["epoch"], state["step"])) == saved
+    run("stopped", InterruptAfter(99, 99))
+    card, resumed = (Card.read(tmp_path / name) for name in ("whole", "stopped"))
+    assert resumed.weights_sha256 == card.weights_sha256
+    assert card.training["kinds"] == ["art", "screens"]
+    assert card.training["train_images"] == 28
     assert isinstance(Detector.load(tmp_path / "whole").score([png(1)])[0], Answer)
 
 
