@@ -1,18 +1,20 @@
 """Retry calls to stores and servers, with jittered back-off, a deadline and a stop signal."""
 
+import random
 import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
-import tenacity
-
 from patchscan.common.console import printable
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 
 Result = TypeVar("Result")
 
+# The longest first wait; each further one may be twice as long, up to a limit.
+FIRST_WAIT_S = 0.2
+MOST_DOUBLINGS = 16
 # Calls that have failed for so long are told to the user, and again at these intervals.
 TELL_AFTER_S = 15.0
 TELL_EVERY_S = 30.0
@@ -72,31 +74,29 @@ class Retries:
         stop: threading.Event | None = None,
         other_side: str = "",
     ):
+        self.deadline_s, self.longest_wait_s = deadline_s, longest_wait_s
         self.stop = stop or threading.Event()
         self.other_side = other_side
-        self._policy = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(TransientError),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=longest_wait_s),
-            stop=tenacity.stop_after_delay(deadline_s),
-            sleep=self._sleep,
-            before_sleep=self._tell,
-            reraise=True,
-        )
 
     def call(self, function: Callable[[], Result]) -> tuple[Result, int]:
         """Return the function's result and the number of tries it took. Raises TransientError, StoppedError."""
-        policy = self._policy.copy()
-        try:
-            result = policy(function)
-        except TransientError as error:
-            error.attempts = policy.statistics["attempt_number"]
-            raise
-        return result, policy.statistics["attempt_number"]
+        started, tries = time.monotonic(), 0
+        while True:
+            tries += 1
+            try:
+                return function(), tries
+            except TransientError as error:
+                waited = time.monotonic() - started
+                if waited >= self.deadline_s:
+                    error.attempts = tries
+                    raise
+                self._tell(error, waited)
+            longest = FIRST_WAIT_S * 2 ** min(tries - 1, MOST_DOUBLINGS)
+            self._sleep(random.uniform(0, min(longest, self.longest_wait_s)))
 
-    def _tell(self, state: tenacity.RetryCallState) -> None:
-        if self.other_side and (waited := state.seconds_since_start or 0.0) >= TELL_AFTER_S:
-            error = state.outcome.exception() if state.outcome else None
-            waits.tell(f"waiting for {self.other_side}: {error}", waited)
+    def _tell(self, error: TransientError, waited_s: float) -> None:
+        if self.other_side and waited_s >= TELL_AFTER_S:
+            waits.tell(f"waiting for {self.other_side}: {error}", waited_s)
 
     def _sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):
