@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
+from operator import itemgetter
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 Result = TypeVar("Result")
+Entry = TypeVar("Entry")
 
 LISTING_THREADS = 16
 # Bytes of a download that are held at once.
@@ -163,14 +165,27 @@ class Bucket:
         """Objects under the URL's prefix, in any order, the current version of each; LISTING_THREADS threads list."""
         return iter(KeyRanges(self._page, LISTING_THREADS))
 
-    def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE, prefix: str | None = None) -> Page:
+    def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE) -> Page:
+        listed, following = self._entries(_info, after=after, token=token, limit=limit)
+        return Page(listed, following)
+
+    def _entries(
+        self,
+        read: Callable[[Any], Entry],
+        *,
+        after: str = "",
+        token: str | None = None,
+        limit: int = PAGE,
+        prefix: str | None = None,
+    ) -> tuple[list[Entry], str | None]:
+        """What `read` makes of the entries of a page of a listing, and the token that continues it."""
         begin: Any = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
         where: Any = {"Bucket": self.bucket, "Prefix": self.prefix if prefix is None else prefix, "MaxKeys": limit}
         if prefix is None and self._optional and not self.bucket.endswith(DIRECTORY_BUCKET):
             where["OptionalObjectAttributes"] = self._optional
         try:
             reply = self._list(**where, **begin, **self._payer)
-            objects = [_info(listed) for listed in reply.get("Contents", [])]
+            entries = [read(listed) for listed in reply.get("Contents", [])]
         except (ResponseParserError, ValueError, KeyError) as error:
             raise self._no_listing("its reply is no listing") from error
         if not LISTING_FIELDS & reply.keys():
@@ -178,7 +193,7 @@ class Bucket:
         following = reply.get("NextContinuationToken") or None
         if reply.get("IsTruncated") and following is None:
             raise self._no_listing("a listing is said to go on, and has no token with which to go on")
-        return Page(objects, following)
+        return entries, following
 
     def _list(self, **request: Any) -> Any:
         """Ask for a page. Some stores refuse what they do not know: then without the optional attributes."""
@@ -243,10 +258,9 @@ class Bucket:
         token: str | None = None
         tokens = RepeatedToken()
         while True:
-            page = self._page(prefix=self._key(prefix), token=token)
-            tokens.check(page.token)
-            yield from (info.key.removeprefix(root) for info in page.objects)
-            token = page.token
+            keys, token = self._entries(itemgetter("Key"), prefix=self._key(prefix), token=token)
+            tokens.check(token)
+            yield from (key.removeprefix(root) for key in keys)
             if token is None:
                 return
 
