@@ -22,12 +22,12 @@ are replaced, removed and added, and source and scorer go down and come back. So
 have listings without ETags, or do not list the newest keys. At the end all is calm, and one command puts it right.
 
 Real are plan_scan, Worker and reduce with what they call, and the store's Bucket; simulated are S3, the time and the
-scorer. A worker takes one object after the other, results of DuckDB and Parquet are remembered for equal inputs, and
-the report's pictures and statistics are left out.
+scorer. A worker takes one object after the other, answers of DuckDB and Parquet are remembered (tests/remembered.py),
+and the report's pictures and statistics are left out.
 """
 
 import argparse
-import json
+import gc
 import random
 import sys
 from collections import Counter, defaultdict
@@ -36,18 +36,14 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 from zlib import crc32
 
-import duckdb
-import pyarrow as pa
-import tenacity
 from botocore.exceptions import ClientError
+from pydantic_core import from_json, to_json
 
 from patchscan.common import retries
 from patchscan.common.console import ProgressReport
@@ -55,14 +51,29 @@ from patchscan.common.retries import OutageError, Retries, StoppedError, Transie
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
 from patchscan.detector.images import ErrorCode, ImageError
+from patchscan.scanning import listing, report, rows, summary, table, worker
 from patchscan.scanning import plan as planning
-from patchscan.scanning import report, rows, summary, table, worker
-from patchscan.scanning.listing import Filters, ListingJoin
+from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import ClaimLostError, Plan, ScanSource, ShardSize, last_complete, plan_scan
 from patchscan.scanning.scorers import Select
-from patchscan.scanning.table import IncompleteScanError, ScanTable
+from patchscan.scanning.table import IncompleteScanError
 from patchscan.scanning.worker import Worker, WorkSettings
-from patchscan.storage.store import ObjectInfo, Store
+from patchscan.storage.store import ObjectInfo
+from tests.remembered import (
+    EMPTY_TABLE,
+    Database,
+    LazyDatabase,
+    MemoryFile,
+    RememberedJoin,
+    RememberedRows,
+    RememberedTable,
+    Rows,
+    forget,
+    read,
+    remember,
+    rows_of,
+    table_to_parquet,
+)
 from tests.scan_kit import StubScorer, card
 from tests.simulation import (
     Choices,
@@ -151,12 +162,13 @@ class Schedule:
         )
         self.errors = self.weather.error > 0
         self.simulation = Simulation(choices, self.weather)
-        self.simulation.between = self._events
         self.events = (0.0, 0.0, 0.02, 0.05)[choices.pick(4)]
+        self.simulation.between = self._events if self.events else None
         self.results = SimulatedS3(
             self.simulation, honours=not choices.chance(0.15), stale_s=3.0 if choices.chance(0.1) else 0.0
         )
         self.results.written, self.results.deleted = self._written, self._deleted
+        self.out = SimulatedBucket(RESULTS, self.results)
         self.photos = SimulatedS3(self.simulation, page=2, listed_etags=not choices.chance(0.1))
         self.photos.refusal = self._refusal
         self.shards = ShardSize(max_objects=(2, 4)[choices.pick(2)])
@@ -168,6 +180,7 @@ class Schedule:
         self.plans: list[Plan] = []
         self.listings: dict[str, Listing] = {}
         self.carried: dict[str, set[str]] = {}
+        self.history: dict[str, str] = {}  # The scan that each entry names.
         self.finished: dict[str, int] = {}  # and at which call
         self.sources: dict[Process, SimulatedBucket] = {}
         # The call at which a process began to work on shards, and to write the report.
@@ -193,7 +206,7 @@ class Schedule:
         self.past[key].append((self.simulation.calls, stored.etag))
 
     def _events(self, process: Process) -> None:
-        if not self.events or not self.choices.chance(self.events):
+        if not self.choices.chance(self.events):
             return
         what = self.choices.pick(6)
         if what == 0 and process.stop is not None:
@@ -231,7 +244,7 @@ class Schedule:
     def open_store(self, url: str, **_: Any) -> SimulatedBucket:
         """The store of an address, for the current process."""
         if url == RESULTS:
-            return SimulatedBucket(url, self.results)
+            return self.out
         assert self.simulation.current is not None
         self.sources[self.simulation.current] = bucket = SimulatedBucket(url, self.photos)
         return bucket
@@ -240,7 +253,7 @@ class Schedule:
 
     def plan(self, process: Process, version: str = "1") -> Plan:
         """`scan-plan`."""
-        made = plan_scan(ScanSource(url=PHOTOS), Filters(), CARDS[version], self.open_store(RESULTS), self.shards)
+        made = plan_scan(ScanSource(url=PHOTOS), Filters(), CARDS[version], self.out, self.shards)
         self._check(self._history().count(made.scan) == 1 or not self.results.honours, "one-plan", "not in the history")
         self.plans.append(made)
         return made
@@ -249,20 +262,20 @@ class Schedule:
         """`scan-worker`."""
         process.scan = plan.scan  # type: ignore[attr-defined]
         self.began[process] = self.simulation.calls
-        one = Worker(plan, self.open_store(RESULTS), Scorer(self, plan.version), SETTINGS, process.stop)
+        one = Worker(plan, self.out, Scorer(self, plan.version), SETTINGS, process.stop)
         for index in indexes:
             one.work(index)
             part = f"scans/{plan.scan}/rows/part-{index:05d}.parquet"
-            self._check(part in self.results.objects, "honest", f"{part} is told as done")
+            self._check(part in self.results.objects, "honest", "{} is told as done", part)
         if process.stop.is_set():
             raise StoppedError
 
     def reduce(self, process: Process, plan: Plan) -> Plan:
         """`scan-reduce`."""
         self.reducing[process] = self.simulation.calls
-        report.reduce(self.open_store(RESULTS), plan)
+        report.reduce(self.out, plan)
         success = f"scans/{plan.scan}/_SUCCESS"
-        self._check(success in self.results.objects, "honest", f"{plan.scan} is told as finished")
+        self._check(success in self.results.objects, "honest", "{} is told as finished", plan.scan)
         return plan
 
     def scan(self, process: Process, version: str = "1") -> Plan:
@@ -273,7 +286,7 @@ class Schedule:
 
     def report(self, process: Process) -> Plan | None:
         """`report`."""
-        newest = last_complete(self.open_store(RESULTS))
+        newest = last_complete(self.out)
         return self.reduce(process, newest) if newest else None
 
     # One schedule
@@ -348,7 +361,8 @@ class Schedule:
     def _calm_down(self) -> None:
         """Everything works again, and nothing changes any more: the same command finishes, and finds what is there."""
         self.simulation.tell("all is calm")
-        self.weather.kill = self.weather.error = self.events = self.results.stale_s = 0.0
+        self.weather.kill = self.weather.error = self.results.stale_s = 0.0
+        self.simulation.between = None
         self.down, since = None, self.simulation.calls
         for _ in range(3):
             made = self._run_alone()
@@ -357,7 +371,7 @@ class Schedule:
         self._check(self.listings[made.scan].at >= since, "resumed", "three more runs do not scan what is there")
         found = {row["key"]: essence(row) for row in self.rows(made.scan)}
         expected = {key: self._expected(key, stored) for key, stored in self.photos.objects.items()}
-        self._check(found == expected, "resumed", f"the table is {found}, and not {expected}")
+        self._check(found == expected, "resumed", "the table is {}, and not {}", found, expected)
         if self.choices.chance(0.25):
             self._check_unchanged(made)
         elif self.plans[0].scan != made.scan and self.choices.chance(0.25):
@@ -374,12 +388,12 @@ class Schedule:
     def _check_unchanged(self, before: Plan) -> None:
         self.fetched.clear()
         made = self._run_alone()
-        self._check(made.previous == before.scan, "carried", f"it continues {made.previous}, not {before.scan}")
+        self._check(made.previous == before.scan, "carried", "it continues {}, not {}", made.previous, before.scan)
         again = set(self.photos.objects) if not self.photos.listed_etags else set()
         again |= {key for key in self.photos.objects if key.startswith("private")}
         if not self.photos.listed_etags:
             return
-        self._check(set(self.fetched) == again, "carried", f"fetched again: {set(self.fetched)}, not {again}")
+        self._check(set(self.fetched) == again, "carried", "fetched again: {}, not {}", set(self.fetched), again)
 
     def _expected(self, key: str, stored: Stored) -> tuple[Any, ...]:
         """The essence of the row of an object that lies there undisturbed."""
@@ -392,9 +406,10 @@ class Schedule:
 
     # The promises
 
-    def _check(self, kept: bool, promise: str, why: str) -> None:
+    def _check(self, kept: bool, promise: str, why: str, *shown: Any) -> None:
+        """End the schedule where a promise is not kept; `why.format(*shown)` says so."""
         if not kept:
-            self._breach(promise, why)
+            self._breach(promise, why.format(*shown))
 
     def _breach(self, promise: str, why: str) -> None:
         """Note the first broken promise, and end the schedule."""
@@ -407,8 +422,7 @@ class Schedule:
 
     def _history(self) -> list[str]:
         """The scans in the history, oldest first."""
-        names = sorted(name for name in self.results.objects if name.startswith("history/"))
-        return [json.loads(self.results.objects[name].data)["scan"] for name in names]
+        return [self.history[name] for name in sorted(self.history)]
 
     def files(self, scan: str, folder: str) -> dict[str, bytes]:
         """The files of a folder of a scan."""
@@ -422,26 +436,28 @@ class Schedule:
     def _written(self, name: str, before: bytes | None, now: bytes) -> None:
         folder, _, file = name.rpartition("/")
         if folder == "history":
-            self._check_claim(name, before, json.loads(now)["scan"])
+            self.history[name] = from_json(now)["scan"]
+            self._check_claim(name, before, self.history[name])
         if name == "report.json":
-            self._check_newest(json.loads(now)["scan"])
+            self._check_newest(from_json(now)["scan"])
         if not folder.startswith("scans/"):
             return
         scan = folder.split("/")[1]
         if folder.endswith("/rows"):
             # Two parts of one shard differ at least in the times of their rows, which stand still here.
             again = before is not None and (file.startswith("part-") or before != now)
-            self._check(not again or not self.results.honours, "unchanging", f"{name} is written a second time")
-            self._check(before is not None or scan not in self.finished, "last", f"{name} is written after _SUCCESS")
+            self._check(not again or not self.results.honours, "unchanging", "{} is written a second time", name)
+            self._check(before is not None or scan not in self.finished, "last", "{} is written after _SUCCESS", name)
             if file.startswith("part-"):
                 self._check_part(scan, file, now)
         elif file == "plan.json" and before is None:
-            self._check_plan(scan, json.loads(now))
+            self._check_plan(scan, from_json(now))
         elif file == "_SUCCESS":
-            self._check_finished(scan, json.loads(now))
+            self._check_finished(scan, from_json(now))
             self.finished[scan] = self.simulation.calls
 
     def _deleted(self, name: str) -> None:
+        self.history.pop(name, None)
         folder, _, _ = name.rpartition("/")
         scan = folder.split("/")[1] if folder.startswith("scans/") else None
         needed = folder.endswith(("/rows", "/shards")) or name.endswith("plan.json")
@@ -451,14 +467,14 @@ class Schedule:
     def _check_claim(self, name: str, before: bytes | None, scan: str) -> None:
         if not self.results.honours:
             return
-        self._check(before is None, "one-plan", f"{name} is overwritten")
-        self._check(bool(self.files(scan, "plan.json")), "one-plan", f"{name} names {scan}, which has no plan")
+        self._check(before is None, "one-plan", "{} is overwritten", name)
+        self._check(bool(self.files(scan, "plan.json")), "one-plan", "{} names {}, which has no plan", name, scan)
         *_, earlier, _ = [None, *self._history()]
         if earlier and earlier not in self.finished:
             digests = [
-                json.loads(self.files(one, "plan.json")[f"scans/{one}/plan.json"])["digest"] for one in (earlier, scan)
+                from_json(self.files(one, "plan.json")[f"scans/{one}/plan.json"])["digest"] for one in (earlier, scan)
             ]
-            self._check(digests[0] != digests[1], "one-plan", f"{scan} is planned, though {earlier} is not finished")
+            self._check(digests[0] != digests[1], "one-plan", "{} is planned, though {} is not finished", scan, earlier)
 
     def _check_newest(self, scan: str) -> None:
         """The report at the top does not go back to an older scan."""
@@ -467,7 +483,9 @@ class Schedule:
         if scan in history:
             newer = set(history[history.index(scan) + 1 :])
             newer = {one for one in newer if self.finished.get(one, 1 << 30) < self.reducing[process]}
-            self._check(not newer, "honest", f"the newest report is replaced by that of {scan}, and {newer} is newer")
+            self._check(
+                not newer, "honest", "the newest report is replaced by that of {}, and {} is newer", scan, newer
+            )
 
     def _check_plan(self, scan: str, plan: dict[str, Any]) -> None:
         """A new plan's shards and carried rows are the listing, and carried is what has not changed."""
@@ -478,44 +496,46 @@ class Schedule:
         listed = self.listings[scan].objects
         before = {row["key"]: row for row in self.rows(plan["previous"])} if plan["previous"] else {}
         done = not plan["previous"] or plan["previous"] in self.finished
-        self._check(done, "honest", f"{scan} builds on {plan['previous']}, which is not finished")
+        self._check(done, "honest", "{} builds on {}, which is not finished", scan, plan["previous"])
         carried = {row["key"]: row for row in self.rows(scan, "unchanged-")}
         self.carried[scan] = set(carried)
         unchanged = {key for key, info in listed.items() if is_unchanged(info, before.get(key), plan["digest"])}
-        self._check(carried.keys() <= unchanged, "true-score", f"carried over: {set(carried)}, unchanged: {unchanged}")
+        self._check(
+            carried.keys() <= unchanged, "true-score", "carried over: {}, unchanged: {}", set(carried), unchanged
+        )
         complete = carried.keys() == unchanged or self.results.stale_s > 0
-        self._check(complete, "carried", f"carried over: {set(carried)}, unchanged: {unchanged}")
+        self._check(complete, "carried", "carried over: {}, unchanged: {}", set(carried), unchanged)
         self._check(carried == {key: before[key] for key in carried}, "carried", "a carried row is another one")
         sharded = [row["key"] for data in self.files(scan, "shards/").values() for row in rows_of(data)]
         whole = sorted([*sharded, *carried]) == sorted(listed)
-        self._check(whole, "one-row", f"the plan has {sharded} and {set(carried)}, the listing {set(listed)}")
+        self._check(whole, "one-row", "the plan has {} and {}, the listing {}", sharded, set(carried), set(listed))
 
     def _check_part(self, scan: str, file: str, data: bytes) -> None:
         found = [row["key"] for row in rows_of(data)]
         shard = self.files(scan, f"shards/{file.removeprefix('part-')}")
         wanted = [row["key"] for one in shard.values() for row in rows_of(one)]
-        self._check(found == wanted or not shard, "one-row", f"{file} has rows of {found}, its shard {wanted}")
+        self._check(found == wanted or not shard, "one-row", "{} has rows of {}, its shard {}", file, found, wanted)
         process = self.simulation.current
         assert process is not None
         gone = sum(row["error_code"] == "unavailable" for row in rows_of(data))
         throughout = self.down is not None and self.down_since < self.began.get(process, 0) and not self.errors
-        self._check(not throughout or gone < SUSPICIOUS, "outage", f"{file} has {gone} rows that are `unavailable`")
+        self._check(not throughout or gone < SUSPICIOUS, "outage", "{} has {} rows that are `unavailable`", file, gone)
 
     def _check_finished(self, scan: str, totals: dict[str, Any]) -> None:
-        plan = json.loads(self.results.objects[f"scans/{scan}/plan.json"].data)
+        plan = from_json(self.results.objects[f"scans/{scan}/plan.json"].data)
         parts = [f"scans/{scan}/rows/part-{index:05d}.parquet" for index in range(plan["shards"])]
         reports = [f"{folder}report.{kind}" for folder in ("", f"scans/{scan}/") for kind in ("html", "json")]
         missing = {*parts, *reports} - self.results.objects.keys()
-        self._check(not missing, "last", f"_SUCCESS of {scan} comes before {missing}")
+        self._check(not missing, "last", "_SUCCESS of {} comes before {}", scan, missing)
         table, listed = self.rows(scan), self.listings[scan].objects
         keys = sorted(row["key"] for row in table)
-        self._check(keys == sorted(listed), "one-row", f"{scan} has rows of {keys}, and listed {sorted(listed)}")
+        self._check(keys == sorted(listed), "one-row", "{} has rows of {}, and listed {}", scan, keys, sorted(listed))
         counted = Counter(row["status"] for row in table if row["key"] not in self.carried[scan])
         counted["unchanged"] = len(self.carried[scan])
         told = {name: totals[name] for name in ("scored", "rejected", "failed", "unchanged")}
         right = all(counted[name] == told[name] for name in told) and totals["listed"] == sum(told.values())
         # Where conditional writes are ignored, a second worker may replace a part after it was counted.
-        self._check(right or not self.results.honours, "adds-up", f"_SUCCESS has {totals}, the rows are {counted}")
+        self._check(right or not self.results.honours, "adds-up", "_SUCCESS has {}, the rows are {}", totals, counted)
         for row in table:
             if row["key"] not in self.carried[scan]:
                 self._check_row(scan, row)
@@ -532,16 +552,20 @@ class Schedule:
                 "vanished": None in since,
                 "unavailable": self.errors or self.was_down,
             }
-            self._check(reasons[code], "resumed", f"{key} is `{code}`, and it was {since} since it was listed")
+            self._check(reasons[code], "resumed", "{} is `{}`, and it was {} since it was listed", key, code, since)
             return
         etag = row["etag"]
         right = etag in since and etag in (listed, row["etag"] if listed is None else listed)
         if code in ("archived", "access_denied"):
-            self._check(etag == listed, "resumed", f"{key} is `{code}` with the ETag {etag}")
+            self._check(etag == listed, "resumed", "{} is `{}` with the ETag {}", key, code, etag)
             return
-        self._check(right, "true-score", f"{key} has a row for {etag}; it was listed as {listed}, and was {since}")
+        self._check(
+            right, "true-score", "{} has a row for {}; it was listed as {}, and was {}", key, etag, listed, since
+        )
         expected = self._expected(key, Stored(self.contents[etag], etag))
-        self._check(essence(row) == expected, "true-score", f"the row of {key} is {essence(row)}, and not {expected}")
+        self._check(
+            essence(row) == expected, "true-score", "the row of {} is {}, and not {}", key, essence(row), expected
+        )
 
 
 def essence(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -555,204 +579,6 @@ def is_unchanged(info: ObjectInfo, before: dict[str, Any] | None, digest: str) -
         return False
     archived = before["error_code"] == "archived" and before["storage_class"] == info.storage_class
     return before["status"] in ("scored", "rejected") or archived
-
-
-# What is remembered instead of computed again: DuckDB and Parquet take milliseconds for each of their steps.
-
-READ, WRITE, WRITE_TABLE = rows.from_parquet, rows.to_parquet, rows.table_to_parquet
-MOST_REMEMBERED = 300_000
-remembered: dict[Any, Any] = {}
-scratch_folder = TemporaryDirectory(prefix="patchscan-protocol-")
-
-
-def remember(key: Any, compute: Callable[[], Any]) -> Any:
-    """What was computed for this key."""
-    if key not in remembered:
-        remembered[key] = compute()
-    return remembered[key]
-
-
-def read(data: bytes) -> tuple[list[dict[str, Any]], dict[bytes, bytes]]:
-    """The rows and the metadata of a Parquet file; neither may be changed."""
-
-    def compute() -> Any:
-        found = READ(data)
-        return found.to_pylist(), found.schema.metadata or {}
-
-    return remember(data, compute)  # type: ignore[no-any-return]
-
-
-def rows_of(data: bytes) -> list[dict[str, Any]]:
-    """The rows of a Parquet file; not to be changed."""
-    return read(data)[0]
-
-
-class RememberedRows:
-    """rows.from_parquet, remembered."""
-
-    def __init__(self, data: bytes):
-        self._rows, metadata = read(data)
-        self.num_rows, self.schema = len(self._rows), SimpleNamespace(metadata=metadata)
-
-    def to_pylist(self) -> list[dict[str, Any]]:
-        return [dict(row) for row in self._rows]
-
-
-def to_parquet(found: Sequence[rows.Row], metadata: dict[bytes, bytes] | None = None) -> bytes:
-    """rows.to_parquet, remembered."""
-    return bytes(remember(repr((found, metadata)), lambda: WRITE(found, metadata=metadata)))
-
-
-@dataclass
-class Rows:
-    """pyarrow.Table, which is built only where it is written for the first time."""
-
-    rows: list[dict[str, Any]]
-    schema: pa.Schema
-
-    @classmethod
-    def from_pylist(cls, found: list[dict[str, Any]], schema: pa.Schema) -> "Rows":
-        return cls(found, schema)
-
-
-def table_to_parquet(data: Rows) -> bytes:
-    """rows.table_to_parquet, remembered."""
-    key = repr((data.rows, len(data.schema)))
-    return bytes(remember(key, lambda: WRITE_TABLE(pa.Table.from_pylist(data.rows, data.schema))))
-
-
-class RememberedJoin:
-    """ListingJoin. What it decides about an object depends on this object alone: DuckDB joins whole listings, and only
-    where one of their objects is in a case (as listed, its earlier row, the model) that has not come before."""
-
-    def __init__(self, scratch: Path, filters: Filters, *, by_version: bool, part_only: bool):
-        self._listed: dict[str, ObjectInfo] = {}
-        self._before: dict[str, dict[str, Any]] = {}
-        self._parts: list[bytes] = []
-        self._options: Any = None
-
-    def add_listing(self, objects: Iterator[ObjectInfo]) -> None:
-        self._listed = {info.key: info for info in objects}
-
-    def add_previous(
-        self, parts: Iterator[bytes], digest: str, *, retry_archived: bool, c2pa_trust: str | None
-    ) -> None:
-        self._parts, self._options = list(parts), (digest, retry_archived)
-        self._before = {row["key"]: row for part in self._parts for row in rows_of(part)}
-
-    def _kept(self, key: str) -> bool:
-        """Whether the object's row is carried over."""
-        return bool(remembered[self._case(key)])
-
-    def _case(self, key: str) -> Any:
-        return self._listed.get(key), repr(self._before.get(key, {}) | {"attempts": 0}), self._options
-
-    def counts(self) -> dict[str, int]:
-        keys = self._listed.keys() | self._before.keys()
-        if any(self._case(key) not in remembered for key in keys):
-            self._join()
-        gone = self._before.keys() - self._listed.keys()
-        return {
-            "listed": len(self._listed),
-            "listed_bytes": sum(info.size or 0 for info in self._listed.values()),
-            "unchanged": sum(map(self._kept, self._listed)),
-            "deleted": sum(remembered[self._case(key)] == "deleted" for key in gone),
-            "filtered": 0,
-            "unsampled": 0,
-            "duplicates": 0,
-        }
-
-    def _join(self) -> None:
-        """Have DuckDB decide, and remember what it decided about each object."""
-        with TemporaryDirectory(dir=scratch_folder.name) as scratch:
-            real = ListingJoin(Path(scratch), Filters())
-            real.add_listing(self._listed.values())
-            if self._options:
-                real.add_previous(self._parts, self._options[0], retry_archived=self._options[1])
-            counts, kept = real.counts(), [row for found in real.unchanged() for row in found.to_pylist()]
-            todo = list(real.to_score())
-        assert kept == [self._before[row["key"]] for row in kept], "a row is carried over with a change"
-        assert todo == [vars(self._listed[row["key"]]) for row in todo], "an object is planned with a change"
-        for key in self._listed.keys() | self._before.keys():
-            remembered[self._case(key)] = "deleted" if key not in self._listed else ""
-        remembered.update({self._case(row["key"]): "unchanged" for row in kept})
-        assert len(todo) + len(kept) == len(self._listed)
-        assert counts["deleted"] == len(self._before.keys() - self._listed.keys())
-
-    def unchanged(self) -> Iterator[Rows]:
-        yield Rows([self._before[key] for key in sorted(self._listed) if self._kept(key)], rows.SCHEMA)
-
-    def bytes_to_score(self) -> int:
-        return sum(info["size"] or 0 for info in self.to_score())
-
-    def sizes_to_score(self) -> Iterator[int | None]:
-        return (info["size"] for info in self.to_score())
-
-    def to_score(self) -> Iterator[dict[str, Any]]:
-        return (vars(self._listed[key]) for key in sorted(self._listed) if not self._kept(key))
-
-
-class MemoryFile:
-    """A file, or the folder of the files, that ScanTable puts on the local disk."""
-
-    def __init__(self, name: str = ""):
-        self.name, self.data, self.files = name, b"", list[MemoryFile]()
-
-    def __truediv__(self, name: str) -> "MemoryFile":
-        self.files.append(MemoryFile(name))
-        return self.files[-1]
-
-    def mkdir(self) -> None:
-        pass
-
-    def write_bytes(self, data: bytes) -> None:
-        self.data = data
-
-    def __str__(self) -> str:
-        return scratch_folder.name
-
-
-class RememberedTable(ScanTable):
-    """ScanTable, whose rows DuckDB counts unless it has counted such rows before."""
-
-    def __init__(self, out: Store, plan: Plan, scratch: Path):
-        self._scratch: Any = scratch
-        super().__init__(out, plan, scratch)
-
-    def query_one(self, query: str, *values: Any) -> dict[str, Any]:
-        (folder,) = self._scratch.files
-        found = [(file.name[:4], row) for file in folder.files for row in rows_of(file.data)]
-        kinds = sorted((part, row["status"], row.get("verdict") or "") for part, row in found)
-        objects = len({(row["key"], row["version_id"]) for _, row in found})
-        return dict(remember((query, str(kinds), objects), lambda: self._count(folder.files, query)))
-
-    def _count(self, files: list[MemoryFile], query: str) -> dict[str, Any]:
-        paths = [Path(scratch_folder.name, file.name) for file in files]
-        for path, file in zip(paths, files, strict=True):
-            path.write_bytes(file.data)
-        counted = super().query_one(query)
-        for path in paths:
-            path.unlink()
-        return counted
-
-
-class LazyConnection:
-    """A connection of DuckDB that is opened when something is asked: to open one takes longer than a schedule."""
-
-    def __init__(self) -> None:
-        self._steps: list[Callable[[Any], Any]] = []
-
-    def execute(self, statement: str) -> None:
-        self._steps.append(lambda real: real.execute(statement))
-
-    def register(self, name: str, data: pa.Table) -> None:
-        self._steps.append(lambda real: real.register(name, data))
-
-    def sql(self, query: str, params: list[Any]) -> Any:
-        real = duckdb.connect()
-        for step in self._steps:
-            step(real)
-        return real.sql(query, params=params)
 
 
 def as_dict(one: Any) -> dict[str, Any]:
@@ -781,6 +607,16 @@ class SimulatedTime:
     @staticmethod
     def sleep(seconds: float) -> None:
         current[-1].simulation.sleep(seconds)
+
+
+class QuickJson:
+    """The module json, in Rust."""
+
+    loads = staticmethod(from_json)
+
+    @staticmethod
+    def dumps(value: Any, **_: Any) -> str:
+        return to_json(value).decode()
 
 
 class OneTime(datetime):
@@ -822,12 +658,26 @@ class NoFolder:
 
 
 @contextmanager
+def rare_collections() -> Iterator[None]:
+    """Look for cycles of garbage less often, and not in what is there already: that takes a twentieth of the time."""
+    usual = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(20_000, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()
+
+
+@contextmanager
 def simulated() -> Iterator[None]:
     """Run the real code in the simulated world within the block."""
     left_out = "histogram by_tier by_prefix by_month provenance cost most_suspicious verdicts without_score errors"
     left_out += " engines deciders named whole"
     with ExitStack() as stack:
-        for module in (planning, worker, retries, tenacity):
+        stack.enter_context(Database.open())
+        for module in (planning, worker, retries):
             stack.enter_context(patch.object(module, "time", SimulatedTime))
         for module in (planning, rows, report):
             stack.enter_context(patch.object(module, "datetime", OneTime))
@@ -840,10 +690,15 @@ def simulated() -> Iterator[None]:
             (planning, "pa", SimpleNamespace(Table=Rows)),
             (planning, "asdict", as_dict),
             (Card, "digest", property(lambda self: self.weights_sha256)),
-            (rows, "to_parquet", to_parquet),
+            (rows, "pa", SimpleNamespace(Table=Rows)),
+            (rows, "table_to_parquet", table_to_parquet),
             (rows, "from_parquet", RememberedRows),
             (report, "ScanTable", RememberedTable),
-            (table, "duckdb", SimpleNamespace(connect=LazyConnection)),
+            (report, "Card", SimpleNamespace(from_dict=lambda values: CARDS[values["version"]])),
+            (listing, "duckdb", SimpleNamespace(connect=Database)),
+            (table, "duckdb", SimpleNamespace(connect=LazyDatabase)),
+            (table, "SCHEMA", SimpleNamespace(empty_table=lambda: EMPTY_TABLE)),
+            *((module, "json", QuickJson) for module in (planning, worker, table, report)),
             (
                 table,
                 "pq",
@@ -896,7 +751,7 @@ def simplified(schedule: Schedule, broken: BrokenError, tries: int = 1_500) -> S
                 if (
                     found
                     and found.promise == broken.promise
-                    and len(other.simulation.trace) <= len(best.simulation.trace)
+                    and len(other.simulation.told) <= len(best.simulation.told)
                 ):
                     best = other
             at += size
@@ -918,10 +773,9 @@ def run_schedules(
 ) -> dict[str, Finding]:
     """Run `count` schedules from `seed` on; after `most` findings no more. Returns the broken promises."""
     findings: dict[str, Finding] = {}
-    with simulated():
+    with simulated(), rare_collections():
         for number in range(seed, seed + count):
-            if len(remembered) > MOST_REMEMBERED:
-                remembered.clear()
+            forget()
             _, broken = run_schedule(number)
             if broken and broken.promise in findings:
                 findings[broken.promise].times += 1
@@ -939,11 +793,11 @@ def tell(finding: Finding) -> None:
         schedule, broken = run_schedule(finding.seed)
         if broken is None:
             print(f"seed {finding.seed}: no promise is broken")
-            print("\n".join(schedule.simulation.trace))
+            print(schedule.simulation.trace())
             return
         simple = simplified(schedule, broken)
     print(f"\nseed {finding.seed}, and {finding.times - 1:,} more: {broken}")
-    print("\n".join(simple.simulation.trace))
+    print(simple.simulation.trace())
 
 
 def main() -> int:

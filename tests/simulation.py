@@ -9,12 +9,12 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from botocore.exceptions import ClientError
 
@@ -22,11 +22,11 @@ from patchscan.common.retries import Retries, TransientError
 from patchscan.storage.bucket import Bucket
 from patchscan.storage.store import ObjectInfo
 
-LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+LONG_AGO = format_datetime(datetime(2026, 1, 1, tzinfo=UTC), usegmt=True)
 MOST_CALLS = 4_000
-MOST_PROCESSES = 12
-# Threads are kept from one schedule to the next: to start one takes longer than most processes.
-THREADS = ThreadPoolExecutor(MOST_PROCESSES)
+
+
+Reply = TypeVar("Reply")
 
 
 class Killed(BaseException):
@@ -85,7 +85,27 @@ class Process:
     ended: bool = False
     killed: bool = False
     wakes_at: float = 0.0
-    turn: threading.Lock = field(default_factory=threading.Lock)
+    thread: "ProcessThread | None" = None
+
+
+class ProcessThread:
+    """A thread that runs one process after the other, each when `turn` is released for the first time. Threads are kept
+    from one schedule to the next: to start one takes longer than most processes."""
+
+    idle: ClassVar[list["ProcessThread"]] = []
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        self.run: Callable[[], None] = lambda: None
+        threading.Thread(target=self._loop, daemon=True).start()
+
+    def _loop(self) -> None:
+        while True:
+            self.turn.acquire()
+            run, self.run = self.run, lambda: None
+            run()
+            del run  # it holds a schedule
 
 
 class Simulation:
@@ -96,10 +116,10 @@ class Simulation:
         self.choices, self.weather = choices, weather
         self.now = 0.0
         self.calls = 0
-        self.trace: list[str] = []
+        self.told: list[tuple[float, str, str, str]] = []
         self.processes: list[Process] = []
         self.current: Process | None = None
-        self.between: Callable[[Process], None] = lambda process: None
+        self.between: Callable[[Process], None] | None = None
         self.over = False
         self._main = threading.Lock()
         self._main.acquire()
@@ -107,21 +127,20 @@ class Simulation:
     def start(self, name: str, command: Callable[[Process], Any]) -> Process:
         """Start a process; it runs when it gets its turn."""
         process = Process(name, command)
-        process.turn.acquire()
+        process.thread = thread = ProcessThread.idle.pop() if ProcessThread.idle else ProcessThread()
+        thread.run = partial(self._run, process, thread)
         self.processes.append(process)
-        THREADS.submit(self._run, process)
         return process
 
     def run(self) -> None:
         """Run until all processes have ended."""
         following = self._next()
         if following is not None:
-            self.current = following
-            following.turn.release()
+            self._give_turn(following)
             self._main.acquire()
         self.processes.clear()
 
-    def call(self, operation: str, name: str, effect: Callable[[], Any]) -> Any:
+    def call(self, operation: str, name: str, effect: Callable[[], Reply]) -> Reply:
         """Make a call of the current process to a store. Its effect happens at once; before it, others may run."""
         process = self.step()
         choices, weather = self.choices, self.weather
@@ -138,7 +157,7 @@ class Simulation:
             if done:
                 effect()
             raise failure(500, "InternalError", operation)
-        self.tell(f"{operation} {name}", process)
+        self.told.append((self.now, process.name, operation, name))
         return effect()
 
     def sleep(self, seconds: float) -> None:
@@ -148,9 +167,15 @@ class Simulation:
         process.wakes_at = self.now + seconds
         self._hand_over(process)
 
-    def tell(self, what: str, process: Process | None = None) -> None:
+    def tell(self, what: str, process: Process | None = None, with_what: str = "") -> None:
         """Note what happens."""
-        self.trace.append(f"{self.now:8.2f}  {process.name if process else '':9}  {what}")
+        self.told.append((self.now, process.name if process else "", what, with_what))
+
+    def trace(self) -> str:
+        """What has happened, line by line."""
+        return "\n".join(
+            f"{now:8.2f}  {name:9}  {what} {with_what}".rstrip() for now, name, what, with_what in self.told
+        )
 
     def step(self) -> Process:
         """Let the world change and others run, before the current process goes on."""
@@ -162,29 +187,32 @@ class Simulation:
             raise Killed
         if self.calls > MOST_CALLS:
             raise RuntimeError("the processes do not come to an end")
-        self.between(process)
+        if self.between:
+            self.between(process)
         if len(self.processes) > 1 and self.choices.chance(self.weather.switch):
             self._hand_over(process)
         return process
 
-    def _run(self, process: Process) -> None:
-        process.turn.acquire()
+    def _run(self, process: Process, thread: ProcessThread) -> None:
         try:
             process.outcome = process.command(process)
         except BaseException as error:  # noqa: BLE001  whoever runs the schedule looks at it
             process.outcome = error
         process.ended = True
-        following = self._next()
+        ProcessThread.idle.append(thread)
+        self._give_turn(self._next())
+
+    def _give_turn(self, following: Process | None) -> None:
+        """Let another process go on; where there is none, what has started them."""
         self.current = following
-        (following.turn if following else self._main).release()
+        (following.thread.turn if following and following.thread else self._main).release()
 
     def _hand_over(self, process: Process) -> None:
         following = self._next()
         if following is not process:
-            assert following is not None
-            self.current = following
-            following.turn.release()
-            process.turn.acquire()
+            assert process.thread is not None
+            self._give_turn(following)
+            process.thread.turn.acquire()
         if self.over:
             raise Killed
 
@@ -254,7 +282,7 @@ class SimulatedS3:
             self.written(key, before.data if before else None, data)
             return {}
 
-        return dict(self.simulation.call("PutObject", f"{key}{' if new' if new else ''}", put))
+        return self.simulation.call("PutObject", f"{key} if new" if new else key, put)
 
     def get_object(self, **request: Any) -> dict[str, Any]:
         """Read an object: 404, 412 where IfMatch names another ETag, 403 in cold storage."""
@@ -270,10 +298,9 @@ class SimulatedS3:
                 raise failure(412, "PreconditionFailed", "GetObject")
             if stored.storage_class == "GLACIER":
                 raise failure(403, "InvalidObjectState", "GetObject")
-            body, told = io.BytesIO(stored.data), f'"{stored.etag}"'
-            return {"Body": body, "ETag": told, "ContentLength": len(stored.data), "LastModified": LONG_AGO}
+            return {"Body": io.BytesIO(stored.data), "ETag": f'"{stored.etag}"', "ContentLength": len(stored.data)}
 
-        return dict(self.simulation.call("GetObject", key, get))
+        return self.simulation.call("GetObject", key, get)
 
     def delete_object(self, **request: Any) -> dict[str, Any]:
         """Remove an object, if it exists."""
@@ -284,20 +311,20 @@ class SimulatedS3:
                 self.deleted(key)
             return {}
 
-        return dict(self.simulation.call("DeleteObject", key, delete))
+        return self.simulation.call("DeleteObject", key, delete)
 
     def list_objects_v2(self, **request: Any) -> dict[str, Any]:
         """A page of a listing; the token is the last key of the page before."""
         prefix, after = request["Prefix"], request.get("ContinuationToken", "")
 
         def page() -> dict[str, Any]:
-            keys = sorted(key for key in self.objects if key.startswith(prefix) and key > after)
+            keys = sorted([key for key in self.objects if key.startswith(prefix) and key > after])
             shown = keys[: self.page]
             listed = [self._entry(key) for key in shown if not self._hidden(key)]
             more = {"NextContinuationToken": shown[-1]} if len(keys) > len(shown) else {}
             return {"KeyCount": len(listed), "Contents": listed, "IsTruncated": bool(more), **more}
 
-        return dict(self.simulation.call("ListObjectsV2", f"{prefix}*{f' after {after}' if after else ''}", page))
+        return self.simulation.call("ListObjectsV2", f"{prefix}* after {after}" if after else f"{prefix}*", page)
 
     def _hidden(self, key: str) -> bool:
         recent = self.simulation.now - self.objects[key].created_at < self.stale_s
@@ -341,9 +368,8 @@ class SimulatedBucket(Bucket):
     def _get(self, info: ObjectInfo) -> tuple[dict[str, str], io.BytesIO]:
         """ObjectReader.get: headers and body of an object, if it is the one that was listed."""
         reply = self._client.get_object(Key=info.key, IfMatch=info.etag or "")
-        modified = format_datetime(reply["LastModified"], usegmt=True)
-        headers = {"etag": reply["ETag"], "content-length": str(reply["ContentLength"]), "last-modified": modified}
-        return headers, reply["Body"]
+        length = str(reply["ContentLength"])
+        return {"etag": reply["ETag"], "content-length": length, "last-modified": LONG_AGO}, reply["Body"]
 
     def objects(self) -> Iterator[ObjectInfo]:
         self.listed_from = self._client.simulation.calls

@@ -45,6 +45,17 @@ def test_calls_that_succeed_and_short_waits_are_not_told(told: list[str], monkey
     assert told == []
 
 
+def test_a_call_may_be_tried_more_often_than_a_wait_can_double() -> None:
+    left = iter(range(1_200))
+
+    def call() -> str:
+        if next(left, None) is not None:
+            raise TransientError("503 SlowDown")
+        return "done"
+
+    assert Retries(longest_wait_s=0.0).call(call) == ("done", 1_201)
+
+
 def test_a_store_out_of_reach_is_named(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
