@@ -51,8 +51,9 @@ def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tupl
     page = pages.render(
         "patchscan.scanning", "scan.html", report, pictures=pictures, changed=changed, histogram=drawing
     )
+    figures = json.dumps(report, indent=1, allow_nan=False).encode()
     for where in (folder, "") if is_newest(out, plan) else (folder,):
-        out.write(f"{where}report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+        out.write(f"{where}report.json", figures)
         out.write(f"{where}report.html", page.encode())
     for name in list(out.names(f"{folder}progress/")):
         out.delete(name)
