@@ -1,11 +1,15 @@
-"""The order of the files, and reports without pictures."""
+"""The order of the files, reports without pictures, and no test that depends on how fast the machine is."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import no_pictures
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # The longest begin: else one process would wait for the other at the end. The other files keep their order.
 LONGEST = (

@@ -125,7 +125,7 @@ TENSORS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(inputs=st.lists(TENSORS, max_size=2) | VALUES, outputs=VALUES, rest=st.binary(max_size=20))
 def test_json_of_any_kind_is_read_or_refused(inputs: Any, outputs: Any, rest: bytes) -> None:
     head = json.dumps({"inputs": inputs, "outputs": outputs}).encode()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchscan.common.errors import EXIT_INTERRUPTED
@@ -24,7 +24,6 @@ from tests.serving_kit import png
 EVERYTHING = Delivery(size=32, plain=0, shrink=0.5, enlarge=0.5, sharpen=0.5, compress=1, twice=0.5)
 
 
-@settings(deadline=None)
 @given(st.integers(8, 90), st.integers(8, 90), st.integers(0, 2**32 - 1))
 def test_a_delivered_crop_has_its_size_whatever_the_image(height: int, width: int, seed: int) -> None:
     rgb = picture(seed % 5, 96, 96)[:height, :width]

@@ -50,7 +50,7 @@ def test_conformal_bound_is_exceeded_as_seldom_as_promised(share: float, n: int)
     assert np.mean(exceeded) >= share - 1 / n - 0.006
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-4, 4), min_size=4, max_size=60), st.integers(0, 1000), st.floats(0.01, 0.4))
 def test_no_more_real_images_are_called_ai_than_the_target_allows(logits: list[int], seed: int, max_fpr: float) -> None:
     label = np.random.default_rng(seed).permutation(np.arange(len(logits)) % 2)

@@ -110,7 +110,7 @@ def test_bootstrap_interval_of_average_precision_covers_the_truth() -> None:
     assert covered >= 51
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=1, max_size=12))
 @example([(0, 0), (0, 0), (0, 0), (0, 0), (0, 1), (1, -1)])
 def test_intervals_hold_their_values_on_tiny_and_tied_data(images: list[tuple[int, int]]) -> None:

@@ -85,13 +85,13 @@ def test_messages_hold_no_memory_addresses() -> None:
             assert "0x" not in caught.value.message
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_random_bytes_never_escape_as_another_error(data: bytes) -> None:
     assert code_of(data) in set(ErrorCode)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "AVIF"]),
     cut=st.floats(0, 1),

@@ -166,7 +166,7 @@ ROWS = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ROWS, st.integers(0, 3), st.integers(60, 100))
 def test_plans_are_balanced_on_the_grid_and_keep_the_splits_apart(
     rows: list[tuple[str, bool, bool, int, int, bool]], seed: int, low: int

@@ -43,7 +43,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=400))
 def test_bytes_of_any_kind(data: bytes) -> None:
     try:
@@ -53,14 +52,14 @@ def test_bytes_of_any_kind(data: bytes) -> None:
     assert isinstance(request, (OneImage, ManyImages, CutCrops))
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(body=JSON | st.fixed_dictionaries({"data": JSON | st.text()}))
 def test_json_of_any_kind(body: Any) -> None:
     with contextlib.suppress(RequestError):
         parse({"body": body}, LIMIT)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     which=st.sampled_from([zip_of({"a.png": b"x" * 50, "b.png": b"y" * 50}), tar_of({"a": b"x" * 50}), npy_of(CROPS)]),
     place=st.floats(0, 1),

@@ -33,7 +33,7 @@ PREVIOUS = st.dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(LISTED, PREVIOUS)
 def test_only_unchanged_rows_of_this_model_are_carried_over(
     listed: list[ObjectInfo], previous: dict[str, dict[str, Any]]
@@ -62,7 +62,7 @@ def test_only_unchanged_rows_of_this_model_are_carried_over(
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.builds(ObjectInfo, key=KEYS, version_id=VERSIONS, etag=st.sampled_from([None, "1", "2"])), max_size=10),
     st.dictionaries(st.tuples(KEYS, VERSIONS), ETAGS),

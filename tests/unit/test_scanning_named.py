@@ -223,7 +223,7 @@ def test_filters_hold_for_named_objects_too(photos: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(crashes=st.lists(st.tuples(st.booleans(), st.integers(1, 50), st.booleans()), min_size=1, max_size=3))
 @example(crashes=[(True, 38, False), (False, 4, False)])
 def test_dying_at_any_call_loses_no_object_that_was_named(

@@ -119,7 +119,7 @@ def test_another_model_scores_everything_again(photos: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(crashes=st.lists(st.tuples(st.integers(1, 45), st.booleans()), min_size=1, max_size=4))
 def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
     crashes: list[tuple[int, bool]],
