@@ -34,7 +34,7 @@ from patchscan.serving.inference_protocol import (
     tar_of,
 )
 from patchscan.serving.refusals import PROTOCOLS, Runner, errors_in_json, in_protocol, refusal
-from patchscan.serving.requests import RequestError
+from patchscan.serving.requests import RequestError, read_json
 from patchscan.serving.server import MAX_REQUEST_BYTES, TorchServe
 
 # Like an archive's name and version, neither part begins with a dot: the HTTP client would resolve `..` in the path.
@@ -106,6 +106,7 @@ class Gate:
         self.server, self.tokens = server, tokens
         self.draining = False
         self._pending_bytes = 0
+        self._reading = asyncio.Lock()  # of JSON, which stops all other threads: between two requests others get on
         self._ready: tuple[float, list[str]] = (0.0, ["starting"])
         self._ready_round: asyncio.Task[None] | None = None
         self._runners: list[web.BaseRunner] = []
@@ -230,7 +231,9 @@ class Gate:
         with self._body_counted(request):
             try:
                 length = request.headers.get(JSON_LENGTH)
-                asked = await asyncio.to_thread(parse_infer, await _body(request), length)
+                body = await _body(request)
+                async with self._reading:
+                    asked = await asyncio.to_thread(parse_infer, body, length)
             except RequestError as error:
                 raise refusal(400, "bad_request", str(error)) from None
             path = f"/predictions/{model}" + (f"/{version}" if version else "")
@@ -248,7 +251,9 @@ class Gate:
         key = self._check(request)
         with self._body_counted(request):
             try:
-                images = await asyncio.to_thread(parse_predict, await _body(request))
+                body = await _body(request)
+                async with self._reading:
+                    images = await asyncio.to_thread(parse_predict, body)
             except RequestError as error:
                 raise refusal(400, "bad_request", str(error)) from None
             answers, headers = await self._answers(f"/predictions/{request.match_info['name']}", key, images)
@@ -419,10 +424,8 @@ def _plain_body(content_type: str, body: bytes) -> tuple[str, bytes]:
         if kind == FORM:
             return OCTETS, file_of_form(content_type, body)
         if kind == JSON:
-            json.loads(body.decode())
+            read_json(body)
             return JSON, body
-    except FormError as error:
+    except (FormError, RequestError) as error:
         raise refusal(400, "bad_request", str(error)) from None
-    except (ValueError, RecursionError):
-        raise refusal(400, "bad_request", "the body is not valid JSON in UTF-8") from None
     return OCTETS, body

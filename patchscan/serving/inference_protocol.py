@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from patchscan.detector.answer import JSON_LENGTH
-from patchscan.serving.requests import MAX_MEMBERS, RequestError, from_base64
+from patchscan.serving.requests import MAX_MEMBERS, RequestError, from_base64, read_json
 
 IMAGE, CROPS = "image", "crops"
 INPUTS = [
@@ -29,6 +29,9 @@ OUTPUTS = [
     {"name": "answer", "datatype": "BYTES", "shape": [-1]},
     {"name": "logit", "datatype": "FP64", "shape": [-1]},
 ]
+# Numbers and lists of crops in JSON, those of an image of 500 x 500 pixels. Reading so many stops all other threads for
+# half a second; larger tensors come as raw bytes.
+MAX_NUMBERS = 1_000_000
 # What an output holds of an image's answer; of crops there is the logit only.
 _VALUES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "p_ai": lambda answer: answer["p_ai"],
@@ -56,7 +59,7 @@ def parse_infer(body: bytes, json_length: str | None) -> InferRequest:
     if json_length is not None and not (json_length.isdecimal() and int(json_length) <= len(body)):
         raise RequestError(f"{JSON_LENGTH} must be the length of the JSON, {len(body):,} at most")
     length = len(body) if json_length is None else int(json_length)
-    asked, rest = _object(body[:length]), body[length:]
+    asked, rest = _object(body[:length], MAX_NUMBERS), body[length:]
     inputs = asked.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise RequestError(f"inputs must be a list of one tensor, {IMAGE} or {CROPS}")
@@ -126,11 +129,8 @@ def _text_of(instance: Any) -> str:
     return instance
 
 
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(data.decode())
-    except (ValueError, RecursionError):
-        raise RequestError("the body is not valid JSON in UTF-8") from None
+def _object(data: bytes, numbers: int = 0) -> dict[str, Any]:
+    content = read_json(data, numbers)
     if not isinstance(content, dict):
         raise RequestError("the body is no JSON object")
     return content

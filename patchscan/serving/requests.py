@@ -3,6 +3,7 @@
 
 import base64
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ MAX_MEMBERS_BYTES = 256 * 2**20
 MAX_TAR_HEADERS, MAX_TAR_GLOBAL_HEADERS = 2**20, 64 * 2**10
 # Decoding this takes some seconds, so that even a batch of such requests ends before TorchServe kills the worker.
 MAX_DECODED_BYTES = 2**30
+# The quotes, colons, braces, brackets and commas of JSON, of which the largest request of texts (256 images) has 3,000.
+MAX_JSON_MARKS = 20_000
+MAX_JSON_UNICODE = 2**20
 NO_SPARSE = "a tar may not contain sparse files: make it without --sparse"
 _EXTENDED_TAR_HEADERS = frozenset(
     (tarfile.XGLTYPE, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -118,6 +122,24 @@ def from_base64(text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError as error:
         raise RequestError(f"the image is not valid base64: {error}") from error
+
+
+def read_json(data: bytes, numbers: int = 0) -> Any:
+    """Read JSON of few values and long texts, and with `numbers` up to so many numbers and lists besides.
+
+    What it holds is counted before Python makes objects of it: 45 MiB of empty lists take more than 1 GB, and no other
+    thread runs meanwhile. Raises RequestError, also for text that is no JSON.
+    """
+    named = sum(map(data.count, (b"{", b":", b'"')))
+    listed = data.count(b"[") + data.count(b",")
+    if named > MAX_JSON_MARKS or listed > MAX_JSON_MARKS + numbers:
+        raise RequestError("the JSON holds too many values; images and crops may be sent as bytes")
+    if len(data) > MAX_JSON_UNICODE and not data.isascii():  # one such character makes four bytes of each other
+        raise RequestError(f"JSON of more than {MAX_JSON_UNICODE:,} bytes must be ASCII, as base64 is")
+    try:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError):
+        raise RequestError("the body is not valid JSON in UTF-8") from None
 
 
 def _read_npy(data: bytes) -> np.ndarray:

@@ -1,11 +1,13 @@
 """The gate speaks the Open Inference Protocol: what is asked and answered, and every refusal, as the protocol says."""
 
+import asyncio
 import base64
 import contextlib
 import io
 import json
 import struct
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patchscan.detector.answer import JSON_LENGTH
+from patchscan.serving import gate as gate_module
 from patchscan.serving.gate import Gate
 from patchscan.serving.inference_protocol import InferRequest, infer_reply, parse_infer, parse_predict
 from patchscan.serving.requests import RequestError
@@ -96,6 +99,10 @@ TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1]}
         (*raw(TENSOR, elements(b"x", b"y")), "is longer"),
         (*raw(TENSOR | {"data": ["eA=="]}, elements(b"x")), "without data"),
         (*raw({"name": "crops", "datatype": "UINT8", "shape": [1, 9, 9, 3]}, bytes(9)), "as many bytes as its shape"),
+        (b'{"inputs": [' + b"[]," * 600_000 + b"[]]}", None, "too many values"),
+        (b'{"inputs": [' + b"{}," * 30_000 + b"{}]}", None, "too many values"),
+        (b'{"inputs": [' + b'"a",' * 30_000 + b"1]}", None, "too many values"),
+        (('{"id": "' + "a" * 2**20 + '\u00e9"}').encode(), None, "must be ASCII"),
         (
             json.dumps({"inputs": [{"name": "crops", "datatype": "UINT8", "shape": [1], "data": [256]}]}).encode(),
             None,
@@ -106,6 +113,16 @@ TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1]}
 def test_a_request_that_cannot_be_read_is_said_to_be(body: bytes, length: str | None, why: str) -> None:
     with pytest.raises(RequestError, match=why):
         parse_infer(body, length)
+
+
+def test_the_largest_requests_are_read() -> None:
+    one = {"image_bytes": {"b64": text(b"one")}}
+    assert len(parse_predict(json.dumps({"instances": [one] * 256}).encode())) == 256
+    data = json.dumps([[[200] * 3] * 500] * 500)
+    tensor = f'{{"name": "crops", "datatype": "UINT8", "shape": [1, 500, 500, 3], "data": [{data}]}}'
+    asked = parse_infer(f'{{"inputs": [{tensor}]}}'.encode(), None)
+    assert asked.crops is not None
+    assert len(asked.crops) > 500 * 500 * 3
 
 
 VALUES = st.recursive(
@@ -156,6 +173,27 @@ def test_version_1_takes_what_its_clients_send() -> None:
     for bad in [*bad_ones, {"instances": [one] * 257}]:
         with pytest.raises(RequestError):
             parse_predict(json.dumps(bad).encode())
+
+
+def test_json_is_read_for_one_request_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other thread runs while Python reads it: of several at once, others would get none of their time."""
+    reading: list[int] = []
+
+    def slowly(body: bytes) -> list[bytes]:
+        reading.append(1)
+        at_once = len(reading)
+        time.sleep(0.05)
+        reading.pop()
+        return [str(at_once).encode()]
+
+    monkeypatch.setattr(gate_module, "parse_predict", slowly)
+
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.reply = (200, {"p_ai": 0.5})
+        await asyncio.gather(*(ask(f"{url}/v1/models/m:predict", data=b"{}") for _ in range(4)))
+        assert upstream.bodies == [b"1"] * 4
+
+    with_gate(tmp_path, test)
 
 
 async def ask(url: str, method: str = "POST", **options: Any) -> tuple[int, Any]:

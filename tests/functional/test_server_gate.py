@@ -290,7 +290,17 @@ def test_a_damaged_form_is_refused(tmp_path: Path, cut: bytes, kind: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b'{"data": "x"', b"\xff\xfe{\0}\0", b'{"data": "\xe9"}', b"[" * 100_000, b"image"]
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"data": "x"',
+        b"\xff\xfe{\0}\0",
+        b'{"data": "\xe9"}',
+        b"[" * 100_000,
+        b"[" + b"[]," * 10_000 + b"1]",
+        b"image",
+    ],
 )
 def test_damaged_json_is_refused_before_torchserve_loses_a_batch_over_it(tmp_path: Path, body: bytes) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
