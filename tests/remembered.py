@@ -27,8 +27,8 @@ from patchscan.storage.store import ObjectInfo, Store
 
 READ, WRITE = rows.from_parquet, rows.table_to_parquet
 EMPTY_TABLE = rows.SCHEMA.empty_table()
-# What the join of a listing with earlier rows does not compare; of ETags it only asks whether they are the same.
-NOT_COMPARED = {"key", "etag", "attempts", "p_ai", "logit"}
+# What the join of a listing with earlier rows does not look at; of ETags and sizes it only asks whether they are equal.
+NOT_COMPARED = {"key", "etag", "size", "attempts", "p_ai", "logit", "verdict", "error_message"}
 MOST_ANSWERS = 100_000
 answers: dict[Any, Any] = {}
 scratch_folder = TemporaryDirectory(prefix="patchscan-protocol-")
@@ -179,7 +179,7 @@ class LazyDatabase:
 class RememberedJoin:
     """ListingJoin. What it decides about an object depends on this object alone, and not on what it is called: DuckDB
     joins whole listings, and only where one of their objects is in a case that has not come before (what is listed, its
-    earlier row, whether both have one ETag, the model)."""
+    earlier row, whether both have the same ETag and size, the model)."""
 
     def __init__(self, scratch: Path, filters: Filters, *, by_version: bool, part_only: bool):
         self._listed: dict[str, ObjectInfo] = {}
@@ -199,8 +199,9 @@ class RememberedJoin:
 
     def _case(self, key: str) -> Any:
         info, before = self._listed.get(key), self._before.get(key)
-        listed = info and (info.etag is None, info.size, info.last_modified, info.storage_class)
-        return listed, before and before.case, info and before and info.etag == before["etag"], self._options
+        listed = info and (info.etag is None, info.last_modified, info.storage_class)
+        same = info and before and (info.etag == before["etag"], info.size == before["size"])
+        return listed, before and before.case, same, self._options
 
     def counts(self) -> dict[str, int]:
         cases = {key: self._case(key) for key in self._listed.keys() | self._before.keys()}
