@@ -324,7 +324,11 @@ def _unfinished(out: Store, entries: list[str], source: ScanSource) -> Plan | No
         newest = Plan.read(out, scan)
         if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
             raise PlanError(f"{out.url} holds scans of {newest.source.url}; give each source its own results folder")
-        return None if is_complete(out, scan) else newest
+        if is_complete(out, scan):
+            return None
+        if newest.conditional_writes or _is_settled(out, entries[-1], newest):
+            return newest
+        return _unfinished(out, entries, source)  # of the planner that has won
     return None
 
 
@@ -375,15 +379,24 @@ def _objects_to_score(out: Store, plan: Plan) -> list[str]:
 def _claim(out: Store, entry: str, new: Plan) -> bool:
     """Write the new plan into the history, unless another planner was faster; returns whether the entry is this
     plan's."""
-    claim = json.dumps({"scan": new.scan}).encode()
     if new.conditional_writes:
-        return out.write_new(entry, claim)
-    # Without conditional writes the last planner to write wins. After the wait, all planners that saw no entry have
-    # written theirs, so that everybody reads the same one.
-    if out.read(entry) is None:
-        out.write(entry, claim)
-        time.sleep(SETTLE_S)
-    return out.read(entry) == claim
+        return out.write_new(entry, _naming(new))
+    if out.read(entry) is not None:
+        return False
+    out.write(entry, _naming(new))
+    return _is_settled(out, entry, new)
+
+
+def _naming(plan: Plan) -> bytes:
+    """The history entry of a plan."""
+    return json.dumps({"scan": plan.scan}).encode()
+
+
+def _is_settled(out: Store, entry: str, plan: Plan) -> bool:
+    """On a store without conditional writes, where the last planner to write wins: whether an entry that names this
+    plan will go on to do so. After the wait, all planners that saw no entry have written theirs."""
+    time.sleep(SETTLE_S)
+    return out.read(entry) == _naming(plan)
 
 
 def check_claimed(out: Store, plan: Plan) -> None:

@@ -162,6 +162,8 @@ class Worker:
     def objects(self, index: int) -> list[ObjectInfo]:
         """The objects of a shard. Raises PlanError where the plan has no such shard."""
         data = self.out.read(f"scans/{self.plan.scan}/shards/{shards.name(index)}.parquet")
+        if data is None and index < self.plan.shards:
+            raise PlanError(f"{self.plan.address(self.out)} was removed: another scan has taken its place; plan again")
         if data is None:
             raise PlanError(f"there is no shard {index}: the plan has {self.plan.shards} shards, from 0")
         return [ObjectInfo(**row) for row in rows.from_parquet(data).to_pylist()]

@@ -98,7 +98,7 @@ BREAKAGES: dict[str, tuple[Any, str, Any, set[str], int]] = {
     "the last scan is forgotten": (plan, "last_complete", lambda out: None, {"carried"}, 2),
     "an unfinished scan is continued": (plan, "is_complete", lambda out, scan: True, {"honest", "one-plan"}, 1),
     "an old report is the newest": (report, "is_newest", lambda out, plan: True, {"honest"}, 96),
-    "a shard that was begun is skipped": (Worker, "work", shard_skipped_that_was_begun, {"resumed", "honest"}, 25),
+    "a shard that was begun is skipped": (Worker, "work", shard_skipped_that_was_begun, {"resumed", "honest"}, 22),
     "an outage makes rows": (Watchdog, "suspects", lambda self, failing: False, {"outage"}, 50),
 }
 

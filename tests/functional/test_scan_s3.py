@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
@@ -202,6 +203,28 @@ def test_planners_at_once_agree_where_the_store_ignores_conditions(unconditional
         plans = list(pool.map(lambda _: plan_scan(source, Filters(), StubScorer().card, out), range(4)))
     assert len({made.scan for made in plans}) == len(history(out)) == 1
     assert {name.split("/")[1] for name in out.names("scans/")} == {plans[0].scan}, "the others' plans are left behind"
+
+
+def test_a_plan_that_may_still_lose_its_place_is_not_continued(
+    unconditional: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchscan.scanning.plan.SETTLE_S", 0.0)
+    source, out = (
+        ScanSource(url="s3://photos", endpoint_url=unconditional),
+        open_store("s3://out", endpoint_url=unconditional),
+    )
+    entry = "history/000001.json"
+    lost = plan_scan(source, Filters(), StubScorer().card, out)
+    out.delete(entry)
+    won = plan_scan(source, Filters(), StubScorer().card, out)
+    out.write(entry, json.dumps({"scan": lost.scan}).encode())
+    waited = SimpleNamespace(sleep=lambda seconds: out.write(entry, json.dumps({"scan": won.scan}).encode()))
+    monkeypatch.setattr("patchscan.scanning.plan.time", waited)
+    assert plan_scan(source, Filters(), StubScorer().card, out).scan == won.scan
+    for name in list(out.names(f"scans/{lost.scan}/")):
+        out.delete(name)
+    with pytest.raises(PlanError, match="was removed: another scan has taken its place; plan again"):
+        Worker(lost, out, StubScorer()).work(0)
 
 
 def test_a_scan_that_lost_its_place_ends_before_its_report(unconditional: str, monkeypatch: pytest.MonkeyPatch) -> None:
