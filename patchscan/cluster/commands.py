@@ -235,7 +235,7 @@ def scan_coordinate(
         work_shards,
     )
     from patchscan.common.retries import waits
-    from patchscan.scanning.commands import check_labels, finish_scan, make_plan
+    from patchscan.scanning.steps import check_labels, finish_scan, make_plan
     from patchscan.storage import open_store
 
     signal.signal(signal.SIGTERM, _exit_interrupted)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from patchscan.cli import app
 from patchscan.common.errors import UserError
-from patchscan.scanning import commands
+from patchscan.scanning.steps import stop_at
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.scan_kit import stub_server
 
@@ -91,10 +91,10 @@ def test_a_pipeline_hears_of_ai_images_and_of_drift(photos: Path, tmp_path: Path
 
 def test_a_scan_stops_after_its_seconds() -> None:
     worker: Any = SimpleNamespace(stop=threading.Event())
-    with commands._stop_at(worker, time.monotonic() - 1, 0):
+    with stop_at(worker, time.monotonic() - 1, 0):
         assert worker.stop.wait(10)
     unlimited: Any = SimpleNamespace(stop=threading.Event())
-    with commands._stop_at(unlimited, None, 0):
+    with stop_at(unlimited, None, 0):
         assert not unlimited.stop.wait(0.2)
 
 

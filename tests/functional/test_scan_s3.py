@@ -31,7 +31,6 @@ from patchscan.common.errors import UserError
 from patchscan.dataset.labels import read_labels
 from patchscan.detector.images import Limits
 from patchscan.scanning import report, rows
-from patchscan.scanning.commands import finish_scan
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.manifest import ManifestError, objects
 from patchscan.scanning.options import STARTER
@@ -47,6 +46,7 @@ from patchscan.scanning.plan import (
     plan_scan,
     read_parts,
 )
+from patchscan.scanning.steps import finish_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.copying import copy_tree

@@ -20,12 +20,12 @@ from patchscan.reporting.pages import Figures
 from patchscan.scanning import audit_report, audit_sample
 from patchscan.scanning.audit_report import Labels, build_report, estimates, read_labels
 from patchscan.scanning.audit_sample import AuditError, allocate, draw, systematic
-from patchscan.scanning.commands import complete_scan, make_plan
 from patchscan.scanning.evidence_commands import audit_report as report_command
 from patchscan.scanning.evidence_commands import audit_sample as sample_command
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import ScanSource
 from patchscan.scanning.review_page import _image
+from patchscan.scanning.steps import complete_scan, make_plan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from tests.audit_coverage import Bucket, simulate

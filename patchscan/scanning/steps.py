@@ -1,0 +1,238 @@
+"""The steps of a scan that its commands share: plan, work until done or stopped, finish; or estimate."""
+
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from patchscan.common.console import printable, run_interruptibly, stop_on_signals
+from patchscan.common.errors import EXIT_INTERRUPTED
+from patchscan.scanning import options
+
+if TYPE_CHECKING:
+    from patchscan.scanning.listing import Filters
+    from patchscan.scanning.plan import Plan, ScanSource
+    from patchscan.scanning.scorers import Scorer
+    from patchscan.scanning.worker import Worker, WorkSettings
+    from patchscan.storage.store import Store
+
+EXIT_FAILED_ROWS = 1
+EXIT_ALERT = 3
+
+
+def make_plan(
+    source: "ScanSource",
+    filters: "Filters",
+    scorer: "Scorer",
+    results: "Store",
+    shard_objects: int,
+    shard_mb: int,
+    max_objects: int,
+    retry_archived: bool = False,
+    sample: int = 0,
+    c2pa_trust: str | None = None,
+) -> "Plan":
+    """Plan a scan (`plan_scan`), and warn where the results store ignores conditional writes."""
+    from patchscan.scanning.plan import ShardSize, plan_scan
+
+    size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
+    plan = run_interruptibly(
+        lambda: plan_scan(source, filters, scorer.card, results, size, max_objects, retry_archived, sample, c2pa_trust)
+    )
+    _warn_of_unconditional_writes(plan, results)
+    return plan
+
+
+def make_plan_named(
+    source: "ScanSource",
+    filters: "Filters",
+    scorer: "Scorer",
+    results: "Store",
+    keys: Iterable[str],
+    shard_objects: int,
+    shard_mb: int,
+    max_objects: int,
+    retry_archived: bool,
+    c2pa_trust: str | None,
+) -> "tuple[Plan | None, bool]":
+    """Plan a scan of named objects (`plan_named`), and warn as `make_plan` does."""
+    from patchscan.scanning.plan import ShardSize, plan_named
+
+    size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
+    limits = (size, max_objects, retry_archived)
+    plan, is_ours = run_interruptibly(
+        lambda: plan_named(source, filters, scorer.card, results, keys, *limits, c2pa_trust)
+    )
+    if plan:
+        _warn_of_unconditional_writes(plan, results)
+    return plan, is_ours
+
+
+def _warn_of_unconditional_writes(plan: "Plan", results: "Store") -> None:
+    if not plan.conditional_writes:
+        message = (
+            f"{results.url} ignores conditional writes: if two scans are started at once, one of them ends with 75"
+        )
+        print(f"patchscan: warning: {printable(message)}", file=sys.stderr)
+
+
+def scan_named(
+    events_from: str,
+    max_messages: int,
+    source: "ScanSource",
+    plan_for: "Callable[[Iterable[str]], tuple[Plan | None, bool]]",
+    work: "Callable[[Plan], int]",
+) -> int:
+    """Scan the objects that events name, and only then delete their messages; returns the exit code."""
+    from patchscan.scanning.bucket_events import STANDARD_INPUT, EventReader
+    from patchscan.storage.queue import Queue
+
+    reader = EventReader(source)
+    queue = None if events_from == STANDARD_INPUT else Queue(events_from)
+    if queue:
+        run_interruptibly(lambda: reader.read_queue(queue, max_messages))
+    else:
+        reader.read_lines(sys.stdin.buffer)
+    named = reader.named
+    if named.outside:
+        print(printable(f"{named.outside:,} of the names do not begin as the keys of {source.url} do"))
+    codes = {EXIT_FAILED_ROWS} if named.unreadable else {0}
+    is_ours = False
+    while not is_ours:
+        plan, is_ours = plan_for(named.keys)
+        if plan and plan.shards:
+            codes.add(work(plan))
+        else:
+            print(printable(_nothing_to_score(source, plan)))
+    if queue and (left := queue.delete(named.messages)):
+        print(f"patchscan: {left:,} messages could not be deleted: they come again", file=sys.stderr)
+    return EXIT_FAILED_ROWS if EXIT_FAILED_ROWS in codes else max(codes)
+
+
+def _nothing_to_score(source: "ScanSource", plan: "Plan | None") -> str:
+    counts = plan.named if plan and plan.named else dict.fromkeys(("objects", "unchanged", "missing"), 0)
+    return (
+        f"{source.url}: nothing to score, the table stays as it is; {counts['objects']:,} objects were named, "
+        f"{counts['unchanged']:,} of them unchanged; {counts['missing']:,} names are of no object"
+    )
+
+
+def check_labels(labels: str | None, endpoint_url: str | None) -> None:
+    """Find out before the scan whether its labels can be read. Their module's imports are slow: only where needed."""
+    if labels is not None:
+        from patchscan.scanning.labels import check
+
+        check(labels, endpoint_url)
+
+
+def estimate_scan(
+    source: "ScanSource",
+    filters: "Filters",
+    scorer: "Scorer",
+    results: "Store",
+    settings: "WorkSettings",
+    retry_archived: bool,
+    sample: int,
+    c2pa_trust: str | None,
+) -> None:
+    """Score a few of the objects that a scan would score, and print what all of them would take."""
+    from patchscan.common.console import ProgressReport
+    from patchscan.scanning.estimate import SAMPLE, Meter, estimate_text
+    from patchscan.scanning.observers import BarObserver
+    from patchscan.scanning.plan import plan_estimate
+    from patchscan.storage import open_store
+
+    with tempfile.TemporaryDirectory(prefix="patchscan-estimate-", ignore_cleanup_errors=True) as folder:
+        scratch = open_store(folder)
+        limits = (SAMPLE, retry_archived, sample, c2pa_trust)
+        plan = run_interruptibly(lambda: plan_estimate(source, filters, scorer.card, results, scratch, *limits))
+        worker = options.make_worker(plan, scratch, scorer, settings)
+        tried = min(SAMPLE, plan.listed - plan.unchanged)
+        meter = Meter(tried, worker.source.requests)
+        with ProgressReport("trying", tried, "objects") as progress:
+            worker.observers = [BarObserver(progress), meter]
+            work_shards(worker, range(plan.shards))
+        print(estimate_text(plan, meter))
+
+
+@contextmanager
+def stop_at(worker: "Worker", deadline: float | None, max_requests: int) -> Iterator[None]:
+    """Within the block, stop the worker as Ctrl-C does at `deadline` (of time.monotonic), or after `max_requests`
+    requests to the source (0: no limit). Objects in work are finished, and all rows saved."""
+    from patchscan.scanning.observers import RequestLimit
+
+    def stop(option: str) -> None:
+        if not worker.stop.is_set():
+            print(f"patchscan: {option} is reached", file=sys.stderr)
+            worker.stop.set()
+
+    if max_requests:
+        limit = RequestLimit(max_requests, worker.source.requests, lambda: stop("--max-requests"))
+        worker.observers = [*worker.observers, limit]
+    timer = threading.Timer(max(0, (deadline or 0) - time.monotonic()), stop, ["--max-seconds"])
+    timer.daemon = True
+    if deadline is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def work_shards(worker: "Worker", indexes: Iterable[int]) -> None:
+    """Work on these shards; exits with 75 where the scan is interrupted, its finished rows saved."""
+    from patchscan.common.retries import StoppedError
+
+    try:
+        with stop_on_signals(worker.stop):
+            for index in indexes:
+                worker.work(index)
+        if worker.stop.is_set():
+            raise StoppedError  # the signal came after the last object
+    except StoppedError:
+        print("patchscan: interrupted; run the same command again to continue", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def finish_scan(
+    results: "Store",
+    plan: "Plan",
+    labels: str | None = None,
+    webhook: str | None = None,
+    webhook_secret_file: Path | None = None,
+    fail_on: Sequence[str] | None = None,
+    earlier: "tuple[Store, Plan] | None" = None,
+) -> None:
+    """Complete a scan (`complete_scan`), and exit with its code."""
+    code = complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
+    if code:
+        raise typer.Exit(code)
+
+
+def complete_scan(
+    results: "Store",
+    plan: "Plan",
+    labels: str | None = None,
+    webhook: str | None = None,
+    webhook_secret_file: Path | None = None,
+    fail_on: Sequence[str] | None = None,
+    earlier: "tuple[Store, Plan] | None" = None,
+) -> int:
+    """Write the reports, print the summary and send the webhook; returns the exit code of the scan's outcome."""
+    from patchscan.scanning.alerts import post, webhook_message
+    from patchscan.scanning.report import reduce, summary_text
+
+    report = run_interruptibly(lambda: reduce(results, plan, labels, earlier))
+    print(summary_text(report))
+    print(printable(f"report: {results.url.rstrip('/')}/report.html"))
+    if webhook:
+        post(webhook, webhook_message(report), webhook_secret_file)
+    if report["totals"]["failed"]:
+        return EXIT_FAILED_ROWS
+    return EXIT_ALERT if {alert["kind"] for alert in report["alerts"]} & set(fail_on or ()) else 0
