@@ -90,6 +90,14 @@ def test_a_name_that_is_not_utf_8_is_scored(photos: Path, tmp_path: Path) -> Non
     assert found == dict.fromkeys(keys, ("scored", None))
 
 
+@pytest.mark.parametrize("limit", [0, 1, 10, 100_000])
+def test_a_file_is_read_to_its_end_or_the_limit_whatever_its_size_is_said_to_be(limit: int, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 10)
+    assert open_store(str(tmp_path)).fetch(ObjectInfo(key="file"), limit).data == b"x" * min(10, limit + 1)
+    told = open_store("/proc/self").fetch(ObjectInfo(key="limits"), limit).data  # its size is said to be 0
+    assert told == Path("/proc/self/limits").read_bytes()[: limit + 1]
+
+
 @pytest.fixture
 def as_nobody() -> Iterator[Path]:
     """A folder of a user who, unlike root, is held to the rights of folders; the test runs as that user."""
