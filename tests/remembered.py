@@ -119,6 +119,14 @@ def real_parquet(data: bytes) -> bytes:
     return WRITE(pa.Table.from_pylist(rows_of(data), rows.SCHEMA))
 
 
+class RememberedFooter:
+    """pyarrow.parquet.read_metadata."""
+
+    def __init__(self, data: bytes):
+        found, self.metadata = read(data)
+        self.num_rows = len(found)
+
+
 class RememberedRows:
     """rows.from_parquet."""
 

@@ -24,14 +24,14 @@ FEW_ROWS = 10_000
 
 
 class IncompleteScanError(PlanError):
-    """Parts are missing: their shards are not done."""
+    """Parts are missing: their shards are not done, or the store does not list them yet."""
 
 
 class ScanTable:
     """The rows of one scan as the SQL view or table `rows`; its column `carried` marks rows that were carried over
     unchanged, `other_model` those that another model than this scan's has made. `cost` adds up what the shards used.
 
-    Raises IncompleteScanError where a shard has no part.
+    Raises IncompleteScanError where a shard has no part, or rows carried over are missing.
     """
 
     def __init__(self, out: Store, plan: Plan, scratch: Path):
@@ -48,7 +48,7 @@ class ScanTable:
         self.cost: Counter[str] = Counter()
         files = scratch / plan.scan
         files.mkdir()
-        count = 0
+        count = carried = 0
         for name in found:
             path = files / name.removeprefix(folder)
             data = out.read(name)
@@ -56,7 +56,12 @@ class ScanTable:
             path.write_bytes(data)
             footer = pq.read_metadata(path)
             count += footer.num_rows
+            carried += footer.num_rows if path.name.startswith("unchanged-") else 0
             self.cost.update(json.loads((footer.metadata or {}).get(STATS_KEY, b"{}")))
+        if carried < plan.unchanged:
+            raise IncompleteScanError(
+                f"{plan.unchanged - carried} of {plan.unchanged} rows carried over are missing; run the scan again"
+            )
         self._db = duckdb.connect()
         self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = '{scratch}/spill'")
         self._db.execute("SET preserve_insertion_order = false; SET TimeZone = 'UTC'")

@@ -26,6 +26,7 @@ from patchscan.scanning import report, rows
 from patchscan.scanning.flow import ByteBudget
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, history, is_complete, plan_scan
+from patchscan.scanning.table import IncompleteScanError
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
@@ -285,6 +286,19 @@ def test_a_shard_that_was_not_worked_is_not_a_complete_scan(photos: Path, tmp_pa
     out = open_store(str(tmp_path / "out"))
     made = plan_scan(ScanSource(url=str(photos)), Filters(), card(), out, SMALL_SHARDS)
     with pytest.raises(PlanError, match="shards are not done"):
+        report.reduce(out, made)
+    assert not is_complete(out, made.scan)
+
+
+def test_a_table_that_lacks_rows_carried_over_is_not_a_complete_scan(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    scan(photos, out)
+    (photos / "new.txt").write_text("text")
+    made = plan_scan(ScanSource(url=str(photos)), Filters(), card(), out)
+    Worker(made, out, StubScorer()).work(0)
+    for name in list(out.names(f"scans/{made.scan}/rows/unchanged-")):
+        out.delete(name)
+    with pytest.raises(IncompleteScanError, match=f"{made.unchanged} of {made.unchanged} rows carried over"):
         report.reduce(out, made)
     assert not is_complete(out, made.scan)
 
