@@ -348,8 +348,9 @@ class Schedule:
             raise BrokenError("honest", f"{process.name} ends with {type(outcome).__name__}: {outcome}") from outcome
 
     def _remove_old_scans(self) -> None:
-        """A lifecycle rule removes what is older than the newest finished scan."""
-        if self.events and self.finished and self.choices.chance(0.2):
+        """A lifecycle rule removes what is older than the newest finished scan. It takes days, in which the store comes
+        to list that scan, where it does not list the newest keys."""
+        if self.events and self.finished and not self.results.stale_s and self.choices.chance(0.2):
             history = self._history()
             newest = max(history.index(scan) for scan in self.finished if scan in history)
             for scan in history[:newest]:
