@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ MAX_DECODED_BYTES = 2**30
 # The quotes, colons, braces, brackets and commas of JSON, of which the largest request of texts (256 images) has 3,000.
 MAX_JSON_MARKS = 20_000
 MAX_JSON_UNICODE = 2**20
+# Python before 3.11.10 and 3.12.6 searches extended headers in time quadratic in a run of digits (CVE-2024-6232). No
+# name of a file is longer than this.
+MAX_DIGITS = 255
 NO_SPARSE = "a tar may not contain sparse files: make it without --sparse"
 _EXTENDED_TAR_HEADERS = frozenset(
     (tarfile.XGLTYPE, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -183,7 +187,8 @@ def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
     if b"GNU.sparse.major=" in data:
         raise RequestError(NO_SPARSE)
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=_bounded_tar_info()) as archive:
+        file = _TarBytes(data)
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_bounded_tar_info(file)) as archive:
             for count, info in enumerate(archive, start=1):
                 if count > MAX_ENTRIES:
                     raise RequestError(TOO_MANY)
@@ -196,7 +201,20 @@ def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
         raise RequestError("the tar is damaged") from error
 
 
-def _bounded_tar_info() -> type[tarfile.TarInfo]:
+class _TarBytes(io.BytesIO):
+    """The bytes of a tar; reading raises RequestError for an extended header with too many digits in a row."""
+
+    header_is_next = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if self.header_is_next and any(len(run.group()) > MAX_DIGITS for run in re.finditer(rb"\d+", data)):
+            raise RequestError("the headers of the tar are damaged")
+        self.header_is_next = False
+        return data
+
+
+def _bounded_tar_info(file: _TarBytes) -> type[tarfile.TarInfo]:
     """A class that reads the headers of one tar, and raises RequestError where the extended ones are too long."""
     extended = shared = 0
 
@@ -208,6 +226,7 @@ def _bounded_tar_info() -> type[tarfile.TarInfo]:
             if info.type == tarfile.GNUTYPE_SPARSE:
                 raise RequestError(NO_SPARSE)
             if info.type in _EXTENDED_TAR_HEADERS:
+                file.header_is_next = True
                 size = max(0, info.size)
                 extended += size
                 shared += size if info.type == tarfile.XGLTYPE else 0
