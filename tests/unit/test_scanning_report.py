@@ -25,7 +25,7 @@ from patchscan.common.retries import Retries
 from patchscan.dataset.labels import LabelError, read_labels
 from patchscan.detector.card import Card
 from patchscan.reporting.pages import Figures, show
-from patchscan.scanning import alerts, commands, drift, labels, report
+from patchscan.scanning import alerts, commands, drift, labels, report, steps
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.options import AlertKind
 from patchscan.scanning.plan import ScanSource, plan_scan
@@ -236,9 +236,9 @@ def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_
     found = report.reduce(out, made)
     assert [alert["kind"] for alert in found["alerts"]] == ["empty"]
     assert why in report.summary_text(found)
-    commands.finish_scan(out, made)
+    steps.finish_scan(out, made)
     with pytest.raises(typer.Exit) as end:
-        commands.finish_scan(out, made, fail_on=[AlertKind.EMPTY])
+        steps.finish_scan(out, made, fail_on=[AlertKind.EMPTY])
     assert end.value.exit_code == 3
 
 
