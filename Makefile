@@ -11,9 +11,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
 
-# Three processes with a thread each, since some tests wait; a file's tests stay in one, and the longest files begin.
+# Four processes with a thread each, since some tests wait; a file's tests stay in one, and the longest files begin.
 # Compiled tests are kept, also where the environment says otherwise: compiling them takes each process 6 s.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 test: lint
 	$(PYTEST)
 
