@@ -11,15 +11,15 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
 
-# Four processes with a thread each, since some tests wait; a file's tests stay in one, and the longest files begin.
+# With a thread each; a file's tests stay in one process, and the longest files begin.
 # Compiled tests are kept, also where the environment says otherwise: compiling them takes each process 6 s.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 test: lint
-	$(PYTEST)
+	$(PYTEST) --numprocesses 4  # some tests wait
 
-# What needs no server and takes no two seconds each.
+# What needs no server and takes no second each.
 test-fast: $(VENV)/ready
-	$(PYTEST) -m "not slow" tests/unit tests/golden
+	$(PYTEST) --numprocesses 2 -m "not slow" tests/unit tests/golden
 
 # docs/performance.md explains the figures. BENCH takes further options: make bench BENCH="--data genimage-mini"
 bench: $(VENV)/ready

@@ -46,6 +46,7 @@ def test_complexity_is_exact() -> None:
     assert complexity(GOLDEN["patches"]).tolist() == GOLDEN["complexity"].tolist()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_noise_maps(model: SSP) -> None:
     noise = model.noise(to_tensor(GOLDEN["patches"])).numpy()

@@ -63,6 +63,7 @@ def arrows() -> set[tuple[str, str]]:
     return {(package, other) for package, other in found if package != other}
 
 
+@pytest.mark.slow
 def test_the_drawing_shows_the_real_imports() -> None:
     assert arrows() == DRAWN
 
@@ -75,6 +76,7 @@ def test_no_chain_of_packages_leads_back() -> None:
     assert graph["detector"] == {"common"}, "it travels in every archive"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["patchscan", "bench", "demo", "tests"])
 def test_no_chain_of_modules_leads_back(folder: str) -> None:
     TopologicalSorter(imports(folder)).prepare()
@@ -109,6 +111,7 @@ def test_what_the_scan_image_runs_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_error_tree_names_every_exception() -> None:
     """What a module defines for its own use, behind an underscore, is left out."""
     drawn = set(re.findall(r"\w+Error\b|Exception", (ROOT / "patchscan/common/errors.py").read_text().split('"""')[1]))

@@ -179,6 +179,7 @@ def label_all(sample: dict[str, Any], reviewer: str = "me", **changed: str) -> L
     return Labels(sample["audit"], reviewer, given, frozenset())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_images_that_nobody_could_tell_widen_the_range_and_not_the_estimate(audited: dict[str, Any]) -> None:
     called = next(row["number"] for row in audited["rows"] if row["verdict"] == "ai")
     report = build_report(audited, [label_all(audited, **{f"image{called}": "cannot_tell"})], 0.05)
@@ -280,6 +281,7 @@ def test_the_page_tells_nothing_of_the_score_and_lets_only_its_script_run(
     assert HOSTILE not in (scanned / "audit" / "review.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_person_labels_the_images_in_a_browser(scanned: Path, audited: dict[str, Any], tmp_path: Path) -> None:
     file = scanned / "audit" / "review.html"

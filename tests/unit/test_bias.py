@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from patchscan.dataset.audit import audit
 from patchscan.dataset.index import build_index
@@ -31,6 +32,7 @@ def index_of(count: int = 80, generator: str = "gan", **ai: Any) -> pd.DataFrame
     return table
 
 
+@pytest.mark.slow
 def test_a_jpeg_versus_png_data_set_is_called_biased(tmp_path: Path) -> None:
     found = audit(build_index(jpeg_versus_png(tmp_path), workers=1).table)
     (biggan,) = found.generators
@@ -54,6 +56,7 @@ def test_alike_files_are_called_fair() -> None:
     assert not found.biased
 
 
+@pytest.mark.slow
 def test_each_clue_is_found_and_named() -> None:
     for column, value, name in (
         ("format", "WEBP", "format"),
@@ -77,6 +80,7 @@ def test_bytes_alone_are_a_caution_because_content_may_explain_them() -> None:
     assert "bytes per pixel alone" in warning
 
 
+@pytest.mark.slow
 def test_each_generator_is_audited_so_that_biases_cannot_cancel_and_is_named_once() -> None:
     b = index_of(generator="b", format="PNG")
     b["class"] = b["class"].map({"ai": "nature", "nature": "ai"})

@@ -147,6 +147,7 @@ def test_packed_objects_have_the_rows_of_what_they_hold_within_the_memory(
     assert max(held) == 2**20 + 1
 
 
+@pytest.mark.slow
 def test_labelled_images_are_read_as_a_scan_reads_them_and_those_that_cannot_be_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compositions: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

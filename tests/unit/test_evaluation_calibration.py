@@ -88,6 +88,7 @@ def test_too_few_images_for_the_promise_are_said_so() -> None:
     assert not decide(np.array([0.5]), decision).says_ai[0]
 
 
+@pytest.mark.slow
 def test_cross_fitting_does_not_flatter() -> None:
     """On pure noise a threshold chosen on the very images keeps its promise exactly; left-out images tell the truth."""
     rng = np.random.default_rng(4)

@@ -98,6 +98,7 @@ def test_ensemble_scores_the_mean_of_calibrated_logits(runs: list[Path], joined:
     assert together[2].reason == "small_image"
 
 
+@pytest.mark.slow
 def test_a_batch_of_ensemble_crops_is_scored_image_by_image(joined: Path) -> None:
     """One pass over several images' crops, as a GPU does it, gives the logits of one pass each."""
     detector = Detector.load(joined)

@@ -169,6 +169,7 @@ def clustered(rng: np.random.Generator, sources: int = 40, each: int = 10) -> Sc
     return Scored(label, logit, p_ai, logit >= 0, np.zeros(len(label), bool), label, cluster)
 
 
+@pytest.mark.slow
 def test_intervals_count_sources_where_images_of_one_are_alike() -> None:
     truth = {"accuracy": float(ndtr(0.75 / np.sqrt(1.25))), "auc": float(ndtr(1.5 / np.sqrt(2.5)))}
     held = {(name, known): 0 for name in truth for known in (True, False)}

@@ -102,6 +102,7 @@ def three(tmp_path_factory: pytest.TempPathFactory, real_pictures: None) -> tupl
     return report, page, out
 
 
+@pytest.mark.slow
 def test_comparisons_count_collections_where_sources_are_known() -> None:
     def known(model: Evaluated) -> Evaluated:
         """The same with three collections of images, whatever their class."""
@@ -158,6 +159,7 @@ def test_every_figure_on_the_page_is_traced_to_the_json(three: tuple[dict[str, A
     assert reader.loose == []
 
 
+@pytest.mark.slow
 def test_every_metric_of_every_generator_is_on_the_page(three: tuple[dict[str, Any], str, Path]) -> None:
     report, page, _ = three
     for number, model in enumerate(report["models"]):
@@ -166,6 +168,7 @@ def test_every_metric_of_every_generator_is_on_the_page(three: tuple[dict[str, A
                 assert f"models.{number}.results.raw.rows.{row}.metrics.{name}.value" in page
 
 
+@pytest.mark.slow
 def test_page_needs_no_other_file_and_escapes_what_it_shows(three: tuple[dict[str, Any], str, Path]) -> None:
     _, page, out = three
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
@@ -175,6 +178,7 @@ def test_page_needs_no_other_file_and_escapes_what_it_shows(three: tuple[dict[st
     assert {"good-raw-tippett.png", "good-raw-cross-entropy.png"} <= {one.name for one in (out / "figures").iterdir()}
 
 
+@pytest.mark.slow
 def test_ratios_are_judged_where_the_card_bounds_them(three: tuple[dict[str, Any], str, Path]) -> None:
     report, page, _ = three
     first, second, _ = (model["evidence"] for model in report["models"])
@@ -185,6 +189,7 @@ def test_ratios_are_judged_where_the_card_bounds_them(three: tuple[dict[str, Any
     assert page.count("<h3>Weight of evidence</h3>") == 1
 
 
+@pytest.mark.slow
 def test_findings_say_what_the_data_carry_and_no_more(three: tuple[dict[str, Any], str, Path]) -> None:
     findings = three[0]["findings"]
     blind = [text for text in findings["models"] if text.startswith("blind ")]
@@ -199,6 +204,7 @@ def test_findings_say_what_the_data_carry_and_no_more(three: tuple[dict[str, Any
             assert row[test]["p_corrected"] >= row[test]["p_value"]
 
 
+@pytest.mark.slow
 def test_text_and_markdown_carry_the_same_accuracy(three: tuple[dict[str, Any], str, Path]) -> None:
     report, _, out = three
     accuracy = report["models"][0]["results"]["raw"]["rows"][2]["metrics"]["accuracy"]

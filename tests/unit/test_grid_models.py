@@ -59,6 +59,7 @@ def test_a_small_image_is_scored_but_uncertain(detector: Detector) -> None:
     assert (answer.verdict, answer.reason) == ("uncertain", "small_image")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_an_explanation_shows_each_views_vote(run: Path, detector: Detector, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(png(1, 300, 200))
@@ -74,6 +75,7 @@ def test_an_explanation_shows_each_views_vote(run: Path, detector: Detector, tmp
         assert drawn.width > 300
 
 
+@pytest.mark.slow
 def test_it_joins_an_ensemble(run: Path, detector: Detector, tmp_path: Path) -> None:
     other = tiny_run(tmp_path / "other")
     build_ensemble([run, other], tmp_path / "both", "both")

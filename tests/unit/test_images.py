@@ -68,6 +68,7 @@ def test_orientation_is_not_applied() -> None:
     assert decode(encoded(Image.fromarray(PHOTO), "JPEG", exif=exif)).rgb.shape == PHOTO.shape
 
 
+@pytest.mark.slow
 def test_limits_hold_before_any_pixel_is_decoded() -> None:
     # 400 and 625 megapixels, on either side of the limit at which Pillow itself refuses.
     assert code_of(bomb(20_000)) == ErrorCode.TOO_LARGE

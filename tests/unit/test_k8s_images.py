@@ -109,6 +109,7 @@ if [ "$2" = --digestfile ]; then echo "$digest" > "$3"; fi
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
 def test_a_releases_files_are_the_manifests_with_images_by_digest(tmp_path: Path) -> None:
     digests = tmp_path / "digests"

@@ -50,6 +50,7 @@ def test_untrained_convolutions_are_drawn_as_torchvisions() -> None:
     assert weight.abs().max() > 4 * weight.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["ssp", "resnet50", "simplecnn", "efficientnet-lite0"])
 def test_weights_are_not_drawn_for_those_who_load_others(architecture: str) -> None:
     before = torch.get_rng_state()
@@ -130,6 +131,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -265,6 +267,7 @@ def test_offline_imagenet_weights_say_what_to_do(tmp_path: Path, monkeypatch: py
         load_imagenet(build_network("resnet50"), "imagenet")
 
 
+@pytest.mark.slow
 def test_torchvisions_cached_weights_are_used(imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"

@@ -47,6 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)
 def test_the_shipped_graphs_score_as_their_weights_do(run: Path) -> None:
     graph, weights = OnnxDetector.load(run), Detector.load(run)
@@ -150,6 +151,7 @@ def test_many_images_at_once_get_the_scores_that_each_gets_alone(run: Path) -> N
     assert detector.logits([]) == []
 
 
+@pytest.mark.slow
 def test_an_archive_for_onnx_runtime_holds_the_runs_graph_which_its_worker_loads(run: Path, tmp_path: Path) -> None:
     mar = archive(run, tmp_path, engine="onnx")
     assert zipfile.ZipFile(mar).read("model.onnx") == (run / "model.onnx").read_bytes()

@@ -53,6 +53,7 @@ def test_the_matched_version_of_a_biased_data_set_is_fair(matched: MatchedData) 
     ) == {("JPEG", 64, 64, "4:4:4")}
 
 
+@pytest.mark.slow
 def test_crops_are_the_sources_own_pixels_encoded_once_more(data: Path, matched: MatchedData, out: Path) -> None:
     crop = matched.crops[matched.crops["class"] == "nature"].iloc[0]
     source = decode((data / crop["source"]).read_bytes()).rgb
@@ -70,6 +71,7 @@ def test_lossless_images_get_the_first_compression_of_the_photographs(matched: M
     assert set(fakes["first_subsampling"]) == {"4:2:0"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     data: Path, matched: MatchedData, tmp_path: Path
 ) -> None:

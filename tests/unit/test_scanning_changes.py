@@ -103,6 +103,7 @@ def test_what_changed_is_told_by_kind_with_examples(scans: tuple[Path, Path, lis
     assert "format" in alert["message"]
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_changes_with_pictures(scans: tuple[Path, Path, list[Plan]]) -> None:
     _, out, plans = scans
     where = out / "scans" / plans[1].scan
@@ -118,6 +119,7 @@ def test_the_page_shows_the_changes_with_pictures(scans: tuple[Path, Path, list[
     assert "new <" not in part
 
 
+@pytest.mark.slow
 def test_a_report_compares_with_any_earlier_scan(scans: tuple[Path, Path, list[Plan]]) -> None:
     _, out, plans = scans
     last = section(out, plans[2])
@@ -131,6 +133,7 @@ def test_a_report_compares_with_any_earlier_scan(scans: tuple[Path, Path, list[P
     assert changes["storage"] == section(out, plans[1])["storage"]
 
 
+@pytest.mark.slow
 def test_a_report_compares_with_another_results_folder(scans: tuple[Path, Path, list[Plan]], tmp_path: Path) -> None:
     """Of another model too: then scores are not compared, all the rest is."""
     folder, out, _ = scans
@@ -144,6 +147,7 @@ def test_a_report_compares_with_another_results_folder(scans: tuple[Path, Path, 
     assert "Another model scored the images then" in (tmp_path / "other" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_what_an_older_table_does_not_tell_has_not_changed(
     scans: tuple[Path, Path, list[Plan]], tmp_path: Path
 ) -> None:
@@ -164,6 +168,7 @@ def test_what_an_older_table_does_not_tell_has_not_changed(
     assert changes["objects"]["changed"] <= 1
 
 
+@pytest.mark.slow
 def test_a_scan_of_a_sample_does_not_tell_what_is_gone(scans: tuple[Path, Path, list[Plan]], tmp_path: Path) -> None:
     folder, out, _ = scans
     scorer = StubScorer()

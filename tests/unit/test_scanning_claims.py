@@ -104,6 +104,7 @@ def counts(found: dict[str, Any], when: str) -> dict[str, int | None]:
     return {row["claim"]: row[when] for row in found["what_files_say"]["counts"]}
 
 
+@pytest.mark.slow
 def test_claims_are_counted_and_compared_with_the_previous_scan(scans: list[tuple[dict[str, Any], str]]) -> None:
     first, second = (found for found, _ in scans)
     alone = {"images": 5, "trusted": 0, "valid": 0, "invalid": 0, "source_type": 2, "generator_text": 2, "nothing": 1}

@@ -127,6 +127,7 @@ def test_names_of_what_is_scored_already_make_no_scan(photos: Path, tmp_path: Pa
     assert {name.split("/")[1] for name in out.names("scans/")} == set(scans)
 
 
+@pytest.mark.slow
 def test_an_unfinished_scan_of_the_whole_source_is_left_its_place(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     scorer = StubScorer()
@@ -158,6 +159,7 @@ def test_a_scan_of_the_whole_source_does_not_wait_for_one_of_named_objects(photo
     assert set(newest_table(out)) == {path.relative_to(photos).as_posix() for path in photos.rglob("*.*")}
 
 
+@pytest.mark.slow
 def test_named_objects_do_not_make_a_long_listing_begin_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +185,7 @@ def test_named_objects_do_not_make_a_long_listing_begin_again(
     assert len(named(photos, out, ["1.png"])) == 1
 
 
+@pytest.mark.slow
 def test_an_unfinished_scan_of_named_objects_is_finished_by_the_next(photos: Path, tmp_path: Path) -> None:
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
     plan, _ = named_plan(photos, out, ["0.png", "1.png", "2.png"], scorer)

@@ -226,6 +226,7 @@ def test_labels_that_are_a_folder_or_in_the_root_folder_are_clear_errors(tmp_pat
     labels.check("folders")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffixes", "why"), [((), "misspelt"), ((".jpg",), "filters leave out all 1 objects")])
 def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_path: Path) -> None:
     photos, out, scorer = tmp_path / "photos", open_store(str(tmp_path / "out")), StubScorer()

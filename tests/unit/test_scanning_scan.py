@@ -83,6 +83,7 @@ def test_every_object_has_one_row_and_the_counts_add_up(photos: Path, tmp_path: 
     assert counts["adds_up"]
 
 
+@pytest.mark.slow
 def test_a_second_scan_scores_only_what_changed(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     before = scan(photos, out)
@@ -111,6 +112,7 @@ def test_rows_that_were_removed_from_the_last_scan_are_made_again(photos: Path, 
     assert json.loads((tmp_path / "out" / "report.json").read_bytes())["changes"] is None
 
 
+@pytest.mark.slow
 def test_another_model_scores_everything_again(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     scan(photos, out)
@@ -181,6 +183,7 @@ def test_stopping_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
     assert totals(out, made)["adds_up"]
 
 
+@pytest.mark.slow
 def test_an_object_that_changes_or_vanishes_after_the_listing_says_so(photos: Path, tmp_path: Path) -> None:
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
     made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out, SMALL_SHARDS)
@@ -227,6 +230,7 @@ def test_an_error_of_our_own_costs_one_row(photos: Path, tmp_path: Path, monkeyp
     assert (counts["scored"], counts["failed"]) == (11, 1)
 
 
+@pytest.mark.slow
 def test_an_image_on_which_the_decoder_dies_is_rejected_alone(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +307,7 @@ def test_a_table_that_lacks_rows_carried_over_is_not_a_complete_scan(photos: Pat
     assert not is_complete(out, made.scan)
 
 
+@pytest.mark.slow
 def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(12):

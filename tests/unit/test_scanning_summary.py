@@ -141,6 +141,7 @@ def test_a_label_file_tells_label_and_generator(tmp_path: Path) -> None:
     assert read_labels(str(tmp_path / "labels.csv")) == Labels({"a.png": (1, "flux"), "b.png": (0, "all")}, 2)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_objects_without_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each in a folder of its own, with a long message: 150 MB of text, of which the queries may hold 60 MB."""
     monkeypatch.setattr(table, "MEMORY_LIMIT", "60MB")

@@ -105,6 +105,7 @@ def states(rows: dict[str, dict[str, Any]]) -> dict[str, str | None]:
     return {key: (row["provenance"] or {}).get("c2pa") for key, row in rows.items()}
 
 
+@pytest.mark.slow
 def test_the_list_judges_manifests_and_no_verdict(photos: Path, tmp_path: Path, cameras: Identity) -> None:
     out = open_store(str(tmp_path / "out"))
     _, before = scan(photos, out, None)

@@ -48,6 +48,7 @@ class Keys:
         return Page(found, str(end) if end < len(self.ordered) else None)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.sets(KEYS, max_size=60), st.integers(1, 7), st.integers(1, 6), st.sampled_from([utf8, utf16]))
 def test_every_key_is_listed_once(keys: set[str], size: int, threads: int, order: Callable[[str], bytes]) -> None:

@@ -47,6 +47,7 @@ def test_a_delivery_depends_on_the_pixels_alone(tier: Tier) -> None:
     assert deliver(b"no image", tier) == b"no image"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "web", "hard"),
     [((2000, 1000), (1024, 512), (765, 381)), ((800, 400), (800, 400), (597, 297)), ((64, 48), (64, 48), (45, 33))],
@@ -86,6 +87,7 @@ def test_any_size_has_a_tier_and_a_tiny_one_is_native() -> None:
     assert estimate_tier(Image.new("RGB", (300, 300))) in TIERS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"needs images to measure on: {DATA} is missing")
 def test_most_deliveries_of_real_pictures_are_told_from_their_pixels() -> None:
     files = sorted(DATA.glob("*/val/*/*.jpg"))[::80]
