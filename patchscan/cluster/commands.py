@@ -235,7 +235,7 @@ def scan_coordinate(
         work_shards,
     )
     from patchscan.common.retries import waits
-    from patchscan.scanning.steps import check_labels, finish_scan, make_plan
+    from patchscan.scanning.steps import check_labels, complete_scan, exit_with, make_plan
     from patchscan.storage import open_store
 
     signal.signal(signal.SIGTERM, _exit_interrupted)
@@ -267,7 +267,7 @@ def scan_coordinate(
             raise
         raise ShardsFailedError(f"{model} was replaced during the scan; the next try plans it anew") from error
     clean_up(cluster, plan)
-    finish_scan(results, plan, labels, webhook, webhook_secret_file, fail_on)
+    exit_with(complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on))
 
 
 def roll_out(

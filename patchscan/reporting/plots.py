@@ -184,9 +184,8 @@ def score_histogram(axis: Axes, values: dict[str, tuple[np.ndarray, str]], edges
     """Draw overlaid histograms on one axis. values: name to (scores, colour)."""
     for name, (scores, colour) in values.items():
         counts, _ = np.histogram(scores, edges)
-        axis.stairs(
-            counts, edges, fill=True, color=colour, alpha=0.5, label=name
-        )  # one shape: bars take ten times as long
+        # One shape each: the bars of Axes.hist take ten times as long.
+        axis.stairs(counts, edges, fill=True, color=colour, alpha=0.5, label=name)
         axis.stairs(counts, edges, color=colour, linewidth=1)
 
 

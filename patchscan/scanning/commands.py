@@ -15,7 +15,7 @@ from patchscan.scanning.steps import (
     check_labels,
     complete_scan,
     estimate_scan,
-    finish_scan,
+    exit_with,
     make_plan,
     make_plan_named,
     scan_named,
@@ -137,8 +137,7 @@ def scan(
             return make_plan_named(scan_source, filters, scorer, results, keys, *limits, trust)
 
         code = scan_named(events_from, max_messages, scan_source, plan_for, work)
-    if code:
-        raise typer.Exit(code)
+    exit_with(code)
 
 
 def scan_plan(
@@ -249,7 +248,7 @@ def scan_reduce(
     results = open_store(out, endpoint_url=endpoint_url)
     earlier = options.read_earlier(compare_with, results, endpoint_url)
     plan = Plan.read(results, name).at(endpoint_url)
-    finish_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
+    exit_with(complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier))
 
 
 def report(
@@ -273,4 +272,4 @@ def report(
     if plan is None:
         raise UserError(f"{out} holds no complete scan; run `patchscan scan` first")
     earlier = options.read_earlier(compare_with, results, endpoint_url)
-    finish_scan(results, plan.at(endpoint_url), labels, earlier=earlier)
+    exit_with(complete_scan(results, plan.at(endpoint_url), labels, earlier=earlier))

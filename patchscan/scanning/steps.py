@@ -200,17 +200,8 @@ def work_shards(worker: "Worker", indexes: Iterable[int]) -> None:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def finish_scan(
-    results: "Store",
-    plan: "Plan",
-    labels: str | None = None,
-    webhook: str | None = None,
-    webhook_secret_file: Path | None = None,
-    fail_on: Sequence[str] | None = None,
-    earlier: "tuple[Store, Plan] | None" = None,
-) -> None:
-    """Complete a scan (`complete_scan`), and exit with its code."""
-    code = complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
+def exit_with(code: int) -> None:
+    """End the command with this exit code; go on where it is 0."""
     if code:
         raise typer.Exit(code)
 

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -46,7 +45,7 @@ from patchscan.scanning.plan import (
     plan_scan,
     read_parts,
 )
-from patchscan.scanning.steps import finish_scan
+from patchscan.scanning.steps import complete_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.copying import copy_tree
@@ -392,11 +391,7 @@ def test_objects_in_cold_storage_are_told_of_once(bucket: str, s3: EmbeddedS3) -
         made = plan_scan(source, Filters(), scorer.card, out, retry_archived=retry_archived)
         for index in range(made.shards):
             Worker(made, out, scorer).work(index)
-        code = 0
-        try:
-            finish_scan(out, made)
-        except typer.Exit as end:
-            code = end.exit_code
+        code = complete_scan(out, made)
         return code, json.loads(out.read("report.json") or b"")
 
     code, told = night()

@@ -237,9 +237,9 @@ def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_
     found = report.reduce(out, made)
     assert [alert["kind"] for alert in found["alerts"]] == ["empty"]
     assert why in report.summary_text(found)
-    steps.finish_scan(out, made)
+    steps.exit_with(steps.complete_scan(out, made))
     with pytest.raises(typer.Exit) as end:
-        steps.finish_scan(out, made, fail_on=[AlertKind.EMPTY])
+        steps.exit_with(steps.complete_scan(out, made, fail_on=[AlertKind.EMPTY]))
     assert end.value.exit_code == 3
 
 
