@@ -20,7 +20,20 @@ from patchscan.detector.images import ImageError, Limits, decoded_bytes, webp_si
 from patchscan.detector.prepared import prepare
 from patchscan.detector.presets import PatchPreset
 from tests.image_tree import ENCODINGS, picture
-from tests.poisonous import ABORT, CRASH, EAT, EXIT, HARMLESS, KILLED, KILLED_ONCE, POISONED, SLEEP, SPIN, bmp
+from tests.poisonous import (
+    ABORT,
+    CRASH,
+    EAT,
+    EXIT,
+    HARMLESS,
+    KILLED,
+    KILLED_ONCE,
+    POISONED,
+    SLEEP,
+    SPIN,
+    bmp,
+    threads_of_a_product,
+)
 
 PRESET = PatchPreset(count=2)
 
@@ -110,6 +123,14 @@ def test_a_large_webp_is_reckoned_without_its_pixels(options: dict[str, Any]) ->
     assert webp_size(file.getvalue()) == (8000, 7999)
     assert decoded_bytes(file.getvalue()) == 8000 * 7999 * 16 + len(file.getvalue())
     assert decoded_bytes(file.getvalue(), Limits(max_pixels=10**6)) == 0
+
+
+def test_a_child_computes_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLAS's waiting threads took seven times as long as an image."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    pool = DecoderPool(1)
+    assert pool.run(threads_of_a_product, bmp(HARMLESS), Limits()) == [1]
 
 
 def test_no_child_outlives_its_parent_for_long() -> None:
