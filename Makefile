@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast bench bench-quick lint format hooks lock images push release-manifests sbom clean
+.PHONY: demo test pytest test-fast bench bench-quick lint format hooks lock images push release-manifests sbom clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
@@ -14,8 +14,12 @@ demo: $(VENV)/ready
 # With a thread each; a file's tests stay in one process, and the longest files begin.
 # Compiled tests are kept, also where the environment says otherwise: compiling them takes each process 6 s.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --dist loadfile --no-loadscope-reorder
-test: lint
-	$(PYTEST) --numprocesses 4  # some tests wait
+# The checks of lint run beside the tests, some of which wait.
+test: $(VENV)/ready
+	@$(MAKE) --no-print-directory --jobs 2 pytest lint
+
+pytest: $(VENV)/ready
+	$(PYTEST) --numprocesses 4
 
 # What needs no server and takes no second each.
 test-fast: $(VENV)/ready
