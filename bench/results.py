@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
-Section = Literal["decode", "model", "end to end", "scaling", "training", "gpu"]
+Section = Literal["decode", "model", "end to end", "steady", "peers", "scaling", "training", "gpu"]
 Unit = Literal["ms", "s", "images/s", "GFLOP/s", "GB/s", "MB", "share", "x"]
 LIBRARIES = ("torch", "onnxruntime", "numpy", "pillow", "torchserve")
 

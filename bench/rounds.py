@@ -16,20 +16,25 @@ class Settings:
 
     `seconds`: length of one measurement of a rate (`serving_seconds` for serving). `sizes`: width and height of the
     decoded images. `models`: models to measure alone; `served`: end to end; `images`: number of different images for
-    these. `scanned`: least number of objects in a scan, so that its start and end have little influence. `listed`:
-    numbers of objects to plan and scan with a stub scorer. `indexed`, `trained`: numbers of images to index and train
-    on.
+    these. `steady`: models scanned with for `steady_seconds`, `steady_warm_seconds` after the command; `peer_seconds`:
+    as long is each peer measured. `scanned`: least number of objects in a scan, so that its start and end have little
+    influence. `listed`: numbers of objects to plan and scan with a stub scorer. `indexed`, `trained`: numbers of images
+    to index and train on.
     """
 
     name: Literal["full", "quick", "tiny"]
-    rounds: int = 5
+    rounds: int = 3
     seconds: float = 1.5
     serving_seconds: float = 5.0
-    scanned: int = 150
+    scanned: int = 100
     sizes: tuple[tuple[int, int], ...] = ((256, 256), (500, 375), (1920, 1080), (4000, 3000))
     models: tuple[str, ...] = ("ssp", "ssp-lite", "resnet50", "simplecnn")
     served: tuple[str, ...] = ("ssp", "ssp-lite")
     images: int = 64
+    steady: tuple[str, ...] = ("starter", "ssp-lite")
+    steady_seconds: float = 60.0
+    steady_warm_seconds: float = 15.0
+    peer_seconds: float = 20.0
     listed: tuple[int, ...] = (10_000,)
     indexed: int = 2_000
     trained: int = 256
@@ -45,6 +50,7 @@ QUICK = Settings(
     models=("ssp", "ssp-lite"),
     served=("ssp-lite",),
     images=32,
+    steady=(),
     scanned=0,
     listed=(),
     indexed=0,
@@ -60,6 +66,10 @@ TINY = Settings(
     models=("ssp-lite",),
     served=("ssp-lite",),
     images=4,
+    steady=("ssp-lite",),
+    steady_seconds=2.0,
+    steady_warm_seconds=4.0,
+    peer_seconds=0.5,
     scanned=8,
     listed=(40,),
     indexed=20,

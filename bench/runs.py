@@ -1,4 +1,4 @@
-"""Run folders for the bench: the trained ssp-lite, and untrained models, which are as fast as trained ones."""
+"""Run folders for the bench: the trained models, and untrained models, which are as fast as trained ones."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from patchscan.training.recipe import load_recipe
 
 
 def run_folder(architecture: str, folder: Path) -> Path:
-    """Return the folder of the trained ssp-lite; otherwise write an untrained model with its recipe's preset below
-    `folder`."""
-    if architecture == "ssp-lite":
-        return shipped("model_store") / "ssp-lite"
+    """Return the folder of a trained model of `model_store`; otherwise write an untrained model with its recipe's
+    preset below `folder`."""
+    if architecture in ("ssp-lite", "starter"):
+        return shipped("model_store") / architecture
     run = folder / architecture
     run.mkdir(parents=True)
     torch.manual_seed(0)

@@ -34,8 +34,6 @@ CLIENTS_PER_WORKER = 16
 MODEL, SERVED, SCAN = "model alone", "served", "scanned"
 SERVER_DECODES, OFFICIAL = "scanned, --select server", "official way"
 WITHOUT_S3 = "scanned, without the S3 server's work"
-BATCHES, SHARDS = (32,), (20,)
-SHARD = 5_000
 
 
 def names(settings: Settings) -> list[str]:
@@ -54,18 +52,16 @@ def names(settings: Settings) -> list[str]:
 
 def scaling_names() -> list[str]:
     """Every row that `measure` adds to the section on scaling."""
-    found = ["1 worker, served", "all workers, served", "all workers / 1 worker"]
-    return (
-        found + [f"scanned, --batch {one}" for one in BATCHES] + [f"scanned, --shard-objects {one}" for one in SHARDS]
-    )
+    return ["1 worker, served", "all workers, served", "all workers / 1 worker"]
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running `patchscan serve`: its address and the file with its inference token."""
+    """A running `patchscan serve`: its address, the file with its inference token, and its process id."""
 
     url: str
     keys: Path
+    pid: int
 
 
 @contextmanager
@@ -82,7 +78,7 @@ def serving(store: Path, name: str, scratch: Path, workers: int) -> Iterator[Ser
         if not said:
             raise UserError("patchscan serve did not start")
         line = json.loads(said)
-        yield Server(line["inference"], Path(line["keys"]))
+        yield Server(line["inference"], Path(line["keys"]), process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -156,22 +152,20 @@ class Scan:
         for number in range(self.objects):
             client.put_object(Bucket=BUCKET, Key=f"{number:06d}.jpg", Body=images[number % len(images)])
 
-    def rate(self, select: Select | None = None, batch: int | None = None, shard: int = SHARD) -> float:
+    def rate(self, select: Select | None = None) -> float:
         """Measure objects per second, from the listing to the last shard's Parquet file."""
         settings = ServerSettings(url=self.server.url, model=self.model, token_file=self.server.keys)
         with patch.dict("os.environ", self.s3.environment):
             scorer = TorchServeScorer(settings)
             out = open_store(f"s3://{RESULTS}/{self.model}-{next(self._runs)}")
             began, store_s = time.perf_counter(), self._store_cpu_s()
-            made = plan_scan(
-                ScanSource(url=f"s3://{BUCKET}"), Filters(), scorer.card, out, ShardSize(max_objects=shard)
-            )
-            worker = Worker(made, out, scorer, WorkSettings(select=select, batch=batch))
+            made = plan_scan(ScanSource(url=f"s3://{BUCKET}"), Filters(), scorer.card, out, ShardSize())
+            worker = Worker(made, out, scorer, WorkSettings(select=select))
             for index in range(made.shards):
                 worker.work(index)
             elapsed, store_s = time.perf_counter() - began, self._store_cpu_s() - store_s
             scorer.close()
-        if (select, batch, shard) == (None, None, SHARD):
+        if select is None:
             self.rates_without_s3.append(made.listed / (elapsed - store_s / self.cores))
         return made.listed / elapsed
 
@@ -222,7 +216,7 @@ def measure(
                 one = server
                 if cores > 1:
                     one = stack.enter_context(serving(store, name, folder / "serve-one", 1))
-                _scaling(settings, scaling, scan, load, Load(one, name, images, 1))
+                _scaling(settings, scaling, load, Load(one, name, images, 1))
     if {"ssp", "ssp-lite"} <= served.keys():
         recorder.ratio("ssp-lite / ssp, served", served["ssp-lite"], served["ssp"], at_least=10)
         recorder.ratio(f"ssp-lite, served / {OFFICIAL} with ssp", served["ssp-lite"], official)
@@ -240,16 +234,12 @@ def _record(recorder: Recorder, model: str, values: dict[str, list[float]]) -> N
             recorder.ratio(f"{model}: {way} / {OFFICIAL}", values[way], values[OFFICIAL], at_least=4)
 
 
-def _scaling(settings: Settings, recorder: Recorder, scan: Scan, load: Load, one: Load) -> None:
-    """Measure the effect of the number of workers, images per request, and objects per shard."""
+def _scaling(settings: Settings, recorder: Recorder, load: Load, one: Load) -> None:
+    """Measure the effect of the number of workers."""
     contenders: dict[str, Callable[[], float]] = {
         "1 worker, served": partial(one.rate, settings.serving_seconds),
         "all workers, served": partial(load.rate, settings.serving_seconds),
     }
-    for batch in BATCHES:
-        contenders[f"scanned, --batch {batch}"] = partial(scan.rate, batch=batch)
-    for shard in SHARDS:
-        contenders[f"scanned, --shard-objects {shard}"] = partial(scan.rate, shard=shard)
     values = alternate(contenders, settings.rounds)
     for name, rates in values.items():
         recorder.add(name, "images/s", rates)
