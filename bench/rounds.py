@@ -16,7 +16,7 @@ class Settings:
 
     `seconds`: length of one measurement of a rate (`serving_seconds` for serving). `sizes`: width and height of the
     decoded images. `models`: models to measure alone; `served`: end to end; `images`: number of different images for
-    these. `steady`: models scanned with for `steady_seconds`, `steady_warm_seconds` after the command; `peer_seconds`:
+    these. `steady`: models scanned with for `steady_seconds`, `steady_warm_seconds` after its plan; `peer_seconds`:
     as long is each peer measured. `scanned`: least number of objects in a scan, so that its start and end have little
     influence. `listed`: numbers of objects to plan and scan with a stub scorer. `indexed`, `trained`: numbers of images
     to index and train on.
@@ -33,7 +33,7 @@ class Settings:
     images: int = 64
     steady: tuple[str, ...] = ("starter", "ssp-lite")
     steady_seconds: float = 60.0
-    steady_warm_seconds: float = 15.0
+    steady_warm_seconds: float = 12.0
     peer_seconds: float = 20.0
     listed: tuple[int, ...] = (10_000,)
     indexed: int = 2_000
@@ -67,8 +67,8 @@ TINY = Settings(
     served=("ssp-lite",),
     images=4,
     steady=("ssp-lite",),
-    steady_seconds=2.0,
-    steady_warm_seconds=4.0,
+    steady_seconds=4.0,
+    steady_warm_seconds=3.0,
     peer_seconds=0.5,
     scanned=8,
     listed=(40,),

@@ -79,7 +79,7 @@ def measure(
     with s3_server() as s3:
         fastest = max(per_core.rate(Job("onnx", runs[model]), settings.serving_seconds) for model in settings.steady)
         seconds = settings.steady_warm_seconds + settings.steady_seconds
-        _fill(s3, images, math.ceil(1.2 * fastest * seconds))
+        _fill(s3, images, math.ceil(2 * fastest * seconds))
         rates = {}
         for model in settings.steady:
             minutes, alone = _model(settings, per_core, runs[model], s3, cores, folder)
@@ -118,7 +118,7 @@ def _model(
 
 
 def _minute(settings: Settings, s3: EmbeddedS3, options: list[str], server: int | None) -> Minute:
-    """Scan, and look at the clocks once it has scored for some seconds, and again `steady_seconds` later."""
+    """Scan, and look at the clocks some seconds after the plan was written, and again `steady_seconds` later."""
     with tempfile.TemporaryDirectory(prefix="patchscan-bench-scan-") as out:
         command = [sys.executable, "-c", "from patchscan.cli import main; main()", "scan", f"s3://{BUCKET}", "--out"]
         command += [out, *options]
@@ -126,6 +126,8 @@ def _minute(settings: Settings, s3: EmbeddedS3, options: list[str], server: int 
             Path(out, "said").open("w+") as said,
             subprocess.Popen(command, env=os.environ | s3.environment, stdout=said, stderr=said) as scan,
         ):
+            while scan.poll() is None and not any(Path(out).rglob("plan.json")):
+                time.sleep(0.1)
             time.sleep(settings.steady_warm_seconds)
             began, before = time.time(), _clocks(scan.pid, server, s3)
             time.sleep(settings.steady_seconds)
@@ -138,6 +140,8 @@ def _minute(settings: Settings, s3: EmbeddedS3, options: list[str], server: int 
     objects = sum(began < moment <= ended for moment in moments)
     if code == 0 and max(moments) < ended:
         raise UserError("the bucket was scanned before the time was over")
+    if not objects:
+        raise UserError(f"nothing was scored within {settings.steady_seconds:g} s")
     return Minute(objects, ended - began, *(late - early for late, early in zip(after, before, strict=True)))
 
 
