@@ -29,8 +29,6 @@ class SeaweedFS(EmbeddedS3):
     """A running SeaweedFS in one process, its files in a folder that goes with it. It answers more requests a second
     than moto and writes to the disk, but takes `a//b` for `a/b`, so the tests use moto."""
 
-    name = "SeaweedFS"
-
     @staticmethod
     def program() -> str | None:
         """The file of the program, in this environment or on the path."""

@@ -146,11 +146,8 @@ class Scan:
 
     def fill(self, images: list[bytes]) -> None:
         """Put the objects into the bucket."""
-        client = self.s3.client()
-        for bucket in (BUCKET, RESULTS):
-            client.create_bucket(Bucket=bucket)
-        for number in range(self.objects):
-            client.put_object(Bucket=BUCKET, Key=f"{number:06d}.jpg", Body=images[number % len(images)])
+        self.s3.client().create_bucket(Bucket=RESULTS)
+        fill_bucket(self.s3, BUCKET, images, self.objects)
 
     def rate(self, select: Select | None = None) -> float:
         """Measure objects per second, from the listing to the last shard's Parquet file."""
@@ -158,21 +155,31 @@ class Scan:
         with patch.dict("os.environ", self.s3.environment):
             scorer = TorchServeScorer(settings)
             out = open_store(f"s3://{RESULTS}/{self.model}-{next(self._runs)}")
-            began, store_s = time.perf_counter(), self._store_cpu_s()
+            began, store_s = time.perf_counter(), cpu_s(self.s3.process.pid)
             made = plan_scan(ScanSource(url=f"s3://{BUCKET}"), Filters(), scorer.card, out, ShardSize())
             worker = Worker(made, out, scorer, WorkSettings(select=select))
             for index in range(made.shards):
                 worker.work(index)
-            elapsed, store_s = time.perf_counter() - began, self._store_cpu_s() - store_s
+            elapsed, store_s = time.perf_counter() - began, cpu_s(self.s3.process.pid) - store_s
             scorer.close()
         if select is None:
             self.rates_without_s3.append(made.listed / (elapsed - store_s / self.cores))
         return made.listed / elapsed
 
-    def _store_cpu_s(self) -> float:
-        used = psutil.Process(self.s3.process.pid).cpu_times()
-        result: float = used.user + used.system
-        return result
+
+def fill_bucket(s3: EmbeddedS3, bucket: str, images: list[bytes], objects: int) -> None:
+    """Make a bucket of this many objects, the images in turn."""
+    client = s3.client()
+    client.create_bucket(Bucket=bucket)
+    for number in range(objects):
+        client.put_object(Bucket=bucket, Key=f"{number:06d}.jpg", Body=images[number % len(images)])
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process and of all its descendants until now."""
+    process = psutil.Process(pid)
+    used = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return float(sum(one.user + one.system for one in used))
 
 
 def measure(

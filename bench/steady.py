@@ -12,13 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
-import psutil
 import pyarrow.parquet as pq
 
 from bench.peers import read_rate
 from bench.rounds import Recorder, Settings
 from bench.s3_servers import SeaweedFS, s3_server
-from bench.serving import serving
+from bench.serving import cpu_s, fill_bucket, serving
 from bench.workers import Job, WorkerPool
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.serving.archive import archive
@@ -43,8 +42,13 @@ def names(settings: Settings) -> list[str]:
             found += [f"{model}: {way}", f"{model}: {way} / {ALONE}", f"{model}: {way}, without the S3 server's work"]
             found += [f"{model}: {way}, beside model and S3 server", f"{model}: {way}, S3 server"]
     for peer in PEERS:
-        found += [f"{PEERS_MODEL}: {peer}" if peer != SAHU else peer, f"{PEERS_MODEL}: {IN_PROCESS} / {peer}"]
+        found += [_row_of(peer), f"{PEERS_MODEL}: {IN_PROCESS} / {peer}"]
     return found
+
+
+def _row_of(peer: str) -> str:
+    """All but sahu65 run our network."""
+    return peer if peer == SAHU else f"{PEERS_MODEL}: {peer}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def measure(
     with s3_server() as s3:
         fastest = max(per_core.rate(Job("onnx", runs[model]), settings.serving_seconds) for model in settings.steady)
         seconds = settings.steady_warm_seconds + settings.steady_seconds
-        _fill(s3, images, math.ceil(2 * fastest * seconds))
+        fill_bucket(s3, BUCKET, images, math.ceil(2 * fastest * seconds))
         rates = {}
         for model in settings.steady:
             minutes, alone = _model(settings, per_core, runs[model], s3, cores, folder)
@@ -92,12 +96,6 @@ def measure(
                 command += [str(settings.peer_seconds), str(folder / "images")]
                 _peer(peers, peer, command, s3, rates[PEERS_MODEL])
     return [recorder, peers]
-
-
-def _fill(s3: EmbeddedS3, images: list[bytes], objects: int) -> None:
-    s3.client().create_bucket(Bucket=BUCKET)
-    for number in range(objects):
-        s3.client().put_object(Bucket=BUCKET, Key=f"{number:06d}.jpg", Body=images[number % len(images)])
 
 
 def _model(
@@ -153,14 +151,7 @@ def _scored_at(file: Path) -> list[float]:
 
 def _clocks(scan: int, server: int | None, s3: EmbeddedS3) -> tuple[float, float]:
     """CPU seconds until now: of the scan with its server, and of the S3 server."""
-    return sum(map(_cpu_s, filter(None, (scan, server)))), _cpu_s(s3.process.pid)
-
-
-def _cpu_s(pid: int) -> float:
-    """CPU seconds of a process and of all its descendants."""
-    process = psutil.Process(pid)
-    used = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return float(sum(one.user + one.system for one in used))
+    return sum(map(cpu_s, filter(None, (scan, server)))), cpu_s(s3.process.pid)
 
 
 def _record(recorder: Recorder, model: str, minutes: dict[str, Minute], alone: float, cores: int) -> None:
@@ -186,5 +177,5 @@ def _peer(recorder: Recorder, peer: str, command: list[str], s3: EmbeddedS3, our
         recorder.left_out(peer, f"it ended with {done.returncode}")
         return
     rate = read_rate(done.stdout)
-    recorder.add(f"{PEERS_MODEL}: {peer}" if peer != SAHU else peer, "images/s", [rate])
+    recorder.add(_row_of(peer), "images/s", [rate])
     recorder.add(f"{PEERS_MODEL}: {IN_PROCESS} / {peer}", "x", [ours / rate])

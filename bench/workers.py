@@ -116,21 +116,19 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
         left, right = torch.randn(2, GEMM_SIDE, GEMM_SIDE)
         return lambda: len(torch.mm(left, right)) // GEMM_SIDE
     from bench import official
+    from bench.peers.network import load
     from patchscan.detector.base import BaseDetector
     from patchscan.detector.detector import Detector
-    from patchscan.detector.models import build_network
     from patchscan.detector.onnx_detector import OnnxDetector
     from patchscan.detector.onnx_export import export_graph, to_onnx
     from patchscan.detector.openvino_detector import OpenVinoDetector
-    from patchscan.detector.weights import read_safetensors
 
     assert job.run
     detector = Detector.load(job.run)
     crops = [detector.prepare(data).crops.pixels for data in images]
     number = _cycle(len(images))
     if job.engine in ("default", "official"):
-        plain = build_network(detector.card.architecture).eval()
-        plain.load_state_dict(read_safetensors(job.run / "model.safetensors"))
+        plain, _ = load(job.run)
         if job.engine == "official":
             return lambda: len(official.logits(plain, [images[next(number)] for _ in range(EAGER_BATCH)]))
         return lambda: _forward(plain, [crops[next(number)] for _ in range(EAGER_BATCH)])

@@ -5,7 +5,6 @@ python -m bench.peers.plain BUCKET RUN SECONDS
 """
 
 import csv
-import io
 import os
 import sys
 import time
@@ -13,8 +12,6 @@ from itertools import islice
 from pathlib import Path
 
 import boto3
-import torch
-from PIL import Image
 
 from bench.peers import print_rate
 from bench.peers.network import load, score
@@ -27,12 +24,11 @@ def main(bucket: str, run: str, seconds: float) -> None:
     s3, network = boto3.client("s3"), load(Path(run))
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
     keys = (one["Key"] for page in pages for one in page["Contents"])
-    with Path(os.devnull).open("w") as file, torch.inference_mode():
+    with Path(os.devnull).open("w") as file:
         rows, scored, began = csv.writer(file), 0, 0.0
         while batch := list(islice(keys, BATCH)):
             bodies = [s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in batch]
-            images = [Image.open(io.BytesIO(body)).convert("RGB") for body in bodies]
-            rows.writerows(zip(batch, score(network, images), strict=True))
+            rows.writerows(zip(batch, score(network, bodies), strict=True))
             scored += len(batch) if began else 0
             began = began or time.perf_counter()
             if time.perf_counter() - began > seconds:

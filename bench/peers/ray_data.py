@@ -3,7 +3,6 @@
 python -m bench.peers.ray_data BUCKET RUN SECONDS
 """
 
-import io
 import os
 import sys
 import time
@@ -14,7 +13,6 @@ import numpy as np
 import pyarrow.fs
 import ray
 import torch
-from PIL import Image
 
 from bench.peers import print_rate
 from bench.peers.network import load, score
@@ -35,9 +33,7 @@ class Scorer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score a batch: the columns `path` and `bytes` become `path` and `p_ai`."""
-        images = [Image.open(io.BytesIO(body)).convert("RGB") for body in batch["bytes"]]
-        with torch.inference_mode():
-            return {"path": batch["path"], "p_ai": np.array(score(self.network, images))}
+        return {"path": batch["path"], "p_ai": np.array(score(self.network, batch["bytes"]))}
 
 
 def main(bucket: str, run: str, seconds: float) -> None:
