@@ -145,8 +145,9 @@ class SSPLite(Network):
 class Ensemble(nn.Module):
     """Several models combined: the mean of their calibrated logits, each logit / temperature + bias.
 
-    Takes the crops of an EnsemblePreset. The members' crop sizes, crop counts, temperatures and biases are buffers, so
-    they are saved with the weights.
+    Members of one preset all see the same crops, as many as an image has; `counts` is then 0. Members of several
+    presets take the crops of an EnsemblePreset. The members' crop sizes, crop counts, temperatures and biases are
+    buffers, so they are saved with the weights.
     """
 
     sizes: torch.Tensor
@@ -158,24 +159,31 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.register_buffer("sizes", torch.zeros(len(members), dtype=torch.int64))
-        self.register_buffer("counts", torch.ones(len(members), dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(len(members), dtype=torch.int64))
         self.register_buffer("temperatures", torch.ones(len(members)))
         self.register_buffer("biases", torch.zeros(len(members)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(images * count, 3, S, S), each image's crops member by member, to (images * count, 1).
+        """(crops, 3, S, S) to (crops, 1): the mean of the members, where they share the crops.
 
-        The outputs are scaled so that the plain mean over an image's crops is the mean over the members.
+        Otherwise x is each image's crops member by member, and the outputs are scaled so that the plain mean over an
+        image's crops is the mean over the members.
         """
+        if not self.counts.any():
+            return torch.stack([self._calibrated(number, x) for number in range(len(self.members))]).mean(dim=0)
         counts = self.counts.tolist()
         parts = x.unflatten(0, (-1, sum(counts))).split(counts, dim=1)  # per member: (images, its count, 3, S, S)
         outputs = []
-        for number, (member, part) in enumerate(zip(self.members, parts, strict=True)):
+        for number, part in enumerate(parts):
             size = int(self.sizes[number])
-            logit = ai_logit(member(part[..., :size, :size].flatten(0, 1))).unflatten(0, part.shape[:2])
-            calibrated = logit / self.temperatures[number] + self.biases[number]
-            outputs.append(calibrated * (sum(counts) / (len(counts) * counts[number])))
+            logit = self._calibrated(number, part[..., :size, :size].flatten(0, 1)).view(part.shape[:2])
+            outputs.append(logit * (sum(counts) / (len(counts) * counts[number])))
         return torch.cat(outputs, dim=1).flatten()[:, None]
+
+    def _calibrated(self, number: int, crops: torch.Tensor) -> torch.Tensor:
+        """A member's calibrated logits (n, 1) of crops (n, 3, size, size)."""
+        logit = ai_logit(self.members[number](crops))[:, None]
+        return logit / self.temperatures[number] + self.biases[number]
 
 
 ARCHITECTURES: dict[str, Callable[[], Network]] = {

@@ -113,8 +113,10 @@ def members(detector: BaseDetector) -> Sequence[BaseDetector]:
             raise ExplainError("an ensemble with an imported member cannot be explained: explain its members")
         return [detector]
     card, model = detector.card, detector.model
-    if not isinstance(card.preset, EnsemblePreset) or not isinstance(model, Ensemble):
+    if not isinstance(model, Ensemble):
         return [detector]
+    preset = card.preset
+    presets = preset.members if isinstance(preset, EnsemblePreset) else (preset,) * len(model.members)
     names, temperatures, biases = card.architecture.split("+"), model.temperatures.tolist(), model.biases.tolist()
     return [
         Detector(
@@ -123,7 +125,7 @@ def members(detector: BaseDetector) -> Sequence[BaseDetector]:
             str(detector.device),
         )
         for name, preset, temperature, bias, member in zip(
-            names, card.preset.members, temperatures, biases, model.members, strict=True
+            names, presets, temperatures, biases, model.members, strict=True
         )
     ]
 

@@ -30,26 +30,31 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
     """Write an ensemble of `runs` into the run folder `out` and return its card. Its decision is not calibrated yet.
 
     The ensemble has seen a generator if any member has; a generator is unseen if a member names it as unseen and none
-    has seen it. A member with a `max_count` of patches takes `count`. Where a member is an imported detector, the
-    members' graphs are joined. Raises EnsembleError for fewer than two runs or an ensemble among them, GraphError for
-    graphs that cannot be joined, and what loading a run raises. `out` may not be a member's folder.
+    has seen it. Members of one preset share the crops; of several, a member with a `max_count` of patches takes
+    `count`. Where a member is an imported detector, the members' graphs are joined. Raises EnsembleError for fewer than
+    two runs or an ensemble among them, GraphError for graphs that cannot be joined, and what loading a run raises.
+    `out` may not be a member's folder.
     """
     if len(runs) < 2:
         raise EnsembleError("an ensemble needs at least two runs: repeat --run")
     if out.resolve() in {run.resolve() for run in runs}:
         raise EnsembleError(f"{out} is a member's own folder, which would be lost: choose another --out")
     cards = [Card.read(run) for run in runs]
-    fixed = [with_fixed_count(card.preset) for card in cards]
-    presets = tuple(preset for preset in fixed if not isinstance(preset, EnsemblePreset))
-    if len(presets) < len(cards):
+    if any("+" in card.architecture or isinstance(card.preset, EnsemblePreset) for card in cards):
         raise EnsembleError("an ensemble cannot contain another ensemble: give --run its members instead")
-    imported = any(card.architecture == IMPORTED for card in cards)
-    write = _write_joined_graph if imported else _write_weights
-    card = write(runs, cards, EnsemblePreset(members=presets), out, _described(cards, name))
-    card.write(out)
-    if not imported:
+    if any(card.architecture == IMPORTED for card in cards):
+        card = _write_joined_graph(runs, cards, out, _described(cards, name))
+        card.write(out)
+    else:
+        card = _write_weights(runs, cards, out, _described(cards, name))
+        card.write(out)
         write_graph(out)
     return card
+
+
+def _joined_preset(cards: list[Card]) -> EnsemblePreset:
+    presets = [with_fixed_count(card.preset) for card in cards]
+    return EnsemblePreset(members=tuple(preset for preset in presets if not isinstance(preset, EnsemblePreset)))
 
 
 def _described(cards: list[Card], name: str) -> dict[str, Any]:
@@ -68,13 +73,14 @@ def _described(cards: list[Card], name: str) -> dict[str, Any]:
     }
 
 
-def _write_weights(
-    runs: list[Path], cards: list[Card], preset: EnsemblePreset, out: Path, described: dict[str, Any]
-) -> Card:
+def _write_weights(runs: list[Path], cards: list[Card], out: Path, described: dict[str, Any]) -> Card:
     """Write the weights of an ensemble of our own models, and return its card."""
     model = Ensemble([Detector.load(run).model for run in runs])
-    model.sizes = torch.tensor([member.size for member in preset.members])
-    model.counts = torch.tensor([member.count for member in preset.members])
+    preset = cards[0].preset
+    if any(card.preset != preset for card in cards):
+        preset = _joined_preset(cards)
+        model.sizes = torch.tensor([member.size for member in preset.members])
+        model.counts = torch.tensor([member.count for member in preset.members])
     model.temperatures = torch.tensor([card.decision.temperature for card in cards])
     model.biases = torch.tensor([card.decision.bias for card in cards])
     out.mkdir(parents=True, exist_ok=True)
@@ -84,12 +90,10 @@ def _write_weights(
     return Card(architecture=architecture, preset=preset, weights_sha256=weights_sha256, **described)
 
 
-def _write_joined_graph(
-    runs: list[Path], cards: list[Card], preset: EnsemblePreset, out: Path, described: dict[str, Any]
-) -> Card:
+def _write_joined_graph(runs: list[Path], cards: list[Card], out: Path, described: dict[str, Any]) -> Card:
     """Write the graph of an ensemble with an imported member, and return its card: it is an imported detector too.
     Raises EnsembleError where the joined graph does not give the members' mean."""
-    members = [OnnxDetector.load(run) for run in runs]
+    members, preset = [OnnxDetector.load(run) for run in runs], _joined_preset(cards)
     graphs = [(run / GRAPH_FILE).read_bytes() for run in runs]
     decisions = [card.decision for card in cards]
     graph = join_graphs([card.name for card in cards], graphs, decisions, preset)

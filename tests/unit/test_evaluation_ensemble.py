@@ -20,7 +20,7 @@ from patchscan.detector.engines import load_detector
 from patchscan.detector.models import build_network
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset, preset_from_dict, preset_to_dict
-from patchscan.evaluation.explain import ExplainError
+from patchscan.evaluation.explain import ExplainError, explain
 from patchscan.evaluation.explain_picture import write_explanation
 from patchscan.serving.archive import archive
 from patchscan.serving.verify import verify
@@ -105,6 +105,28 @@ def test_a_batch_of_ensemble_crops_is_scored_image_by_image(joined: Path) -> Non
     crops = [detector.prepare(data).crops.pixels for data in photographs()]
     together = detector._crop_logits(np.concatenate(crops)).view(3, -1).mean(dim=1)
     assert together.tolist() == pytest.approx(detector.logits(crops), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_members_of_one_preset_share_as_many_crops_as_an_image_has(tmp_path: Path) -> None:
+    preset = PatchPreset(rule="grid", size=32, count=4, max_count=9)
+    decisions = (Decision(temperature=0.25, bias=0.5), Decision(temperature=3.0, bias=-1.0))
+    architectures = ("ssp-lite", "efficientnet-lite0")
+    members = [
+        run_folder(tmp_path / architecture, architecture, preset, decision, ["sd"])
+        for architecture, decision in zip(architectures, decisions, strict=True)
+    ]
+    made = build_ensemble(members, tmp_path / "both", "both")
+    assert made.preset == preset
+    alone = [Detector.load(run) for run in members]
+    for detector in (Detector.load(tmp_path / "both"), load_detector(tmp_path / "both", engine="onnx")):
+        crops = [detector.prepare(data).crops.pixels for data in photographs()]
+        assert [len(one) for one in crops] == [6, 8, 4]
+        assert_means(detector.score(photographs()), alone)
+    views = explain(Detector.load(tmp_path / "both"), photographs()[0], redraws=1).views
+    assert [view.architecture for view in views] == list(architectures)
+    with pytest.raises(EnsembleError, match="cannot contain another"):
+        build_ensemble([tmp_path / "both", members[0]], tmp_path / "nested", "nested")
 
 
 def test_an_ensembles_card(joined: Path) -> None:
