@@ -14,7 +14,7 @@ from patchscan.storage.store import FailureCode, FetchedObject, ObjectInfo, Stor
 from tests import protocol, remembered
 from tests.simulation import SimulatedBucket
 
-SCHEDULES = 5_000
+SCHEDULES = 10_000
 # Half as many again as the breakages below need to be found.
 ENOUGH = 150
 
