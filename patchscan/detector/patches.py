@@ -28,12 +28,10 @@ Pixels = np.ndarray | Image.Image
 @dataclass(frozen=True)
 class Patches:
     """Chosen patches: `pixels` uint8 (count, size, size, 3); `corners` int (count, 2) as x, y in pixels of the image
-    they were cut from; `complexity` int (count,); `upscaled` is True if that image had to be enlarged or continued
-    first."""
+    they were cut from; `upscaled` is True if that image had to be enlarged or continued first."""
 
     pixels: np.ndarray
     corners: np.ndarray
-    complexity: np.ndarray
     upscaled: bool
 
 
@@ -114,11 +112,11 @@ def choose_patches(
         drawn = count if rule == "random" else max(candidates, count)
         corners = random_corners(height, width, size, drawn, seed)
     pixels = cut_patches(rgb, corners, size)
-    scores = complexity(pixels)
     if rule in ("simplest", "most_complex"):
+        scores = complexity(pixels)
         order = np.argsort(scores if rule == "simplest" else -scores, kind="stable")[:count]
-        pixels, corners, scores = pixels[order], corners[order], scores[order]
-    return Patches(pixels, corners, scores, upscaled)
+        pixels, corners = pixels[order], corners[order]
+    return Patches(pixels, corners, upscaled)
 
 
 def height_and_width(rgb: Pixels) -> tuple[int, int]:

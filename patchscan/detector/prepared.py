@@ -8,8 +8,8 @@ from patchscan.detector.answer import Answer, Tier
 from patchscan.detector.card import Card
 from patchscan.detector.graphic import is_graphic
 from patchscan.detector.images import Limits, decode
-from patchscan.detector.patches import Patches, seed_from_pixels
-from patchscan.detector.presets import EnsemblePreset, Preset
+from patchscan.detector.patches import Patches, complexity, seed_from_pixels
+from patchscan.detector.presets import EnsemblePreset, PatchPreset, Preset
 from patchscan.detector.tier import estimate_tier
 from patchscan.detector.watermark import watermark
 
@@ -58,7 +58,6 @@ def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
     if prepared.crops.upscaled:
         verdict, reason = "uncertain", "small_image"
     first = card.preset.members[0] if isinstance(card.preset, EnsemblePreset) else card.preset
-    x, y = (int(value) for value in prepared.crops.corners[0])
     return Answer(
         p_ai=p_ai,
         logit=logit,
@@ -67,9 +66,16 @@ def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
         tier=prepared.tier,
         jpeg_quality=prepared.jpeg_quality,
         watermark=prepared.watermark,
-        patch={"x": x, "y": y, "size": first.size, "complexity": int(prepared.crops.complexity[0])},
+        patch=_describe_first(prepared.crops, first),
         image=prepared.image,
         model=card.name,
         version=card.version,
         digest=card.digest,
     )
+
+
+def _describe_first(crops: Patches, preset: Preset) -> dict[str, int]:
+    """The first crop as an answer's `patch` has it. The whole image, reduced, has no complexity."""
+    (x, y), pixels = crops.corners[0].tolist(), crops.pixels[:1, : preset.size, : preset.size]
+    of_patch = int(complexity(pixels)[0]) if isinstance(preset, PatchPreset) else 0
+    return {"x": x, "y": y, "size": preset.size, "complexity": of_patch}

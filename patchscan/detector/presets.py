@@ -98,7 +98,7 @@ class WholeImagePreset:
         x, y = (resized.width - self.size) // 2, (resized.height - self.size) // 2
         pixels = np.asarray(resized.crop((x, y, x + self.size, y + self.size)))[None]
         corner = np.array([[left + round(x / scale), top + round(y / scale)]])
-        return Patches(pixels, corner, np.zeros(1, dtype=np.int64), upscaled=scale > 8)
+        return Patches(pixels, corner, upscaled=scale > 8)
 
 
 def _limit_aspect_ratio(image: Image.Image) -> tuple[int, int, Image.Image]:
@@ -148,7 +148,6 @@ class EnsemblePreset:
         return Patches(
             np.concatenate(padded),
             np.concatenate([part.corners for part in parts]),
-            np.concatenate([part.complexity for part in parts]),
             upscaled=any(part.upscaled for part in parts),
         )
 

@@ -39,7 +39,8 @@ def traces(image: Image.Image) -> np.ndarray:
     light = grey.astype(np.float32)
     # Two windows are enough for the blocks off the grid, which serve as a comparison only.
     on_grid, off_grid = _coefficients(light), _coefficients(np.ascontiguousarray(light[::2, 4:-4, 4:-4]))
-    flat = np.log((grey[:, :, 1:] == grey[:, :, :-1]).mean() + 1e-3)
+    equal = grey[:, :, 1:] == grey[:, :, :-1]
+    flat = np.log(np.count_nonzero(equal) / equal.size + 1e-3)
     return np.concatenate(
         [_spectrum(light), _block_traces(on_grid, off_grid), _step_traces(on_grid), [flat], _resampling_traces(light)]
     )
@@ -101,7 +102,7 @@ def _spectrum(light: np.ndarray) -> np.ndarray:
 def _block_traces(on_grid: np.ndarray, off_grid: np.ndarray) -> np.ndarray:
     """How blocks on a JPEG's grid differ from others: their energy, and their share of coefficients that are zero."""
     energy = [np.log((part * part).mean(0) @ _BY_RING + 0.01) for part in (on_grid, off_grid)]
-    zero, zero_off = ((part < 1).mean(0) @ _BY_BAND for part in (on_grid, off_grid))
+    zero, zero_off = (np.count_nonzero(part < 1, axis=0) / len(part) @ _BY_BAND for part in (on_grid, off_grid))
     odds, ratio = np.log((zero + 0.01) / (1.01 - zero)), np.log((zero + 0.01) / (zero_off + 0.01))
     return np.concatenate([energy[0] - energy[1], odds, ratio])
 
@@ -130,8 +131,11 @@ def _step_traces(on_grid: np.ndarray) -> np.ndarray:
 def _resampling_traces(light: np.ndarray) -> np.ndarray:
     """The strongest period of the second differences beyond the JPEG grid's, against the median: both directions."""
     found = []
-    for lines in (light, light.transpose(0, 2, 1)):
-        profile = np.abs(lines[:, :, 2:] - 2 * lines[:, :, 1:-1] + lines[:, :, :-2]).mean(1)
+    # Sums of whole numbers are exact in any order, so a matrix product may form them.
+    across = np.abs(light[:, :, 2:] - 2 * light[:, :, 1:-1] + light[:, :, :-2])
+    down = np.abs(light[:, 2:] - 2 * light[:, 1:-1] + light[:, :-2])
+    rows, columns = (np.ones(side, np.float32) for side in light.shape[1:])
+    for profile in (rows @ across / len(rows), down @ columns / len(columns)):
         length = profile.shape[1] // 8 * 8
         part = profile[:, :length]
         power = (np.abs(np.fft.rfft(part / (part.mean(1, keepdims=True) + 0.1) - 1)) ** 2).mean(0)

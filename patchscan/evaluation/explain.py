@@ -14,7 +14,7 @@ from patchscan.detector.card import Decision
 from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.models import Ensemble
-from patchscan.detector.patches import Rule, choose_patches, seed_from_pixels
+from patchscan.detector.patches import Rule, choose_patches, complexity, seed_from_pixels
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
 # Limits above (below) which a patch is reported as clipped (flat): there is little noise in such a patch.
@@ -145,7 +145,7 @@ def _view(detector: BaseDetector, rgb: np.ndarray, seed: int, tier: Tier) -> Vie
             rule=preset.rule,
             size=preset.size,
             candidates=candidates.corners,
-            complexity=candidates.complexity,
+            complexity=complexity(candidates.pixels),
             chosen=crops.corners,
             votes=np.array([decision.p_ai(one) for one in detector.logits(list(crops.pixels[:, None]))]),
             patch=crops.pixels[0],

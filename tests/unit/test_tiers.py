@@ -107,7 +107,7 @@ def card(decision: Decision) -> Card:
 
 
 def prepared(tier: Tier) -> Prepared:
-    crops = Patches(np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 2), int), np.zeros(1, int), upscaled=False)
+    crops = Patches(np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 2), int), upscaled=False)
     return Prepared({"width": 64, "height": 64, "format": "PNG", "frames": 1}, tier, False, 80, "none", crops, 0.0, 0.0)
 
 
