@@ -8,8 +8,9 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -188,13 +189,15 @@ def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
         raise RequestError(NO_SPARSE)
     try:
         file = _TarBytes(data)
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_bounded_tar_info(file)) as archive:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
             for count, info in enumerate(archive, start=1):
                 if count > MAX_ENTRIES:
                     raise RequestError(TOO_MANY)
                 member = archive.extractfile(info) if info.isfile() else None
                 if member is not None:
-                    yield info.name, member.read(max_bytes + 1)
+                    with file.contents():
+                        content = member.read(max_bytes + 1)
+                    yield info.name, content
     except RequestError:
         raise
     except Exception as error:  # hostile headers raise more than TarError
@@ -202,39 +205,48 @@ def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
 
 
 class _TarBytes(io.BytesIO):
-    """The bytes of a tar; reading raises RequestError for an extended header with too many digits in a row."""
+    """The bytes of a tar, which looks at each header that is read before tarfile does.
 
-    header_is_next = False
+    Reading raises RequestError for a sparse file, for extended headers that are too long together, and for one with too
+    many digits in a row. tarfile's own methods to read a header cannot be overridden: from Python 3.13.5 on it does not
+    call them.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._headers, self._extended_is_next = True, False
+        self._extended = self._shared = 0
+
+    @contextmanager
+    def contents(self) -> Iterator[None]:
+        """Within this context, a file's contents are read and no headers."""
+        self._headers = False
+        yield
+        self._headers = True
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
-        if self.header_is_next and any(len(run.group()) > MAX_DIGITS for run in re.finditer(rb"\d+", data)):
-            raise RequestError("the headers of the tar are damaged")
-        self.header_is_next = False
+        if self._extended_is_next:
+            self._extended_is_next = False
+            if any(len(run.group()) > MAX_DIGITS for run in re.finditer(rb"\d+", data)):
+                raise RequestError("the headers of the tar are damaged")
+        elif self._headers and len(data) == tarfile.BLOCKSIZE:
+            self._look_at_header(data)
         return data
 
-
-def _bounded_tar_info(file: _TarBytes) -> type[tarfile.TarInfo]:
-    """A class that reads the headers of one tar, and raises RequestError where the extended ones are too long."""
-    extended = shared = 0
-
-    class Bounded(tarfile.TarInfo):
-        @classmethod
-        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-            nonlocal extended, shared
-            info = super().frombuf(buf, encoding, errors)
-            if info.type == tarfile.GNUTYPE_SPARSE:
-                raise RequestError(NO_SPARSE)
-            if info.type in _EXTENDED_TAR_HEADERS:
-                file.header_is_next = True
-                size = max(0, info.size)
-                extended += size
-                shared += size if info.type == tarfile.XGLTYPE else 0
-            if extended > MAX_TAR_HEADERS or shared > MAX_TAR_GLOBAL_HEADERS:
-                raise RequestError("the headers of the tar are too long")
-            return info
-
-    return Bounded
+    def _look_at_header(self, header: bytes) -> None:
+        """Type and size are where POSIX's ustar has them."""
+        kind = header[156:157]
+        if kind == tarfile.GNUTYPE_SPARSE:
+            raise RequestError(NO_SPARSE)
+        if kind not in _EXTENDED_TAR_HEADERS:
+            return
+        self._extended_is_next = True
+        size = max(0, tarfile.nti(header[124:136]))  # type: ignore[attr-defined]  # not in typeshed
+        self._extended += size
+        self._shared += size if kind == tarfile.XGLTYPE else 0
+        if self._extended > MAX_TAR_HEADERS or self._shared > MAX_TAR_GLOBAL_HEADERS:
+            raise RequestError("the headers of the tar are too long")
 
 
 def _bounded(
