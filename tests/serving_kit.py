@@ -132,7 +132,9 @@ class Served:
         served = cls(folder, run)
         (folder / "scratch").mkdir()
         (folder / "tokens").write_text("first-token\n")
-        command = [PATCHSCAN, "serve", "--model-store", served.store, "--scratch", served.scratch]
+        # As in a slim image: no other program is on the PATH.
+        command: list[str | Path] = ["env", f"PATH={Path(PATCHSCAN).parent}", PATCHSCAN, "serve"]
+        command += ["--model-store", served.store, "--scratch", served.scratch]
         command += ["--token-file", served.token_file, *options]
         command += ["--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
         if served.read_only:

@@ -185,6 +185,7 @@ class TorchServe:
         self.key_file.unlink(missing_ok=True)
         config = self.folder / "config.properties"
         config.write_text(self._properties())
+        _write_kill(self.folder)
         self._log = self.log_file.open("ab")
         self._log_before = self._log.tell()
         # Making a client takes longer than its request. TorchServe may close a connection that is kept.
@@ -388,13 +389,23 @@ def server_command(java: str, config: Path, model_store: Path, scratch: Path) ->
     ]
 
 
+def _write_kill(scratch: Path) -> None:
+    """Write the program `kill`, which TorchServe runs to end a worker. Slim images have none: removing a model would
+    be answered with 500, and its worker go on."""
+    program = scratch / "bin" / "kill"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text('#!/bin/sh\nkill "$@"\n')
+    program.chmod(0o755)
+
+
 def server_environment(scratch: Path) -> dict[str, str]:
     """Return this process's environment with changes for the workers: their own TMPDIR, this Python first on the PATH,
-    and a glibc allocator that does not return memory to the system after every image (up to 1.6 x as fast)."""
+    our `kill` last, and a glibc allocator that does not return memory to the system after every image (up to 1.6 x as
+    fast)."""
     return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "TMPDIR": str(scratch / "tmp"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:{scratch / 'bin'}",
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": "-1",
         "LOG_LOCATION": str(scratch),
