@@ -45,6 +45,7 @@ def load_detector(
 
         half = bf16 and Card.read(run).allows_bf16 and has_bf16()
         return (OpenVinoBf16Detector if half else OpenVinoDetector).load(run, threads=threads)
+    Card.read(run)  # a wrong folder is told as such also where torch is not installed
     from patchscan.detector.detector import Detector
 
     return Detector.load(run, device)

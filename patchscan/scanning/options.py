@@ -250,6 +250,8 @@ def make_scorer(
         if not run:
             raise UserError(f"--server {SCHEME}... also needs --run, the run folder whose model.onnx it serves")
         return InferenceScorer(settings, run)
+    if not run and not STARTER.exists():
+        raise UserError("the starter is not here (the images hold no detector): give --run a run folder, or --server")
     return InProcessScorer(run or STARTER, device, engine)
 
 

@@ -181,3 +181,14 @@ def test_an_archives_graph_must_score_as_its_weights_do(run: Path, tmp_path: Pat
     shutil.copy(other / "model.onnx", run_of_two := shutil.copytree(run, tmp_path / "two"))
     with pytest.raises(CardError, match=r"was made of other weights than those of .*two"):
         archive(run_of_two, tmp_path, engine="onnx")
+
+
+def test_where_no_detector_is_a_scan_says_what_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the scan image, which has no torch either: nobody is told to install it."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "patchscan.detector.detector", raising=False)
+    with pytest.raises(CardError, match=r"card\.json is missing"):
+        make_scorer(None, None, None, tmp_path)
+    monkeypatch.setattr("patchscan.scanning.options.STARTER", tmp_path / "starter")
+    with pytest.raises(UserError, match="give --run a run folder, or --server"):
+        make_scorer(None, None, None, None)
