@@ -1,6 +1,7 @@
 """The order of the files, reports without pictures, and no test that depends on how fast the machine is."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from hypothesis import settings
 
 from tests import no_pictures
 
-# Some tests load ONNX Runtime before the product does, which tells it this.
+# Some tests load ONNX Runtime and OpenVINO before the product does, which turns off their telemetry so.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
