@@ -135,7 +135,8 @@ def test_a_composed_request_is_the_one_that_boto3_would_send(
     if virtual:
         (tmp_path / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n")
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-        monkeypatch.setenv("HTTP_PROXY", server.url)
+        for name in ("HTTP_PROXY", "http_proxy"):  # the second is heeded where both are set
+            monkeypatch.setenv(name, server.url)
     if token:
         monkeypatch.setenv("AWS_SESSION_TOKEN", token)
     store, by_boto3 = bucket_at("http://S3.example:80" if virtual else server.url, requester_pays=bool(token))
