@@ -42,12 +42,11 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
     cards = [Card.read(run) for run in runs]
     if any("+" in card.architecture or isinstance(card.preset, EnsemblePreset) for card in cards):
         raise EnsembleError("an ensemble cannot contain another ensemble: give --run its members instead")
-    if any(card.architecture == IMPORTED for card in cards):
-        card = _write_joined_graph(runs, cards, out, _described(cards, name))
-        card.write(out)
-    else:
-        card = _write_weights(runs, cards, out, _described(cards, name))
-        card.write(out)
+    imported = any(card.architecture == IMPORTED for card in cards)
+    write = _write_joined_graph if imported else _write_weights
+    card = write(runs, cards, out, _described(cards, name))
+    card.write(out)
+    if not imported:
         write_graph(out)
     return card
 
