@@ -20,8 +20,8 @@ import urllib3
 from bench.rounds import Recorder, Settings, alternate
 from bench.workers import Job, WorkerPool
 from patchscan.common.errors import UserError
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, ShardSize, plan_scan
+from patchscan.scanning.plan import ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.scorers import Select, ServerSettings, TorchServeScorer
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.serving.archive import archive
@@ -156,7 +156,7 @@ class Scan:
             scorer = TorchServeScorer(settings)
             out = open_store(f"s3://{RESULTS}/{self.model}-{next(self._runs)}")
             began, store_s = time.perf_counter(), cpu_s(self.s3.process.pid)
-            made = plan_scan(ScanSource(url=f"s3://{BUCKET}"), Filters(), scorer.card, out, ShardSize())
+            made = plan_scan(ScanRequest(source=ScanSource(url=f"s3://{BUCKET}"), card=scorer.card), out)
             worker = Worker(made, out, scorer, WorkSettings(select=select))
             for index in range(made.shards):
                 worker.work(index)

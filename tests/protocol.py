@@ -51,10 +51,10 @@ from patchscan.common.retries import OutageError, Retries, StoppedError, Transie
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
 from patchscan.detector.images import ErrorCode, ImageError
-from patchscan.scanning import listing, report, rows, summary, table, worker
-from patchscan.scanning import plan as planning
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ClaimLostError, Plan, ScanSource, ShardSize, last_complete, plan_scan
+from patchscan.scanning import history, listing, plan, planning, report, rows, summary, table, worker
+from patchscan.scanning.history import ClaimLostError, last_complete
+from patchscan.scanning.plan import Plan, ScanSource, ShardSize
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.scorers import Select
 from patchscan.scanning.table import IncompleteScanError
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -253,7 +253,9 @@ class Schedule:
 
     def plan(self, process: Process, version: str = "1") -> Plan:
         """`scan-plan`."""
-        made = plan_scan(ScanSource(url=PHOTOS), Filters(), CARDS[version], self.out, self.shards)
+        made = plan_scan(
+            ScanRequest(source=ScanSource(url=PHOTOS), card=CARDS[version], shard_size=self.shards), self.out
+        )
         self._check(self._history().count(made.scan) == 1 or not self.results.honours, "one-plan", "not in the history")
         self.plans.append(made)
         return made
@@ -678,18 +680,18 @@ def simulated() -> Iterator[None]:
     left_out += " engines deciders named whole"
     with ExitStack() as stack:
         stack.enter_context(Database.open())
-        for module in (planning, worker, retries):
+        for module in (planning, history, worker, retries):
             stack.enter_context(patch.object(module, "time", SimulatedTime))
-        for module in (planning, rows, report):
+        for module in (planning, history, rows, report):
             stack.enter_context(patch.object(module, "datetime", OneTime))
         replaced: list[tuple[Any, str, Any]] = [
-            (planning, "uuid", SimpleNamespace(uuid4=next_name)),
-            (planning, "open_store", lambda url, **_: current[-1].open_store(url)),
+            *((module, "uuid", SimpleNamespace(uuid4=next_name)) for module in (planning, history)),
+            (plan, "open_store", lambda url, **_: current[-1].open_store(url)),
             (planning, "ListingJoin", RememberedJoin),
             (planning, "table_to_parquet", table_to_parquet),
             (planning, "from_parquet", RememberedRows),
             (planning, "pa", SimpleNamespace(Table=Rows)),
-            (planning, "asdict", as_dict),
+            *((module, "asdict", as_dict) for module in (plan, planning)),
             (Card, "digest", property(lambda self: self.weights_sha256)),
             (rows, "pa", SimpleNamespace(Table=Rows)),
             (rows, "table_to_parquet", table_to_parquet),
@@ -699,7 +701,7 @@ def simulated() -> Iterator[None]:
             (listing, "duckdb", SimpleNamespace(connect=Database)),
             (table, "duckdb", SimpleNamespace(connect=LazyDatabase)),
             (table, "SCHEMA", SimpleNamespace(empty_table=lambda: EMPTY_TABLE)),
-            *((module, "json", QuickJson) for module in (planning, worker, table, report)),
+            *((module, "json", QuickJson) for module in (plan, history, worker, table, report)),
             (
                 table,
                 "pq",

@@ -235,6 +235,7 @@ def scan_coordinate(
         work_shards,
     )
     from patchscan.common.retries import waits
+    from patchscan.scanning.planning import ScanRequest
     from patchscan.scanning.steps import check_labels, complete_scan, exit_with, make_plan
     from patchscan.storage import open_store
 
@@ -245,10 +246,15 @@ def scan_coordinate(
     coordinator = _own_job(cluster, job)
     waits.listener = lambda text: cluster.record(coordinator.reference, "Waiting", text, warning=True)
     results, scorer = open_store(out), options.make_scorer(server, model, token_file, None)
-    scan_source = options.make_source(source, None, requester_pays, manifest)
-    filters = options.make_filters(suffix, min_size, max_size, since, until)
-    limits = (shard_objects, shard_mb, max_objects)
-    plan = make_plan(scan_source, filters, scorer, results, *limits, c2pa_trust=trust)
+    request = ScanRequest(
+        source=options.make_source(source, None, requester_pays, manifest),
+        card=scorer.card,
+        filters=options.make_filters(suffix, min_size, max_size, since, until),
+        shard_size=options.make_shard_size(shard_objects, shard_mb),
+        max_objects=max_objects,
+        c2pa_trust=trust,
+    )
+    plan = make_plan(request, results)
     command = ["patchscan", "scan-worker", "--server", server, "--model", model]
     command += ["--select", select] if select else []
     command += ["--threads", str(threads), "--in-flight", str(in_flight), "--memory-mb", str(memory_mb)]

@@ -97,6 +97,7 @@ def scan(
     from patchscan.common.console import ProgressReport
     from patchscan.detector.decoders import decoder_pool
     from patchscan.scanning.observers import BarObserver
+    from patchscan.scanning.planning import ScanRequest
     from patchscan.storage import open_store
 
     started = time.monotonic()
@@ -111,11 +112,19 @@ def scan(
         decoder_pool().start_first()  # it starts while the source is listed
     results = open_store(out, endpoint_url=endpoint_url)
     earlier = options.read_earlier(compare_with, results, endpoint_url)
-    scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
-    filters = options.make_filters(suffix, min_size, max_size, since, until)
+    request = ScanRequest(
+        source=options.make_source(source, endpoint_url, requester_pays, manifest),
+        card=scorer.card,
+        filters=options.make_filters(suffix, min_size, max_size, since, until),
+        shard_size=options.make_shard_size(shard_objects, shard_mb),
+        max_objects=max_objects,
+        retry_archived=retry_archived,
+        sample=sample,
+        c2pa_trust=trust,
+    )
     settings = options.make_settings(select, threads, in_flight, batch, memory_mb)
     if estimate:
-        estimate_scan(scan_source, filters, scorer, results, settings, retry_archived, sample, trust)
+        estimate_scan(request, scorer, results, settings)
         return
     metrics = options.metrics_observers(metrics_port)
 
@@ -128,15 +137,14 @@ def scan(
                 work_shards(worker, range(plan.shards))
         return complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
 
-    limits = (shard_objects, shard_mb, max_objects, retry_archived)
     if events_from is None:
-        code = work(make_plan(scan_source, filters, scorer, results, *limits, sample, trust))
+        code = work(make_plan(request, results))
     else:
 
         def plan_for(keys: Iterable[str]) -> tuple["Plan | None", bool]:
-            return make_plan_named(scan_source, filters, scorer, results, keys, *limits, trust)
+            return make_plan_named(request, results, keys)
 
-        code = scan_named(events_from, max_messages, scan_source, plan_for, work)
+        code = scan_named(events_from, max_messages, request.source, plan_for, work)
     exit_with(code)
 
 
@@ -168,15 +176,23 @@ def scan_plan(
     Examples:
       patchscan scan-plan s3://photos --out s3://results/photos --server http://serve:8080 --model ssp
     """
+    from patchscan.scanning.planning import ScanRequest
     from patchscan.storage import open_store
 
     trust = options.read_c2pa_trust(c2pa_trust, endpoint_url)
     scorer = options.make_scorer(server, model, token_file, run)
     results = open_store(out, endpoint_url=endpoint_url)
-    scan_source = options.make_source(source, endpoint_url, requester_pays, manifest)
-    filters = options.make_filters(suffix, min_size, max_size, since, until)
-    limits = (shard_objects, shard_mb, max_objects, retry_archived)
-    plan = make_plan(scan_source, filters, scorer, results, *limits, sample, trust)
+    request = ScanRequest(
+        source=options.make_source(source, endpoint_url, requester_pays, manifest),
+        card=scorer.card,
+        filters=options.make_filters(suffix, min_size, max_size, since, until),
+        shard_size=options.make_shard_size(shard_objects, shard_mb),
+        max_objects=max_objects,
+        retry_archived=retry_archived,
+        sample=sample,
+        c2pa_trust=trust,
+    )
+    plan = make_plan(request, results)
     counts = {name: getattr(plan, name) for name in ("shards", "listed", "unchanged", "deleted")}
     print(json.dumps({"plan": plan.address(results), **counts}))
 
@@ -264,7 +280,7 @@ def report(
       patchscan report scan-results
       patchscan report s3://results/photos --compare-with s3://results/photos-in-january
     """
-    from patchscan.scanning.plan import last_complete
+    from patchscan.scanning.history import last_complete
     from patchscan.storage import open_store
 
     results = open_store(out, endpoint_url=endpoint_url)

@@ -41,7 +41,7 @@ def audit_sample(
     """
     from patchscan.reporting.pages import write_json, write_text
     from patchscan.scanning.audit_sample import build_sample, write_sample
-    from patchscan.scanning.plan import last_complete
+    from patchscan.scanning.history import last_complete
     from patchscan.scanning.review_page import review_page
     from patchscan.scanning.table import ScanTable
     from patchscan.storage import open_store

@@ -15,7 +15,7 @@ from patchscan.detector.answer import Engine
 if TYPE_CHECKING:
     from patchscan.scanning.listing import Filters
     from patchscan.scanning.observers import Observer
-    from patchscan.scanning.plan import Plan, ScanSource
+    from patchscan.scanning.plan import Plan, ScanSource, ShardSize
     from patchscan.scanning.scorers import Scorer
     from patchscan.scanning.worker import Worker, WorkSettings
     from patchscan.storage.store import Store
@@ -209,6 +209,13 @@ def make_filters(
     return Filters(suffixes=tuple(suffix or ()), min_size=min_size, max_size=max_size, since=first, until=end)
 
 
+def make_shard_size(shard_objects: int, shard_mb: int) -> "ShardSize":
+    """The limits of a shard that the options name."""
+    from patchscan.scanning.plan import ShardSize
+
+    return ShardSize(max_objects=shard_objects, max_bytes=shard_mb * MB)
+
+
 def read_c2pa_trust(url: str | None, endpoint_url: str | None) -> str | None:
     """The list of authorities that `--c2pa-trust` names. Raises TrustError and StoreError."""
     from patchscan.scanning.trust import read_trust
@@ -218,7 +225,7 @@ def read_c2pa_trust(url: str | None, endpoint_url: str | None) -> str | None:
 
 def read_earlier(compare_with: str | None, results: "Store", endpoint_url: str | None) -> "tuple[Store, Plan] | None":
     """The scan that `--compare-with` names, and where its results are. Raises PlanError and StoreError."""
-    from patchscan.scanning.plan import earlier_scan
+    from patchscan.scanning.history import earlier_scan
 
     return earlier_scan(results, compare_with, endpoint_url) if compare_with else None
 

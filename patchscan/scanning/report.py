@@ -15,7 +15,8 @@ from patchscan.reporting import pages, plots
 from patchscan.scanning import claims, prevalence, summary, thumbnails
 from patchscan.scanning.alerts import find_alerts
 from patchscan.scanning.changes import Earlier, what_changed
-from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, check_claimed, is_newest
+from patchscan.scanning.history import check_claimed, is_newest
+from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.trust import count_authorities, trust_digest
 from patchscan.storage.store import Store, is_bucket, split_url

@@ -16,8 +16,8 @@ from patchscan.common.errors import EXIT_INTERRUPTED
 from patchscan.scanning import options
 
 if TYPE_CHECKING:
-    from patchscan.scanning.listing import Filters
     from patchscan.scanning.plan import Plan, ScanSource
+    from patchscan.scanning.planning import ScanRequest
     from patchscan.scanning.scorers import Scorer
     from patchscan.scanning.worker import Worker, WorkSettings
     from patchscan.storage.store import Store
@@ -26,49 +26,20 @@ EXIT_FAILED_ROWS = 1
 EXIT_ALERT = 3
 
 
-def make_plan(
-    source: "ScanSource",
-    filters: "Filters",
-    scorer: "Scorer",
-    results: "Store",
-    shard_objects: int,
-    shard_mb: int,
-    max_objects: int,
-    retry_archived: bool = False,
-    sample: int = 0,
-    c2pa_trust: str | None = None,
-) -> "Plan":
+def make_plan(request: "ScanRequest", results: "Store") -> "Plan":
     """Plan a scan (`plan_scan`), and warn where the results store ignores conditional writes."""
-    from patchscan.scanning.plan import ShardSize, plan_scan
+    from patchscan.scanning.planning import plan_scan
 
-    size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
-    plan = run_interruptibly(
-        lambda: plan_scan(source, filters, scorer.card, results, size, max_objects, retry_archived, sample, c2pa_trust)
-    )
+    plan = run_interruptibly(lambda: plan_scan(request, results))
     _warn_of_unconditional_writes(plan, results)
     return plan
 
 
-def make_plan_named(
-    source: "ScanSource",
-    filters: "Filters",
-    scorer: "Scorer",
-    results: "Store",
-    keys: Iterable[str],
-    shard_objects: int,
-    shard_mb: int,
-    max_objects: int,
-    retry_archived: bool,
-    c2pa_trust: str | None,
-) -> "tuple[Plan | None, bool]":
+def make_plan_named(request: "ScanRequest", results: "Store", keys: Iterable[str]) -> "tuple[Plan | None, bool]":
     """Plan a scan of named objects (`plan_named`), and warn as `make_plan` does."""
-    from patchscan.scanning.plan import ShardSize, plan_named
+    from patchscan.scanning.planning import plan_named
 
-    size = ShardSize(max_objects=shard_objects, max_bytes=shard_mb * options.MB)
-    limits = (size, max_objects, retry_archived)
-    plan, is_ours = run_interruptibly(
-        lambda: plan_named(source, filters, scorer.card, results, keys, *limits, c2pa_trust)
-    )
+    plan, is_ours = run_interruptibly(lambda: plan_named(request, results, keys))
     if plan:
         _warn_of_unconditional_writes(plan, results)
     return plan, is_ours
@@ -131,27 +102,17 @@ def check_labels(labels: str | None, endpoint_url: str | None) -> None:
         check(labels, endpoint_url)
 
 
-def estimate_scan(
-    source: "ScanSource",
-    filters: "Filters",
-    scorer: "Scorer",
-    results: "Store",
-    settings: "WorkSettings",
-    retry_archived: bool,
-    sample: int,
-    c2pa_trust: str | None,
-) -> None:
+def estimate_scan(request: "ScanRequest", scorer: "Scorer", results: "Store", settings: "WorkSettings") -> None:
     """Score a few of the objects that a scan would score, and print what all of them would take."""
     from patchscan.common.console import ProgressReport
     from patchscan.scanning.estimate import SAMPLE, Meter, estimate_text
     from patchscan.scanning.observers import BarObserver
-    from patchscan.scanning.plan import plan_estimate
+    from patchscan.scanning.planning import plan_estimate
     from patchscan.storage import open_store
 
     with tempfile.TemporaryDirectory(prefix="patchscan-estimate-", ignore_cleanup_errors=True) as folder:
         scratch = open_store(folder)
-        limits = (SAMPLE, retry_archived, sample, c2pa_trust)
-        plan = run_interruptibly(lambda: plan_estimate(source, filters, scorer.card, results, scratch, *limits))
+        plan = run_interruptibly(lambda: plan_estimate(request, results, scratch, SAMPLE))
         worker = options.make_worker(plan, scratch, scorer, settings)
         tried = min(SAMPLE, plan.listed - plan.unchanged)
         meter = Meter(tried, worker.source.requests)

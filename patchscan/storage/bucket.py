@@ -301,7 +301,7 @@ class Bucket:
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write a result unless it exists (If-None-Match: *). On a store that ignores the condition this always returns
-        True; `plan.honours_conditional_writes` detects such stores."""
+        True; `history.honours_conditional_writes` detects such stores."""
         tries = 0
 
         def put() -> bool:

@@ -25,8 +25,9 @@ from patchscan.cluster.submitting import log_lines, submit_from_cron_job, submit
 from patchscan.common import retries
 from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, ScanSource, ShardSize, is_complete, last_complete, parse_plan_url, plan_scan
+from patchscan.scanning.history import last_complete
+from patchscan.scanning.plan import Plan, ScanSource, ShardSize, is_complete, parse_plan_url
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.shards import parse_ranges
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -51,7 +52,8 @@ class Bench:
         self.scorer = StubScorer()
         self.out: Store = open_store(str(folder / "out"))
         self.plan = plan_scan(
-            ScanSource(url=str(photos)), Filters(), self.scorer.card, self.out, ShardSize(max_objects=2)
+            ScanRequest(source=ScanSource(url=str(photos)), card=self.scorer.card, shard_size=ShardSize(max_objects=2)),
+            self.out,
         )
         self.trouble: Callable[[int, int], tuple[int, str]] = lambda shard, attempt: (0, "")
         self.tries: list[int] = []
@@ -618,7 +620,9 @@ def test_a_model_replaced_during_the_scan_is_an_interruption_and_the_next_try_pl
     assert done.exception.exit_code == 75
     assert "was replaced during the scan" in str(done.exception)
     bench.trouble = lambda shard, attempt: (0, "")
-    bench.plan = plan_scan(bench.plan.source, Filters(), bench.scorer.card, bench.out, ShardSize(max_objects=2))
+    bench.plan = plan_scan(
+        ScanRequest(source=bench.plan.source, card=bench.scorer.card, shard_size=ShardSize(max_objects=2)), bench.out
+    )
     done = coordinate(bench)
     assert done.exit_code == 0, done.output
     assert "12 objects listed = 12 scored" in done.output

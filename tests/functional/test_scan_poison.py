@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from patchscan.scanning.plan import history
+from patchscan.scanning.history import scan_names
 from patchscan.storage import open_store
 from tests.command import PATCHSCAN, environment, patchscan
 from tests.poisonous import ABORT, CRASH, EAT, POISONED, SLEEP, SPIN, bmp
@@ -48,7 +48,7 @@ def photos(tmp_path: Path) -> Path:
 
 def rows_of(out: Path) -> dict[str, Any]:
     store = open_store(str(out))
-    return table_of(store, history(store)[-1])
+    return table_of(store, scan_names(store)[-1])
 
 
 def messages(rows: dict[str, Any]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from patchscan.common.retries import Watchdog
-from patchscan.scanning import listing, plan, report, rows, summary
+from patchscan.scanning import history, listing, planning, report, rows, summary
 from patchscan.scanning.plan import Plan
 from patchscan.scanning.worker import Worker
 from patchscan.storage.bucket import Bucket
@@ -76,7 +76,7 @@ def shard_skipped_that_was_begun(self: Worker, index: int) -> None:
 
 
 new_written, written, fetch, work = Bucket.write_new, Bucket.write, Bucket.fetch, Worker.work
-totals, claim = summary.totals, plan._claim
+totals, claim = summary.totals, history.claim
 
 # Each with the first schedule that finds it: where the draws have changed since, one of the following has to.
 BREAKAGES: dict[str, tuple[Any, str, Any, set[str], int]] = {
@@ -92,11 +92,11 @@ BREAKAGES: dict[str, tuple[Any, str, Any, set[str], int]] = {
     ),
     "_SUCCESS comes first": (report, "check_claimed", success_first, {"last"}, 0),
     "rows are not counted": (summary, "totals", counted_by_the_plan, {"adds-up"}, 0),
-    "a planner that lost keeps its plan": (plan, "_claim", claimed_without_looking, {"one-plan"}, 7),
+    "a planner that lost keeps its plan": (planning, "claim", claimed_without_looking, {"one-plan"}, 7),
     "ETags are not compared": (listing, "SAME_CONTENT", "true", {"true-score"}, 9),
     "another object than listed is scored": (SimulatedBucket, "fetch", fetched_unconditionally, {"true-score"}, 9),
-    "the last scan is forgotten": (plan, "last_complete", lambda out: None, {"carried"}, 2),
-    "an unfinished scan is continued": (plan, "is_complete", lambda out, scan: True, {"honest", "one-plan"}, 1),
+    "the last scan is forgotten": (planning, "last_complete", lambda out: None, {"carried"}, 2),
+    "an unfinished scan is continued": (history, "is_complete", lambda out, scan: True, {"honest", "one-plan"}, 1),
     "an old report is the newest": (report, "is_newest", lambda out, plan: True, {"honest"}, 96),
     "a shard that was begun is skipped": (Worker, "work", shard_skipped_that_was_begun, {"resumed", "honest"}, 22),
     "an outage makes rows": (Watchdog, "suspects", lambda self, failing: False, {"outage"}, 50),

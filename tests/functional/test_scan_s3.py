@@ -30,21 +30,12 @@ from patchscan.common.errors import UserError
 from patchscan.dataset.labels import read_labels
 from patchscan.detector.images import Limits
 from patchscan.scanning import report, rows
+from patchscan.scanning.history import ClaimLostError, honours_conditional_writes, last_complete, scan_names
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.manifest import ManifestError, objects
 from patchscan.scanning.options import STARTER
-from patchscan.scanning.plan import (
-    ClaimLostError,
-    Plan,
-    PlanError,
-    ScanSource,
-    ShardSize,
-    history,
-    honours_conditional_writes,
-    last_complete,
-    plan_scan,
-    read_parts,
-)
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, read_parts
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.steps import complete_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -83,7 +74,9 @@ def bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 def scan(source: ScanSource, out_url: str, filters: Filters = Filters(), limits: Limits = Limits()) -> Plan:
     scorer, out = StubScorer(), open_store(out_url, endpoint_url=source.endpoint_url)
-    made = plan_scan(source, filters, scorer.card, out, ShardSize(max_objects=5))
+    made = plan_scan(
+        ScanRequest(source=source, filters=filters, card=scorer.card, shard_size=ShardSize(max_objects=5)), out
+    )
     worker = Worker(made, out, scorer, WorkSettings(threads=4, batch=2, limits=limits))
     for index in range(made.shards):
         worker.work(index)
@@ -157,7 +150,7 @@ def test_four_scans_at_once_are_one_scan(bucket: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: scan(ScanSource(url=f"s3://{bucket}"), f"s3://{bucket}-out/x"), range(4)))
     out = open_store(f"s3://{bucket}-out/x")
-    for name in history(out):
+    for name in scan_names(out):
         assert len(table_of(out, name)) == len(UNUSUAL_KEYS) + 13
 
 
@@ -199,27 +192,27 @@ def test_planners_at_once_agree_where_the_store_ignores_conditions(unconditional
     )
     assert not honours_conditional_writes(out)
     with ThreadPoolExecutor(4) as pool:
-        plans = list(pool.map(lambda _: plan_scan(source, Filters(), StubScorer().card, out), range(4)))
-    assert len({made.scan for made in plans}) == len(history(out)) == 1
+        plans = list(pool.map(lambda _: plan_scan(ScanRequest(source=source, card=StubScorer().card), out), range(4)))
+    assert len({made.scan for made in plans}) == len(scan_names(out)) == 1
     assert {name.split("/")[1] for name in out.names("scans/")} == {plans[0].scan}, "the others' plans are left behind"
 
 
 def test_a_plan_that_may_still_lose_its_place_is_not_continued(
     unconditional: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchscan.scanning.plan.SETTLE_S", 0.0)
+    monkeypatch.setattr("patchscan.scanning.history.SETTLE_S", 0.0)
     source, out = (
         ScanSource(url="s3://photos", endpoint_url=unconditional),
         open_store("s3://out", endpoint_url=unconditional),
     )
     entry = "history/000001.json"
-    lost = plan_scan(source, Filters(), StubScorer().card, out)
+    lost = plan_scan(ScanRequest(source=source, card=StubScorer().card), out)
     out.delete(entry)
-    won = plan_scan(source, Filters(), StubScorer().card, out)
+    won = plan_scan(ScanRequest(source=source, card=StubScorer().card), out)
     out.write(entry, json.dumps({"scan": lost.scan}).encode())
     waited = SimpleNamespace(sleep=lambda seconds: out.write(entry, json.dumps({"scan": won.scan}).encode()))
-    monkeypatch.setattr("patchscan.scanning.plan.time", waited)
-    assert plan_scan(source, Filters(), StubScorer().card, out).scan == won.scan
+    monkeypatch.setattr("patchscan.scanning.history.time", waited)
+    assert plan_scan(ScanRequest(source=source, card=StubScorer().card), out).scan == won.scan
     for name in list(out.names(f"scans/{lost.scan}/")):
         out.delete(name)
     with pytest.raises(PlanError, match="was removed: another scan has taken its place; plan again"):
@@ -227,15 +220,15 @@ def test_a_plan_that_may_still_lose_its_place_is_not_continued(
 
 
 def test_a_scan_that_lost_its_place_ends_before_its_report(unconditional: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchscan.scanning.plan.SETTLE_S", 0.0)
+    monkeypatch.setattr("patchscan.scanning.history.SETTLE_S", 0.0)
     source, out = (
         ScanSource(url="s3://photos", endpoint_url=unconditional),
         open_store("s3://out", endpoint_url=unconditional),
     )
-    lost = plan_scan(source, Filters(), StubScorer().card, out)
+    lost = plan_scan(ScanRequest(source=source, card=StubScorer().card), out)
     Worker(lost, out, StubScorer()).work(0)
     out.delete("history/000001.json")  # the other planner looked before this one wrote, and wrote after it looked
-    won = plan_scan(source, Filters(), StubScorer().card, out)
+    won = plan_scan(ScanRequest(source=source, card=StubScorer().card), out)
     with pytest.raises(ClaimLostError, match="another scan took this one's place") as ended:
         report.reduce(out, lost)
     assert ended.value.exit_code == 75
@@ -296,10 +289,10 @@ def test_an_estimate_leaves_no_trace(bucket: str) -> None:
 
 def test_an_unfinished_sample_is_finished_before_it_is_widened(bucket: str) -> None:
     source, out, scorer = ScanSource(url=f"s3://{bucket}"), open_store(f"s3://{bucket}-out/x"), StubScorer()
-    made = plan_scan(source, Filters(), scorer.card, out, sample=6)
-    assert plan_scan(source, Filters(), scorer.card, out, sample=6) == made
+    made = plan_scan(ScanRequest(source=source, card=scorer.card, sample=6), out)
+    assert plan_scan(ScanRequest(source=source, card=scorer.card, sample=6), out) == made
     with pytest.raises(PlanError, match="unfinished scan with --sample 6"):
-        plan_scan(source, Filters(), scorer.card, out)
+        plan_scan(ScanRequest(source=source, card=scorer.card), out)
 
 
 def test_a_scan_in_several_runs_reads_each_object_once(bucket: str) -> None:
@@ -320,7 +313,7 @@ def test_filters_choose_by_suffix_and_size(bucket: str) -> None:
 
 def test_an_object_replaced_after_the_listing_is_a_row_that_says_so(bucket: str, s3: EmbeddedS3) -> None:
     scorer, out = StubScorer(), open_store(f"s3://{bucket}-out/x")
-    made = plan_scan(ScanSource(url=f"s3://{bucket}"), Filters(), scorer.card, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=f"s3://{bucket}"), card=scorer.card), out)
     s3.client().put_object(Bucket=bucket, Key="plain.png", Body=image(99))
     s3.client().delete_object(Bucket=bucket, Key="../up.png")
     Worker(made, out, scorer).work(0)
@@ -361,12 +354,12 @@ def test_a_scan_goes_on_at_the_address_that_is_given(bucket: str, s3: EmbeddedS3
     with FaultyProxy(s3.endpoint_url, every=0) as before, FaultyProxy(s3.endpoint_url, every=0) as now:
         source = ScanSource(url=f"s3://{bucket}/many/", endpoint_url=before.url)
         out = open_store(f"s3://{bucket}-out/x")
-        plan_scan(source, Filters(), StubScorer().card, out)
+        plan_scan(ScanRequest(source=source, card=StubScorer().card), out)
         asked = len(before.seen)
         made = scan(replace(source, endpoint_url=now.url), f"s3://{bucket}-out/x")
         assert len(before.seen) == asked
         assert len(now.seen) > 12
-        assert len(history(out)) == 1
+        assert len(scan_names(out)) == 1
         # Other processes of the scan read where the source is.
         assert Plan.read(out, made.scan).source.endpoint_url == now.url
 
@@ -388,7 +381,7 @@ def test_objects_in_cold_storage_are_told_of_once(bucket: str, s3: EmbeddedS3) -
     def night(retry_archived: bool = False) -> tuple[int, dict[str, Any]]:
         """A scan; its exit code and report."""
         scorer, source = StubScorer(), ScanSource(url=f"s3://{bucket}/cold/")
-        made = plan_scan(source, Filters(), scorer.card, out, retry_archived=retry_archived)
+        made = plan_scan(ScanRequest(source=source, card=scorer.card, retry_archived=retry_archived), out)
         for index in range(made.shards):
             Worker(made, out, scorer).work(index)
         code = complete_scan(out, made)
@@ -556,7 +549,10 @@ def test_no_credential_stands_in_anything_a_scan_writes(bucket: str, s3: Embedde
 
 def test_results_in_the_scanned_bucket_are_refused(bucket: str) -> None:
     with pytest.raises(PlanError, match="lies inside"):
-        plan_scan(ScanSource(url=f"s3://{bucket}"), Filters(), StubScorer().card, open_store(f"s3://{bucket}/results"))
+        plan_scan(
+            ScanRequest(source=ScanSource(url=f"s3://{bucket}"), card=StubScorer().card),
+            open_store(f"s3://{bucket}/results"),
+        )
 
 
 def test_an_object_larger_than_the_limit_is_not_read(bucket: str, s3: EmbeddedS3) -> None:

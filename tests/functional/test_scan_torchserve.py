@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from patchscan.scanning.plan import history
+from patchscan.scanning.history import scan_names
 from patchscan.serving.archive import archive
 from patchscan.serving.server import Addresses, TorchServe
 from patchscan.storage import open_store
@@ -95,7 +95,7 @@ def scan(servers: Servers, out: str, *more: str, server: bool = True) -> dict[st
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == 0, printed
     store = open_store(out)
-    return table_of(store, history(store)[-1])
+    return table_of(store, scan_names(store)[-1])
 
 
 def model_s_per_image(results: str) -> float:
@@ -149,7 +149,7 @@ def test_killing_torchserves_worker_loses_no_row(servers: Servers, undisturbed: 
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == 0, printed
     store = open_store("s3://results/worker-killed")
-    assert table_of(store, history(store)[-1]) == undisturbed
+    assert table_of(store, scan_names(store)[-1]) == undisturbed
 
 
 def test_sigterm_ends_with_75_and_the_same_command_goes_on(
@@ -180,7 +180,7 @@ def test_in_a_storm_the_rows_are_the_same(servers: Servers, undisturbed: dict[st
         assert scan(servers, out, "--endpoint-url", proxy.url) == undisturbed
         assert proxy.faults > 10
     store = open_store(out)
-    for name in history(store):
+    for name in scan_names(store):
         if store.read(f"scans/{name}/_SUCCESS"):
             assert table_of(store, name) == undisturbed
 

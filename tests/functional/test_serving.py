@@ -24,7 +24,7 @@ from demo.sample import HostileFile, hostile_files
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
-from patchscan.scanning.plan import history
+from patchscan.scanning.history import scan_names
 from patchscan.serving.archive import archive
 from patchscan.serving.server import HANDLERS, Addresses, TorchServe
 from patchscan.storage import open_store
@@ -279,7 +279,7 @@ def test_a_scan_through_the_server_writes_the_row_that_the_client_would_see(
         done = patchscan(*scan, *options, env=environment() | POISONED)
         assert done.returncode == 0, done.stdout + done.stderr
         store = open_store(str(out))
-        tables.append(table_of(store, history(store)[-1]))
+        tables.append(table_of(store, scan_names(store)[-1]))
     row = tables[0]["crash.bmp"]
     assert (row["status"], row["error_code"]) == ("rejected", "decoder_died")
     assert row["error_message"] == "the decoder crashed (SIGSEGV)"

@@ -22,8 +22,8 @@ from patchscan.scanning.audit_report import Labels, build_report, estimates, rea
 from patchscan.scanning.audit_sample import AuditError, allocate, draw, systematic
 from patchscan.scanning.evidence_commands import audit_report as report_command
 from patchscan.scanning.evidence_commands import audit_sample as sample_command
-from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import ScanSource
+from patchscan.scanning.planning import ScanRequest
 from patchscan.scanning.review_page import _image
 from patchscan.scanning.steps import complete_scan, make_plan
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -46,7 +46,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write_bytes(image(number))
     (folder / "photos" / "notes.txt").write_text("not an image")
     source, results, scorer = ScanSource(url=str(folder / "photos")), open_store(str(folder / "results")), StubScorer()
-    plan = make_plan(source, Filters(), scorer, results, 100, 100, 0)
+    plan = make_plan(ScanRequest(source=source, card=scorer.card), results)
     Worker(plan, results, scorer, WorkSettings(threads=2)).work(0)
     complete_scan(results, plan)
     return folder

@@ -16,9 +16,9 @@ from patchscan.dataset.content_encoding import unpack, unpacked_size
 from patchscan.dataset.labels import LabelError, labelled_images
 from patchscan.detector.images import ErrorCode, ImageError, Limits
 from patchscan.evaluation.evaluate import Options, evaluate
-from patchscan.scanning.listing import Filters
 from patchscan.scanning.options import STARTER
-from patchscan.scanning.plan import ScanSource, plan_scan
+from patchscan.scanning.plan import ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.folder import Folder
@@ -135,7 +135,7 @@ def test_packed_objects_have_the_rows_of_what_they_hold_within_the_memory(
 
     monkeypatch.setattr(content_encoding, "unpack", counted)
     scorer = StubScorer()
-    plan = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    plan = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
     Worker(plan, out, scorer, WorkSettings(threads=4, limits=Limits(max_bytes=2**20))).work(0)
     table = table_of(out, plan.scan)
     assert len(table) == 2 * len(contents) + 1

@@ -15,8 +15,8 @@ from patchscan.dataset.index import default_index_path, load_index
 from patchscan.dataset.layout import UNREADABLE, LayoutError, find_files
 from patchscan.evaluation.evaluate import validation_images
 from patchscan.scanning import report
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, plan_scan
+from patchscan.scanning.plan import ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import FailureCode, ObjectError, ObjectInfo, StoreError
@@ -28,7 +28,7 @@ NOBODY = 65534
 def outcome(photos: Path, out: Path) -> dict[str, tuple[str, str | None]]:
     """Scan the folder; status and error code by key."""
     store, scorer = open_store(str(out)), StubScorer()
-    plan = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, store)
+    plan = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), store)
     worker = Worker(plan, store, scorer, WorkSettings(threads=2, deadline_s=0.2))
     for index in range(plan.shards):
         worker.work(index)
@@ -69,7 +69,7 @@ def test_what_is_no_file_is_told_of_once_and_scored_when_it_is_a_file(photos: Pa
     (photos / "dangling.png").symlink_to(tmp_path / "later.png")
     outcome(photos, tmp_path / "out")
     store = open_store(str(tmp_path / "out"))
-    plan = plan_scan(ScanSource(url=str(photos)), Filters(), StubScorer().card, store)
+    plan = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=StubScorer().card), store)
     assert (plan.listed, plan.unchanged) == (3, 3)
     report.reduce(store, plan)
     (photos / "pipe.png").unlink()

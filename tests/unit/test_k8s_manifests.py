@@ -323,12 +323,14 @@ def test_training_files_differ_from_ssp_in_recipe_only() -> None:
 
 def test_the_workers_job_is_valid_and_runs_what_exists(tmp_path: Path) -> None:
     from patchscan.cluster.client import Job
-    from patchscan.scanning.listing import Filters
-    from patchscan.scanning.plan import ScanSource, plan_scan
+    from patchscan.scanning.plan import ScanSource
+    from patchscan.scanning.planning import ScanRequest, plan_scan
     from patchscan.storage import open_store
 
     (tmp_path / "in").mkdir()
-    made = plan_scan(ScanSource(url=str(tmp_path / "in")), Filters(), card(), open_store(str(tmp_path / "out")))
+    made = plan_scan(
+        ScanRequest(source=ScanSource(url=str(tmp_path / "in")), card=card()), open_store(str(tmp_path / "out"))
+    )
     template = next(one for name, one in pod_templates(objects(K8S)) if name == "CronJob/patchscan-scan")
     coordinator = Job("own", "uid-1", "1", {}, {}, 1, 0, 0, [], None, "", "", template)
     workers = WorkerSettings(command=["patchscan", "scan-worker", "--select", "worker"], queue="patchscan")

@@ -20,8 +20,8 @@ from patchscan.detector.card import WEIGHTS_FILE, Card, Decision, NotFiniteError
 from patchscan.detector.detector import Detector
 from patchscan.detector.weights import read_safetensors
 from patchscan.evaluation.explain import explain
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, plan_scan
+from patchscan.scanning.plan import ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.serving.archive import archive
 from patchscan.storage import open_store
@@ -110,7 +110,7 @@ def test_a_scan_has_a_failed_row_of_it_and_goes_on(tmp_path: Path, select: Any) 
     for number in range(6):
         (photos / f"{number}.png").write_bytes(image(number))
     (photos / "dark.png").write_bytes(encoded(Image.new("RGB", (40, 40)), "PNG"))
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
     Worker(made, out, scorer, WorkSettings(select=select)).work(0)
     rows = table_of(out, made.scan)
     failed = {key: row["error_code"] for key, row in rows.items() if row["status"] == "failed"}

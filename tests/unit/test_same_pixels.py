@@ -16,8 +16,8 @@ from patchscan.detector.detector import Detector
 from patchscan.evaluation.explain import explain
 from patchscan.evaluation.robustness import disturbances
 from patchscan.evaluation.scoring import score_images
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, plan_scan
+from patchscan.scanning.plan import ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.scorers import InProcessScorer
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -93,7 +93,7 @@ def test_one_picture_has_one_row_where_the_worker_cuts_the_crops(tmp_path: Path,
     for name, data in files.items():
         (tmp_path / "photos" / name).write_bytes(data)
     scorer, out = InProcessScorer(STARTER), open_store(str(tmp_path / "out"))
-    made = plan_scan(ScanSource(url=str(tmp_path / "photos")), Filters(), scorer.card, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(tmp_path / "photos")), card=scorer.card), out)
     Worker(made, out, scorer, WorkSettings(select="worker")).work(0)
     rows = table_of(out, made.scan)
     assert len(rows) == len(files)

@@ -22,8 +22,8 @@ from patchscan.cli import app
 from patchscan.reporting.pages import Figures, show
 from patchscan.reporting.statistics import difference_of_rates, wilson
 from patchscan.scanning import drift, report
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, ScanSource, plan_scan
+from patchscan.scanning.plan import Plan, ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
@@ -40,7 +40,7 @@ def picture(number: int, level: int, kind: str, **options: Any) -> bytes:
 
 def scan(folder: Path, out: Store, scorer: StubScorer | None = None) -> Plan:
     scorer = scorer or StubScorer()
-    made = plan_scan(ScanSource(url=str(folder)), Filters(), scorer.card, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(folder)), card=scorer.card), out)
     for index in range(made.shards):
         Worker(made, out, scorer, WorkSettings(threads=2)).work(index)
     report.reduce(out, made)
@@ -172,7 +172,9 @@ def test_what_an_older_table_does_not_tell_has_not_changed(
 def test_a_scan_of_a_sample_does_not_tell_what_is_gone(scans: tuple[Path, Path, list[Plan]], tmp_path: Path) -> None:
     folder, out, _ = scans
     scorer = StubScorer()
-    made = plan_scan(ScanSource(url=str(folder)), Filters(), scorer.card, open_store(str(tmp_path)), sample=10)
+    made = plan_scan(
+        ScanRequest(source=ScanSource(url=str(folder)), card=scorer.card, sample=10), open_store(str(tmp_path))
+    )
     for index in range(made.shards):
         Worker(made, open_store(str(tmp_path)), scorer, WorkSettings(threads=2)).work(index)
     report.reduce(open_store(str(tmp_path)), made)

@@ -13,8 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from patchscan.scanning import report
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import ScanSource, plan_scan
+from patchscan.scanning.plan import ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
@@ -57,7 +57,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[dict[s
     """Scan a folder; returns report.json and the page."""
 
     def run(folder: Path, out: Store, trust: str | None) -> tuple[dict[str, Any], str]:
-        made = plan_scan(ScanSource(url=str(folder)), Filters(), card(), out, c2pa_trust=trust)
+        made = plan_scan(ScanRequest(source=ScanSource(url=str(folder)), card=card(), c2pa_trust=trust), out)
         for index in range(made.shards):
             Worker(made, out, StubScorer(), WorkSettings(threads=2)).work(index)
         report.reduce(out, made)

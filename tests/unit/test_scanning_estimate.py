@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from patchscan.scanning.estimate import Meter, estimate, estimate_text
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, ScanSource, plan_estimate, plan_scan
+from patchscan.scanning.plan import Plan, ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_estimate, plan_scan
 from patchscan.storage import open_store
 from tests.scan_kit import card, image
 
@@ -18,7 +18,7 @@ def plan(tmp_path: Path) -> Plan:
     for number in range(40):
         (tmp_path / "photos" / f"{number}.png").write_bytes(image(number))
     out, scratch = open_store(str(tmp_path / "out")), open_store(str(tmp_path / "scratch"))
-    return plan_estimate(ScanSource(url=str(tmp_path / "photos")), Filters(), card(), out, scratch, 20)
+    return plan_estimate(ScanRequest(source=ScanSource(url=str(tmp_path / "photos")), card=card()), out, scratch, 20)
 
 
 def measured(seconds: list[float]) -> Meter:
@@ -49,7 +49,7 @@ def test_it_is_what_the_groups_took_times_all_objects(plan: Plan, tmp_path: Path
 
 def test_the_plan_of_an_estimate_counts_as_the_scans_does_and_leaves_no_trace(plan: Plan, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
-    made = plan_scan(plan.source, Filters(), card(), open_store(str(tmp_path / "out")))
+    made = plan_scan(ScanRequest(source=plan.source, card=card()), open_store(str(tmp_path / "out")))
     for name in ("listed", "unchanged", "bytes_to_score", "duplicates", "filtered"):
         assert getattr(plan, name) == getattr(made, name), name
 

@@ -12,21 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from patchscan.scanning import report
+from patchscan.scanning.history import LONGEST_PLANNING, PLANNING_FILE, last_complete, scan_names
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import (
-    LONGEST_PLANNING,
-    PLANNING_FILE,
-    Plan,
-    PlanError,
-    ScanSource,
-    ScanUnderWayError,
-    ShardSize,
-    history,
-    is_complete,
-    last_complete,
-    plan_named,
-    plan_scan,
-)
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
+from patchscan.scanning.planning import ScanRequest, ScanUnderWayError, plan_named, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
@@ -61,7 +50,9 @@ def work(plan: Plan, out: Store, scorer: StubScorer) -> dict[str, Any]:
 
 
 def full_plan(photos: Path, out: Store, scorer: StubScorer, filters: Filters = Filters()) -> Plan:
-    return plan_scan(ScanSource(url=str(photos)), filters, scorer.card, out, SMALL_SHARDS)
+    return plan_scan(
+        ScanRequest(source=ScanSource(url=str(photos)), filters=filters, card=scorer.card, shard_size=SMALL_SHARDS), out
+    )
 
 
 def full(photos: Path, out: Store, scorer: StubScorer | None = None, filters: Filters = Filters()) -> dict[str, Any]:
@@ -70,7 +61,9 @@ def full(photos: Path, out: Store, scorer: StubScorer | None = None, filters: Fi
 
 
 def named_plan(photos: Path, out: Store, keys: Iterable[str], scorer: StubScorer) -> tuple[Plan | None, bool]:
-    return plan_named(ScanSource(url=str(photos)), Filters(), scorer.card, out, keys, SMALL_SHARDS)
+    return plan_named(
+        ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card, shard_size=SMALL_SHARDS), out, keys
+    )
 
 
 def named(photos: Path, out: Store, keys: Iterable[str], scorer: StubScorer | None = None) -> list[dict[str, Any]]:
@@ -119,11 +112,11 @@ def test_named_objects_alone_are_scored_and_all_other_rows_are_kept(photos: Path
 def test_names_of_what_is_scored_already_make_no_scan(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     assert len(named(photos, out, ["0.png", "note.jpg"])) == 1  # nothing was scanned before
-    scans = history(out)
+    scans = scan_names(out)
     assert set(newest_table(out)) == {"0.png", "note.jpg"}
     assert named(photos, out, ["0.png", "note.jpg", "never.png"]) == []
     assert named(photos, out, []) == []
-    assert history(out) == scans
+    assert scan_names(out) == scans
     assert {name.split("/")[1] for name in out.names("scans/")} == set(scans)
 
 
@@ -217,12 +210,20 @@ def test_another_model_takes_over_the_names_of_an_unfinished_scan(photos: Path, 
 def test_filters_hold_for_named_objects_too(photos: Path, tmp_path: Path) -> None:
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
     source, filters = ScanSource(url=str(photos)), Filters(suffixes=(".png",))
-    plan, _ = plan_named(source, filters, scorer.card, out, ["0.png", "note.jpg"], SMALL_SHARDS)
+    plan, _ = plan_named(
+        ScanRequest(source=source, filters=filters, card=scorer.card, shard_size=SMALL_SHARDS),
+        out,
+        ["0.png", "note.jpg"],
+    )
     assert plan
     told = work(plan, out, scorer)
     assert (told["totals"]["filtered"], told["named"]["objects"], set(newest_table(out))) == (1, 2, {"0.png"})
     with pytest.raises(PlanError, match="more than --max-objects 1"):
-        plan_named(source, filters, scorer.card, out, ["1.png", "2.png"], SMALL_SHARDS, 1)
+        plan_named(
+            ScanRequest(source=source, filters=filters, card=scorer.card, shard_size=SMALL_SHARDS, max_objects=1),
+            out,
+            ["1.png", "2.png"],
+        )
 
 
 @pytest.mark.slow
@@ -256,7 +257,7 @@ def test_dying_at_any_call_loses_no_object_that_was_named(
         assert {key: table[key]["etag"] for key in done} == {
             info.key: info.etag for info in open_store(str(photos)).objects() if info.key in done
         }
-        assert all(len(table_of(out, scan)) >= 8 for scan in history(out) if is_complete(out, scan))
+        assert all(len(table_of(out, scan)) >= 8 for scan in scan_names(out) if is_complete(out, scan))
     full(photos, out)  # it may finish a scan that listed before the last change
     full(photos, out)
     undisturbed = open_store(str(tmp_path_factory.mktemp("undisturbed")))

@@ -13,8 +13,8 @@ from PIL import Image
 from patchscan.common.retries import OutageError, Retries, StoppedError, TransientError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.scanning import rows
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, ScanSource, ShardSize, plan_scan
+from patchscan.scanning.plan import Plan, ScanSource, ShardSize
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.scorers import Select
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -78,7 +78,9 @@ def photos(folder: Path, good: int, bad: int) -> Path:
 
 
 def scan(folder: Path, out: Store, scorer: StubScorer, settings: WorkSettings = WorkSettings()) -> Plan:
-    plan = plan_scan(ScanSource(url=str(folder)), Filters(), scorer.card, out, ShardSize(max_objects=8))
+    plan = plan_scan(
+        ScanRequest(source=ScanSource(url=str(folder)), card=scorer.card, shard_size=ShardSize(max_objects=8)), out
+    )
     one = Worker(plan, out, scorer, settings)
     for index in range(plan.shards):
         one.work(index)
@@ -177,7 +179,7 @@ def test_a_run_that_finds_only_objects_that_fail_ends_too(tmp_path: Path, monkey
 
     monkeypatch.setattr(Folder, "fetch", fetch)
     folder = photos(tmp_path / "photos", 4, 4)
-    plan = plan_scan(ScanSource(url=str(folder)), Filters(), StubScorer().card, out)
+    plan = plan_scan(ScanRequest(source=ScanSource(url=str(folder)), card=StubScorer().card), out)
     stops = [Worker(plan, out, StubScorer(), WorkSettings(threads=1, deadline_s=0.0, outage_s=10_000.0))]
     with pytest.raises(StoppedError):
         stops[0].work(0)
@@ -205,7 +207,7 @@ def test_rights_that_end_are_told_from_objects_that_are_private(
 
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "fetch", fetch)
-        plan = plan_scan(ScanSource(url=str(folder)), Filters(), StubScorer().card, out)
+        plan = plan_scan(ScanRequest(source=ScanSource(url=str(folder)), card=StubScorer().card), out)
         if ended:
             with pytest.raises(StoreError, match="renew the credentials"):
                 Worker(plan, out, StubScorer(), WorkSettings(threads=1)).work(0)
@@ -233,7 +235,7 @@ def test_an_image_is_decoded_once_however_often_the_scorer_is_asked(
     (tmp_path / "photos").mkdir()
     alone = image(777)  # a thread of an earlier test's scan that was given up may still decode other images
     (tmp_path / "photos" / "alone.png").write_bytes(alone)
-    plan = plan_scan(ScanSource(url=str(tmp_path / "photos")), Filters(), scorer.card, out)
+    plan = plan_scan(ScanRequest(source=ScanSource(url=str(tmp_path / "photos")), card=scorer.card), out)
     Worker(plan, out, scorer).work(0)
     (data,) = (out.read(name) for name in out.names(f"scans/{plan.scan}/rows/part"))
     assert data is not None

@@ -28,7 +28,8 @@ from patchscan.reporting.pages import Figures, show
 from patchscan.scanning import alerts, commands, drift, labels, report, steps
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.options import AlertKind
-from patchscan.scanning.plan import ScanSource, plan_scan
+from patchscan.scanning.plan import ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.prevalence import ONLY_SEEN, Rates, estimate, rogan_gladen
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -233,7 +234,9 @@ def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_
     photos.mkdir()
     if suffixes:
         (photos / "a.png").write_bytes(image(1))
-    made = plan_scan(ScanSource(url=str(photos)), Filters(suffixes=suffixes), scorer.card, out)
+    made = plan_scan(
+        ScanRequest(source=ScanSource(url=str(photos)), filters=Filters(suffixes=suffixes), card=scorer.card), out
+    )
     found = report.reduce(out, made)
     assert [alert["kind"] for alert in found["alerts"]] == ["empty"]
     assert why in report.summary_text(found)
@@ -247,7 +250,7 @@ def test_labels_none_of_whose_objects_was_scored_are_one_line(tmp_path: Path) ->
     photos, out, scorer = tmp_path / "photos", open_store(str(tmp_path / "out")), StubScorer()
     (photos / "ai").mkdir(parents=True)
     (photos / "ai" / "a.png").write_text("no image")
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
     Worker(made, out, scorer, WorkSettings(threads=1)).work(0)
     with pytest.raises(LabelError, match="none of the 1 objects"):
         report.reduce(out, made, "folders")
@@ -307,7 +310,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     metrics = {"raw": {"a": _confusion("seen", 95, 5), "c": _confusion("unseen", 40, 5)}}
     stub: Card = card(metrics=metrics, warnings=["made for tests"])
     out, scorer = open_store(str(out_folder)), StubScorer(stub)
-    made = plan_scan(ScanSource(url=str(folder)), Filters(), stub, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(folder)), card=stub), out)
     Worker(made, out, scorer, WorkSettings(threads=2)).work(0)
     found = report.reduce(out, made, labels="folders")
     return found, (out_folder / "report.html").read_text(), out_folder

@@ -24,8 +24,9 @@ from patchscan.detector.images import decoded_bytes
 from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows
 from patchscan.scanning.flow import ByteBudget
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, history, is_complete, plan_scan
+from patchscan.scanning.history import scan_names
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.table import IncompleteScanError
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
@@ -52,7 +53,7 @@ def photos(tmp_path: Path) -> Path:
 
 def scan(photos: Path, out: Store, scorer: StubScorer | None = None, stop: threading.Event | None = None) -> Plan:
     scorer = scorer or StubScorer()
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out, SMALL_SHARDS)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card, shard_size=SMALL_SHARDS), out)
     worker = Worker(made, out, scorer, QUICK, stop)
     for index in range(made.shards):
         worker.work(index)
@@ -140,7 +141,7 @@ def test_dying_at_any_call_and_starting_again_gives_the_same_rows(
         except Crash:
             continue
     scan(photos, out)
-    for name in history(out):
+    for name in scan_names(out):
         assert is_complete(out, name)
         assert table_of(out, name) == undisturbed
 
@@ -152,7 +153,9 @@ def test_two_planners_at_once_work_on_one_plan(photos: Path, tmp_path: Path) -> 
     def planner() -> None:
         gate.wait()
         out = open_store(str(tmp_path / "out"))
-        plans.append(plan_scan(ScanSource(url=str(photos)), Filters(), card(), out, SMALL_SHARDS).scan)
+        plans.append(
+            plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card(), shard_size=SMALL_SHARDS), out).scan
+        )
 
     crew = [threading.Thread(target=planner) for _ in range(4)]
     for thread in crew:
@@ -161,7 +164,7 @@ def test_two_planners_at_once_work_on_one_plan(photos: Path, tmp_path: Path) -> 
         thread.join()
     assert len(plans) == 4
     assert len(set(plans)) == 1
-    assert len(history(open_store(str(tmp_path / "out")))) == 1
+    assert len(scan_names(open_store(str(tmp_path / "out")))) == 1
 
 
 def test_stopping_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
@@ -179,14 +182,14 @@ def test_stopping_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
     again = StubScorer()
     made = scan(photos, out, again)
     assert scorer.scored + again.scored == 12, "an image was scored twice or not at all"
-    assert len(history(out)) == 1
+    assert len(scan_names(out)) == 1
     assert totals(out, made)["adds_up"]
 
 
 @pytest.mark.slow
 def test_an_object_that_changes_or_vanishes_after_the_listing_says_so(photos: Path, tmp_path: Path) -> None:
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out, SMALL_SHARDS)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card, shard_size=SMALL_SHARDS), out)
     (photos / "album 0" / "ü+%0.png").unlink()
     (photos / "album 0" / "ü+%2.png").write_bytes(image(50, side=64))
     worker = Worker(made, out, scorer, QUICK)
@@ -213,7 +216,7 @@ def test_a_server_that_is_down_ends_the_scan_and_writes_no_failed_rows(photos: P
         scan(photos, out, scorer)
     made = scan(photos, out)
     assert totals(out, made)["failed"] == 0
-    assert len(history(out)) == 1
+    assert len(scan_names(out)) == 1
 
 
 def test_an_error_of_our_own_costs_one_row(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,30 +253,30 @@ def test_an_image_on_which_the_decoder_dies_is_rejected_alone(
 
 def test_results_inside_the_source_are_refused(photos: Path) -> None:
     with pytest.raises(PlanError, match="lies inside"):
-        plan_scan(ScanSource(url=str(photos)), Filters(), card(), open_store(str(photos / "out")))
+        plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card()), open_store(str(photos / "out")))
 
 
 def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     scan(photos, out)
     with pytest.raises(PlanError, match="holds scans of"):
-        plan_scan(ScanSource(url=str(photos / "album 0")), Filters(), card(), out)
+        plan_scan(ScanRequest(source=ScanSource(url=str(photos / "album 0")), card=card()), out)
 
 
 def test_a_scan_of_more_than_the_user_allows_scores_nothing(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     source = ScanSource(url=str(photos))
     with pytest.raises(PlanError, match=r"14 objects to score, more than --max-objects 13"):
-        plan_scan(source, Filters(), card(), out, max_objects=13)
+        plan_scan(ScanRequest(source=source, card=card(), max_objects=13), out)
     assert list(out.names("")) == []
-    assert plan_scan(source, Filters(), card(), out, max_objects=14).listed == 14
+    assert plan_scan(ScanRequest(source=source, card=card(), max_objects=14), out).listed == 14
 
 
 def test_objects_that_are_scored_already_do_not_count_against_the_limit(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     scan(photos, out)
     (photos / "new.png").write_bytes(image(99))
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), StubScorer().card, out, max_objects=1)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=StubScorer().card, max_objects=1), out)
     assert made.listed - made.unchanged == 1
 
 
@@ -281,14 +284,14 @@ def test_a_worker_refuses_another_model_than_planned(photos: Path, tmp_path: Pat
     from patchscan.scanning.scorers import ScorerError
 
     out = open_store(str(tmp_path / "out"))
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), card(), out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card()), out)
     with pytest.raises(ScorerError, match="another version"):
         Worker(made, out, StubScorer(card("2")))
 
 
 def test_a_shard_that_was_not_worked_is_not_a_complete_scan(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), card(), out, SMALL_SHARDS)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card(), shard_size=SMALL_SHARDS), out)
     with pytest.raises(PlanError, match="shards are not done"):
         report.reduce(out, made)
     assert not is_complete(out, made.scan)
@@ -298,7 +301,7 @@ def test_a_table_that_lacks_rows_carried_over_is_not_a_complete_scan(photos: Pat
     out = open_store(str(tmp_path / "out"))
     scan(photos, out)
     (photos / "new.txt").write_text("text")
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), card(), out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card()), out)
     Worker(made, out, StubScorer()).work(0)
     for name in list(out.names(f"scans/{made.scan}/rows/unchanged-")):
         out.delete(name)
@@ -327,7 +330,7 @@ def test_pixels_decoded_at_once_stay_within_the_memory(tmp_path: Path, monkeypat
     monkeypatch.setattr(ByteBudget, "hold", counted)
     monkeypatch.setattr("patchscan.scanning.worker.decoder_pool", cache(lambda: DecoderPool(4)))
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
-    made = plan_scan(ScanSource(url=str(tmp_path / "photos")), Filters(), scorer.card, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(tmp_path / "photos")), card=scorer.card), out)
     one_image = max(decoded_bytes(file.read_bytes()) for file in (tmp_path / "photos").iterdir())
     Worker(made, out, scorer, replace(QUICK, threads=8, memory=one_image + 1)).work(0)
     assert most[0] == 2
@@ -348,7 +351,7 @@ def test_requests_hold_one_image_for_cores_and_several_for_a_gpu(
 
     scorer, out = Slow(), open_store(str(tmp_path / "out"))
     scorer.device = device
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
     Worker(made, out, scorer, WorkSettings(threads=8)).work(0)
     assert sum(sizes) == 12
     assert 1 < max(sizes) <= most if most > 1 else max(sizes) == 1

@@ -17,7 +17,8 @@ from PIL import Image
 from patchscan.dataset.labels import Labels, read_labels
 from patchscan.scanning import report, rows, table
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, ScanSource, plan_scan
+from patchscan.scanning.plan import Plan, ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.thumbnails import THUMBNAIL, thumbnail
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -52,7 +53,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out, scorer = open_store(str(tmp_path_factory.mktemp("out"))), StubScorer()
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
     Worker(made, out, scorer, WorkSettings(threads=2)).work(0)
     report.reduce(out, made)
     return dict(json.loads(out.read("report.json") or b""))
@@ -61,7 +62,7 @@ def found(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 def test_the_engine_is_told_of_rows_that_have_one(photos: Path, found: dict[str, Any], tmp_path: Path) -> None:
     assert found["model"]["engines"] == [{"engine": "torch", "scored": 8}]
     out, scorer = open_store(str(tmp_path)), StubScorer()
-    made = plan_scan(ScanSource(url=str(photos)), Filters(), scorer.card, out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
     Worker(made, out, scorer, WorkSettings(threads=2)).work(0)
     name = f"scans/{made.scan}/rows/part-00000.parquet"
     newer = rows.from_parquet(out.read(name) or b"")
@@ -118,7 +119,12 @@ def test_labels_from_a_file_are_evaluated(found: dict[str, Any], photos: Path, t
     ]
     (tmp_path / "labels.csv").write_text("\n".join(["key,label,generator", *named, "gone.png,ai,flux"]))
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
-    made = plan_scan(ScanSource(url=str(photos)), Filters(suffixes=(".png",), min_size=1), scorer.card, out)
+    made = plan_scan(
+        ScanRequest(
+            source=ScanSource(url=str(photos)), filters=Filters(suffixes=(".png",), min_size=1), card=scorer.card
+        ),
+        out,
+    )
     Worker(made, out, scorer).work(0)
     evaluated = report.reduce(out, made, labels=str(tmp_path / "labels.csv"))["evaluation"]
     assert evaluated["labelled"] == 8

@@ -11,8 +11,8 @@ from PIL import Image
 
 from patchscan.common.errors import UserError
 from patchscan.scanning import commands, report
-from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, ScanSource, plan_scan
+from patchscan.scanning.plan import Plan, ScanSource
+from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.trust import TrustError, count_authorities, read_trust, trust_digest
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -90,7 +90,7 @@ def photos(tmp_path: Path, cameras: Identity) -> Path:
 
 
 def plan(photos: Path, out: Store, trust: str | None) -> Plan:
-    return plan_scan(ScanSource(url=str(photos)), Filters(), card(), out, c2pa_trust=trust)
+    return plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card(), c2pa_trust=trust), out)
 
 
 def scan(photos: Path, out: Store, trust: str | None) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -1,0 +1,149 @@
+"""The history of a results folder: one entry for each scan, and which planner's scan an entry names."""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from itertools import islice, takewhile
+from pathlib import Path
+
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, is_complete
+from patchscan.storage import open_store
+from patchscan.storage.store import Store
+
+PLANNING_FILE = "planning.json"
+SCAN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+# On a store without conditional writes: the time a planner may take between reading the history and writing its entry.
+SETTLE_S = 5.0
+# After so long PLANNING_FILE is that of a planner that was killed.
+LONGEST_PLANNING = timedelta(days=1)
+
+
+class ClaimLostError(PlanError):
+    """Another scan was started at the same time and has won; the same command, run again, continues that one."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+def scan_names(out: Store) -> list[str]:
+    """The scans of a results folder, oldest first."""
+    return list(_newest_first(out, sorted(out.names("history/"))))[::-1]
+
+
+def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:
+    """Yield the scans of these history entries. Each entry is read when it is needed: there may be thousands."""
+    for name in reversed(entries):
+        data = out.read(name)
+        assert data is not None
+        yield json.loads(data)["scan"]
+
+
+def last_complete(out: Store) -> Plan | None:
+    """The plan of the newest complete scan, or None."""
+    scans = _newest_first(out, sorted(out.names("history/")))
+    return next((Plan.read(out, scan) for scan in scans if is_complete(out, scan)), None)
+
+
+def earlier_scan(out: Store, wanted: str, endpoint_url: str | None = None) -> tuple[Store, Plan]:
+    """The complete scan that `wanted` names, and where its results are: the name of a scan in `out`, or another results
+    folder (s3:// or a path), whose newest complete scan it is. Raises PlanError and StoreError."""
+    if SCAN_NAME.fullmatch(wanted):
+        plan = Plan.read(out, wanted)
+        if not is_complete(out, wanted):
+            raise PlanError(f"{plan.address(out)} is not complete: there is nothing to compare with")
+        return out, plan
+    results = open_store(wanted, endpoint_url=endpoint_url)
+    newest = last_complete(results)
+    if newest is None:
+        raise PlanError(f"{wanted} is neither the name of a scan in {out.url} nor a results folder with a complete one")
+    return results, newest
+
+
+def unfinished_plan(out: Store, entries: list[str], source: ScanSource) -> Plan | None:
+    """The plan of the newest of these history entries, where it is unfinished. Raises PlanError where it is of another
+    source."""
+    for scan in islice(_newest_first(out, entries), 1):
+        newest = Plan.read(out, scan)
+        if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
+            raise PlanError(f"{out.url} holds scans of {newest.source.url}; give each source its own results folder")
+        if is_complete(out, scan):
+            return None
+        if newest.conditional_writes or _is_settled(out, entries[-1], newest):
+            return newest
+        return unfinished_plan(out, entries, source)  # of the planner that has won
+    return None
+
+
+def next_entry(entries: list[str]) -> str:
+    """The name of the entry after these."""
+    number = int(Path(entries[-1]).stem) + 1 if entries else 1
+    return f"history/{number:06d}.json"
+
+
+@contextmanager
+def planning(out: Store, entry: str) -> Iterator[None]:
+    """Say in the results folder that a scan which lists the whole source is about to write this entry. Scans of named
+    objects then leave it the entry: one every few minutes would else have a long listing begin again and again."""
+    out.write(PLANNING_FILE, json.dumps({"entry": entry, "since": datetime.now(UTC).isoformat()}).encode())
+    try:
+        yield
+    finally:
+        with suppress(UserError):
+            out.delete(PLANNING_FILE)
+
+
+def is_planned(out: Store, entry: str) -> bool:
+    """Whether a scan of the whole source is about to write this entry."""
+    planning = json.loads(out.read(PLANNING_FILE) or b"{}")
+    if planning.get("entry") != entry:
+        return False
+    return datetime.now(UTC) - datetime.fromisoformat(planning["since"]) < LONGEST_PLANNING
+
+
+def claim(out: Store, entry: str, new: Plan) -> bool:
+    """Write the new plan into the history, unless another planner was faster; returns whether the entry is this
+    plan's."""
+    if new.conditional_writes:
+        return out.write_new(entry, _naming(new))
+    if out.read(entry) is not None:
+        return False
+    out.write(entry, _naming(new))
+    return _is_settled(out, entry, new)
+
+
+def _naming(plan: Plan) -> bytes:
+    """The history entry of a plan."""
+    return json.dumps({"scan": plan.scan}).encode()
+
+
+def _is_settled(out: Store, entry: str, plan: Plan) -> bool:
+    """On a store without conditional writes, where the last planner to write wins: whether an entry that names this
+    plan will go on to do so. After the wait, all planners that saw no entry have written theirs."""
+    time.sleep(SETTLE_S)
+    return out.read(entry) == _naming(plan)
+
+
+def check_claimed(out: Store, plan: Plan) -> None:
+    """Raise ClaimLostError where the history does not name this plan's scan."""
+    if plan.scan not in _newest_first(out, sorted(out.names("history/"))):
+        raise ClaimLostError(
+            f"{out.url} ignores conditional writes and another scan took this one's place; run it again"
+        )
+
+
+def is_newest(out: Store, plan: Plan) -> bool:
+    """Whether no later scan of the history is complete."""
+    later = takewhile(lambda scan: scan != plan.scan, _newest_first(out, sorted(out.names("history/"))))
+    return not any(is_complete(out, scan) for scan in later)
+
+
+def honours_conditional_writes(out: Store) -> bool:
+    """Whether the store honours If-None-Match: several S3-compatible stores accept it and overwrite all the same."""
+    probe = f"probe-{uuid.uuid4().hex}"
+    honoured = out.write_new(probe, b"1") and not out.write_new(probe, b"2")
+    out.delete(probe)
+    return honoured

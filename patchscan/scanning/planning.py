@@ -1,0 +1,279 @@
+"""Plan a scan: list the source, find what is unchanged since the last scan, and cut the rest into shards."""
+
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from patchscan.common.errors import EXIT_INTERRUPTED
+from patchscan.detector.card import Card
+from patchscan.scanning import manifest, shards
+from patchscan.scanning.history import (
+    claim,
+    honours_conditional_writes,
+    is_planned,
+    last_complete,
+    next_entry,
+    planning,
+    unfinished_plan,
+)
+from patchscan.scanning.listing import Filters, ListingJoin
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, absolute_url, read_all, read_parts
+from patchscan.scanning.rows import LISTED, from_parquet, table_to_parquet
+from patchscan.scanning.trust import trust_digest
+from patchscan.storage.store import ObjectInfo, Store, is_bucket, split_url
+
+LOOK_UP_THREADS = 32
+
+
+class ScanUnderWayError(PlanError):
+    """A scan of the whole source is planned or unfinished; run again when it is done, the same command goes on."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRequest:
+    """What to scan, with which model, and how.
+
+    `max_objects`: the most objects that a new plan may score (0: no limit). `retry_archived`: what the last scan found
+    in cold storage is tried again. `sample`: plan a random sample of so many objects (0: all). `c2pa_trust`: as in
+    Plan.
+    """
+
+    source: ScanSource
+    card: Card
+    filters: Filters = field(default_factory=Filters)
+    shard_size: ShardSize = field(default_factory=ShardSize)
+    max_objects: int = 0
+    retry_archived: bool = False
+    sample: int = 0
+    c2pa_trust: str | None = None
+
+    def is_continued_by(self, plan: Plan) -> bool:
+        """Whether this unfinished plan, of the same source, is for the same model, filters and authorities."""
+        wanted = (self.card.digest, self.filters, self.c2pa_trust)
+        return (plan.digest, plan.filters, plan.c2pa_trust) == wanted
+
+
+def plan_scan(request: ScanRequest, out: Store) -> Plan:
+    """Return the unfinished plan of the same source, filters, model and `c2pa_trust`, if there is one, else make a new
+    one, which is incremental on the last complete scan. Planners that run at the same time all get the same plan.
+
+    Raises PlanError where `out` belongs to another source or lies inside it, holds more objects than the sample or an
+    unfinished scan of another sample, or a new plan would score more than `max_objects` objects, and StoreError.
+    """
+    _check_results_outside_source(request.source, out)
+    while True:
+        entries = sorted(out.names("history/"))
+        unfinished = unfinished_plan(out, entries, request.source)
+        if unfinished and unfinished.named is None and request.is_continued_by(unfinished):
+            if unfinished.sample != request.sample:
+                raise PlanError(
+                    f"{out.url} holds an unfinished scan {_scope(unfinished.sample)}: finish that first: "
+                    "nothing is then scored twice"
+                )
+            return _at_source(unfinished, request.source, out)
+        entry = next_entry(entries)
+        with planning(out, entry):
+            new = _make(request, out)
+            if claim(out, entry, new):
+                return new
+            _discard(out, new.scan)
+
+
+def plan_estimate(request: ScanRequest, out: Store, scratch: Store, most: int) -> Plan:
+    """Plan what `plan_scan` would with `out`, but write it to `scratch`, and into its one shard `most` of the objects
+    to score, chosen at random. Raises PlanError and StoreError."""
+    _check_results_outside_source(request.source, out)
+    one_shard = replace(request, shard_size=ShardSize(max_objects=most, max_bytes=2**63), max_objects=0)
+    return _make(one_shard, scratch, previous_in=out, most_to_score=most)
+
+
+def plan_named(request: ScanRequest, out: Store, keys: Iterable[str]) -> tuple[Plan | None, bool]:
+    """Plan a scan of the named objects alone, which carries over the rows of all others from the last complete scan.
+    The source is not listed; each object is looked up as it is now.
+
+    Returns a plan, and whether it is the one for these keys: else it is of an unfinished scan of other named objects,
+    to be finished first. A plan without shards has nothing to score: it is not written, and there is nothing to do.
+    Without a key there is no plan, but maybe that of others.
+
+    Raises ScanUnderWayError while a scan of the whole source is planned or unfinished, which would otherwise lack these
+    objects or list everything again; and what `plan_scan` raises.
+    """
+    _check_results_outside_source(request.source, out)
+    while True:
+        entries = sorted(out.names("history/"))
+        entry = next_entry(entries)
+        unfinished = unfinished_plan(out, entries, request.source)
+        if is_planned(out, entry) or (unfinished and unfinished.named is None):
+            raise ScanUnderWayError(f"{out.url}: a scan of the whole source is under way; run again when it is done")
+        if unfinished and request.is_continued_by(unfinished):
+            return _at_source(unfinished, request.source, out), False
+        keys = dict.fromkeys([*keys, *(_objects_to_score(out, unfinished) if unfinished else ())])
+        if not keys:
+            return None, True
+        new = _make(request, out, [*keys])
+        if not new.shards or claim(out, entry, new):
+            return new, True
+        _discard(out, new.scan)
+
+
+def _check_results_outside_source(source: ScanSource, out: Store) -> None:
+    """Raise PlanError where the results lie inside the source: they would be scanned as new objects every time."""
+    inner, outer = absolute_url(out.url), absolute_url(source.url)
+    # A bucket's prefix `s3://b/pho` covers `s3://b/photos`; a bucket `s3://b` does not cover `s3://b2`, nor do folders.
+    covers_longer_names = "://" in outer and outer.count("/") > 2
+    outer = outer if covers_longer_names else f"{outer}/"
+    if source.manifest is None and f"{inner.rstrip('/')}/".startswith(outer):
+        raise PlanError(f"--out {out.url} lies inside what is scanned, {source.url}; choose another place")
+
+
+def _at_source(plan: Plan, source: ScanSource, out: Store) -> Plan:
+    """The plan, written again where its store has moved."""
+    if plan.source != source:
+        plan = replace(plan, source=source)
+        plan.write(out)
+    return plan
+
+
+def _objects_to_score(out: Store, plan: Plan) -> list[str]:
+    """The keys in a plan's shards. A scan that takes the place of this one has to look at them, too: whoever named them
+    to it may have been told that they are done."""
+    prefix = f"scans/{plan.scan}/shards/"
+    return [key for data in read_all(out, prefix) for key in from_parquet(data).column("key").to_pylist()]
+
+
+def _make(
+    request: ScanRequest,
+    out: Store,
+    keys: Sequence[str] | None = None,
+    previous_in: Store | None = None,
+    most_to_score: int = 0,
+) -> Plan:
+    """List the source, or look up these keys alone, and write all of a plan but its entry in the history. For an
+    estimate, the last scan is in `previous_in` instead of `out`, and `most_to_score` of the objects go into shards."""
+    scan = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    before = previous_in or out
+    previous = last_complete(before)
+    _check_sample(before, previous, request.sample, named=keys is not None)
+    with tempfile.TemporaryDirectory(prefix="patchscan-plan-", ignore_cleanup_errors=True) as scratch:
+        by_version = request.source.manifest is not None
+        join = ListingJoin(Path(scratch), request.filters, by_version=by_version, part_only=keys is not None)
+        listing, found = _list(request.source, keys, join)
+        if request.sample:
+            join.sample(request.sample)
+        if previous:
+            judged_by = trust_digest(request.c2pa_trust) if request.c2pa_trust else None
+            parts = read_parts(before, previous.scan)
+            join.add_previous(parts, request.card.digest, retry_archived=request.retry_archived, c2pa_trust=judged_by)
+        counts, bytes_to_score = join.counts(), join.bytes_to_score()
+        _check_number(request, counts)
+        named = None if keys is None else _named_counts(len(keys), found, counts)
+        is_needed = named is None or counts["listed"] > counts["unchanged"]
+        if most_to_score:
+            join.sample(most_to_score)
+        elif is_needed:
+            for index, table in enumerate(join.unchanged()):
+                out.write(f"scans/{scan}/rows/unchanged-{shards.name(index)}.parquet", table_to_parquet(table))
+        shard_count = 0
+        for table in _shard_tables(join, request.shard_size):
+            out.write(f"scans/{scan}/shards/{shards.name(shard_count)}.parquet", table_to_parquet(table))
+            shard_count += 1
+    plan = Plan(
+        scan=scan,
+        source=request.source,
+        filters=request.filters,
+        model=request.card.name,
+        version=request.card.version,
+        digest=request.card.digest,
+        card=asdict(request.card),
+        shards=shard_count,
+        previous=previous.scan if previous else None,
+        listing=listing,
+        conditional_writes=honours_conditional_writes(out),
+        created_at=datetime.now(UTC).isoformat(),
+        sample=request.sample,
+        bytes_to_score=bytes_to_score,
+        named=named,
+        c2pa_trust=request.c2pa_trust,
+        **counts,
+    )
+    if is_needed:
+        plan.write(out)
+    return plan
+
+
+def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> tuple[dict[str, Any], int]:
+    """Add the source's objects, or those with these keys, to the join. Returns the seconds and requests that it took,
+    and how many of the keys there are."""
+    store = source.open()
+    started = time.monotonic()
+    found = [] if keys is None else _look_up(store, keys)
+    join.add_listing(_objects(source, store) if keys is None else found)
+    return {"seconds": time.monotonic() - started, "requests": dict(store.requests)}, len(found)
+
+
+def _look_up(store: Store, keys: Sequence[str]) -> list[ObjectInfo]:
+    """The objects with these keys, as they are now; of a key without an object, nothing."""
+    with ThreadPoolExecutor(LOOK_UP_THREADS) as pool:
+        return [info for info in pool.map(store.look_up, keys) if info]
+
+
+def _objects(source: ScanSource, store: Store) -> Iterator[ObjectInfo]:
+    if source.manifest is None:
+        return store.objects()
+    bucket, prefix = split_url(source.url) if is_bucket(source.url) else (None, "")
+    listed = manifest.objects(source.manifest, bucket, source.endpoint_url)
+    return (info for info in listed if info.key.startswith(prefix))
+
+
+def _named_counts(names: int, found: int, counts: dict[str, int]) -> dict[str, int]:
+    """Plan.named: of so many names, objects were found for `found`."""
+    to_score = counts["listed"] - counts["unchanged"]
+    return {"objects": found, "unchanged": found - counts["filtered"] - to_score, "missing": names - found}
+
+
+def _scope(sample: int) -> str:
+    return f"with --sample {sample}" if sample else "of the whole source"
+
+
+def _check_sample(out: Store, previous: Plan | None, sample: int, *, named: bool) -> None:
+    """Raise PlanError where a scan would take the place of a complete one of more objects, whose scores would be lost,
+    or of named objects would take a sample for the whole."""
+    if previous and sample and not 0 < previous.sample <= sample:
+        raise PlanError(
+            f"{out.url} holds a scan {_scope(previous.sample)}: give a smaller sample a results folder of its own"
+        )
+    if previous and named and previous.sample:
+        raise PlanError(f"{out.url} holds a scan {_scope(previous.sample)}: scan the whole source first")
+
+
+def _check_number(request: ScanRequest, counts: dict[str, int]) -> None:
+    """Raise PlanError where there is more to score than the user allows: somebody may have named a whole bucket by
+    mistake."""
+    to_score = counts["listed"] - counts["unchanged"]
+    if 0 < request.max_objects < to_score:
+        raise PlanError(
+            f"{request.source.url} holds {to_score:,} objects to score, more than --max-objects "
+            f"{request.max_objects:,} (MAX_OBJECTS on a cluster): nothing was scored; raise it, or scan less"
+        )
+
+
+def _shard_tables(join: ListingJoin, shard_size: ShardSize) -> Iterator[pa.Table]:
+    """The objects to score, cut into shards, one at a time."""
+    rows = join.to_score()
+    for first, end in shards.cut(join.sizes_to_score(), shard_size.max_objects, shard_size.max_bytes):
+        yield pa.Table.from_pylist([next(rows) for _ in range(end - first)], schema=LISTED)
+
+
+def _discard(out: Store, scan: str) -> None:
+    for name in list(out.names(f"scans/{scan}/")):
+        out.delete(name)
