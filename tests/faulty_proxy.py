@@ -33,7 +33,10 @@ class FaultyProxy:
                 proxy.seen.append(
                     (self.command, self.path, {name.lower(): self.headers[name] for name in self.headers})
                 )
-                passed = {name: value for name, value in self.headers.items() if name.lower() not in drops}
+                if self.headers.get("Expect") == "100-continue":
+                    # botocore waits a second for this before it sends the body of a PUT.
+                    self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                passed = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", *drops)}
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if fault is not None:
                     proxy.faults += 1
