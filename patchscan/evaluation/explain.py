@@ -3,6 +3,7 @@ answer uncertain. `explain_picture` draws the explanation."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer, Tier
 from patchscan.detector.base import BaseDetector
-from patchscan.detector.card import Decision
+from patchscan.detector.card import IMPORTED, Card, Decision
 from patchscan.detector.detector import Detector
+from patchscan.detector.graph_detector import GRAPH_FILE
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.models import Ensemble
+from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.patches import Rule, choose_patches, complexity, seed_from_pixels
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
@@ -84,9 +87,10 @@ class Explanation:
     doubts: list[str]
 
 
-def explain(detector: BaseDetector, data: bytes, redraws: int = 20) -> Explanation:
+def explain(detector: BaseDetector, data: bytes, redraws: int = 20, run: Path | None = None) -> Explanation:
     """Score one encoded image and explain the score. It is also scored `redraws` times with other patches, or shifted,
-    to show how much the answer depends on them. Raises ExplainError if the image cannot be scored."""
+    to show how much the answer depends on them. `run`: the detector's run folder, which only an ensemble with an
+    imported member needs. Raises ExplainError if the image cannot be scored."""
     try:
         prepared = detector.prepare(data)
     except ImageError as error:
@@ -94,7 +98,7 @@ def explain(detector: BaseDetector, data: bytes, redraws: int = 20) -> Explanati
     rgb, preset = decode(data, detector.limits).rgb, detector.card.preset
     seed = seed_from_pixels(rgb)
     answer = detector.answer(prepared, detector.logits([prepared.crops.pixels])[0])
-    views = [_view(member, rgb, seed, answer.tier) for member in members(detector)]
+    views = [_view(member, rgb, seed, answer.tier) for member in members(detector, run)]
     redrawn = [
         preset.crops(_shifted(rgb, number) if is_shifted(views) else rgb, (seed + number) % 2**32).pixels
         for number in range(1, redraws + 1)
@@ -105,17 +109,15 @@ def explain(detector: BaseDetector, data: bytes, redraws: int = 20) -> Explanati
     return Explanation(rgb=rgb, answer=answer, views=views, alternative_p_ai=alternatives, doubts=doubts)
 
 
-def members(detector: BaseDetector) -> Sequence[BaseDetector]:
+def members(detector: BaseDetector, run: Path | None = None) -> Sequence[BaseDetector]:
     """Return the members of an ensemble as separate detectors, each with its own calibration; for any other model, the
-    detector itself. Raises ExplainError for an ensemble whose members are one graph."""
-    if not isinstance(detector, Detector):
-        if isinstance(detector.card.preset, EnsemblePreset):
-            raise ExplainError("an ensemble with an imported member cannot be explained: explain its members")
+    detector itself. `run` as in `explain`."""
+    card = detector.card
+    if run is not None and card.architecture == IMPORTED and isinstance(card.preset, EnsemblePreset):
+        return _joined_members(card, card.preset, (run / GRAPH_FILE).read_bytes())
+    if not isinstance(detector, Detector) or not isinstance(detector.model, Ensemble):
         return [detector]
-    card, model = detector.card, detector.model
-    if not isinstance(model, Ensemble):
-        return [detector]
-    preset = card.preset
+    model, preset = detector.model, card.preset
     presets = preset.members if isinstance(preset, EnsemblePreset) else (preset,) * len(model.members)
     names, temperatures, biases = card.architecture.split("+"), model.temperatures.tolist(), model.biases.tolist()
     return [
@@ -130,6 +132,17 @@ def members(detector: BaseDetector) -> Sequence[BaseDetector]:
     ]
 
 
+def _joined_members(card: Card, preset: EnsemblePreset, graph: bytes) -> list[BaseDetector]:
+    """The members of an ensemble whose graphs were joined."""
+    from patchscan.detector.ensemble_graph import split_graph
+
+    parts = zip(card.training["members"], preset.members, split_graph(graph, preset), strict=True)
+    return [
+        OnnxDetector(replace(card, architecture=described["name"], preset=member, decision=decision), alone)
+        for described, member, (alone, decision) in parts
+    ]
+
+
 def _view(detector: BaseDetector, rgb: np.ndarray, seed: int, tier: Tier) -> View:
     preset, decision = detector.card.preset, detector.card.decision.of(tier)
     crops = preset.crops(rgb, seed)
@@ -139,6 +152,8 @@ def _view(detector: BaseDetector, rgb: np.ndarray, seed: int, tier: Tier) -> Vie
         if preset.rule in ("simplest", "most_complex"):
             count = max(preset.candidates, preset.count)
             candidates = choose_patches(rgb, rule="random", size=preset.size, count=count, seed=seed)
+        # A graph may take this number of crops and no other; the mean of one crop's copies is its own logit.
+        copies = np.repeat(crops.pixels[:, None], len(crops.pixels), axis=1)
         return PatchView(
             architecture=detector.card.architecture,
             p_ai=decision.p_ai(logit),
@@ -147,7 +162,7 @@ def _view(detector: BaseDetector, rgb: np.ndarray, seed: int, tier: Tier) -> Vie
             candidates=candidates.corners,
             complexity=complexity(candidates.pixels),
             chosen=crops.corners,
-            votes=np.array([decision.p_ai(one) for one in detector.logits(list(crops.pixels[:, None]))]),
+            votes=np.array([decision.p_ai(one) for one in detector.logits(list(copies))]),
             patch=crops.pixels[0],
         )
     assert isinstance(preset, WholeImagePreset)  # a member is no ensemble itself

@@ -29,7 +29,7 @@ def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") ->
         data = image.read_bytes()
     except OSError as error:
         raise ExplainError(f"cannot read {image}: {error.strerror}") from error
-    explanation = explain(detector, data)
+    explanation = explain(detector, data, run=run)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as file:
         file.write_bytes(plots.png(draw(explanation, detector, image.name)))

@@ -12,12 +12,12 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write, sha256_of
 from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card
 from patchscan.detector.detector import Detector
+from patchscan.detector.ensemble_graph import join_graphs
 from patchscan.detector.graph_detector import GRAPH_FILE, seal
 from patchscan.detector.models import Ensemble
 from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import EnsemblePreset, noise_picture, with_fixed_count
-from patchscan.training.ensemble_graph import join_graphs
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between a joined graph and its members
 

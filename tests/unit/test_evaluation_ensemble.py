@@ -20,7 +20,7 @@ from patchscan.detector.engines import load_detector
 from patchscan.detector.models import build_network
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset, preset_from_dict, preset_to_dict
-from patchscan.evaluation.explain import ExplainError, explain
+from patchscan.evaluation.explain import explain
 from patchscan.evaluation.explain_picture import write_explanation
 from patchscan.serving.archive import archive
 from patchscan.serving.verify import verify
@@ -165,8 +165,11 @@ def test_ours_and_theirs_make_an_ensemble(runs: list[Path], tmp_path: Path) -> N
     assert_means(together, alone)
     assert verify(archive(tmp_path / "all", tmp_path)).card.digest == made.digest
     (tmp_path / "photo.png").write_bytes(photographs()[0])
-    with pytest.raises(ExplainError, match="explain its members"):
-        write_explanation(tmp_path / "all", tmp_path / "photo.png", tmp_path / "why.png")
+    explained = write_explanation(tmp_path / "all", tmp_path / "photo.png", tmp_path / "why.png")
+    assert [view.architecture for view in explained.views] == ["lite", "theirs", "other"]
+    scored = [one.score(photographs()[:1])[0] for one in alone]
+    expected = [one.p_ai for one in scored if isinstance(one, Answer)]
+    assert [view.p_ai for view in explained.views] == pytest.approx(expected)
     with pytest.raises(CardError, match=r"model\.onnx is missing"):
         build_ensemble([runs[1], theirs], tmp_path / "two", "two")
     with pytest.raises(EnsembleError, match="cannot contain another"):

@@ -1,4 +1,5 @@
-"""Join the ONNX graphs of run folders into one, for an ensemble in which a member is an imported detector."""
+"""Join the ONNX graphs of run folders into one, for an ensemble in which a member is an imported detector; and take it
+apart again."""
 
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from patchscan.detector.card import Decision
 from patchscan.detector.graph_check import GraphError, opset_of
-from patchscan.detector.presets import EnsemblePreset
+from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
 
 def join_graphs(
@@ -54,6 +55,30 @@ def join_graphs(
     joined = helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version for model in models))
     data: bytes = joined.SerializeToString(deterministic=True)
     return data
+
+
+def split_graph(joined: bytes, preset: EnsemblePreset) -> list[tuple[bytes, Decision]]:
+    """Return the members of what `join_graphs` made with this preset: the ONNX model of each, from its own crops to its
+    own logit, and the decision that calibrates it."""
+    model = onnx.load_model_from_string(joined)
+    return [_member(model, f"member{number}:", member) for number, member in enumerate(preset.members)]
+
+
+def _member(model: onnx.ModelProto, prefix: str, preset: PatchPreset | WholeImagePreset) -> tuple[bytes, Decision]:
+    added = {f"{prefix}{name}" for name in ("crops", "scaled", "calibrated", "total")}
+    constants = {one.name: one for one in model.graph.initializer if one.name.startswith(prefix)}
+    nodes = [
+        helper.make_node("Identity", ["crops"], [f"{prefix}crops"]),
+        *(node for node in model.graph.node if node.output[0].startswith(prefix) and node.output[0] not in added),
+        helper.make_node("Identity", [f"{prefix}logit"], ["logit"]),
+    ]
+    crops_info = helper.make_tensor_value_info("crops", TensorProto.UINT8, [None, preset.size, preset.size, 3])
+    logit_info = helper.make_tensor_value_info("logit", TensorProto.DOUBLE, [])
+    graph = helper.make_graph(nodes, "member", [crops_info], [logit_info], list(constants.values()))
+    alone = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    temperature, bias = (float(numpy_helper.to_array(constants[f"{prefix}{name}"])) for name in ("temperature", "bias"))
+    data: bytes = alone.SerializeToString(deterministic=True)
+    return data, Decision(temperature=temperature, bias=bias)
 
 
 def _converted(name: str, model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
