@@ -6,6 +6,7 @@ header announces. So nothing has to watch it, and it outlives its parent by no m
 """
 
 import contextlib
+import gc
 import os
 import queue
 import resource
@@ -241,6 +242,7 @@ def run_child() -> None:
     own = _memory_of_process()
     with Connection(int(sys.argv[2])) as pipe, contextlib.suppress(EOFError, OSError):
         pipe.send(None)  # all that it needs is imported
+        gc.freeze()
         while True:
             before = _memory_of_process()
             work, limits, time_s = pipe.recv()
@@ -254,6 +256,8 @@ def run_child() -> None:
                 pipe.send(needed)
                 pipe.recv()  # the parent holds the memory now
             pipe.send(image.decode(work, needed))
+            if needed > SMALL_IMAGE:
+                gc.collect()  # what a decoder raised holds the pixels in a circle: they would count as the next image's
 
 
 class DecoderBugError(Exception):
@@ -274,13 +278,17 @@ class _Image:
 
     def decode(self, work: Work, needed: int) -> Any:
         most = needed + SPARE_MEMORY
-        if needed > SMALL_IMAGE:
-            left = available_memory()
-            if needed > left:
-                megabytes = f"{needed / 2**20:,.0f} MB"
-                return _died(f"decoding it takes about {megabytes} of memory, more than there is")
-            most = min(most, left)
-        return self.limited(most, lambda: work(self.data, self.limits))
+        if needed <= SMALL_IMAGE:
+            return self.limited(most, lambda: work(self.data, self.limits))
+        left = available_memory()
+        if needed > left:
+            megabytes = f"{needed / 2**20:,.0f} MB"
+            return _died(f"decoding it takes about {megabytes} of memory, more than there is")
+        result = self.limited(min(most, left), lambda: work(self.data, self.limits))
+        if isinstance(result, ImageError) and result.code in (ErrorCode.DECODER_DIED, ErrorCode.TRUNCATED):
+            # Decoders differ in what they hold, and tell of memory that they were refused as of damaged data.
+            return self.limited(min(most + needed, left), lambda: work(self.data, self.limits))
+        return result
 
     def limited(self, memory: int, function: Callable[[], Result]) -> Result | Exception:
         """Call the function within `time_s` seconds and `memory` bytes more than the process's own; an exception is

@@ -125,7 +125,8 @@ def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
     """Return the memory in bytes that `decode` needs, read from the header alone; 0 for an image that it refuses.
 
     Measured as the growth of the process: pixels take four bytes each, and as many again where the mode is converted.
-    The decoders of WebP and AVIF hold the picture several times, and progressive JPEG all coefficients, two bytes each.
+    The decoders of WebP and AVIF hold the picture several times, that of a JPEG with several scans all coefficients,
+    two bytes each, and that of a packed TIFF a strip or tile.
     """
     try:
         source = _Source.of(data)
@@ -139,12 +140,13 @@ def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
             if image.mode.startswith("I"):
                 pixel = 13
             pixel = max(pixel, _DECODER_BYTES.get(image.format or "", 0))
-            if image.info.get("progressive"):
+            if source.format == "JPEG" and segments.has_several_scans(source.data):
                 pixel += 2 * len(image.getbands())
             if source.lacks_end:  # decoded twice, to compare
                 pixel *= 2
+            packed = source.tiff.unpacking_bytes() if source.tiff else 0
             # The encoded image is copied without its metadata, and by some decoders.
-            return image.width * image.height * pixel + len(data)
+            return image.width * image.height * pixel + packed + len(data)
     except ImageError:
         return 0
 
@@ -191,7 +193,7 @@ class _Source:
         reason = tiff.unsupported()
         if reason is not None:
             raise _unsupported(reason)
-        return cls("TIFF", data, tiff.count(), tiff)
+        return cls("TIFF", tiff.pixels_only(), tiff.count(), tiff)
 
     @property
     def lacks_end(self) -> bool:

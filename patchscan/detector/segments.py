@@ -62,8 +62,16 @@ def unsupported(data: bytes) -> str | None:
 
 def has_too_many_scans(data: bytes) -> bool:
     """Whether the picture has more than MAX_SCANS scans: each takes a pass over all pixels, however few its bytes."""
-    frame, scans = _scans(data)
-    return frame in _PROGRESSIVE and len(scans) > MAX_SCANS
+    return len(_scans(data)[1]) > MAX_SCANS
+
+
+def has_several_scans(data: bytes) -> bool:
+    """Whether libjpeg expects more than one scan: the file is progressive, or the first lacks a component."""
+    frame, scan = (
+        next((data[at:end] for marker, at, end in _segments(data) if marker in kinds), b"")
+        for kinds in (_FRAMES, {_SCAN})
+    )
+    return len(frame) > 9 and len(scan) > 4 and (frame[1] in _PROGRESSIVE or scan[4] < frame[9])
 
 
 def lacks_end(data: bytes) -> bool:

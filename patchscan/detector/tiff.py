@@ -14,8 +14,15 @@ _MAX_VALUES = 64
 
 _SUBFILE_TYPE, _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 258, 259, 262, 266
 _MAKE, _STRIP_OFFSETS, _SAMPLES, _STRIP_BYTES, _PLANAR = 271, 273, 277, 279, 284
+_HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 257, 278, 322, 323
 _TILE_OFFSETS, _TILE_BYTES, _SUBDIRECTORIES, _SAMPLE_FORMAT, _YCBCR_SUBSAMPLING = 324, 325, 330, 339, 530
 _DNG_VERSION = 50706
+# What says where the pixels are, how they are packed, and what they mean. All else is metadata: Pillow would turn the
+# pixels by the orientation that a tag or XMP states, and refuses files for damaged Exif.
+_PIXEL_TAGS = {
+    *(*range(254, 260), 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, *range(322, 326), 332, 338, 339, 347),
+    *(*range(512, 522), *range(529, 533)),
+}
 
 _COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
 # Compressions of Sony, Nikon, Pentax, Samsung, Kodak (two) and Panasonic (two) that only their raw files have.
@@ -111,6 +118,26 @@ class Tiff:
             return "uncompressed TIFF images with fewer colour samples than pixels are"
         return None
 
+    def pixels_only(self) -> bytes:
+        """The file with nothing in its first directory but what the pixels need, and without a next one."""
+        entries = [self.data[at : at + self._entry_size] for at in self._entries(self.start)]
+        kept = [entry for entry in entries if int(struct.unpack_from(self.order + "H", entry)[0]) in _PIXEL_TAGS]
+        if not kept:
+            return self.data
+        directory = struct.pack(self.order + self._count, len(kept)) + b"".join(kept) + bytes(self._offset_size)
+        return self.data[: self.start] + directory + self.data[self.start + len(directory) :]
+
+    def unpacking_bytes(self) -> int:
+        """The bytes of one unpacked strip or tile, which libtiff holds beside the pixels; 0 where nothing is packed."""
+        tags = self.first
+        if tags.first(_COMPRESSION, 1) == 1:
+            return 0
+        width, height = tags.first(_WIDTH, 0), tags.first(_HEIGHT, 0)
+        if _TILE_WIDTH in tags.tags:
+            width, height = tags.first(_TILE_WIDTH, 0), tags.first(_TILE_HEIGHT, 0)
+        samples = 1 if tags.first(_PLANAR, 1) == 2 else tags.first(_SAMPLES, 1)
+        return width * min(height, tags.first(_STRIP_ROWS, height)) * samples * tags.first(_BITS, 1) // 8
+
     def is_whole(self) -> bool:
         """Whether the first directory and all the pixels that it points at lie in the file."""
         tags = self.first
@@ -147,12 +174,16 @@ class Tiff:
     def directory(self, at: int) -> Directory:
         if not at:
             return Directory()
-        begin = at + self._count_size
-        entries = min(self._number(self._count, at), 65_535, max(0, len(self.data) - begin) // self._entry_size)
         found = Directory(next=self._next(at))
-        for number in range(entries):
-            self._read_entry(begin + number * self._entry_size, found)
+        for entry in self._entries(at):
+            self._read_entry(entry, found)
         return found
+
+    def _entries(self, at: int) -> range:
+        """Where the entries of the directory begin that lie in the file."""
+        begin = at + self._count_size
+        count = min(self._number(self._count, at), 65_535, max(0, len(self.data) - begin) // self._entry_size)
+        return range(begin, begin + count * self._entry_size, self._entry_size)
 
     def _read_entry(self, at: int, into: Directory) -> None:
         tag, kind, count = struct.unpack_from(self.order + self._entry, self.data, at)

@@ -32,6 +32,8 @@ from tests.poisonous import (
     SLEEP,
     SPIN,
     bmp,
+    memory_of_the_child,
+    takes_more_than_is_reckoned,
     threads_of_a_product,
 )
 
@@ -123,6 +125,23 @@ def test_a_large_webp_is_reckoned_without_its_pixels(options: dict[str, Any]) ->
     assert webp_size(file.getvalue()) == (8000, 7999)
     assert decoded_bytes(file.getvalue()) == 8000 * 7999 * 16 + len(file.getvalue())
     assert decoded_bytes(file.getvalue(), Limits(max_pixels=10**6)) == 0
+
+
+def test_what_is_broken_leaves_no_memory_to_the_next() -> None:
+    """An exception held the pixels, and the next large image was refused memory for them."""
+    pool, file = DecoderPool(1), io.BytesIO()
+    Image.new("RGB", (6000, 6000), "red").save(file, "PNG", compress_level=1)
+    [before] = pool.run(memory_of_the_child, bmp(HARMLESS), Limits())
+    assert answer(pool, file.getvalue()[:-2000]).startswith("truncated")
+    [after] = pool.run(memory_of_the_child, bmp(HARMLESS), Limits())
+    assert after < before + 64 * 2**20
+    assert answer(pool, file.getvalue()) == "PNG"
+
+
+def test_an_image_that_takes_more_than_is_reckoned_is_not_told_of_as_damaged(pool: DecoderPool) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (6000, 6000), "red").save(file, "PNG", compress_level=1)
+    assert pool.run(takes_more_than_is_reckoned, file.getvalue(), Limits()) == "decoded"
 
 
 def test_a_child_computes_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,20 @@
 """The memory that is reckoned for decoding is the memory that decoding takes, in every format."""
 
+import io
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tests.image_tree import ENCODINGS, picture
+from tests.jpegs import three_scans
 
 SIDE = 1600
 # For each line, the names of a small and a large file, a process of its own that has decoded nothing before.
@@ -43,15 +48,41 @@ def measuring() -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the process's peak memory is read from /proc")
-@pytest.mark.parametrize("case", ENCODINGS)
-def test_decoding_takes_no_more_than_is_reckoned(case: str, measuring: subprocess.Popen[str], tmp_path: Path) -> None:
+def saved(case: str, pixels: np.ndarray) -> bytes:
+    """The picture as one of ENCODINGS."""
     mode, kind, options = ENCODINGS[case]
-    pixels = np.tile(picture(5, 160, 160), (SIDE // 160, SIDE // 160, 1))
     image = Image.fromarray(pixels)
     image = Image.fromarray(pixels[..., 0].astype(np.uint16) << 8) if mode == "I;16" else image.convert(mode)
-    image.save(tmp_path / "large", kind, **options)
-    image.crop((0, 0, 64, 64)).save(tmp_path / "small", kind, **options)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def tiff(pixels: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, photometric="rgb", compression="zlib", **options)
+    return file.getvalue()
+
+
+OTHERS: dict[str, Callable[[np.ndarray], bytes]] = {
+    "JPEG of three scans": three_scans,
+    "TIFF of one strip": lambda pixels: tiff(pixels, rowsperstrip=len(pixels)),
+    "TIFF of one tile": lambda pixels: tiff(pixels, tile=pixels.shape[:2]),
+    "TIFF of one strip of 16 bits": lambda pixels: tiff(pixels.astype(np.uint16) << 8, rowsperstrip=len(pixels)),
+    "TIFF of planes": lambda pixels: tiff(
+        np.moveaxis(pixels, 2, 0), planarconfig="separate", rowsperstrip=pixels.shape[0]
+    ),
+    "turned TIFF": lambda pixels: tiff(pixels, extratags=[(274, 3, 1, 6, True)]),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the process's peak memory is read from /proc")
+@pytest.mark.parametrize("case", [*ENCODINGS, *OTHERS])
+def test_decoding_takes_no_more_than_is_reckoned(case: str, measuring: subprocess.Popen[str], tmp_path: Path) -> None:
+    pixels = np.tile(picture(5, 160, 160), (SIDE // 160, SIDE // 160, 1))
+    encode = OTHERS.get(case) or partial(saved, case)
+    (tmp_path / "large").write_bytes(encode(pixels))
+    (tmp_path / "small").write_bytes(encode(pixels[:64, :64]))
     assert measuring.stdin
     assert measuring.stdout
     measuring.stdin.write(f"{tmp_path / 'small'} {tmp_path / 'large'}\n")
