@@ -21,6 +21,9 @@ IMPORTED = "imported"
 # gives no verdict on graphics.
 SCORING = 3
 
+# Of p_ai: what another draw of patches may change on 95 % of images without a warning.
+NOTABLE_DRAWS = 0.02
+
 NOT_CALIBRATED = (
     "This model's threshold was never calibrated: it calls an image AI from p_ai 0.5 up, however often that is wrong. "
     "`patchscan evaluate` measures the error rates and calibrates the threshold on the generators it was trained on."
@@ -100,9 +103,10 @@ class Card:
     """The content of card.json.
 
     `training` holds the data (digest, seen and unseen generators), the recipe and its outcome; `bf16` how far bfloat16
-    changes the answers (`patchscan.evaluation.precision`); `metrics`, `scoreboard`
-    and `robustness` are what evaluation measured, `evidence` the bounds of likelihood ratios by tier (log10 `lower` and
-    `upper`, and the numbers of images that they rest on); `warnings` were found in training.
+    changes the answers (`patchscan.evaluation.precision`), `draws` how far another draw of patches does
+    (`patchscan.evaluation.draws`); `metrics`, `scoreboard` and `robustness` are what evaluation measured, `evidence`
+    the bounds of likelihood ratios by tier (log10 `lower` and `upper`, and the numbers of images that they rest on);
+    `warnings` were found in training.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Card:
     decision: Decision = field(default_factory=Decision)
     training: dict[str, Any] = field(default_factory=dict)
     bf16: dict[str, Any] = field(default_factory=dict)
+    draws: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     scoreboard: list[dict[str, Any]] = field(default_factory=list)
     robustness: dict[str, Any] = field(default_factory=dict)
@@ -134,9 +139,17 @@ class Card:
 
     @property
     def all_warnings(self) -> list[str]:
-        """The warnings to show with every verdict: `warnings`, and NOT_CALIBRATED where that applies."""
-        uncalibrated = self.decision.chosen_by == Decision.chosen_by
-        return [NOT_CALIBRATED, *self.warnings] if uncalibrated else self.warnings
+        """The warnings to show with every verdict: `warnings`, NOT_CALIBRATED where that applies, and by how much p_ai
+        depends on the draw of patches where it does."""
+        found = [NOT_CALIBRATED] if self.decision.chosen_by == Decision.chosen_by else []
+        moved = self.draws.get("p_ai_95", 0.0)
+        if moved > NOTABLE_DRAWS:
+            found.append(
+                "p_ai depends on which patches the pixels happen to draw: another draw moved it by more than "
+                f"{moved:.2f} on 5 % of {self.draws['images']} images, and gave {self.draws['other_verdict']:.1%} of "
+                "them another verdict."
+            )
+        return [*found, *self.warnings]
 
     def write(self, folder: Path) -> None:
         """Write card.json into the run folder, atomically."""

@@ -183,6 +183,13 @@ def has_fixed_count(preset: Preset) -> bool:
     return with_fixed_count(preset) == preset
 
 
+def draws_patches(preset: Preset) -> bool:
+    """Whether the seed changes the crops."""
+    if isinstance(preset, EnsemblePreset):
+        return any(map(draws_patches, preset.members))
+    return isinstance(preset, PatchPreset) and preset.rule != "grid"
+
+
 def noise_picture(preset: Preset, seed: int) -> np.ndarray:
     """Return a picture of noise, uint8 (2 * size, 2 * size, 3), on which two forms of one model are compared."""
     side = 2 * preset.size

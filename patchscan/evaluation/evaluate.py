@@ -218,6 +218,8 @@ def _evaluate(
     fit = options.calibrate and scores[basis].label[calibration].nunique() == 2
     if fit:
         card = replace(card, decision=_fit_decision(scores[basis][calibration], basis, options))
+    if options.labels is None and card.draws.get("digest") != card.digest:
+        card = replace(card, draws=_draws(run, card, data[basis], scores[basis], options))
     if options.robustness:
         sample = limit_per_group(images[basis], options.robustness)
         card = _with_robustness(run, card, data[basis], sample, options)
@@ -307,6 +309,15 @@ def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFra
         card.write(run)  # where the detector reads its decision
     measured = measure_robustness(load_detector(run, options.device, options.engine), DataSource(data).read, images)
     return replace(card, robustness={**measured, "images_key": key})
+
+
+def _draws(run: Path, card: Card, data: str | Path, scores: pd.DataFrame, options: Options) -> dict[str, Any]:
+    """What another draw of patches changes on the images as stored."""
+    from patchscan.dataset.source import DataSource
+    from patchscan.evaluation.draws import measure_draws
+
+    stored = scores[scores.delivered == scores.delivered.iloc[0]]
+    return measure_draws(load_detector(run, options.device, options.engine), card, DataSource(data).read, stored)
 
 
 def _describe(

@@ -154,6 +154,7 @@ def test_report_counts_every_file_and_the_card_carries_what_was_measured(report:
         assert f"{PER_CLASS} AI and {PER_CLASS} real images (smooth" in card.decision.chosen_by
         assert card.metrics["raw"]["other"]["auc"][0] == rows["other"]["metrics"]["auc"]["value"]
         assert card.robustness["images"] == 8
+        assert (card.draws["digest"], card.draws["images"] > 0) == (card.digest, True)
         families = {row["family"] for row in card.robustness["rows"]}
         assert families == {"undisturbed", "jpeg", "double jpeg", "blur", "resize", "crop", "noise", "screenshot"}
         assert card.warnings == ["a warning from training"]
