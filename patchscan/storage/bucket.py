@@ -23,7 +23,7 @@ from botocore.utils import parse_timestamp
 
 from patchscan.common.files import DISK_FULL
 from patchscan.common.retries import OutageError, Retries, TransientError
-from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, RepeatedToken
+from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, Repetition
 from patchscan.storage.object_reader import ObjectReader
 from patchscan.storage.store import (
     TEMPORARY_FULL,
@@ -46,6 +46,12 @@ LISTING_THREADS = 16
 PIECE = 2**20
 # What every reply to ListObjectsV2 has some of; boto3 turns any other XML, such as a web page, into an empty reply.
 LISTING_FIELDS = {"IsTruncated", "KeyCount", "MaxKeys", "Name", "Prefix", "Contents", "CommonPrefixes"}
+# What boto3 leaves out of a listing: the name of its XML's first element, IsTruncated unless it is spelt `true`, and
+# how a listing of version 1 goes on.
+ROOT = re.compile(rb"<(?:[\w.-]+:)?([a-z]\w*)", re.IGNORECASE)
+GOES_ON = re.compile(rb"<(?:[\w.-]+:)?(?:IsTruncated>\s*(?!false|0)|NextMarker>\s*)[^\s<]", re.IGNORECASE)
+# Access points, whose listings may name the bucket behind them: ARNs, and the names that AWS makes for them.
+ACCESS_POINT = re.compile(r":|-s3alias$|--(xa|ol|op)-s3$")
 # Shared by all clients, so that boto3's description of S3 is read only once.
 LOADER = botocore.loaders.create_loader()
 # How the names of S3's directory buckets end; they refuse to list optional attributes.
@@ -151,6 +157,7 @@ class Bucket:
         except (boto_errors.BotoCoreError, ValueError) as error:
             raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
         self._client.meta.events.register("before-send.s3", self._count)
+        self._client.meta.events.register("after-call.s3.ListObjectsV2", _note_what_boto_leaves_out)
         self._reader = ObjectReader(
             self._client, core, {"Bucket": self.bucket, **self._payer}, partial(self._count, "GetObject")
         )
@@ -179,21 +186,36 @@ class Bucket:
         prefix: str | None = None,
     ) -> tuple[list[Entry], str | None]:
         """What `read` makes of the entries of a page of a listing, and the token that continues it."""
+        prefix, optional = (self.prefix, self._optional) if prefix is None else (prefix, None)
         begin: Any = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
-        where: Any = {"Bucket": self.bucket, "Prefix": self.prefix if prefix is None else prefix, "MaxKeys": limit}
-        if prefix is None and self._optional and not self.bucket.endswith(DIRECTORY_BUCKET):
-            where["OptionalObjectAttributes"] = self._optional
+        where: Any = {"Bucket": self.bucket, "Prefix": prefix, "MaxKeys": limit}
+        if optional and not self.bucket.endswith(DIRECTORY_BUCKET):
+            where["OptionalObjectAttributes"] = optional
         try:
             reply = self._list(**where, **begin, **self._payer)
-            entries = [read(listed) for listed in reply.get("Contents", [])]
+            contents = reply.get("Contents", [])
+            entries, keys = [read(listed) for listed in contents], [str(listed["Key"]) for listed in contents]
         except (ResponseParserError, ValueError, KeyError) as error:
             raise self._no_listing("its reply is no listing") from error
+        if why := self._contradiction(reply, keys, prefix):
+            raise self._no_listing(why)
+        return entries, reply.get("NextContinuationToken") or None
+
+    def _contradiction(self, reply: Any, keys: list[str], prefix: str) -> str | None:
+        """Why a page of a listing may lack keys or hold some of elsewhere, or None."""
         if not LISTING_FIELDS & reply.keys():
-            raise self._no_listing("its reply is no listing")
-        following = reply.get("NextContinuationToken") or None
-        if reply.get("IsTruncated") and following is None:
-            raise self._no_listing("a listing is said to go on, and has no token with which to go on")
-        return entries, following
+            return "its reply is no listing"
+        if reply.get("IsTruncated") and not reply.get("NextContinuationToken"):
+            return "a listing is said to go on, and has no token with which to go on"
+        if any(group.get("Prefix") for group in reply.get("CommonPrefixes", [])):
+            return "a listing groups keys by a delimiter, which was not asked for"
+        if reply.get("KeyCount", 0) > len(keys):
+            return f"a page is said to have {reply['KeyCount']:,} keys, and has {len(keys):,}"
+        if reply.get("Name", self.bucket) not in ("", self.bucket) and not ACCESS_POINT.search(self.bucket):
+            return "a listing is of another bucket"
+        if not all(key.startswith(prefix) for key in keys):
+            return f"a listing has keys that do not begin with {prefix}"
+        return None
 
     def _list(self, **request: Any) -> Any:
         """Ask for a page. Some stores refuse what they do not know: then without the optional attributes."""
@@ -256,10 +278,10 @@ class Bucket:
         """Names of the results that begin with `prefix`."""
         root = self._key("")
         token: str | None = None
-        tokens = RepeatedToken()
+        repetition = Repetition()
         while True:
             keys, token = self._entries(itemgetter("Key"), prefix=self._key(prefix), token=token)
-            tokens.check(token)
+            repetition.check(token, keys)
             yield from (key.removeprefix(root) for key in keys)
             if token is None:
                 return
@@ -400,6 +422,18 @@ def _told_region(reply: Any) -> str | None:
     text = REGION_TEXT.search(f"{error.get('Endpoint', '')} {error.get('Message', '')}")
     region = str(header or error.get("Region") or (text and next(filter(None, text.groups()))) or "")
     return region if re.fullmatch("[a-z0-9-]+", region) else None
+
+
+def _note_what_boto_leaves_out(http_response: Any, parsed: dict[str, Any], **_: Any) -> None:
+    """Complete a parsed listing by its XML: IsTruncated is true where that says so in any way, and of an XML that is no
+    listing, such as one of versions, nothing is left."""
+    if http_response.status_code != 200:
+        return
+    root = ROOT.search(http_response.content)
+    if root is None or root[1] != b"ListBucketResult":
+        parsed.clear()
+    elif GOES_ON.search(http_response.content):
+        parsed["IsTruncated"] = True
 
 
 def _parse_time(value: Any) -> datetime | None:

@@ -37,21 +37,26 @@ class Page:
     token: str | None
 
 
-class RepeatedToken:
-    """Notices that a listing's tokens come again, so that it would never end: after at most about three rounds, and
-    with one token in memory (Brent's cycle detection)."""
+class Repetition:
+    """Notices that a listing's tokens or keys come again, so that it would never end: after at most about three rounds,
+    and with one token and one key in memory (Brent's cycle detection)."""
 
     def __init__(self) -> None:
-        self._kept: str | None = None
+        self._token: str | None = None
+        self._key: str | None = None
         self._pages = 0
 
-    def check(self, token: str | None) -> None:
-        """Note a page's token. Raises StoreError where it has come before."""
-        if token is not None and token == self._kept:
-            raise StoreError("the store gives the same token again while it is listed: the listing would never end")
+    def check(self, token: str | None, keys: Sequence[str]) -> None:
+        """Note a page. Raises StoreError where it has come before."""
+        for what, repeated in (("token", token is not None and token == self._token), ("keys", self._key in keys)):
+            if repeated:
+                raise StoreError(
+                    f"the store gives the same {what} again while it is listed: the listing would never end"
+                )
         self._pages += 1
         if self._pages & (self._pages - 1) == 0:
-            self._kept = token
+            self._token = token
+            self._key = keys[0] if keys else self._key
 
 
 class ListPage(Protocol):
@@ -70,7 +75,7 @@ class KeyRange:
     last: str | None = None
     ceiling: str | None = None
     token: str | None = None
-    tokens: RepeatedToken = field(default_factory=RepeatedToken)
+    repetition: Repetition = field(default_factory=Repetition)
     pages: int = 0
     divisible: bool = False
 
@@ -167,7 +172,7 @@ class KeyRanges:
     def _list(self, key_range: KeyRange) -> None:
         while True:
             page = self._list_page(after=key_range.after, token=key_range.token, limit=PAGE)
-            key_range.tokens.check(page.token)
+            key_range.repetition.check(page.token, [info.key for info in page.objects])
             with self._changed:
                 inside = self._accept(key_range, page)
                 self._changed.notify_all()
@@ -179,11 +184,11 @@ class KeyRanges:
         """Return the objects of a page that belong to the range, and advance or close the range."""
         inside = list(takewhile(lambda info: key_range.last is None or info.key <= key_range.last, page.objects))
         beyond = page.objects[len(inside) :]
-        keys = [info.key for info in page.objects]
+        keys = [key_range.after, *(info.key for info in page.objects)]
         self._ordered = self._ordered and keys == sorted(keys)
-        if any(info.key <= key_range.start for info in inside) or any(
-            info.key <= (key_range.last or "") for info in beyond
-        ):
+        whole = not key_range.start and key_range.last is None
+        if not whole and keys not in (sorted(keys), sorted(keys, key=_utf16)):
+            # Keys of the range may come after the first one beyond it, where nobody looks for them.
             raise StoreError("the store lists its keys in no fixed order")
         self._characters.update(character for key in keys[::50] for character in key if character < FIRST_SURROGATE)
         key_range.after, key_range.token = (inside[-1].key if inside else key_range.after), page.token
@@ -192,6 +197,10 @@ class KeyRanges:
         if beyond or page.token is None:
             self._open.remove(key_range)
         return inside
+
+
+def _utf16(key: str) -> bytes:
+    return key.encode("utf-16-be", "surrogatepass")
 
 
 def between(low: str, high: str | None, alphabet: Sequence[str]) -> str | None:

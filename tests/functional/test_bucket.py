@@ -96,7 +96,26 @@ def test_a_store_that_refuses_what_is_optional_is_listed_without(stub: StubStore
     assert [info.key for info in store.objects()] == ["pa", "pb"]
 
 
-NO_LISTINGS = {
+def said(*fields: str, root: str = "ListBucketResult") -> bytes:
+    """A reply of an entry and these fields."""
+    entry = f"<Contents><Key>p/1</Key>{ENTRY}</Contents>"
+    return f"<?xml version='1.0'?><{root} {NAMESPACE}>{''.join(fields)}{entry}</{root}>".encode()
+
+
+class FreshTokens(dict[str, bytes]):
+    """The same pages over and over, each time with another token."""
+
+    def __init__(self, *pages: list[str]):
+        self._pages = pages
+        self._asked = 0
+
+    def __getitem__(self, token: str) -> bytes:
+        page = self._pages[self._asked % len(self._pages)]
+        self._asked += 1
+        return listing(*entries(*page), truncated="true", after=str(self._asked))
+
+
+NO_LISTINGS: dict[str, dict[str, bytes]] = {
     "truncated without a token": {"": listing(*entries("p/1"), truncated="true")},
     "truncated with an empty token": {"": listing(*entries("p/1"), truncated="true", after="")},
     "truncated without a token on the second page": {
@@ -117,6 +136,33 @@ NO_LISTINGS = {
         "3": listing(truncated="true", after="4"),
         "4": listing(truncated="true", after="2"),
     },
+    **{
+        f"truncated: {text}, without a token": {"": listing(*entries("p/1"), truncated=text)}
+        for text in ("True", "TRUE", " true ", "1", "yes")
+    },
+    "the next marker of version 1": {"": said("<Name>b</Name><NextMarker>p/1</NextMarker>")},
+    "the next marker of version 1, at the end": {
+        "": said("<IsTruncated>false</IsTruncated><NextMarker>p/1</NextMarker>")
+    },
+    "more keys told than there are": {"": said("<KeyCount>1000</KeyCount><IsTruncated>false</IsTruncated>")},
+    "keys told and none there": {
+        "": listing().replace(b"<IsTruncated>", b"<KeyCount>5</KeyCount><IsTruncated>"),
+    },
+    "the same page for ever": FreshTokens(["p/1", "p/2"]),
+    "the same key for ever": FreshTokens(["p/1"]),
+    "the same pages for ever": FreshTokens(["p/1", "p/2"], ["p/3"], [], ["p/4"]),
+    "the same keys for ever, in other pages": FreshTokens(["p/1", "p/2"], ["p/3", "p/1"], ["p/2", "p/3"]),
+    "the same page and an empty one for ever": FreshTokens(["p/1", "p/2"], []),
+    "the page before, and its end": {
+        "": listing(*entries("p/1", "p/2"), truncated="true", after="2"),
+        "2": listing(*entries("p/1", "p/2")),
+    },
+    "keys outside the prefix": {"": listing(*entries("p/1", "q/1"))},
+    "another bucket": {"": said("<Name>other</Name><IsTruncated>false</IsTruncated>")},
+    "groups of keys": {"": said("<Name>b</Name><CommonPrefixes><Prefix>p/sub/</Prefix></CommonPrefixes>")},
+    "versions": {"": said("<Name>b</Name><IsTruncated>false</IsTruncated>", root="ListVersionsResult")},
+    "buckets": {"": said("<Name>b</Name>", root="ListAllMyBucketsResult")},
+    "a web page with a name": {"": b"<html><Name>b</Name></html>"},
     "a web page": {"": b"<html><body>Please log in</body></html>"},
     "a web page that is no XML": {"": b"<!doctype html><p>Please log in<br>"},
     "JSON": {"": b'{"keys": []}'},
@@ -133,6 +179,29 @@ def test_a_listing_that_contradicts_itself_or_is_none_is_an_error(stub: StubStor
         list(store.objects())
     with pytest.raises(UserError, match=r"list|does not answer \(500"):  # boto3 calls some of them a 500
         list(store.names(""))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "<IsTruncated>False</IsTruncated><KeyCount>1</KeyCount><Name>b</Name>",
+        "<IsTruncated>0</IsTruncated><NextMarker></NextMarker><NextContinuationToken/>",
+        "<IsTruncated/><NextMarker/><Name/><CommonPrefixes/>",
+        "<KeyCount>0</KeyCount>",  # what is there counts
+        "<MaxKeys>1000</MaxKeys>",
+    ],
+)
+def test_a_listing_that_says_little_is_a_listing(stub: StubStore, store: Store, fields: str) -> None:
+    stub.pages = {"": said(fields)}
+    assert [info.key for info in store.objects()] == ["p/1"]
+    assert list(store.names("")) == ["1"]
+
+
+def test_an_access_points_listing_may_name_its_bucket(stub: StubStore) -> None:
+    url = f"http://127.0.0.1:{stub.server_port}"
+    store = Bucket("s3://point-abcde-s3alias/p", endpoint_url=url, requester_pays=False, threads=2)
+    stub.pages = {"": said("<Name>photos</Name><IsTruncated>false</IsTruncated>")}
+    assert [info.key for info in store.objects()] == ["p/1"]
 
 
 @pytest.mark.parametrize("truncated", ["true", "false", ""])

@@ -4,6 +4,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -76,6 +77,24 @@ def test_a_store_that_loses_its_order_midway_is_an_error_and_no_lost_key() -> No
     def list_page(*, after: str, token: str | None = None, limit: int) -> Page:
         page = store(after=after, token=token, limit=limit)
         return Page([ObjectInfo(key="0000"), *page.objects], page.token) if store.pages > 200 else page
+
+    with pytest.raises(StoreError, match="no fixed order"):
+        list(KeyRanges(list_page, 4))
+
+
+def test_pages_in_no_order_are_an_error_and_no_lost_key() -> None:
+    """Each page is ordered in itself, so that ranges are cut before the order is known."""
+    ordered = [[f"{number:04d}" for number in range(start, start + 5)] for start in range(0, 2000, 5)]
+    shuffled = ordered[:50] + ordered[50:][::-1]
+    numbers, left = count(), dict[str | None, list[list[str]]]()
+
+    def list_page(*, after: str, token: str | None = None, limit: int) -> Page:
+        time.sleep(0.001)
+        behind = ([key for key in page if key > after] for page in shuffled)
+        page, *others = left.get(token) or [*filter(None, behind), []]
+        following = str(next(numbers))
+        left[following] = others
+        return Page([ObjectInfo(key=key) for key in page[:limit]], following if others else None)
 
     with pytest.raises(StoreError, match="no fixed order"):
         list(KeyRanges(list_page, 4))
