@@ -63,9 +63,15 @@ SAME_CONTENT = (
     "coalesce(previous.etag = todo.etag, todo.version_id <> 'null', false)"
     " AND coalesce(previous.size = todo.size, true)"
 )
+# Size and date tell less than an ETag: enough to leave an object unread once more, but not to keep its score.
+SAME_SIZE_AND_DATE = (
+    "previous.etag IS NULL AND todo.etag IS NULL"
+    " AND previous.size = todo.size AND previous.last_modified = todo.last_modified"
+)
 # An object that was archived, and about which the listing says what it said then.
-STILL_ARCHIVED = f"previous.error_code = '{FailureCode.ARCHIVED}' AND " + " AND ".join(
-    map(_unchanged, ("last_modified", "storage_class", "restored"))
+STILL_ARCHIVED = (
+    f"previous.error_code = '{FailureCode.ARCHIVED}' AND ({SAME_CONTENT} OR {SAME_SIZE_AND_DATE}) AND "
+    + " AND ".join(map(_unchanged, ("last_modified", "storage_class", "restored")))
 )
 
 
@@ -129,11 +135,11 @@ class ListingJoin:
         self._db.execute(f"CREATE OR REPLACE VIEW previous AS FROM no_previous UNION ALL BY NAME FROM {files}")
         self._db.execute(
             "CREATE OR REPLACE TABLE unchanged AS"
-            f" SELECT previous.* FROM previous JOIN todo ON {self._same('previous')} WHERE {SAME_CONTENT}"
-            " AND previous.digest = ?"
+            f" SELECT previous.* FROM previous JOIN todo ON {self._same('previous')}"
+            " WHERE previous.digest = ?"
             " AND previous.error_code IS DISTINCT FROM ?"
             " AND (previous.provenance.c2pa IS NULL OR previous.c2pa_trust IS NOT DISTINCT FROM ?)"
-            f" AND (previous.status IN ('scored', 'rejected') OR (? AND {STILL_ARCHIVED}))",
+            f" AND ((previous.status IN ('scored', 'rejected') AND {SAME_CONTENT}) OR (? AND {STILL_ARCHIVED}))",
             [digest, ErrorCode.DECODER_DIED, c2pa_trust, not retry_archived],
         )
         self._db.execute(

@@ -141,6 +141,44 @@ def test_an_archived_object_is_tried_again_when_something_changed(
     assert len(list(join.to_score())) == (not carried or retry)
 
 
+@pytest.mark.parametrize(
+    ("change", "carried"),
+    [
+        ({}, True),
+        ({"size": 2}, False),
+        ({"last_modified": datetime(2026, 1, 3, tzinfo=UTC)}, False),
+        ({"storage_class": "STANDARD"}, False),
+        ({"restored": True}, False),
+        ({"etag": "e"}, False),
+    ],
+)
+def test_an_archived_object_without_an_etag_is_known_by_size_and_date_and_no_other_is(
+    change: dict[str, Any], carried: bool, tmp_path: Path
+) -> None:
+    before = [replace(ARCHIVED, key=key, etag=None) for key in ("archived", "denied", "scored", "text")]
+    join = ListingJoin(tmp_path, Filters())
+    join.add_listing([replace(info, **change) for info in before])
+    archived, denied, scored, text = before
+    previous = [
+        rows.failed(archived, FailureCode.ARCHIVED, "in cold storage", 1),
+        rows.failed(denied, FailureCode.ACCESS_DENIED, "access denied", 1),
+        rows.failed(scored, FailureCode.ARCHIVED, "", 1) | {"status": "scored", "error_code": None},
+        rows.rejected(text, ErrorCode.NOT_AN_IMAGE, "no image", 1),
+    ]
+    join.add_previous([rows.to_parquet([row | {"digest": "now"} for row in previous])], "now")
+    assert [row["key"] for table in join.unchanged() for row in table.to_pylist()] == ["archived"] * carried
+
+
+@pytest.mark.parametrize("unknown", ["size", "last_modified"])
+def test_an_archived_object_of_which_the_listing_says_too_little_is_tried_again(unknown: str, tmp_path: Path) -> None:
+    info = replace(ARCHIVED, etag=None, **{unknown: None})  # type: ignore[arg-type]
+    join = ListingJoin(tmp_path, Filters())
+    join.add_listing([info])
+    failed = rows.failed(info, FailureCode.ARCHIVED, "in cold storage", 1) | {"digest": "now"}
+    join.add_previous([rows.to_parquet([failed])], "now")
+    assert join.counts()["unchanged"] == 0
+
+
 def test_an_object_on_which_a_decoder_died_is_tried_again(tmp_path: Path) -> None:
     """It may have been the machine's fault; other rejected objects are carried over."""
     infos = [replace(ARCHIVED, key=key, storage_class=None) for key in ("died", "text")]
