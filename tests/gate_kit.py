@@ -1,7 +1,7 @@
 """The gate in front of a small upstream that stands where TorchServe is."""
 
 import asyncio
-import time
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,8 @@ class Upstream:
         self.delay_s = 0.0
         self.waiting: list[str] = []
         self.running, self.starting, self.rounds = True, False, 0
+        self.answers = threading.Event()  # about models
+        self.answers.set()
         self.seen: list[tuple[str, str, str]] = []
         self.bodies: list[bytes] = []
         self.reply: tuple[int, Any] | None = None
@@ -53,11 +55,13 @@ class Upstream:
         return f"its-{kind}-key"
 
     def versions(self, model: str) -> dict[str, int]:
+        self.rounds += 1
+        self.answers.wait(60)
         return {"1.0": 1, "2.0": 0} if model == "m" else {}
 
     def not_ready(self) -> list[str]:
         self.rounds += 1
-        time.sleep(self.delay_s)
+        self.answers.wait(60)
         return self.waiting
 
 

@@ -109,6 +109,7 @@ class Gate:
         self._reading = asyncio.Lock()  # of JSON, which stops all other threads: between two requests others get on
         self._ready: tuple[float, list[str]] = (0.0, ["starting"])
         self._ready_round: asyncio.Task[None] | None = None
+        self._versions_rounds: dict[str, asyncio.Task[dict[str, int]]] = {}  # under way, by model
         self._runners: list[web.BaseRunner] = []
         self._idle_since: dict[int, float] = {}  # connections without a request, by id
         self._active: set[int] = set()  # connections that have sent a request, by id
@@ -312,11 +313,19 @@ class Gate:
         """The model that is asked for, and the number of READY workers of each of its versions, or of the one."""
         self._check(request)
         name, version = request.match_info["name"], request.match_info.get("version")
-        versions = await asyncio.to_thread(self.server.versions, name)
-        versions = {one: ready for one, ready in versions.items() if version in (None, one)}
+        versions = {one: ready for one, ready in (await self._all_versions(name)).items() if version in (None, one)}
         if not versions:
             raise refusal(404, "not_found", f"there is no model {name}{f' {version}' if version else ''}")
         return name, versions
+
+    async def _all_versions(self, model: str) -> dict[str, int]:
+        """What TorchServe says of the model's versions; whoever asks meanwhile gets the same answer."""
+        if model not in self._versions_rounds:
+            task = asyncio.create_task(asyncio.to_thread(self.server.versions, model))
+            task.add_done_callback(lambda _: self._versions_rounds.pop(model))
+            self._versions_rounds[model] = task
+        # It goes on when one of those who wait hangs up.
+        return await asyncio.shield(self._versions_rounds[model])
 
     async def _forward(self, path: str, key: str, kind: str, body: bytes) -> web.Response:
         url = f"{self.server.addresses.inference_url}{path}"

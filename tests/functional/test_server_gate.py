@@ -193,20 +193,31 @@ def test_a_body_of_no_encoding_says_so_in_vain(tmp_path: Path) -> None:
     with_gate(tmp_path, test)
 
 
-def test_probes_at_once_share_one_round_of_questions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["/readyz", "/v2/models/m/ready", "/v2/models/m", "/v1/models/m"])
+def test_probes_at_once_share_one_round_of_questions(tmp_path: Path, path: str) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
-        upstream.delay_s = 0.3
+        upstream.answers.clear()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
 
-            async def probe(path: str) -> int:
-                async with http.get(url + path) as reply:
+            async def probe() -> int:
+                async with http.get(url + path, headers=GOOD) as reply:
                     return reply.status
 
-            hasty = asyncio.create_task(probe("/readyz"))
-            await asyncio.sleep(0.1)
+            async def under_way(count: int) -> None:
+                while gate._in_flight._value.get() < count:  # noqa: ASYNC110  a gauge wakes nobody
+                    await asyncio.sleep(0.01)
+
+            hasty = asyncio.create_task(probe())
+            await under_way(1)
             hasty.cancel()  # the round that it began goes on for the others
-            assert set(await asyncio.gather(*(probe("/readyz") for _ in range(60)))) == {200}
-        assert upstream.rounds == 1
+            others = [asyncio.create_task(probe()) for _ in range(60)]
+            await under_way(61)  # aiohttp ends no handler when its client hangs up
+            upstream.answers.set()
+            assert set(await asyncio.gather(*others)) == {200}
+            assert upstream.rounds == 1
+            asked = "/v2/models/m/versions/2.0/ready", "/v2/models/m/ready", "/v1/models/other"
+            replies = [await http.get(url + other, headers=GOOD) for other in asked]
+            assert [reply.status for reply in replies] == [503, 200, 404], "each is asked about anew"
 
     with_gate(tmp_path, test)
 
