@@ -20,10 +20,16 @@ class _Part:
     def is_file(self) -> bool:
         return self.headers.get_filename() is not None
 
+    @property
+    def is_left_empty(self) -> bool:
+        """Whether it is what a browser sends for an input whose file nobody has chosen."""
+        return self.headers.get_filename() == "" and not self.body
+
 
 def file_of_form(content_type: str, body: bytes) -> bytes:
-    """Return the form's file, or where it has none its only field. Raises FormError."""
-    parts = _parts(content_type, body)
+    """Return the form's file, or where it has none its only field. An input for a file that was left empty counts as
+    none. Raises FormError."""
+    parts = [part for part in _parts(content_type, body) if not part.is_left_empty]
     files = [part for part in parts if part.is_file]
     if len(files or parts) != 1:
         found = f"{len(files)} files" if files else f"{len(parts)} fields and no file"

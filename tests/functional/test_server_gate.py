@@ -232,6 +232,8 @@ def form(*fields: tuple[str, bytes]) -> dict[str, Any]:
 
 
 FILE = '; filename="photo.png"\r\nContent-Type: image/png'
+# What browsers send for an input for a file that was left empty.
+NO_FILE = '; filename=""\r\nContent-Type: application/octet-stream'
 IMAGE = b"image\r\n--x\r\n\r\n"
 
 
@@ -242,6 +244,9 @@ IMAGE = b"image\r\n--x\r\n\r\n"
         [("", b"a title"), (FILE, IMAGE)],
         [(FILE, IMAGE), ("", b"a title"), ("", b"another")],
         [('; filename=""', IMAGE)],
+        [(NO_FILE, b""), (FILE, IMAGE)],
+        [(FILE, IMAGE), ("", b"a title"), (NO_FILE, b""), (NO_FILE, b"")],
+        [(NO_FILE, b""), ("", IMAGE)],
         [("; filename*=UTF-8''f%C3%BCr.png", IMAGE), ("", b"a title")],
         [("", IMAGE)],
     ],
@@ -271,7 +276,9 @@ def test_what_clients_call_a_form_is_read(tmp_path: Path) -> None:
     [
         ([(FILE, b"one"), (FILE, b"two")], "2 files"),
         ([("", b"one"), ("", b"two")], "2 fields and no file"),
+        ([(FILE, b"one"), (FILE, b"")], "2 files"),
         ([], "0 fields and no file"),
+        ([(NO_FILE, b"")], "0 fields and no file"),
         ([(f"{FILE}\r\nContent-Encoding: gzip", gzip.compress(bytes(10**6)))], "is encoded"),
         ([(f"{FILE}\r\nContent-Transfer-Encoding: base64", b"aW1hZ2U=")], "is encoded"),
         ([("", b"")] * 101, "more than 100 fields"),
