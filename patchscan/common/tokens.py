@@ -5,18 +5,21 @@ from pathlib import Path
 
 from patchscan.common.errors import UserError
 
-# What JSON begins with that is no number. A token that begins so would be a mistake too.
+# What JSON begins with, and its words. A token like them would be a mistake too; one of digits alone need not be.
 JSON_STARTS = ("{", "[", '"')
+JSON_WORDS = ("null", "true", "false")
+# UTF-8, with the mark before it that editors on Windows write or without.
+ENCODING = "utf-8-sig"
 
 
 def read_tokens(path: Path) -> list[bytes]:
     """Return the inference tokens in a file: TorchServe's key_file.json, or plain text with tokens separated by white
     space. Raises UserError where it cannot be read or holds none."""
     try:
-        text = path.read_text().strip()
+        text = path.read_text(ENCODING).strip()
     except (OSError, ValueError) as error:
         raise UserError(f"the token file {path} cannot be read ({type(error).__name__})") from error
-    if text.startswith(JSON_STARTS):
+    if text.startswith(JSON_STARTS) or text in JSON_WORDS:
         try:
             return [read_key(path, "inference").encode()]
         except UserError as error:
@@ -30,7 +33,7 @@ def read_key(path: Path, kind: str) -> str:
     """Return the key of an API, `inference` or `management`, in TorchServe's key_file.json. Raises UserError where it
     cannot be read or holds none."""
     try:
-        key = json.loads(path.read_text())[kind]["key"]
+        key = json.loads(path.read_text(ENCODING))[kind]["key"]
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} ({type(error).__name__})") from error
     except (LookupError, TypeError):

@@ -14,7 +14,7 @@ import pytest
 
 from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
-from patchscan.common.tokens import read_tokens
+from patchscan.common.tokens import read_key, read_tokens
 from patchscan.serving import gate as gate_module
 from patchscan.serving import refusals as refusals_module
 from patchscan.serving.commands import serve
@@ -459,7 +459,28 @@ def test_token_files(tmp_path: Path) -> None:
     assert read_tokens(path) == [b"old", b"new"]
     path.write_text(json.dumps({"inference": {"key": "k"}, "management": {"key": "m"}}))
     assert read_tokens(path) == [b"k"]
-    for bad in ("", "{}", "{", "[]", '["k"]', '"k"', '{"inference": "k"}', '{"inference": ["k"]}', '{"inference": {}}'):
+    for key in ("old", "12345678", "nullify"):
+        path.write_text(key, "utf-8-sig")
+        assert read_tokens(path) == [key.encode()]
+    path.write_text(json.dumps({"inference": {"key": "k"}}), "utf-8-sig")
+    assert (read_tokens(path), read_key(path, "inference")) == ([b"k"], "k")
+    path.write_text(" ", "utf-8-sig")
+    with pytest.raises(UserError, match="is empty"):
+        read_tokens(path)
+    for bad in (
+        "",
+        "null",
+        "true",
+        " false\n",
+        "{}",
+        "{",
+        "[]",
+        '["k"]',
+        '"k"',
+        '{"inference": "k"}',
+        '{"inference": ["k"]}',
+        '{"inference": {}}',
+    ):
         path.write_text(bad)
         with pytest.raises(UserError, match="the token file"):
             read_tokens(path)
