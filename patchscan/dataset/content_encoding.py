@@ -13,8 +13,9 @@ from patchscan.storage.store import FetchedObject
 CHUNK = 64 * 2**10
 # Names that say nothing about the bytes: S3's own framing of uploads, which some stores keep by mistake.
 NO_ENCODING = ("", "identity", "aws-chunked")
-ZLIB_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-RAW_DEFLATE = -15
+ZLIB_NAMES = ("gzip", "x-gzip", "deflate")
+# zlib's numbers for gzip's format or its own, by how the data begins, and for deflate without either.
+GZIP_OR_ZLIB, RAW_DEFLATE = 47, -15
 ARROW_CODECS = {"br": "brotli", "zstd": "zstd"}
 
 
@@ -41,9 +42,9 @@ def unpack(data: bytes, encoding: str | None, limit: int) -> bytes:
     """Return an object's bytes as a browser shows them, given as they are stored with the header Content-Encoding; cut
     after `limit` + 1 bytes. Of data that is cut short what is there is returned.
 
-    As in a browser, a name that is no encoding means nothing. Bytes that are not packed, but are an image, are returned
-    as they are: such headers are often wrong. Raises ImageError: `unsupported_format` for several encodings one over
-    the other, `truncated` for damaged data.
+    As in a browser, a name that is no encoding means nothing. Such headers are often wrong: bytes that are not packed,
+    but are an image, are returned as they are, and gzip and zlib are told apart by how the data begins. Raises
+    ImageError: `unsupported_format` for several encodings one over the other, `truncated` for damaged data.
     """
     return b"".join(_chunks(data, encoding, limit))
 
@@ -65,14 +66,14 @@ def _name(encoding: str | None) -> str:
         raise ImageError(
             ErrorCode.UNSUPPORTED_FORMAT, f"stored with several encodings ({', '.join(names)}); one can be undone"
         )
-    return names[0] if names and (names[0] in ZLIB_BITS or names[0] in ARROW_CODECS) else ""
+    return names[0] if names and (names[0] in ZLIB_NAMES or names[0] in ARROW_CODECS) else ""
 
 
 def _all_chunks(data: bytes, name: str) -> Iterator[bytes]:
     if not name or not data:
         yield data
         return
-    packed = _arrow_chunks(data, ARROW_CODECS[name]) if name in ARROW_CODECS else _zlib_chunks(data, ZLIB_BITS[name])
+    packed = _arrow_chunks(data, ARROW_CODECS[name]) if name in ARROW_CODECS else _zlib_chunks(data, name)
     begun = False
     try:
         for chunk in packed:
@@ -84,9 +85,10 @@ def _all_chunks(data: bytes, name: str) -> Iterator[bytes]:
         yield data
 
 
-def _zlib_chunks(data: bytes, bits: int) -> Iterator[bytes]:
-    if bits == ZLIB_BITS["deflate"] and not _has_zlib_header(data):
-        bits = RAW_DEFLATE  # what some servers always meant by deflate; browsers take both
+def _zlib_chunks(data: bytes, name: str) -> Iterator[bytes]:
+    # Raw data is what some servers always meant by deflate; browsers take both.
+    raw = name == "deflate" and not data.startswith(b"\x1f\x8b") and not _has_zlib_header(data)
+    bits = RAW_DEFLATE if raw else GZIP_OR_ZLIB
     engine, complete = zlib.decompressobj(bits), False
     for start in range(0, len(data), CHUNK):
         packed = data[start : start + CHUNK]

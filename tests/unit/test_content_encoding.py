@@ -75,6 +75,14 @@ def test_what_was_packed_is_unpacked(encoding: str, name: str) -> None:
     assert unpacked_size(packed, encoding, 1000) == min(len(data), 1001)
 
 
+@pytest.mark.parametrize("name", CONTENTS)
+@pytest.mark.parametrize(
+    ("encoding", "pack"), [("deflate", gzip.compress), ("gzip", zlib.compress), ("x-gzip", zlib.compress)]
+)
+def test_gzip_and_zlib_are_known_by_how_they_begin(encoding: str, pack: Callable[[bytes], bytes], name: str) -> None:
+    assert unpack(pack(CONTENTS[name]), encoding, LIMIT) == CONTENTS[name]
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
 def test_an_image_that_is_not_packed_is_taken_as_it_is(encoding: str) -> None:
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP"):
