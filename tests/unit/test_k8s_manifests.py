@@ -203,6 +203,22 @@ def test_every_setting_is_used() -> None:
     assert {name for name in settings if not re.search(rf"\$\(?{name}\b", used)} == {"AWS_DEFAULT_REGION"}
 
 
+def test_a_setting_reaches_the_option_of_its_name() -> None:
+    reached = {}
+    for file in sorted((K8S / "base").glob("*.yaml")):
+        for name, template in pod_templates(objects(file)):
+            given = [
+                re.findall(r"^--([a-z-]+)=\$\((\w+)\)$", script_of(one), re.MULTILINE) for one in containers(template)
+            ]
+            reached[name] = {(option, setting) for found in given for option, setting in found}
+    others = {one for found in reached.values() for one in found if one[1] != one[0].replace("-", "_").upper()}
+    assert others == {("out", "RESULTS")}
+    assert {option for option, _ in reached["CronJob/patchscan-scan"]} == {
+        *("out", "model", "queue", "max-objects", "shard-objects", "shard-mb"),
+        *("parallelism", "min-parallelism", "worker-cpu", "worker-memory"),
+    }
+
+
 def test_the_kueue_overlay_sets_the_queue() -> None:
     base, kueue = rendered(K8S), rendered(K8S / "overlays/kueue")
     assert [body["data"] | {"QUEUE": "patchscan"} for body in base if body["kind"] == "ConfigMap"] == [
