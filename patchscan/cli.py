@@ -17,7 +17,7 @@ import typer
 import typer.core
 
 from patchscan.cluster import commands as cluster_commands
-from patchscan.common.console import INTERNAL_STEPS, end_at_once, printable
+from patchscan.common.console import INTERNAL_STEPS, end_at_once, say
 from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from patchscan.common.extras import missing_library
 from patchscan.common.proxies import bypass_for_loopback
@@ -122,7 +122,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _exit_interrupted() -> NoReturn:
     for number in (*STOP_SIGNALS, signal.SIGALRM):
         signal.signal(number, _exit_silently)  # one line is said, however often the user presses Ctrl-C
-    print("patchscan: interrupted; run the same command again", file=sys.stderr)
+    say("patchscan: interrupted; run the same command again", error=True)
     sys.stdout.flush()
     # sys.exit would wait for threads that are waiting for a server. The exit functions remove temporary files.
     atexit._run_exitfuncs()
@@ -135,14 +135,14 @@ def _exit_silently(number: int, frame: FrameType | None) -> NoReturn:
 
 def _exit_with(message: str, exit_code: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that a SIGTERM could interrupt
-    print(f"patchscan: {printable(' '.join(message.split()))}", file=sys.stderr)
+    say(f"patchscan: {' '.join(message.split())}", error=True)
     sys.exit(exit_code)
 
 
 def _exit_with_traceback(error: Exception) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for line in "".join(traceback.format_exception(error)).split("\n"):
-        print(printable(line), file=sys.stderr)
+        say(line, error=True)
     sys.exit(EXIT_BUG)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchscan.common.console import INTERNAL_STEPS, printable
+from patchscan.common.console import INTERNAL_STEPS, printable, say
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.scanning import options
 
@@ -59,7 +59,7 @@ def submit_train(
     from patchscan.cluster.submitting import parse_settings, submit_manifest
 
     created = submit_manifest(Cluster.connect(namespace, context), manifest, name, parse_settings(settings or []))
-    print(f"{created} is submitted; see: patchscan jobs logs --follow {created}")
+    say(f"{created} is submitted; see: patchscan jobs logs --follow {created}")
 
 
 @submit.command("scan")
@@ -87,7 +87,7 @@ def submit_scan(
         raise UserError("give SOURCE and --out together: each source has its own results")
     chosen = parse_settings(settings or []) | ({"SOURCE": source, "RESULTS": out} if source and out else {})
     created = submit_from_cron_job(Cluster.connect(namespace, context), cron_job, chosen)
-    print(f"{created} is submitted; see: patchscan jobs logs --follow {created}")
+    say(f"{created} is submitted; see: patchscan jobs logs --follow {created}")
 
 
 @jobs.command("status")
@@ -124,7 +124,7 @@ def jobs_status(
 def _print_table(statuses: "Sequence[JobStatus]") -> None:
     """Print a line for each Job, and why it waits or failed below it. No name is cut: people copy them."""
     if not statuses:
-        print("there are no Jobs of patchscan in this namespace")
+        say("there are no Jobs of patchscan in this namespace")
         return
     rows: list[tuple[str, ...]] = [
         ("job", "kind", "state", "done", "running", "pending", "failed", "created", "source")
@@ -135,9 +135,9 @@ def _print_table(statuses: "Sequence[JobStatus]") -> None:
         rows.append((status.job, status.kind, status.state, *cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row, reason in zip(rows, ("", *(status.reason for status in statuses)), strict=True):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if reason:
-            print(f"    {printable(reason)}")
+            say(f"    {reason}")
 
 
 @jobs.command("logs")
@@ -161,7 +161,7 @@ def jobs_logs(
     from patchscan.cluster.submitting import log_lines
 
     for line in log_lines(Cluster.connect(namespace, context), job, index, follow, _tell):
-        print(printable(line), flush=True)
+        say(line)
 
 
 @jobs.command("cancel")
@@ -176,7 +176,7 @@ def jobs_cancel(job: JobName, namespace: Namespace = None, context: Context = No
 
     if not Cluster.connect(namespace, context).delete_job(job):
         raise ClusterError(f"there is no Job {job}; `patchscan jobs status` lists all Jobs")
-    print(f"{job} is cancelled")
+    say(f"{job} is cancelled")
 
 
 def scan_coordinate(
@@ -299,11 +299,11 @@ def roll_out(
     from patchscan.storage import open_store
 
     cluster = Cluster.connect(namespace, context)
-    print(next_step(cluster, deployment, model, open_store(model_store), open_store(versions)))
+    say(next_step(cluster, deployment, model, open_store(model_store), open_store(versions)))
 
 
 def _tell(text: str) -> None:
-    print(f"patchscan: {printable(text)}", file=sys.stderr, flush=True)
+    say(f"patchscan: {text}", error=True)
 
 
 def _own_job(cluster: "Cluster", name: str) -> "Job":
@@ -316,5 +316,5 @@ def _own_job(cluster: "Cluster", name: str) -> "Job":
 
 
 def _exit_interrupted(number: int, frame: Any) -> None:
-    print("patchscan: interrupted; the workers keep running, and the same command finds them again", file=sys.stderr)
+    say("patchscan: interrupted; the workers keep running, and the same command finds them again", error=True)
     sys.exit(EXIT_INTERRUPTED)

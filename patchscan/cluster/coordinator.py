@@ -6,7 +6,6 @@ the running Job by its label, or creates one for the shards that are still missi
 """
 
 import copy
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneEr
 from patchscan.cluster.elastic import Elastic
 from patchscan.cluster.pods import PodState, pod_state
 from patchscan.cluster.status import QUEUE_LABEL, SOURCE_ANNOTATION, why_waiting
-from patchscan.common.console import ProgressReport, printable
+from patchscan.common.console import ProgressReport, say
 from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from patchscan.scanning import shards
 from patchscan.scanning.plan import Plan
@@ -148,7 +147,7 @@ def _shard_of(job: Job, pod: PodState) -> str:
 
 
 def _print(text: str) -> None:
-    print(f"patchscan: {printable(text)}", file=sys.stderr, flush=True)
+    say(f"patchscan: {text}", error=True)
 
 
 def clean_up(cluster: Cluster, plan: Plan) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from patchscan.common.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 10.0
@@ -83,6 +84,22 @@ def printable(text: str) -> str:
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print one line, `printable`, on standard output, or on standard error. All commands print with it."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_table(table: "pd.DataFrame", *, index: bool = True, float_format: str | None = None) -> None:
+    """Print a table with the names of its rows and columns, a line for each row."""
+
+    def cell(value: Any) -> Any:
+        return printable(value) if isinstance(value, str) else value
+
+    shown = table.rename(index=cell, columns=cell).map(cell)
+    for line in shown.to_string(index=index, float_format=float_format).split("\n"):
+        say(line)
 
 
 def sentence(text: str) -> str:
@@ -165,7 +182,7 @@ class ProgressReport:
         of = f" of {self.total:,}" if self.total is not None else ""
         speed = ", ".join(filter(None, self._speed(elapsed)))
         text = f"{self.task}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s, {speed} {self.notes}"
-        print(text.rstrip(), file=sys.stderr, flush=True)
+        say(text.rstrip(), error=True)
 
 
 def format_duration(seconds: float) -> str:

@@ -1,13 +1,12 @@
 """Retry calls to stores and servers, with jittered back-off, a deadline and a stop signal."""
 
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
-from patchscan.common.console import printable
+from patchscan.common.console import say
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 
 Result = TypeVar("Result")
@@ -52,7 +51,7 @@ class Waits:
             if time.monotonic() - self._last < TELL_EVERY_S:
                 return
             self._last = time.monotonic()
-        print(f"patchscan: {printable(text)}; {waited_s:.0f} s so far", file=sys.stderr, flush=True)
+        say(f"patchscan: {text}; {waited_s:.0f} s so far", error=True)
         if self.listener:
             self.listener(text)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchscan.common.console import printable
+from patchscan.common.console import say, say_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,13 +51,13 @@ def index(
     from patchscan.dataset.index import build_index
 
     built = build_index(data, out, workers)
-    typer.echo(_counts(built.table).to_string())
-    typer.echo(f"quarantined: {len(built.quarantine):,}")
+    say_table(_counts(built.table))
+    say(f"quarantined: {len(built.quarantine):,}")
     for code, files in built.quarantine.groupby("code"):
-        typer.echo(printable(f"  {code}: {len(files):,}, such as {files['path'].iloc[0]}"))
+        say(f"  {code}: {len(files):,}, such as {files['path'].iloc[0]}")
     for line in describe(built.duplicates):
-        typer.echo(printable(line))
-    typer.echo(f"index: {built.path} ({built.read:,} files read in {built.seconds:.0f} s)")
+        say(line)
+    say(f"index: {built.path} ({built.read:,} files read in {built.seconds:.0f} s)")
 
 
 def audit(
@@ -80,13 +80,15 @@ def audit(
     from patchscan.reporting.pages import write_json
 
     result = audit_index(load_index(data, index))
-    typer.echo(_audit_table(result).to_string(index=False))
+    say_table(_audit_table(result), index=False)
     for warning in (generator.warning for generator in result.generators if generator.warning):
-        typer.echo(f"\n{printable(warning)}")
+        say("")
+        say(warning)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result.as_dict())
-        typer.echo(f"\nfigures: {out}")
+        say("")
+        say(f"figures: {out}")
 
 
 def _audit_table(audit: "Audit") -> "pd.DataFrame":
@@ -136,10 +138,10 @@ def match(
         raise typer.BadParameter("--min-quality is greater than --max-quality")
     settings = Settings(size=size, qualities=(min_quality, max_quality), seed=seed)
     matched = build_matched(data, out, settings, index, workers)
-    typer.echo(_counts(matched.index.table).to_string())
+    say_table(_counts(matched.index.table))
     for reason, rows in matched.left_out.groupby("reason"):
-        typer.echo(f"left out, {reason}: {len(rows):,}")
-    typer.echo(f"matched: {out}; next: patchscan audit {out}")
+        say(f"left out, {reason}: {len(rows):,}")
+    say(f"matched: {out}; next: patchscan audit {out}")
 
 
 def split(
@@ -166,13 +168,13 @@ def split(
 
     images = divide(data, out, held_out, sources)
     moved = images[images.before == "val"]
-    typer.echo(moved.groupby(["data", "generator", "class", "after"]).size().unstack(fill_value=0).to_string())
+    say_table(moved.groupby(["data", "generator", "class", "after"]).size().unstack(fill_value=0))
     halves = moved.groupby(["data", "generator", "class", "collection"]).after.nunique()
     divided = halves[halves > 1].reset_index()
     if len(divided):
         names = ", ".join(sorted(set(divided.generator)))
-        typer.echo(f"one collection has most of their images, which were divided by source: {printable(names)}")
-    typer.echo(f"divided: {out}")
+        say(f"one collection has most of their images, which were divided by source: {names}")
+    say(f"divided: {out}")
 
 
 def _counts(index: "pd.DataFrame") -> "pd.DataFrame":

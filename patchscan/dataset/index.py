@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from patchscan.common.console import ProgressReport, printable
+from patchscan.common.console import ProgressReport, say
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write
 from patchscan.common.processes import available_cpus
@@ -109,7 +108,7 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
     with _alone_in(out.parent):
         layout = find_files(data)
         for note in layout.notes:
-            print(f"index: {printable(note)}", file=sys.stderr)
+            say(f"index: {note}", error=True)
         parts.mkdir(exist_ok=True)  # another process may have finished, and removed it
         files = _table(layout.files)
         unread = files.join(_read_facts(out, parts), list(SAME_FILE), join_type="left anti")["number"].to_pylist()
@@ -145,7 +144,7 @@ def default_index_path(data: str | Path) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(os.fsencode(Path(data).resolve())).hexdigest()[:16]
     cached = cache / "patchscan" / "indexes" / name / INDEX_FILE
-    print(f"index: {printable(str(data))} cannot be written, so its index is {cached}", file=sys.stderr)
+    say(f"index: {data} cannot be written, so its index is {cached}", error=True)
     return cached
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from patchscan.common.console import sentence
+from patchscan.common.console import say, sentence
 from patchscan.dataset.commands import INDEX
 from patchscan.detector.answer import TIERS, Engine
 
@@ -148,8 +148,8 @@ def evaluate(
     )
     report = run_evaluation(run, sets, out, options)
     for finding in report["findings"]["models"]:
-        typer.echo(sentence(f"- {finding}"))
-    typer.echo(f"report: {out / 'report.html'}")
+        say(sentence(f"- {finding}"))
+    say(f"report: {out / 'report.html'}")
 
 
 def _group(text: str) -> tuple[str, list[str]]:
@@ -182,7 +182,7 @@ def explain(
     from patchscan.evaluation.explain_picture import write_explanation
 
     typer.echo(json.dumps(as_dict(write_explanation(run, image, out, device)), indent=1))
-    typer.echo(f"picture: {out}", err=True)
+    say(f"picture: {out}", error=True)
 
 
 def power(
@@ -205,14 +205,14 @@ def power(
 
     images = images_needed(limit, true, chance)
     side = "below" if true < limit else "above"
-    typer.echo(
+    say(
         f"To show with a chance of {chance:.0%} that a rate which truly is {true:g} lies {side} {limit:g}, with its "
         f"whole 95 % interval: {images:,} independent images."
     )
     if per_source > 1:
         effect = design_effect(per_source, alike)
         sources = math.ceil(images * effect / per_source)
-        typer.echo(
+        say(
             f"With {per_source:g} images of each source and results that are alike by {alike:g}: "
             f"{math.ceil(sources * per_source):,} images of {sources:,} sources."
         )
@@ -236,5 +236,5 @@ def scan_video(
     from patchscan.evaluation.video import write_video_report
 
     report = write_video_report(run, video, out, frames, device)
-    typer.echo(sentence(report["finding"]))
-    typer.echo(f"report: {out / 'report.html'}")
+    say(sentence(report["finding"]))
+    say(f"report: {out / 'report.html'}")

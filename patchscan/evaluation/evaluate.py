@@ -1,6 +1,5 @@
 """Evaluate run folders on a data set: score its images, calibrate the cards and write a report."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from patchscan.common.console import printable
+from patchscan.common.console import printable, say
 from patchscan.common.errors import UserError
 from patchscan.dataset.labels import key_root, labelled_images
 from patchscan.dataset.sources import SOURCE_COLUMNS, add_sources, find_sources
@@ -124,7 +123,7 @@ def _labelled(
     ((name, root),) = data.items()
     images, said = labelled_images(labels, root)
     if said["unavailable"]:
-        print(_cannot_be_read(said), file=sys.stderr)
+        say(_cannot_be_read(said), error=True)
     return {name: images if limit is None else limit_per_group(images, limit)}, said
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 import typer
 
-from patchscan.common.console import ProgressReport
+from patchscan.common.console import ProgressReport, say
 from patchscan.dataset.commands import INDEX
 from patchscan.dataset.index import load_index
 from patchscan.dataset.source import DataSource
@@ -67,12 +67,12 @@ def main(
     torch.set_num_threads(1)
     table = patch_rules(Detector.load(run), data, load_index(data, index))
     generators = sorted(table.generator.unique())
-    print("| rule | patches | " + " | ".join(generators) + " |")
-    print("| --- | --- |" + " --- |" * len(generators))
+    say("| rule | patches | " + " | ".join(generators) + " |")
+    say("| --- | --- |" + " --- |" * len(generators))
     for (rule, count), group in table.groupby(["rule", "count"], sort=False):
         cells = group.set_index("generator").loc[generators]
         shown = [f"{cell.auc:.3f} ({cell.low:.3f} to {cell.high:.3f})" for cell in cells.itertuples()]
-        print(f"| {rule} | {count} | " + " | ".join(shown) + " |")
+        say(f"| {rule} | {count} | " + " | ".join(shown) + " |")
 
 
 if __name__ == "__main__":

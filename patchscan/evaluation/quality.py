@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patchscan.common.console import say
 from patchscan.common.errors import UserError
 from patchscan.detector.card import Card
 
@@ -129,12 +130,12 @@ def main(arguments: list[str]) -> None:
     if given.run is None:
         check_groups(bounds, [name.strip() for name in given.generators.split(",") if name.strip()])
     else:
-        print("; ".join(check_quality(Card.read(given.run), bounds)))
+        say("; ".join(check_quality(Card.read(given.run), bounds)))
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"patchscan: {error}", file=sys.stderr)
+        say(f"patchscan: {error}", error=True)
         sys.exit(error.exit_code)

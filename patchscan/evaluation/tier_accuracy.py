@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from patchscan.common.console import ProgressReport
+from patchscan.common.console import ProgressReport, say_table
 from patchscan.dataset.index import load_index
 from patchscan.dataset.source import DataSource
 from patchscan.detector.answer import TIERS, Tier
@@ -142,7 +142,7 @@ def main() -> None:
         write_weights(weights, bias, arguments.fit)
         return
     tables = [measure(folder.name, DataSource(folder), rows) for folder, _, _, rows in sets]
-    print(pd.concat(tables).to_string(index=False, float_format="%.3f"))
+    say_table(pd.concat(tables), index=False, float_format="%.3f")
 
 
 if __name__ == "__main__":

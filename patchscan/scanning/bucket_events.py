@@ -5,13 +5,12 @@ A line, or a message, is a key as it is, or JSON: an event notification of S3 it
 """
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 from urllib.parse import unquote_plus
 
-from patchscan.common.console import printable
+from patchscan.common.console import say
 from patchscan.scanning.plan import ScanSource
 from patchscan.storage.queue import Message, Queue
 from patchscan.storage.store import is_bucket, split_url
@@ -63,7 +62,7 @@ class EventReader:
             keys = [self._key(bucket, key) for bucket, key in named_objects(body)]
         except ValueError as error:  # an EventError, or bytes that are not UTF-8
             why = str(error) if isinstance(error, EventError) else "it is not UTF-8"
-            print(f"patchscan: {printable(f'{where}: {why}')}", file=sys.stderr)
+            say(f"patchscan: {where}: {why}", error=True)
             self.named.unreadable += 1
             return False
         # A queue may hold the events of the whole bucket: those of other prefixes are not ours to score.

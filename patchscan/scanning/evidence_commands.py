@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from patchscan.common.console import printable
+from patchscan.common.console import say
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Engine
 from patchscan.scanning import options
@@ -58,8 +58,8 @@ def audit_sample(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "sample.json", sample)
     write_text(out / "review.html", page)
-    print(printable(f"{len(sample['rows']):,} of {sample['population']:,} scored images of {sample['source']} drawn"))
-    print(printable(f"review page: {out / 'review.html'}; then: patchscan audit-report {results} LABELS"))
+    say(f"{len(sample['rows']):,} of {sample['population']:,} scored images of {sample['source']} drawn")
+    say(f"review page: {out / 'review.html'}; then: patchscan audit-report {results} LABELS")
 
 
 def audit_report(
@@ -89,8 +89,8 @@ def audit_report(
     audit = read_labels(labels).audit
     report = write_audit(store, audit, [labels, *([labels2] if labels2 else [])], max_fpr)
     for sentence in (*report["findings"], *(f"warning: {one}" for one in report["warnings"])):
-        print(printable(sentence))
-    print(printable(f"report: {store.url.rstrip('/')}/{AUDITS}/{audit}/report.html"))
+        say(sentence)
+    say(f"report: {store.url.rstrip('/')}/{AUDITS}/{audit}/report.html")
 
 
 def case(
@@ -116,9 +116,9 @@ def case(
 
     trust = options.read_c2pa_trust(c2pa_trust, endpoint_url)
     made = write_case(build_case(image, run, engine, trust), image, run, out)
-    print(printable(made["finding"]))
-    print(printable(made["weight_in_words"]))
-    print(printable(f"report: {out / PAGE_FILE}; sha256 of {CASE_FILE}: {sha256_of(out / CASE_FILE)}"))
+    say(made["finding"])
+    say(made["weight_in_words"])
+    say(f"report: {out / PAGE_FILE}; sha256 of {CASE_FILE}: {sha256_of(out / CASE_FILE)}")
 
 
 def verify_case(
@@ -140,10 +140,10 @@ def verify_case(
     now = build_case(image or Path(written["file"]), run or Path(written["run"]), written["engine"], trust)
     others = changed_versions(written, now)
     if others:
-        print(printable(f"other versions than the case's: {'; '.join(others)}"))
+        say(f"other versions than the case's: {'; '.join(others)}")
     found = differences(written, now)
     for line in found:
-        print(printable(line))
+        say(line)
     if found:
         raise CaseDiffersError(f"{len(found)} figures of {file} differ from what is found now")
-    print(printable(f"equal: all figures of {file}, for the image with SHA-256 {now['image']['sha256']}"))
+    say(f"equal: all figures of {file}, for the image with SHA-256 {now['image']['sha256']}")

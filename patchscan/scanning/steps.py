@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from patchscan.common.console import printable, run_interruptibly, stop_on_signals
+from patchscan.common.console import run_interruptibly, say, stop_on_signals
 from patchscan.common.errors import EXIT_INTERRUPTED
 from patchscan.scanning import options
 
@@ -50,7 +50,7 @@ def _warn_of_unconditional_writes(plan: "Plan", results: "Store") -> None:
         message = (
             f"{results.url} ignores conditional writes: if two scans are started at once, one of them ends with 75"
         )
-        print(f"patchscan: warning: {printable(message)}", file=sys.stderr)
+        say(f"patchscan: warning: {message}", error=True)
 
 
 def scan_named(
@@ -72,7 +72,7 @@ def scan_named(
         reader.read_lines(sys.stdin.buffer)
     named = reader.named
     if named.outside:
-        print(printable(f"{named.outside:,} of the names do not begin as the keys of {source.url} do"))
+        say(f"{named.outside:,} of the names do not begin as the keys of {source.url} do")
     codes = {EXIT_FAILED_ROWS} if named.unreadable else {0}
     is_ours = False
     while not is_ours:
@@ -80,9 +80,9 @@ def scan_named(
         if plan and plan.shards:
             codes.add(work(plan))
         else:
-            print(printable(_nothing_to_score(source, plan)))
+            say(_nothing_to_score(source, plan))
     if queue and (left := queue.delete(named.messages)):
-        print(f"patchscan: {left:,} messages could not be deleted: they come again", file=sys.stderr)
+        say(f"patchscan: {left:,} messages could not be deleted: they come again", error=True)
     return EXIT_FAILED_ROWS if EXIT_FAILED_ROWS in codes else max(codes)
 
 
@@ -119,7 +119,8 @@ def estimate_scan(request: "ScanRequest", scorer: "Scorer", results: "Store", se
         with ProgressReport("trying", tried, "objects") as progress:
             worker.observers = [BarObserver(progress), meter]
             work_shards(worker, range(plan.shards))
-        print(estimate_text(plan, meter))
+        for line in estimate_text(plan, meter).split("\n"):
+            say(line)
 
 
 @contextmanager
@@ -130,7 +131,7 @@ def stop_at(worker: "Worker", deadline: float | None, max_requests: int) -> Iter
 
     def stop(option: str) -> None:
         if not worker.stop.is_set():
-            print(f"patchscan: {option} is reached", file=sys.stderr)
+            say(f"patchscan: {option} is reached", error=True)
             worker.stop.set()
 
     if max_requests:
@@ -157,7 +158,7 @@ def work_shards(worker: "Worker", indexes: Iterable[int]) -> None:
         if worker.stop.is_set():
             raise StoppedError  # the signal came after the last object
     except StoppedError:
-        print("patchscan: interrupted; run the same command again to continue", file=sys.stderr)
+        say("patchscan: interrupted; run the same command again to continue", error=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -181,8 +182,9 @@ def complete_scan(
     from patchscan.scanning.report import reduce, summary_text
 
     report = run_interruptibly(lambda: reduce(results, plan, labels, earlier))
-    print(summary_text(report))
-    print(printable(f"report: {results.url.rstrip('/')}/report.html"))
+    for line in summary_text(report).split("\n"):
+        say(line)
+    say(f"report: {results.url.rstrip('/')}/report.html")
     if webhook:
         post(webhook, webhook_message(report), webhook_secret_file)
     if report["totals"]["failed"]:

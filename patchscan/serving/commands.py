@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from patchscan.common.console import printable
+from patchscan.common.console import say
 from patchscan.detector.answer import Engine
 
 STORE = Annotated[Path, typer.Option(help="Folder of archives that the server reads.")]
@@ -61,9 +61,9 @@ def archive(
     if data:
         _measure_bf16(run, data)
     path = write_archive(run, model_store, name, version, engine)
-    typer.echo(f"{path}  sha256:{sha256_of(path)}")
+    say(f"{path}  sha256:{sha256_of(path)}")
     if NOT_CALIBRATED in Card.read(run).all_warnings:
-        typer.echo(f"patchscan: warning: {NOT_CALIBRATED}", err=True)
+        say(f"patchscan: warning: {NOT_CALIBRATED}", error=True)
 
 
 def _measure_bf16(run: Path, data: str) -> None:
@@ -73,10 +73,10 @@ def _measure_bf16(run: Path, data: str) -> None:
     card = measure_bf16(run, data)
     card.write(run)
     found, used = card.bf16, "used where the CPU has it" if card.allows_bf16 else "not used"
-    typer.echo(
+    say(
         f"bfloat16 changes p_ai by less than {MAX_CHANGE} on {found['answers']:.2%} of {found['images']} images, and "
         f"{found['accuracies']:.0%} of the accuracies stay within their intervals: it is {used}",
-        err=True,
+        error=True,
     )
 
 
@@ -147,7 +147,7 @@ def verify(
     from patchscan.serving.verify import verify as check
 
     good = check(archive, sha256)
-    typer.echo(f"{archive}: {good.card.name} {good.card.version}, scores as archived, sha256:{good.sha256}")
+    say(f"{archive}: {good.card.name} {good.card.version}, scores as archived, sha256:{good.sha256}")
 
 
 def register(
@@ -174,10 +174,10 @@ def register(
 
     with Registry.connect(management, inference, keys, token_file, model_store) as registry:
         name, version = registry.register(archive, workers)
-        typer.echo(f"{name} {version} is loaded and scores as archived")
+        say(f"{name} {version} is loaded and scores as archived")
         if promote:
             registry.promote(name, version)
-            typer.echo(f"{name} {version} is the default")
+            say(f"{name} {version} is the default")
 
 
 def promote(
@@ -199,7 +199,7 @@ def promote(
 
     with Registry.connect(management, inference, keys, token_file, model_store) as registry:
         registry.promote(name, version)
-    typer.echo(f"{name} {version} is the default")
+    say(f"{name} {version} is the default")
 
 
 def rollback(
@@ -224,7 +224,7 @@ def rollback(
 
     with Registry.connect(management, inference, keys, token_file, model_store) as registry:
         version = registry.rollback(name, to)
-    typer.echo(f"{name} {version} is the default")
+    say(f"{name} {version} is the default")
 
 
 def status(
@@ -244,4 +244,4 @@ def status(
             default = "default" if model.default else ""
             ready = f"{model.ready} of {model.workers} workers READY"
             line = f"{model.name} {model.version:8} {default:8} {ready}, {model.waiting} waiting, {model.file}"
-            typer.echo(printable(line))
+            say(line)

@@ -3,11 +3,11 @@
 import asyncio
 import json
 import signal
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from patchscan.common.console import say
 from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
 from patchscan.common.tokens import read_tokens
@@ -105,7 +105,7 @@ async def _run(server: TorchServe, settings: ServeSettings) -> int:
         await asyncio.to_thread(server.stop)
         await asyncio.gather(starting, return_exceptions=True)  # its error was raised above, or no longer matters
     if code:
-        print(f"patchscan: TorchServe ended by itself (log: {server.log_file})", file=sys.stderr)
+        say(f"patchscan: TorchServe ended by itself (log: {server.log_file})", error=True)
     return code
 
 

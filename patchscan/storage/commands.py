@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from patchscan.common.console import printable
+from patchscan.common.console import say
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,4 +28,4 @@ def copy(
     """
     from patchscan.storage.copying import copy_tree
 
-    print(f"{copy_tree(source, destination, skip_existing):,} copied to {printable(destination)}")
+    say(f"{copy_tree(source, destination, skip_existing):,} copied to {destination}")

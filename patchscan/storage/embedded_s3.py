@@ -11,6 +11,8 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from patchscan.common.console import say
+
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
@@ -80,7 +82,7 @@ def _serve() -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    print(f"http://{host}:{port}", flush=True)
+    say(f"http://{host}:{port}")
     sys.stdin.read()
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from patchscan.common.console import say
 from patchscan.dataset.commands import INDEX
 
 
@@ -87,7 +88,7 @@ def import_ssp(
     from patchscan.training.import_ssp import import_official
 
     card = import_official(checkpoint, run, trained_on)
-    typer.echo(f"{run}  digest:{card.digest[:12]}")
+    say(f"{run}  digest:{card.digest[:12]}")
 
 
 def import_model(
@@ -114,7 +115,7 @@ def import_model(
     from patchscan.training.import_onnx import import_onnx
 
     card = import_onnx(model, run, config)
-    typer.echo(f"{run}  digest:{card.digest[:12]}; next: patchscan evaluate --run {run} --data DATA --out REPORT")
+    say(f"{run}  digest:{card.digest[:12]}; next: patchscan evaluate --run {run} --data DATA --out REPORT")
 
 
 def probe(
@@ -145,7 +146,7 @@ def probe(
     from patchscan.training.probe import train_probe
 
     card = train_probe(backbone, config, data, run, _names(seen), index, limit)
-    typer.echo(
+    say(
         f"{run}: AUC {card.training['seen_val_auc']:.3f} on the val images of {', '.join(card.training['seen'])}; "
         f"next: patchscan evaluate --run {run} --data {data} --out REPORT"
     )
@@ -171,7 +172,7 @@ def ensemble(
     from patchscan.training.ensemble import build_ensemble
 
     card = build_ensemble(run, out, name)
-    typer.echo(f"{out}: {card.architecture}; next: patchscan evaluate --run {out} --data DATA --out REPORT")
+    say(f"{out}: {card.architecture}; next: patchscan evaluate --run {out} --data DATA --out REPORT")
 
 
 def export(
@@ -189,4 +190,4 @@ def export(
     from patchscan.detector.onnx_export import write_graph
 
     for one in run:
-        typer.echo(write_graph(one))
+        say(str(write_graph(one)))

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from patchscan.common.console import say
 from patchscan.common.errors import UserError
 
 
@@ -30,5 +31,5 @@ if __name__ == "__main__":
     try:
         check_device(sys.argv[1])
     except DeviceError as error:
-        print(f"patchscan: {error}", file=sys.stderr)
+        say(f"patchscan: {error}", error=True)
         sys.exit(error.exit_code)

@@ -22,6 +22,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher import api
 from torch.distributed.run import get_args_parser, run
 
+from patchscan.common.console import say
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 
 EXIT_USAGE = UserError.exit_code
@@ -61,10 +62,10 @@ def launch(arguments: list[str]) -> int:
         known = [code for code in (EXIT_USAGE, EXIT_INTERRUPTED) if code in codes]
         return (known or [code if code > 0 else 128 - code for code in codes])[0]
     except (SignalException, KeyboardInterrupt) as error:
-        print(f"patchscan: interrupted ({error}); run the same command again to continue", file=sys.stderr)
+        say(f"patchscan: interrupted ({error}); run the same command again to continue", error=True)
         return EXIT_INTERRUPTED
     except (RendezvousError, DistError) as error:
-        print(f"patchscan: cannot reach the other nodes: {error}", file=sys.stderr)
+        say(f"patchscan: cannot reach the other nodes: {error}", error=True)
         return EXIT_INTERRUPTED
     return 0
 

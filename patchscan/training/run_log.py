@@ -1,7 +1,6 @@
 """Log a run's progress to standard error, to a JSON Lines file and to TensorBoard."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch.utils.tensorboard import SummaryWriter
 
-from patchscan.common.console import printable
+from patchscan.common.console import say
 
 LOG_FILE = "log.jsonl"
 
@@ -30,7 +29,7 @@ class RunLog:
             return
         shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
         line = " ".join([f"{event}:", *(f"{key}={value}" for key, value in shown.items())])
-        print(printable(line), file=sys.stderr, flush=True)
+        say(line, error=True)
         with self._file.open("a") as file:
             file.write(json.dumps({"time": time.time(), "event": event, **values}) + "\n")
         if "epoch" in values:

@@ -1,5 +1,6 @@
 """What strangers wrote is printed as text, and a bug is told from "done, some failed"."""
 
+import ast
 import atexit
 import os
 import signal
@@ -8,6 +9,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import cast
 
@@ -19,12 +21,14 @@ from hypothesis import strategies as st
 
 from patchscan import cli
 from patchscan.common import console
-from patchscan.common.console import ProgressReport, printable, run_interruptibly, stop_on_signals
+from patchscan.common.console import ProgressReport, printable, run_interruptibly, say_table, stop_on_signals
 from patchscan.common.errors import EXIT_BUG, UserError
+from patchscan.dataset import commands
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.evaluation.scoring import BATCH, score_images
 from patchscan.scanning.report import summary_text
+from tests.image_tree import picture, write
 
 FORGED = "a\nverdicts: 0 AI\r\x1b[2J\x1b]0;title\x07\x9b31m\u202egpj.exe\u2066\u200f\u2028b\x7f\udcff"
 
@@ -51,6 +55,43 @@ def test_nothing_that_a_terminal_obeys_is_printed(text: str) -> None:
 )
 def test_escapes_are_those_of_python(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_a_tables_names_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    forged = FORGED.removesuffix("\udcff")  # a table cannot hold it
+    table = pd.DataFrame({"generator": [forged, "gan"], "class": ["ai", forged], "count": [1, 2]})
+    say_table(table, index=False)
+    say_table(table.pivot(index="generator", columns="class", values="count"))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 + 4
+    assert all(line.isprintable() for line in lines)
+
+
+def test_the_index_of_a_generator_with_an_escape_sequence_in_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("ai", "nature"):
+        write(tmp_path / "gan\x1b[2J" / "train" / label / "1.png", picture(1))
+    commands.index(str(tmp_path))
+    commands.audit(str(tmp_path))
+    shown = capsys.readouterr().out
+    assert shown.count(r"gan\x1b[2J") == 3
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+def prints(file: Path) -> list[str]:
+    """What a module prints by itself, JSON apart, whose strings are escaped."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    printing = [
+        call for call in calls if ast.unparse(call.func) in ("print", "typer.echo", "click.echo", "typer.secho")
+    ]
+    return [ast.unparse(call) for call in printing if not ast.unparse(call.args[0]).startswith("json.dumps(")]
+
+
+def test_every_module_prints_with_say() -> None:
+    package = Path(console.__file__).parent.parent
+    found = {str(file): prints(file) for file in package.rglob("*.py") if file != Path(console.__file__)}
+    assert not {file: calls for file, calls in found.items() if calls}
 
 
 def test_a_scans_summary_has_as_many_lines_as_it_means_to() -> None:
