@@ -218,7 +218,8 @@ def _check_or_write_settings(out: Path, data: str | Path, settings: Settings, di
     if not file.exists() and out.exists() and any(out.iterdir()):
         raise ProtocolError(f"{out} is not empty and was not made by `patchscan match`: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    with atomic_write(file) as partial_file:
+        partial_file.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _write_crop(source: DataSource, out: Path, size: int, crop: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from patchscan.common.console import ProgressReport, say_table
+from patchscan.common.files import atomic_write
 from patchscan.dataset.index import load_index
 from patchscan.dataset.source import DataSource
 from patchscan.detector.answer import TIERS, Tier
@@ -119,7 +120,8 @@ def write_weights(weights: np.ndarray, bias: np.ndarray, path: Path) -> None:
     lines += ["import numpy as np", "", "# One row per trace, one column per tier.", "WEIGHTS = np.array(", "    ["]
     lines += [f"        [{', '.join(f'{value:.4g}' for value in row)}]," for row in weights.tolist()]
     lines += ["    ]", ")", f"BIAS = np.array([{', '.join(f'{value:.4g}' for value in bias.tolist())}])", ""]
-    path.write_text("\n".join(lines))
+    with atomic_write(path) as file:
+        file.write_text("\n".join(lines))
 
 
 def main() -> None:

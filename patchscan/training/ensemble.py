@@ -83,7 +83,8 @@ def _write_weights(runs: list[Path], cards: list[Card], out: Path, described: di
     model.temperatures = torch.tensor([card.decision.temperature for card in cards])
     model.biases = torch.tensor([card.decision.bias for card in cards])
     out.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out / WEIGHTS_FILE)
+    with atomic_write(out / WEIGHTS_FILE) as file:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
     architecture = "+".join(card.architecture for card in cards)
     weights_sha256 = sha256_of(out / WEIGHTS_FILE)
     return Card(architecture=architecture, preset=preset, weights_sha256=weights_sha256, **described)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from patchscan.common.files import atomic_write
 from patchscan.detector.network import Network
 from patchscan.detector.presets import to_tensor
 from patchscan.training.batches import evaluation_loader
@@ -37,9 +38,10 @@ def write_features(
         before_batch()
         pixels = to_tensor(crops[:: recipe.preset.count].to(device))
         features.append(model.penultimate(pixels).float().cpu().numpy())
-    np.savez_compressed(
-        file,
-        features=np.concatenate(features),
-        label=rows.label.to_numpy(),
-        generator=rows.generator.to_numpy(dtype=str),
-    )
+    with atomic_write(file) as partial, partial.open("wb") as opened:
+        np.savez_compressed(
+            opened,
+            features=np.concatenate(features),
+            label=rows.label.to_numpy(),
+            generator=rows.generator.to_numpy(dtype=str),
+        )

@@ -129,6 +129,10 @@ def test_members_of_one_preset_share_as_many_crops_as_an_image_has(tmp_path: Pat
         build_ensemble([tmp_path / "both", members[0]], tmp_path / "nested", "nested")
 
 
+def test_an_ensembles_weights_have_the_rights_of_other_files(joined: Path) -> None:
+    assert {file.stat().st_mode for file in joined.iterdir()} == {(joined / "card.json").stat().st_mode}
+
+
 def test_an_ensembles_card(joined: Path) -> None:
     card = Card.read(joined)
     assert card.architecture == "ssp-lite+ssp-lite+efficientnet-lite0"

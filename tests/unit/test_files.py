@@ -1,6 +1,8 @@
 """Files are written whole or not at all, whoever else writes them, with the rights of the umask."""
 
+import ast
 import os
+import re
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import patchscan
 from patchscan.common.files import UnsafeNameError, atomic_write, safe_path
 from patchscan.storage import copying, open_store
 from patchscan.storage.store import StoreError, UnusableNameError
@@ -96,6 +99,48 @@ def test_written_files_have_the_rights_of_the_umask(tmp_path: Path, rights: int)
     for name in ("plain", "tensors", "result", "claim"):
         assert (tmp_path / name).stat().st_mode & 0o777 == rights, name
     assert load_file(tmp_path / "tensors")["one"].tolist() == [1, 1, 1]
+
+
+WRITES = re.compile(
+    r".+\.(?:write_text|write_bytes|copyfile)|(?:.+\.)?save_file|(?:np|torch)\.save\w*|pq\.write_table|shutil.copy"
+)
+WRITES_ELSEWHERE = {
+    "checkpoint.py: __init__": "a temporary folder",
+    "decoders.py: run_child": "a switch of the kernel",
+    "archive.py: _stage": "a temporary folder",
+    "archive.py: _run_archiver": "a temporary folder",
+    "golden.py: write": "a temporary folder",
+    "inference_protocol.py: _npy": "memory",
+    "listing.py: add_previous": "a temporary folder",
+    "rows.py: table_to_parquet": "memory",
+    "scorers.py: logits": "memory",
+    "server.py: _lock_folder": "a lock, which is empty",
+    "server.py: _write_kill": "a temporary folder",
+    "server.py: start": "a temporary folder",
+    "table.py: __init__": "a temporary folder",
+    "torch_program.py: _run_child": "nowhere",
+    "verify.py: _load": "a temporary folder",
+}
+
+
+def bare_writes(node: ast.AST, function: str = "") -> Iterator[str]:
+    """The functions below `node` that write files outside `with atomic_write(...)`."""
+    for child in ast.iter_child_nodes(node):
+        within = child.name if isinstance(child, ast.FunctionDef) else function
+        if isinstance(child, ast.With) and any("atomic_write(" in ast.unparse(item) for item in child.items):
+            continue
+        if isinstance(child, ast.Call):
+            called = ast.unparse(child.func)
+            opened = called.endswith(".open") and re.search(r"\('[wx]b?'", ast.unparse(child))
+            if called != "pages.write_text" and (opened or WRITES.fullmatch(called)):
+                yield within
+        yield from bare_writes(child, within)
+
+
+def test_every_writer_of_the_product_writes_whole_files() -> None:
+    files = Path(patchscan.__file__).parent.rglob("*.py")
+    found = {f"{file.name}: {one}" for file in files for one in bare_writes(ast.parse(file.read_text()))}
+    assert found == set(WRITES_ELSEWHERE)
 
 
 def test_of_many_writers_of_a_new_result_one_is_told_that_it_won(tmp_path: Path) -> None:
