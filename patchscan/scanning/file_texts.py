@@ -1,7 +1,10 @@
-"""Read the texts that an image file holds beside its pixels: text chunks, comments, EXIF and XMP, however encoded."""
+"""Read the texts that an image file holds beside its pixels: text chunks, comments, EXIF, IPTC and XMP, however
+encoded."""
 
+import html
 import io
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,31 +15,65 @@ from PIL import Image
 MAX_TEXT_BYTES = 2**20
 MAX_TEXTS, MAX_BYTES = 1000, 2**22  # of one file
 MAX_DAMAGED = 16  # packed texts that cannot be unpacked: up to where they are damaged each takes as long as another
+MAX_EXIF_BLOCKS = 4
+MAX_PROFILES = 8  # of ImageMagick, in a PNG
+SAMPLE_BYTES = 8192  # that tell the order of UTF-16's bytes
 PNG_SIGNATURE, XMP_CHUNK = b"\x89PNG\r\n\x1a\n", "XML:com.adobe.xmp"
 EXIF_IFD = 0x8769
 EXIF_TAGS = {
+    0x010D: "DocumentName",
     0x010E: "ImageDescription",
     0x010F: "Make",
     0x0110: "Model",
     0x0131: "Software",
     0x013B: "Artist",
+    0x013C: "HostComputer",
+    0x8298: "Copyright",
     0x9C9B: "XPTitle",
     0x9C9C: "XPComment",
+    0x9C9D: "XPAuthor",
+    0x9C9E: "XPKeywords",
+    0x9C9F: "XPSubject",
     0x9286: "UserComment",
 }
-# XMP is mostly UTF-8; of a packet in UTF-16 every second byte is zero.
-UTF16_XMP = re.compile(rb"x\0(?:m\0p\0m\0e\0t\0a|a\0p\0m\0e\0t\0a)|r\0d\0f\0:\0R\0D\0F")
+# Data sets of record 2 of IPTC-IIM, in the image resource 0x0404 of Photoshop; named as the same texts elsewhere.
+IPTC_TEXTS = {65: "Software", 110: "Credit", 120: "Description"}
+EXIF, XMP, PHOTOSHOP, IPTC_RESOURCE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0", 0x0404
+SCAN, END, APP1, APP13, COMMENT = 0xDA, 0xD9, 0xE1, 0xED, 0xFE
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+# XMP is mostly UTF-8; of a packet in UTF-16 every second byte is zero, and in UTF-32 three of four.
+ZEROS = rb"\0(?:\0\0)?"
+WIDE_XMP = re.compile(b"|".join(ZEROS.join(re.findall(b".", word)) for word in (b"xmpmeta", b"xapmeta", b"rdf:RDF")))
+
+
+def xmp_property(name: str, value: str = "") -> re.Pattern[bytes]:
+    """Return the pattern of an XMP property, of its name's end and its value's beginning (by default its text): an
+    attribute, an element, or within elements of RDF in one. The group that matched is the value's."""
+    # `+`: what is matched is not given back, or a file of beginnings would take long.
+    space, inside, longest = r"\s{0,99}+", r"(?:\s[^<>]{0,200}+)?+", "{1,65000}+"
+    attribute = rf"(?:\s{{1,99}}+rdf:resource)?{space}={space}"
+    element = rf"{inside}>{space}(?:<rdf:\w{{1,20}}+{inside}>{space}){{0,4}}+"
+    forms = ((rf'{attribute}"{space}', '"<'), (rf"{attribute}'{space}", "'<"), (element, "<"))
+    texts = (start + (value or f"([^{end}]{longest})") for start, end in forms)
+    return re.compile(f"{name}(?:{'|'.join(texts)})".encode())
+
+
+XMP_TEXTS = {
+    "CreatorTool": xmp_property(":CreatorTool"),
+    "Credit": xmp_property("photoshop:Credit"),
+    "Description": xmp_property("dc:description"),
+    "UserComment": xmp_property("exif:UserComment"),
+}
 
 
 def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
-    """Return names and texts of an encoded image: a chunk's keyword, `Comment`, or an EXIF tag's name. Damaged metadata
-    has no texts."""
-    found = {"PNG": _png_texts, "JPEG": _jpeg_comments, "MPO": _jpeg_comments, "GIF": _gif_comments}.get(image_format)
+    """Return names and texts of an encoded image: a chunk's keyword, `Comment`, an EXIF tag's name, or one of
+    IPTC_TEXTS and XMP_TEXTS. Damaged metadata has no texts."""
     texts: list[tuple[str, str]] = []
     left = MAX_BYTES
-    for read in (found, _png_exif_texts if image_format == "PNG" else _exif_texts):
+    for read in READERS.get(image_format, (_exif_texts,)):
         try:
-            for name, value in read(data) if read else ():
+            for name, value in read(data):
                 # What decodes to nothing, as a million zeros do, takes as long as other texts.
                 left -= len(value) if isinstance(value, bytes | str | tuple) else 0
                 if len(texts) >= MAX_TEXTS or left < 0:
@@ -44,13 +81,18 @@ def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
                 texts.append((name, decode_text(value)))
         except Exception:  # noqa: BLE001,S112  hostile metadata makes a reader raise anything
             continue
+    for packet in xmp_packets(data, texts):
+        found = {name: pattern.search(packet) for name, pattern in XMP_TEXTS.items()}
+        values = {name: match[match.lastindex or 0].decode(errors="replace") for name, match in found.items() if match}
+        texts += [(name, decode_text(html.unescape(value))) for name, value in values.items()]
     return texts
 
 
 def xmp_packets(data: bytes, texts: list[tuple[str, str]]) -> list[bytes]:
-    """Return bytes that hold all XMP of a file as UTF-8: the file itself, and packets that are packed or in UTF-16."""
+    """Return bytes that hold all XMP of a file as UTF-8: the file itself, and packets that are packed, or in UTF-16 or
+    UTF-32."""
     packets = [data, *(text.encode() for name, text in texts if name == XMP_CHUNK)]
-    if UTF16_XMP.search(data):
+    if WIDE_XMP.search(data):
         packets.append(data.replace(b"\0", b""))
     return packets
 
@@ -71,14 +113,28 @@ def _decode_bytes(value: bytes) -> str:
     value = value[8:] if marked or value.startswith((b"ASCII\0\0\0", bytes(8))) else value
     if value.startswith((b"\xff\xfe", b"\xfe\xff")):
         return value.decode("utf-16", "replace")
-    # Western letters are zero in one byte of two. The standard leaves the order to the file, and writers differ.
-    first, second = value[::2].count(0), value[1::2].count(0)
-    if marked or 4 * max(first, second) > len(value):
-        return value.decode("utf-16-be" if first > second else "utf-16-le", "replace")
+    # Western letters are zero in one byte of two; zeros may also fill what is left of a text's place.
+    text = value.rstrip(b"\0")
+    zeros = max(text[::2].count(0), text[1::2].count(0))
+    if 4 * zeros > len(text) or (marked and zeros):
+        return _decode_utf16(value)
     try:
-        return value.decode()
+        return value.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return value.decode("latin-1")
+        # In Chinese, few characters are zero in a byte: those of the programs' own words.
+        return _decode_utf16(value) if marked or zeros > 8 else value.decode("latin-1")
+
+
+def _decode_utf16(value: bytes) -> str:
+    """The standard leaves the order of the bytes to the file, and writers differ: in the wrong one some characters are
+    none, and fewer are Western letters."""
+
+    def faults(order: str) -> tuple[int, int]:
+        text = value[:SAMPLE_BYTES].decode(order, "replace")
+        none = sum(one == "\ufffd" or unicodedata.category(one) in ("Cn", "Co") for one in text)
+        return none, -sum(one < "\u0100" for one in text)
+
+    return value.decode(min(("utf-16-le", "utf-16-be"), key=faults), "replace")
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -121,19 +177,90 @@ def _chunk_text(kind: bytes, rest: bytes) -> bytes | None:
         return None
 
 
-def _jpeg_comments(data: bytes) -> Iterator[tuple[str, Any]]:
+def _png_profiles(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind (small letters) and content of the profiles that ImageMagick writes into text chunks, in hexadecimal."""
+    profiles = 0
+    for kind, chunk in _png_chunks(data):
+        keyword, _, rest = chunk.partition(b"\0")
+        if kind in (b"tEXt", b"zTXt", b"iTXt") and keyword.startswith(b"Raw profile type "):
+            profiles += 1
+            if profiles > MAX_PROFILES:
+                return
+            lines = (_chunk_text(kind, rest) or b"").split(b"\n")
+            yield keyword.split()[-1].lower(), bytes.fromhex(b"".join(lines[3:]).decode())
+
+
+def _png_profile_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+    for kind, content in _png_profiles(data):
+        if kind == b"xmp" or content.startswith(XMP):
+            yield XMP_CHUNK, content.removeprefix(XMP)
+        elif kind in (b"iptc", b"8bim"):
+            yield from _iptc_texts(content.removeprefix(PHOTOSHOP))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and content of each segment, also between and after the scans, whose pixels are left out."""
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         kind = data[place + 1]
         if kind == 0xFF:  # a filling byte
             place += 1
             continue
-        if kind == 0xDA:  # the pixels begin
+        if kind == END:
             return
         size = int.from_bytes(data[place + 2 : place + 4])
-        if kind == 0xFE:
-            yield "Comment", data[place + 4 : place + 2 + size]
+        yield kind, data[place + 4 : place + 2 + size]
         place += 2 + size
+        if kind == SCAN:
+            found = MARKER.search(data, place)
+            place = found.start() if found else len(data)
+
+
+def _jpeg_comments(data: bytes) -> Iterator[tuple[str, Any]]:
+    """A comment may be cut in two segments."""
+    comments = [content for kind, content in _jpeg_segments(data) if kind == COMMENT]
+    yield from (("Comment", comment) for comment in comments[:MAX_TEXTS])
+    if len(comments) > 1:
+        yield "Comment", b"".join(comments)[:MAX_TEXT_BYTES]
+
+
+def _jpeg_iptc_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+    blocks = (content for kind, content in _jpeg_segments(data) if kind == APP13 and content.startswith(PHOTOSHOP))
+    yield from _iptc_texts(b"".join(block.removeprefix(PHOTOSHOP) for block in blocks))
+
+
+def _jpeg_later_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+    """Pillow reads the first block of EXIF."""
+    starts = (EXIF + b"II*\0", EXIF + b"MM\0*")
+    blocks = [content for kind, content in _jpeg_segments(data) if kind == APP1 and content.startswith(starts)]
+    for block in blocks[1:MAX_EXIF_BLOCKS]:
+        exif = Image.Exif()
+        exif.load(block)
+        yield from _texts_of_exif(exif)
+
+
+def _iptc_texts(resources: bytes) -> Iterator[tuple[str, Any]]:
+    """Texts of Photoshop's image resources, or of one that is IPTC-IIM by itself."""
+    if resources.startswith(b"\x1c"):
+        yield from _iim_texts(resources)
+    place = 0
+    while resources[place : place + 4] == b"8BIM":
+        name = resources[place + 6] + 1
+        start = place + 6 + name + name % 2 + 4
+        size = int.from_bytes(resources[start - 4 : start])
+        if int.from_bytes(resources[place + 4 : place + 6]) == IPTC_RESOURCE:
+            yield from _iim_texts(resources[start : start + size])
+        place = start + size + size % 2
+
+
+def _iim_texts(block: bytes) -> Iterator[tuple[str, Any]]:
+    place = 0
+    while place + 5 <= len(block) and block[place] == 0x1C:
+        record, number = block[place + 1 : place + 3]
+        size = int.from_bytes(block[place + 3 : place + 5])
+        if record == 2 and number in IPTC_TEXTS:
+            yield IPTC_TEXTS[number], block[place + 5 : place + 5 + size]
+        place += 5 + size
 
 
 def _gif_comments(data: bytes) -> Iterator[tuple[str, Any]]:
@@ -162,15 +289,10 @@ def _exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
 
 def _png_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
     """Pillow would decode all pixels, and unpack all texts, to find the EXIF."""
-    block = b""
-    for kind, content in _png_chunks(data):
-        keyword, _, rest = content.partition(b"\0")
-        if kind == b"eXIf":
-            block = content
-            break
-        if kind in (b"tEXt", b"zTXt") and keyword == b"Raw profile type exif" and not block:  # of ImageMagick
-            lines = (_chunk_text(kind, rest) or b"").split(b"\n")
-            block = bytes.fromhex(b"".join(lines[3:]).decode())
+    block = next((content for kind, content in _png_chunks(data) if kind == b"eXIf"), None)
+    if block is None:
+        profiles = _png_profiles(data)
+        block = next((content for kind, content in profiles if kind == b"exif" or content.startswith(EXIF)), b"")
     exif = Image.Exif()
     exif.load(block)
     yield from _texts_of_exif(exif)
@@ -179,3 +301,12 @@ def _png_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
 def _texts_of_exif(exif: Image.Exif) -> Iterator[tuple[str, Any]]:
     for tags in (exif, exif.get_ifd(EXIF_IFD)):
         yield from ((name, tags[tag]) for tag, name in EXIF_TAGS.items() if tag in tags)
+
+
+JPEG_READERS = (_jpeg_comments, _exif_texts, _jpeg_later_exif_texts, _jpeg_iptc_texts)
+READERS = {
+    "PNG": (_png_texts, _png_exif_texts, _png_profile_texts),
+    "JPEG": JPEG_READERS,
+    "MPO": JPEG_READERS,
+    "GIF": (_gif_comments, _exif_texts),
+}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from patchscan.scanning.file_texts import decode_text, file_texts, xmp_packets
+from patchscan.scanning.file_texts import file_texts, xmp_packets, xmp_property
 
 try:
     import c2pa
@@ -32,11 +32,7 @@ Provenance = dict[str, str | None]
 # A term of https://cv.iptc.org/newscodes/digitalsourcetype, in a manifest's JSON and as a property in XMP.
 TERM = r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})"
 MANIFEST_TERM = re.compile(rf'"digitalSourceType": "{TERM}"')
-XMP_TERM = re.compile(rf"""DigitalSourceType(?:\s+rdf:resource)?\s*(?:=\s*["']|>)\s*{TERM}""".encode())
-XMP_TEXTS = {
-    "CreatorTool": re.compile(rb"""xmp:CreatorTool\s*(?:=\s*["']|>)\s*([^"'<]{1,120})"""),
-    "Credit": re.compile(rb"""photoshop:Credit\s*(?:=\s*["']|>)\s*([^"'<]{1,120})"""),
-}
+XMP_TERM = xmp_property("igitalSourceType", TERM)
 # A program's name in a field that names programs.
 PROGRAMS = (
     r"(?i:adobe firefly|bing image creator|chatgpt|comfyui|dall\W?e|draw things|flux\.1|fooocus|google gemini"
@@ -122,12 +118,10 @@ def provenance(data: bytes, image_format: str, trust: str | None = None) -> Prov
     """
     texts = file_texts(data, image_format)
     packets = xmp_packets(data, texts)
-    for name, pattern in XMP_TEXTS.items():
-        texts += [(name, decode_text(match[1])) for packet in packets if (match := pattern.search(packet))]
     found = _manifest(data, image_format, trust)
     if found["digital_source_type"] is None:
         terms = (XMP_TERM.search(packet) for packet in packets)
-        found["digital_source_type"] = next((term[1].decode() for term in terms if term), None)
+        found["digital_source_type"] = next((term[term.lastindex or 0].decode() for term in terms if term), None)
     found["generator"] = _generator(texts)
     return found if any(found.values()) else None
 

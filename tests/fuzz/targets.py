@@ -94,6 +94,14 @@ class Decoder:
         return "scored"
 
 
+def with_iptc(jpeg: bytes) -> bytes:
+    """The JPEG with a caption of IPTC-IIM, and a comment before its end."""
+    block = b"\x1c\x02\x78\x00\x0aSteps: 20,"
+    resource = b"Photoshop 3.0\x008BIM\x04\x04\0\0" + len(block).to_bytes(4) + block + b"\0"
+    comment = b"\xff\xfe\0\x06a ca"
+    return jpeg[:2] + b"\xff\xed" + (len(resource) + 2).to_bytes(2) + resource + jpeg[2:-2] + comment + jpeg[-2:]
+
+
 class Provenance:
     """Bytes of every format, with texts, EXIF and XMP, to what they claim of their origin."""
 
@@ -107,6 +115,7 @@ class Provenance:
         self.samples = [
             encoded(photo, "PNG", pnginfo=info, exif=exif),
             encoded(photo, "JPEG", comment=b"Steps: 20, ", exif=exif, xmp=XMP),
+            with_iptc(encoded(photo, "JPEG")),
             encoded(photo, "GIF", comment=b"Steps: 20, "),
             *(encoded(photo, kind, exif=exif, xmp=XMP) for kind in ("WEBP", "AVIF", "HEIF")),
             encoded(photo, "TIFF", tiffinfo={0x010E: "a house", 0x0131: "camera"}),

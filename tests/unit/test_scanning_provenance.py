@@ -197,6 +197,36 @@ def with_xmp(xmp: bytes) -> bytes:
     return saved("JPEG", xmp=xmp)
 
 
+def described(text: str, name: str = "dc:description") -> bytes:
+    """A JPEG whose XMP describes it, as Photoshop and exiftool write it."""
+    element = f'<{name}><rdf:Alt><rdf:li xml:lang="x-default">{text}</rdf:li></rdf:Alt></{name}>'
+    return with_xmp(f"<x:xmpmeta><rdf:RDF><rdf:Description>{element}</rdf:Description></rdf:RDF></x:xmpmeta>".encode())
+
+
+def segments(*contents: tuple[int, bytes], late: bool = False) -> bytes:
+    """A JPEG with these segments after its start, or before its end where `late`."""
+    added = b"".join(bytes((0xFF, kind)) + (len(content) + 2).to_bytes(2) + content for kind, content in contents)
+    data = saved("JPEG")
+    return data[:-2] + added + data[-2:] if late else data[:2] + added + data[2:]
+
+
+def iptc(number: int, text: bytes) -> bytes:
+    """Photoshop's image resources: one without text, and IPTC-IIM with this data set."""
+    block = b"\x1c\x02\x00\x00\x02\x00\x04\x1c\x02" + bytes([number]) + len(text).to_bytes(2) + text
+    resources = ((0x03ED, b"\0" * 3), (0x0404, block))
+    return b"".join(
+        b"8BIM" + kind.to_bytes(2) + b"\0\0" + len(data).to_bytes(4) + data + b"\0" * (len(data) % 2)
+        for kind, data in resources
+    )
+
+
+def profile(kind: str, content: bytes) -> dict[str, str]:
+    """A text chunk as ImageMagick writes it."""
+    digits = content.hex()
+    lines = [digits[start : start + 72] for start in range(0, len(digits), 72)]
+    return {f"Raw profile type {kind}": "\n".join(["", kind.lower(), f"{len(content):8}", *lines, ""])}
+
+
 def claimed(data: bytes, kind: str, field: str) -> str | None:
     found = provenance(data, kind)
     return found[field] if found else None
@@ -232,6 +262,38 @@ IN_EVERY_PLACE: dict[str, Callable[[], tuple[bytes, str]]] = {
     "AVIF": lambda: (saved("AVIF", exif=exif_of(0x010E, PARAMETERS.replace("ü", "u"))), "AVIF"),
     "HEIC": lambda: (saved("HEIF", exif=exif_of(0x010E, PARAMETERS.replace("ü", "u")).tobytes()), "HEIF"),
     "Windows' comment": lambda: (saved("JPEG", exif=exif_of(0x9C9C, PARAMETERS.encode("utf-16-le"))), "JPEG"),
+    "XMP's description": lambda: (described(PARAMETERS), "JPEG"),
+    "XMP's comment": lambda: (described(PARAMETERS, "exif:UserComment"), "JPEG"),
+    "XMP's attribute": lambda: (
+        with_xmp(XMP.replace("Iptc", f"dc:description = '{PARAMETERS.replace(chr(10), '&#xA;')}' Iptc").encode()),
+        "JPEG",
+    ),
+    "IPTC's caption": lambda: (
+        segments((0xED, b"Photoshop 3.0\0" + iptc(120, PARAMETERS.encode()))),
+        "JPEG",
+    ),
+    "copyright": lambda: (saved("JPEG", exif=exif_of(0x8298, PARAMETERS.replace("ü", "u"))), "JPEG"),
+    "Windows' keywords": lambda: (saved("JPEG", exif=exif_of(0x9C9E, PARAMETERS.encode("utf-16-le"))), "JPEG"),
+    "Windows' subject": lambda: (saved("JPEG", exif=exif_of(0x9C9F, PARAMETERS.encode("utf-16-le"))), "JPEG"),
+    "document's name": lambda: (saved("JPEG", exif=exif_of(0x010D, PARAMETERS.replace("ü", "u"))), "JPEG"),
+    "UTF-8 called Unicode": lambda: (
+        saved("JPEG", exif=exif_of(0x9286, b"UNICODE\0" + PARAMETERS.encode() + b"\0\0", inner=True)),
+        "JPEG",
+    ),
+    "JPEG comment after the pixels": lambda: (segments((0xFE, PARAMETERS.encode()), late=True), "JPEG"),
+    "JPEG comment in two segments": lambda: (
+        segments((0xFE, PARAMETERS.encode()[:50]), (0xFE, PARAMETERS.encode()[50:])),
+        "JPEG",
+    ),
+    "a second EXIF": lambda: (
+        segments(*((0xE1, exif_of(0x010E, text).tobytes()) for text in ("a", PARAMETERS.replace("ü", "u")))),
+        "JPEG",
+    ),
+    "ImageMagick's other profile": lambda: (
+        png_texts(profile("APP1", exif_of(0x010E, PARAMETERS.replace("ü", "u")).tobytes())),
+        "PNG",
+    ),
+    "ImageMagick's IPTC": lambda: (png_texts(profile("iptc", iptc(120, PARAMETERS.encode()))), "PNG"),
     "TIFF": lambda: (saved("TIFF", tiffinfo={0x010E: PARAMETERS.replace("ü", "u")}), "TIFF"),
 }
 
@@ -243,9 +305,29 @@ def test_parameters_are_found_in_every_place_and_encoding(place: str) -> None:
     assert found.replace("fur", "für") == FOUND
 
 
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("mark", [b"", b"UNICODE\0"])
+def test_a_mostly_chinese_prompt_is_read_in_either_order_of_its_bytes(order: str, mark: bytes) -> None:
+    text = "一只猫在屋顶上" * 30 + "\n" + PARAMETERS[PARAMETERS.index("Steps") :]
+    found = claimed(segments((0xFE, mark + text.encode(order))), "JPEG", "generator")
+    assert found
+    assert found.startswith("Stable Diffusion web UI: 一只猫在屋顶上一只猫")
+
+
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
+        (with_xmp(XMP.encode("utf-32-le")), "JPEG"),
+        (with_xmp(XMP.encode("utf-32-be")), "JPEG"),
+        (png_texts(profile("xmp", XMP.encode())), "PNG"),
+        (png_texts(profile("APP1", b"http://ns.adobe.com/xap/1.0/\0" + XMP.encode())), "PNG"),
+        (with_xmp(XMP.replace("DigitalS", "digitalS").encode()), "JPEG"),
+        (
+            with_xmp(
+                XMP.replace(f'="{TERM}"', f' rdf:parseType="Resource"> <rdf:value>{TERM}</rdf:value><').encode(),
+            ),
+            "JPEG",
+        ),
         (with_xmp(XMP.encode()), "JPEG"),
         (with_xmp(XMP.encode("utf-16-le")), "JPEG"),
         (with_xmp(XMP.encode("utf-16-be")), "JPEG"),
@@ -320,3 +402,33 @@ def test_a_text_that_only_begins_like_a_mark_takes_no_time(keyword: str, text: s
     started = time.thread_time()
     assert provenance(buffer.getvalue(), "PNG") is None
     assert time.thread_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "xmp",
+    [
+        "dc:description>",
+        "dc:description" + " " * 99,
+        "dc:description><rdf:li ",
+        'dc:description="',
+        "igitalSourceType='",
+    ],
+)
+def test_xmp_that_only_begins_like_a_property_takes_no_time(xmp: str) -> None:
+    data = saved("JPEG") + (xmp * (2**22 // len(xmp))).encode()
+    started = time.thread_time()
+    assert provenance(data, "JPEG") is None
+    assert time.thread_time() - started < 2
+
+
+def test_damaged_and_many_profiles_take_no_time_and_hide_no_other_text() -> None:
+    info, buffer = PngInfo(), io.BytesIO()
+    for _ in range(100):
+        info.add_text("Raw profile type xmp", "\n\n\n" + "00" * 2**19, zip=True)
+    info.add_text("Raw profile type iptc", "\n\n\nno digits")
+    info.add_text("Software", "NovelAI")
+    Image.new("RGB", (9, 9)).save(buffer, "PNG", pnginfo=info)
+    started = time.thread_time()
+    provenance(buffer.getvalue(), "PNG")
+    assert time.thread_time() - started < 2
+    assert claimed(png_texts({"Raw profile type iptc": "\n\n\nno digits", "Software": "NovelAI"}), "PNG", "generator")
