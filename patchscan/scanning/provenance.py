@@ -33,21 +33,25 @@ Provenance = dict[str, str | None]
 TERM = r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})"
 MANIFEST_TERM = re.compile(rf'"digitalSourceType": "{TERM}"')
 XMP_TERM = xmp_property("igitalSourceType", TERM)
-# A program's name in a field that names programs.
+# A program's name in a field that names programs, and what may follow it: versions and variants.
 PROGRAMS = (
-    r"(?i:adobe firefly|bing image creator|chatgpt|comfyui|dall\W?e|draw things|flux\.1|fooocus|google gemini"
-    r"|google imagen|ideogram|invokeai|leonardo\.ai|midjourney|novelai|openai|stable diffusion)(?!\w)"
+    r"^(?i:adobe firefly|bing image creator|chatgpt|comfyui|dall\W?e|draw things|flux\.1|fooocus|google gemini"
+    r"|google imagen|ideogram|invokeai|leonardo\.ai|midjourney|novelai|openai(?: chatgpt| dall\W?e)?|stable diffusion)"
+    r"(?i:[ /_-]{1,3}(?:v?\d[\w.+-]{0,30}|alpha|beta|bot|dev|diffusion|pro|schnell|turbo|web ?ui|xl|image generator)"
+    r"|[ ]\([^()]{1,40}\)|[ ]\[[^\[\]]{1,40}\]){0,4}$"
 )
 
 
 @dataclass(frozen=True)
 class Mark:
     """What one generator writes: into fields of these names (None: any), in these forms, one after the other.
-    `generator` None: the field's name stands for it, since the text itself names the program."""
+    `generator` None: the field's name stands for it, since the text itself names the program. `beside`: a field that
+    the file must have too."""
 
     generator: str | None
     fields: frozenset[str] | None
     forms: tuple[re.Pattern[str], ...]
+    beside: str | None = None
 
     def is_in(self, name: str, text: str) -> bool:
         """Whether a field has this mark. Each form is searched once: in one pattern, joined by `.*`, they would take a
@@ -63,15 +67,18 @@ class Mark:
         return True
 
 
-def _mark(generator: str | None, fields: str, *forms: str) -> Mark:
-    return Mark(generator, frozenset(fields.split()) or None, tuple(re.compile(form, re.DOTALL) for form in forms))
+def _mark(generator: str | None, fields: str, *forms: str, beside: str | None = None) -> Mark:
+    patterns = tuple(re.compile(form, re.DOTALL) for form in forms)
+    return Mark(generator, frozenset(fields.split()) or None, patterns, beside)
 
 
+SEED = r"\b(?:Seed|(?i:(?:CFG|guidance) scale)): \d"
+JOB = r"\bJob ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 COMFY = '"(?:class_type|nodes|last_node_id)"'
 # A caption may name a generator, or speak of steps: only the fields and forms of the programs themselves count.
 MARKS = (
-    _mark("Stable Diffusion web UI", "", r"\bSteps: \d+, Sampler: \S"),
-    _mark("Stable Diffusion web UI", "", r"\bNegative prompt: ", r"\bSteps: \d+, "),
+    _mark("Stable Diffusion web UI", "", r"\bSteps: \d+, ", r"\bSampler: \S", SEED),
+    _mark("Stable Diffusion web UI", "", r"\bNegative prompt: ", r"\bSteps: \d+, ", SEED),
     _mark("Stable Diffusion web UI", "parameters", r"\bSteps: \d+"),
     _mark("ComfyUI", "prompt workflow", r"^\{", COMFY),
     _mark("ComfyUI", "Make Model ImageDescription", r"^(?i:prompt|workflow): ?\{", COMFY),
@@ -81,9 +88,10 @@ MARKS = (
     _mark("Fooocus", "fooocus_scheme", r"^(?:fooocus|a1111)$"),
     _mark("Fooocus", "parameters UserComment", r"^\{", '"metadata_scheme": ?"fooocus"'),
     _mark("NovelAI", "Comment", r"^\{", r'"sampler": ?"', r'"uc": ?"'),
-    _mark("Midjourney", "Description ImageDescription", r"\bJob ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"),
+    _mark("Midjourney", "Description ImageDescription", r"\s(?:--|\u2014)[a-z]", JOB),
+    _mark("Midjourney", "Description", JOB, beside="Author"),
     _mark("Grok", "ImageDescription UserComment", r"^Signature: [A-Za-z0-9+/=]{40,}$"),
-    _mark(None, "Software CreatorTool", rf"^{PROGRAMS}"),
+    _mark(None, "Software CreatorTool", PROGRAMS),
     _mark(None, "Credit", r"^Made with Google AI$"),
 )
 MAX_TEXT = 120
@@ -160,8 +168,9 @@ def _manifest(data: bytes, image_format: str, trust: str | None) -> Provenance:
 
 def _generator(texts: list[tuple[str, str]]) -> str | None:
     """Find a generator's mark among names and texts; the text is cut to MAX_TEXT characters."""
+    names = {None, *(name for name, _ in texts)}
     for mark in MARKS:
         for name, text in texts:
-            if mark.is_in(name, text):
+            if mark.beside in names and mark.is_in(name, text):
                 return f"{mark.generator or name}: {text[:MAX_TEXT]}"
     return None

@@ -349,6 +349,10 @@ CAPTIONS = [
     "A flux.1 capacitor, stable diffusion of gases, openai office, leonardo.ai",
     f"see {TERM}",
     "negative prompt: none",
+    "Wedding Meyer, Job ID: 01234567-89ab-cdef-0123-456789abcdef",
+    "Bread. Steps: 4, Sampler: rye",
+    "Negative prompt: none. Steps: 4, done",
+    "Steps: 39, Sampler: Hitchcock",
 ]
 
 
@@ -374,12 +378,47 @@ def test_words_of_a_caption_are_no_mark(caption: str) -> None:
         ({"invokeai_metadata": '{"positive_prompt": "a cat"}'}, "InvokeAI"),
         ({"Dream": '"a cat" -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms'}, "InvokeAI"),
         ({"Description": "a cat --v 6 Job ID: 01234567-89ab-cdef-0123-456789abcdef"}, "Midjourney"),
+        ({"Description": "a cat Job ID: 01234567-89ab-cdef-0123-456789abcdef", "Author": "somebody"}, "Midjourney"),
+        ({"any": "a cat\nSteps: 25, CFG scale: 5, Sampler: Euler a, Seed: 7, Size: 9x9"}, "Stable Diffusion web UI"),
+        ({"any": "a cat\nSteps: 8, Size: 9x9, Sampler: UniPC, Guidance Scale: 1.0"}, "Stable Diffusion web UI"),
+        ({"any": "a cat\nNegative prompt: dog\nSteps: 20, Size: 9x9, Seed: 7"}, "Stable Diffusion web UI"),
         ({"Software": "NovelAI", "Description": "a cat"}, "Software"),
         ({"parameters": '{"prompt": "a cat", "metadata_scheme": "fooocus"}'}, "Fooocus"),
     ],
 )
 def test_the_forms_that_generators_write(texts: dict[str, str], generator: str) -> None:
     assert (claimed(png_texts(texts), "PNG", "generator") or "").partition(":")[0] == generator
+
+
+@pytest.mark.parametrize(
+    ("software", "is_known"),
+    [
+        ("Adobe Firefly", True),
+        ("Adobe Firefly 3.0 (Macintosh)", True),
+        ("ComfyUI/0.3.10", True),
+        ("InvokeAI - v5.4.2", True),
+        ("DALL-E 3", True),
+        ("OpenAI DALL-E", True),
+        ("FLUX.1 [dev]", True),
+        ("FLUX.1-schnell", True),
+        ("Stable Diffusion XL 1.0", True),
+        ("Stable Diffusion Web UI", True),
+        ("ChatGPT-4o", True),
+        ("Google Gemini", True),
+        ("Google Gemini Camera", False),
+        ("ideogram viewer", False),
+        ("Midjourney downloader 2", False),
+        ("OpenAI office", False),
+        ("My ComfyUI", False),
+        ("Adobe Photoshop 25.0 (Firefly)", False),
+    ],
+)
+def test_a_programs_name_is_a_whole_name(software: str, is_known: bool) -> None:
+    for data in (
+        saved("JPEG", exif=exif_of(0x0131, software)),
+        with_xmp(f'<a xmp:CreatorTool="{software}"/>'.encode()),
+    ):
+        assert (provenance(data, "JPEG") is not None) == is_known
 
 
 def test_of_an_altered_manifest_nothing_is_believed(sign: Sign, jpeg: bytes) -> None:
@@ -392,7 +431,14 @@ def test_of_an_altered_manifest_nothing_is_believed(sign: Sign, jpeg: bytes) -> 
 
 @pytest.mark.parametrize(
     ("keyword", "text"),
-    [("parameters", "Negative prompt: "), ("Comment", '{"sampler": "'), ("Dream", " -s 1"), ("prompt", '{"class')],
+    [
+        ("parameters", "Negative prompt: "),
+        ("Description", " --v 6 Job ID: "),
+        ("Software", "flux.1 dev"),
+        ("Comment", '{"sampler": "'),
+        ("Dream", " -s 1"),
+        ("prompt", '{"class'),
+    ],
 )
 def test_a_text_that_only_begins_like_a_mark_takes_no_time(keyword: str, text: str) -> None:
     """A scan's threads all wait while a pattern is searched."""
