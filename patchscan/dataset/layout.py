@@ -27,7 +27,10 @@ CLASS_FOLDERS = {
 }
 _CLASS_HELP = "a class's folder is called ai, fake, 1_fake, generated or synthetic; or nature, real or 0_real"
 _MAX_DEPTH = 6  # folders that are looked at; below a class's folder, any depth is read
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".gif", ".tif"),
+    *(".tiff", ".bmp", ".dib", ".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif"),
+}
 
 UNREADABLE = -1
 
@@ -92,21 +95,27 @@ def find_files(data: str | Path) -> Layout:
     """
     listed = _in_bucket(str(data)) if is_bucket(data) else _in_folder(Path(data))
     name = Path(data).resolve().name
-    files, without_split, test, outside = [], 0, 0, []
+    files, without_split, test, outside, others = [], 0, 0, list[str](), list[str]()
     for path, size, modified_ns in listed:
         place = classify_path(path, name)
         if place:
             files.append(SourceFile(path, *place[:3], size, modified_ns))
             without_split += place.split_folder is None
             test += place.split_folder is not None and place.split_folder.startswith("test")
-        elif PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES:
-            outside.append(path)
+        elif not _is_beside_the_data(path):
+            suffix = PurePosixPath(path).suffix.lower()
+            (outside if suffix in IMAGE_SUFFIXES or not suffix else others).append(path)
     if not files:
         raise LayoutError(_nothing_found(data, outside))
     notes = []
     if outside:
         notes.append(
             f"LEFT OUT: {_images(len(outside))} in no folder that names a class, such as {min(outside)}: {_CLASS_HELP}"
+        )
+    if others:
+        notes.append(
+            f"LEFT OUT: {len(others):,} file{'' if len(others) == 1 else 's'} in no folder that names a class, and not "
+            f"called as images are, such as {min(others)}"
         )
     if without_split:
         notes.append(
@@ -115,7 +124,29 @@ def find_files(data: str | Path) -> Layout:
         )
     if test:
         notes.append(f"{_images(test)} in folders called test: read as val")
+    if lacking := _without_pairs(files):
+        notes.append(lacking)
     return Layout(sorted(files, key=lambda file: file.path), notes)
+
+
+def _is_beside_the_data(path: str) -> bool:
+    """Whether a file is hidden, an index's, or at the top of the data set and not called an image, as a README or a
+    list of labels is."""
+    hidden = any(part.startswith(".") for part in path.split("/"))
+    at_top = "/" not in path and PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES
+    return hidden or at_top or path.startswith("index.parts/")
+
+
+def _without_pairs(files: list[SourceFile]) -> str | None:
+    """What to know of a data set that has both classes, but each generator one of them."""
+    found = {(file.generator, file.label) for file in files}
+    if len({label for _, label in found}) < 2 or len({generator for generator, _ in found}) < len(found):
+        return None
+    generator = min(generator for generator, label in found if label == "ai")
+    return (
+        "no generator has images of both classes, which training and the AUC of a generator need: put real images "
+        f"beside those of {generator}"
+    )
 
 
 def _images(count: int) -> str:
@@ -141,8 +172,9 @@ def classify_path(path: str, root: str) -> Place | None:
     folder's own name is `root`. None where no folder names a class, or one is hidden.
 
     The class is the first folder called as in CLASS_FOLDERS, in upper or lower case; the split the nearest one above
-    it, or the one in it, called as in SPLIT_FOLDERS. The generator is the folder above the split (GenImage, CIFAKE),
-    or, in `train/progan/airplane/0_real` (ForenSynths), the one in it; without a split, the one above the class.
+    it, or the first below it, called as in SPLIT_FOLDERS. The generator is the folder above the split (GenImage,
+    CIFAKE, `fake/stylegan/train`), or, in `train/progan/airplane/0_real` (ForenSynths), the one in it; without a split,
+    or with it directly in the class, the one above the class.
     """
     folders = path.split("/")[:-1]
     if any(part.startswith(".") for part in path.split("/")):
@@ -157,11 +189,11 @@ def classify_path(path: str, root: str) -> Place | None:
     if split is not None:
         generator = folders[split + 1] if split + 1 < at else folders[split - 1] if split else root
         return Place(generator_name(generator), SPLIT_FOLDERS[names[split]], label, names[split])
-    generator = generator_name(folders[at - 1] if at else root)
-    below = names[at + 1] if at + 1 < len(names) else ""
-    if below in SPLIT_FOLDERS:
-        return Place(generator, SPLIT_FOLDERS[below], label, below)
-    return Place(generator, "val", label, None)
+    below = next((depth for depth in range(at + 1, len(names)) if names[depth] in SPLIT_FOLDERS), None)
+    generator = folders[below - 1] if below is not None and below > at + 1 else folders[at - 1] if at else root
+    if below is None:
+        return Place(generator_name(generator), "val", label, None)
+    return Place(generator_name(generator), SPLIT_FOLDERS[names[below]], label, names[below])
 
 
 def _is_pair(split: str, label: str) -> bool:

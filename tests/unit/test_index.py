@@ -110,6 +110,10 @@ LAYOUTS = {
     "diffusion_datasets/ldm_200/1_fake/a.png": ("ldm_200", "val", "ai"),  # UniversalFakeDetect
     "real/a.png": ("set", "val", "nature"),
     "fake/train/a.png": ("set", "train", "ai"),
+    "fake/sg/train/a.png": ("sg", "train", "ai"),
+    "real/ffhq/test/faces/a.png": ("ffhq", "val", "nature"),
+    "data/fake/gans/BigGAN/valid/a.png": ("biggan", "val", "ai"),
+    "sg/fake/train/a.png": ("sg", "train", "ai"),
     "one/level/too/deep/train/ai/a.png": ("deep", "train", "ai"),
     "real/train/ai/a.png": ("real", "train", "ai"),  # a split with a class in it says more than a name above
     "gan/validation/synthetic/a.png": ("gan", "val", "ai"),
@@ -136,6 +140,46 @@ def test_what_is_read_otherwise_or_left_out_is_told(tmp_path: Path, capsys: pyte
     assert "LEFT OUT: 1 image in no folder that names a class, such as gan/odd/c.PNG" in told
     assert "1 image in no folder called train or val: read as val" in told
     assert "1 image in folders called test: read as val" in told
+
+
+@pytest.mark.parametrize("name", ["2.jfif", "2.JPE", "2.jif", "2.mpo", "2.dib", "2.hif", "2"])
+def test_images_of_every_name_are_told_where_they_are_left_out(tmp_path: Path, name: str) -> None:
+    for path in (
+        "train/ai/1.png",
+        f"train/human/{name}",
+        "README",
+        "labels.csv",
+        ".cache/a.png",
+        "index.parts/1.parquet",
+    ):
+        write(tmp_path / path, picture(0)) if path.endswith("png") else written(tmp_path / path)
+    (note,) = find_files(tmp_path).notes
+    assert note.startswith(f"LEFT OUT: 1 image in no folder that names a class, such as train/human/{name}: ")
+
+
+def written(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"something")
+
+
+def test_files_that_are_not_called_images_are_told_where_they_are_left_out(tmp_path: Path) -> None:
+    for path in ("train/ai/1.any", "train/human/2.img", "train/human/1.img"):
+        written(tmp_path / path)
+    (note,) = find_files(tmp_path).notes
+    assert note.startswith("LEFT OUT: 2 files in no folder that names a class, and not called as images are")
+    assert note.endswith("such as train/human/1.img")
+
+
+def test_classes_above_generators_above_splits(tmp_path: Path) -> None:
+    for path in ("fake/sg/train/1.png", "fake/sg/test/2.png", "real/ffhq/train/3.png", "real/ffhq/val/4.png"):
+        written(tmp_path / path)
+    layout = find_files(tmp_path)
+    assert [file.generator for file in layout.files] == ["sg", "sg", "ffhq", "ffhq"]
+    assert [file.split for file in layout.files] == ["val", "train", "train", "val"]
+    test, pairs = layout.notes
+    assert test == "1 image in folders called test: read as val"
+    assert pairs.startswith("no generator has images of both classes")
+    assert pairs.endswith("beside those of sg")
 
 
 def test_a_data_set_without_classes_says_what_their_folders_are_called(tmp_path: Path) -> None:
