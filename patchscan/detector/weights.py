@@ -4,6 +4,7 @@ Checkpoints are unpickled with `weights_only=True`, so a hostile file cannot run
 """
 
 import json
+import re
 import struct
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,24 @@ from patchscan.detector.efficientnet import EfficientNetLite0
 from patchscan.detector.models import SSP, ResNet50
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
+
+
+# What DataParallel and torch.compile put before the names of a model's tensors.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_AGAIN = "not the weights: download it again, from the link to the file itself"
+# How files begin that are often saved under the name of weights in their place, without marks of their encoding.
+_IN_PLACE = (
+    (
+        rb"version https://(?:git-lfs|hawser)",
+        "a Git LFS pointer, not the weights: run `git lfs pull` where it came from",
+    ),
+    (rb"[\w./-]{0,200}annex/objects/", "a git-annex pointer, not the weights: run `git annex get` where it came from"),
+    (rb"(?:\w+:[^\n]*\n)*outs:\s", "a DVC pointer, not the weights: run `dvc pull` where it came from"),
+    (rb"(?i)<(?:!doctype|!--|\?xml|html|head|body|meta|title|script|error|[a-z]+>)", f"a web page, {_AGAIN}"),
+    (rb"[{\[]\s*[\"{\[}]", f"JSON, {_AGAIN}"),
+    (rb"\x1f\x8b", "packed with gzip: unpack it first"),
+    (rb"[\t\n\r -~]+$", f"a text, {_AGAIN}"),
+)
 
 
 class WeightsError(UserError):
@@ -44,37 +63,65 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read tensors by name from a .safetensors file or a PyTorch checkpoint, which may have been saved with more beside
-    them and from a model in DataParallel. Raises WeightsError."""
-    _check_content(path)
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
+    """Read tensors by name from a safetensors file or a PyTorch checkpoint, which may have been saved with more beside
+    them and from a model in DataParallel or torch.compile. Raises WeightsError."""
+    begin = _checked_begin(path)
+    # Either may have the other's name.
+    is_safetensors = _has_header(begin) or (path.suffix == ".safetensors" and not begin.startswith(b"PK"))
+    tensors = read_safetensors(path) if is_safetensors else _read_checkpoint(path)
+    return {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path, torch looks at the name too
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
-        raise WeightsError(f"{path} is not a checkpoint of plain tensors: {error}") from error
+        raise WeightsError(f"{path} is not a checkpoint of plain tensors: {_reason(error)}") from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     tensors = state if isinstance(state, dict) else {}
     if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise WeightsError(f"{path} is not a checkpoint of plain tensors: it holds no state dict")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
 
 
-def _check_content(path: Path) -> None:
-    """Raise WeightsError for what is often saved under the name of a checkpoint in its place."""
+def _reason(error: Exception) -> str:
+    """Why torch does not read a checkpoint. Its own words, a page of them, advise to run the file's code."""
+    text = str(error)
+    held = re.search(r"GLOBAL ([\w.]+)", text)
+    if held:
+        return f"it holds more ({held[1]}), as a whole model does; save its state_dict() where it was trained"
+    if "PytorchStreamReader" in text:
+        return "it is damaged or cut short; download it again"
+    return "no file of torch.save"
+
+
+def _checked_begin(path: Path) -> bytes:
+    """Return a file's first bytes. Raises WeightsError for what is often saved under the name of weights in their
+    place."""
     try:
         with path.open("rb") as file:
-            begin = file.read(64).lstrip()
+            begin = file.read(512)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    if begin.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` where it came from")
-    if begin[:1] == b"<":
-        raise WeightsError(
-            f"{path} is a web page, not the weights: download it again, from the link to the file itself"
-        )
+    if not begin:
+        raise WeightsError(f"{path} is empty: download it again")
+    if _has_header(begin):
+        return begin
+    text = re.sub(rb"^(?:\xef\xbb\xbf|\xff\xfe|\xfe\xff)", b"", begin)
+    if b"\0" in text[:2]:  # UTF-16
+        text = text.replace(b"\0", b"")
+    for form, what in _IN_PLACE:
+        if re.match(form, text.lstrip()):
+            raise WeightsError(f"{path} is {what}")
+    return begin
+
+
+def _has_header(begin: bytes) -> bool:
+    """Whether a file begins as safetensors do: with the length of a header, in eight bytes, and the header's JSON."""
+    return begin[8:9] == b"{" and b"\0" in begin[:8]
 
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:

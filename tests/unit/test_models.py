@@ -1,5 +1,6 @@
 """The architectures are the study's, layer by layer, and weights come and go without a pickle."""
 
+import gzip
 import pickle
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,6 +148,56 @@ def test_what_is_often_saved_in_place_of_weights_is_named(tmp_path: Path, conten
         file.write_bytes(content)
     with pytest.raises(WeightsError, match=message):
         load_imagenet(build_network("ssp"), str(file))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf <!doctype html>", "is a web page"),
+        ("<HTML><body>Sign in".encode("utf-16"), "is a web page"),
+        ("\n<html>".encode("utf-16-be"), "is a web page"),
+        (b'{"error": "Repository not found"}', "is JSON"),
+        (b"Not Found", "is a text"),
+        (b"outs:\n- md5: abc\n  path: w.pth\n", "is a DVC pointer.*dvc pull"),
+        (b"md5: abc\nfrozen: true\nouts:\n- md5: abc\n", "is a DVC pointer.*dvc pull"),
+        (b"/annex/objects/SHA256E-s1--abc.pth\n", "is a git-annex pointer.*git annex get"),
+        (b"../.git/annex/objects/aa/SHA256E-s1--abc.pth", "is a git-annex pointer.*git annex get"),
+        (b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (b"version https://hawser.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (gzip.compress(b"x"), "packed with gzip"),
+        (b"PK\x03\x04\0\0\0\0 cut", "damaged or cut short"),
+    ],
+)
+def test_what_is_no_weights_is_told_in_one_line_of_ours(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=message) as caught:
+        read_state_dict(tmp_path / name)
+    told = str(caught.value)
+    assert len(told) - len(str(tmp_path)) < 160
+    assert told.isprintable()
+    assert "weights_only" not in told
+
+
+def test_a_whole_model_is_told_in_one_line_of_ours(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match=r"holds more \(torch.nn.modules.linear.Linear\)") as caught:
+        read_state_dict(tmp_path / "model.pth")
+    assert "weights_only" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_weights_of_a_wrapped_model_are_read_by_what_the_file_is(tmp_path: Path, name: str, wrapper: str) -> None:
+    state = {f"{wrapper}a.module.weight": torch.zeros(2)}
+    torch.save(state, tmp_path / name)
+    assert list(read_state_dict(tmp_path / name)) == ["a.module.weight"]
+    save_file(state, tmp_path / name)
+    assert list(read_state_dict(tmp_path / name)) == ["a.module.weight"]
 
 
 @pytest.fixture(scope="module")
