@@ -12,7 +12,8 @@ MAX_DIRECTORIES = 10_000
 _MAX_SUBDIRECTORIES = 16
 _MAX_VALUES = 64
 
-_SUBFILE_TYPE, _WIDTH, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 258, 259, 262, 266
+_SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _WIDTH, _BITS, _COMPRESSION = 254, 255, 256, 258, 259
+_PHOTOMETRIC, _FILL_ORDER = 262, 266
 _MAKE, _STRIP_OFFSETS, _SAMPLES, _STRIP_BYTES, _PLANAR = 271, 273, 277, 279, 284
 _HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 257, 278, 322, 323
 _TILE_OFFSETS, _TILE_BYTES, _SUBDIRECTORIES, _SAMPLE_FORMAT, _YCBCR_SUBSAMPLING = 324, 325, 330, 339, 530
@@ -92,7 +93,7 @@ class Tiff:
         name = next((name for start, name in _RAW_NAMES if make.startswith(start)), None)
         if any(_is_raw(directory) for directory in self._pictures()):
             return name or "camera raw"
-        return name if self.first.first(_SUBFILE_TYPE, 0) & 1 else None
+        return name if _is_reduced(self.first) else None
 
     def unsupported(self) -> str | None:
         """Why the first picture cannot be scored though nothing is damaged; None where its pixels are right.
@@ -101,7 +102,7 @@ class Tiff:
         and real numbers, which have no fixed white, as if they were 8 bits.
         """
         tags = self.first
-        if tags.first(_SUBFILE_TYPE, 0) & 1:
+        if _is_reduced(tags):
             return "TIFF images that begin with a thumbnail are"
         bits, photometric = set(tags.tags.get(_BITS, (1,))), tags.first(_PHOTOMETRIC, 0)
         packed, planar = tags.first(_COMPRESSION, 1) != 1, tags.first(_PLANAR, 1) == 2
@@ -229,3 +230,8 @@ def _is_raw(directory: Directory) -> bool:
     photometric = directory.first(_PHOTOMETRIC, 0)
     compression = directory.first(_COMPRESSION, 1)
     return photometric in (_COLOUR_FILTER_ARRAY, _LINEAR_RAW) or compression in _RAW_COMPRESSIONS
+
+
+def _is_reduced(directory: Directory) -> bool:
+    """Whether the picture is another one in fewer pixels. Old writers, and some scanners, have another tag for it."""
+    return bool(directory.first(_SUBFILE_TYPE, 0) & 1) or directory.first(_OLD_SUBFILE_TYPE, 1) == 2

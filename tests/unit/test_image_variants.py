@@ -105,6 +105,12 @@ def test_the_dng_tag_and_signatures_of_other_raw_files() -> None:
 def test_a_thumbnail_is_not_scored_in_place_of_its_picture() -> None:
     code, message = rejection(raw_file(b"Scanner", photometric=2))
     assert (code, "thumbnail" in message) == (ErrorCode.UNSUPPORTED_FORMAT, True)
+    for old in (1, 2, 3):  # the picture, the same in fewer pixels, a page
+        data = tiff_of(PHOTO, photometric="rgb", extratags=[(255, 3, 1, old, True)])
+        if old == 2:
+            assert rejection(data) == (code, message)
+        else:
+            assert np.array_equal(decode(data).rgb, PHOTO)
     assert np.array_equal(decode(tiff_of(PHOTO, photometric="rgb", metadata={"Make": "NIKON"})).rgb, PHOTO)
 
 
