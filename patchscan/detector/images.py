@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from patchscan.detector import gif, png, segments
-from patchscan.detector.jpeg import jpeg_quality
+from patchscan.detector.jpeg import jpeg_quality, jpeg_subsampling
 from patchscan.detector.signatures import format_of
 from patchscan.detector.tiff import Tiff
 
@@ -73,12 +73,13 @@ class Limits:
 @dataclass(frozen=True)
 class RGBImage:
     """A decoded image: `pillow` has mode RGB; `frames` is the number of frames of an animation (1 for a still);
-    `jpeg_quality` is what the tables of a JPEG say (1 to 100), None for other formats."""
+    `jpeg_quality` is what the tables of a JPEG say (1 to 100), `jpeg_subsampling` its frame; None for other formats."""
 
     pillow: Image.Image
     format: str
     frames: int
     jpeg_quality: int | None
+    jpeg_subsampling: str | None
 
     @cached_property
     def rgb(self) -> np.ndarray:
@@ -110,7 +111,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
         _check_size(image.size, limits)
         try:
             rgb = _completed_jpeg(source) if source.lacks_end else _to_rgb(image)
-            frames, quality = source.count_frames(image), jpeg_quality(image)
+            frames, quality, subsampling = source.count_frames(image), jpeg_quality(image), jpeg_subsampling(image)
         except ImageError:
             raise
         except MemoryError as error:
@@ -118,7 +119,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
         except Exception as error:  # decoders raise anything on damaged files, with memory addresses in the texts
             source.raise_if_unsupported(error, opened=True)
             raise ImageError(ErrorCode.TRUNCATED, f"the {image.format} data is damaged or cut short") from error
-        return RGBImage(rgb, image.format or "", frames, quality)
+        return RGBImage(rgb, image.format or "", frames, quality, subsampling)
 
 
 def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:

@@ -1,4 +1,4 @@
-"""Read the quality setting of a JPEG from its quantisation tables."""
+"""Read the settings of an opened JPEG: quality from its quantisation tables, colour subsampling from its frame."""
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,14 @@ _K1 = np.array(
         [72, 92, 95, 98, 112, 100, 103, 99],
     ]
 ).ravel()
+
+_SUBSAMPLING: dict[tuple[int, ...], str] = {
+    (1, 1): "4:4:4",
+    (2, 1): "4:2:2",
+    (2, 2): "4:2:0",
+    (1, 2): "4:4:0",
+    (4, 1): "4:1:1",
+}
 
 
 def libjpeg_tables(quality: np.ndarray) -> np.ndarray:
@@ -42,3 +50,17 @@ def jpeg_quality(image: Image.Image) -> int | None:
         return None
     luminance = np.asarray(next(iter(tables.values())))
     return int(np.abs(_TABLES - luminance).sum(axis=1).argmin()) + 1
+
+
+def jpeg_subsampling(image: Image.Image) -> str | None:
+    """Return the colour subsampling of this opened file (`4:2:0`, ..., `grey`, `other`); None for a file that is no
+    JPEG."""
+    layers = getattr(image, "layer", None)
+    if not layers:
+        return None
+    if len(layers) == 1:
+        return "grey"
+    (_, *luma, _), *chroma = layers
+    if len(layers) != 3 or any((h, v) != (1, 1) for _, h, v, _ in chroma):
+        return "other"
+    return _SUBSAMPLING.get(tuple(luma), "other")

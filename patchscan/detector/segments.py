@@ -12,35 +12,43 @@ MAX_SEGMENTS = 65_536
 # libjpeg's own progressive files have 10 scans, mozjpeg's up to about 20.
 MAX_SCANS = 100
 END = b"\xff\xd9"
+_NUMBER_OF_LINES = b"\xff\xdc\0\4"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _READABLE_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
 _PROGRESSIVE = frozenset((0xC2, 0xCA))
 _SCAN, _COMMENT, _APPLICATIONS = 0xDA, 0xFE, frozenset(range(0xE0, 0xF0))
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
-# JFIF and Adobe say what the colours are, MPF that more pictures follow: all other application data is metadata.
-_KEPT = (b"JFIF\0", b"Adobe", b"MPF\0")
+# JFIF and Adobe say what the colours are, MPF that more pictures follow: all other application data is metadata. What
+# is shorter than this, libjpeg does not take for the one or the other.
+_KEPT = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12), 0xE2: (b"MPF\0", 4)}
 # Bits that differ from the first on, without 0xFF: what an unfinished picture is completed with.
 _NOISE = bytes(random.Random(0).choices(range(128, 255), k=4096))
 
 
 def pixels_only(data: bytes) -> bytes | None:
-    """Return the JPEG without metadata (EXIF, profiles, comments); None where more than MAX_SEGMENTS others remain.
+    """Return the JPEG without metadata (EXIF, profiles, comments) and without stray bytes between its segments, which
+    decoders skip; None where more than MAX_SEGMENTS others remain.
 
     What cannot be followed is kept as it is.
     """
-    kept, start, others = [], 0, 0
+    kept: list[bytes | memoryview] = [data[:2]]
+    start = 2
     for marker, at, end in _segments(data):
-        if marker == _COMMENT or (marker in _APPLICATIONS and not data.startswith(_KEPT, at + 4)):
-            kept.append(data[start:at])
-            start = end
-        else:
-            others += 1
-            if others > MAX_SEGMENTS:
+        if not _is_metadata(marker, data[at + 4 : end]):
+            kept.append(data[at:end])
+            if len(kept) > MAX_SEGMENTS + 1:
                 return None
-        if marker == _SCAN:
-            break
-    return b"".join(kept) + data[start:] if kept else data
+        start = end
+    kept.append(memoryview(data)[start:])
+    return b"".join(kept)
+
+
+def _is_metadata(marker: int, content: bytes) -> bool:
+    if marker in _KEPT:
+        start, size = _KEPT[marker]
+        return len(content) < size or not content.startswith(start)
+    return marker == _COMMENT or marker in _APPLICATIONS
 
 
 def unsupported(data: bytes) -> str | None:
@@ -51,13 +59,25 @@ def unsupported(data: bytes) -> str | None:
     if len(frame) < 10:
         return None
     marker, precision, components = frame[1], frame[4], frame[9]
+    height, factors = frame[5:7], [(byte >> 4, byte & 15) for byte in frame[11::3]]
     if marker in (0xC3, 0xC7, 0xCB, 0xCF):
         return "lossless JPEG images are"
     if marker not in _READABLE_FRAMES:
         return "hierarchical JPEG images are"
     if precision != 8:
         return f"{precision}-bit JPEG images are"
+    if height == b"\0\0" and _NUMBER_OF_LINES in data:
+        return "JPEG images whose height follows their pixels (DNL) are"
+    if _are_fractions(factors):
+        return "JPEG images whose sampling factors are no multiples of each other are"
     return None if components in (1, 3, 4) else f"JPEG images of {components} components are"
+
+
+def _are_fractions(factors: list[tuple[int, int]]) -> bool:
+    """Whether a component has, say, two samples where another has three. All factors are 1 to 4."""
+    return any(
+        set(side) <= {1, 2, 3, 4} and any(max(side) % factor for factor in side) for side in zip(*factors, strict=True)
+    )
 
 
 def has_too_many_scans(data: bytes) -> bool:

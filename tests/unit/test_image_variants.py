@@ -221,16 +221,38 @@ def test_a_png_needs_its_pixels_not_its_end() -> None:
         segment(0xE1, b"Exif\0\0MM\0*\xff\xff\xff\xff"),
         segment(0xE1, b"Exif\0\0"),
         segment(0xE2, b"ICC_PROFILE\0\x05\x01damaged"),
+        segment(0xE2, b"ICC_PROFILE\0"),
+        segment(0xE0, b"JFIF\0"),
+        segment(0xE0, b"JFIF\0\1\1\0\0\1"),
+        segment(0xEE, b"Adobe"),
+        segment(0xFE, b"hello") + b"\0",
+        segment(0xE1, b"Exif")[:-4] + b"\0\0ExifExif",
+        segment(0xFE, b"hello") + b"\0\xff\0\xff\xff",
         segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x03\xed\0\0\0\0\0\1"),
         segment(0xFE, b"c" * 60_000) * 300,
         segment(0xFE, b"") * 200_000,
     ],
-    ids=["EXIF", "empty EXIF", "profile", "Photoshop", "18 MB of comments", "200,000 comments"],
+    ids=[
+        "EXIF",
+        "empty EXIF",
+        "profile",
+        "empty profile",
+        "empty JFIF",
+        "short JFIF",
+        "empty Adobe",
+        "stray byte",
+        "short EXIF",
+        "strays",
+        "Photoshop",
+        "18 MB of comments",
+        "200,000 comments",
+    ],
 )
 def test_what_is_not_pixels_cannot_reject_a_jpeg(metadata: bytes) -> None:
     whole = encoded("JPEG", quality=90)
     started = time.process_time()
-    assert np.array_equal(decode(whole[:2] + metadata + whole[2:]).rgb, decode(whole).rgb)
+    for at in (2, whole.index(b"\xff\xdb"), whole.index(b"\xff\xda")):
+        assert np.array_equal(decode(whole[:at] + metadata + whole[at:]).rgb, decode(whole).rgb)
     assert time.process_time() - started < 2
 
 
@@ -253,6 +275,18 @@ def test_variants_that_no_decoder_here_reads_are_named() -> None:
         (0xC5, 8, "hierarchical JPEG"),
     ]:
         whole[frame + 1], whole[frame + 4] = marker, precision
+        code, message = rejection(bytes(whole))
+        assert (code, name in message) == (ErrorCode.UNSUPPORTED_FORMAT, True), message
+    for place, value, name in [
+        (5, b"\0\0", "height follows"),
+        (11, b"\x32\0\x21", "sampling factors"),
+        (11, b"\x13\1\x12", "sampling factors"),
+    ]:
+        whole = bytearray(encoded("JPEG", quality=90)[:-2] + segment(0xDC, struct.pack(">H", 80)) + b"\xff\xd9")
+        if len(value) == 3:
+            whole[frame + place], whole[frame + place + 3] = value[::2]
+        else:
+            whole[frame + place : frame + place + 2] = value
         code, message = rejection(bytes(whole))
         assert (code, name in message) == (ErrorCode.UNSUPPORTED_FORMAT, True), message
     assert "JPEG-LS" in rejection(b"\xff\xd8\xff\xf7\0\x0b" + bytes(30) + b"\xff\xd9")[1]

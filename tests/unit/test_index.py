@@ -22,12 +22,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 import patchscan.dataset.index
 from patchscan.common.errors import UserError
 from patchscan.common.files import sha256_of
-from patchscan.dataset.image_facts import jpeg_settings
+from patchscan.dataset.image_facts import describe_image
 from patchscan.dataset.index import INDEX_COLUMNS, IndexFileError, build_index, data_digest, load_index
 from patchscan.dataset.layout import LayoutError, SourceFile, classify_path, find_files, generator_name
 from patchscan.dataset.source import DataSource, UnreadableError
 from patchscan.detector.decoders import DecoderPool
-from patchscan.detector.images import ErrorCode
+from patchscan.detector.images import ErrorCode, decode
 from patchscan.storage.store import FailureCode
 from tests.image_tree import picture, write
 from tests.poisonous import CRASH, POISONED, bmp
@@ -407,7 +407,8 @@ def test_another_file_in_the_indexs_place_is_kept(data: Path) -> None:
 
 @pytest.mark.parametrize("quality", [1, 2, 10, 37, 49, 50, 51, 75, 85, 90, 95, 96, 99, 100])
 def test_jpeg_quality_is_read_exactly_from_libjpegs_tables(quality: int) -> None:
-    assert jpeg_settings(_jpeg(quality=quality)) == (quality, "4:2:0")
+    image = decode(_jpeg(quality=quality))
+    assert (image.jpeg_quality, image.jpeg_subsampling) == (quality, "4:2:0")
 
 
 @pytest.mark.parametrize(("mode", "save", "expected"), [
@@ -417,13 +418,19 @@ def test_jpeg_quality_is_read_exactly_from_libjpegs_tables(quality: int) -> None
     ("CMYK", {}, "other"),
 ])  # fmt: skip
 def test_subsampling_is_read_from_the_frame_header(mode: str, save: dict[str, str], expected: str) -> None:
-    assert jpeg_settings(_jpeg(mode, **save))[1] == expected
+    assert decode(_jpeg(mode, **save)).jpeg_subsampling == expected
+
+
+def test_a_jpegs_settings_are_read_beside_a_damaged_profile() -> None:
+    jpeg = _jpeg(quality=80)
+    damaged = jpeg[:2] + b"\xff\xe2\0\x0eICC_PROFILE\0" + jpeg[2:]
+    assert describe_image(damaged) == describe_image(jpeg)
 
 
 def test_quality_of_foreign_tables_is_the_nearest() -> None:
     reference = JpegImageFile(io.BytesIO(_jpeg(quality=80))).quantization
     tables = {key: (np.array(table) + np.arange(64) % 2).tolist() for key, table in reference.items()}
-    quality, _ = jpeg_settings(_jpeg(qtables=tables))
+    quality = decode(_jpeg(qtables=tables)).jpeg_quality
     assert quality is not None
     assert abs(quality - 80) <= 3
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import patchscan.dataset.matched
 from patchscan.dataset.audit import audit
-from patchscan.dataset.image_facts import jpeg_settings
 from patchscan.dataset.index import build_index
 from patchscan.dataset.matched import (
     GRID,
@@ -57,10 +56,10 @@ def test_the_matched_version_of_a_biased_data_set_is_fair(matched: MatchedData) 
 def test_crops_are_the_sources_own_pixels_encoded_once_more(data: Path, matched: MatchedData, out: Path) -> None:
     crop = matched.crops[matched.crops["class"] == "nature"].iloc[0]
     source = decode((data / crop["source"]).read_bytes()).rgb
-    written = (out / crop["path"]).read_bytes()
-    assert jpeg_settings(written) == (crop["quality"], "4:4:4")
+    written = decode((out / crop["path"]).read_bytes())
+    assert (written.jpeg_quality, written.jpeg_subsampling) == (crop["quality"], "4:4:4")
     pixels = source[crop["y"] : crop["y"] + 64, crop["x"] : crop["x"] + 64]
-    assert np.abs(decode(written).rgb.astype(int) - pixels).mean() < 4
+    assert np.abs(written.rgb.astype(int) - pixels).mean() < 4
 
 
 def test_lossless_images_get_the_first_compression_of_the_photographs(matched: MatchedData) -> None:
