@@ -110,7 +110,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
     with source.open() as image:
         _check_size(image.size, limits)
         try:
-            rgb = _completed_jpeg(source) if source.lacks_end else _to_rgb(image)
+            rgb = _completed_jpeg(source) if source.lacks_end else _pixels(source, image)
             frames, quality, subsampling = source.count_frames(image), jpeg_quality(image), jpeg_subsampling(image)
         except ImageError:
             raise
@@ -170,6 +170,8 @@ class _Source:
             raise _unsupported("HEIC images are")
         if name is not None and name not in FORMATS:
             raise _unsupported(f"{name} images are")
+        if name == "PNG" and data[12:16] == b"CgBI":
+            raise _unsupported("PNG images in Apple's own form (CgBI) are")
         if name == "PNG":
             return cls(name, *png.pixels_only(data))
         if name == "GIF":
@@ -281,6 +283,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow converts grey with premultiplied alpha in two steps only
         return image.convert("LA").convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _pixels(source: _Source, image: Image.Image) -> Image.Image:
+    """Decode an opened image, a PNG without its checksum where that is all that is wrong."""
+    try:
+        return _to_rgb(image)
+    except OSError:
+        repaired = png.without_checksum(source.data) if source.format == "PNG" else None
+        if repaired is None:
+            raise
+    image.close()  # so that its pixels are not held twice
+    with _Source("PNG", repaired).open() as again:
+        return _to_rgb(again)
 
 
 def _completed_jpeg(source: _Source) -> Image.Image:

@@ -2,14 +2,19 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
+
+_PALETTE_COLOURS = b"\3"
 
 
 def pixels_only(data: bytes) -> tuple[bytes, int]:
     """Return the PNG without its ancillary chunks, and the number of frames that its animation control announces.
 
     The chunks' first letter says whether the pixels need them (PNG specification, 5.4). What cannot be followed is kept
-    before the pixels and dropped after them, where it is no chunk. Transparency is dropped, as `decode` drops it.
+    before the pixels and dropped after them, where it is no chunk. Transparency is dropped, as `decode` drops it, and a
+    palette that the pixels do not point into.
     """
+    has_palette = data[25:26] == _PALETTE_COLOURS
     kept, start, at, end = [data[:8]], 8, 8, 8
     frames, pixels_begun, first_is_animated = 0, False, False
     while at + 8 <= len(data):
@@ -18,7 +23,7 @@ def pixels_only(data: bytes) -> tuple[bytes, int]:
         if not kind.isalpha():
             end = at if pixels_begun else len(data)
             break
-        if kind[0] & 0x20:
+        if kind[0] & 0x20 or (kind == b"PLTE" and not has_palette):
             kept.append(data[start:at])
             start = end
             if not pixels_begun and kind == b"acTL" and length >= 8 and _is_intact(data, at, end):
@@ -32,6 +37,27 @@ def pixels_only(data: bytes) -> tuple[bytes, int]:
     kept.append(data[start : max(start, end)])
     # An image before the animation is shown by programs that know no animations, and counts as a frame.
     return b"".join(kept), 1 if not 0 < frames <= 2**31 else frames + (not first_is_animated)
+
+
+def without_checksum(data: bytes) -> bytes | None:
+    """Return the PNG without the last four bytes of its packed pixels: their Adler-32, which decoders can do without
+    and some writers get wrong. None where the CRCs say that a chunk of them is damaged, or there is none."""
+    chunks = list(_pixel_chunks(data))
+    if not chunks or not all(_is_intact(data, at, end) for at, end in chunks):
+        return None
+    packed = b"IDAT" + b"".join(data[at + 8 : end - 4] for at, end in chunks)[:-4]
+    chunk = struct.pack(">I", len(packed) - 4) + packed + struct.pack(">I", zlib.crc32(packed))
+    return data[: chunks[0][0]] + chunk + data[chunks[-1][1] :]
+
+
+def _pixel_chunks(data: bytes) -> Iterator[tuple[int, int]]:
+    at = 8
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if kind == b"IDAT":
+            yield at, end
+        at = end
 
 
 def _is_intact(data: bytes, start: int, end: int) -> bool:

@@ -194,6 +194,7 @@ TEXTS = {
     "short fields": chunk(b"pHYs", b"\0") + chunk(b"gAMA", b"") + chunk(b"cHRM", b"\0") + chunk(b"sRGB", b""),
     "short animation control": chunk(b"acTL", b"\0") + chunk(b"fcTL", b"\0"),
     "unknown": chunk(b"abCd", bytes(100), crc=7),
+    "a palette that nothing points into": chunk(b"PLTE", bytes(30), crc=7),
 }
 
 
@@ -211,6 +212,13 @@ def test_a_png_needs_its_pixels_not_its_end() -> None:
     for tail in (b"", b"\0\0\0\0IE", b"garbage of no chunk", chunk(b"tEXt", b"Comment\0text")[:-7]):
         assert np.array_equal(decode(whole[:end] + tail).rgb, PHOTO)
     assert rejection(whole[: end - 40])[0] == ErrorCode.TRUNCATED
+    packed = zlib.compress(bytes(PHOTO.shape[0] * (PHOTO.shape[1] * 3 + 1)))
+    black = np.zeros_like(PHOTO)
+    for parts in ([packed[:-4] + b"sum!"], [packed[:20], packed[20:-2] + b"su"], [packed[:-3], b"u", b"m!"]):
+        chunks = [chunk(b"IDAT", part) for part in parts]
+        assert np.array_equal(decode(whole[:33] + b"".join(chunks) + whole[end:]).rgb, black)
+    damaged = chunk(b"IDAT", packed[:-4] + b"sum!", crc=1)
+    assert rejection(whole[:33] + damaged + whole[end:])[0] == ErrorCode.TRUNCATED
     # A wrong checksum of what the pixels need stays an error.
     assert rejection(whole[:29] + b"\0\0\0\0" + whole[33:])[0] == ErrorCode.TRUNCATED
 
@@ -289,6 +297,8 @@ def test_variants_that_no_decoder_here_reads_are_named() -> None:
             whole[frame + place : frame + place + 2] = value
         code, message = rejection(bytes(whole))
         assert (code, name in message) == (ErrorCode.UNSUPPORTED_FORMAT, True), message
+    own = chunk(b"CgBI", b"\x50\0\x20\2")
+    assert "CgBI" in rejection(encoded("PNG")[:8] + own + encoded("PNG")[8:])[1]
     assert "JPEG-LS" in rejection(b"\xff\xd8\xff\xf7\0\x0b" + bytes(30) + b"\xff\xd9")[1]
     bitmap = bytearray(encoded("BMP"))
     for depth in (2, 48, 64):
