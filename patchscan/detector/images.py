@@ -15,7 +15,7 @@ from functools import cache, cached_property
 import numpy as np
 from PIL import Image
 
-from patchscan.detector import gif, png, segments
+from patchscan.detector import gif, png, segments, webp
 from patchscan.detector.jpeg import jpeg_quality, jpeg_subsampling
 from patchscan.detector.signatures import format_of
 from patchscan.detector.tiff import Tiff
@@ -185,6 +185,8 @@ class _Source:
             if segments.has_too_many_scans(reduced):
                 raise _unsupported(f"JPEG images of more than {segments.MAX_SCANS} scans are")
             return cls(name, reduced)
+        if name == "WEBP":
+            return cls(name, webp.pixels_only(data))
         return cls(name, data)
 
     @classmethod

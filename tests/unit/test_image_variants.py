@@ -264,6 +264,45 @@ def test_what_is_not_pixels_cannot_reject_a_jpeg(metadata: bytes) -> None:
     assert time.process_time() - started < 2
 
 
+def riff(*chunks: bytes, odd: int = 0) -> bytes:
+    return b"RIFF" + struct.pack("<I", 4 + sum(map(len, chunks)) + odd) + b"WEBP" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("alpha", [True, False])
+def test_what_is_not_pixels_cannot_reject_a_webp(lossless: bool, alpha: bool) -> None:
+    file = io.BytesIO()
+    photo = Image.fromarray(np.dstack([PHOTO, GREY]) if alpha else PHOTO)
+    photo.save(file, "WEBP", lossless=lossless, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")
+    whole = file.getvalue()
+    chunks, end = whole[12 : whole.index(b"EXIF")], whole.index(b"EXIF")
+    expected = np.asarray(Image.open(file).convert("RGB"))
+    unknown = b"abcd" + struct.pack("<I", 2) + b"xx"
+    for data in [
+        riff(chunks, b"EXIF" + struct.pack("<I", 10**6) + b"junk"),
+        riff(chunks, b"abc"),
+        riff(unknown, chunks, unknown),
+        riff(chunks, odd=-8),
+        riff(chunks, odd=10**6),
+        riff(chunks) + b"stray",
+        *(whole[:cut] for cut in range(end, len(whole))),
+    ]:
+        assert np.array_equal(decode(data).rgb, expected)
+    for cut in (end - 4, end - 40, 60):
+        assert rejection(whole[:cut])[0] == ErrorCode.TRUNCATED
+
+
+def test_a_webps_last_filling_byte_is_no_pixel() -> None:
+    for seed in range(20):
+        file = io.BytesIO()
+        Image.fromarray(picture(seed, 96, 80)).save(file, "WEBP", lossless=True)
+        whole = file.getvalue()
+        if struct.unpack_from("<I", whole, 16)[0] % 2:
+            break
+    assert np.array_equal(decode(whole[:-1]).rgb, decode(whole).rgb)
+    assert rejection(whole[:-2])[0] == ErrorCode.TRUNCATED
+
+
 def test_the_colours_of_a_jpeg_still_follow_its_adobe_segment() -> None:
     cmyk = io.BytesIO()
     Image.fromarray(PHOTO).convert("CMYK").save(cmyk, "JPEG", quality=95)
