@@ -15,7 +15,7 @@ from functools import cache, cached_property
 import numpy as np
 from PIL import Image
 
-from patchscan.detector import gif, png, segments, webp
+from patchscan.detector import gif, iso_media, png, segments, webp
 from patchscan.detector.jpeg import jpeg_quality, jpeg_subsampling
 from patchscan.detector.signatures import format_of
 from patchscan.detector.tiff import Tiff
@@ -187,6 +187,8 @@ class _Source:
             return cls(name, reduced)
         if name == "WEBP":
             return cls(name, webp.pixels_only(data))
+        if name in ("AVIF", "HEIF"):
+            return cls(name, iso_media.pixels_only(data))
         return cls(name, data)
 
     @classmethod

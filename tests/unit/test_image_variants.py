@@ -303,6 +303,21 @@ def test_a_webps_last_filling_byte_is_no_pixel() -> None:
     assert rejection(whole[:-2])[0] == ErrorCode.TRUNCATED
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+@pytest.mark.parametrize("xmp", [b"", b"<x/>"])
+def test_what_is_not_pixels_cannot_reject_an_avif_or_heic(kind: str, xmp: bytes) -> None:
+    whole = encoded(kind, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0", **({"xmp": xmp} if xmp else {}))
+    expected = np.asarray(Image.open(io.BytesIO(whole)).convert("RGB"))
+    at = whole.rindex(b"MM\0*")
+    for junk in (b"\xff" * 4, b"\xff" * 8):
+        assert np.array_equal(decode(whole[:at] + junk + whole[at + len(junk) :]).rgb, expected)
+    if kind == "HEIF":  # its metadata comes last
+        assert np.array_equal(decode(whole[:-1]).rgb, expected)
+        assert np.array_equal(decode(whole[: at - 10]).rgb, expected)
+        whole = whole[: at - 10]
+    assert rejection(whole[:-1])[0] == ErrorCode.TRUNCATED
+
+
 def test_the_colours_of_a_jpeg_still_follow_its_adobe_segment() -> None:
     cmyk = io.BytesIO()
     Image.fromarray(PHOTO).convert("CMYK").save(cmyk, "JPEG", quality=95)

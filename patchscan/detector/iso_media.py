@@ -1,0 +1,49 @@
+"""Hide what is not pixels in a HEIC or AVIF from its decoder, so that damaged metadata cannot reject it (ISO/IEC
+14496-12 for the boxes, 23008-12 for the items).
+"""
+
+import struct
+from collections.abc import Iterator
+
+_METADATA = (b"Exif", b"mime")
+# A type that no decoder reads.
+_HIDDEN = b"free"
+
+
+def pixels_only(data: bytes) -> bytes:
+    """Return the file with its items of metadata (EXIF, XMP) as items of an unknown type, which decoders pass over.
+
+    They stay where they are, because the file says by offsets where its pixels lie.
+    """
+    places = [at for at in _item_types(data) if data[at : at + 4] in _METADATA]
+    if not places:
+        return data
+    hidden = bytearray(data)
+    for at in places:
+        hidden[at : at + 4] = _HIDDEN
+    return bytes(hidden)
+
+
+def _item_types(data: bytes) -> Iterator[int]:
+    """Where the types of the items stand: in `infe` in `iinf` in `meta`."""
+    for _, meta, meta_end in _boxes(data, 0, len(data), b"meta"):
+        for _, items, items_end in _boxes(data, meta + 4, meta_end, b"iinf"):
+            first = items + (6 if data[items] == 0 else 8)
+            for _, item, _ in _boxes(data, first, items_end, b"infe"):
+                yield item + (10 if data[item] == 3 else 8)
+
+
+def _boxes(data: bytes, at: int, end: int, wanted: bytes) -> Iterator[tuple[int, int, int]]:
+    """Start, start of the content and end of the boxes of one kind."""
+    while at + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, at)
+        head = 8
+        if size == 1 and at + 16 <= end:
+            size, head = struct.unpack_from(">Q", data, at + 8)[0], 16
+        elif size == 0:
+            size = end - at
+        if size < head or at + size > end:
+            return
+        if kind == wanted and size > head:
+            yield at, at + head, at + size
+        at += size
