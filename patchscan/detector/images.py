@@ -157,18 +157,20 @@ class _Source:
     """An encoded image of a format that is read: the bytes that its pixels need, and the frames where Pillow's own
     count has no bound or needs what was left out."""
 
-    format: str | None
+    format: str
     data: bytes
     frames: int | None = None
     tiff: Tiff | None = None
 
     @classmethod
     def of(cls, data: bytes) -> "_Source":
-        """Prepare an image for Pillow. Raises ImageError `unsupported_format`."""
+        """Prepare an image for Pillow. Raises ImageError `not_an_image` and `unsupported_format`."""
         name = format_of(data)
+        if name is None:
+            raise ImageError(ErrorCode.NOT_AN_IMAGE, "the bytes are not an image of any known format")
         if name == "HEIF" and name not in _known_formats():
             raise _unsupported("HEIC images are")
-        if name is not None and name not in FORMATS:
+        if name not in FORMATS:
             raise _unsupported(f"{name} images are")
         if name == "PNG" and data[12:16] == b"CgBI":
             raise _unsupported("PNG images in Apple's own form (CgBI) are")
@@ -214,8 +216,6 @@ class _Source:
             raise ImageError(ErrorCode.TOO_LARGE, "the header promises more pixels than the limit") from error
         except Exception as error:  # a plugin's header parser may raise anything on hostile bytes
             self.raise_if_unsupported(error, opened=False)
-            if self.format is None:
-                raise ImageError(ErrorCode.NOT_AN_IMAGE, "the bytes are not an image of any known format") from error
             raise ImageError(ErrorCode.TRUNCATED, f"the {self.format} header is damaged or cut short") from error
 
     def raise_if_unsupported(self, error: Exception, *, opened: bool) -> None:

@@ -1,9 +1,10 @@
 """Name the format of an encoded image by its first bytes, whether or not it can be decoded.
 
-The order of the tables is fixed, so that the same bytes always get the same name. Short text signatures are checked
-together with the fields behind them: a tar begins with the name of its first file, which may be "BMW.jpg".
+The order of the tables is fixed, so that the same bytes always get the same name. A tar begins with the name of its
+first file, which may be "GIF89a.gif": it has no name here.
 """
 
+import re
 import struct
 
 # Offset and signature. What a camera's raw file is called is in patchscan.detector.tiff, except those below.
@@ -67,6 +68,8 @@ _TGA_DEPTHS = frozenset((8, 15, 16, 24, 32))
 
 def format_of(data: bytes) -> str | None:
     """Return the name of the format whose signature the bytes carry (`JPEG`, `HEIF`, `JPEG XL`, ...), None if none."""
+    if _is_tar(data):
+        return None
     for offset, signature, name in _SIGNATURES:
         if data.startswith(signature, offset):
             return name
@@ -82,6 +85,16 @@ def format_of(data: bytes) -> str | None:
     if _is_svg(data):
         return "SVG"
     return "TGA" if _is_tga(data) else None
+
+
+def _is_tar(data: bytes) -> bool:
+    """The mark of a tar with the sum of its header's bytes, in which the sum itself counts as spaces: an image may have
+    the mark alone in its metadata."""
+    if data[257:262] != b"ustar":
+        return False
+    field = data[148:156]
+    stated = re.match(rb" *([0-7]+)[ \0]", field)
+    return stated is not None and int(stated[1], 8) == sum(data[:512]) - sum(field) + 8 * ord(" ")
 
 
 def _iso_media(data: bytes) -> str | None:

@@ -116,7 +116,8 @@ def _kind(data: bytes) -> str | None:
         return "npy"
     if data.startswith(b"PK\x03\x04"):
         return "zip"
-    # An image may carry these bytes in its metadata, and must get the row that a scan's own decoder would give it.
+    # An image may carry these bytes in its metadata, and must get the row that a scan's own decoder would give it. A
+    # tar whose header is right has no format.
     return format_of(data) or ("tar" if data[257:262] == b"ustar" else None)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from patchscan.detector.answer import MAX_CROPS
-from patchscan.detector.images import Limits
+from patchscan.detector.images import ErrorCode, ImageError, Limits, decode
 from patchscan.serving.requests import (
     MAX_ENTRIES,
     MAX_MEMBERS,
@@ -103,10 +103,17 @@ def test_an_image_with_the_mark_of_a_tar_is_an_image(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["BMW.jpg", "BM", "P1010123.JPG", "GIF.gif", "II.png", "RIFF.webp", "xx-ftyp.heic", "<b>"]
-)
+    "name", [
+        "BMW.jpg", "BM", "P1010123.JPG", "GIF.gif", "II.png", "RIFF.webp", "xx-ftyp.heic", "<b>", "P1 kitchen.jpg",
+        "P5 beach.png", "qoif.png", "icns/1.png", "GIF89a.gif", "GIF87a/1.gif", "8BPS", "%PDF-1.pdf", "<svg>", "II*",
+    ],
+)  # fmt: skip
 def test_a_tar_whose_first_name_begins_like_an_image_is_a_tar(name: str) -> None:
-    assert parse({"body": tar_of({name: b"one"})}, LIMIT) == ManyImages([(name, b"one")])
+    tar = tar_of({name: b"one"})
+    assert parse({"body": tar}, LIMIT) == ManyImages([(name, b"one")])
+    with pytest.raises(ImageError) as caught:  # as the scan that finds one in a bucket says
+        decode(tar)
+    assert caught.value.code == ErrorCode.NOT_AN_IMAGE
 
 
 def test_a_member_is_read_no_further_than_its_limit() -> None:
