@@ -190,7 +190,7 @@ class _Source:
         if name == "WEBP":
             return cls(name, webp.pixels_only(data))
         if name in ("AVIF", "HEIF"):
-            return cls(name, iso_media.pixels_only(data))
+            return cls(name, iso_media.pixels_only(data, name))
         return cls(name, data)
 
     @classmethod

@@ -6,22 +6,30 @@ import struct
 from collections.abc import Iterator
 
 _METADATA = (b"Exif", b"mime")
+# The first brands that Pillow and pillow-heif take.
+_KNOWN = {
+    "AVIF": (b"avif", b"avis", b"mif1", b"msf1"),
+    "HEIF": tuple(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split()),
+}
 # A type that no decoder reads.
 _HIDDEN = b"free"
 
 
-def pixels_only(data: bytes) -> bytes:
-    """Return the file with its items of metadata (EXIF, XMP) as items of an unknown type, which decoders pass over.
+def pixels_only(data: bytes, name: str) -> bytes:
+    """Return a file of this format (HEIF or AVIF) with its items of metadata (EXIF, XMP) as items of an unknown type,
+    which decoders pass over, and with a first brand that they know.
 
-    They stay where they are, because the file says by offsets where its pixels lie.
+    All stays where it is, because the file says by offsets where its pixels lie.
     """
-    places = [at for at in _item_types(data) if data[at : at + 4] in _METADATA]
-    if not places:
+    changes = [(at, _HIDDEN) for at in _item_types(data) if data[at : at + 4] in _METADATA]
+    if data[8:12] not in _KNOWN[name]:
+        changes.append((8, _KNOWN[name][0]))
+    if not changes:
         return data
-    hidden = bytearray(data)
-    for at in places:
-        hidden[at : at + 4] = _HIDDEN
-    return bytes(hidden)
+    changed = bytearray(data)
+    for at, code in changes:
+        changed[at : at + 4] = code
+    return bytes(changed)
 
 
 def _item_types(data: bytes) -> Iterator[int]:

@@ -6,6 +6,9 @@ first file, which may be "GIF89a.gif": it has no name here.
 
 import re
 import struct
+from collections.abc import Callable
+
+from patchscan.detector import file_headers
 
 # Offset and signature. What a camera's raw file is called is in patchscan.detector.tiff, except those below.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
@@ -36,8 +39,8 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"8BPS\0", "PSD"),
     (0, b"gimp xcf ", "XCF"),
     (0, b"v/1\x01", "OpenEXR"),
-    (0, b"#?RADIANCE\n", "Radiance HDR"),
-    (0, b"#?RGBE\n", "Radiance HDR"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"#?RGBE", "Radiance HDR"),
     (0, b"SDPX", "DPX"),
     (0, b"XPDS", "DPX"),
     (128, b"DICM", "DICOM"),
@@ -57,81 +60,87 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x01\xda", "SGI"),
     (0, b"\x59\xa6\x6a\x95", "Sun raster"),
     (0, b"/* XPM */", "XPM"),
+    (0, b"\0\0\0\x0cJXS \r\n\x87\n", "JPEG XS"),
+    (0, b"\xff\x10\xff\x50", "JPEG XS"),
+    (0, b"\x97JB2\r\n\x1a\n", "JBIG2"),
+    (0, b"\x80\x2a\x5f\xd7", "Cineon"),
+    (0, b"\xd7\x5f\x2a\x80", "Cineon"),
+    (0, b"\x13\xab\xa1\x5c", "ASTC"),
+    (0, b"Paint Shop Pro Image File\n\x1a", "PSP"),
+    (2048, b"PCD_IPI", "Photo CD"),
+    (522, b"\0\x11\2\xff\x0c\0", "PICT"),
     (0, b"\x8aMNG\r\n\x1a\n", "MNG"),
     (0, b"\x8bJNG\r\n\x1a\n", "JNG"),
 )
-_HEIF_BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 miaf".split())
-_AVIF_BRANDS = frozenset(b"avif avis".split())
-_BMP_HEADERS = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
-_TGA_DEPTHS = frozenset((8, 15, 16, 24, 32))
+# The same for signatures with gaps, choices or a text.
+_PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
+    (re.compile(pattern, re.DOTALL), name)
+    for pattern, name in (
+        (rb"RIFF....WEBP", "WEBP"),
+        (rb"RIFF....ACON", "ANI"),
+        (rb"FORM....(?:ILBM|PBM |ACBM|RGB8|RGBN|DEEP)", "ILBM"),
+        (rb"BLP[12][\x00\x01]\x00\x00\x00", "BLP"),
+        (rb"FLIF[134ACDQSTacd]", "FLIF"),
+        (rb"\x00\x00\x02\x00[^\x00]\x00...\x00", "CUR"),
+        (rb"Image type: .{499}\x1a", "IM"),
+        (rb"P[1-7Ff][ \t\r\n#]", "PNM"),
+        (rb"\s*+(?>/\*.*?\*/\s*+)*+#define\s+\w*width\s+\d+\s+#define\s+\w*height\s+\d+.*?_bits\[", "XBM"),
+    )
+)
+_SEARCHED = 4096
+_HEADERS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
+    (file_headers.is_bmp, "BMP"),
+    (file_headers.is_svg, "SVG"),
+    (file_headers.is_pcx, "PCX"),
+    (file_headers.is_dib, "DIB"),
+    (file_headers.is_msp, "MSP"),
+    (file_headers.is_spider, "SPIDER"),
+    (file_headers.is_tga, "TGA"),
+    (file_headers.is_palm, "Palm bitmap"),
+    (file_headers.is_wbmp, "WBMP"),
+)
+# Brands of ISO base media that say how the pictures are packed, and those that only say that there are some.
+_BRANDS = {
+    **dict.fromkeys(b"heic heix heim heis hevc hevx hevm hevs".split(), "HEIF"),
+    **dict.fromkeys(b"avif avis".split(), "AVIF"),
+    b"crx ": "Canon CR3",
+    **dict.fromkeys(b"jpeg jpgs".split(), "HEIF (JPEG)"),
+    **dict.fromkeys(b"j2ki j2is".split(), "HEIF (JPEG 2000)"),
+    **dict.fromkeys(b"avci avcs".split(), "HEIF (AVC)"),
+    **dict.fromkeys(b"vvic vvis".split(), "HEIF (VVC)"),
+    b"unif": "HEIF (uncompressed)",
+    b"mif3": "HEIF (low overhead)",
+}
+_PICTURE_BRANDS = frozenset(b"mif1 mif2 msf1 miaf".split())
 
 
 def format_of(data: bytes) -> str | None:
     """Return the name of the format whose signature the bytes carry (`JPEG`, `HEIF`, `JPEG XL`, ...), None if none."""
-    if _is_tar(data):
+    if file_headers.is_tar(data):
         return None
     for offset, signature, name in _SIGNATURES:
         if data.startswith(signature, offset):
             return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
     if data[4:8] == b"ftyp":
         return _iso_media(data)
-    # The reserved bytes are zero in BMP files, and the header's length is one of a few.
-    if data[:2] == b"BM" and (len(data) < 18 or struct.unpack_from("<I", data, 14)[0] in _BMP_HEADERS):
-        return "BMP"
-    if data[:1] == b"P" and data[1:2] in b"1234567Ff" and data[2:3] in b" \t\r\n#":
-        return "PNM"
-    if _is_svg(data):
-        return "SVG"
-    return "TGA" if _is_tga(data) else None
-
-
-def _is_tar(data: bytes) -> bool:
-    """The mark of a tar with the sum of its header's bytes, in which the sum itself counts as spaces: an image may have
-    the mark alone in its metadata."""
-    if data[257:262] != b"ustar":
-        return False
-    field = data[148:156]
-    stated = re.match(rb" *([0-7]+)[ \0]", field)
-    return stated is not None and int(stated[1], 8) == sum(data[:512]) - sum(field) + 8 * ord(" ")
+    for pattern, name in _PATTERNS:
+        if pattern.match(data, 0, _SEARCHED):
+            return name
+    return next((name for is_one, name in _HEADERS if is_one(data)), None)
 
 
 def _iso_media(data: bytes) -> str | None:
-    """HEIF and AVIF by their brands; None for films, which have the same container."""
+    """HEIF and AVIF by their brands; None for films, which have the same container.
+
+    The first brand names the file, unless it is unknown or says little: then the compatible ones do.
+    """
     size = min(max(struct.unpack_from(">I", data)[0], 16), 1024)
     brands = [data[8:12]] + [data[at : at + 4] for at in range(16, min(size, len(data)), 4)]
-    if brands[0] == b"crx ":
-        return "Canon CR3"
-    if brands[0] in _AVIF_BRANDS or (brands[0] in (b"mif1", b"msf1", b"miaf") and _AVIF_BRANDS & set(brands)):
+    named = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
+    if brands[0] in _BRANDS:
+        return named[0]
+    if "AVIF" in named:
         return "AVIF"
-    return "HEIF" if brands[0] in _HEIF_BRANDS else None
-
-
-def _is_svg(data: bytes) -> bool:
-    start = data[:4096]
-    encoding = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}.get(start[:2], "utf-8-sig")
-    text = start.decode(encoding, "ignore").lstrip().lower()
-    if text.startswith("<svg"):
-        return True
-    return text.startswith(("<?xml", "<!doctype svg", "<!--")) and ("<svg" in text or ":svg " in text)
-
-
-def _is_tga(data: bytes) -> bool:
-    """A footer in files of version 2; the oldest have no signature, so all fields of their header must make sense."""
-    if data[-18:] == b"TRUEVISION-XFILE.\0":
-        return True
-    if len(data) < 18:
-        return False
-    id_length, has_map, kind = data[:3]
-    first, entries, entry_bits, _, _, width, height, depth, descriptor = struct.unpack_from("<HHBHHHHBB", data, 3)
-    mapped = kind in (1, 9)
-    if kind not in (1, 2, 3, 9, 10, 11) or has_map != mapped or depth not in _TGA_DEPTHS or descriptor & 0xC0:
-        return False
-    if (mapped and (depth != 8 or not 0 < entries <= 256 or entry_bits not in _TGA_DEPTHS)) or (
-        not mapped and (first or entries or entry_bits)
-    ):
-        return False
-    pixels = 18 + id_length + entries * ((entry_bits + 7) // 8)
-    packed = width * height * ((depth + 7) // 8) if kind < 9 else 1
-    return bool(width and height) and len(data) >= pixels + packed
+    if "HEIF" in named or brands[0] in _PICTURE_BRANDS:
+        return "HEIF"
+    return named[0] if named else None

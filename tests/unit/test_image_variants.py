@@ -1,5 +1,6 @@
 """Files as strangers store them: scored as every viewer shows them, or refused by name; never wrong pixels."""
 
+import gzip
 import io
 import os
 import random
@@ -17,6 +18,7 @@ from PIL import Image
 
 from patchscan.detector import gif, segments, tiff
 from patchscan.detector.images import ErrorCode, ImageError, decode
+from patchscan.detector.signatures import format_of
 from tests.image_tree import picture
 from tests.jpegs import segment, three_scans
 
@@ -383,8 +385,96 @@ def test_other_formats_are_named() -> None:
     ]:
         code, message = rejection(data)
         assert (code, name in message) == (ErrorCode.UNSUPPORTED_FORMAT, True), (name, message)
-    for text in (b"<?xml version='1.0'?><rss/>", b"<html><svg/></html>", bytes(400), b"PK\x03\x04" + bytes(50)):
+    for text in (
+        b"<?xml version='1.0'?><rss/>",
+        b"<?xml?><html><svg/></html>",
+        b"<html><svg/></html>",
+        bytes(400),
+        b"PK\x03\x04" + bytes(50),
+    ):
         assert rejection(text)[0] == ErrorCode.NOT_AN_IMAGE
+
+
+def written(kind: str, mode: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PHOTO).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *(("PCX", mode) for mode in ("1", "L", "P", "RGB")),
+        *(("DIB", mode) for mode in ("1", "L", "P", "RGB")),
+        *(("IM", mode) for mode in ("1", "L", "RGB", "CMYK")),
+        *(("XBM", "1"), ("MSP", "1"), ("BLP", "P"), ("SPIDER", "F"), ("PALM", "1"), ("PALM", "P")),
+    ],
+)
+def test_old_formats_are_named(kind: str, mode: str) -> None:
+    code, message = rejection(written(kind, mode))
+    assert (code, kind.lower() in message.lower()) == (ErrorCode.UNSUPPORTED_FORMAT, True), message
+
+
+XML = "<?xml version='1.0'?>"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (gzip.compress(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "SVG"),
+        (gzip.compress(XML.encode() + b"<svg/>")[:-8], "SVG"),
+        ((XML + "<!--" + "x" * 5000 + "-->" + "<!-- y -->" * 500 + "<svg/>").encode(), "SVG"),
+        ((XML + "<svg/>").encode("utf-16-le"), "SVG"),
+        ((XML + "<svg/>").encode("utf-16-be"), "SVG"),
+        (b"<?xml version='1.0'?><!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN'><svg/>", "SVG"),
+        (b"<svg:svg xmlns:svg='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"/* made */ /* by */\n#define a_width 16\n#define a_height 7\nstatic char a_bits[] = {0x13};", "XBM"),
+        (b"\0\0\2\0\1\0\x20\x20\0\0\1\0\1\0\x30\1\0\0\x16\0\0\0" + bytes(304), "CUR"),
+        (b"RIFF\0\1\0\0ACONanih" + bytes(60), "ANI"),
+        (b"FORM\0\0\1\0ILBMBMHD" + bytes(60), "ILBM"),
+        (b"FLIF31\x20" + bytes(60), "FLIF"),
+        (b"\0\0\0\x0cJXS \r\n\x87\n" + bytes(60), "JPEG XS"),
+        (b"\xff\x10\xff\x50" + bytes(60), "JPEG XS"),
+        (b"\x97JB2\r\n\x1a\n" + bytes(60), "JBIG2"),
+        (b"\x80\x2a\x5f\xd7" + bytes(60), "Cineon"),
+        (b"\x13\xab\xa1\x5c" + bytes(60), "ASTC"),
+        (bytes(522) + b"\0\x11\2\xff\x0c\0" + bytes(60), "PICT"),
+        (b"\0\0\x10\x08" + bytes(16), "WBMP"),
+        (b"\0\0\x81\x00\x08" + bytes(128), "WBMP"),
+        (b"\0\0\0\x18ftypjpeg\0\0\0\0mif1jpeg" + bytes(60), "HEIF (JPEG)"),
+        (b"\0\0\0\x18ftypj2ki\0\0\0\0mif1j2ki" + bytes(60), "HEIF (JPEG 2000)"),
+        (b"\0\0\0\x18ftypavci\0\0\0\0mif1avci" + bytes(60), "HEIF (AVC)"),
+        (b"\0\0\0\x18ftypvvic\0\0\0\0mif1vvic" + bytes(60), "HEIF (VVC)"),
+        (b"\0\0\0\x18ftypabcd\0\0\0\0mif1vvic" + bytes(60), "HEIF (VVC)"),
+        (b"\0\0\0\x14ftypunif\0\0\0\0mif1" + bytes(60), "HEIF (uncompressed)"),
+    ],
+)
+def test_formats_without_a_decoder_are_named(data: bytes, name: str) -> None:
+    assert rejection(data) == (ErrorCode.UNSUPPORTED_FORMAT, f"{name} images are not supported")
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_a_first_brand_that_nobody_knows_leaves_it_to_the_others(kind: str) -> None:
+    whole = encoded(kind)
+    for brand in (b"abcd", b"miaf", b"MiHE"):
+        image = decode(whole[:8] + brand + whole[12:])
+        assert (image.format, np.array_equal(image.rgb, decode(whole).rgb)) == (kind, True)
+    assert rejection(b"\0\0\0\x18ftypisom\0\0\0\0mp42avc1" + whole[24:])[0] == ErrorCode.NOT_AN_IMAGE
+
+
+def test_bytes_that_are_no_image_are_not_named_by_chance() -> None:
+    draw = random.Random(0)
+    for values in (range(2, 255), b"\0", b"\0\x80", b"\0 <#/*\n"):
+        for _ in range(1000):
+            assert format_of(b"\0" + bytes(draw.choices(values, k=draw.randrange(300)))) is None
+    words = [("<!--", "-->"), ("/*", "*/"), ("<?", "?>"), (" ", " "), ("<", "svg"), ("#define ", "a_width 1 ")]
+    started = time.process_time()
+    for opening, closing in words:  # patterns that look again and again would take hours
+        for text in (opening + closing, opening, opening + "x"):
+            assert format_of((text * 10**6).encode()) is None
+    assert time.process_time() - started < 10
+    for packed in (gzip.compress(b"text"), b"\x1f\x8b\x08junk", gzip.compress(bytes(10**8))):
+        assert rejection(packed)[0] == ErrorCode.NOT_AN_IMAGE
 
 
 def test_codes_and_texts_do_not_depend_on_the_hash_seed() -> None:
