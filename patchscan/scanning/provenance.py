@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from patchscan.scanning.file_texts import file_texts, xmp_packets, xmp_property
+from patchscan.scanning.file_texts import XmpProperty, file_texts, xmp_packets
 
 try:
     import c2pa
@@ -32,7 +32,7 @@ Provenance = dict[str, str | None]
 # A term of https://cv.iptc.org/newscodes/digitalsourcetype, in a manifest's JSON and as a property in XMP.
 TERM = r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})"
 MANIFEST_TERM = re.compile(rf'"digitalSourceType": "{TERM}"')
-XMP_TERM = xmp_property("igitalSourceType", TERM)
+XMP_TERM = XmpProperty("igitalSourceType", TERM)
 # A program's name in a field that names programs, and what may follow it: versions and variants.
 PROGRAMS = (
     r"^(?i:adobe firefly|bing image creator|chatgpt|comfyui|dall\W?e|draw things|flux\.1|fooocus|google gemini"
@@ -128,8 +128,8 @@ def provenance(data: bytes, image_format: str, trust: str | None = None) -> Prov
     packets = xmp_packets(data, texts)
     found = _manifest(data, image_format, trust)
     if found["digital_source_type"] is None:
-        terms = (XMP_TERM.search(packet) for packet in packets)
-        found["digital_source_type"] = next((term[term.lastindex or 0].decode() for term in terms if term), None)
+        terms = (XMP_TERM.find(packet) for packet in packets)
+        found["digital_source_type"] = next((term for term in terms if term), None)
     found["generator"] = _generator(texts)
     return found if any(found.values()) else None
 
