@@ -35,6 +35,12 @@ LONGEST = (
 )
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """The processes of pytest-xdist have to give one test one name, and packed bytes hold the time at which they were
+    packed."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(Path(item.path).name, len(places)))

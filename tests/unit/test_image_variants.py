@@ -421,7 +421,7 @@ XML = "<?xml version='1.0'?>"
 @pytest.mark.parametrize(
     ("data", "name"),
     [
-        (gzip.compress(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "SVG"),
+        (gzip.compress(b"<svg xmlns='http://www.w3.org/2000/svg'/>", mtime=0), "SVG"),
         (gzip.compress(XML.encode() + b"<svg/>")[:-8], "SVG"),
         ((XML + "<!--" + "x" * 5000 + "-->" + "<!-- y -->" * 500 + "<svg/>").encode(), "SVG"),
         ((XML + "<svg/>").encode("utf-16-le"), "SVG"),
