@@ -132,7 +132,7 @@ def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
     try:
         source = _Source.of(data)
         # Pillow's WebP decoder takes the memory for its pixels as soon as it has read the header.
-        if source.format == "WEBP" and (size := webp_size(data)):
+        if source.format == "WEBP" and (size := webp_size(source.data)):
             _check_size(size, limits)
             return size[0] * size[1] * _DECODER_BYTES["WEBP"] + len(data)
         with source.open() as image:
