@@ -6,7 +6,7 @@
 
 Each case is a real file with a change along its structure (structures.py), some random ones, or both, drawn from seed
 and number alone. A case must end in an answer or in the error that users get (ImageError, UserError, RequestError);
-anything else is a finding, as is more than 1 GB of memory, 10 s, or the CPU time that a file of its size may take.
+anything else is a finding, as is more than 1.5 GB of memory, 10 s, or the CPU time that a file of its size may take.
 Findings are printed with their number and kept in build/fuzz; the exit code is 1 where there is one.
 """
 
