@@ -17,9 +17,9 @@ CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
 # The architecture of a detector that somebody else trained: its run folder holds an ONNX graph and no weights.
 IMPORTED = "imported"
-# Raised whenever the same card is scored otherwise than before: 1 chose patches by the file, 2 by the pixels, and 3
-# gives no verdict on graphics.
-SCORING = 3
+# Raised whenever the same card is scored otherwise than before: 1 chose patches by the file, 2 by the pixels, 3 gives
+# no verdict on graphics, and 4 scores the pixels of a TIFF as they are stored.
+SCORING = 4
 
 # Of p_ai: what another draw of patches may change on 95 % of images without a warning.
 NOTABLE_DRAWS = 0.02
@@ -143,7 +143,7 @@ class Card:
         depends on the draw of patches where it does."""
         found = [NOT_CALIBRATED] if self.decision.chosen_by == Decision.chosen_by else []
         moved = self.draws.get("p_ai_95", 0.0)
-        if moved > NOTABLE_DRAWS:
+        if moved > NOTABLE_DRAWS and self.draws.get("digest") == self.digest:
             found.append(
                 "p_ai depends on which patches the pixels happen to draw: another draw moved it by more than "
                 f"{moved:.2f} on 5 % of {self.draws['images']} images, and gave {self.draws['other_verdict']:.1%} of "

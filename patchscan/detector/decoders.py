@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.common.memory import available_memory
 from patchscan.common.processes import available_cpus
-from patchscan.detector.images import ErrorCode, ImageError, Limits, decoded_bytes
+from patchscan.detector.images import ErrorCode, ImageError, Limits, decoded_bytes, may_lack_memory
 from patchscan.detector.prepared import Prepared, prepare
 from patchscan.detector.presets import Preset
 
@@ -285,8 +285,9 @@ class _Image:
             megabytes = f"{needed / 2**20:,.0f} MB"
             return _died(f"decoding it takes about {megabytes} of memory, more than there is")
         result = self.limited(min(most, left), lambda: work(self.data, self.limits))
-        if isinstance(result, ImageError) and result.code in (ErrorCode.DECODER_DIED, ErrorCode.TRUNCATED):
-            # Decoders differ in what they hold, and tell of memory that they were refused as of damaged data.
+        code = result.code if isinstance(result, ImageError) else None
+        if code == ErrorCode.DECODER_DIED or (code == ErrorCode.TRUNCATED and may_lack_memory(self.data)):
+            # Decoders differ in what they hold: it may be more than is reckoned.
             return self.limited(min(most + needed, left), lambda: work(self.data, self.limits))
         return result
 

@@ -152,6 +152,15 @@ def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
         return 0
 
 
+def may_lack_memory(data: bytes) -> bool:
+    """Whether an image that `decode` calls damaged may be whole: libtiff, and libjpeg where a JPEG has several scans,
+    tell of memory that they were refused as of damaged data."""
+    source = _Source.of(data)
+    if source.tiff:
+        return source.tiff.is_whole()
+    return source.format == "JPEG" and segments.has_several_scans(source.data) and not source.lacks_end
+
+
 @dataclass(frozen=True)
 class _Source:
     """An encoded image of a format that is read: the bytes that its pixels need, and the frames where Pillow's own

@@ -14,7 +14,7 @@ def pixels_only(data: bytes) -> tuple[bytes, int]:
     before the pixels and dropped after them, where it is no chunk. Transparency is dropped, as `decode` drops it, and a
     palette that the pixels do not point into.
     """
-    has_palette = data[25:26] == _PALETTE_COLOURS
+    needs_palette = True
     kept, start, at, end = [data[:8]], 8, 8, 8
     frames, pixels_begun, first_is_animated = 0, False, False
     while at + 8 <= len(data):
@@ -23,7 +23,9 @@ def pixels_only(data: bytes) -> tuple[bytes, int]:
         if not kind.isalpha():
             end = at if pixels_begun else len(data)
             break
-        if kind[0] & 0x20 or (kind == b"PLTE" and not has_palette):
+        if kind == b"IHDR":
+            needs_palette = data[at + 17 : at + 18] == _PALETTE_COLOURS
+        if kind[0] & 0x20 or (kind == b"PLTE" and not needs_palette):
             kept.append(data[start:at])
             start = end
             if not pixels_begun and kind == b"acTL" and length >= 8 and _is_intact(data, at, end):

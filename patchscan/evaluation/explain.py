@@ -13,7 +13,7 @@ from patchscan.detector.answer import Answer, Tier
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import IMPORTED, Card, Decision
 from patchscan.detector.detector import Detector
-from patchscan.detector.graph_detector import GRAPH_FILE
+from patchscan.detector.graph_detector import GRAPH_FILE, GraphDetector
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.models import Ensemble
 from patchscan.detector.onnx_detector import OnnxDetector
@@ -153,7 +153,8 @@ def _view(detector: BaseDetector, rgb: np.ndarray, seed: int, tier: Tier) -> Vie
             count = max(preset.candidates, preset.count)
             candidates = choose_patches(rgb, rule="random", size=preset.size, count=count, seed=seed)
         # A graph may take this number of crops and no other; the mean of one crop's copies is its own logit.
-        copies = np.repeat(crops.pixels[:, None], len(crops.pixels), axis=1)
+        copies = len(crops.pixels) if isinstance(detector, GraphDetector) else 1
+        alone = np.repeat(crops.pixels[:, None], copies, axis=1)
         return PatchView(
             architecture=detector.card.architecture,
             p_ai=decision.p_ai(logit),
@@ -162,7 +163,7 @@ def _view(detector: BaseDetector, rgb: np.ndarray, seed: int, tier: Tier) -> Vie
             candidates=candidates.corners,
             complexity=complexity(candidates.pixels),
             chosen=crops.corners,
-            votes=np.array([decision.p_ai(one) for one in detector.logits(list(copies))]),
+            votes=np.array([decision.p_ai(one) for one in detector.logits(list(alone))]),
             patch=crops.pixels[0],
         )
     assert isinstance(preset, WholeImagePreset)  # a member is no ensemble itself

@@ -139,9 +139,12 @@ def test_what_is_broken_leaves_no_memory_to_the_next() -> None:
 
 
 def test_an_image_that_takes_more_than_is_reckoned_is_not_told_of_as_damaged(pool: DecoderPool) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (6000, 6000), "red").save(file, "PNG", compress_level=1)
-    assert pool.run(takes_more_than_is_reckoned, file.getvalue(), Limits()) == "decoded"
+    whole, other = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (6000, 6000), "red").save(whole, "TIFF", compression="tiff_deflate", strip_size=10**9)
+    Image.new("RGB", (6000, 6000), "red").save(other, "PNG", compress_level=1)
+    assert pool.run(takes_more_than_is_reckoned, whole.getvalue(), Limits()) == "decoded"
+    with pytest.raises(ImageError, match="damaged"):  # its decoder tells what it lacks
+        pool.run(takes_more_than_is_reckoned, other.getvalue(), Limits())
 
 
 def test_a_child_computes_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The same pixels get the same patches, score and row, whatever the file around them."""
 
+import struct
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,30 @@ def exif(text: str) -> Image.Exif:
     return made
 
 
+TEXT_CHUNK = struct.pack(">I4s3sI", 3, b"tEXt", b"a\0b", zlib.crc32(b"tEXta\0b"))
+
+
+def palettes() -> dict[str, bytes]:
+    """One picture of 64 colours."""
+    photo = Image.fromarray(picture(3, 300, 200)).quantize(64)
+    plain = encoded(photo, "PNG")
+    return {
+        "plain.png": plain,
+        "text first.png": plain[:8] + TEXT_CHUNK + plain[8:],
+        "true colours.png": encoded(photo.convert("RGB"), "PNG"),
+        "x.bmp": encoded(photo, "BMP"),
+    }
+
+
 def lossless() -> dict[str, bytes]:
     """One picture in many wrappings that lose nothing."""
     photo = Image.fromarray(picture(1, 300, 200))
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", "holiday")
+    plain = encoded(photo, "PNG")
     return {
-        "plain.png": encoded(photo, "PNG"),
+        "plain.png": plain,
+        "text first.png": plain[:8] + TEXT_CHUNK + plain[8:],
         "other compression.png": encoded(photo, "PNG", compress_level=1),
         "text.png": encoded(photo, "PNG", pnginfo=text),
         "exif.png": encoded(photo, "PNG", exif=exif("camera")),
@@ -67,7 +86,7 @@ def jpegs() -> dict[str, bytes]:
     }
 
 
-SETS = [lossless(), jpegs()]
+SETS = [lossless(), jpegs(), palettes()]
 
 
 def without_format(answer: Any) -> dict[str, Any]:
@@ -81,13 +100,13 @@ def starter() -> Detector:
     return Detector.load(STARTER)
 
 
-@pytest.mark.parametrize("files", SETS, ids=["lossless", "jpeg"])
+@pytest.mark.parametrize("files", SETS, ids=["lossless", "jpeg", "palette"])
 def test_one_picture_has_one_answer(starter: Detector, files: dict[str, bytes]) -> None:
     first, *others = [without_format(one) for one in starter.score(list(files.values()))]
     assert others == [first] * len(others)
 
 
-@pytest.mark.parametrize("files", SETS, ids=["lossless", "jpeg"])
+@pytest.mark.parametrize("files", SETS, ids=["lossless", "jpeg", "palette"])
 def test_one_picture_has_one_row_where_the_worker_cuts_the_crops(tmp_path: Path, files: dict[str, bytes]) -> None:
     (tmp_path / "photos").mkdir()
     for name, data in files.items():
@@ -101,7 +120,7 @@ def test_one_picture_has_one_row_where_the_worker_cuts_the_crops(tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("files", SETS, ids=["lossless", "jpeg"])
+@pytest.mark.parametrize("files", SETS, ids=["lossless", "jpeg", "palette"])
 def test_evaluation_sees_one_picture(starter: Detector, tmp_path: Path, files: dict[str, bytes]) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
