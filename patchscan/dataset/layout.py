@@ -11,7 +11,7 @@ from typing import NamedTuple
 from patchscan.common.errors import UserError
 from patchscan.storage import open_store
 from patchscan.storage.folder import key_of
-from patchscan.storage.store import is_bucket, split_url
+from patchscan.storage.store import is_bucket, read_listing, split_url
 
 SPLITS = ("train", "val")
 CLASSES = ("ai", "nature")
@@ -233,6 +233,6 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 def _in_bucket(url: str) -> Iterator[tuple[str, int, int]]:
     root = split_url(url)[1].rstrip("/")
-    for info in open_store(url.rstrip("/") + "/").objects():
+    for info in read_listing(open_store(url.rstrip("/") + "/"), list):
         modified_ns = round(info.last_modified.timestamp() * 1e9) if info.last_modified else 0
         yield info.key.removeprefix(root).lstrip("/"), info.size or 0, modified_ns

@@ -99,7 +99,8 @@ class ListingJoin:
         self._db.execute("CREATE VIEW previous AS FROM no_previous")
 
     def add_listing(self, objects: Iterable[ObjectInfo]) -> None:
-        """Add the listing, in any order: what the filters keep, and each object once."""
+        """Add the listing, in any order: what the filters keep, and each object once. Where the iterator raises an
+        error, nothing was added."""
         objects = iter(objects)
         listing, left_out = self.scratch / "listing.parquet", self.scratch / "left-out.parquet"
         with pq.ParquetWriter(listing, LISTED) as kept, pq.ParquetWriter(left_out, IDENTITY) as others:

@@ -28,7 +28,7 @@ from patchscan.scanning.listing import Filters, ListingJoin
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, absolute_url, read_all, read_parts
 from patchscan.scanning.rows import LISTED, from_parquet, table_to_parquet
 from patchscan.scanning.trust import trust_digest
-from patchscan.storage.store import ObjectInfo, Store, is_bucket, split_url
+from patchscan.storage.store import ObjectInfo, Store, is_bucket, read_listing, split_url
 
 LOOK_UP_THREADS = 32
 
@@ -217,7 +217,12 @@ def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> 
     store = source.open()
     started = time.monotonic()
     found = [] if keys is None else _look_up(store, keys)
-    join.add_listing(_objects(source, store) if keys is None else found)
+    if keys is not None:
+        join.add_listing(found)
+    elif source.manifest is not None:
+        join.add_listing(_in_manifest(source, source.manifest))
+    else:
+        read_listing(store, join.add_listing)
     return {"seconds": time.monotonic() - started, "requests": dict(store.requests)}, len(found)
 
 
@@ -227,11 +232,9 @@ def _look_up(store: Store, keys: Sequence[str]) -> list[ObjectInfo]:
         return [info for info in pool.map(store.look_up, keys) if info]
 
 
-def _objects(source: ScanSource, store: Store) -> Iterator[ObjectInfo]:
-    if source.manifest is None:
-        return store.objects()
+def _in_manifest(source: ScanSource, path: str) -> Iterator[ObjectInfo]:
     bucket, prefix = split_url(source.url) if is_bucket(source.url) else (None, "")
-    listed = manifest.objects(source.manifest, bucket, source.endpoint_url)
+    listed = manifest.objects(path, bucket, source.endpoint_url)
     return (info for info in listed if info.key.startswith(prefix))
 
 

@@ -32,6 +32,7 @@ from patchscan.storage.store import (
     ObjectError,
     ObjectInfo,
     StoreError,
+    UnorderedError,
     split_url,
 )
 
@@ -162,6 +163,7 @@ class Bucket:
             self._client, core, {"Bucket": self.bucket, **self._payer}, partial(self._count, "GetObject")
         )
         self._optional = ["RestoreStatus"]
+        self._listing_threads = LISTING_THREADS
         self._listed_once = False
 
     def _count(self, event_name: str, **_: Any) -> None:
@@ -169,8 +171,13 @@ class Bucket:
             self.requests[event_name.rpartition(".")[2]] += 1
 
     def objects(self) -> Iterator[ObjectInfo]:
-        """Objects under the URL's prefix, in any order, the current version of each; LISTING_THREADS threads list."""
-        return iter(KeyRanges(self._page, LISTING_THREADS))
+        """Objects under the URL's prefix, in any order, the current version of each; LISTING_THREADS threads list, but
+        one after an UnorderedError."""
+        try:
+            yield from KeyRanges(self._page, self._listing_threads)
+        except UnorderedError:
+            self._listing_threads = 1
+            raise
 
     def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE) -> Page:
         listed, following = self._entries(_info, after=after, token=token, limit=limit)

@@ -1,12 +1,13 @@
 """List a bucket with many threads, also where its keys have no `/`: each thread lists a range of keys.
 
 A range holds the keys with `start < key <= last`. One thread lists it page by page. An idle thread looks for a key
-about half-way to the end of another thread's range (`between`, then a page of one key to see whether there are keys
-after it) and takes over what comes after that key. Where a range is cut is a guess, but it decides only which thread
+about half-way to the end of another thread's range (`between`, then a page of one key to find the first key after
+that string) and takes over what comes after that key. Where a range is cut is a guess, but it decides only which thread
 lists what: every key is in exactly one range.
 
-This needs keys in a fixed order, which S3 gives (by UTF-8 bytes, as Python orders strings). A store that lists in no
-order (S3's directory buckets) is listed by one thread.
+This needs keys in S3's order (by UTF-8 bytes, as Python orders strings). A store that lists in no order (S3's
+directory buckets) is listed by one thread. Some stores seem to have that order until a page shows otherwise: SeaweedFS
+lists `a/1` before `a-b`, folder by folder. Then UnorderedError ends the listing, and one thread lists all again.
 """
 
 import queue
@@ -14,19 +15,19 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Protocol
 
-from patchscan.storage.store import ObjectInfo, StoreError
+from patchscan.storage.store import ObjectInfo, StoreError, UnorderedError
 
 # Objects in a page: the most that S3 returns.
 PAGE = 1000
 # Tries to find a place to cut a range, before the idle thread waits for the range's next page.
 PROBES = 12
+# Tries to see that a range ends where the next one begins, while others delete keys there.
+END_TRIES = 3
 # Characters after the common prefix of two keys that `between` computes with.
 WIDTH = 6
-# Ranges are cut at keys of characters below this: for those, UTF-8 and UTF-16 (by which some stores sort) agree.
-FIRST_SURROGATE = "\ud800"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class KeyRange:
 
 
 class KeyRanges:
-    """The objects that `list_page` lists, in any order, listed by `threads` threads at once. Can be iterated once."""
+    """The objects that `list_page` lists, in any order, listed by `threads` threads at once. Can be iterated once.
+    Raises UnorderedError, unless there is one thread, where the order shows to be another after keys were divided."""
 
     def __init__(self, list_page: ListPage, threads: int):
         self._list_page, self._threads = list_page, threads
@@ -159,11 +161,14 @@ class KeyRanges:
                     continue  # the range has shrunk in the meantime
                 if following and following[0].key <= middle:
                     return None  # the store ignores StartAfter
-                if not following or (divided.last is not None and following[0].key > divided.last):
+                if not following or (divided.last is not None and following[0].key >= divided.last):
                     divided.ceiling = middle
                     continue
-                upper = KeyRange(start=middle, after=middle, last=divided.last, ceiling=divided.ceiling)
-                divided.last = divided.ceiling = middle
+                # Not at `middle`: where a string lies that is no key, such as `a.` beside `a/1`, depends on the order.
+                # But it is listed from there, so that keys in no order show.
+                cut = following[0].key
+                upper = KeyRange(start=cut, after=middle, last=divided.last, ceiling=divided.ceiling)
+                divided.last, divided.ceiling = cut, middle
                 divided.pages = 0
                 self._open.append(upper)
                 return upper
@@ -175,32 +180,40 @@ class KeyRanges:
             key_range.repetition.check(page.token, [info.key for info in page.objects])
             with self._changed:
                 inside = self._accept(key_range, page)
+                closed = key_range not in self._open
                 self._changed.notify_all()
             self._put(inside)
-            if key_range not in self._open:
+            if closed:
+                self._check_end(key_range)
                 return
 
     def _accept(self, key_range: KeyRange, page: Page) -> Sequence[ObjectInfo]:
         """Return the objects of a page that belong to the range, and advance or close the range."""
-        inside = list(takewhile(lambda info: key_range.last is None or info.key <= key_range.last, page.objects))
-        beyond = page.objects[len(inside) :]
+        until = list(takewhile(lambda info: key_range.last is None or info.key <= key_range.last, page.objects))
         keys = [key_range.after, *(info.key for info in page.objects)]
-        self._ordered = self._ordered and keys == sorted(keys)
-        whole = not key_range.start and key_range.last is None
-        if not whole and keys not in (sorted(keys), sorted(keys, key=_utf16)):
+        self._ordered = self._ordered and all(one < other for one, other in pairwise(keys))
+        if not self._ordered and (key_range.start or key_range.last is not None):
             # Keys of the range may come after the first one beyond it, where nobody looks for them.
-            raise StoreError("the store lists its keys in no fixed order")
-        self._characters.update(character for key in keys[::50] for character in key if character < FIRST_SURROGATE)
-        key_range.after, key_range.token = (inside[-1].key if inside else key_range.after), page.token
+            raise UnorderedError
+        self._characters.update(character for key in keys[::50] for character in key)
+        key_range.after, key_range.token = (until[-1].key if until else key_range.after), page.token
         key_range.pages += 1
-        key_range.divisible = self._ordered
-        if beyond or page.token is None:
+        key_range.divisible = self._ordered and key_range.after >= key_range.start
+        if len(until) < len(page.objects) or page.token is None or key_range.after == key_range.last:
             self._open.remove(key_range)
-        return inside
+        return [info for info in until if info.key > key_range.start]
 
-
-def _utf16(key: str) -> bytes:
-    return key.encode("utf-16-be", "surrogatepass")
+    def _check_end(self, key_range: KeyRange) -> None:
+        """Raise UnorderedError where the next range does not begin where this one ended."""
+        if key_range.last in (None, key_range.after):
+            return
+        # The key at which the range was cut was not met: it was deleted, or lies elsewhere in the store's order.
+        for _ in range(END_TRIES):
+            ends = [self._list_page(after=key or "", limit=1).objects for key in (key_range.after, key_range.last)]
+            ours, following = ([info.key for info in objects] for objects in ends)
+            if ours == following:
+                return
+        raise UnorderedError
 
 
 def between(low: str, high: str | None, alphabet: Sequence[str]) -> str | None:

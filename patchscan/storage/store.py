@@ -5,14 +5,16 @@ bucket or folder itself cannot be used. None of them contains credentials or the
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 from patchscan.common.errors import UserError
+
+Result = TypeVar("Result")
 
 SCHEME = "s3://"
 # A download that is too large to be held in memory waits in a temporary file.
@@ -35,6 +37,14 @@ class FailureCode(StrEnum):
 
 class StoreError(UserError):
     """The bucket, folder or credentials cannot be used at all."""
+
+
+class UnorderedError(StoreError):
+    """The order of a bucket's keys shows to be none after several threads have listed parts of it: what they listed
+    may have gaps."""
+
+    def __init__(self) -> None:
+        super().__init__("the store lists its keys in no fixed order")
 
 
 class UnusableNameError(StoreError):
@@ -94,7 +104,8 @@ class Store(Protocol):
     bytes_read: int
 
     def objects(self) -> Iterator[ObjectInfo]:
-        """Every object of the tree, in any order. Raises StoreError."""
+        """Every object of the tree, in any order. Raises StoreError; UnorderedError where a second call will list them
+        in a safe way (`read_listing`)."""
 
     def look_up(self, key: str) -> ObjectInfo | None:
         """The object as it is now and as `objects` lists it, or None where there is none. Of one that cannot be looked
@@ -127,6 +138,14 @@ class Store(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove an object, if it exists. Raises StoreError."""
+
+
+def read_listing(store: Store, read: Callable[[Iterator[ObjectInfo]], Result]) -> Result:
+    """What `read` makes of all objects of the store; it may be called a second time, to begin again."""
+    try:
+        return read(store.objects())
+    except UnorderedError:
+        return read(store.objects())
 
 
 def is_bucket(url: str | Path) -> bool:

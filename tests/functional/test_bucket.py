@@ -1,6 +1,9 @@
 """Listings of S3 stores that leave things out, contradict themselves, or are no stores at all."""
 
 import errno
+import threading
+import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -16,7 +19,15 @@ from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.storage.bucket import Bucket
 from patchscan.storage.folder import Folder
-from patchscan.storage.store import FailureCode, ObjectError, ObjectInfo, Store, StoreError
+from patchscan.storage.key_ranges import Page
+from patchscan.storage.store import (
+    FailureCode,
+    ObjectError,
+    ObjectInfo,
+    Store,
+    StoreError,
+    read_listing,
+)
 from tests.bucket_kit import served
 
 NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -100,6 +111,31 @@ def said(*fields: str, root: str = "ListBucketResult") -> bytes:
     """A reply of an entry and these fields."""
     entry = f"<Contents><Key>p/1</Key>{ENTRY}</Contents>"
     return f"<?xml version='1.0'?><{root} {NAMESPACE}>{''.join(fields)}{entry}</{root}>".encode()
+
+
+def test_a_bucket_that_is_listed_folder_by_folder_is_listed_again_by_one_thread(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"{folder:02d}/{number}" for folder in range(60) for number in range(20)]
+    keys += ["59.json", "59-old/1"]
+    keys.sort(key=lambda key: key.split("/"))
+    places = [key.split("/") for key in keys]
+    threads: set[int] = set()
+
+    def page(*, after: str = "", token: str | None = None, limit: int) -> Page:
+        threads.add(threading.get_ident())
+        time.sleep(0.001)
+        start = bisect_right(places, (token or after).split("/")) if token or after else 0
+        found = [ObjectInfo(key=key) for key in keys[start : start + min(limit, 20)]]
+        return Page(found, found[-1].key if start + len(found) < len(keys) else None)
+
+    assert isinstance(store, Bucket)
+    monkeypatch.setattr(store, "_page", page)
+    assert sorted(info.key for info in read_listing(store, list)) == sorted(keys)
+    assert store._listing_threads == 1, "on a busy machine one thread may have listed all before others came"
+    threads.clear()
+    assert [info.key for info in store.objects()] == keys
+    assert len(threads) == 1
 
 
 class FreshTokens(dict[str, bytes]):

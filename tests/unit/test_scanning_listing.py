@@ -1,10 +1,11 @@
 """The listing against the previous table: what is carried over, what is scored, and the counts, against plain sets."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from patchscan.detector.images import ErrorCode
 from patchscan.scanning import rows
 from patchscan.scanning.listing import Filters, ListingJoin
-from patchscan.storage.store import FailureCode, ObjectInfo
+from patchscan.storage.store import FailureCode, ObjectInfo, UnorderedError, read_listing
 
 KEYS = st.sampled_from(["a", "b/1", "b/10", "b/2", "ü %+", "../x", "日本", "Z"])
 ETAGS = st.sampled_from(["1", "2"])
@@ -89,6 +90,25 @@ def test_a_manifest_has_a_row_for_each_version(
         assert previous[key, version] in etags or (None in etags and version in ("v1", "v2"))
     assert counts["deleted"] == len(previous.keys() - objects)
     assert counts["duplicates"] == len(listed) - len(objects)
+
+
+def test_a_listing_that_begins_again_counts_nothing_twice(tmp_path: Path) -> None:
+    class Store:
+        tries = 0
+
+        def objects(self) -> Iterator[ObjectInfo]:
+            self.tries += 1
+            yield ObjectInfo(key="a.png", size=1)
+            yield ObjectInfo(key="b.jpg", size=2)
+            if self.tries == 1:
+                raise UnorderedError
+            yield ObjectInfo(key="c.png", size=4)
+
+    join, store = ListingJoin(tmp_path, Filters(suffixes=(".png",))), Store()
+    read_listing(cast("Any", store), join.add_listing)
+    counts = join.counts()
+    assert [row["key"] for row in join.to_score()] == ["a.png", "c.png"]
+    assert (counts["listed"], counts["listed_bytes"], counts["filtered"], counts["duplicates"]) == (2, 5, 1, 0)
 
 
 def test_what_filters_leave_out_is_not_deleted(tmp_path: Path) -> None:
