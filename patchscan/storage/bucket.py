@@ -49,8 +49,12 @@ PIECE = 2**20
 LISTING_FIELDS = {"IsTruncated", "KeyCount", "MaxKeys", "Name", "Prefix", "Contents", "CommonPrefixes"}
 # What boto3 leaves out of a listing: the name of its XML's first element, IsTruncated unless it is spelt `true`, and
 # how a listing of version 1 goes on.
-ROOT = re.compile(rb"<(?:[\w.-]+:)?([a-z]\w*)", re.IGNORECASE)
-GOES_ON = re.compile(rb"<(?:[\w.-]+:)?(?:IsTruncated>\s*(?!false|0)|NextMarker>\s*)[^\s<]", re.IGNORECASE)
+PROLOG = rb"(?>\s+|\xef\xbb\xbf|<\?.*?\?>|<!--.*?-->|<![a-z][^>]*>)*+"
+ROOT = re.compile(PROLOG + rb"<(?:[\w.-]+:)?(\w+)", re.IGNORECASE | re.DOTALL)
+# Some stores write ListBucketResultV2 or ListBucketV2Result.
+LISTING_ROOT = re.compile(rb"ListBucket\w*Result\w*")
+TRUNCATED = re.compile(rb"<(?:[\w.-]+:)?IsTruncated>\s*([^\s<]+)", re.IGNORECASE)
+NEXT_MARKER = re.compile(rb"<(?:[\w.-]+:)?NextMarker>\s*[^\s<]", re.IGNORECASE)
 # Access points, whose listings may name the bucket behind them: ARNs, and the names that AWS makes for them.
 ACCESS_POINT = re.compile(r":|-s3alias$|--(xa|ol|op)-s3$")
 # Shared by all clients, so that boto3's description of S3 is read only once.
@@ -218,11 +222,17 @@ class Bucket:
             return "a listing groups keys by a delimiter, which was not asked for"
         if reply.get("KeyCount", 0) > len(keys):
             return f"a page is said to have {reply['KeyCount']:,} keys, and has {len(keys):,}"
-        if reply.get("Name", self.bucket) not in ("", self.bucket) and not ACCESS_POINT.search(self.bucket):
+        if not prefix and self._is_other_bucket(reply.get("Name", "")):
             return "a listing is of another bucket"
         if not all(key.startswith(prefix) for key in keys):
             return f"a listing has keys that do not begin with {prefix}"
         return None
+
+    def _is_other_bucket(self, told: str) -> bool:
+        """Whether a listing names another bucket. Proxies and stores may name it in another case, with its tenant or
+        with a suffix (`t1:photos`, `photos-123`)."""
+        told, asked = told.lower(), self.bucket.lower()
+        return told not in asked and asked not in told and not ACCESS_POINT.search(self.bucket)
 
     def _list(self, **request: Any) -> Any:
         """Ask for a page. Some stores refuse what they do not know: then without the optional attributes."""
@@ -436,11 +446,18 @@ def _note_what_boto_leaves_out(http_response: Any, parsed: dict[str, Any], **_: 
     listing, such as one of versions, nothing is left."""
     if http_response.status_code != 200:
         return
-    root = ROOT.search(http_response.content)
-    if root is None or root[1] != b"ListBucketResult":
+    root = ROOT.match(http_response.content)
+    if root is None or not LISTING_ROOT.fullmatch(root[1]):
         parsed.clear()
-    elif GOES_ON.search(http_response.content):
+    elif _goes_on(http_response.content):
         parsed["IsTruncated"] = True
+
+
+def _goes_on(xml: bytes) -> bool:
+    """Whether a listing says that it is not the end. A NextMarker does where there is no IsTruncated; beside one that
+    says no, some stores write the last key there."""
+    truncated = TRUNCATED.search(xml)
+    return not truncated[1].lower().startswith((b"false", b"0")) if truncated else bool(NEXT_MARKER.search(xml))
 
 
 def _parse_time(value: Any) -> datetime | None:

@@ -177,9 +177,7 @@ NO_LISTINGS: dict[str, dict[str, bytes]] = {
         for text in ("True", "TRUE", " true ", "1", "yes")
     },
     "the next marker of version 1": {"": said("<Name>b</Name><NextMarker>p/1</NextMarker>")},
-    "the next marker of version 1, at the end": {
-        "": said("<IsTruncated>false</IsTruncated><NextMarker>p/1</NextMarker>")
-    },
+    "the next marker of version 1, and nothing said": {"": said("<IsTruncated/><NextMarker>p/1</NextMarker>")},
     "more keys told than there are": {"": said("<KeyCount>1000</KeyCount><IsTruncated>false</IsTruncated>")},
     "keys told and none there": {
         "": listing().replace(b"<IsTruncated>", b"<KeyCount>5</KeyCount><IsTruncated>"),
@@ -194,9 +192,13 @@ NO_LISTINGS: dict[str, dict[str, bytes]] = {
         "2": listing(*entries("p/1", "p/2")),
     },
     "keys outside the prefix": {"": listing(*entries("p/1", "q/1"))},
-    "another bucket": {"": said("<Name>other</Name><IsTruncated>false</IsTruncated>")},
     "groups of keys": {"": said("<Name>b</Name><CommonPrefixes><Prefix>p/sub/</Prefix></CommonPrefixes>")},
     "versions": {"": said("<Name>b</Name><IsTruncated>false</IsTruncated>", root="ListVersionsResult")},
+    **{
+        f"an XML of {root}": {"": said("<Name>b</Name><IsTruncated>false</IsTruncated>", root=root)}
+        for root in ("html", "rss", "Error", "ListBuckets", "ListMultipartUploadsResult")
+    },
+    "a listing's name in a comment": {"": b"<!-- <ListBucketResult> --><html><Name>b</Name><!-- --></html>"},
     "buckets": {"": said("<Name>b</Name>", root="ListAllMyBucketsResult")},
     "a web page with a name": {"": b"<html><Name>b</Name></html>"},
     "a web page": {"": b"<html><body>Please log in</body></html>"},
@@ -225,6 +227,8 @@ def test_a_listing_that_contradicts_itself_or_is_none_is_an_error(stub: StubStor
         "<IsTruncated/><NextMarker/><Name/><CommonPrefixes/>",
         "<KeyCount>0</KeyCount>",  # what is there counts
         "<MaxKeys>1000</MaxKeys>",
+        "<IsTruncated>false</IsTruncated><NextMarker>p/1</NextMarker>",  # the last key, of version 1
+        "<IsTruncated>false</IsTruncated><Name>mapped</Name>",  # by a proxy; the prefix tells that it is the right one
     ],
 )
 def test_a_listing_that_says_little_is_a_listing(stub: StubStore, store: Store, fields: str) -> None:
@@ -233,9 +237,38 @@ def test_a_listing_that_says_little_is_a_listing(stub: StubStore, store: Store, 
     assert list(store.names("")) == ["1"]
 
 
+@pytest.mark.parametrize("root", ["ListBucketResultV2", "ListBucketV2Result", "s3:ListBucketResult"])
+def test_a_listing_may_be_called_otherwise(stub: StubStore, store: Store, root: str) -> None:
+    stub.pages = {"": said("<Name>b</Name>", root=root).replace(b"xmlns=", b"xmlns:s3=")}
+    assert [info.key for info in store.objects()] == ["p/1"]
+
+
+@pytest.mark.parametrize("before", ["<!-- by <gateway> -->", "<?style <x> ?>\n<!-- -->", "<!DOCTYPE ListBucketResult>"])
+def test_what_comes_before_a_listing_is_not_taken_for_it(stub: StubStore, store: Store, before: str) -> None:
+    stub.pages = {"": said("<Name>b</Name>").replace(b"?>", b"?>" + before.encode(), 1)}
+    assert [info.key for info in store.objects()] == ["p/1"]
+
+
+@pytest.mark.parametrize("name", ["photos", "Photos", "t1/photos", "t1:photos", "photos-123", ""])
+def test_a_listing_may_name_its_bucket_otherwise(stub: StubStore, name: str) -> None:
+    url = f"http://127.0.0.1:{stub.server_port}"
+    store = Bucket("s3://photos", endpoint_url=url, requester_pays=False, threads=2)
+    stub.pages = {"": said(f"<Name>{name}</Name><IsTruncated>false</IsTruncated>")}
+    assert [info.key for info in store.objects()] == ["p/1"]
+
+
+def test_a_listing_of_another_bucket_is_an_error(stub: StubStore) -> None:
+    url = f"http://127.0.0.1:{stub.server_port}"
+    store = Bucket("s3://photos", endpoint_url=url, requester_pays=False, threads=2)
+    stub.pages = {"": said("<Name>other</Name><IsTruncated>false</IsTruncated>")}
+    for listed in (store.objects(), store.names("")):
+        with pytest.raises(StoreError, match="of another bucket"):
+            list(listed)
+
+
 def test_an_access_points_listing_may_name_its_bucket(stub: StubStore) -> None:
     url = f"http://127.0.0.1:{stub.server_port}"
-    store = Bucket("s3://point-abcde-s3alias/p", endpoint_url=url, requester_pays=False, threads=2)
+    store = Bucket("s3://point-abcde-s3alias", endpoint_url=url, requester_pays=False, threads=2)
     stub.pages = {"": said("<Name>photos</Name><IsTruncated>false</IsTruncated>")}
     assert [info.key for info in store.objects()] == ["p/1"]
 
