@@ -33,12 +33,17 @@ Provenance = dict[str, str | None]
 TERM = r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})"
 MANIFEST_TERM = re.compile(rf'"digitalSourceType": "{TERM}"')
 XMP_TERM = XmpProperty("igitalSourceType", TERM)
-# A program's name in a field that names programs, and what may follow it: versions and variants.
+MAX_TEXT = 120
+# A program's name that begins a field that names programs, unless what follows makes it a product of another kind.
+OTHER_PRODUCTS = (
+    "album browser cam camera checker converter detector dictionary display downloader drone exporter font gallery "
+    "inspector keyboard laptop lens monitor office organizer phone photos player printer reader recorder remover "
+    "scanner screenshot slideshow smartphone tablet tagger uploader viewer wallpaper watch"
+)
 PROGRAMS = (
     r"^(?i:adobe firefly|bing image creator|chatgpt|comfyui|dall\W?e|draw things|flux\.1|fooocus|google gemini"
-    r"|google imagen|ideogram|invokeai|leonardo\.ai|midjourney|novelai|openai(?: chatgpt| dall\W?e)?|stable diffusion)"
-    r"(?i:[ /_-]{1,3}(?:v?\d[\w.+-]{0,30}|alpha|beta|bot|dev|diffusion|pro|schnell|turbo|web ?ui|xl|image generator)"
-    r"|[ ]\([^()]{1,40}\)|[ ]\[[^\[\]]{1,40}\]){0,4}$"
+    r"|google imagen|ideogram|invokeai|leonardo\.ai|midjourney|novelai|openai|stable diffusion)(?![^\W_])"
+    rf"(?!.{{0,{MAX_TEXT}}}(?<![^\W_])(?i:{'|'.join(OTHER_PRODUCTS.split())})s?(?![^\W_]))"
 )
 
 
@@ -94,7 +99,6 @@ MARKS = (
     _mark(None, "Software CreatorTool", PROGRAMS),
     _mark(None, "Credit", r"^Made with Google AI$"),
 )
-MAX_TEXT = 120
 C2PA_FIELDS = ("c2pa", "c2pa_generator", "c2pa_signer", "c2pa_time")
 # All that decides about a manifest, whatever the library's defaults are. Nothing is fetched: no manifest that is kept
 # elsewhere, no revocation, no identity of a CAWG assertion.
