@@ -173,8 +173,8 @@ def classify_path(path: str, root: str) -> Place | None:
 
     The class is the first folder called as in CLASS_FOLDERS, in upper or lower case; the split the nearest one above
     it, or the first below it, called as in SPLIT_FOLDERS. The generator is the folder above the split (GenImage,
-    CIFAKE, `fake/stylegan/train`), or, in `train/progan/airplane/0_real` (ForenSynths), the one in it; without a split,
-    or with it directly in the class, the one above the class.
+    CIFAKE), or, in `train/progan/airplane/0_real` (ForenSynths), the one in it; without a split above the class, the
+    folder above the class; where there is none (`fake/stylegan/train`), the one in it if a split is below that.
     """
     folders = path.split("/")[:-1]
     if any(part.startswith(".") for part in path.split("/")):
@@ -190,7 +190,7 @@ def classify_path(path: str, root: str) -> Place | None:
         generator = folders[split + 1] if split + 1 < at else folders[split - 1] if split else root
         return Place(generator_name(generator), SPLIT_FOLDERS[names[split]], label, names[split])
     below = next((depth for depth in range(at + 1, len(names)) if names[depth] in SPLIT_FOLDERS), None)
-    generator = folders[below - 1] if below is not None and below > at + 1 else folders[at - 1] if at else root
+    generator = folders[at - 1] if at else folders[1] if below is not None and below > 1 else root
     if below is None:
         return Place(generator_name(generator), "val", label, None)
     return Place(generator_name(generator), SPLIT_FOLDERS[names[below]], label, names[below])

@@ -112,7 +112,9 @@ LAYOUTS = {
     "fake/train/a.png": ("set", "train", "ai"),
     "fake/sg/train/a.png": ("sg", "train", "ai"),
     "real/ffhq/test/faces/a.png": ("ffhq", "val", "nature"),
-    "data/fake/gans/BigGAN/valid/a.png": ("biggan", "val", "ai"),
+    "fake/stylegan/ffhq/test/a.png": ("stylegan", "val", "ai"),
+    "progan/1_fake/cat/train/a.png": ("progan", "train", "ai"),
+    "deepfake/real/c23/train/a.png": ("deepfake", "train", "nature"),
     "sg/fake/train/a.png": ("sg", "train", "ai"),
     "one/level/too/deep/train/ai/a.png": ("deep", "train", "ai"),
     "real/train/ai/a.png": ("real", "train", "ai"),  # a split with a class in it says more than a name above
