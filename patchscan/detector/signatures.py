@@ -84,7 +84,7 @@ _PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb"\x00\x00\x02\x00[^\x00]\x00...\x00", "CUR"),
         (rb"Image type: .{499}\x1a", "IM"),
         (rb"P[1-7Ff][ \t\r\n#]", "PNM"),
-        (rb"\s*+(?>/\*.*?\*/\s*+)*+#define\s+\w*width\s+\d+\s+#define\s+\w*height\s+\d+.*?_bits\[", "XBM"),
+        (rb"\s*+(?>/\*.*?\*/\s*+)*+#define\s+\w*width\s+\d{1,6}\s+#define\s+\w*height\s+\d{1,6}.*?_bits\[", "XBM"),
     )
 )
 _SEARCHED = 4096
