@@ -195,8 +195,12 @@ def _png_profiles(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             profiles += 1
             if profiles > MAX_PROFILES:
                 return
-            lines = (_chunk_text(kind, rest) or b"").split(b"\n")
-            yield keyword.split()[-1].lower(), bytes.fromhex(b"".join(lines[3:]).decode())
+            digits = b"".join((_chunk_text(kind, rest) or b"").split(b"\n")[3:])
+            try:
+                content = bytes.fromhex(digits[: len(digits) // 2 * 2].decode())
+            except ValueError:
+                continue
+            yield keyword.split()[-1].lower(), content
 
 
 def _png_profile_texts(data: bytes) -> Iterator[tuple[str, Any]]:

@@ -500,3 +500,15 @@ def test_damaged_and_many_profiles_take_no_time_and_hide_no_other_text() -> None
     provenance(buffer.getvalue(), "PNG")
     assert time.thread_time() - started < 2
     assert claimed(png_texts({"Raw profile type iptc": "\n\n\nno digits", "Software": "NovelAI"}), "PNG", "generator")
+
+
+def test_a_damaged_profile_hides_no_other() -> None:
+    damaged = {"Raw profile type exif": "\n\n\nno digits", "Raw profile type 8bim": "\n\n\n\xff"}
+    data = png_texts(damaged | profile("xmp", XMP.encode()))
+    assert claimed(data, "PNG", "digital_source_type") == "trainedAlgorithmicMedia"
+
+
+def test_a_profile_longer_than_a_text_is_read_as_far_as_it_goes() -> None:
+    text = "\n\n\n" + XMP.encode().hex() + "00" * 2**20
+    data = png_texts({"Raw profile type xmp": text}, packed=True)
+    assert claimed(data, "PNG", "digital_source_type") == "trainedAlgorithmicMedia"
