@@ -5,7 +5,7 @@ Tags are explained in TIFF 6.0 (Adobe, 1992), the raw formats' in the DNG specif
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 MAX_DIRECTORIES = 10_000
@@ -178,6 +178,17 @@ class Tiff:
         found = Directory(next=self._next(at))
         for entry in self._entries(at):
             self._read_entry(entry, found)
+        return found
+
+    def values(self, at: int, tags: Container[int], longest: int) -> dict[int, bytes]:
+        """The values of these tags in a directory as they are stored, each cut to `longest` bytes."""
+        found: dict[int, bytes] = {}
+        for entry in self._entries(at) if at else ():
+            tag, kind, count = struct.unpack_from(self.order + self._entry, self.data, entry)
+            if tag in tags and tag not in found and kind in _UNITS:
+                place, size = entry + self._head_size, count * struct.calcsize("=" + _UNITS[kind])
+                start = self._number(self._offset, place) if size > self._offset_size else place
+                found[tag] = self.data[start : start + min(size, longest)]
         return found
 
     def _entries(self, at: int) -> range:

@@ -11,12 +11,16 @@ from typing import Any
 
 from PIL import Image
 
+from patchscan.detector.tiff import Tiff
+
 # Longer texts are cut; what generators write begins, or ends, within this.
 MAX_TEXT_BYTES = 2**20
 MAX_TEXTS, MAX_BYTES = 1000, 2**22  # of one file
 MAX_DAMAGED = 16  # packed texts that cannot be unpacked: up to where they are damaged each takes as long as another
 MAX_EXIF_BLOCKS = 4
 MAX_PROFILES = 8  # of ImageMagick, in a PNG
+# Of a JPEG, a PNG and a GIF, and of a property in XMP: nothing else limits the time that a scan takes for them.
+MAX_SEGMENTS, MAX_CHUNKS, MAX_GIF_BLOCKS, MAX_MENTIONS = 10_000, 100_000, 1_000_000, 1000
 SAMPLE_BYTES = 8192  # that tell the order of UTF-16's bytes
 PNG_SIGNATURE, XMP_CHUNK = b"\x89PNG\r\n\x1a\n", "XML:com.adobe.xmp"
 EXIF_IFD = 0x8769
@@ -38,8 +42,9 @@ EXIF_TAGS = {
 }
 # Data sets of record 2 of IPTC-IIM, in the image resource 0x0404 of Photoshop; named as the same texts elsewhere.
 IPTC_TEXTS = {65: "Software", 110: "Credit", 120: "Description"}
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 EXIF, XMP, PHOTOSHOP, IPTC_RESOURCE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0", 0x0404
-SCAN, END, APP1, APP13, COMMENT = 0xDA, 0xD9, 0xE1, 0xED, 0xFE
+END, APP1, APP13, COMMENT = 0xD9, 0xE1, 0xED, 0xFE
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 # XMP is mostly UTF-8; of a packet in UTF-16 every second byte is zero, and in UTF-32 three of four. The words end
 # `xmpmeta`, `xapmeta` and `rdf:RDF`.
@@ -64,8 +69,15 @@ class XmpProperty:
     def find(self, packet: bytes) -> str | None:
         """Return its value in bytes that hold XMP, or None."""
         # Most files have no XMP, and the pattern alone takes four times as long to find that.
-        match = self._pattern.search(packet) if self._name in packet else None
-        return match[match.lastindex or 0].decode(errors="replace") if match else None
+        place = packet.find(self._name)
+        for _ in range(MAX_MENTIONS):
+            if place < 0:
+                return None
+            match = self._pattern.match(packet, place)
+            if match:
+                return match[match.lastindex or 0].decode(errors="replace")
+            place = packet.find(self._name, place + 1)
+        return None
 
 
 XMP_TEXTS = {
@@ -81,9 +93,9 @@ def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
     IPTC_TEXTS and XMP_TEXTS. Damaged metadata has no texts."""
     texts: list[tuple[str, str]] = []
     left = MAX_BYTES
-    for read in READERS.get(image_format, (_exif_texts,)):
+    for read in _readers(data, image_format):
         try:
-            for name, value in read(data):
+            for name, value in read:
                 # What decodes to nothing, as a million zeros do, takes as long as other texts.
                 left -= len(value) if isinstance(value, bytes | str | tuple) else 0
                 if len(texts) >= MAX_TEXTS or left < 0:
@@ -97,12 +109,25 @@ def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
     return texts
 
 
+def _readers(data: bytes, image_format: str) -> list[Iterator[tuple[str, Any]]]:
+    """What reads a file's texts, apart: where one raises, the others still find theirs."""
+    if image_format in ("JPEG", "MPO"):
+        return _jpeg_readers(data)
+    if image_format == "PNG":
+        chunks = list(_png_chunks(data))
+        return [_png_texts(chunks), _png_exif_texts(chunks), _png_profile_texts(chunks)]
+    if image_format == "GIF":
+        return [_gif_comments(data)]
+    return [_exif_texts(data) if image_format == "TIFF" else _opened_exif_texts(data)]
+
+
 def xmp_packets(data: bytes, texts: list[tuple[str, str]]) -> list[bytes]:
     """Return bytes that hold all XMP of a file as UTF-8: the file itself, and packets that are packed, or in UTF-16 or
-    UTF-32."""
+    UTF-32 (as much of these as texts may hold)."""
     packets = [data, *(text.encode() for name, text in texts if name == XMP_CHUNK)]
-    if any(word in data for word in WIDE_XMP):
-        packets.append(data.replace(b"\0", b""))
+    starts = [place for place in map(data.find, WIDE_XMP) if place >= 0]
+    if starts:
+        packets.append(data[min(starts) : min(starts) + MAX_BYTES].replace(b"\0", b""))
     return packets
 
 
@@ -149,16 +174,18 @@ def _decode_utf16(value: bytes) -> str:
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Kind and content of each chunk that is no pixels."""
     place = len(PNG_SIGNATURE)
-    while place + 8 <= len(data):
+    for _ in range(MAX_CHUNKS):
+        if place + 8 > len(data):
+            return
         size, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
         if kind != b"IDAT":
             yield kind, data[place + 8 : place + 8 + size]
         place += 12 + size
 
 
-def _png_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+def _png_texts(chunks: list[tuple[bytes, bytes]]) -> Iterator[tuple[str, Any]]:
     damaged = 0
-    for kind, content in _png_chunks(data):
+    for kind, content in chunks:
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
             keyword, _, rest = content.partition(b"\0")
             text = _chunk_text(kind, rest)
@@ -171,7 +198,7 @@ def _png_texts(data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _chunk_text(kind: bytes, rest: bytes) -> bytes | None:
-    """The text of a chunk after its keyword; None where it cannot be unpacked."""
+    """The text of a chunk after its keyword, cut to MAX_TEXT_BYTES; None where it cannot be unpacked."""
     packed = kind == b"zTXt"
     if packed:
         rest = rest[1:]
@@ -179,17 +206,17 @@ def _chunk_text(kind: bytes, rest: bytes) -> bytes | None:
         packed = rest[:1] == b"\1"
         rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
     if not packed:
-        return rest
+        return rest[:MAX_TEXT_BYTES]
     try:
         return zlib.decompressobj().decompress(rest, MAX_TEXT_BYTES)
     except zlib.error:
         return None
 
 
-def _png_profiles(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _png_profiles(chunks: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
     """Kind (small letters) and content of the profiles that ImageMagick writes into text chunks, in hexadecimal."""
     profiles = 0
-    for kind, chunk in _png_chunks(data):
+    for kind, chunk in chunks:
         keyword, _, rest = chunk.partition(b"\0")
         if kind in (b"tEXt", b"zTXt", b"iTXt") and keyword.startswith(b"Raw profile type "):
             profiles += 1
@@ -203,8 +230,8 @@ def _png_profiles(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             yield keyword.split()[-1].lower(), content
 
 
-def _png_profile_texts(data: bytes) -> Iterator[tuple[str, Any]]:
-    for kind, content in _png_profiles(data):
+def _png_profile_texts(chunks: list[tuple[bytes, bytes]]) -> Iterator[tuple[str, Any]]:
+    for kind, content in _png_profiles(chunks):
         if kind == b"xmp" or content.startswith(XMP):
             yield XMP_CHUNK, content.removeprefix(XMP)
         elif kind in (b"iptc", b"8bim"):
@@ -214,42 +241,45 @@ def _png_profile_texts(data: bytes) -> Iterator[tuple[str, Any]]:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Marker and content of each segment, also between and after the scans, whose pixels are left out."""
     place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        kind = data[place + 1]
-        if kind == 0xFF:  # a filling byte
-            place += 1
-            continue
-        if kind == END:
+    for _ in range(MAX_SEGMENTS):
+        found = MARKER.search(data, place)
+        if found is None or found[0][1] == END:
             return
-        size = int.from_bytes(data[place + 2 : place + 4])
-        yield kind, data[place + 4 : place + 2 + size]
-        place += 2 + size
-        if kind == SCAN:
-            found = MARKER.search(data, place)
-            place = found.start() if found else len(data)
+        place = found.end()
+        size = int.from_bytes(data[place : place + 2])
+        yield found[0][1], data[place + 2 : place + size]
+        place += size
 
 
-def _jpeg_comments(data: bytes) -> Iterator[tuple[str, Any]]:
+def _jpeg_readers(data: bytes) -> list[Iterator[tuple[str, Any]]]:
+    comments, exif, resources = [], [], []
+    for kind, content in _jpeg_segments(data):
+        if kind == COMMENT:
+            comments.append(content)
+        elif kind == APP1 and content.startswith(EXIF):
+            exif.append(content.removeprefix(EXIF).removeprefix(EXIF))
+        elif kind == APP13 and content.startswith(PHOTOSHOP):
+            resources.append(content.removeprefix(PHOTOSHOP))
+    blocks = map(_exif_texts, _exif_blocks(exif))
+    return [_jpeg_comments(comments), *blocks, _iptc_texts(b"".join(resources)[:MAX_BYTES])]
+
+
+def _jpeg_comments(comments: list[bytes]) -> Iterator[tuple[str, Any]]:
     """A comment may be cut in two segments."""
-    comments = [content for kind, content in _jpeg_segments(data) if kind == COMMENT]
     yield from (("Comment", comment) for comment in comments[:MAX_TEXTS])
     if len(comments) > 1:
         yield "Comment", b"".join(comments)[:MAX_TEXT_BYTES]
 
 
-def _jpeg_iptc_texts(data: bytes) -> Iterator[tuple[str, Any]]:
-    blocks = (content for kind, content in _jpeg_segments(data) if kind == APP13 and content.startswith(PHOTOSHOP))
-    yield from _iptc_texts(b"".join(block.removeprefix(PHOTOSHOP) for block in blocks))
-
-
-def _jpeg_later_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
-    """Pillow reads the first block of EXIF."""
-    starts = (EXIF + b"II*\0", EXIF + b"MM\0*")
-    blocks = [content for kind, content in _jpeg_segments(data) if kind == APP1 and content.startswith(starts)]
-    for block in blocks[1:MAX_EXIF_BLOCKS]:
-        exif = Image.Exif()
-        exif.load(block)
-        yield from _texts_of_exif(exif)
+def _exif_blocks(contents: list[bytes]) -> list[bytes]:
+    """A block that is longer than a segment goes on in the next ones."""
+    blocks: list[list[bytes]] = []
+    for content in contents:
+        if content.startswith(TIFF_STARTS):
+            blocks.append([content])
+        elif blocks:
+            blocks[-1].append(content)
+    return [b"".join(block) for block in blocks[:MAX_EXIF_BLOCKS]]
 
 
 def _iptc_texts(resources: bytes) -> Iterator[tuple[str, Any]]:
@@ -278,7 +308,8 @@ def _iim_texts(block: bytes) -> Iterator[tuple[str, Any]]:
 
 def _gif_comments(data: bytes) -> Iterator[tuple[str, Any]]:
     place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    while place + 2 < len(data) and data[place] in (0x21, 0x2C):
+    left = MAX_GIF_BLOCKS
+    while left > 0 and place + 2 < len(data) and data[place] in (0x21, 0x2C):
         comment = data[place : place + 2] == b"\x21\xfe"
         if data[place] == 0x2C:
             packed = data[place + 9]
@@ -286,7 +317,9 @@ def _gif_comments(data: bytes) -> Iterator[tuple[str, Any]]:
         else:
             place += 2
         blocks = []
-        while place < len(data) and data[place]:
+        left -= 1
+        while left > 0 and place < len(data) and data[place]:
+            left -= 1
             if comment:
                 blocks.append(data[place + 1 : place + 1 + data[place]])
             place += 1 + data[place]
@@ -295,31 +328,25 @@ def _gif_comments(data: bytes) -> Iterator[tuple[str, Any]]:
             yield "Comment", b"".join(blocks)
 
 
-def _exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+def _opened_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
     with Image.open(io.BytesIO(data)) as image:
-        yield from _texts_of_exif(image.getexif())
+        yield from _exif_texts(image.info.get("exif", b""))
 
 
-def _png_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+def _png_exif_texts(chunks: list[tuple[bytes, bytes]]) -> Iterator[tuple[str, Any]]:
     """Pillow would decode all pixels, and unpack all texts, to find the EXIF."""
-    block = next((content for kind, content in _png_chunks(data) if kind == b"eXIf"), None)
+    block = next((content for kind, content in chunks if kind == b"eXIf"), None)
     if block is None:
-        profiles = _png_profiles(data)
+        profiles = _png_profiles(chunks)
         block = next((content for kind, content in profiles if kind == b"exif" or content.startswith(EXIF)), b"")
-    exif = Image.Exif()
-    exif.load(block)
-    yield from _texts_of_exif(exif)
+    yield from _exif_texts(block)
 
 
-def _texts_of_exif(exif: Image.Exif) -> Iterator[tuple[str, Any]]:
-    for tags in (exif, exif.get_ifd(EXIF_IFD)):
-        yield from ((name, tags[tag]) for tag, name in EXIF_TAGS.items() if tag in tags)
-
-
-JPEG_READERS = (_jpeg_comments, _exif_texts, _jpeg_later_exif_texts, _jpeg_iptc_texts)
-READERS = {
-    "PNG": (_png_texts, _png_exif_texts, _png_profile_texts),
-    "JPEG": JPEG_READERS,
-    "MPO": JPEG_READERS,
-    "GIF": (_gif_comments, _exif_texts),
-}
+def _exif_texts(block: bytes) -> Iterator[tuple[str, Any]]:
+    """Texts of EXIF, or of a TIFF. Pillow would read all tags, each of which may hold the whole block."""
+    block = block.removeprefix(EXIF).removeprefix(EXIF)
+    if block.startswith(TIFF_STARTS):
+        tiff = Tiff(block)
+        for directory in (tiff.start, tiff.first.first(EXIF_IFD, 0)):
+            values = tiff.values(directory, EXIF_TAGS, MAX_TEXT_BYTES)
+            yield from ((name, values[tag]) for tag, name in EXIF_TAGS.items() if tag in values)

@@ -7,6 +7,7 @@ import tarfile
 import time
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +20,7 @@ from patchscan.detector.images import ErrorCode, ImageError, Limits, decode
 from patchscan.detector.models import build_model
 from patchscan.detector.presets import PatchPreset, WholeImagePreset
 from patchscan.scanning.file_texts import MAX_BYTES, MAX_TEXT_BYTES, file_texts
+from patchscan.scanning.provenance import provenance
 from patchscan.serving.requests import MAX_TAR_GLOBAL_HEADERS, MAX_TAR_HEADERS, ManyImages, RequestError, parse
 from tests.image_tree import picture
 from tests.scan_kit import card
@@ -138,3 +140,48 @@ def test_damaged_packed_texts_are_given_up() -> None:
     before = time.process_time()
     assert file_texts(with_texts(zlib.compress(b"x"), *[damaged] * 1000), "PNG") == [("k", "x")]
     assert time.process_time() - before < 2
+
+
+def every_tag(size: int, *tags: int) -> bytes:
+    """EXIF of 60,000 tags, each of which holds all of it."""
+    entries = b"".join(struct.pack("<HHII", tags[at % len(tags)], 7, size, 0) for at in range(60_000))
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", 60_000) + entries + bytes(4)).ljust(size, b"A")
+
+
+def filled_files(size: int) -> Iterator[tuple[str, bytes]]:
+    """Pictures filled up to about this size with what takes a reader of texts long."""
+
+    def filled(text: bytes) -> bytes:
+        return text * (size // len(text))
+
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "JPEG")
+    jpeg, gif = file.getvalue(), b"GIF89a\t\0\t\0\0\0\0"
+    exif = b"\xff\xe1\0\x14Exif\0\0II*\0\x08\0\0\0" + bytes(4)
+    datasets = b"\xff\xed" + struct.pack(">H", 65_016) + b"Photoshop 3.0\0" + b"\x1c\1\0\0\0" * 13_000
+    for segments in (exif, datasets, b"\xff", b"\xff\xfe\0\5abc", b"\xff\xe1\0\2"):
+        yield "JPEG", jpeg[:2] + filled(segments) + jpeg[2:]
+    wide = "pmeta".encode("utf-16-le")
+    for tail in (b":CreatorTool ", b":CreatorTool>" + b" " * 50 + b"<rdf:a ", wide + b":CreatorTool ", wide):
+        yield "JPEG", jpeg + filled(tail)
+    image = png(1)
+    for kind, content in (
+        (b"eXIf", every_tag(size, *range(60_000))),
+        (b"eXIf", every_tag(size, 0x010E)),
+        (b"tEXt", b"Raw profile type xmp\0" + b"\n" * size),
+    ):
+        yield "PNG", image[:33] + struct.pack(">I", len(content)) + kind + content + bytes(4) + image[33:]
+    yield "PNG", image[:33] + filled(bytes(4) + b"abcd" + bytes(4)) + image[33:]
+    yield "GIF", gif + filled(b"!\xf9\0")
+    yield "GIF", gif + b"!\xfe" + filled(b"\1a")
+    yield "GIF", gif + b"!\xfe" + filled(b"\xff" * 256)
+    yield "TIFF", every_tag(size, *range(60_000))
+
+
+def test_no_file_takes_long_to_say_what_it_claims() -> None:
+    """Seconds to minutes each, at the largest size, and for EXIF gigabytes."""
+    files = list(filled_files(2**22))
+    before = time.process_time()
+    for kind, data in files:
+        assert provenance(data, kind) is None
+    assert time.process_time() - before < 10

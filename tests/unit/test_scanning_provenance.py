@@ -210,6 +210,13 @@ def segments(*contents: tuple[int, bytes], late: bool = False) -> bytes:
     return data[:-2] + added + data[-2:] if late else data[:2] + added + data[2:]
 
 
+def with_exif_in_segments(block: bytes) -> bytes:
+    """A JPEG whose EXIF is longer than a segment, as some cameras' and programs' is."""
+    parts = [block[start : start + 60_000] for start in range(6, len(block), 60_000)]
+    data = segments(*((0xE1, b"Exif\0\0" + part) for part in parts))
+    return data[:2] + b"\0\xff\xff" + data[2:]
+
+
 def iptc(number: int, text: bytes) -> bytes:
     """Photoshop's image resources: one without text, and IPTC-IIM with this data set."""
     block = b"\x1c\x02\x00\x00\x02\x00\x04\x1c\x02" + bytes([number]) + len(text).to_bytes(2) + text
@@ -287,6 +294,10 @@ IN_EVERY_PLACE: dict[str, Callable[[], tuple[bytes, str]]] = {
     ),
     "a second EXIF": lambda: (
         segments(*((0xE1, exif_of(0x010E, text).tobytes()) for text in ("a", PARAMETERS.replace("ü", "u")))),
+        "JPEG",
+    ),
+    "EXIF in many segments, behind stray bytes": lambda: (
+        with_exif_in_segments(exif_of(0x010E, PARAMETERS.replace("ü", "u") + " " * 200_000).tobytes()),
         "JPEG",
     ),
     "ImageMagick's other profile": lambda: (
