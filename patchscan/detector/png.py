@@ -44,21 +44,21 @@ def pixels_only(data: bytes) -> tuple[bytes, int]:
 def without_checksum(data: bytes) -> bytes | None:
     """Return the PNG without the last four bytes of its packed pixels: their Adler-32, which decoders can do without
     and some writers get wrong. None where the CRCs say that a chunk of them is damaged, or there is none."""
-    chunks = list(_pixel_chunks(data))
-    if not chunks or not all(_is_intact(data, at, end) for at, end in chunks):
+    pixels = [(at, end) for kind, at, end in chunks(data) if kind == b"IDAT"]
+    if not pixels or not all(_is_intact(data, at, end) for at, end in pixels):
         return None
-    packed = b"IDAT" + b"".join(data[at + 8 : end - 4] for at, end in chunks)[:-4]
+    packed = b"IDAT" + b"".join(data[at + 8 : end - 4] for at, end in pixels)[:-4]
     chunk = struct.pack(">I", len(packed) - 4) + packed + struct.pack(">I", zlib.crc32(packed))
-    return data[: chunks[0][0]] + chunk + data[chunks[-1][1] :]
+    return data[: pixels[0][0]] + chunk + data[pixels[-1][1] :]
 
 
-def _pixel_chunks(data: bytes) -> Iterator[tuple[int, int]]:
+def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk by the stated lengths; its content lies from `start + 8` to `end - 4`."""
     at = 8
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
-        if kind == b"IDAT":
-            yield at, end
+        yield kind, at, end
         at = end
 
 

@@ -4,7 +4,7 @@ pixels are there where the end marker is missing. Markers are explained in ITU-T
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from PIL import Image
 
@@ -18,7 +18,8 @@ _READABLE_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
 _PROGRESSIVE = frozenset((0xC2, 0xCA))
 _SCAN, _COMMENT, _APPLICATIONS = 0xDA, 0xFE, frozenset(range(0xE0, 0xF0))
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+# Of a segment, within or after the coded pixels too.
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 # JFIF and Adobe say what the colours are, MPF that more pictures follow: all other application data is metadata. What
 # is shorter than this, libjpeg does not take for the one or the other.
 _KEPT = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12), 0xE2: (b"MPF\0", 4)}
@@ -55,7 +56,7 @@ def unsupported(data: bytes) -> str | None:
     """Name the variant that the decoder lacks ("12-bit JPEG images are"); None for the usual ones."""
     if data[:4] == b"\xff\xd8\xff\xf7" or any(marker == 0xF7 for marker, _, _ in _segments(data)):
         return "JPEG-LS images are"
-    frame = next((data[at:end] for marker, at, end in _segments(data) if marker in _FRAMES), b"")
+    frame = _first(data, _FRAMES)
     if len(frame) < 10:
         return None
     marker, precision, components = frame[1], frame[4], frame[9]
@@ -87,10 +88,7 @@ def has_too_many_scans(data: bytes) -> bool:
 
 def has_several_scans(data: bytes) -> bool:
     """Whether libjpeg expects more than one scan: the file is progressive, or the first lacks a component."""
-    frame, scan = (
-        next((data[at:end] for marker, at, end in _segments(data) if marker in kinds), b"")
-        for kinds in (_FRAMES, {_SCAN})
-    )
+    frame, scan = _first(data, _FRAMES), _first(data, {_SCAN})
     return len(frame) > 9 and len(scan) > 4 and (frame[1] in _PROGRESSIVE or scan[4] < frame[9])
 
 
@@ -119,6 +117,11 @@ def _same(first: Image.Image, second: Image.Image) -> bool:
     """Compare in bands, because the bytes of a whole image would take as much memory again."""
     boxes = [(0, top, first.width, min(top + 64, first.height)) for top in range(0, first.height, 64)]
     return all(first.crop(box).tobytes() == second.crop(box).tobytes() for box in boxes)
+
+
+def _first(data: bytes, markers: Container[int]) -> bytes:
+    """The first segment before the coded pixels with one of these markers; empty where there is none."""
+    return next((data[at:end] for marker, at, end in _segments(data) if marker in markers), b"")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -154,7 +157,7 @@ def _scans(data: bytes) -> tuple[int, list[bytes]]:
             scans.append(data[start:end])
             at = end
     while scans and len(scans) <= MAX_SCANS:
-        found = _MARKER.search(data, at)
+        found = MARKER.search(data, at)
         if not found or found.group() == END:
             break
         start = found.start()
@@ -166,7 +169,7 @@ def _scans(data: bytes) -> tuple[int, list[bytes]]:
 
 def _has_all_scans(data: bytes) -> bool:
     """Whether the scans cover every component and, in a progressive file, every coefficient to its last bit."""
-    frame = next((data[at:end] for marker, at, end in _segments(data) if marker in _FRAMES), b"")
+    frame = _first(data, _FRAMES)
     kind, scans = _scans(data)
     missing = {(component, index) for component in frame[10::3] for index in range(64)}
     for scan in scans:

@@ -184,11 +184,9 @@ class Tiff:
         """The values of these tags in a directory as they are stored, each cut to `longest` bytes."""
         found: dict[int, bytes] = {}
         for entry in self._entries(at) if at else ():
-            tag, kind, count = struct.unpack_from(self.order + self._entry, self.data, entry)
-            if tag in tags and tag not in found and kind in _UNITS:
-                place, size = entry + self._head_size, count * struct.calcsize("=" + _UNITS[kind])
-                start = self._number(self._offset, place) if size > self._offset_size else place
-                found[tag] = self.data[start : start + min(size, longest)]
+            tag, unit, count, start = self._located(entry)
+            if tag in tags and tag not in found and unit is not None:
+                found[tag] = self.data[start : start + min(count * struct.calcsize("=" + unit), longest)]
         return found
 
     def _entries(self, at: int) -> range:
@@ -198,20 +196,24 @@ class Tiff:
         return range(begin, begin + count * self._entry_size, self._entry_size)
 
     def _read_entry(self, at: int, into: Directory) -> None:
-        tag, kind, count = struct.unpack_from(self.order + self._entry, self.data, at)
-        unit = _UNITS.get(kind)
+        tag, unit, count, value = self._located(at)
         if unit is None or not count:
             return
-        value, size = at + self._head_size, struct.calcsize("=" + unit)
-        if count * size > self._offset_size:
-            value = self._number(self._offset, value)
         kept = min(count, _MAX_VALUES)
-        if value + kept * size > len(self.data):
+        if value + kept * struct.calcsize("=" + unit) > len(self.data):
             return
         if unit == "c":
             into.texts[tag] = self.data[value : value + kept]
         else:
             into.tags[tag] = struct.unpack_from(f"{self.order}{kept}{unit}", self.data, value)
+
+    def _located(self, at: int) -> tuple[int, str | None, int, int]:
+        """Tag, unit (None: an unknown one) and number of values of an entry, and where the values begin."""
+        tag, kind, count = struct.unpack_from(self.order + self._entry, self.data, at)
+        unit, value = _UNITS.get(kind), at + self._head_size
+        if unit is not None and count * struct.calcsize("=" + unit) > self._offset_size:
+            value = self._number(self._offset, value)
+        return tag, unit, count, value
 
     def _pictures(self) -> Iterator[Directory]:
         """The first directories of the chain, and those that the first lists as its subdirectories."""

@@ -12,15 +12,17 @@ def pixels_only(data: bytes) -> bytes:
     The flags that announce metadata stay: decoders do not miss what they announce. A chunk that is cut short stays so.
     """
     kept: list[bytes | memoryview] = [b"WEBP"]
-    view, at = memoryview(data), 12
+    view, at, start = memoryview(data), 12, 12  # of the chunks from `start` to `at` all are needed
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
-        end = at + 8 + length
-        if kind in _NEEDED:
-            kept.append(view[at:end])
-            if length % 2 and end <= len(data):
-                kept.append(b"\0")
+        end = at + 8 + length + length % 2
+        if kind not in _NEEDED:
+            kept.append(view[start:at])
+            start = end
+        at = end
         if kind in _PICTURE:
             break
-        at = end + length % 2
+    kept.append(view[start:at])
+    if start < at == len(data) + 1 and length % 2:
+        kept.append(b"\0")  # the last byte, which makes a chunk's length even, is often left out
     return b"".join((b"RIFF", struct.pack("<I", sum(map(len, kept))), *kept))

@@ -7,10 +7,13 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from PIL import Image
 
+from patchscan.detector import png
+from patchscan.detector.segments import MARKER
 from patchscan.detector.tiff import Tiff
 
 # Longer texts are cut; what generators write begins, or ends, within this.
@@ -22,7 +25,7 @@ MAX_PROFILES = 8  # of ImageMagick, in a PNG
 # Of a JPEG, a PNG and a GIF, and of a property in XMP: nothing else limits the time that a scan takes for them.
 MAX_SEGMENTS, MAX_CHUNKS, MAX_GIF_BLOCKS, MAX_MENTIONS = 10_000, 100_000, 1_000_000, 1000
 SAMPLE_BYTES = 8192  # that tell the order of UTF-16's bytes
-PNG_SIGNATURE, XMP_CHUNK = b"\x89PNG\r\n\x1a\n", "XML:com.adobe.xmp"
+XMP_CHUNK = "XML:com.adobe.xmp"
 EXIF_IFD = 0x8769
 EXIF_TAGS = {
     0x010D: "DocumentName",
@@ -45,7 +48,6 @@ IPTC_TEXTS = {65: "Software", 110: "Credit", 120: "Description"}
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 EXIF, XMP, PHOTOSHOP, IPTC_RESOURCE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0", 0x0404
 END, APP1, APP13, COMMENT = 0xD9, 0xE1, 0xED, 0xFE
-MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 # XMP is mostly UTF-8; of a packet in UTF-16 every second byte is zero, and in UTF-32 three of four. The words end
 # `xmpmeta`, `xapmeta` and `rdf:RDF`.
 WIDE_XMP = [
@@ -91,6 +93,11 @@ XMP_TEXTS = {
 def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
     """Return names and texts of an encoded image: a chunk's keyword, `Comment`, an EXIF tag's name, or one of
     IPTC_TEXTS and XMP_TEXTS. Damaged metadata has no texts."""
+    return texts_and_xmp(data, image_format)[0]
+
+
+def texts_and_xmp(data: bytes, image_format: str) -> tuple[list[tuple[str, str]], list[bytes]]:
+    """Return what `file_texts` does, and bytes that hold all XMP of the file as UTF-8."""
     texts: list[tuple[str, str]] = []
     left = MAX_BYTES
     for read in _readers(data, image_format):
@@ -103,10 +110,11 @@ def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
                 texts.append((name, decode_text(value)))
         except Exception:  # noqa: BLE001,S112  hostile metadata makes a reader raise anything
             continue
-    for packet in xmp_packets(data, texts):
+    packets = _xmp_packets(data, texts)
+    for packet in packets:
         found = {name: one.find(packet) for name, one in XMP_TEXTS.items()}
         texts += [(name, decode_text(html.unescape(value))) for name, value in found.items() if value]
-    return texts
+    return texts, packets
 
 
 def _readers(data: bytes, image_format: str) -> list[Iterator[tuple[str, Any]]]:
@@ -114,16 +122,15 @@ def _readers(data: bytes, image_format: str) -> list[Iterator[tuple[str, Any]]]:
     if image_format in ("JPEG", "MPO"):
         return _jpeg_readers(data)
     if image_format == "PNG":
-        chunks = list(_png_chunks(data))
+        chunks = _png_chunks(data)
         return [_png_texts(chunks), _png_exif_texts(chunks), _png_profile_texts(chunks)]
     if image_format == "GIF":
         return [_gif_comments(data)]
     return [_exif_texts(data) if image_format == "TIFF" else _opened_exif_texts(data)]
 
 
-def xmp_packets(data: bytes, texts: list[tuple[str, str]]) -> list[bytes]:
-    """Return bytes that hold all XMP of a file as UTF-8: the file itself, and packets that are packed, or in UTF-16 or
-    UTF-32 (as much of these as texts may hold)."""
+def _xmp_packets(data: bytes, texts: list[tuple[str, str]]) -> list[bytes]:
+    """The file itself, and packets that are packed, or in UTF-16 or UTF-32 (as much of these as texts may hold)."""
     packets = [data, *(text.encode() for name, text in texts if name == XMP_CHUNK)]
     starts = [place for place in map(data.find, WIDE_XMP) if place >= 0]
     if starts:
@@ -171,16 +178,10 @@ def _decode_utf16(value: bytes) -> str:
     return value.decode(min(("utf-16-le", "utf-16-be"), key=faults), "replace")
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     """Kind and content of each chunk that is no pixels."""
-    place = len(PNG_SIGNATURE)
-    for _ in range(MAX_CHUNKS):
-        if place + 8 > len(data):
-            return
-        size, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
-        if kind != b"IDAT":
-            yield kind, data[place + 8 : place + 8 + size]
-        place += 12 + size
+    found = islice(png.chunks(data), MAX_CHUNKS)
+    return [(kind, data[at + 8 : end - 4]) for kind, at, end in found if kind != b"IDAT"]
 
 
 def _png_texts(chunks: list[tuple[bytes, bytes]]) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from patchscan.scanning.file_texts import XmpProperty, file_texts, xmp_packets
+from patchscan.scanning.file_texts import XmpProperty, texts_and_xmp
 
 try:
     import c2pa
@@ -128,8 +128,7 @@ def provenance(data: bytes, image_format: str, trust: str | None = None) -> Prov
     that it was signed; of a `Trusted` one only where the time stamp's authority is listed too.
     `digital_source_type`: the IPTC term in such a manifest, else in XMP; `generator`: a generator's own text.
     """
-    texts = file_texts(data, image_format)
-    packets = xmp_packets(data, texts)
+    texts, packets = texts_and_xmp(data, image_format)
     found = _manifest(data, image_format, trust)
     if found["digital_source_type"] is None:
         terms = (XMP_TERM.find(packet) for packet in packets)
