@@ -53,14 +53,14 @@ $(VENV)/ready: $(LOCK) pyproject.toml
 	touch $@
 
 # Lock anew after a change of pyproject.toml's dependencies.
-EXTRAS := $(foreach extra,train serve openvino cluster demo dev,--extra $(extra))
+EXTRAS := $(foreach extra,train backbone serve openvino cluster demo dev,--extra $(extra))
 COMPILE := $(BIN)/uv pip compile --generate-hashes --no-header -q
 # The images' own locks: the same versions, only what each image needs, on the platform it runs on.
 IMAGE_LOCK := $(COMPILE) --constraint $(LOCK) --python-version 3.11 --python-platform x86_64-manylinux_2_28
 lock: $(VENV)/ready
 	$(COMPILE) pyproject.toml $(EXTRAS) --universal -o $(LOCK)
 	$(IMAGE_LOCK) pyproject.toml --extra cluster -o requirements/scan.txt
-	$(IMAGE_LOCK) pyproject.toml --extra train -o requirements/train.txt
+	$(IMAGE_LOCK) pyproject.toml --extra train --extra backbone -o requirements/train.txt
 	$(IMAGE_LOCK) pyproject.toml --extra serve --extra openvino -o requirements/serve.txt
 	printf 'torch\ntorchvision\n' | $(IMAGE_LOCK) - -o requirements/torch.txt
 

