@@ -24,6 +24,8 @@ MAX_EXIF_BLOCKS = 4
 MAX_PROFILES = 8  # of ImageMagick, in a PNG
 # Of a JPEG, a PNG and a GIF, and of a property in XMP: nothing else limits the time that a scan takes for them.
 MAX_SEGMENTS, MAX_CHUNKS, MAX_GIF_BLOCKS, MAX_MENTIONS = 10_000, 100_000, 1_000_000, 1000
+# A reference to no character. Python would make a number of it, and raises ValueError from 4,301 digits on.
+NO_CHARACTER = re.compile(r"&#\d{8,}+;?")
 SAMPLE_BYTES = 8192  # that tell the order of UTF-16's bytes
 XMP_CHUNK = "XML:com.adobe.xmp"
 EXIF_IFD = 0x8769
@@ -113,7 +115,7 @@ def texts_and_xmp(data: bytes, image_format: str) -> tuple[list[tuple[str, str]]
     packets = _xmp_packets(data, texts)
     for packet in packets:
         found = {name: one.find(packet) for name, one in XMP_TEXTS.items()}
-        texts += [(name, decode_text(html.unescape(value))) for name, value in found.items() if value]
+        texts += [(name, decode_text(_unescaped(value))) for name, value in found.items() if value]
     return texts, packets
 
 
@@ -136,6 +138,11 @@ def _xmp_packets(data: bytes, texts: list[tuple[str, str]]) -> list[bytes]:
     if starts:
         packets.append(data[min(starts) : min(starts) + MAX_BYTES].replace(b"\0", b""))
     return packets
+
+
+def _unescaped(value: str) -> str:
+    """A value of XMP with its references as the characters they stand for."""
+    return html.unescape(NO_CHARACTER.sub("\ufffd", value))
 
 
 def decode_text(value: Any) -> str:

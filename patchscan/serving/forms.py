@@ -5,6 +5,9 @@ from email.message import Message
 from email.parser import BytesHeaderParser
 
 MAX_PARTS = 100
+# Of a part's header, and of the form's own. Python takes a time that grows with the square of a header's length, and
+# none that numbers its parameters (RFC 2231) with more than 4,300 digits.
+MAX_HEADER = 4096
 
 
 class FormError(ValueError):
@@ -42,6 +45,8 @@ def file_of_form(content_type: str, body: bytes) -> bytes:
 
 
 def _parts(content_type: str, body: bytes) -> list[_Part]:
+    if len(content_type) > MAX_HEADER:
+        raise FormError("the form's Content-Type is too long")
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_boundary()
@@ -61,4 +66,6 @@ def _part(piece: bytes) -> _Part:
     head, separator, content = (line_break + rest).partition(b"\r\n\r\n")
     if space.strip() or not separator:
         raise FormError("the form is damaged")
+    if len(head) > MAX_HEADER:
+        raise FormError(f"the header of one of the form's fields has more than {MAX_HEADER:,} bytes")
     return _Part(BytesHeaderParser().parsebytes(head.removeprefix(b"\r\n")), content)

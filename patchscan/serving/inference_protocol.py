@@ -7,6 +7,7 @@ client has cut (`crops`, UINT8), and answers with tensors. Of the extensions, bi
 import io
 import json
 import math
+import re
 import struct
 import tarfile
 from collections.abc import Callable
@@ -32,6 +33,11 @@ OUTPUTS = [
 # Numbers and lists of crops in JSON, those of an image of 500 x 500 pixels. Reading so many stops all other threads for
 # half a second; larger tensors come as raw bytes.
 MAX_NUMBERS = 1_000_000
+# Of a tensor: its product of more numbers, or of longer ones, can take hours, in which no other thread runs.
+MAX_DIMENSIONS, MAX_DIMENSION = 8, 2**32
+NUMBER = re.compile(r"\d{1,15}", re.ASCII)
+# Of a client's own words in a refusal, so many characters.
+MAX_QUOTED = 200
 # What an output holds of an image's answer; of crops there is the logit only.
 _VALUES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "p_ai": lambda answer: answer["p_ai"],
@@ -56,7 +62,7 @@ class InferRequest:
 
 def parse_infer(body: bytes, json_length: str | None) -> InferRequest:
     """Parse the body of `/v2/models/NAME/infer`; `json_length` is the header JSON_LENGTH. Raises RequestError."""
-    if json_length is not None and not (json_length.isdecimal() and int(json_length) <= len(body)):
+    if json_length is not None and not (NUMBER.fullmatch(json_length) and int(json_length) <= len(body)):
         raise RequestError(f"{JSON_LENGTH} must be the length of the JSON, {len(body):,} at most")
     length = len(body) if json_length is None else int(json_length)
     asked, rest = _object(body[:length], MAX_NUMBERS), body[length:]
@@ -67,7 +73,8 @@ def parse_infer(body: bytes, json_length: str | None) -> InferRequest:
     shape, raw = _shape(tensor), _raw(tensor, rest)
     kind = (tensor.get("name"), tensor.get("datatype"))
     if kind not in ((IMAGE, "BYTES"), (CROPS, "UINT8")):
-        raise RequestError(f"the input must be {IMAGE} of datatype BYTES or {CROPS} of datatype UINT8, not {kind}")
+        given = str(kind)[:MAX_QUOTED]
+        raise RequestError(f"the input must be {IMAGE} of datatype BYTES or {CROPS} of datatype UINT8, not {given}")
     request_id = asked.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise RequestError("id must be a string")
@@ -138,7 +145,9 @@ def _object(data: bytes, numbers: int = 0) -> dict[str, Any]:
 
 def _shape(tensor: dict[str, Any]) -> list[int]:
     shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(side) is int and side > 0 for side in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise RequestError(f"shape must be a list of at most {MAX_DIMENSIONS} numbers")
+    if not all(type(side) is int and 0 < side < MAX_DIMENSION for side in shape):
         raise RequestError("shape must be a list of positive whole numbers")
     return shape
 
@@ -212,7 +221,8 @@ def _outputs(asked: dict[str, Any], available: tuple[str, ...]) -> dict[str, boo
         raise RequestError("outputs must be a list of tensors")
     wanted = {str(output.get("name")): _flag(output, "binary_data", everything) for output in outputs}
     if unknown := sorted(wanted.keys() - set(available)):
-        raise RequestError(f"there is no output {', '.join(unknown)} of this input: it has {', '.join(available)}")
+        named = ", ".join(unknown)[:MAX_QUOTED]
+        raise RequestError(f"there is no output {named} of this input: it has {', '.join(available)}")
     return wanted
 
 

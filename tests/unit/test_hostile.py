@@ -5,6 +5,7 @@ import json
 import struct
 import tarfile
 import time
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,7 +22,16 @@ from patchscan.detector.models import build_model
 from patchscan.detector.presets import PatchPreset, WholeImagePreset
 from patchscan.scanning.file_texts import MAX_BYTES, MAX_TEXT_BYTES, file_texts
 from patchscan.scanning.provenance import provenance
-from patchscan.serving.requests import MAX_TAR_GLOBAL_HEADERS, MAX_TAR_HEADERS, ManyImages, RequestError, parse
+from patchscan.serving.forms import FormError, file_of_form
+from patchscan.serving.inference_protocol import parse_infer
+from patchscan.serving.requests import (
+    MAX_TAR_GLOBAL_HEADERS,
+    MAX_TAR_HEADERS,
+    ManyImages,
+    RequestError,
+    from_base64,
+    parse,
+)
 from tests.image_tree import picture
 from tests.scan_kit import card
 from tests.serving_kit import png
@@ -120,6 +130,63 @@ def test_a_tar_with_sparse_files_is_refused(version: str) -> None:
         parse({"body": tar_with(tarfile.GNUTYPE_SPARSE, b"") if version == "old" else tar}, Limits())
 
 
+@pytest.mark.parametrize(
+    "shape", ["-1, -32, 32, 3", "-1, 32, -32, 3", "True, 1024, 1, 3", "1, 1024, True, 3", f"0, {10**30}, 1, 3"]
+)
+def test_crops_of_an_impossible_shape_fail_alone(shape: str) -> None:
+    """Their product is right, and NumPy raises ValueError, TypeError or OverflowError: the whole batch failed."""
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%s)}\n" % shape.encode()
+    pixels = bytes(0 if shape.startswith("0") else 3072)
+    with pytest.raises(RequestError, match="crops must be one"):
+        parse({"body": b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + pixels}, Limits())
+
+
+@pytest.mark.parametrize("shape", [[9] * 100_000, [10**4000] * 8], ids=["many", "long"])
+def test_the_shape_of_a_tensor_is_checked_before_it_is_multiplied(shape: list[int]) -> None:
+    """A thousand numbers of 4,000 digits, a request of 4 MB, stopped every thread of the gate for 40 s."""
+    tensor = {"name": "image", "datatype": "BYTES", "shape": shape, "data": ["AAAA"]}
+    with pytest.raises(RequestError, match="shape must be a list"):
+        parse_infer(json.dumps({"inputs": [tensor]}).encode(), None)
+
+
+def test_a_length_of_thousands_of_digits_is_refused() -> None:
+    """Python raises ValueError for it, which the gate answered with 500 and a traceback in its log."""
+    with pytest.raises(RequestError, match="must be the length of the JSON"):
+        parse_infer(b"{}", "9" * 5000)
+
+
+def test_a_refusal_does_not_send_all_of_it_back() -> None:
+    for tensor in ({"name": "x" * 10_000}, {"name": "image", "datatype": "BYTES", "data": ["AAAA"]}):
+        asked = {"inputs": [{"shape": [1], **tensor}], "outputs": [{"name": "y" * 10_000}]}
+        with pytest.raises(RequestError) as caught:
+            parse_infer(json.dumps(asked).encode(), None)
+        assert len(str(caught.value)) < 500
+
+
+def test_base64_in_short_words_takes_no_more_memory_than_its_text() -> None:
+    """45 MiB of them took 1 GB as Python's strings."""
+    text = "ab " * 400_000
+    tracemalloc.start()
+    try:
+        assert len(from_base64(text)) == 600_000
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("header", [b";a=b" * 50_000, b"\r\na:b" * 50_000, b"; filename*" + b"9" * 5000 + b"=x"])
+def test_a_form_with_a_huge_header_is_refused(header: bytes) -> None:
+    """45 MiB of parameters would take hours, since Python copies the rest for each."""
+    part = b"Content-Disposition: form-data" + header
+    with pytest.raises(FormError, match="4,096 bytes"):
+        file_of_form("multipart/form-data; boundary=b", b"--b\r\n" + part + b"\r\n\r\nx\r\n--b--\r\n")
+
+
+def test_a_forms_own_header_is_as_long_at_most() -> None:
+    with pytest.raises(FormError, match="too long"):
+        file_of_form(f"multipart/form-data; boundary*{'9' * 5000}=x", b"--b\r\n\r\nx\r\n--b--\r\n")
+
+
 def with_texts(*chunks: bytes) -> bytes:
     """A PNG with these packed texts."""
     image = png(1)
@@ -185,3 +252,12 @@ def test_no_file_takes_long_to_say_what_it_claims() -> None:
     for kind, data in files:
         assert provenance(data, kind) is None
     assert time.process_time() - before < 10
+
+
+def test_a_reference_to_no_character_costs_no_row() -> None:
+    """Python makes a number of its digits, and raises ValueError where there are too many."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "JPEG")
+    tool = f"Midjourney&#33;&#{'9' * 5000};"
+    data = file.getvalue() + f'<x:xmpmeta xmp:CreatorTool="{tool}"/>'.encode()
+    assert ("CreatorTool", "Midjourney!\ufffd") in file_texts(data, "JPEG")
