@@ -24,7 +24,7 @@ from patchscan.common.files import sha256_of
 from patchscan.detector.card import WEIGHTS_FILE, Card, Decision
 from patchscan.detector.models import build_model
 from patchscan.detector.presets import PatchPreset, Preset
-from patchscan.serving.archive import archive
+from patchscan.serving.archive import archive, write_zip
 from patchscan.serving.registry import Registry
 from tests.command import PATCHSCAN, environment
 
@@ -96,9 +96,8 @@ def zip_of(members: dict[str, bytes]) -> bytes:
 
 def rewritten(mar: Path, out: Path, change: dict[str, bytes]) -> Path:
     """A copy of an archive with some files replaced or added."""
-    with zipfile.ZipFile(mar) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
-        for name in [*old.namelist(), *(name for name in change if name not in old.namelist())]:
-            new.writestr(zipfile.ZipInfo(name), change.get(name) or old.read(name))
+    with zipfile.ZipFile(mar) as old, out.open("wb") as file:
+        write_zip(file, {name: old.read(name) for name in old.namelist()} | change)
     return out
 
 

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write, sha256_of
@@ -46,6 +48,7 @@ class ArchiveError(UserError):
 
 
 HANDLER = "image_detector.py"
+MANIFEST = "MAR-INF/MANIFEST.json"
 # The parts of the package that the handler imports, which the archive carries.
 CARRIED = (
     "__init__.py",
@@ -162,16 +165,22 @@ def _run_archiver(card: Card, engine: str, stage: Path, folder: Path) -> None:
 
 def _normalise(archive: Path, out: Path) -> None:
     """Rewrite the zip with sorted names and fixed times, so that a run folder always gives the same digest."""
-    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
-        for name in sorted(info.filename for info in old.infolist() if not info.is_dir()):
-            data = old.read(name)
-            if name == "MAR-INF/MANIFEST.json":
-                manifest = json.loads(data)
-                manifest["createdOn"] = "01/01/1980 00:00:00"
-                data = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    with zipfile.ZipFile(archive) as old:
+        content = {info.filename: old.read(info) for info in old.infolist() if not info.is_dir()}
+    manifest = json.loads(content[MANIFEST])
+    manifest["createdOn"] = "01/01/1980 00:00:00"
+    content[MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    with out.open("wb") as file:
+        write_zip(file, content)
+
+
+def write_zip(file: IO[bytes], content: Mapping[str, bytes]) -> None:
+    """Write the zip of these files by name: the same content always gives the same bytes."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new:
+        for name in sorted(content):
             info = zipfile.ZipInfo(name, EPOCH)
             info.external_attr = 0o644 << 16
-            new.writestr(info, data)
+            new.writestr(info, content[name])
 
 
 def digest_file(mar: Path) -> Path:

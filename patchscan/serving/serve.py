@@ -11,6 +11,7 @@ from patchscan.common.console import say
 from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
 from patchscan.common.tokens import read_tokens
+from patchscan.serving.archive import MANIFEST
 from patchscan.serving.gate import Gate, Listen, Tokens
 from patchscan.serving.server import Addresses, TorchServe
 
@@ -76,8 +77,8 @@ def default_models(model_store: Path) -> list[str]:
 def _model_name(mar: Path) -> str:
     try:
         with zipfile.ZipFile(mar) as archive:
-            return str(json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
+            return str(json.loads(archive.read(MANIFEST))["model"]["modelName"])
+    except (zipfile.BadZipFile, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{mar} is not a model archive: remove it from the model store") from error
 
 

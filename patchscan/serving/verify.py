@@ -3,6 +3,7 @@
 The archive's code is not run and nothing is unpickled: the installed patchscan scores the golden images.
 """
 
+import hashlib
 import json
 import tempfile
 import zipfile
@@ -21,15 +22,16 @@ from patchscan.detector.graph_detector import GRAPH_FILE
 from patchscan.serving import golden
 from patchscan.serving.archive import (
     HANDLER,
+    MANIFEST,
     MODEL_CONFIG,
     carried_code,
     check_names,
     digest_file,
     load_archived,
     model_files,
+    write_zip,
 )
 
-MANIFEST = "MAR-INF/MANIFEST.json"
 CONFIG = "model-config.yaml"
 
 
@@ -48,7 +50,7 @@ class Verified:
 
 
 def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
-    """Check digest, list of files, code, weights and scores of an archive, in this order. Raises VerifyError.
+    """Check digest, list of files, layout, code, weights and scores of an archive, in this order. Raises VerifyError.
 
     The digest is compared with `expected_sha256`, otherwise with `<name>.mar.sha256` beside the archive if it exists.
     """
@@ -65,6 +67,7 @@ def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
         raise VerifyError(f"{mar} is not the expected archive: its sha256 is {sha256}, not {expected_sha256}")
     content = _read(mar)
     _check_no_other_files(mar, content)
+    _check_layout(mar, content, sha256)
     card = _card(mar, content)
     _check_files(mar, content, card)
     gold = {name.removeprefix("golden/"): data for name, data in content.items() if name.startswith("golden/")}
@@ -142,6 +145,16 @@ def _check_no_other_files(mar: Path, content: dict[str, bytes]) -> None:
     """Check that there is no file that `patchscan archive` does not write, which might be run."""
     if extra := sorted(content.keys() - _files(WEIGHTS_FILE, GRAPH_FILE)):
         raise VerifyError(f"{mar} contains files that `patchscan archive` does not write: {', '.join(extra[:5])}")
+
+
+def _check_layout(mar: Path, content: dict[str, bytes], sha256: str) -> None:
+    """Check that the archive is the zip of its files and nothing else. TorchServe does not read a zip's directory, but
+    unpacks each file that it meets on its way, also what the directory does not name."""
+    with tempfile.TemporaryFile() as file:
+        write_zip(file, content)
+        file.seek(0)
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise VerifyError(f"{mar} is not laid out as `patchscan archive` does, and may hide other files")
 
 
 def _check_files(mar: Path, content: dict[str, bytes], card: Card) -> None:

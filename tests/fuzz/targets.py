@@ -366,11 +366,11 @@ def with_checksums(data: bytes) -> bytes:
 
 
 def packed(members: dict[str, bytes]) -> bytes:
-    """The members as a stored zip."""
+    """The members as an archive that is laid out as ours are."""
+    from patchscan.serving.archive import write_zip
+
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as mar:
-        for name, data in members.items():
-            mar.writestr(zipfile.ZipInfo(name), data)
+    write_zip(file, members)
     return file.getvalue()
 
 

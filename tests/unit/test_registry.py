@@ -1,5 +1,7 @@
 """`patchscan register` against a management API that refuses: what it made is removed, and nothing else."""
 
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import digest_in
 from patchscan.serving.archive import archive, digest_file
 from patchscan.serving.registry import Registry
-from patchscan.serving.verify import verify
+from patchscan.serving.verify import VerifyError, verify
 from tests.serving_kit import tiny_run
 
 
@@ -104,3 +106,20 @@ def test_a_key_file_of_another_form_is_one_line(text: str, tmp_path: Path) -> No
     keys.write_text(text)
     with pytest.raises(UserError, match=r"cannot read .*key_file\.json.*--keys"):
         Registry.connect("http://a", "http://b", keys, None, tmp_path)
+
+
+def test_an_archive_with_files_that_its_directory_hides_is_refused(original: Path, tmp_path: Path) -> None:
+    """TorchServe reads a zip from its start, without its directory: it would import what Python never sees."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as other:
+        other.writestr("patchscan/detector/answer.py", b"import os\n")
+        start = other.start_dir
+    hidden, plain = file.getvalue()[:start], original.read_bytes()
+    mar = tmp_path / "tiny.mar"
+    mar.write_bytes(hidden + plain)
+    with zipfile.ZipFile(mar) as seen, zipfile.ZipFile(original) as alone:
+        assert seen.namelist() == alone.namelist()
+    for data in (hidden + plain, plain[:-2] + b"\4\0note"):
+        mar.write_bytes(data)
+        with pytest.raises(VerifyError, match="may hide other files"):
+            verify(mar)
