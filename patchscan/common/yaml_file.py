@@ -22,13 +22,17 @@ def read_yaml(
     """
     try:
         text = path.read_text()
-        values = yaml.safe_load(text)
-        given = {key: value for key, value in overrides.items() if value is not None}
-        return model.model_validate({**values, **given} if isinstance(values, dict) else values)
     except (OSError, UnicodeDecodeError) as error:
         raise error_type(f"{path} cannot be read: {error}") from error
+    try:
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise error_type(f"{path} is not YAML: {error}") from error
+    except Exception as error:  # PyYAML raises more for wrong dates, numbers and tags, and for deep nesting
+        raise error_type(f"{path} is not YAML: {type(error).__name__}: {error}") from error
+    try:
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return model.model_validate({**values, **given} if isinstance(values, dict) else values)
     except ValidationError as error:
         # A misspelt key causes two errors, "unknown key" and "missing key": report the unknown one.
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_origin
 
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write
@@ -161,9 +161,20 @@ class Card:
         """Build a card from the parsed card.json. Raises ValueError on missing, unknown or wrong values."""
         try:
             preset, decision = preset_from_dict(values["preset"]), Decision.from_dict(values["decision"])
-            return cls(**(values | {"preset": preset, "decision": decision}))
+            card = cls(**(values | {"preset": preset, "decision": decision}))
+            card._check_types()
+            return card
         except (TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
+
+    def _check_types(self) -> None:
+        """Raise ValueError or TypeError where a value is not of the kind that the others of this class rely on."""
+        for one in fields(self):
+            kind = get_origin(one.type) or one.type
+            if kind in (str, dict, list) and not isinstance(getattr(self, one.name), cast("type", kind)):
+                raise ValueError(f"{one.name} is not a {cast('type', kind).__name__}")
+        if not all(isinstance(text, str) for text in (self.decision.chosen_by, *self.all_warnings)):
+            raise ValueError("warnings must be texts")
 
     @classmethod
     def read(cls, folder: Path) -> "Card":
@@ -173,5 +184,5 @@ class Card:
             return cls.from_dict(json.loads(path.read_text()))
         except FileNotFoundError as error:
             raise CardError(f"{path} is missing: is {folder} a run folder made by `patchscan train`?") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CardError(f"{path} is not a card that this version can read: {error}") from error

@@ -4,7 +4,7 @@ An ONNX file is a program. It may not reach outside itself (other files, operato
 at random, and its size is bounded. ONNX Runtime then checks types and shapes. Needs onnx.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,17 @@ def _graphs(model: onnx.ModelProto) -> Iterator[Any]:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
     yield from model.graph.initializer
+    yield from _parts_of(model.graph.sparse_initializer)
     for nodes in _graphs(model):
         for node in nodes:
             for attribute in node.attribute:
                 yield from (attribute.t, *attribute.tensors)
+                yield from _parts_of((attribute.sparse_tensor, *attribute.sparse_tensors))
                 for graph in (attribute.g, *attribute.graphs):
                     yield from graph.initializer
+                    yield from _parts_of(graph.sparse_initializer)
+
+
+def _parts_of(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[TensorProto]:
+    for tensor in tensors:
+        yield from (tensor.values, tensor.indices)

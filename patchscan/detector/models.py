@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from patchscan.detector.efficientnet import EfficientNetLite0
 from patchscan.detector.network import Network
+from patchscan.detector.presets import MAX_MEMBERS
 from patchscan.detector.resnet import ResNet50Features
 from patchscan.detector.srm import SRM, NoiseMaps
 
@@ -200,10 +201,6 @@ def build_network(architecture: str) -> Network:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
     return ARCHITECTURES[architecture]()
-
-
-# Each member takes memory before its weights are checked, so a card from a stranger must not name any number of them.
-MAX_MEMBERS = 8
 
 
 def build_model(architecture: str) -> nn.Module:

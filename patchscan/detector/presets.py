@@ -30,6 +30,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 # Upper limits for cards and recipes, so that a mistaken or hostile one cannot exhaust the memory.
 MAX_SIDE, MAX_PATCHES = 1024, 1024
+# Of all crops of one image, 200 MB.
+MAX_CROP_PIXELS = 2**26
+# Of an ensemble; each takes memory before its weights are checked.
+MAX_MEMBERS = 8
 # Longer side over shorter side; of a longer image, WholeImagePreset scores the middle part only.
 MAX_ASPECT_RATIO = 16
 
@@ -52,10 +56,15 @@ class PatchPreset:
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, not {self.rule!r}")
         if self.rule != "grid" and self.size > SMALL_IMAGE_SIDE:
             raise ValueError(f"patches of rule {self.rule} may have {SMALL_IMAGE_SIDE} pixels a side, not {self.size}")
-        if not (1 <= self.count <= MAX_PATCHES and 1 <= self.candidates <= MAX_PATCHES):
+        if not (_is_number(self.count, MAX_PATCHES) and _is_number(self.candidates, MAX_PATCHES)):
             raise ValueError(f"count and candidates must be 1 to {MAX_PATCHES}")
-        if self.max_count is not None and not (self.rule == "grid" and self.count <= self.max_count <= MAX_PATCHES):
+        most = self.count if self.max_count is None else self.max_count
+        if self.max_count is not None and not (
+            self.rule == "grid" and _is_number(most, MAX_PATCHES) and self.count <= most
+        ):
             raise ValueError(f"max_count is for rule grid, and must be count to {MAX_PATCHES}")
+        if most * self.size**2 > MAX_CROP_PIXELS:
+            raise ValueError(f"the crops of an image may have {MAX_CROP_PIXELS:,} pixels, not {most} x {self.size}²")
 
     def crops(self, rgb: Pixels, seed: int) -> Patches:
         """Cut an RGB image into crops uint8 (number of patches, size, size, 3); the same seed gives the same crops."""
@@ -113,8 +122,13 @@ def _limit_aspect_ratio(image: Image.Image) -> tuple[int, int, Image.Image]:
 
 
 def _check_side(side: int) -> None:
-    if not 8 <= side <= MAX_SIDE:
+    if not (_is_number(side, MAX_SIDE) and side >= 8):
         raise ValueError(f"a side must be 8 to {MAX_SIDE} pixels, not {side}")
+
+
+def _is_number(value: int, largest: int) -> bool:
+    """Whether a value, perhaps of a stranger's card, is a whole number from 1 to `largest`."""
+    return type(value) is int and 1 <= value <= largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +141,12 @@ class EnsemblePreset:
 
     kind: Literal["ensemble"] = "ensemble"
     members: tuple[PatchPreset | WholeImagePreset, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.members) <= MAX_MEMBERS:
+            raise ValueError(f"an ensemble has 1 to {MAX_MEMBERS} members")
+        if self.count * self.size**2 > MAX_CROP_PIXELS:
+            raise ValueError(f"the crops of an image may have {MAX_CROP_PIXELS:,} pixels")
 
     @property
     def size(self) -> int:

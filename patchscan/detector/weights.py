@@ -51,6 +51,10 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         (header_size,) = struct.unpack_from("<Q", data)
         header = json.loads(data[8 : 8 + header_size])
         header.pop("__metadata__", None)
+        # No two tensors may share bytes: a small file could be made to fill the memory.
+        sizes = [end - begin for begin, end in (entry["data_offsets"] for entry in header.values())]
+        if min(sizes, default=0) < 0 or 8 + header_size + sum(sizes) > len(data):
+            raise ValueError("its tensors have more bytes than the file")
         tensors = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]

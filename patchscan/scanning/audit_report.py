@@ -52,7 +52,7 @@ def read_labels(path: Path) -> Labels:
         )
     except OSError as error:
         raise AuditError(f"cannot read {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, csv.Error) as error:
         raise AuditError(f"{path} holds no labels as a review page saves them, .json or .csv ({error!r})") from error
     if len(found.by_number) < len(rows):
         raise AuditError(f"{path} labels an image twice")

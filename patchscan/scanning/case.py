@@ -238,7 +238,7 @@ def read_case(path: Path) -> dict[str, Any]:
         if case["c2pa_trust"] is not None:
             count_authorities(case["c2pa_trust"]["pem"])
         Path(case["file"]), Path(case["run"])
-    except (ValueError, KeyError, TypeError, AttributeError, ssl.SSLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ssl.SSLError) as error:
         raise CaseError(f"{path} is no case as `patchscan case` writes it ({error})") from error
     return dict(case)
 

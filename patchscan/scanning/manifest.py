@@ -18,6 +18,7 @@ from patchscan.storage import open_store
 from patchscan.storage.store import ObjectInfo, Store, StoreError
 
 BATCH = 10_000
+MAX_SIZE = 2**63 - 1  # that a table can hold
 # Our names for S3 Inventory's fields. Its CSV files have no header: its manifest gives the order of the columns.
 INVENTORY_FIELDS = {
     "Key": "key",
@@ -34,6 +35,7 @@ UNREADABLE = (
     KeyError,
     TypeError,
     AttributeError,
+    RecursionError,
     OSError,
     EOFError,
     csv.Error,
@@ -124,19 +126,36 @@ def _inventory_names(values: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _info(values: dict[str, Any], where: str) -> ObjectInfo:
     try:
-        size, modified = values.get("size"), values.get("last_modified")
+        modified, etag = values.get("last_modified"), _text(values, "etag")
         return ObjectInfo(
-            key=values["key"],
-            size=int(size) if size not in (None, "") else None,
-            etag=(values.get("etag") or "").strip('"') or None,
-            version_id=values.get("version_id") or None,
+            key=_text(values, "key") or "",
+            size=_size(values.get("size")),
+            etag=etag and (etag.strip('"') or None),
+            version_id=_text(values, "version_id"),
             last_modified=_parse_time(modified) if modified else None,
-            storage_class=values.get("storage_class") or None,
+            storage_class=_text(values, "storage_class"),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ManifestError(f"{where}: {error}") from error
+
+
+def _text(values: dict[str, Any], name: str) -> str | None:
+    """A field that is text, or None where it is empty. Raises ValueError for other values, and what is not UTF-8."""
+    value = values.get(name) or None
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} is not text")
+    if value is not None:
+        value.encode()
+    return value
+
+
+def _size(value: Any) -> int | None:
+    size = int(value) if value not in (None, "") else None
+    if size is not None and not 0 <= size <= MAX_SIZE:
+        raise ValueError("size is not a number of bytes")
+    return size
 
 
 def _parse_time(value: str | datetime) -> datetime:
     time = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

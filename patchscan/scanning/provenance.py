@@ -34,6 +34,7 @@ TERM = r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})"
 MANIFEST_TERM = re.compile(rf'"digitalSourceType": "{TERM}"')
 XMP_TERM = XmpProperty("igitalSourceType", TERM)
 MAX_TEXT = 120
+MAX_NAME = 300  # of a tool or a signer: a file may hold megabytes, and every row of a scan is kept in memory
 # A program's name that begins a field that names programs, unless what follows makes it a product of another kind.
 OTHER_PRODUCTS = (
     "album browser cam camera checker converter detector dictionary display downloader drone exporter font gallery "
@@ -160,10 +161,12 @@ def _manifest(data: bytes, image_format: str, trust: str | None) -> Provenance:
     # Anybody can make a time stamp: beside a signer of the list it stands only where its authority is of the list too.
     passed = store.get("validation_results", {}).get("activeManifest", {}).get("success", [])
     is_known = state == "Valid" or any(check.get("code") == LISTED_TIME for check in passed)
+    generator = info[0].get("name") or active.get("claim_generator") or ""
+    signer = ", ".join(filter(None, (signature.get("common_name"), signature.get("issuer"))))
     return {
         "c2pa": state,
-        "c2pa_generator": info[0].get("name") or active.get("claim_generator"),
-        "c2pa_signer": ", ".join(filter(None, (signature.get("common_name"), signature.get("issuer")))) or None,
+        "c2pa_generator": generator[:MAX_NAME] or None,
+        "c2pa_signer": signer[:MAX_NAME] or None,
         "c2pa_time": signature.get("time") if is_known else None,
         "digital_source_type": term[1] if term else None,
     }

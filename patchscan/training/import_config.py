@@ -70,7 +70,7 @@ class Head(_Part):
         try:
             content = json.loads((folder / self.file).read_text())
             weights, bias = [float(one) for one in content["weights"]], float(content.get("bias", 0))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ImportConfigError(f"{folder / self.file} holds no weights and bias ({error})") from error
         if not weights:
             raise ImportConfigError(f"{folder / self.file} holds no weights")
@@ -129,14 +129,14 @@ def read_export(folder: Path) -> ImportConfig:
             output=Output(ai=_ai_class(config["id2label"])),
             source=config.get("_name_or_path") or None,
         )
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
         raise ImportConfigError(f"{folder}: {error}; describe the detector in YAML, with --config") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImportConfigError(f"{path} cannot be read ({error}): give --config, or an export's folder") from error
     if not isinstance(content, dict):
         raise ImportConfigError(f"{path} is no JSON object")

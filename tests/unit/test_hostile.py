@@ -10,17 +10,25 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
+from patchscan.common.errors import UserError
+from patchscan.common.yaml_file import read_yaml
 from patchscan.detector.card import Card
 from patchscan.detector.images import ErrorCode, ImageError, Limits, decode
 from patchscan.detector.models import build_model
 from patchscan.detector.presets import PatchPreset, WholeImagePreset
+from patchscan.detector.weights import read_state_dict
+from patchscan.scanning.audit_report import read_labels
+from patchscan.scanning.case import read_case
 from patchscan.scanning.file_texts import MAX_BYTES, MAX_TEXT_BYTES, file_texts
+from patchscan.scanning.manifest import ManifestError, objects
 from patchscan.scanning.provenance import provenance
 from patchscan.serving.forms import FormError, file_of_form
 from patchscan.serving.inference_protocol import parse_infer
@@ -32,6 +40,7 @@ from patchscan.serving.requests import (
     from_base64,
     parse,
 )
+from patchscan.training.import_config import Head, read_export
 from tests.image_tree import picture
 from tests.scan_kit import card
 from tests.serving_kit import png
@@ -73,6 +82,19 @@ def test_a_ribbon_is_not_enlarged_whole() -> None:
         {"decision": {"bias": None}},
         {"decision": {"bias": 10**400}},
         {"decision": []},
+        {"decision": {"chosen_by": 5}},
+        {"preset": {"kind": "patch", "count": 1.5}},
+        {"preset": {"kind": "whole", "size": 224.5}},
+        {"preset": {"kind": "patch", "rule": "grid", "size": 1024, "count": 1024}},
+        {"preset": {"kind": "patch", "rule": "grid", "size": 256, "max_count": True}},
+        {"preset": {"kind": "ensemble", "members": []}},
+        {"preset": {"kind": "ensemble", "members": [{"kind": "patch"}] * 9}},
+        {"name": 5},
+        {"version": None},
+        {"warnings": None},
+        {"warnings": [1]},
+        {"draws": []},
+        {"draws": {"p_ai_95": "x"}},
     ],
     ids=json.dumps,
 )
@@ -261,3 +283,87 @@ def test_a_reference_to_no_character_costs_no_row() -> None:
     tool = f"Midjourney&#33;&#{'9' * 5000};"
     data = file.getvalue() + f'<x:xmpmeta xmp:CreatorTool="{tool}"/>'.encode()
     assert ("CreatorTool", "Midjourney!\ufffd") in file_texts(data, "JPEG")
+
+
+class Described(BaseModel):
+    number: int = 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 5000,
+        "number: 2020-13-45",
+        "number: " + "9" * 5000,
+        "number: !!int ''",
+        "number: !!bool x",
+        "number: !!timestamp x",
+        "number: !!python/object/apply:os.getcwd []",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_yaml_of_a_stranger_is_one_line(text: str, tmp_path: Path) -> None:
+    """PyYAML raises ValueError, KeyError, IndexError, AttributeError and RecursionError besides its own."""
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"x\.yaml"):
+        read_yaml(tmp_path / "x.yaml", Described, UserError, ["number"])
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        DEEP,
+        '{"key": ["a"]}',
+        '{"key": 5}',
+        '{"key": "\\ud800"}',
+        '{"key": "a", "size": Infinity}',
+        '{"key": "a", "size": -5}',
+        '{"key": "a", "size": 9223372036854775808}',
+        '{"key": "a", "version_id": 5}',
+        '{"key": "a", "etag": ["x"]}',
+        '{"key": "a", "storage_class": ["x"]}',
+        '{"key": "a", "last_modified": "9999-12-31T23:59:59-14:00"}',
+    ],
+    ids=lambda line: line[:50],
+)
+def test_a_manifest_with_values_of_another_kind_is_one_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "keys.jsonl").write_text(line)
+    with pytest.raises(ManifestError, match=r"keys\.jsonl"):
+        list(objects(str(tmp_path / "keys.jsonl"), None, None))
+
+
+def test_json_without_end_to_its_depth_is_one_line(tmp_path: Path) -> None:
+    for name in ("card.json", "config.json", "preprocessor_config.json", "labels.json", "head.json"):
+        (tmp_path / name).write_text(DEEP)
+    with pytest.raises(UserError, match="not a card"):
+        Card.read(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_export(tmp_path)
+    with pytest.raises(UserError, match="no weights"):
+        Head(file=Path("head.json")).read(tmp_path)
+    with pytest.raises(UserError, match="no labels"):
+        read_labels(tmp_path / "labels.json")
+    with pytest.raises(UserError, match="no case"):
+        read_case(tmp_path / "labels.json")
+
+
+@pytest.mark.parametrize("labels", [{"0": 5, "1": "fake"}, ["fake"]])
+def test_labels_of_an_export_that_are_no_texts_are_one_line(labels: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+    size = {"size": 224, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(size))
+    with pytest.raises(UserError, match="describe the detector in YAML"):
+        read_export(tmp_path)
+
+
+@pytest.mark.parametrize("offsets", [(0, 4000), (-4000, 0)])
+def test_tensors_may_not_share_their_bytes(offsets: tuple[int, int], tmp_path: Path) -> None:
+    """A header of 1 MB made 40 GB of a file of 4 MB."""
+    entry = {"dtype": "F32", "shape": [1000], "data_offsets": offsets}
+    header = json.dumps({str(number): entry for number in range(9)}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4000))
+    with pytest.raises(UserError, match="more bytes than the file"):
+        read_state_dict(tmp_path / "x.safetensors")

@@ -125,6 +125,15 @@ def external() -> onnx.ModelProto:
     return model
 
 
+def sparse_external() -> onnx.ModelProto:
+    """A sparse tensor whose values lie in another file."""
+    model = graph(2)
+    indices = helper.make_tensor("s_indices", TensorProto.INT64, [1], [0])
+    values = external().graph.initializer[0]
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [3, 2]))
+    return model
+
+
 def hidden_loop() -> onnx.ModelProto:
     """A loop in a branch of a node."""
     model = graph(2)
@@ -226,7 +235,12 @@ def test_an_archive_of_it_is_verified_and_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("harm", "why"),
-    [(external, "keeps weights in another file"), (hidden_loop, "has a node Loop"), (elsewhere, "of another library")],
+    [
+        (external, "keeps weights in another file"),
+        (sparse_external, "keeps weights in another file"),
+        (hidden_loop, "has a node Loop"),
+        (elsewhere, "of another library"),
+    ],
 )
 def test_an_archive_with_a_graph_that_import_refuses_is_refused(
     harm: Callable[[], onnx.ModelProto], why: str, tmp_path: Path

@@ -13,6 +13,7 @@ from patchscan.common.errors import UserError
 from patchscan.scanning import commands, report
 from patchscan.scanning.plan import Plan, ScanSource
 from patchscan.scanning.planning import ScanRequest, plan_scan
+from patchscan.scanning.provenance import provenance
 from patchscan.scanning.trust import TrustError, count_authorities, read_trust, trust_digest
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -144,3 +145,11 @@ def test_an_unfinished_scan_goes_on_with_its_own_list_only(photos: Path, tmp_pat
 
 def test_a_list_is_a_mistake_of_the_user() -> None:
     assert issubclass(TrustError, UserError)
+
+
+def test_a_manifest_that_names_its_tool_at_length_takes_no_more_of_a_row() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG")
+    found = provenance(sign(buffer.getvalue(), identity("Camera"), "M" * 100_000), "JPEG")
+    assert found
+    assert found["c2pa_generator"] == "M" * 300
