@@ -34,7 +34,7 @@ TERM = r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})"
 MANIFEST_TERM = re.compile(rf'"digitalSourceType": "{TERM}"')
 XMP_TERM = XmpProperty("igitalSourceType", TERM)
 MAX_TEXT = 120
-MAX_NAME = 300  # of a tool or a signer: a file may hold megabytes, and every row of a scan is kept in memory
+MAX_NAME = 300  # of a tool or a signer: a file may hold megabytes, and all rows of a shard are in memory
 # A program's name that begins a field that names programs, unless what follows makes it a product of another kind.
 OTHER_PRODUCTS = (
     "album browser cam camera checker converter detector dictionary display downloader drone exporter font gallery "

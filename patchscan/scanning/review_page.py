@@ -1,7 +1,5 @@
 """Write the page on which a person labels an audit's images: one offline HTML file that asks nothing of the network."""
 
-import base64
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any
@@ -29,9 +27,7 @@ def review_page(sample: Sample, source: Store) -> str:
             progress.advance(1)
     content = {"audit": sample["audit"], "images": images}
     script = files("patchscan.scanning.templates").joinpath("review.js").read_text(encoding="utf-8")
-    # Only this very script may run, whatever a file's name would smuggle in; and nothing may be fetched.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy = pages.script_policy(script)
     return pages.render("patchscan.scanning", "review.html", sample, content=content, script=script, policy=policy)
 
 

@@ -34,6 +34,7 @@ from patchscan.scanning.prevalence import ONLY_SEEN, Rates, estimate, rogan_glad
 from patchscan.scanning.provenance import provenance
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
+from tests.chromium import CHROMIUM, chromium
 from tests.scan_kit import StubScorer, card, image
 
 
@@ -329,6 +330,20 @@ def test_keys_and_claims_cannot_inject_markup(finished: tuple[dict[str, Any], st
     _, page, _ = finished
     assert "<script>alert" not in page
     assert "<b>1&" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_runs_only_the_reports_own_script(finished: tuple[dict[str, Any], str, Path], tmp_path: Path) -> None:
+    """Were a name ever not escaped, its script would not run; nor does a mark in one turn the text beside it."""
+    file = tmp_path / "report.html"
+    file.write_text(finished[1].replace("</main>", "<script>document.title = 'taken'</script></main>"))
+    with chromium(tmp_path / "profile", tmp_path) as page:
+        page.open(file)
+        assert page.value("document.querySelectorAll('table.sortable th button').length") > 3
+        assert page.value("document.title") != "taken"
+        assert page.value("getComputedStyle(document.querySelector('[data-json]')).unicodeBidi") == "isolate"
+        page.errors.clear()  # what was refused
 
 
 def test_a_labelled_scan_carries_the_evaluation(finished: tuple[dict[str, Any], str, Path]) -> None:
