@@ -37,8 +37,11 @@ SPARE_MEMORY = 192 * 2**20
 SMALL_IMAGE = 4 * 2**20
 # The kernel, short of memory, or an operator may end a child that did nothing wrong, so an image is tried twice.
 TRIES = 2
-# glibc's settings for the model's process: it keeps freed memory, which here would count as the next image's.
-MODEL_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
+# glibc is to keep up to 32 MB of freed memory, as it does by itself after an image of 16 MB: small ones alone are else
+# given new pages each time, which is a quarter of a child's time. All of it, as the model's process keeps (the first
+# variable), would count as the next image's.
+MODEL_VARIABLES = ("MALLOC_MMAP_MAX_",)
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(16 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20)}
 # There is a child for each core already, and BLAS's threads wait by spinning: an image took 80 ms of a core, not 10.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 START = "import sys; sys.path.insert(0, sys.argv[1]); from patchscan.detector import decoders; decoders.run_child()"
@@ -184,7 +187,9 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={name: value for name, value in os.environ.items() if name not in MODEL_VARIABLES} | ONE_THREAD,
+                env={name: value for name, value in os.environ.items() if name not in MODEL_VARIABLES}
+                | ONE_THREAD
+                | KEPT_MEMORY,
                 start_new_session=True,  # Ctrl-C is for the parent
             )
 

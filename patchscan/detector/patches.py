@@ -7,6 +7,7 @@ generator's trace is hard to find in detailed areas, so score the patch with the
 import math
 import threading
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,8 @@ SEED_ROWS = 32
 # A decoded RGB image: an array uint8 (height, width, 3), or a Pillow image of mode RGB (cheaper: only the patches are
 # copied into an array).
 Pixels = np.ndarray | Image.Image
+# Left, top, right and bottom, in pixels.
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,7 @@ def seed_from_pixels(rgb: Pixels) -> int:
     size = zlib.crc32(f"{width} x {height}".encode())
     if isinstance(rgb, np.ndarray):
         return zlib.crc32(rgb[rows].tobytes(), size)
-    strip = Image.new("RGB", (width, count))
-    for line, row in enumerate(rows):
-        strip.im.paste(rgb.im.crop((0, row, width, row + 1)), (0, line, width, line + 1))
-    return zlib.crc32(strip.tobytes(), size)
+    return zlib.crc32(below_each_other(rgb, [(0, row, width, row + 1) for row in rows]).tobytes(), size)
 
 
 def complexity(patches: np.ndarray) -> np.ndarray:
@@ -140,6 +140,18 @@ def cut_patches(rgb: Pixels, corners: np.ndarray, size: int) -> np.ndarray:
     for left, (x, y) in zip(range(0, strip.width, size), corners.tolist(), strict=True):
         target.paste(source.crop((x, y, x + size, y + size)), (left, 0, left + size, size))
     return np.asarray(strip).reshape(size, len(corners), size, 3).transpose(1, 0, 2, 3)
+
+
+def below_each_other(rgb: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """Copy boxes of one size out of an RGB image, each below the one before. To look at parts of an image in one array
+    takes a fraction of the time that an array of each does."""
+    left, top, right, bottom = boxes[0]
+    width, height = right - left, bottom - top
+    strip = Image.new("RGB", (width, height * len(boxes)))
+    source, target = rgb.im, strip.im  # see cut_patches
+    for number, box in enumerate(boxes):
+        target.paste(source.crop(box), (0, number * height, width, (number + 1) * height))
+    return strip
 
 
 def random_corners(height: int, width: int, size: int, count: int, seed: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from patchscan.detector.answer import TIERS, Tier
 from patchscan.detector.jpeg import libjpeg_tables
+from patchscan.detector.patches import below_each_other
 from patchscan.detector.tier_weights import BIAS, WEIGHTS
 
 # At most four windows are examined, so that a large photograph takes no longer than a small one. Sides in pixels.
@@ -38,11 +39,11 @@ def traces(image: Image.Image) -> np.ndarray:
     grey = _windows(image)
     light = grey.astype(np.float32)
     # Two windows are enough for the blocks off the grid, which serve as a comparison only.
-    on_grid, off_grid = _coefficients(light), _coefficients(np.ascontiguousarray(light[::2, 4:-4, 4:-4]))
+    on_grid, off_grid = _coefficients(grey), _coefficients(np.ascontiguousarray(grey[::2, 4:-4, 4:-4]))
     equal = grey[:, :, 1:] == grey[:, :, :-1]
     flat = np.log(np.count_nonzero(equal) / equal.size + 1e-3)
     return np.concatenate(
-        [_spectrum(light), _block_traces(on_grid, off_grid), _step_traces(on_grid), [flat], _resampling_traces(light)]
+        [_spectrum(light), _block_traces(on_grid, off_grid), _step_traces(on_grid), [flat], _resampling_traces(grey)]
     )
 
 
@@ -50,7 +51,7 @@ def _windows(image: Image.Image) -> np.ndarray:
     """The windows in grey, uint8 (n, height, width); corners and sides are multiples of 8, on the grid of a JPEG."""
     width, height = (min(WINDOW, side // 8 * 8) for side in image.size)
     boxes = [(x, y, x + width, y + height) for y in _corners(image.height) for x in _corners(image.width)]
-    return np.stack([np.asarray(image.crop(box).convert("L")) for box in boxes])
+    return np.asarray(below_each_other(image, boxes).convert("L")).reshape(-1, height, width)
 
 
 def _corners(side: int) -> list[int]:
@@ -80,10 +81,12 @@ _BY_BAND = np.stack([band / band.sum() for band in _BANDS], 1).astype(np.float32
 _LOW = np.flatnonzero(_ROW + _COLUMN <= 3)[1:]
 
 
-def _coefficients(light: np.ndarray) -> np.ndarray:
+def _coefficients(grey: np.ndarray) -> np.ndarray:
     """Absolute cosine coefficients of all 8 x 8 blocks, float (blocks, 64)."""
-    count, height, width = light.shape
-    blocks = light.reshape(count, height // 8, 8, width // 8, 8).transpose(0, 1, 3, 2, 4).reshape(-1, 64)
+    count, height, width = grey.shape
+    # A block's line of eight bytes is moved as one number.
+    lines = grey.view(np.uint64).reshape(count, height // 8, 8, width // 8).swapaxes(2, 3)
+    blocks = np.ascontiguousarray(lines).view(np.uint8).reshape(-1, 64).astype(np.float32)
     coefficients: np.ndarray = np.abs(blocks @ _TRANSFORM)
     return coefficients
 
@@ -102,7 +105,7 @@ def _spectrum(light: np.ndarray) -> np.ndarray:
 def _block_traces(on_grid: np.ndarray, off_grid: np.ndarray) -> np.ndarray:
     """How blocks on a JPEG's grid differ from others: their energy, and their share of coefficients that are zero."""
     energy = [np.log((part * part).mean(0) @ _BY_RING + 0.01) for part in (on_grid, off_grid)]
-    zero, zero_off = (np.count_nonzero(part < 1, axis=0) / len(part) @ _BY_BAND for part in (on_grid, off_grid))
+    zero, zero_off = ((part < 1).sum(0, dtype=np.uint16) / len(part) @ _BY_BAND for part in (on_grid, off_grid))
     odds, ratio = np.log((zero + 0.01) / (1.01 - zero)), np.log((zero + 0.01) / (zero_off + 0.01))
     return np.concatenate([energy[0] - energy[1], odds, ratio])
 
@@ -128,14 +131,14 @@ def _step_traces(on_grid: np.ndarray) -> np.ndarray:
     return np.array([fits[best], _QUALITIES[best] / 100 * max(fits[best], 0), *ranges])
 
 
-def _resampling_traces(light: np.ndarray) -> np.ndarray:
+def _resampling_traces(grey: np.ndarray) -> np.ndarray:
     """The strongest period of the second differences beyond the JPEG grid's, against the median: both directions."""
     found = []
-    # Sums of whole numbers are exact in any order, so a matrix product may form them.
-    across = np.abs(light[:, :, 2:] - 2 * light[:, :, 1:-1] + light[:, :, :-2])
-    down = np.abs(light[:, 2:] - 2 * light[:, 1:-1] + light[:, :-2])
-    rows, columns = (np.ones(side, np.float32) for side in light.shape[1:])
-    for profile in (rows @ across / len(rows), down @ columns / len(columns)):
+    pixels = grey.astype(np.int16)
+    for along, over in ((2, 1), (1, 2)):
+        differences = np.abs(np.diff(pixels, 2, axis=along)).view(np.uint16)
+        # At most 128 differences of at most 510.
+        profile = differences.sum(over, dtype=np.uint16).astype(np.float32) / grey.shape[over]
         length = profile.shape[1] // 8 * 8
         part = profile[:, :length]
         power = (np.abs(np.fft.rfft(part / (part.mean(1, keepdims=True) + 0.1) - 1)) ** 2).mean(0)

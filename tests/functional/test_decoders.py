@@ -155,6 +155,20 @@ def test_a_child_computes_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None
     assert pool.run(threads_of_a_product, bmp(HARMLESS), Limits()) == [1]
 
 
+def test_a_child_asks_for_no_new_memory_for_each_small_image() -> None:
+    """The kernel took a quarter of an image's time to give pages, and to take them back."""
+    pool, preset = DecoderPool(1), PatchPreset(count=32)
+
+    def faults(number: int) -> int:
+        file = io.BytesIO()
+        Image.fromarray(picture(number % 4, 375, 500)).save(file, "JPEG")
+        pool.prepare(file.getvalue(), preset)
+        return int(Path(f"/proc/{pool._started[0]._process.pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    counts = [faults(number) for number in range(16)]
+    assert counts[-1] - counts[4] < 1000  # 4,700 where memory is given back after each
+
+
 def test_no_child_outlives_its_parent_for_long() -> None:
     script = """
 import sys, threading

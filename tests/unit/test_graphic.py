@@ -11,7 +11,7 @@ from demo.sample import load_photo
 from patchscan.common.shipped import shipped
 from patchscan.detector.answer import TIERS, Answer, Tier
 from patchscan.detector.detector import Detector
-from patchscan.detector.graphic import is_graphic
+from patchscan.detector.graphic import flat_share, is_graphic
 from patchscan.detector.images import decode
 from patchscan.evaluation.tiers import deliver
 
@@ -20,6 +20,14 @@ def encoded(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_pillows_fourth_byte_is_no_colour() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 60, 4), np.uint8)
+    pixels[..., :3] = 200
+    image = Image.frombytes("RGB", (60, 80), pixels.tobytes(), "raw", "RGBX")
+    assert np.unique(np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8)[3::4]).size > 1
+    assert flat_share(image) == 1
 
 
 def window() -> Image.Image:
