@@ -13,6 +13,18 @@ from patchscan.common.errors import UserError
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands here twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(
     path: Path, model: type[Model], error_type: type[UserError], keys: Iterable[str], **overrides: Any
 ) -> Model:
@@ -25,9 +37,12 @@ def read_yaml(
     except (OSError, UnicodeDecodeError) as error:
         raise error_type(f"{path} cannot be read: {error}") from error
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)  # noqa: S506  a safe one
     except yaml.YAMLError as error:
-        raise error_type(f"{path} is not YAML: {error}") from error
+        where, why = "", " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            where, why = f", line {error.problem_mark.line + 1}", str(error.problem)
+        raise error_type(f"{path}{where} is not YAML: {why}") from error
     except Exception as error:  # PyYAML raises more for wrong dates, numbers and tags, and for deep nesting
         raise error_type(f"{path} is not YAML: {type(error).__name__}: {error}") from error
     try:
@@ -39,7 +54,9 @@ def read_yaml(
         where, key = _line_of(text, first["loc"]), str(first["loc"][-1] if first["loc"] else "")
         similar = get_close_matches(key, keys, 1) if first["type"] == "extra_forbidden" else []
         hint = f"; did you mean {similar[0]}?" if similar else ""
-        raise error_type(f"{path}{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{hint}") from error
+        what = ".".join(map(str, first["loc"])) or "the file"
+        why = "keys and values are needed here" if first["type"] == "model_type" else first["msg"]
+        raise error_type(f"{path}{where}: {what}: {why.removeprefix('Value error, ')}{hint}") from error
 
 
 def _line_of(text: str, location: tuple[int | str, ...]) -> str:

@@ -4,7 +4,7 @@ An ONNX file is a program. It may not reach outside itself (other files, operato
 at random, and its size is bounded. ONNX Runtime then checks types and shapes. Needs onnx.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from patchscan.detector.onnx_detector import OnnxDetector
 
 MAX_BYTES = 2**31 - 1  # more does not fit into one file of protocol buffers
 MAX_NODES = 100_000
-MIN_OPSET = 13
+MIN_OPSET = 11
 # ONNX's own operators, and those that ONNX Runtime brings along for quantised and fused models.
 DOMAINS = {"", "ai.onnx", "com.microsoft"}
 REFUSED = {"Loop", "Scan", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
@@ -75,6 +75,8 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
             raise GraphError(f"{path} needs the operator {node.domain}.{node.op_type} of another library")
         if node.op_type in REFUSED:
             raise GraphError(f"{path} has a node {node.op_type}: graphs that loop or draw at random are not taken")
+        if any(one.name == "training_mode" and one.i for one in node.attribute):
+            raise GraphError(f"{path} has a {node.op_type} that still trains: export the model after .eval()")
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise GraphError(f"{path} keeps weights in another file: save it as one (onnx.save, save_as_external_data)")
@@ -97,18 +99,15 @@ def _graphs(model: onnx.ModelProto) -> Iterator[Any]:
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    yield from model.graph.initializer
-    yield from _parts_of(model.graph.sparse_initializer)
+    graphs, sparse = [model.graph], []
     for nodes in _graphs(model):
         for node in nodes:
             for attribute in node.attribute:
                 yield from (attribute.t, *attribute.tensors)
-                yield from _parts_of((attribute.sparse_tensor, *attribute.sparse_tensors))
-                for graph in (attribute.g, *attribute.graphs):
-                    yield from graph.initializer
-                    yield from _parts_of(graph.sparse_initializer)
-
-
-def _parts_of(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[TensorProto]:
-    for tensor in tensors:
-        yield from (tensor.values, tensor.indices)
+                graphs += [attribute.g, *attribute.graphs]
+                sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+    for graph in graphs:
+        yield from graph.initializer
+        sparse += graph.sparse_initializer
+    for one in sparse:
+        yield from (one.values, one.indices)

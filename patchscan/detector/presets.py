@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 # Upper limits for cards and recipes, so that a mistaken or hostile one cannot exhaust the memory.
 MAX_SIDE, MAX_PATCHES = 1024, 1024
 # Of all crops of one image, 200 MB.
@@ -77,9 +77,10 @@ class PatchPreset:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeImagePreset:
-    """Score the whole image: shorter side resized to `resize`, then the central `size` x `size` (torchvision's
-    ImageNet evaluation preset); with `squash`, both sides resized to `size` instead. No randomness: the seed changes
-    nothing."""
+    """Score the whole image: shorter side resized to `resize`, the longer one in proportion and rounded down, then the
+    central `size` x `size` (torchvision's ImageNet evaluation preset, which cuts a margin of odd length at another
+    pixel where half of it, rounded down, is odd); with `squash`, both sides are resized to `resize`. No randomness: the
+    seed changes nothing."""
 
     kind: Literal["whole"] = "whole"
     size: int = 224
@@ -101,13 +102,14 @@ class WholeImagePreset:
     def crops(self, rgb: Pixels, seed: int) -> Patches:
         """Reduce an RGB image to one crop, uint8 (1, size, size, 3)."""
         left, top, pillow = _limit_aspect_ratio(as_pillow(rgb))
-        scale = (self.size if self.squash else self.resize) / min(pillow.size)
-        width, height = (self.size if self.squash else max(self.size, round(side * scale)) for side in pillow.size)
+        shorter = min(pillow.size)
+        width, height = (self.resize if self.squash else self.resize * side // shorter for side in pillow.size)
+        width, height = max(self.size, width), max(self.size, height)
         resized = pillow.resize((width, height), Image.Resampling[self.filter.upper()])
         x, y = (resized.width - self.size) // 2, (resized.height - self.size) // 2
         pixels = np.asarray(resized.crop((x, y, x + self.size, y + self.size)))[None]
-        corner = np.array([[left + round(x / scale), top + round(y / scale)]])
-        return Patches(pixels, corner, upscaled=scale > 8)
+        corner = [[left + round(x * pillow.width / width), top + round(y * pillow.height / height)]]
+        return Patches(pixels, np.array(corner), upscaled=min(width, height) > 8 * shorter)
 
 
 def _limit_aspect_ratio(image: Image.Image) -> tuple[int, int, Image.Image]:

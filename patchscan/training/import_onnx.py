@@ -12,9 +12,13 @@ from patchscan.common.files import atomic_write, sha256_of
 from patchscan.detector.card import IMPORTED, Card
 from patchscan.detector.graph_check import GraphError, parse_graph, read_graph
 from patchscan.detector.graph_detector import GRAPH_FILE, seal
-from patchscan.detector.onnx_detector import OnnxDetector
-from patchscan.training.import_config import ImportConfig, Input, read_config, read_export
-from patchscan.training.onnx_graph import Weights, wrap
+from patchscan.detector.onnx_detector import OnnxDetector, open_session
+from patchscan.detector.presets import noise_picture
+from patchscan.training.hugging_face import read_export
+from patchscan.training.import_config import ImportConfig, Input, read_config
+from patchscan.training.onnx_graph import Weights, wrap, wrap_answers
+
+LARGEST_ERROR = 1e-3  # of a probability
 
 
 def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
@@ -61,7 +65,10 @@ def write_run(
         training=_training(described, file) | training,
         warnings=warnings,
     )
-    _try(card, wrapped, file)
+    pictures = _test_crops(card)
+    _try(card, wrapped, file, pictures)
+    answers = wrap_answers(file, parse_graph(file, data), described.input, described.output.name)
+    _check_answers(file, answers, pictures, described.output.kind == "probabilities" and not head)
     run.mkdir(parents=True, exist_ok=True)
     with atomic_write(run / GRAPH_FILE) as out:
         out.write_bytes(seal(wrapped, digest))
@@ -85,17 +92,36 @@ def _warning(described: ImportConfig) -> str:
     return f"Imported from {described.source or 'an unknown source'}; {trained}; evaluate it on your data first."
 
 
-def _try(card: Card, graph: bytes, file: Path) -> None:
-    """Score two pictures. Raises GraphError where the graph fails on them, or is not finite."""
+def _test_crops(card: Card) -> list[np.ndarray]:
+    """The crops of four pictures: two of one grey, two of noise."""
+    side = card.preset.size + 8
+    greys = [np.full((side, side, 3), value, np.uint8) for value in (96, 160)]
+    return [
+        card.preset.crops(rgb, 0).pixels for rgb in (*greys, *(noise_picture(card.preset, seed) for seed in (0, 1)))
+    ]
+
+
+def _try(card: Card, graph: bytes, file: Path, pictures: list[np.ndarray]) -> None:
+    """Score the pictures. Raises GraphError where the graph fails on one, or is not finite."""
     try:
-        detector = OnnxDetector(card, graph)
-        for value in (96, 160):
-            side = card.preset.size + 8
-            crops = card.preset.crops(np.full((side, side, 3), value, np.uint8), 0)
-            logit = detector.logits([crops.pixels])[0]
-            if not np.isfinite(logit):
-                raise GraphError(f"{file} gives {logit} for a grey picture")
-    except GraphError:
-        raise
+        logits = [OnnxDetector(card, graph).logits([crops])[0] for crops in pictures]
     except Exception as error:  # ONNX Runtime raises its own
-        raise GraphError(f"{file} fails on a grey picture: {error}") from error
+        raise GraphError(f"{file} fails on a test picture: {error}") from error
+    if not np.isfinite(logits).all():
+        raise GraphError(f"{file} gives {logits} for test pictures, not finite numbers")
+
+
+def _check_answers(file: Path, graph: bytes, pictures: list[np.ndarray], are_probabilities: bool) -> None:
+    """Raise GraphError where the answers to the pictures, by a graph of `wrap_answers`, are not as described."""
+    session = open_session(graph)
+    answers = [session.run(None, {"crops": crops})[0] for crops in pictures]
+    for crops, answer in zip(pictures, answers, strict=True):
+        if len(answer) != len(crops):
+            raise GraphError(
+                f"{file} gives an answer of shape {list(answer.shape)} to {len(crops)} at a time: not rows"
+            )
+        wrong = answer[(answer < -LARGEST_ERROR) | (answer > 1 + LARGEST_ERROR)]
+        if are_probabilities and wrong.size:
+            raise GraphError(f"{file} gives {wrong[0]:.3g}, which is no probability: is it of kind: logits?")
+    if all(np.array_equal(answers[0], answer) for answer in answers):
+        raise GraphError(f"{file} gives the same answer to {len(pictures)} pictures of grey and of noise")

@@ -11,9 +11,12 @@ from patchscan.detector.graph_check import GraphError, opset_of
 from patchscan.training.import_config import Input, Output
 
 REDUCE_AXES_AS_INPUT = 18  # from this opset on
-OUR_NAMES = {"crops", "logit", "features"}
+OUR_NAMES = {"crops", "logit", "features", "answers"}
 Weights = tuple[list[float], float]  # of a head, and its bias
-PIXEL_TYPES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "FLOAT16", TensorProto.UINT8: "UINT8"}
+PIXEL_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8}
+ANSWER_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+# What ends a graph whose answers are probabilities, and what may come after it.
+PROBABILITIES, SHAPING = {"Softmax", "Sigmoid"}, {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 
 
 class _Builder:
@@ -44,10 +47,22 @@ def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head:
     """Return the model as one from crops, uint8 (count, size, size, 3) named `crops`, to a logit, a float64 scalar, AI
     positive: the mean over the crops. Raises GraphError where the graph has no such input or output."""
     source, result = _only_input(path, model.graph, given), _output(path, model.graph, wanted.name)
+    if not head and wanted.kind != "probabilities" and ends_in_probabilities(model.graph, result.name):
+        raise GraphError(f"{path}: its output {result.name} is of probabilities already: say kind: probabilities")
     _free_our_names(model.graph)
     after = _Builder(opset_of(model))
     _add_logit(after, path, result, wanted, head)
     return _assemble(model, given, source, after, helper.make_tensor_value_info("logit", TensorProto.DOUBLE, []))
+
+
+def wrap_answers(path: Path, model: onnx.ModelProto, given: Input, name: str | None) -> bytes:
+    """Return the model as one from crops, as `wrap` does, to `answers`: its output `name`, as it is. Raises
+    GraphError."""
+    source, result = _only_input(path, model.graph, given), _output(path, model.graph, name)
+    _free_our_names(model.graph)
+    after = _Builder(opset_of(model))
+    after.node("Cast", result.name, output="answers", to=TensorProto.DOUBLE)
+    return _assemble(model, given, source, after, helper.make_tensor_value_info("answers", TensorProto.DOUBLE, None))
 
 
 def wrap_features(path: Path, model: onnx.ModelProto, given: Input, name: str | None) -> bytes:
@@ -120,6 +135,11 @@ def _only_input(path: Path, graph: onnx.GraphProto, given: Input) -> onnx.ValueI
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type not in PIXEL_TYPES:
         raise GraphError(f"{path}: its input {inputs[0].name} is not of numbers that pixels can be")
+    untouched = (given.scale, given.mean, given.std) == (1, (0, 0, 0), (1, 1, 1))
+    if tensor.elem_type == TensorProto.UINT8 and not untouched:
+        raise GraphError(
+            f"{path} takes whole numbers, which are pixels as they are: say scale: 1, mean: [0, 0, 0], std: [1, 1, 1]"
+        )
     shape = [one.dim_value for one in tensor.shape.dim]
     sides = (3, given.size, given.size) if given.layout == "nchw" else (given.size, given.size, 3)
     if len(shape) != 4 or any(dim not in (0, side) for dim, side in zip(shape[1:], sides, strict=False)):
@@ -153,7 +173,18 @@ def _output(path: Path, graph: onnx.GraphProto, name: str | None) -> onnx.ValueI
     if len(found) != 1:
         names = ", ".join(one.name for one in graph.output)
         raise GraphError(f"{path} has the outputs {names}: name one of them (output: name)")
+    if found[0].type.tensor_type.elem_type not in ANSWER_TYPES:
+        raise GraphError(f"{path}: its output {found[0].name} is not of real numbers: are these labels, not scores?")
     return found[0]
+
+
+def ends_in_probabilities(graph: onnx.GraphProto, name: str) -> bool:
+    """Whether the output of this name comes out of a softmax or a logistic function."""
+    makers = {output: node for node in graph.node for output in node.output}
+    node = makers.get(name)
+    while node is not None and node.op_type in SHAPING:
+        node = makers.get(node.input[0])
+    return node is not None and node.op_type in PROBABILITIES
 
 
 def _add_logit(
@@ -165,6 +196,11 @@ def _add_logit(
             f"{path}: its output {result.name} is {shape} (0: any), not a number or a row for each picture"
         )
     classes = shape[1] if len(shape) == 2 else 1
+    named = wanted.model_fields_set
+    if not head and classes == 1 and "ai" in named:
+        raise GraphError(f"{path} gives one number for a picture: say `positive: ai` or `positive: real`, not `ai`")
+    if not head and classes > 1 and "positive" in named:
+        raise GraphError(f"{path} has {classes} classes: say `ai`, the number of the one that means AI, not `positive`")
     value = builder.node("Cast", result.name, to=TensorProto.DOUBLE)
     if head:
         value = _apply_head(builder, path, value, classes, wanted, head)
@@ -197,6 +233,8 @@ def _class_logit(builder: _Builder, path: Path, value: str, classes: int, wanted
     ai = builder.node("Gather", value, builder.constant(wanted.ai, np.int64), axis=1)
     if wanted.kind == "probabilities":
         return _log_odds(builder, ai)
+    if wanted.kind == "sigmoid":
+        return ai
     others = [number for number in range(classes) if number != wanted.ai]
     rest = builder.node("Gather", value, builder.constant(others, np.int64), axis=1)
     return builder.node("Sub", ai, builder.reduce("ReduceLogSumExp", rest, keep=False, axes=[1]))
@@ -205,6 +243,7 @@ def _class_logit(builder: _Builder, path: Path, value: str, classes: int, wanted
 def _log_odds(builder: _Builder, probability: str) -> str:
     least = 1e-9  # a model that is certain would have an infinite logit
     bounds = builder.constant(least, np.float64), builder.constant(1 - least, np.float64)
-    inside = builder.node("Clip", probability, *bounds)
+    # No Clip: ONNX Runtime's of opset 11 takes no float64.
+    inside = builder.node("Min", builder.node("Max", probability, bounds[0]), bounds[1])
     opposite = builder.node("Sub", builder.constant(1, np.float64), inside)
     return builder.node("Log", builder.node("Div", inside, opposite))

@@ -47,7 +47,7 @@ def log_odds(p: float) -> float:
     return float(np.log(p / (1 - p)))
 
 
-@pytest.mark.parametrize("opset", [13, 17, 18, 21])
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 21])
 @pytest.mark.parametrize(
     ("classes", "last", "output", "expected"),
     [
@@ -55,6 +55,7 @@ def log_odds(p: float) -> float:
         (1, None, "{positive: real}", lambda y: -y[0]),
         (1, "Sigmoid", "{kind: probabilities}", lambda y: log_odds(y[0])),
         (2, None, "{ai: 0}", lambda y: y[0] - y[1]),
+        (3, None, "{ai: 2, kind: sigmoid}", lambda y: y[2]),
         (3, None, "{ai: 2}", lambda y: y[2] - np.log(np.exp(y[:2]).sum())),
         (3, "Softmax", "{ai: 2, kind: probabilities}", lambda y: log_odds(y[2])),
     ],
@@ -126,11 +127,50 @@ def external() -> onnx.ModelProto:
 
 
 def sparse_external() -> onnx.ModelProto:
-    """A sparse tensor whose values lie in another file."""
+    """Weights that are few numbers and zeros, the numbers in another file."""
     model = graph(2)
-    indices = helper.make_tensor("s_indices", TensorProto.INT64, [1], [0])
-    values = external().graph.initializer[0]
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [3, 2]))
+    del model.graph.initializer[:]
+    weights = model.graph.sparse_initializer.add(dims=[3, 2])
+    weights.values.CopyFrom(TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2]))
+    weights.values.data_location = TensorProto.EXTERNAL
+    weights.values.external_data.add(key="location", value="theirs.bin")
+    weights.indices.CopyFrom(TensorProto(data_type=TensorProto.INT64, dims=[2], int64_data=[0, 3]))
+    return model
+
+
+def still_training() -> onnx.ModelProto:
+    model = graph(2)
+    model.graph.node.append(helper.make_node("BatchNormalization", ["x"] * 5, ["n", "m", "v"], training_mode=1))
+    return model
+
+
+def whole_numbers() -> onnx.ModelProto:
+    model = graph(2)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    return model
+
+
+def labels() -> onnx.ModelProto:
+    model = graph(2)
+    model.graph.node[-1].output[0] = "scores"
+    model.graph.node.append(helper.make_node("ArgMax", ["scores"], ["y"], axis=1, keepdims=0))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT64, [None]))
+    return model
+
+
+def flattened() -> onnx.ModelProto:
+    """Two classes of one picture, as if they were one number of two pictures."""
+    model = graph(2)
+    model.graph.node[-1].output[0] = "scores"
+    model.graph.node.append(helper.make_node("Squeeze", ["scores"], ["y"]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [None]))
+    return model
+
+
+def over_the_batch() -> onnx.ModelProto:
+    """Probabilities over the pictures, not over the classes: 1 for each that is alone."""
+    model = graph(2, last="Softmax")
+    model.graph.node[-1].attribute.append(helper.make_attribute("axis", 0))
     return model
 
 
@@ -156,8 +196,18 @@ def elsewhere() -> onnx.ModelProto:
         (graph(2, second_input=True), "{}", r"has 2 inputs \(x, mask\)"),
         (graph(2), "{ai: 2}", "there is no class 2"),
         (graph(2), "{name: z}", "has the outputs y"),
-        (graph(2, opset=11), "{}", "is of opset 11"),
-        (graph(2, last="Nonsense"), "{}", "fails on a grey picture"),
+        (graph(2, opset=10), "{}", "is of opset 10"),
+        (graph(2, last="Nonsense"), "{}", "fails on a test picture"),
+        (sparse_external(), "{}", "keeps weights in another file"),
+        (still_training(), "{}", r"still trains: export the model after .eval\(\)"),
+        (whole_numbers(), "{}", "takes whole numbers, which are pixels as they are"),
+        (labels(), "{}", "are these labels, not scores"),
+        (flattened(), "{}", r"shape \[2\] to 1 at a time"),
+        (over_the_batch(), "{kind: probabilities}", "gives the same answer to 4 pictures"),
+        (graph(2, last="Softmax"), "{}", "say kind: probabilities"),
+        (graph(2), "{kind: probabilities}", "is no probability: is it of kind: logits"),
+        (graph(1), "{ai: 0}", "say `positive: ai` or `positive: real`, not `ai`"),
+        (graph(2), "{positive: real}", "has 2 classes: say `ai`"),
     ],
 )
 def test_a_graph_that_cannot_be_trusted_or_read_is_refused(
@@ -182,7 +232,18 @@ def test_what_is_no_onnx_file_is_said_in_one_line(data: bytes, tmp_path: Path) -
     [
         ("resize: 20", "reszie: 20", r"theirs.yaml, line 4: input.reszie: .*did you mean resize\?"),
         ("filter: bicubic", "filter: cubic", "theirs.yaml, line 5: input.filter"),
-        ("std: [0.2, 0.3, 0.4]", "std: [0.2, 0.3, 0]", "theirs.yaml, line 2: input: .*std may not be 0"),
+        ("std: [0.2, 0.3, 0.4]", "std: [0.2, 0.3, 0]", "theirs.yaml, line 2: input: std and scale must be positive"),
+        ("std: [0.2, 0.3, 0.4]", "std: [.inf, 1, 1]", "line 7: input.std.0: Input should be a finite number"),
+        (
+            "mean: [0.5, 0.4, 0.3]",
+            "mean: [123.7, 116.3, 103.5]",
+            "line 2: input: mean is above the largest value of a pixel, 1",
+        ),
+        ("filter: bicubic", "resize: 24", "line 5 is not YAML: resize stands here twice"),
+        ("  size", "\tsize", r"line 3 is not YAML: found character .* that cannot start"),
+        ("resize: 20", "resize: 12", "resize is 12, but the middle of size 16"),
+        ("filter: bicubic", "views: grid", "resize is not for views: grid"),
+        ("name: theirs", 'name: "a\\nb"', "line 1: name: this must be one line of 1 to 100 characters"),
         ("size: 16", "size: 5", "a side must be 8 to 1024 pixels"),
         ("name: theirs", "name: [", "is not YAML"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import v2
 
 from patchscan.detector.patches import (
     Rule,
@@ -186,3 +187,19 @@ def test_presets_survive_the_card(preset: PatchPreset | WholeImagePreset) -> Non
 @pytest.mark.parametrize("shape", [(100, 400), (400, 100), (224, 224), (9, 500)])
 def test_the_whole_preset_gives_one_crop_of_its_size(shape: tuple[int, int]) -> None:
     assert WholeImagePreset().crops(noise(*shape), seed=0).pixels.shape == (1, 224, 224, 3)
+
+
+@pytest.mark.parametrize("shape", [(61, 98), (98, 61), (503, 301)])
+def test_the_whole_preset_is_torchvisions(shape: tuple[int, int]) -> None:
+    rgb = noise(*shape)
+    theirs = v2.Compose([v2.Resize(64, v2.InterpolationMode.BILINEAR), v2.CenterCrop(48)])
+    ours = WholeImagePreset(size=48, resize=64).crops(rgb, seed=0).pixels[0]
+    assert np.array_equal(ours, np.asarray(theirs(Image.fromarray(rgb))))
+
+
+def test_a_squashed_picture_may_lose_its_margin() -> None:
+    rgb = noise(61, 97)
+    crops = WholeImagePreset(size=24, resize=32, squash=True, filter="bicubic").crops(rgb, seed=0)
+    resized = np.asarray(Image.fromarray(rgb).resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.array_equal(crops.pixels[0], resized[4:28, 4:28])
+    assert crops.corners.tolist() == [[round(4 * 97 / 32), round(4 * 61 / 32)]]

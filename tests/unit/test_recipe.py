@@ -41,7 +41,8 @@ def test_every_shipped_recipe_is_valid_and_named_for_its_file(path: Path) -> Non
         (SSP.replace("seen: [biggan, sd_v1_5]", "seen: []"), r"line 5: seen: List should have at least 1"),
         (SSP.replace("name: ssp\n", ""), r"name: Field required"),
         ("[1, 2\n", r"is not YAML"),
-        ("just text\n", r"valid dictionary"),
+        ("just text\n", r"the file: keys and values are needed"),
+        (SSP.replace("epochs: 30", "epochs: 30\nepochs: 3"), r"line 9 is not YAML: epochs stands here twice"),
     ],
 )
 def test_a_mistake_names_its_line(tmp_path: Path, wrong: str, message: str) -> None:
