@@ -77,16 +77,19 @@ class PatchPreset:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeImagePreset:
-    """Score the whole image: shorter side resized to `resize`, the longer one in proportion and rounded down, then the
-    central `size` x `size` (torchvision's ImageNet evaluation preset, which cuts a margin of odd length at another
-    pixel where half of it, rounded down, is odd); with `squash`, both sides are resized to `resize`. No randomness: the
-    seed changes nothing."""
+    """Score the whole image: shorter side resized to `resize`, then the central `size` x `size`; with `squash`, both
+    sides are resized to `resize`. No randomness: the seed changes nothing.
+
+    The longer side is rounded to the nearest, or with `round_down` down: torchvision's ImageNet evaluation preset, but
+    for a margin of odd length, which torchvision cuts at another pixel where half of it, rounded down, is odd.
+    """
 
     kind: Literal["whole"] = "whole"
     size: int = 224
     resize: int = 256
     squash: bool = False
     filter: Filter = "bilinear"
+    round_down: bool | None = None  # not in older cards, whose digests stay
 
     def __post_init__(self) -> None:
         _check_side(self.size)
@@ -103,13 +106,18 @@ class WholeImagePreset:
         """Reduce an RGB image to one crop, uint8 (1, size, size, 3)."""
         left, top, pillow = _limit_aspect_ratio(as_pillow(rgb))
         shorter = min(pillow.size)
-        width, height = (self.resize if self.squash else self.resize * side // shorter for side in pillow.size)
-        width, height = max(self.size, width), max(self.size, height)
+        width, height = (max(self.size, self._resized(side, shorter)) for side in pillow.size)
         resized = pillow.resize((width, height), Image.Resampling[self.filter.upper()])
         x, y = (resized.width - self.size) // 2, (resized.height - self.size) // 2
         pixels = np.asarray(resized.crop((x, y, x + self.size, y + self.size)))[None]
         corner = [[left + round(x * pillow.width / width), top + round(y * pillow.height / height)]]
         return Patches(pixels, np.array(corner), upscaled=min(width, height) > 8 * shorter)
+
+    def _resized(self, side: int, shorter: int) -> int:
+        """The length to which a side is resized, of an image with this shorter side."""
+        if self.squash:
+            return self.resize
+        return self.resize * side // shorter if self.round_down else round(side * (self.resize / shorter))
 
 
 def _limit_aspect_ratio(image: Image.Image) -> tuple[int, int, Image.Image]:

@@ -35,7 +35,7 @@ class _Part(BaseModel):
 class Input(_Part):
     """What the graph takes. `views`: `crop` (shorter side resized to `resize`, then the middle), `squash` (both sides
     resized to it, then the middle) or `grid` (patches of the picture as it is, `count` of them, in larger pictures up
-    to `max_count`).
+    to `max_count`). `rounding` is of the longer side that is resized in proportion.
 
     A value of a pixel, 0 to 255, is multiplied by `scale`; then `mean` is subtracted and the result divided by `std`.
     """
@@ -44,6 +44,7 @@ class Input(_Part):
     views: Literal["crop", "squash", "grid"] = "crop"
     resize: int | None = None
     filter: Filter = "bilinear"
+    rounding: Literal["down", "nearest"] = "down"
     count: int = 1
     max_count: int | None = None
     channels: Literal["rgb", "bgr"] = "rgb"
@@ -69,10 +70,16 @@ class Input(_Part):
             return PatchPreset(rule="grid", size=self.size, count=self.count, max_count=self.max_count)
         if self.count != 1 or self.max_count is not None:
             raise ValueError("count and max_count are for views: grid")
-        resize, squash = self.resize if self.resize is not None else self.size, self.views == "squash"
+        resize = self.resize if self.resize is not None else self.size
         if resize < self.size:
             raise ValueError(f"resize is {resize}, but the middle of size {self.size} is to be cut out of it")
-        return WholeImagePreset(size=self.size, resize=resize, squash=squash, filter=self.filter)
+        return WholeImagePreset(
+            size=self.size,
+            resize=resize,
+            squash=self.views == "squash",
+            filter=self.filter,
+            round_down=self.rounding == "down" or None,
+        )
 
 
 class Head(_Part):

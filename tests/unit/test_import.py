@@ -114,7 +114,7 @@ def test_the_page_describes_what_can_be_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "import.md").read_text()
     (tmp_path / "theirs.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
     described = read_config(tmp_path / "theirs.yaml")
-    assert described.input.preset() == WholeImagePreset(size=224, resize=256, filter="bicubic")
+    assert described.input.preset() == WholeImagePreset(size=224, resize=256, filter="bicubic", round_down=True)
 
 
 def external() -> onnx.ModelProto:

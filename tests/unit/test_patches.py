@@ -193,8 +193,15 @@ def test_the_whole_preset_gives_one_crop_of_its_size(shape: tuple[int, int]) -> 
 def test_the_whole_preset_is_torchvisions(shape: tuple[int, int]) -> None:
     rgb = noise(*shape)
     theirs = v2.Compose([v2.Resize(64, v2.InterpolationMode.BILINEAR), v2.CenterCrop(48)])
-    ours = WholeImagePreset(size=48, resize=64).crops(rgb, seed=0).pixels[0]
+    ours = WholeImagePreset(size=48, resize=64, round_down=True).crops(rgb, seed=0).pixels[0]
     assert np.array_equal(ours, np.asarray(theirs(Image.fromarray(rgb))))
+
+
+def test_models_of_old_cards_get_the_longer_side_rounded_to_the_nearest() -> None:
+    rgb = noise(61, 98)  # 98 * 64 / 61 is 102.8
+    resized = np.asarray(Image.fromarray(rgb).resize((103, 64), Image.Resampling.BILINEAR))
+    preset = preset_from_dict({"kind": "whole", "size": 48, "resize": 64})
+    assert np.array_equal(preset.crops(rgb, seed=0).pixels[0], resized[8:56, 27:75])
 
 
 def test_a_squashed_picture_may_lose_its_margin() -> None:
