@@ -11,6 +11,8 @@ from patchscan.detector.card import Decision
 from patchscan.detector.graph_check import GraphError, opset_of
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
 
+OURS = "patchscan:ensemble:"  # after a member's prefix, begins the names of what a joined graph has besides the members
+
 
 def join_graphs(
     names: Sequence[str], graphs: Sequence[bytes], decisions: Sequence[Decision], preset: EnsemblePreset
@@ -32,19 +34,20 @@ def join_graphs(
         part = compose.add_prefix(_converted(name, model, opset), prefix).graph
         last = first + member.count
         bounds = {"from": [first, 0, 0], "to": [last, member.size, member.size], "axes": [0, 1, 2]}
-        constants += [_constant(f"{prefix}{key}", values, np.int64) for key, values in bounds.items()]
-        constants += [_constant(f"{prefix}temperature", decision.temperature, np.float64)]
-        constants += [_constant(f"{prefix}bias", decision.bias, np.float64), *part.initializer]
-        crops = [f"{prefix}{key}" for key in bounds]
+        ours = prefix + OURS
+        constants += [_constant(f"{ours}{key}", values, np.int64) for key, values in bounds.items()]
+        constants += [_constant(f"{ours}temperature", decision.temperature, np.float64)]
+        constants += [_constant(f"{ours}bias", decision.bias, np.float64), *part.initializer]
+        crops = [f"{ours}{key}" for key in bounds]
         nodes += [
             helper.make_node("Slice", ["crops", *crops], [f"{prefix}crops"]),
             *part.node,
-            helper.make_node("Div", [f"{prefix}logit", f"{prefix}temperature"], [f"{prefix}scaled"]),
-            helper.make_node("Add", [f"{prefix}scaled", f"{prefix}bias"], [f"{prefix}calibrated"]),
+            helper.make_node("Div", [f"{prefix}logit", f"{ours}temperature"], [f"{ours}scaled"]),
+            helper.make_node("Add", [f"{ours}scaled", f"{ours}bias"], [f"{ours}calibrated"]),
         ]
         if total:
-            nodes.append(helper.make_node("Add", [total, f"{prefix}calibrated"], [f"{prefix}total"]))
-        total = f"{prefix}total" if total else f"{prefix}calibrated"
+            nodes.append(helper.make_node("Add", [total, f"{ours}calibrated"], [f"{ours}total"]))
+        total = f"{ours}total" if total else f"{ours}calibrated"
         first = last
     nodes.append(helper.make_node("Div", [total, "members"], ["logit"]))
     crops_info = helper.make_tensor_value_info("crops", TensorProto.UINT8, [first, preset.size, preset.size, 3])
@@ -65,18 +68,24 @@ def split_graph(joined: bytes, preset: EnsemblePreset) -> list[tuple[bytes, Deci
 
 
 def _member(model: onnx.ModelProto, prefix: str, preset: PatchPreset | WholeImagePreset) -> tuple[bytes, Decision]:
-    added = {f"{prefix}{name}" for name in ("crops", "scaled", "calibrated", "total")}
+    ours = prefix + OURS
     constants = {one.name: one for one in model.graph.initializer if one.name.startswith(prefix)}
     nodes = [
         helper.make_node("Identity", ["crops"], [f"{prefix}crops"]),
-        *(node for node in model.graph.node if node.output[0].startswith(prefix) and node.output[0] not in added),
+        *(
+            node
+            for node in model.graph.node
+            if any(
+                one.startswith(prefix) and one != f"{prefix}crops" and not one.startswith(ours) for one in node.output
+            )
+        ),
         helper.make_node("Identity", [f"{prefix}logit"], ["logit"]),
     ]
     crops_info = helper.make_tensor_value_info("crops", TensorProto.UINT8, [None, preset.size, preset.size, 3])
     logit_info = helper.make_tensor_value_info("logit", TensorProto.DOUBLE, [])
     graph = helper.make_graph(nodes, "member", [crops_info], [logit_info], list(constants.values()))
     alone = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    temperature, bias = (float(numpy_helper.to_array(constants[f"{prefix}{name}"])) for name in ("temperature", "bias"))
+    temperature, bias = (float(numpy_helper.to_array(constants[f"{ours}{name}"])) for name in ("temperature", "bias"))
     data: bytes = alone.SerializeToString(deterministic=True)
     return data, Decision(temperature=temperature, bias=bias)
 

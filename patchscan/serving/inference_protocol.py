@@ -202,15 +202,22 @@ def _strings(tensor: dict[str, Any], shape: list[int]) -> list[str]:
 
 def _npy(tensor: dict[str, Any], raw: bytes | None, shape: list[int]) -> bytes:
     """Crops as the .npy array that a model takes; it checks their number and size."""
-    try:
-        pixels = np.array(tensor["data"], np.uint8).tobytes() if raw is None else raw
-    except (KeyError, ValueError, TypeError, OverflowError):
-        raise RequestError(f"data of {CROPS} must be numbers from 0 to 255") from None
+    pixels = _bytes_of(tensor.get("data")) if raw is None else raw
     if len(shape) != 4 or math.prod(shape) != len(pixels):
         raise RequestError(f"{CROPS} must be (images x count, size, size, 3), as many bytes as its shape says")
     file = io.BytesIO()
     np.save(file, np.frombuffer(pixels, np.uint8).reshape(shape))
     return file.getvalue()
+
+
+def _bytes_of(data: Any) -> bytes:
+    try:
+        numbers = np.array(data)
+    except ValueError:  # its lists are of several lengths
+        numbers = np.array(None)
+    if numbers.dtype.kind not in "iu" or numbers.size == 0 or numbers.min() < 0 or numbers.max() > 255:
+        raise RequestError(f"data of {CROPS} must be whole numbers from 0 to 255")
+    return numbers.astype(np.uint8).tobytes()
 
 
 def _outputs(asked: dict[str, Any], available: tuple[str, ...]) -> dict[str, bool]:
@@ -228,4 +235,7 @@ def _outputs(asked: dict[str, Any], available: tuple[str, ...]) -> dict[str, boo
 
 def _flag(tensor: dict[str, Any], name: str, otherwise: bool = False) -> bool:
     parameters = tensor.get("parameters")
-    return bool(parameters.get(name, otherwise)) if isinstance(parameters, dict) else otherwise
+    value = parameters.get(name, otherwise) if isinstance(parameters, dict) else otherwise
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false")
+    return value

@@ -38,6 +38,12 @@ def images(*data: bytes, **more: Any) -> bytes:
     return json.dumps({"inputs": [tensor], **more}).encode()
 
 
+def crops(data: list[Any]) -> bytes:
+    """A request with a crop of one pixel in its JSON."""
+    tensor = {"name": "crops", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": data}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
 def raw(tensor: dict[str, Any], data: bytes) -> tuple[bytes, str]:
     """A request with a tensor as raw bytes after its JSON, and the JSON's length."""
     head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(data)}}]}).encode()
@@ -82,6 +88,14 @@ TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1]}
         (b'{"inputs": [1]}', None, "inputs must be a list of one tensor"),
         (b"{}", "3", "must be the length of the JSON"),
         (b"{}", "-1", "must be the length of the JSON"),
+        (b"{}", "9" * 5_000, "must be the length of the JSON"),
+        (crops([1.5] * 3), None, "whole numbers from 0 to 255"),
+        (crops(["1"] * 3), None, "whole numbers from 0 to 255"),
+        (crops([True] * 3), None, "whole numbers from 0 to 255"),
+        (crops([-1, 0, 0]), None, "whole numbers from 0 to 255"),
+        (crops([[0], [0, 0]]), None, "whole numbers from 0 to 255"),
+        (crops([]), None, "whole numbers from 0 to 255"),
+        (images(b"x", parameters={"binary_data_output": "false"}), None, "binary_data_output must be true or false"),
         (json.dumps({"inputs": [TENSOR | {"name": "x", "data": [""]}]}).encode(), None, "the input must be image"),
         (json.dumps({"inputs": [TENSOR | {"shape": [-1], "data": [""]}]}).encode(), None, "shape must be"),
         (json.dumps({"inputs": [TENSOR | {"shape": [True], "data": [""]}]}).encode(), None, "shape must be"),
@@ -106,7 +120,7 @@ TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1]}
         (
             json.dumps({"inputs": [{"name": "crops", "datatype": "UINT8", "shape": [1], "data": [256]}]}).encode(),
             None,
-            "numbers from 0 to 255",
+            "whole numbers from 0 to 255",
         ),
     ],
 )

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,11 +22,14 @@ from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import NOT_CALIBRATED, Card, CardError
 from patchscan.detector.engines import load_detector
+from patchscan.detector.ensemble_graph import split_graph
 from patchscan.detector.graph_check import GraphError
 from patchscan.detector.graph_detector import seal
-from patchscan.detector.presets import WholeImagePreset
+from patchscan.detector.onnx_detector import OnnxDetector
+from patchscan.detector.presets import EnsemblePreset, WholeImagePreset
 from patchscan.serving.archive import archive
 from patchscan.serving.verify import VerifyError, verify
+from patchscan.training.ensemble import build_ensemble
 from patchscan.training.import_config import ImportConfigError, read_config
 from patchscan.training.import_onnx import import_onnx
 from tests.import_kit import graph, imported_run, write
@@ -324,6 +327,36 @@ def test_an_archive_with_another_graph_than_its_card_names_is_refused(tmp_path: 
 
 
 @pytest.mark.usefixtures("pictures")
+def test_a_member_with_an_unused_output_is_taken_out_of_an_ensemble_whole(tmp_path: Path) -> None:
+    """As of an LSTM whose last state only is used: the name of its first output is empty."""
+    model = graph(2)
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(0, 1, (1, 8, 3)), "r": rng.normal(0, 1, (1, 8, 2))}
+    del model.graph.initializer[:]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axes"))
+    model.graph.initializer.extend(
+        numpy_helper.from_array(values.astype(np.float32), name) for name, values in weights.items()
+    )
+    model.graph.node.pop()
+    model.graph.node.extend(
+        [
+            helper.make_node("Unsqueeze", ["flat", "axes"], ["steps"]),
+            helper.make_node("LSTM", ["steps", "w", "r"], ["", "state"], hidden_size=2),
+            helper.make_node("Squeeze", ["state", "axes"], ["y"]),
+        ]
+    )
+    file, config = write(tmp_path / "files", model)
+    import_onnx(file, tmp_path / "lstm", config)
+    card = build_ensemble(
+        [tmp_path / "lstm", imported_run(tmp_path / "other", name="other")], tmp_path / "both", "both"
+    )
+    assert isinstance(card.preset, EnsemblePreset)
+    (part, _), _ = split_graph((tmp_path / "both" / "model.onnx").read_bytes(), card.preset)
+    alone = load_detector(tmp_path / "lstm")
+    crops = alone.prepare(png(1, 40, 40)).crops.pixels
+    assert OnnxDetector(alone.card, part).logits([crops]) == pytest.approx(alone.logits([crops]))
+
+
 def test_it_is_explained_by_covering_parts_of_the_picture(tmp_path: Path) -> None:
     run = imported_run(tmp_path / "run")
     (tmp_path / "photo.png").write_bytes(png(1, 40, 40))
