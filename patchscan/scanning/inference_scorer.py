@@ -5,6 +5,7 @@ The scan decodes and cuts crops, as the run folder's card says; the server gets 
 
 import json
 import math
+import uuid
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -123,7 +124,9 @@ class InferenceScorer:
         tensor: dict[str, Any] = {"name": "crops", "datatype": "UINT8", "shape": list(crops.shape)}
         raw = crops.tobytes()
         content = {"parameters": {"binary_data_size": len(raw)}} if self._binary else {"data": crops.ravel().tolist()}
-        head = json.dumps({"inputs": [tensor | content], "outputs": [{"name": "logit"}]}).encode()
+        # The id may be left out, but not where a model in KServe's own server answers with the request's.
+        asked = {"id": uuid.uuid4().hex, "inputs": [tensor | content], "outputs": [{"name": "logit"}]}
+        head = json.dumps(asked).encode()
         reply = self._call("POST", f"{self._path}/infer", head, raw if self._binary else None)
         try:
             (logit,) = (output for output in reply["outputs"] if output["name"] == "logit")

@@ -44,6 +44,9 @@ class Server(ThreadingHTTPServer):
 
     def infer(self, body: bytes, length: str | None) -> dict[str, Any]:
         head = json.loads(body[: int(length)] if length else body)
+        assert isinstance(
+            head["id"], str
+        )  # which models in KServe's own server answer with, and may not be missing there
         (tensor,) = head["inputs"]
         values = np.frombuffer(body[int(length) :], np.uint8) if length else np.array(tensor["data"], np.uint8)
         (logit,) = self.session.run(None, {"crops": values.reshape(tensor["shape"])})
