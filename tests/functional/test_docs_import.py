@@ -50,7 +50,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (desk / "their-export").mkdir()
     (desk / "their-export" / "model.onnx").write_bytes(sized(graph(2)))
     (desk / "their-export" / "config.json").write_text(json.dumps({"id2label": {"0": "real", "1": "fake"}}))
-    preprocessor = {"size": {"height": SIDE, "width": SIDE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    preprocessor = {
+        "resample": 2,
+        "size": {"height": SIDE, "width": SIDE},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     (desk / "their-export" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return desk
 
