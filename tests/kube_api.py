@@ -101,6 +101,7 @@ class KubeApi:
         configuration = client.Configuration()
         configuration.host = f"http://127.0.0.1:{self._server.server_port}"
         configuration.api_key["BearerToken"] = f"Bearer {TOKEN}"
+        configuration.retries = False  # as Cluster.connect has it
         return client.ApiClient(configuration)
 
     def kubeconfig(self, folder: Path) -> Path:
@@ -344,7 +345,7 @@ class _Handler(BaseHTTPRequestHandler):
             method, part, status = fault
             if method == self.command and part in self.path:
                 self.server_api.faults.remove(fault)
-                self._status(status, "Scripted", "scripted fault")
+                self._status(status, "Conflict" if status == 409 else "Scripted", "scripted fault")
                 return True
         return False
 
@@ -469,6 +470,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, code: int, text: str, kind: str) -> None:
         data = text.encode()
         self.send_response(code)
+        if code in (429, 503):
+            self.send_header("Retry-After", "15")
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

@@ -114,16 +114,19 @@ class Cluster:
     def connect(cls, namespace: str | None = None, context: str | None = None, patience_s: float = 30.0) -> Self:
         """Connect to the cluster that this pod runs in, else to the one of the user's kubeconfig. Raises
         ClusterError."""
+        settings = client.Configuration()
+        # By itself urllib3 tries three times, and before each waits as long as a Retry-After header says: in silence.
+        settings.retries = False
         try:
             if "KUBERNETES_SERVICE_HOST" in os.environ and NAMESPACE_FILE.exists():
-                config.load_incluster_config()
+                config.load_incluster_config(client_configuration=settings)
                 namespace = namespace or NAMESPACE_FILE.read_text().strip()
             else:
-                config.load_kube_config(context=context)
+                config.load_kube_config(context=context, client_configuration=settings)
                 namespace = namespace or _default_namespace(context)
         except (config.ConfigException, OSError) as error:
             raise ClusterError(f"no cluster is configured: {error}; set KUBECONFIG or choose a --context") from error
-        return cls(client.ApiClient(), namespace, patience_s)
+        return cls(client.ApiClient(settings), namespace, patience_s)
 
     # -- Jobs ------------------------------------------------------------------------------------------------------
 
@@ -379,10 +382,11 @@ def _error_for_reply(status: int, body: bytes) -> Exception:
     """The error for a reply other than 2xx. Its text is the API server's message, which names the object and the
     field."""
     try:
-        message = json.loads(body)["message"]
+        answer = json.loads(body)
+        message, reason = answer["message"], answer.get("reason")
     except (ValueError, KeyError, TypeError):
-        message = body.decode(errors="replace")[:300]
-    if status in BUSY:
+        message, reason = body.decode(errors="replace")[:300], None
+    if status in BUSY or reason == "Conflict":
         return TransientError(f"{status} {message}")
     if status == EXPIRED:
         return _ExpiredError(message)

@@ -268,7 +268,9 @@ def _job_error(job: Job, missing: list[int], failed_pods: list[PodState]) -> Exc
         f"Job {job.name} ended {job.condition} ({job.message}), shards {shards.format_ranges(missing)} missing: "
         f"{'; '.join(reasons[:5]) or 'no pod has failed'}; "
     )
-    given_up = [tries[index] for index in job.failed if index in tries]
+    # A pod that the cluster ended says nothing of its shard, and the Job has not counted it as a try.
+    counted = ([pod for pod in tries.get(index, []) if not pod.disrupted] for index in job.failed)
+    given_up = [pods for pods in counted if pods]
     if given_up and all(_is_hopeless(pod) for pods in given_up for pod in pods):
         remedy = ": raise WORKER_MEMORY" if given_up[0][-1].oom_killed else ", trying again cannot help"
         return ConfigurationError(f"{text}so at every try{remedy}")

@@ -19,8 +19,9 @@ WORDS = 300
 class PodState:
     """A pod: its completion index (None where its Job has none) and `phase`: pending, running, succeeded or failed.
 
-    `reason` says why it waits or failed, and is empty where there is nothing to say. `exit_code` and `oom_killed` are
-    those of the container that failed; the exit code is None where none ran.
+    `reason` says why it waits or failed, or that its node is lost, and is empty where there is nothing to say.
+    `exit_code` and `oom_killed` are those of the container that failed; the exit code is None where none ran.
+    `disrupted`: the cluster ended the pod (eviction, preemption, a lost node), so it does not count as a failure.
     """
 
     name: str
@@ -29,6 +30,7 @@ class PodState:
     reason: str = ""
     exit_code: int | None = None
     oom_killed: bool = False
+    disrupted: bool = False
 
 
 def pod_state(pod: Body) -> PodState:
@@ -41,17 +43,26 @@ def pod_state(pod: Body) -> PodState:
     if phase == "failed" or (ended and phase in ("pending", "running")):
         code = ended["terminated"].get("exitCode") if ended else None
         oom = bool(ended) and ended["terminated"].get("reason") == OOM_KILLED
-        reason = _words_of_failure(pod, ended) if ended else _words(status)
-        return PodState(name, number, "failed", reason, code, oom)
+        disruption = _true_condition(status, "DisruptionTarget")
+        by_cluster = _words(status) or _words(disruption)
+        reasons = (by_cluster, _words_of_failure(pod, ended) if ended else "")
+        return PodState(name, number, "failed", "; ".join(filter(None, reasons)), code, oom, bool(disruption))
     if phase == "pending":
         return PodState(name, number, phase, _why_pending(pod))
-    return PodState(name, number, phase)
+    # A node that is lost cannot say that its pods have ended.
+    return PodState(name, number, phase, _words(status) if phase == "running" else "")
 
 
 def container_statuses(pod: Body) -> list[Body]:
     """The statuses of a pod's containers, init containers first."""
     status = pod.get("status", {})
     return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+
+
+def _true_condition(status: Body, kind: str) -> Body:
+    """The condition of this type, where it is true; else empty."""
+    found = (one for one in status.get("conditions", []) if (one["type"], one["status"]) == (kind, "True"))
+    return next(found, {})
 
 
 def _failed_container(pod: Body) -> Body:

@@ -1,5 +1,6 @@
 """Tell what every Job of patchscan is doing, or why it is not: for `patchscan jobs status`, logs and coordinators."""
 
+import re
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,8 @@ KINDS = {"train": "training", "scan": "scan", "scan-worker": "workers", "roll-ou
 SOURCE_VARIABLES = {"training": "DATA", "scan": "SOURCE", "roll-out": "MODEL"}
 # An annotation of a workers' Job, which has no such variable.
 SOURCE_ANNOTATION = "patchscan/source"
+# In the message of a Job that its pod failure policy ended.
+FATAL_POD = re.compile(r" for pod [^/ ]+/(\S+) failed ")
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
@@ -82,7 +85,10 @@ def _reason(cluster: Cluster, job: Job, pods: list[PodState]) -> str:
     if job.condition == "Complete":
         return ""
     if job.condition == "Failed":
-        # A pod that failed says why, but for a Job that took too long.
+        # A pod that failed says why, but for a Job that took too long. The cluster names the one that ended the Job,
+        # if one did; where it is gone, what another failed of is not the reason.
+        if named := FATAL_POD.search(job.message):
+            failed = [pod for pod in failed if pod.name == named[1]]
         return failed[-1].reason if failed and "deadline" not in job.message else job.message
     return why_waiting(cluster, job, pods)
 
@@ -99,9 +105,12 @@ def why_waiting(cluster: Cluster, job: Job, pods: list[PodState]) -> str:
         reason = cluster.warning("Pod", waiting[0].name)
     if reason:
         return f"{len(waiting)} pod{'s wait' if len(waiting) > 1 else ' waits'}: {reason}"
+    running = [pod for pod in pods if pod.phase == "running"]
+    if lost := [pod for pod in running if pod.reason]:
+        return f"{lost[0].name}: {lost[0].reason}"
     if failed:
         return f"{len(failed)} pod{'s' if len(failed) > 1 else ''} failed, the last: {failed[-1].reason}"
-    if any(pod.phase == "running" for pod in pods):
+    if running:
         return ""
     # No pod, though the Job is not done: the cluster may refuse to create one, for a quota or its pod security.
     return cluster.warning("Job", job.name) or ("" if job.succeeded else "its first pod is not created yet")

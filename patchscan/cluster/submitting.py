@@ -15,6 +15,7 @@ import yaml
 from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError
 from patchscan.cluster.pods import container_statuses, pod_state
 from patchscan.cluster.status import why_waiting
+from patchscan.common.retries import OutageError
 
 Body = dict[str, Any]
 
@@ -136,17 +137,29 @@ def log_lines(
     cluster: Cluster, job: str, index: int | None, follow: bool, tell: Callable[[str], None] = print
 ) -> Iterator[str]:
     """Yield the log of the Job's newest pod (of an index), container by container; with `follow` until the pod has
-    ended, and before that wait for it to start: `tell` is called with what it waits for.
+    ended, and before that wait for it to start. `tell` is called with what it waits for, and why the later containers
+    have no log.
 
-    Raises ClusterError where there is no such pod and, with `follow`, none to come.
+    Raises ClusterError where there is no such pod or log and, with `follow`, none to come; OutageError where it breaks
+    off.
     """
     pod = _newest_pod(cluster, job, index, follow, tell)
     name, spec = pod["metadata"]["name"], pod["spec"]
-    for container in [c["name"] for c in [*spec.get("initContainers", []), *spec["containers"]]]:
-        if not _has_started(cluster, job, index, name, container, follow, tell):
+    containers = [c["name"] for c in [*spec.get("initContainers", []), *spec["containers"]]]
+    for container in containers:
+        if why := _why_no_log(cluster, job, index, name, container, follow, tell):
+            if container == containers[0]:
+                raise ClusterError(why)
+            tell(why)
             return
         yield f"== {container}"
-        yield from cluster.log(name, container, follow)
+        try:
+            yield from cluster.log(name, container, follow)
+        except (ClusterError, OutageError) as error:
+            # The log of an evicted pod, or of one whose node is lost, is gone; its status says why it ended.
+            found = _pod(cluster, job, index, name)
+            reason = pod_state(found).reason if found else ""
+            raise type(error)(f"{error}; {name}: {reason}" if reason else str(error)) from error
 
 
 def _newest_pod(cluster: Cluster, job: str, index: int | None, follow: bool, tell: Callable[[str], None]) -> Body:
@@ -184,22 +197,32 @@ def _why_no_pod(cluster: Cluster, job: str, index: int | None) -> str:
     return f"{now}; {why}" if why else now
 
 
-def _has_started(
+def _why_no_log(
     cluster: Cluster, job: str, index: int | None, pod: str, container: str, follow: bool, tell: Callable[[str], None]
-) -> bool:
-    """Whether the container has started. With `follow`, wait until it has, or until the pod has ended without it."""
+) -> str:
+    """Why the container has no log; empty where it has started. With `follow`, wait until it has, or until the pod has
+    ended without it."""
     told = ""
     while True:
-        current = next((p for p in cluster.pods(job, index) if p["metadata"]["name"] == pod), None)
+        current = _pod(cluster, job, index, pod)
         if current is None:
-            return False
+            return f"{pod} is gone"
         states = {status["name"]: status["state"] for status in container_statuses(current)}
         if {"running", "terminated"} & states.get(container, {}).keys():
-            return True
-        if not follow or current["status"].get("phase") in ("Succeeded", "Failed"):
-            return False
-        why = pod_state(current).reason
+            return ""
+        why = pod_state(current).reason or cluster.warning("Pod", pod)
+        if current["status"].get("phase") in ("Succeeded", "Failed"):
+            return f"{pod} has ended before its container {container} started: {why}"
+        if not follow:
+            return (
+                f"{pod} has no log of its container {container} yet: {why or 'it is starting'}; --follow waits for it"
+            )
         if why and why != told:
             tell(f"waiting for {pod}, container {container}: {why}")
             told = why
         time.sleep(POLL_S)
+
+
+def _pod(cluster: Cluster, job: str, index: int | None, name: str) -> Body | None:
+    """The Job's pod of this name as it is now, or None."""
+    return next((pod for pod in cluster.pods(job, index) if pod["metadata"]["name"] == name), None)

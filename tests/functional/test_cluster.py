@@ -237,6 +237,23 @@ def test_a_cluster_that_does_not_answer_is_an_outage(bench: Bench) -> None:
         bench.cluster(patience_s=0.3).job("any")
 
 
+@pytest.mark.usefixtures("kubeconfig")
+@pytest.mark.parametrize(("method", "status"), [("GET", 429), ("GET", 503), ("PATCH", 409)])
+def test_a_busy_server_is_asked_again_at_our_own_pace(bench: Bench, method: str, status: int) -> None:
+    """It says Retry-After: 15 (seconds), which the HTTP library would wait without a word; or that somebody else was
+    faster to change the object."""
+    cluster = Cluster.connect()
+    cluster.create_job(coordinator_job())
+    bench.api.faults = [(method, "/jobs/coordinator", status)]
+    started = time.monotonic()
+    cluster.patch_job("coordinator", {"spec": {"parallelism": 2}})
+    found = cluster.job("coordinator")
+    assert found
+    assert found.parallelism == 2
+    assert bench.api.faults == []
+    assert time.monotonic() - started < 10
+
+
 def test_refusals_carry_the_servers_words(bench: Bench) -> None:
     bench.api.faults = [("GET", "/jobs", 403)]
     with pytest.raises(ClusterError, match=r"refuses \(403\): scripted fault"):
@@ -316,6 +333,22 @@ def test_a_cause_that_cannot_heal_ends_the_scan_with_its_name(bench: Bench, code
 def test_memory_that_was_enough_at_one_try_is_no_cause_that_cannot_heal(bench: Bench) -> None:
     bench.trouble = lambda shard, attempt: (OOM_KILLED if attempt else 75, "") if shard == 2 else (0, "")
     with pytest.raises(ShardsFailedError, match="a rerun works on these only"):
+        bench.work()
+
+
+def test_a_pod_that_the_cluster_ended_is_no_try_of_its_shard(bench: Bench) -> None:
+    """Each index was killed for memory at every try that counts; one of its pods was evicted, which does not count."""
+    bench.trouble = lambda shard, attempt: (OOM_KILLED if attempt else 75, "") if shard == 2 else (0, "")
+    put = bench.api.put
+
+    def evict(kind: str, body: Body) -> Body:
+        if kind == "pods" and body["metadata"]["name"].endswith("-2-0") and body["status"]["phase"] == "Failed":
+            disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+            body["status"]["conditions"] = [disrupted]
+        return put(kind, body)
+
+    bench.api.put = evict  # type: ignore[method-assign]
+    with pytest.raises(ConfigurationError, match="so at every try: raise WORKER_MEMORY"):
         bench.work()
 
 
@@ -493,6 +526,23 @@ def test_logs_of_a_pod_without_a_node_wait_and_say_so(bench: Bench, monkeypatch:
     assert told == ["waiting for train-0-0, container worker: no node takes it: no GPU"]
 
 
+def test_logs_that_are_not_there_say_why(bench: Bench) -> None:
+    """A pod that waits, one that never started, and one whose log went with its node."""
+    job = bench.api.put("jobs", {"metadata": {"name": "train"}, "spec": {"template": {}}})
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": "low on disk"}
+    ran = container_status("Failed", {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}})
+    for status, follow, words in (
+        (unschedulable("no GPU"), False, "no log of its container worker yet: no node takes it: no GPU; --follow"),
+        (evicted, True, "has ended before its container worker started: Evicted: low on disk"),
+        (evicted, False, "has ended before its container worker started: Evicted: low on disk"),
+        (ran | evicted, False, r"refuses \(400\): scripted fault; train-0-0: Evicted: low on disk; exit code 137"),
+    ):
+        bench.api.put("pods", job_pod(job, None, 0) | {"status": status})
+        bench.api.faults = [("GET", "/log", 400)]
+        with pytest.raises(ClusterError, match=words):
+            list(log_lines(bench.cluster(), "train", None, follow))
+
+
 def put_job(bench: Bench, name: str, component: str, status: Body, **metadata: Any) -> Body:
     """A Job as its controller left it."""
     labels = {"app.kubernetes.io/part-of": "patchscan", "app.kubernetes.io/component": component}
@@ -541,6 +591,29 @@ def test_status_tells_pending_running_and_failed_apart_and_why(bench: Bench) -> 
     assert {one.source for one in found.values() if one.kind == "training"} == {"s3://data"}
     assert (found["h-queued"].kind, found["h-queued"].source) == ("workers", "s3://photos")
     assert (found["c-runs"].kind, found["c-runs"].pods_running, found["d-failed"].pods_failed) == ("training", 1, 1)
+
+
+def test_status_quotes_the_pod_that_ended_the_job_and_a_lost_node(bench: Bench) -> None:
+    """Of a training's pods, one has a wrong setting and the other was interrupted by that."""
+    message = "Container worker for pod default/train-0-0 failed with exit code 2 matching FailJob rule at index 1"
+    failed = {"failed": 2, "conditions": [{"type": "Failed", "status": "True", "message": message}]}
+    job = put_job(bench, "train", "train", failed)
+    for attempt, code, words in ((0, 2, "patchscan: no generator ldm"), (1, 75, "patchscan: interrupted")):
+        status = container_status("Failed", {"terminated": {"exitCode": code, "message": words}})
+        bench.api.put("pods", job_pod(job, None, attempt) | {"status": status})
+    assert job_statuses(bench.cluster())[0].reason == "exit code 2, patchscan: no generator ldm"
+    bench.api.delete("pods", "train-0-0")
+    assert job_statuses(bench.cluster())[0].reason == message
+    job = put_job(bench, "train", "train", {"active": 1})
+    lost = {"reason": "NodeLost", "message": "Node n1 is unresponsive"}
+    bench.api.put("pods", job_pod(job, None, 1) | {"status": container_status("Running", {"running": {}}) | lost})
+    assert job_statuses(bench.cluster())[0].reason == "train-0-1: NodeLost: Node n1 is unresponsive"
+
+
+def test_status_names_the_queue_that_a_job_waits_in(bench: Bench) -> None:
+    job = put_job(bench, "a", "scan-worker", {"conditions": [{"type": "Suspended", "status": "True"}]})
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "patchscan"
+    assert job_statuses(bench.cluster())[0].reason == "suspended until the queue patchscan admits it"
 
 
 @pytest.fixture

@@ -76,6 +76,60 @@ CASES = [
     ),
     (
         {
+            "phase": "Failed",
+            "reason": "Evicted",
+            "message": "The node was low on resource: memory.",
+            "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}],
+            "containerStatuses": [container(state=ended(75, "patchscan: interrupted"))],
+        },
+        "failed",
+        "Evicted: The node was low on resource: memory.; exit code 75, patchscan: interrupted",
+    ),
+    (
+        {
+            "phase": "Failed",
+            "conditions": [
+                {
+                    "type": "DisruptionTarget",
+                    "status": "True",
+                    "reason": "DeletionByPodGC",
+                    "message": "PodGC: node no longer exists",
+                }
+            ],
+            "containerStatuses": [container(state={"running": {}})],
+        },
+        "failed",
+        "DeletionByPodGC: PodGC: node no longer exists",
+    ),
+    (
+        {
+            "phase": "Running",
+            "reason": "NodeLost",
+            "message": "Node n1 which was running pod p is unresponsive",
+            "containerStatuses": [container(state={"running": {}})],
+        },
+        "running",
+        "NodeLost: Node n1 which was running pod p is unresponsive",
+    ),
+    (
+        {"phase": "Failed", "reason": "OutOfcpu", "message": "Pod was rejected: Node didn't have enough resource: cpu"},
+        "failed",
+        "OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu",
+    ),
+    (
+        {
+            "phase": "Pending",
+            "containerStatuses": [
+                container(
+                    state={"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}}
+                )
+            ],
+        },
+        "pending",
+        'worker: CreateContainerConfigError: secret "s" not found',
+    ),
+    (
+        {
             "phase": "Pending",
             "initContainerStatuses": [
                 container("fetch", state=ended(0, "", "Completed")),
