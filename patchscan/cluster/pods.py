@@ -53,6 +53,20 @@ def pod_state(pod: Body) -> PodState:
     return PodState(name, number, phase, _words(status) if phase == "running" else "")
 
 
+def why_not_ready(pod: Body) -> str:
+    """Why a server's pod takes no requests: it failed, waits, or runs and is not ready; empty where it is ready, or has
+    ended otherwise."""
+    state = pod_state(pod)
+    if state.phase != "running" or state.reason:
+        return state.reason
+    for container in pod.get("status", {}).get("containerStatuses", []):
+        if not container.get("ready"):
+            name, end = container["name"], container.get("lastState", {}).get("terminated")
+            before = {"name": name, "terminated": end, "restarts": container.get("restartCount", 0)}
+            return f"{name} runs and is not ready" + (f", before: {_words_of_failure(pod, before)}" if end else "")
+    return ""
+
+
 def container_statuses(pod: Body) -> list[Body]:
     """The statuses of a pod's containers, init containers first."""
     status = pod.get("status", {})

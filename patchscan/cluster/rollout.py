@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from patchscan.cluster.client import Cluster, ClusterError
-from patchscan.cluster.pods import pod_state
+from patchscan.cluster.pods import pod_state, why_not_ready
 from patchscan.common.errors import UserError
 from patchscan.common.files import digest_in
 from patchscan.storage.store import Store, StoreError
@@ -49,25 +49,27 @@ def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versi
         raise ClusterError(f"there is no Deployment {deployment} in {cluster.namespace}: first kubectl apply -k k8s/")
     if found["spec"].get("replicas", 1) == 0:
         raise NothingServesError(f"nothing serves: kubectl scale deployment {deployment} --replicas=2 starts pods")
+    if found["spec"].get("paused"):
+        text = f"nothing is rolled out, {deployment} is paused: kubectl rollout resume deployment {deployment}"
+        cluster.record(found, "Paused", text, warning=True)
+        return text
     annotations = found["metadata"].get("annotations", {})
     current, good = _archive(found["spec"]["template"]), annotations.get(GOOD_ANNOTATION)
     rejected = annotations.get(REJECTED_ANNOTATION)
     pods = cluster.labelled_pods(_selector(found))
     state = roll_out_state(found)
     if state == "under way":
-        return _with_reason(
-            f"the roll-out of {current or 'a new template'} is under way", _why_not_ready(pods, current)
-        )
+        return _with_reason(f"the roll-out of {current or 'a new template'} is under way", _why_not_ready(found, pods))
     if state == "failed" and current and current != good:
         _change(cluster, found, archive=good, annotations={REJECTED_ANNOTATION: current})
-        raise _rejection(cluster, found, current, good, _why_not_ready(pods, current))
+        raise _rejection(cluster, found, current, good, _why_not_ready(found, pods))
     served = current or _fetched_archive(pods)
     if state == "complete" and served and served != good:
         _annotate(cluster, found, {GOOD_ANNOTATION: served})
         cluster.record(found, "RolledOut", f"archive {served} serves")
     wanted = keep_version(model, store, versions)
     if state == "failed" and wanted in (served, rejected):
-        raise _nothing_new(cluster, found, wanted, _why_not_ready(pods, current))
+        raise _nothing_new(cluster, found, wanted, _why_not_ready(found, pods))
     if wanted == served:
         return f"{wanted} serves"
     if wanted == rejected:
@@ -118,10 +120,18 @@ def _with_reason(text: str, why: str) -> str:
     return f"{text}: {why}" if why else text
 
 
-def _why_not_ready(pods: list[Body], archive: str | None) -> str:
-    """Why a pod of this template is not ready, in the words of its container; empty where none says."""
-    states = [pod_state(pod) for pod in pods if _archive(pod) == archive]
-    return next((state.reason for phase in ("failed", "pending") for state in states if state.phase == phase), "")
+def _why_not_ready(found: Body, pods: list[Body]) -> str:
+    """Why a pod of this template is not ready, in the words of its container, or why there is no such pod; empty where
+    nothing says."""
+    mine = [pod for pod in pods if _archive(pod) == _archive(found["spec"]["template"])]
+    for phase in ("failed", "pending", "running"):
+        for pod in mine:
+            if pod_state(pod).phase == phase and (why := why_not_ready(pod)):
+                return why
+    for condition in found.get("status", {}).get("conditions", []):
+        if (condition["type"], condition["status"]) == ("ReplicaFailure", "True"):
+            return f"the cluster refuses to create a pod: {condition.get('message', '')}"
+    return ""
 
 
 def _fetched_archive(pods: list[Body]) -> str | None:

@@ -177,6 +177,45 @@ def test_a_rejection_quotes_the_pod_and_is_an_event(bench: Bench) -> None:
     assert "golden image 3" in rejected["message"]
 
 
+def test_a_rejection_quotes_pods_that_run_and_those_that_the_cluster_refuses(bench: Bench) -> None:
+    bench.publish(b"first")
+    bench.step()
+    bench.pods_become("ready")
+    bench.step()
+    bad = bench.publish(b"bad")
+    bench.step()
+    bench.pods_become("stuck")
+    body = bench.deployment()
+    refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
+    conditions = [*body["status"]["conditions"], refused]
+    bench.api.put("deployments", body | {"status": body["status"] | {"conditions": conditions}})
+    with pytest.raises(RejectedArchiveError, match="the cluster refuses to create a pod: exceeded quota"):
+        bench.step()
+    bench.cluster.patch("Deployment", NAME, {"metadata": {"annotations": {REJECTED_ANNOTATION: None}}})
+    bench.pods_become("ready")
+    bench.step()
+    assert bench.serves == bad
+    bench.put_pod("serve-1", bad, PASSED)
+    ended = {"exitCode": 137, "reason": "OOMKilled"}
+    serve = {"name": "serve", "ready": False, "restartCount": 2, "state": {"running": {}}}
+    pod: Any = bench.api.get("pods", "serve-1")
+    pod["status"] |= {"phase": "Running", "containerStatuses": [serve | {"lastState": {"terminated": ended}}]}
+    bench.pods_become("stuck")
+    with pytest.raises(
+        RejectedArchiveError, match=r"serve runs and is not ready, before: .* \(OOMKilled\), its limit is 4Gi"
+    ):
+        bench.step()
+
+
+def test_a_paused_deployment_is_told_and_left_alone(bench: Bench) -> None:
+    bench.publish(b"first")
+    body = bench.deployment()
+    bench.api.put("deployments", body | {"spec": body["spec"] | {"paused": True}})
+    assert "is paused: kubectl rollout resume" in bench.step()
+    assert bench.serves is None
+    assert bench.events() == [("Warning", "Paused", 1)]
+
+
 def test_a_first_archive_that_is_bad_fails_and_says_that_nothing_serves(bench: Bench) -> None:
     bad = bench.publish(b"bad")
     bench.put_pod("serve-1", bad, refused("patchscan: ssp.mar: the weights are not those of its card"))
