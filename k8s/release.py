@@ -19,14 +19,14 @@ Body = dict[str, Any]
 
 K8S = Path(__file__).parent
 COMPONENT = "app.kubernetes.io/component"
-# The components in each file; objects without one, the settings and network policies, are in both.
-FILES = {"serve": ("serve", "roll-out"), "scan": ("scan", "scan-worker")}
+# The components in each file. Objects without one, the settings and network policies, are in serve.yaml alone: a scan needs
+# serving, and what is set in one file would else be set back by the other.
+FILES = {"serve": ("serve", "roll-out", None), "scan": ("scan", "scan-worker")}
 HEADERS = {
-    "serve": "# Serving and roll-outs. Set buckets and names in the ConfigMap; needs the Secrets of docs/cluster.md.\n",
-    "scan": "# The nightly scan. Set buckets and names in the ConfigMap; needs serving (serve.yaml) and its Secrets.\n",
+    "serve": "# Serving and roll-outs, and the settings of scans too: set all in the ConfigMap. Needs the Secrets of\n"
+    "# docs/cluster.md. After a change of settings also: kubectl rollout restart deployment/patchscan-serve\n",
+    "scan": "# The nightly scan. Needs serving and the settings: serve.yaml, applied before.\n",
 }
-
-
 # What a training's file says of its image, which may then be one of this machine's store.
 LOCAL_IMAGE = re.compile(r"^# - the image localhost/.*$", re.MULTILINE)
 
@@ -73,7 +73,7 @@ def main(digests_file: str, folder: str) -> None:
         bodies = [
             body
             for body in yaml.safe_load_all(rendered)
-            if body["metadata"]["labels"].get(COMPONENT, components[0]) in components
+            if body["metadata"]["labels"].get(COMPONENT) in components
         ]
         write(out / f"{name}.yaml", HEADERS[name], bodies, digests)
     for path in sorted(K8S.glob("train-*.yaml")):

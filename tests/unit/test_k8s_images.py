@@ -128,7 +128,9 @@ def test_a_releases_files_are_the_manifests_with_images_by_digest(tmp_path: Path
     assert files.keys() == {"serve", "scan", *(path.stem for path in (ROOT / "k8s").glob("train-*.yaml"))}
     done = subprocess.run(["kubectl", "kustomize", ROOT / "k8s"], capture_output=True, text=True, check=True)
     base = {(body["kind"], body["metadata"]["name"]) for body in yaml.safe_load_all(done.stdout)}
-    assert base == {(body["kind"], body["metadata"]["name"]) for door in ("serve", "scan") for body in files[door]}
+    made = [(body["kind"], body["metadata"]["name"]) for door in ("serve", "scan") for body in files[door]]
+    assert base == set(made)
+    assert len(made) == len(base), "what is set in one file is not set back by another"
     for name, bodies in files.items():
         text = (tmp_path / f"release/{name}.yaml").read_text()
         assert text.startswith("#")
