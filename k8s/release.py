@@ -19,8 +19,8 @@ Body = dict[str, Any]
 
 K8S = Path(__file__).parent
 COMPONENT = "app.kubernetes.io/component"
-# The components in each file. Objects without one, the settings and network policies, are in serve.yaml alone: a scan needs
-# serving, and what is set in one file would else be set back by the other.
+# The components in each file. Objects without one, the settings and network policies, are in serve.yaml alone: a scan
+# needs serving, and what is set in one file would else be set back by the other.
 FILES = {"serve": ("serve", "roll-out", None), "scan": ("scan", "scan-worker")}
 HEADERS = {
     "serve": "# Serving and roll-outs, and the settings of scans too: set all in the ConfigMap. Needs the Secrets of\n"
@@ -71,9 +71,7 @@ def main(digests_file: str, folder: str) -> None:
     rendered = subprocess.run([kubectl, "kustomize", str(K8S)], capture_output=True, text=True, check=True).stdout
     for name, components in FILES.items():
         bodies = [
-            body
-            for body in yaml.safe_load_all(rendered)
-            if body["metadata"]["labels"].get(COMPONENT) in components
+            body for body in yaml.safe_load_all(rendered) if body["metadata"]["labels"].get(COMPONENT) in components
         ]
         write(out / f"{name}.yaml", HEADERS[name], bodies, digests)
     for path in sorted(K8S.glob("train-*.yaml")):

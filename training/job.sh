@@ -32,13 +32,24 @@ step() {  # step NAME COMMAND...: run a step and note how long it took
 
 check() {
   python -m patchscan.training.device "$DEVICE"
+  case ${ENGINE:-torch} in
+    torch | onnx | openvino) ;;
+    *) echo "patchscan: ENGINE $ENGINE: there are torch, onnx and openvino" >&2 && exit 2 ;;
+  esac
+  python -m patchscan.storage.reach "$RUN" "$MODEL_STORE" "$VERSIONS" "$REPORT"
   [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC" --generators "$SEEN,$UNSEEN"
 }
 
 fetch_data() {
-  case $DATA in
-    s3://*) patchscan copy "$DATA" "$work/set" --skip-existing ;;  # a volume keeps it between pods
-  esac
+  case $DATA in s3://*) ;; *) return ;; esac
+  # A volume keeps it between pods, and may hold that of another training.
+  kept=$(cat "$work/set-of" 2> /dev/null || echo "$DATA")
+  if [ "$kept" != "$DATA" ]; then
+    echo "$work/set holds a copy of $kept: $DATA replaces it"
+    rm -rf "$work/set"
+  fi
+  echo "$DATA" > "$work/set-of"
+  patchscan copy "$DATA" "$work/set" --skip-existing
 }
 
 train() {
@@ -90,9 +101,17 @@ esac
 echo "train $recipe on $DATA ($DEVICE), run $RUN: check, copy, train, evaluate, archive, verify, publish to $MODEL_STORE"
 step check check
 step copy fetch_data
-[ "${NODES:-1}${GPUS:-1}" = 11 ] || fetch_run || echo "no run in $RUN yet: training starts from the beginning"
+if [ "${NODES:-1}${GPUS:-1}" != 11 ]; then
+  fetch_run || case $? in
+    1 | 2) echo "no run in $RUN yet: training starts from the beginning" ;;
+    *) exit 75 ;;  # the store is out of reach, which does not say that there is none
+  esac
+fi
 step train train
-[ "${JOB_COMPLETION_INDEX:-0}" = 0 ] || exit 0  # of several nodes, the first one does the rest
+if [ "${JOB_COMPLETION_INDEX:-0}" != 0 ]; then  # of several nodes, the first one does the rest
+  echo "trained: ${steps#, }"
+  exit 0
+fi
 fetch_run
 step evaluate evaluate
 step archive archive

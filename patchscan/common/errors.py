@@ -7,6 +7,7 @@ Each package defines its own errors beside the code that raises them:
     |-- UserError                      ends the command with its exit_code, 2 unless stated
     |   |-- OutageError                (75) nothing has worked for minutes; finished work is kept
     |   |-- StoreError                 the bucket, folder or credentials cannot be used
+    |   |   |-- AccessDeniedError      credentials that have no right to this
     |   |   |-- UnorderedError         a bucket that has to be listed again, by one thread
     |   |   |-- UnusableNameError      one name cannot be read or written in a store
     |   |   `-- ManifestError          a list of objects that cannot be read

@@ -27,6 +27,7 @@ from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, Repetition
 from patchscan.storage.object_reader import ObjectReader
 from patchscan.storage.store import (
     TEMPORARY_FULL,
+    AccessDeniedError,
     FailureCode,
     FetchedObject,
     ObjectError,
@@ -372,7 +373,8 @@ class Bucket:
         except ObjectError as error:
             if error.code in expected:
                 return expected[error.code]
-            raise StoreError(f"{self.url}: {error.message}; check its name and your rights (docs/scan.md)") from None
+            kind = AccessDeniedError if error.code == FailureCode.ACCESS_DENIED else StoreError
+            raise kind(f"{self.url}: {error.message}; check its name and your rights (docs/scan.md)") from None
 
     def _translate(self, error: Exception) -> Exception:
         """Turn boto3's error into ours, without its text, which can contain keys, signed URLs and host names."""

@@ -39,6 +39,10 @@ class StoreError(UserError):
     """The bucket, folder or credentials cannot be used at all."""
 
 
+class AccessDeniedError(StoreError):
+    """The credentials are known, and have no right to this."""
+
+
 class UnorderedError(StoreError):
     """The order of a bucket's keys shows to be none after several threads have listed parts of it: what they listed
     may have gaps."""

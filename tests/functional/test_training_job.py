@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,14 +97,28 @@ def test_it_publishes_a_calibrated_archive_and_puts_the_calibrated_card_back(
     assert len(list((tmp_path / "published/VERSIONS").glob("*/tiny.mar"))) == 1
 
 
-def test_a_device_that_cannot_be_used_is_one_line_before_anything_is_copied(
-    job: list[str | Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("DEVICE", "cuda", "device cuda cannot be used: "),
+        ("DEVICE", "cuda:3", "device cuda:3 cannot be used: "),
+        ("DEVICE", "gpu", "device gpu cannot be used: "),
+        ("ENGINE", "onx", "ENGINE onx: there are torch, onnx and openvino"),
+        ("MODEL_STORE", "s3://modles/store", "s3://modles/store: there is no bucket modles"),
+        ("REPORT", "s3:/models/reports", "s3:/models/reports: "),
+        ("VERSIONS", "gs://models/versions", "gs://models/versions: only s3://bucket/prefix URLs and folders"),
+        ("RUN", "/proc/run", "/proc/run: "),
+    ],
+)
+def test_what_would_fail_in_the_end_is_one_line_before_anything_is_copied(
+    setting: str, value: str, words: str, job: list[str | Path], tmp_path: Path
 ) -> None:
-    settings = environment(tmp_path, DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run(job, env=settings, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 2
+    (tmp_path / "s3:").write_text("in place of a root file system that cannot be written to")
+    settings = environment(tmp_path, CUDA_VISIBLE_DEVICES="") | {setting: value, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(job, env=settings, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("patchscan: device cuda cannot be used: ")
+    assert line.startswith(f"patchscan: {words}")
     assert not (tmp_path / "set").exists()
 
 
@@ -111,7 +126,7 @@ STUB = """\
 #!/bin/sh
 echo "$*" >> "$WORK/calls"
 case $1 in
-  copy) mkdir -p "$3" ;;
+  copy) [ "$2" != "${AWAY:-}" ] || exit 75; mkdir -p "$3" ;;
   evaluate) mkdir -p "$WORK/report" ;;
   archive) mkdir -p "$WORK/store" && echo archive > "$WORK/store/tiny.mar" ;;
 esac
@@ -128,21 +143,52 @@ esac
     ],
 )
 def test_a_model_that_is_not_good_enough_is_not_published(bound: str, code: int, words: str, tmp_path: Path) -> None:
-    """The steps are stand-ins that note their calls; the run's card is that of the starter detector."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/patchscan").write_text(STUB)
-    (tmp_path / "bin/patchscan").chmod(0o755)
-    (tmp_path / "RUN").mkdir()
-    shutil.copy(ROOT / "model_store/ssp-lite/card.json", tmp_path / "RUN")
-    where = {name: str(tmp_path / name) for name in ("RUN", "MODEL_STORE", "VERSIONS", "REPORT")}
-    settings = environment(tmp_path, MIN_METRIC=bound, DATA=str(tmp_path), **where)
-    settings["PATH"] = f"{tmp_path / 'bin'}:{settings['PATH']}"
-    done = subprocess.run(
-        ["sh", ROOT / "training/job.sh", "tiny"], env=settings, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done, calls = rehearse(tmp_path, MIN_METRIC=bound)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith(words)
-    calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
-    assert (f"copy {tmp_path}/report {where['REPORT']}" in calls) == (code != 2), "the report is there to look at"
+    assert (f"copy {tmp_path}/report {tmp_path}/REPORT" in calls) == (code != 2), "the report is there to look at"
     assert bool(calls) == (code != 2), "a wrong setting ends the Job before it trains"
-    assert any(call.endswith(where["MODEL_STORE"]) for call in calls) == (code == 0)
+    assert any(call.endswith(f"{tmp_path}/MODEL_STORE") for call in calls) == (code == 0)
+
+
+def test_a_volume_with_a_copy_of_other_data_gets_this_trainings(tmp_path: Path) -> None:
+    for data in ("s3://one", "s3://one", "s3://two"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set/kept").touch()
+        done, _ = rehearse(tmp_path, DATA=data)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "set/kept").exists() == (data == "s3://one")
+    assert f"{tmp_path}/set holds a copy of s3://one: s3://two replaces it" in done.stdout
+
+
+def test_a_run_out_of_reach_is_not_taken_for_none(tmp_path: Path) -> None:
+    """Another node would go on to train, and wait for the others."""
+    done, calls = rehearse(tmp_path, NODES="2", RUN="s3://models/run", AWAY="s3://models/run")
+    assert done.returncode == 75, done.stderr
+    assert "no run in" not in done.stdout
+    assert not any(call.startswith("train") for call in calls)
+
+
+def test_every_node_ends_with_the_time_of_its_steps(tmp_path: Path) -> None:
+    done, calls = rehearse(tmp_path, JOB_COMPLETION_INDEX="1")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"trained: check \d+ s, copy \d+ s, train \d+ s", done.stdout.splitlines()[-1])
+    assert not any(call.startswith("archive") for call in calls)
+
+
+def rehearse(folder: Path, **settings: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run the script with stand-ins for its steps, which note their calls; returns these too. The run's card is that of
+    ssp-lite."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin/patchscan").write_text(STUB)
+    (folder / "bin/patchscan").chmod(0o755)
+    (folder / "RUN").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "model_store/ssp-lite/card.json", folder / "RUN")
+    where = {name: str(folder / name) for name in ("RUN", "MODEL_STORE", "VERSIONS", "REPORT")}
+    told = environment(folder, **{"DATA": str(folder), **where, **settings})
+    told["PATH"] = f"{folder / 'bin'}:{told['PATH']}"
+    done = subprocess.run(
+        ["sh", ROOT / "training/job.sh", "tiny"], env=told, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    calls = folder / "calls"
+    return done, calls.read_text().splitlines() if calls.exists() else []
