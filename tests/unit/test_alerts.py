@@ -25,6 +25,7 @@ DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 # https://github.com/kubernetes/kube-state-metrics/tree/main/docs/metrics/workload
 KUBE_STATE_METRICS = {
+    "kube_cronjob_created": {"cronjob"},
     "kube_cronjob_status_last_successful_time": {"cronjob"},
     "kube_deployment_spec_replicas": {"deployment"},
     "kube_deployment_status_replicas_available": {"deployment"},
@@ -91,6 +92,15 @@ CASES: list[tuple[dict[str, str], str, set[str]]] = [
         {'kube_cronjob_status_last_successful_time{namespace="n",cronjob="patchscan-scan"}': "0x4000"},
         "49h",
         {"PatchscanScanMissing"},
+    ),
+    ({'kube_cronjob_created{namespace="n",cronjob="patchscan-scan"}': "0x4000"}, "49h", {"PatchscanScanMissing"}),
+    (
+        {
+            'kube_cronjob_created{namespace="n",cronjob="patchscan-scan"}': "0x4000",
+            'kube_cronjob_status_last_successful_time{namespace="n",cronjob="patchscan-scan"}': "90000x4000",
+        },
+        "49h",
+        set(),
     ),
     ({'patchscan_scan_last_row_timestamp_seconds{namespace="n"}': "60x60"}, "20m", {"PatchscanScanStalled"}),
     ({'patchscan_scan_last_row_timestamp_seconds{namespace="n"}': "0x60"}, "20m", set()),
