@@ -426,7 +426,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json(201, made)
 
     def do_PATCH(self) -> None:
-        api, match, _ = self._route()
+        api, match, query = self._route()
         patch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self._fault():
             return None
@@ -444,6 +444,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._status(422, "Invalid", f'{kind} "{name}" is invalid: {problem}')
         if merged == body:
             return self._json(200, body)
+        if query.get("dryRun") == "All":
+            return self._json(200, merged)
         if merged.get("spec") != body.get("spec"):
             merged["metadata"]["generation"] = body["metadata"].get("generation", 1) + 1
         return self._json(200, api.put(kind, merged))
