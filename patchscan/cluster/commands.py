@@ -2,6 +2,7 @@
 model."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -234,12 +235,14 @@ def scan_coordinate(
         clean_up,
         work_shards,
     )
+    from patchscan.cluster.settings import check_settings
     from patchscan.common.retries import waits
     from patchscan.scanning.planning import ScanRequest
     from patchscan.scanning.steps import check_labels, complete_scan, exit_with, make_plan
     from patchscan.storage import open_store
 
     signal.signal(signal.SIGTERM, _exit_interrupted)
+    check_settings(os.environ)
     check_labels(labels, None)
     trust = options.read_c2pa_trust(c2pa_trust, None)
     cluster = Cluster.connect(patience_s=300)
@@ -296,8 +299,10 @@ def roll_out(
     """
     from patchscan.cluster.client import Cluster
     from patchscan.cluster.rollout import next_step
+    from patchscan.cluster.settings import check_settings
     from patchscan.storage import open_store
 
+    check_settings(os.environ)
     cluster = Cluster.connect(namespace, context)
     say(next_step(cluster, deployment, model, open_store(model_store), open_store(versions)))
 

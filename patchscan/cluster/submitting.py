@@ -26,6 +26,12 @@ LIBRARY_SETTINGS = ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS
 REFERENCE = re.compile(r"\$[({]?([A-Z][A-Z0-9_]*)")
 # Variables that the cluster sets; another value would break the Job.
 GIVEN = {"JOB_NAME", "JOB_COMPLETION_INDEX"}
+# Settings that other fields of the manifest go with.
+TIED = {
+    "NODES": "completions and parallelism",
+    "GPUS": "the limit of nvidia.com/gpu",
+    "SERVICE": "the Service and the pods' subdomain",
+}
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, str]:
@@ -112,6 +118,8 @@ def _change_settings(cluster: Cluster, pod: Body, settings: dict[str, str]) -> N
         similar = get_close_matches(name, known, 1)
         meant = f"; did you mean {similar[0]}?" if similar else f"; there are {', '.join(sorted(known))}"
         raise ClusterError(f"--set {name}: there is no such setting{meant}")
+    for name in sorted(settings.keys() & TIED.keys()):
+        raise ClusterError(f"--set {name}: change it in the manifest, together with {TIED[name]}")
     for container in containers:
         kept = [variable for variable in container.get("env", []) if variable["name"] not in settings]
         container["env"] = kept + [{"name": name, "value": value} for name, value in settings.items()]

@@ -398,6 +398,10 @@ def test_submit_train_creates_what_the_manifest_says_with_other_settings(bench: 
     assert submit_manifest(cluster, path, "second", {}) == "second"
     with pytest.raises(ClusterError, match="--set EPOCH: there is no such setting; did you mean EPOCHS"):
         submit_manifest(cluster, path, "third", {"EPOCH": "3"})
+    with pytest.raises(
+        ClusterError, match="--set NODES: change it in the manifest, together with completions and para"
+    ):
+        submit_manifest(cluster, path, "third", {"NODES": "4"})
     assert bench.api.get("jobs", "third") is None
 
 
@@ -646,6 +650,24 @@ def test_the_coordinators_command_is_a_whole_scan(bench: Bench) -> None:
     assert "12 objects listed = 12 scored" in done.output
     assert bench.tries == [2]
     assert bench.worker_jobs() == [], "a finished scan leaves no Job"
+
+
+@pytest.mark.usefixtures("kubeconfig")
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [("PARALELISM", "did you mean PARALLELISM"), ("model", "did you mean MODEL"), ("NIGHT", "there are ")],
+)
+def test_a_misspelt_name_in_the_settings_ends_the_scan_and_the_roll_out(
+    bench: Bench, wrong: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PARALLELISM", "AWS_ENDPOINT_URL_S3", "https_proxy", "TZ", wrong):
+        monkeypatch.setenv(f"SETTING_{name}", "1")
+    bench.cluster().create_job(coordinator_job())
+    roll_out = ["roll-out", "ssp", "--model-store", bench.out.url, "--versions", bench.out.url]
+    for done in (coordinate(bench), CliRunner().invoke(app, roll_out)):
+        assert isinstance(done.exception, ClusterError)
+        assert f"there is no setting {wrong}; {hint}" in str(done.exception)
+    assert bench.worker_jobs() == []
 
 
 @pytest.mark.usefixtures("kubeconfig")

@@ -16,6 +16,7 @@ import yaml
 
 from patchscan.cli import app
 from patchscan.cluster.coordinator import WorkerSettings, worker_job
+from patchscan.cluster.settings import PREFIX, SETTINGS, check_settings
 from patchscan.serving.gate import Gate, Tokens
 from patchscan.serving.server import TorchServe
 from tests.scan_kit import card
@@ -201,6 +202,22 @@ def test_every_setting_is_used() -> None:
     used = " ".join(script_of(container) for _, template in pod_templates(bodies) for container in containers(template))
     (settings,) = [body["data"] for body in bodies if body["kind"] == "ConfigMap"]
     assert {name for name in settings if not re.search(rf"\$\(?{name}\b", used)} == {"AWS_DEFAULT_REGION"}
+
+
+@every_source
+def test_every_name_in_the_settings_is_known(source: Path) -> None:
+    bodies = objects(source)
+    for body in bodies:
+        if body["kind"] == "ConfigMap" and body["metadata"]["name"].startswith("patchscan-settings"):
+            assert {name for name in body["data"] if name not in SETTINGS} == {"AWS_DEFAULT_REGION"}
+            assert set(SETTINGS) <= body["data"].keys()
+            given = {PREFIX + name: value for name, value in body["data"].items()}
+            check_settings(given)
+    for name, template in pod_templates(bodies):
+        if name in ("CronJob/patchscan-scan", "CronJob/patchscan-roll-out"):
+            origins = containers(template)[0]["envFrom"]
+            own, again = (one for one in origins if "configMapRef" in one)
+            assert again == {"prefix": PREFIX} | own
 
 
 def test_a_setting_reaches_the_option_of_its_name() -> None:
