@@ -49,7 +49,11 @@ fetch_data() {
     rm -rf "$work/set"
   fi
   echo "$DATA" > "$work/set-of"
-  patchscan copy "$DATA" "$work/set" --skip-existing
+  [ -f "$work/set/index.parquet" ] && indexed=yes || indexed=
+  copied=$(patchscan copy "$DATA" "$work/set" --skip-existing)
+  echo "$copied"
+  # An index that is there would leave out what is new.
+  case $indexed$copied in "yes0 "* | [0-9]*) ;; *) patchscan index "$work/set" ;; esac
 }
 
 train() {
