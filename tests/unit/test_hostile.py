@@ -40,7 +40,8 @@ from patchscan.serving.requests import (
     from_base64,
     parse,
 )
-from patchscan.training.import_config import Head, read_export
+from patchscan.training.hugging_face import read_export
+from patchscan.training.import_config import Head
 from tests.image_tree import picture
 from tests.scan_kit import card
 from tests.serving_kit import png
