@@ -13,10 +13,12 @@ and --unseen name. Prints a line for each step and ends with 1 where a promise i
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +42,7 @@ from tests.scan_kit import table_of
 K8S = Path(__file__).parents[1] / "k8s"
 MODELS, DATA, PHOTOS, RESULTS = "patchscan-models", "patchscan-data", "patchscan-photos", "patchscan-results"
 INTERRUPTED = 75
+METRICS_PORT = "9100"  # of a scan's pods, in k8s/base
 # What the manifests ask of every container.
 RESTRICTED = "--user=10001:10001 --read-only --read-only-tmpfs=false --cap-drop=all --security-opt=no-new-privileges"
 TOKEN = "a-token-of-this-run"
@@ -244,7 +247,11 @@ class Pods(KubeApi):
 
     def container(self, job: Body, index: int, attempt: int) -> tuple[int, str]:
         """A worker pod."""
-        (container,) = job["spec"]["template"]["spec"]["containers"]
+        container = copy.deepcopy(job["spec"]["template"]["spec"]["containers"][0])
+        # A pod has an address of its own; these containers share this machine's.
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            own = str(free.getsockname()[1])
+        container["args"] = [own if one == METRICS_PORT else one for one in container["args"]]
         name = f"worker-{index}-{attempt}"
         settings = settings_of_base() | {"JOB_COMPLETION_INDEX": str(index)}
         path = self.engine.folder / f"{name}.log"

@@ -6,6 +6,7 @@ owner references; pod logs; and controllers that run Indexed Jobs, by calling a 
 CronJob's history. What a real 1.36 server did is done here alike.
 """
 
+import contextlib
 import copy
 import json
 import re
@@ -400,7 +401,8 @@ class _Handler(BaseHTTPRequestHandler):
                     api.drop_watches -= 1
                     self.close_connection = True
                     return  # no last chunk: the client sees a broken stream
-        self.wfile.write(b"0\r\n\r\n")
+        with contextlib.suppress(BrokenPipeError):  # the client may have had what it waited for, and ended
+            self.wfile.write(b"0\r\n\r\n")
 
     def _chunk(self, event: Body) -> None:
         line = json.dumps(event).encode() + b"\n"
