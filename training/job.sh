@@ -42,7 +42,13 @@ check() {
 
 fetch_data() {
   case $DATA in s3://*) ;; *) return ;; esac
-  # A volume keeps it between pods, and may hold that of another training.
+  # A volume keeps it between pods. Once it is whole it stays as it is, since a run goes on with the data it began with.
+  training="$DATA for $RUN"
+  if [ "$training" = "$(cat "$work/set-for" 2> /dev/null)" ]; then
+    return
+  fi
+  rm -f "$work/set-for"
+  # The volume may also hold the copy of another training.
   kept=$(cat "$work/set-of" 2> /dev/null || echo "$DATA")
   if [ "$kept" != "$DATA" ]; then
     echo "$work/set holds a copy of $kept: $DATA replaces it"
@@ -50,10 +56,9 @@ fetch_data() {
   fi
   echo "$DATA" > "$work/set-of"
   [ -f "$work/set/index.parquet" ] && indexed=yes || indexed=
-  copied=$(patchscan copy "$DATA" "$work/set" --skip-existing)
-  echo "$copied"
-  # An index that is there would leave out what is new.
-  case $indexed$copied in "yes0 "* | [0-9]*) ;; *) patchscan index "$work/set" ;; esac
+  patchscan copy "$DATA" "$work/set" --skip-existing
+  [ -z "$indexed" ] || patchscan index "$work/set"  # the index that is there leaves out what is new
+  echo "$training" > "$work/set-for"
 }
 
 train() {
@@ -106,9 +111,12 @@ echo "train $recipe on $DATA ($DEVICE), run $RUN: check, copy, train, evaluate, 
 step check check
 step copy fetch_data
 if [ "${NODES:-1}${GPUS:-1}" != 11 ]; then
-  fetch_run || case $? in
+  code=0
+  fetch_run || code=$?
+  case $code in
+    0) ;;
     1 | 2) echo "no run in $RUN yet: training starts from the beginning" ;;
-    *) exit 75 ;;  # the store is out of reach, which does not say that there is none
+    *) exit "$code" ;;  # such as 75: the store is out of reach, which does not say that there is none
   esac
 fi
 step train train

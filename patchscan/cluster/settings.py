@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from patchscan.cluster.client import ClusterError
+from patchscan.common.console import say
 
 # The manifests give a container each variable of the ConfigMap a second time, under this prefix: by its own name alone
 # one could not tell it from what image and cluster set.
@@ -21,9 +22,11 @@ LIBRARIES = re.compile(r"(AWS|OMP|SSL|REQUESTS|LC)_\w+|PYTHON\w+|(HTTPS?|NO|ALL)
 
 
 def check_settings(environment: Mapping[str, str]) -> None:
-    """Raise ClusterError where the ConfigMap has set a variable that nothing reads."""
+    """Raise ClusterError where the ConfigMap has set a variable whose name is nearly a setting's. Others that nothing
+    here reads are told of on standard error: a library may read them."""
     for name in sorted(variable.removeprefix(PREFIX) for variable in environment if variable.startswith(PREFIX)):
         if name not in SETTINGS and not LIBRARIES.fullmatch(name):
-            similar = get_close_matches(name.upper(), SETTINGS, 1)
-            meant = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(SETTINGS)}"
-            raise ClusterError(f"the ConfigMap patchscan-settings: there is no setting {name}; {meant}")
+            text = f"the ConfigMap patchscan-settings: there is no setting {name}"
+            if similar := get_close_matches(name.upper(), SETTINGS, 1):
+                raise ClusterError(f"{text}; did you mean {similar[0]}?")
+            say(f"patchscan: {text}", error=True)

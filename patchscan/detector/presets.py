@@ -78,7 +78,7 @@ class PatchPreset:
 @dataclass(frozen=True, kw_only=True)
 class WholeImagePreset:
     """Score the whole image: shorter side resized to `resize`, then the central `size` x `size`; with `squash`, both
-    sides are resized to `resize`. No randomness: the seed changes nothing.
+    sides are resized to `resize` (without `round_down`, to `size`). No randomness: the seed changes nothing.
 
     The longer side is rounded to the nearest, or with `round_down` down: torchvision's ImageNet evaluation preset, but
     for a margin of odd length, which torchvision cuts at another pixel where half of it, rounded down, is odd.
@@ -116,7 +116,7 @@ class WholeImagePreset:
     def _resized(self, side: int, shorter: int) -> int:
         """The length to which a side is resized, of an image with this shorter side."""
         if self.squash:
-            return self.resize
+            return self.resize if self.round_down else self.size
         return self.resize * side // shorter if self.round_down else round(side * (self.resize / shorter))
 
 

@@ -62,7 +62,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             flat = torch.frombuffer(raw, dtype=_DTYPES[entry["dtype"]]) if raw else torch.empty(0)
             tensors[name] = flat.reshape(entry["shape"])
         return tensors
-    except (struct.error, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise WeightsError(f"{path} is not a safetensors file that this version can read: {error}") from error
 
 

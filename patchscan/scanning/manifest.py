@@ -126,9 +126,11 @@ def _inventory_names(values: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _info(values: dict[str, Any], where: str) -> ObjectInfo:
     try:
-        modified, etag = values.get("last_modified"), _text(values, "etag")
+        modified, etag, key = values.get("last_modified"), _text(values, "etag"), _text(values, "key")
+        if key is None:
+            raise ValueError("there is no key")
         return ObjectInfo(
-            key=_text(values, "key") or "",
+            key=key,
             size=_size(values.get("size")),
             etag=etag and (etag.strip('"') or None),
             version_id=_text(values, "version_id"),

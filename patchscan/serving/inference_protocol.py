@@ -12,6 +12,7 @@ import struct
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -211,13 +212,20 @@ def _npy(tensor: dict[str, Any], raw: bytes | None, shape: list[int]) -> bytes:
 
 
 def _bytes_of(data: Any) -> bytes:
+    """The bytes that nested lists hold as numbers. Not by np.array: one long text among them would take its length for
+    each of the numbers."""
+    refused = RequestError(f"data of {CROPS} must be whole numbers from 0 to 255, in lists of one length")
+    found = data if isinstance(data, list) else []
+    while found and isinstance(found[0], list):
+        if not all(isinstance(one, list) and len(one) == len(found[0]) for one in found):
+            raise refused
+        found = list(chain.from_iterable(found))
+    if not found or not all(type(one) is int for one in found):
+        raise refused
     try:
-        numbers = np.array(data)
-    except ValueError:  # its lists are of several lengths
-        numbers = np.array(None)
-    if numbers.dtype.kind not in "iu" or numbers.size == 0 or numbers.min() < 0 or numbers.max() > 255:
-        raise RequestError(f"data of {CROPS} must be whole numbers from 0 to 255")
-    return numbers.astype(np.uint8).tobytes()
+        return bytes(found)
+    except ValueError:
+        raise refused from None
 
 
 def _outputs(asked: dict[str, Any], available: tuple[str, ...]) -> dict[str, bool]:

@@ -53,7 +53,10 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
 
 def _joined_preset(cards: list[Card]) -> EnsemblePreset:
     presets = [with_fixed_count(card.preset) for card in cards]
-    return EnsemblePreset(members=tuple(preset for preset in presets if not isinstance(preset, EnsemblePreset)))
+    try:
+        return EnsemblePreset(members=tuple(preset for preset in presets if not isinstance(preset, EnsemblePreset)))
+    except ValueError as error:
+        raise EnsembleError(str(error)) from error
 
 
 def _described(cards: list[Card], name: str) -> dict[str, Any]:

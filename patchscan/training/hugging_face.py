@@ -15,6 +15,7 @@ _RESAMPLE: list[Filter] = ["nearest", "lanczos", "bilinear", "bicubic", "box", "
 # The image processors of transformers that are known here, and what a `size` of one number means to each.
 _SHORTER_SIDE = {"bit", "clip", "convnext", "levit", "mobilenetv1", "mobilenetv2", "mobilevit", "poolformer"}
 _BOTH_SIDES = {"beit", "deit", "efficientformer", "efficientnet", "flava", "pvt", "siglip", "vit"}
+_NEVER_CROP = {"pvt", "siglip", "vit"}
 _LARGE_CONVNEXT = 384  # from this size on its processor squashes
 _AI_WORDS = {"ai", "fake", "artificial", "generated", "synthetic", "deepfake", "machine"}
 _NEGATIONS = {"not", "non", "no"}
@@ -97,7 +98,7 @@ def _views(name: str, given: dict[str, Any]) -> dict[str, Any]:
         resize = int(256 / 224 * resize)
     if name == "poolformer":
         resize, shorter = int(resize / (given.get("crop_pct") or 0.9)), True
-    crop = given.get("crop_size")
+    crop = given.get("crop_size") if name not in _NEVER_CROP else None
     if crop is not None and given.get("do_center_crop", True):
         return {"views": "crop" if shorter else "squash", "resize": resize, "size": _side("crop_size", crop)}
     if shorter:

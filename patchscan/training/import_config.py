@@ -78,7 +78,7 @@ class Input(_Part):
             resize=resize,
             squash=self.views == "squash",
             filter=self.filter,
-            round_down=self.rounding == "down" or None,
+            round_down=self.rounding == "down" or self.views == "squash" or None,
         )
 
 

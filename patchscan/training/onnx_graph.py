@@ -180,11 +180,13 @@ def _output(path: Path, graph: onnx.GraphProto, name: str | None) -> onnx.ValueI
 
 def ends_in_probabilities(graph: onnx.GraphProto, name: str) -> bool:
     """Whether the output of this name comes out of a softmax or a logistic function."""
-    makers = {output: node for node in graph.node for output in node.output}
-    node = makers.get(name)
-    while node is not None and node.op_type in SHAPING:
-        node = makers.get(node.input[0])
-    return node is not None and node.op_type in PROBABILITIES
+    for node in reversed(graph.node):
+        if name not in node.output:
+            continue
+        if node.op_type not in SHAPING or not node.input:
+            return node.op_type in PROBABILITIES
+        name = node.input[0]
+    return False
 
 
 def _add_logit(

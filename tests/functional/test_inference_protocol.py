@@ -95,6 +95,7 @@ TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1]}
         (crops([-1, 0, 0]), None, "whole numbers from 0 to 255"),
         (crops([[0], [0, 0]]), None, "whole numbers from 0 to 255"),
         (crops([]), None, "whole numbers from 0 to 255"),
+        (crops(["x" * 20_000, *[1] * 100_000]), None, "whole numbers from 0 to 255"),  # NumPy would take 8 GB
         (images(b"x", parameters={"binary_data_output": "false"}), None, "binary_data_output must be true or false"),
         (json.dumps({"inputs": [TENSOR | {"name": "x", "data": [""]}]}).encode(), None, "the input must be image"),
         (json.dumps({"inputs": [TENSOR | {"shape": [-1], "data": [""]}]}).encode(), None, "shape must be"),

@@ -126,7 +126,7 @@ STUB = """\
 #!/bin/sh
 echo "$*" >> "$WORK/calls"
 case $1 in
-  copy) [ "$2" != "${AWAY:-}" ] || exit 75; mkdir -p "$3"; echo "${COPIED:-0} copied" ;;
+  copy) [ "$2" != "${AWAY:-}" ] || exit 75; mkdir -p "$3" ;;
   evaluate) mkdir -p "$WORK/report" ;;
   archive) mkdir -p "$WORK/store" && echo archive > "$WORK/store/tiny.mar" ;;
 esac
@@ -161,14 +161,18 @@ def test_a_volume_with_a_copy_of_other_data_gets_this_trainings(tmp_path: Path) 
     assert f"{tmp_path}/set holds a copy of s3://one: s3://two replaces it" in done.stdout
 
 
-@pytest.mark.parametrize(("copied", "indexed", "again"), [("2", True, True), ("0", True, False), ("2", False, False)])
-def test_what_is_new_in_a_volumes_data_is_indexed(copied: str, indexed: bool, again: bool, tmp_path: Path) -> None:
-    if indexed:
-        (tmp_path / "set").mkdir()
-        (tmp_path / "set/index.parquet").touch()
-    done, calls = rehearse(tmp_path, DATA="s3://one", COPIED=copied)
-    assert done.returncode == 0, done.stderr
-    assert (f"index {tmp_path}/set" in calls) == again
+def test_a_run_keeps_the_data_on_its_volume_and_the_next_run_takes_what_is_new(tmp_path: Path) -> None:
+    """A run refuses to go on with other data. The next one's copy is indexed, also where it was interrupted before."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/index.parquet").touch()
+    shutil.copytree(ROOT / "model_store/ssp-lite", tmp_path / "RUN2")
+    steps, before = [], 0
+    for run, away in (("RUN", "s3://one"), ("RUN", ""), ("RUN", ""), ("RUN2", "")):
+        done, calls = rehearse(tmp_path, DATA="s3://one", RUN=str(tmp_path / run), AWAY=away)
+        assert done.returncode == (75 if away else 0), done.stderr
+        steps.append([call.split()[0] for call in calls[before:] if call.startswith(("copy s3://one", "index"))])
+        before = len(calls)
+    assert steps == [["copy"], ["copy", "index"], [], ["copy", "index"]]
 
 
 def test_a_run_out_of_reach_is_not_taken_for_none(tmp_path: Path) -> None:

@@ -147,6 +147,13 @@ def still_training() -> onnx.ModelProto:
     return model
 
 
+def circular() -> onnx.ModelProto:
+    """An answer that is made of itself."""
+    model = graph(2)
+    model.graph.node[-1].CopyFrom(helper.make_node("Identity", ["y"], ["y"]))
+    return model
+
+
 def whole_numbers() -> onnx.ModelProto:
     model = graph(2)
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
@@ -203,6 +210,7 @@ def elsewhere() -> onnx.ModelProto:
         (graph(2, last="Nonsense"), "{}", "fails on a test picture"),
         (sparse_external(), "{}", "keeps weights in another file"),
         (still_training(), "{}", r"still trains: export the model after .eval\(\)"),
+        (circular(), "{}", "fails on a test picture"),
         (whole_numbers(), "{}", "takes whole numbers, which are pixels as they are"),
         (labels(), "{}", "are these labels, not scores"),
         (flattened(), "{}", r"shape \[2\] to 1 at a time"),

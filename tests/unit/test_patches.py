@@ -206,7 +206,9 @@ def test_models_of_old_cards_get_the_longer_side_rounded_to_the_nearest() -> Non
 
 def test_a_squashed_picture_may_lose_its_margin() -> None:
     rgb = noise(61, 97)
-    crops = WholeImagePreset(size=24, resize=32, squash=True, filter="bicubic").crops(rgb, seed=0)
+    crops = WholeImagePreset(size=24, resize=32, squash=True, filter="bicubic", round_down=True).crops(rgb, seed=0)
     resized = np.asarray(Image.fromarray(rgb).resize((32, 32), Image.Resampling.BICUBIC))
     assert np.array_equal(crops.pixels[0], resized[4:28, 4:28])
     assert crops.corners.tolist() == [[round(4 * 97 / 32), round(4 * 61 / 32)]]
+    old = preset_from_dict({"kind": "whole", "size": 24, "resize": 32, "squash": True}).crops(rgb, seed=0)
+    assert np.array_equal(old.pixels[0], np.asarray(Image.fromarray(rgb).resize((24, 24), Image.Resampling.BILINEAR)))
