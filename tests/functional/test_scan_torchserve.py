@@ -3,6 +3,7 @@
 PATCHSCAN_DATA=genimage-mini takes 120 images of that data set instead of noise, PATCHSCAN_SCAN_IMAGES=2500 that many.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -188,8 +189,9 @@ def test_in_a_storm_the_rows_are_the_same(servers: Servers, undisturbed: dict[st
 def kill_workers(servers: Servers) -> None:
     """kill -9 for TorchServe's Python workers; it starts new ones."""
     for child in psutil.Process(servers.torchserve.pid).children(recursive=True):
-        if "model_service_worker.py" in " ".join(child.cmdline()):
-            child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # one killed before that is not yet gone
+            if "model_service_worker.py" in " ".join(child.cmdline()):
+                child.kill()
 
 
 def _wait_for_scoring(process: subprocess.Popen[str], out: str) -> None:

@@ -2,13 +2,12 @@
 
 import re
 import shutil
-import zipfile
 from pathlib import Path
 
 from patchscan.serving.archive import NAME_RULE, archive
 from patchscan.training.recipe import RECIPES
 from tests.operator_kit import ANYWHERE, assert_one_line, files, patchscan
-from tests.serving_kit import Served, zip_of
+from tests.serving_kit import Served, rewritten, zip_of
 
 
 def test_a_run_folder_without_a_card(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -41,8 +40,7 @@ def test_an_archive_of_another_version_a_damaged_and_a_foreign_one(run: Path, se
     with_other_code.parent.mkdir()
     data = good.read_bytes()
     at = data.index(b"class Answer")
-    with_other_code.write_bytes(data)
-    rewrite(with_other_code, "patchscan/detector/answer.py", b"# of last year\n")
+    rewritten(good, with_other_code, {"patchscan/detector/answer.py": b"# of last year\n"})
     cut, foreign = tmp_path / "cut.mar", tmp_path / "foreign.mar"
     cut.write_bytes(data[:at])
     foreign.write_bytes(zip_of({"MAR-INF/MANIFEST.json": b"{}", "resnet.pt": b"x"}))
@@ -64,15 +62,6 @@ def test_an_archive_of_another_version_a_damaged_and_a_foreign_one(run: Path, se
         done = patchscan("serve", *named, "--model-store", store, "--scratch", tmp_path / "scratch", *ANYWHERE)
         assert_one_line(done, 2, f"{store}/store.mar is not a model archive: remove it from the model store")
     assert files(tmp_path / "scratch") == set()
-
-
-def rewrite(mar: Path, member: str, data: bytes) -> None:
-    """Replace a member of a stored zip."""
-    with zipfile.ZipFile(mar) as old:
-        content = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(mar, "w", zipfile.ZIP_STORED) as new:
-        for name, kept in (content | {member: data}).items():
-            new.writestr(zipfile.ZipInfo(name), kept)
 
 
 def test_a_name_that_is_a_path(run: Path, tmp_path: Path) -> None:
