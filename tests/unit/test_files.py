@@ -108,6 +108,7 @@ WRITES_ELSEWHERE = {
     "checkpoint.py: __init__": "a temporary folder",
     "decoders.py: run_child": "a switch of the kernel",
     "archive.py: _stage": "a temporary folder",
+    "archive.py: _normalise": "the file of an atomic_write",
     "archive.py: _run_archiver": "a temporary folder",
     "golden.py: write": "a temporary folder",
     "inference_protocol.py: _npy": "memory",
