@@ -274,8 +274,9 @@ class Pods(KubeApi):
 def token_volume(engine: Engine) -> Path:
     """The Secret with the token of the serving pod."""
     folder = engine.volume("token")
-    (folder / "token").write_text(TOKEN)
-    (folder / "token").chmod(0o644)
+    if not (folder / "token").exists():  # a worker may read it just then
+        (folder / "token").write_text(TOKEN)
+        (folder / "token").chmod(0o644)
     return folder
 
 
