@@ -31,7 +31,7 @@ def take_steps(ranks: Ranks) -> Steps:
     """Take the steps of one epoch over IMAGES images of noise, half of them coarser."""
     recipe = load_recipe("ssp-lite", batch_size=BATCH)
     batches = EpochBatches(IMAGES, BATCH, recipe.seed, ranks.rank, ranks.world)
-    learner = Learner(recipe, ranks, batches.per_epoch)
+    learner = Learner(recipe, ranks, batches.per_epoch, "fp32")
     learner.distribute()
     learner.model.eval()
     crops = torch.randint(256, (IMAGES, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -51,6 +51,14 @@ def train(
     ] = None,
     index: INDEX = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is a GPU).")] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None,
+        typer.Option(
+            help="What convolutions and linear layers compute in (default: bf16 on a GPU, fp32 on a CPU). bf16 on a "
+            "CPU needs AMX or avx512_bf16.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = max(1, (os.cpu_count() or 2) // 2),
 ) -> None:
     """Train one recipe. Run the same command again to continue an interrupted run.
@@ -71,7 +79,17 @@ def train(
     )
     from patchscan.training.train import train as train_recipe
 
-    train_recipe(checked, data, run, index=index, device=device, workers=workers, protocol=protocol, extra=extra or ())
+    train_recipe(
+        checked,
+        data,
+        run,
+        index=index,
+        device=device,
+        precision=precision,
+        workers=workers,
+        protocol=protocol,
+        extra=extra or (),
+    )
 
 
 def import_ssp(

@@ -1,14 +1,17 @@
-"""Check the device that a training is to run on, in seconds, before anything is copied or read.
+"""The device that a training is to run on, checked in seconds before anything is copied or read, and its precision.
 
 python -m patchscan.training.device cuda
 """
 
 import sys
+from typing import Literal
 
 import torch
 
 from patchscan.common.console import say
 from patchscan.common.errors import UserError
+
+Precision = Literal["fp32", "bf16"]
 
 
 class DeviceError(UserError):
@@ -25,6 +28,20 @@ def check_device(device: str) -> None:
         raise DeviceError(
             f"device {device} cannot be used: {reason}; on a GPU node check `nvidia-smi`, or train with --device cpu"
         ) from error
+
+
+def choose_precision(asked: Precision | None, device: torch.device) -> Precision:
+    """Return `asked`, or bf16 on a GPU and fp32 on a CPU. Raises DeviceError for bf16 on a CPU without instructions for
+    it (avx512_bf16, AMX), which would take several times as long as fp32."""
+    if (
+        asked == "bf16"
+        and device.type == "cpu"
+        and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    ):
+        raise DeviceError(
+            "this CPU does not compute in bfloat16 (lscpu lists neither avx512_bf16 nor amx_bf16): use --precision fp32"
+        )
+    return asked or ("bf16" if device.type == "cuda" else "fp32")
 
 
 if __name__ == "__main__":

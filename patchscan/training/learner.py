@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from patchscan.detector.models import build_network
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import load_imagenet
+from patchscan.training.device import Precision
 from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import Recipe
 
@@ -24,12 +25,13 @@ class Learner:
     """The model in training and its optimiser.
 
     `model` is trained; `averaged` is validated and saved: the moving average of its weights where the recipe asks for
-    averaging, otherwise the model itself. `total_steps` is the number of steps of the recipe. Call `distribute` after
-    `load_state`, because that loads into the model that is not yet distributed.
+    averaging, otherwise the model itself. `total_steps` is the number of steps of the recipe. With `precision` bf16,
+    convolutions and linear layers compute in bfloat16 (torch.autocast); weights, optimiser and loss stay in float32.
+    Call `distribute` after `load_state`, because that loads into the model that is not yet distributed.
     """
 
-    def __init__(self, recipe: Recipe, ranks: Ranks, total_steps: int):
-        self.recipe, self.ranks, self.total_steps = recipe, ranks, total_steps
+    def __init__(self, recipe: Recipe, ranks: Ranks, total_steps: int, precision: Precision):
+        self.recipe, self.ranks, self.total_steps, self.precision = recipe, ranks, total_steps, precision
         torch.manual_seed(recipe.seed)
         self.model = build_network(recipe.architecture)
         load_imagenet(self.model, recipe.weights)
@@ -61,12 +63,16 @@ class Learner:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self._parallel = DistributedDataParallel(self.model)
 
+    def autocast(self) -> torch.autocast:
+        """A context in which the model computes in the training's precision."""
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     def step(self, crops: torch.Tensor, labels: torch.Tensor, done: int) -> float:
         """Train on crops uint8 (n, size, size, 3) and labels float32 (n,), as step number `done`; returns the loss."""
         device = self.ranks.device
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(done)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with self.autocast():
             outputs = self._parallel(to_tensor(crops.to(device, non_blocking=True)))
         loss = compute_loss(outputs.float(), labels.to(device, non_blocking=True), self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
@@ -111,7 +117,9 @@ class Learner:
         size, count = self.recipe.train_size, images * self.recipe.crops_per_image
         start = time.monotonic()
         crops = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.ranks.device)
-        compute_loss(self.model(to_tensor(crops)), torch.zeros(count, device=self.ranks.device)).backward()
+        with self.autocast():
+            outputs = self.model(to_tensor(crops))
+        compute_loss(outputs.float(), torch.zeros(count, device=self.ranks.device)).backward()
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
         return time.monotonic() - start

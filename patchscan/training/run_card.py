@@ -17,12 +17,13 @@ from patchscan.detector.card import Card
 from patchscan.detector.weights import describe_weights
 from patchscan.training.batches import is_kind
 from patchscan.training.data import TrainingData
+from patchscan.training.device import Precision
 from patchscan.training.recipe import Recipe
 
 BEST_EPOCH = "mean AUC of the seen generators' validation split"
 
 
-def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, Any]) -> Card:
+def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, Any], precision: Precision) -> Card:
     """Build the card of the file `weights`; `best` is its validation result: `epoch` (from 0) and `mean_auc`."""
     notice = [recipe.notice] if recipe.notice else []
     paired = pd.concat([data.train[~is_kind(data.train)], data.val])  # the audit compares the classes of a generator
@@ -42,6 +43,7 @@ def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str
             "val_images": len(data.val),
             "kinds": sorted(data.train.generator[is_kind(data.train)].unique()),
             "weights": describe_weights(recipe.architecture, recipe.weights),
+            "precision": precision,
             "best_epoch": best["epoch"] + 1,
             "selected_by": BEST_EPOCH,
             "seen_val_mean_auc": best["mean_auc"],

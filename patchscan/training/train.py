@@ -25,6 +25,7 @@ from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, is_kind, training_loader
 from patchscan.training.checkpoint import RunStore
 from patchscan.training.data import TrainingData
+from patchscan.training.device import Precision, choose_precision
 from patchscan.training.distributed import Interrupt, Ranks
 from patchscan.training.features import write_features
 from patchscan.training.learner import Learner
@@ -47,6 +48,7 @@ def train(
     *,
     index: Path | None = None,
     device: str | None = None,
+    precision: Precision | None = None,
     workers: int = 1,
     protocol: Literal["raw", "matched"] = "raw",
     extra: Sequence[str] = (),
@@ -54,17 +56,18 @@ def train(
     """Train `recipe` on `data`, or on its matched version, and write the run to `run`. Resumes the run if it exists.
 
     data: a folder or s3:// URL in GenImage's layout. extra: folders in the same layout to train on as well, see
-    `select_extra_rows`. run: a folder or s3:// URL. Returns the run folder with
-    model.safetensors, card.json and model.onnx. Raises DataError, RecipeError, WeightsError; SystemExit(75) after
-    SIGTERM or Ctrl-C, once a checkpoint is saved from which the same call continues.
+    `select_extra_rows`. run: a folder or s3:// URL. precision: see `choose_precision`. Returns the run folder with
+    model.safetensors, card.json and model.onnx. Raises DataError, DeviceError, RecipeError, WeightsError;
+    SystemExit(75) after SIGTERM or Ctrl-C, once a checkpoint is saved from which the same call continues.
     """
     try:
         ranks = Ranks.join(device)
+        chosen = choose_precision(precision, ranks.device)
         if recipe.batch_size % ranks.world:
             raise DataError(f"batch_size {recipe.batch_size} is not divisible by {ranks.world} processes")
         store = RunStore(run)
         images = ranks.rank_zero_first(lambda: TrainingData.load(recipe, data, index, protocol, extra))
-        return Trainer(recipe, ranks, store, images, workers).run()
+        return Trainer(recipe, ranks, chosen, store, images, workers).run()
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -74,11 +77,13 @@ class Trainer:
     """One training run: the learner, its images, the progress (`epoch`, and `step` within it), and the best validation
     result so far."""
 
-    def __init__(self, recipe: Recipe, ranks: Ranks, store: RunStore, data: TrainingData, workers: int):
+    def __init__(
+        self, recipe: Recipe, ranks: Ranks, precision: Precision, store: RunStore, data: TrainingData, workers: int
+    ):
         self.recipe, self.ranks, self.store, self.data, self.workers = recipe, ranks, store, data, workers
         sampling = BalancedSampling(data.train, recipe.kinds_share) if recipe.balanced else None
         self.batches = EpochBatches(len(data.train), recipe.batch_size, recipe.seed, ranks.rank, ranks.world, sampling)
-        self.learner = Learner(recipe, ranks, recipe.epochs * self.batches.per_epoch)
+        self.learner = Learner(recipe, ranks, recipe.epochs * self.batches.per_epoch, precision)
         self.log = RunLog(store.folder, ranks.rank)
         self.epoch = self.step = 0
         self.best: dict[str, Any] = {"epoch": -1, "mean_auc": -1.0}
@@ -110,6 +115,7 @@ class Trainer:
             "start",
             device=str(self.ranks.device),
             processes=self.ranks.world,
+            precision=self.learner.precision,
             data_digest=self.data.digest[:12],
             images=len(self.data.train),
             images_of_kinds=int(is_kind(self.data.train).sum()),
@@ -158,7 +164,8 @@ class Trainer:
         checkpoint is saved of the moment before it."""
         random_state = torch.get_rng_state()  # the loader advances it
         try:
-            aucs = validation_aucs(self.learner.averaged, self.data, self.recipe, self.workers, before_batch)
+            with self.learner.autocast():
+                aucs = validation_aucs(self.learner.averaged, self.data, self.recipe, self.workers, before_batch)
         except SystemExit:
             torch.set_rng_state(random_state)
             self._save_checkpoint()
@@ -180,7 +187,7 @@ class Trainer:
         folder = self.store.folder
         self.learner.averaged.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
         self._write_features("after", before_batch)
-        build_card(self.recipe, self.data, folder / WEIGHTS_FILE, self.best).write(folder)
+        build_card(self.recipe, self.data, folder / WEIGHTS_FILE, self.best, self.learner.precision).write(folder)
         write_graph(folder)
         self.store.push()
         self.log.write("done", run=self.store.url, best_epoch=self.best["epoch"] + 1, mean_auc=self.best["mean_auc"])
@@ -201,6 +208,7 @@ class Trainer:
             {
                 "recipe": self.recipe.model_dump_json(),
                 "data_digest": self.data.digest,
+                "precision": self.learner.precision,
                 **self.learner.state(),
                 "rng": rng_states,
                 "epoch": self.epoch,
@@ -217,6 +225,11 @@ class Trainer:
             raise DataError(
                 f"{self.store.folder} holds a run of another recipe or other data: choose a new --run folder, or use "
                 "the recipe and data that the run was started with"
+            )
+        if (precision := state.get("precision", self.learner.precision)) != self.learner.precision:
+            raise DataError(
+                f"{self.store.folder} holds a run in {precision}: continue it with --precision {precision}, or choose "
+                "another --run"
             )
         self.learner.load_state(state)
         rng_states = state["rng"]  # one per process; the run may now have more processes than when it was saved

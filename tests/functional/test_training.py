@@ -132,6 +132,18 @@ def test_a_run_says_what_it_was_trained_on(data: Path, finished: Path) -> None:
     assert list((finished / "tensorboard").iterdir())
 
 
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU does not compute in bfloat16")
+def test_a_cpu_trains_in_bfloat16_and_goes_on_in_nothing_else(data: Path, finished: Path, tmp_path: Path) -> None:
+    succeed(*train(data, tmp_path), "--precision", "bf16")
+    assert log(tmp_path)[0]["precision"] == Card.read(tmp_path).training["precision"] == "bf16"
+    losses, whole = ([entry["loss"] for entry in log(run) if entry["event"] == "epoch"] for run in (tmp_path, finished))
+    assert losses == pytest.approx(whole, abs=0.02)
+    assert losses != whole
+    refused = patchscan(*train(data, tmp_path))
+    assert refused.returncode == 2
+    assert "holds a run in bf16: continue it with --precision bf16" in refused.stderr
+
+
 def test_the_run_folder_scores_as_validation_did(data: Path, finished: Path) -> None:
     detector = load_detector(finished)
     assert detector.engine == "onnx", "the training wrote no model.onnx"
