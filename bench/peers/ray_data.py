@@ -21,7 +21,7 @@ BATCH = 8
 # Of a core for each process with the network: the rest reads.
 SHARE = 0.5
 # A batch is given out when its block is scored; by default a block holds thousands of images.
-BLOCKS = 200
+BLOCKS = 1_000
 
 
 class Scorer:
