@@ -65,7 +65,7 @@ class Folder:
         for folder, _, names in os.walk(self.root, onerror=closed.append):
             for name in names:
                 path = Path(folder, name)
-                info = self._listed(key_of(path.relative_to(self.root)), path)
+                info = _listed(key_of(path.relative_to(self.root)), path)
                 if info:
                     yield info
         for failure in closed:
@@ -82,17 +82,7 @@ class Folder:
             return None
         # Links to folders are not followed.
         linked = any(os.path.islink(self.root / folder) for folder in Path(key).parents)  # noqa: PTH114
-        return self._listed(key, path) if os.path.lexists(path) and not linked else None
-
-    def _listed(self, key: str, path: Path) -> ObjectInfo | None:
-        """What a listing says about this path; None for a folder."""
-        try:
-            status = path.stat()
-        except OSError as error:
-            return ObjectInfo(key=key, etag=NO_FILE if error.errno in LINKS_TO_NOTHING else None)
-        if stat.S_ISREG(status.st_mode):
-            return self._info(key, status)
-        return None if stat.S_ISDIR(status.st_mode) else ObjectInfo(key=key, etag=NO_FILE)
+        return _listed(key, path) if os.path.lexists(path) and not linked else None
 
     def fetch(self, info: ObjectInfo, limit: int) -> FetchedObject:
         """Read the file, and compare it with the listing by modification time and size."""
@@ -105,7 +95,7 @@ class Folder:
                 data = file.read(min(size, limit) + 1)
                 if size < len(data) <= limit:  # it grows
                     data += file.read(limit + 1 - len(data))
-                now = self._info(info.key, os.fstat(file.fileno()))
+                now = _info(info.key, os.fstat(file.fileno()))
         except UnsafeNameError as error:
             raise ObjectError(FailureCode.ACCESS_DENIED, f"the key names no file in the folder: {error}") from None
         except (FileNotFoundError, NotADirectoryError):
@@ -182,7 +172,12 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Remove a result."""
-        self._path(name).unlink(missing_ok=True)
+        try:
+            self._path(name).unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise StoreError(f"{self.root / name} cannot be removed: {error.strerror}; remove it yourself") from error
 
     def _path(self, name: str) -> Path:
         try:
@@ -209,11 +204,22 @@ class Folder:
             ) from error
         return True
 
-    @staticmethod
-    def _info(key: str, status: os.stat_result) -> ObjectInfo:
-        modified = datetime.fromtimestamp(status.st_mtime_ns // 1_000 / 1_000_000, UTC)
-        etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
-        return ObjectInfo(key=key, size=status.st_size, etag=etag, last_modified=modified)
+
+def _listed(key: str, path: Path) -> ObjectInfo | None:
+    """What a listing says about this path; None for a folder."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return ObjectInfo(key=key, etag=NO_FILE if error.errno in LINKS_TO_NOTHING else None)
+    if stat.S_ISREG(status.st_mode):
+        return _info(key, status)
+    return None if stat.S_ISDIR(status.st_mode) else ObjectInfo(key=key, etag=NO_FILE)
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    modified = datetime.fromtimestamp(status.st_mtime_ns // 1_000 / 1_000_000, UTC)
+    etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
+    return ObjectInfo(key=key, size=status.st_size, etag=etag, last_modified=modified)
 
 
 def _open_regular(path: Path) -> BinaryIO:

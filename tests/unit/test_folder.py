@@ -201,3 +201,14 @@ def test_a_folder_is_opened_without_boto3() -> None:
     """Importing it takes a tenth of the time that a scan of a folder needs to its first row."""
     script = "import sys; from patchscan.storage import open_store; open_store('.'); sys.exit('boto3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_result_that_cannot_be_removed_is_an_error_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    store = open_store(str(tmp_path))
+    for name in ("none", "none/below", "file/below", "file"):
+        store.delete(name)
+    assert not (tmp_path / "file").exists()
+    with pytest.raises(StoreError, match="folder cannot be removed: "):
+        store.delete("folder")
