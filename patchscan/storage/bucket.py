@@ -3,12 +3,11 @@
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from operator import itemgetter
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 Result = TypeVar("Result")
-Entry = TypeVar("Entry")
 
 LISTING_THREADS = 16
 # Bytes of a download that are held at once.
@@ -167,7 +165,7 @@ class Bucket:
         self._reader = ObjectReader(
             self._client, core, {"Bucket": self.bucket, **self._payer}, partial(self._count, "GetObject")
         )
-        self._optional = ["RestoreStatus"]
+        self._optional = [] if self.bucket.endswith(DIRECTORY_BUCKET) else ["RestoreStatus"]
         self._listing_threads = LISTING_THREADS
         self._listed_once = False
 
@@ -185,28 +183,20 @@ class Bucket:
             raise
 
     def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE) -> Page:
-        listed, following = self._entries(_info, after=after, token=token, limit=limit)
-        return Page(listed, following)
+        entries, following = self._list(self.prefix, after, token, limit, self._optional)
+        return Page([_info(entry) for entry in entries], following)
 
-    def _entries(
-        self,
-        read: Callable[[Any], Entry],
-        *,
-        after: str = "",
-        token: str | None = None,
-        limit: int = PAGE,
-        prefix: str | None = None,
-    ) -> tuple[list[Entry], str | None]:
-        """What `read` makes of the entries of a page of a listing, and the token that continues it."""
-        prefix, optional = (self.prefix, self._optional) if prefix is None else (prefix, None)
-        begin: Any = {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
-        where: Any = {"Bucket": self.bucket, "Prefix": prefix, "MaxKeys": limit}
-        if optional and not self.bucket.endswith(DIRECTORY_BUCKET):
-            where["OptionalObjectAttributes"] = optional
+    def _list(
+        self, prefix: str, after: str, token: str | None, limit: int, optional: Sequence[str] = ()
+    ) -> tuple[list[Any], str | None]:
+        """The entries of a page of a listing, and the token that continues it."""
+        request: Any = {"Bucket": self.bucket, "Prefix": prefix, "MaxKeys": limit, **self._payer}
+        request |= {"ContinuationToken": token} if token else {"StartAfter": after} if after else {}
+        request |= {"OptionalObjectAttributes": optional} if optional else {}
         try:
-            reply = self._list(**where, **begin, **self._payer)
-            contents = reply.get("Contents", [])
-            entries, keys = [read(listed) for listed in contents], [str(listed["Key"]) for listed in contents]
+            reply = self._ask_page(request)
+            entries = reply.get("Contents", [])
+            keys = [str(entry["Key"]) for entry in entries]
         except (ResponseParserError, ValueError, KeyError) as error:
             raise self._no_listing("its reply is no listing") from error
         if why := self._contradiction(reply, keys, prefix):
@@ -235,7 +225,7 @@ class Bucket:
         told, asked = told.lower(), self.bucket.lower()
         return told not in asked and asked not in told and not ACCESS_POINT.search(self.bucket)
 
-    def _list(self, **request: Any) -> Any:
+    def _ask_page(self, request: dict[str, Any]) -> Any:
         """Ask for a page. Some stores refuse what they do not know: then without the optional attributes."""
         try:
             return self._call(partial(self._client.list_objects_v2, **request))
@@ -298,7 +288,8 @@ class Bucket:
         token: str | None = None
         repetition = Repetition()
         while True:
-            keys, token = self._entries(itemgetter("Key"), prefix=self._key(prefix), token=token)
+            entries, token = self._list(self._key(prefix), "", token, PAGE)
+            keys = [entry["Key"] for entry in entries]
             repetition.check(token, keys)
             yield from (key.removeprefix(root) for key in keys)
             if token is None:
