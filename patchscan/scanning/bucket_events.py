@@ -52,7 +52,7 @@ class EventReader:
     def read_queue(self, queue: Queue, most: int) -> None:
         """Receive at most `most` messages. Those that cannot be read stay in the queue."""
         for message in queue.receive(most):
-            if self._read(message.body, f"message {message.number}, which stays in the queue"):
+            if self._read(message.body, f"message {message.id}, which stays in the queue"):
                 self.named.messages.append(message)
 
     def _read(self, text: str | bytes, where: str) -> bool:

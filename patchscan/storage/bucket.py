@@ -11,17 +11,15 @@ from functools import partial
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-import boto3
 import botocore.loaders
 import botocore.session
-import urllib3
 from botocore import exceptions as boto_errors
-from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 
 from patchscan.common.files import DISK_FULL
 from patchscan.common.retries import OutageError, Retries, TransientError
+from patchscan.storage.boto import BUSY_CODES, CALL_ERRORS, NETWORK_ERRORS, call_boto, make_client, status_and_code
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, Repetition
 from patchscan.storage.object_reader import ObjectReader
 from patchscan.storage.store import (
@@ -60,15 +58,6 @@ ACCESS_POINT = re.compile(r":|-s3alias$|--(xa|ol|op)-s3$")
 LOADER = botocore.loaders.create_loader()
 # How the names of S3's directory buckets end; they refuse to list optional attributes.
 DIRECTORY_BUCKET = "--x-s3"
-BUSY_CODES = {
-    "IDPCommunicationError",
-    "RequestLimitExceeded",
-    "RequestTimeout",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequestsException",
-}
 # Codes about credentials that are wrong or have ended, as S3, STS and other stores spell them: ExpiredToken,
 # ExpiredTokenException, RequestExpired, TokenRefreshRequired, InvalidToken, InvalidAccessKeyId, SignatureDoesNotMatch,
 # InvalidClientTokenId, UnrecognizedClientException, MissingAuthenticationToken, RequestTimeTooSkewed, ...
@@ -92,40 +81,6 @@ REGION_CODES = {
 REGION_TEXT = re.compile(
     r"expecting '([a-z0-9-]+)'|The ([a-z0-9-]+) location constraint|\bs3[.-]([a-z]+(?:-[a-z]+)+-[0-9]+)\."
 )
-NETWORK_ERRORS = (
-    boto_errors.HTTPClientError,
-    boto_errors.ConnectionError,
-    boto_errors.IncompleteReadError,
-    urllib3.exceptions.HTTPError,
-    ConnectionError,
-    TimeoutError,
-)
-# What a call can raise: the last two where credentials are renewed (a file of a token is missing, they end at once).
-CALL_ERRORS = (
-    boto_errors.ClientError,
-    boto_errors.BotoCoreError,
-    urllib3.exceptions.HTTPError,
-    OSError,
-    RuntimeError,
-)
-
-
-def call_boto(retries: Retries, function: Callable[[], Result], translate: Callable[[Exception], Exception]) -> Result:
-    """Call boto3, with retries; `translate` turns its errors into ours. Raises what `translate` returns."""
-
-    def attempt() -> Result:
-        try:
-            return function()
-        except CALL_ERRORS as error:
-            raise translate(error) from None
-
-    return retries.call(attempt)[0]
-
-
-def status_and_code(error: boto_errors.ClientError) -> tuple[int, str]:
-    """The HTTP status (0 where there is none) and the service's error code of a refusal."""
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    return status, str(error.response.get("Error", {}).get("Code", ""))
 
 
 class Bucket:
@@ -140,26 +95,19 @@ class Bucket:
         self._lock = threading.Lock()
         self._retries = Retries(other_side=url)
         self._payer: Any = {"RequestPayer": "requester"} if requester_pays else {}
-        # boto3 does not retry: our own retries also cover the download of the body, and are counted in the row.
-        config = Config(
+        core = botocore.session.get_session()
+        core.register_component("data_loader", LOADER)
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
+        self._client: S3Client = make_client(
+            url,
+            "s3",
+            core,
+            endpoint_url=endpoint_url,
             max_pool_connections=max(threads, LISTING_THREADS),
-            retries={"total_max_attempts": 1},
-            connect_timeout=10,
-            read_timeout=60,
-            # boto3 takes most of the CPU time of a small object; composing its user agent and validating our
-            # arguments are an eighth of that.
-            user_agent="patchscan",
+            # boto3 takes most of the CPU time of a small object, an eighth of that to validate our arguments and to
+            # compose its user agent.
             parameter_validation=False,
         )
-        try:
-            core = botocore.session.get_session()
-            core.register_component("data_loader", LOADER)
-            core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
-            self._client: S3Client = boto3.Session(botocore_session=core).client(
-                "s3", endpoint_url=endpoint_url, config=config
-            )
-        except (boto_errors.BotoCoreError, ValueError) as error:
-            raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
         self._client.meta.events.register("before-send.s3", self._count)
         self._client.meta.events.register("after-call.s3.ListObjectsV2", _note_what_boto_leaves_out)
         self._reader = ObjectReader(

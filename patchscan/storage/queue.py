@@ -7,12 +7,10 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 from botocore import exceptions as boto_errors
-from botocore.config import Config
 
 from patchscan.common.retries import OutageError, Retries, TransientError
-from patchscan.storage.bucket import BUSY_CODES, NETWORK_ERRORS, call_boto, status_and_code
+from patchscan.storage.boto import BUSY_CODES, NETWORK_ERRORS, call_boto, make_client, status_and_code
 from patchscan.storage.store import StoreError
 
 # What SQS takes and gives in one call.
@@ -28,7 +26,7 @@ REGION = re.compile(r"(?:^|\.)sqs\.([a-z0-9-]+)\.amazonaws\.com")
 class Message:
     """A message that was received; `receipt` is what deletes it."""
 
-    number: str
+    id: str
     body: str
     receipt: str
 
@@ -41,16 +39,9 @@ class Queue:
         self._retries = Retries(other_side=url)
         parts = urlsplit(url)
         region = REGION.search(parts.hostname or "")
-        config = Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=60, user_agent="patchscan")
-        try:
-            self._client: Any = boto3.Session().client(
-                "sqs",
-                endpoint_url=f"{parts.scheme}://{parts.netloc}",
-                region_name=region[1] if region else None,
-                config=config,
-            )
-        except (boto_errors.BotoCoreError, ValueError) as error:
-            raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
+        self._client = make_client(
+            url, "sqs", endpoint_url=f"{parts.scheme}://{parts.netloc}", region_name=region[1] if region else None
+        )
 
     def receive(self, most: int) -> Iterator[Message]:
         """Yield messages until none is left, at most `most` of them. Raises StoreError, OutageError."""

@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 
 from patchscan.common.retries import TransientError
-from patchscan.storage import bucket
+from patchscan.storage import boto
 from patchscan.storage.bucket import Bucket
 from patchscan.storage.store import FetchedObject, ObjectError, ObjectInfo, StoreError
 from tests.bucket_kit import UNUSUAL_KEYS, served
@@ -232,7 +232,7 @@ def test_a_slow_store_is_waited_for_as_long(server: Recorder, monkeypatch: pytes
     def config(**settings: Any) -> Config:
         return Config(**settings | {"read_timeout": 0.2})
 
-    monkeypatch.setattr(bucket, "Config", config)
+    monkeypatch.setattr(boto, "Config", config)
     store, by_boto3 = bucket_at(server.url)
     store.fetch(FIRST, 100)
     over = threading.Event()
@@ -294,7 +294,7 @@ def test_renewed_credentials_sign_the_next_request(
 
 
 def test_what_is_not_signed_so_stays_with_boto3(server: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "Config", partial(Config, signature_version=botocore.UNSIGNED))
+    monkeypatch.setattr(boto, "Config", partial(Config, signature_version=botocore.UNSIGNED))
     store, by_boto3 = bucket_at(server.url)
     for _ in range(3):
         assert store.fetch(FIRST, 100).data == b"abc"
