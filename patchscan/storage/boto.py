@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import boto3
-import botocore.session
 import urllib3
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 
-from patchscan.common.retries import Retries
+from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.storage.store import StoreError
 
 Result = TypeVar("Result")
@@ -43,15 +42,10 @@ CALL_ERRORS = (
 
 
 def make_client(
-    url: str,
-    service: str,
-    core: botocore.session.Session | None = None,
-    *,
-    endpoint_url: str | None,
-    region_name: str | None = None,
-    **settings: Any,
+    url: str, service: str, endpoint_url: str | None, region: str | None = None, core: Any = None, **settings: Any
 ) -> Any:
-    """Make the boto3 client of a service for what lies at `url`; `settings` are further ones of botocore's Config.
+    """Make the boto3 client of a service for what lies at `url`; `core` is its botocore session, `settings` are
+    further ones of botocore's Config.
 
     Raises StoreError where boto3 is not configured.
     """
@@ -61,13 +55,16 @@ def make_client(
     )
     try:
         session: Any = boto3.Session(botocore_session=core)
-        return session.client(service, endpoint_url=endpoint_url, region_name=region_name, config=config)
+        return session.client(service, endpoint_url=endpoint_url, region_name=region, config=config)
     except (boto_errors.BotoCoreError, ValueError) as error:
         raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
 
 
-def call_boto(retries: Retries, function: Callable[[], Result], translate: Callable[[Exception], Exception]) -> Result:
-    """Call boto3, with retries; `translate` turns its errors into ours. Raises what `translate` returns."""
+def call_boto(
+    retries: Retries, other_side: str, function: Callable[[], Result], translate: Callable[[Exception], Exception]
+) -> Result:
+    """Call boto3 with retries; `translate` turns its errors into ours. Raises what `translate` returns, or OutageError
+    where that is still a TransientError at the end. `other_side` names the store or queue."""
 
     def attempt() -> Result:
         try:
@@ -75,7 +72,10 @@ def call_boto(retries: Retries, function: Callable[[], Result], translate: Calla
         except CALL_ERRORS as error:
             raise translate(error) from None
 
-    return retries.call(attempt)[0]
+    try:
+        return retries.call(attempt)[0]
+    except TransientError as error:
+        raise OutageError(f"{other_side} does not answer ({error}); run the same command again") from None
 
 
 def status_and_code(error: boto_errors.ClientError) -> tuple[int, str]:

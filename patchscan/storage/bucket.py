@@ -101,8 +101,8 @@ class Bucket:
         self._client: S3Client = make_client(
             url,
             "s3",
-            core,
-            endpoint_url=endpoint_url,
+            endpoint_url,
+            core=core,
             max_pool_connections=max(threads, LISTING_THREADS),
             # boto3 takes most of the CPU time of a small object, an eighth of that to validate our arguments and to
             # compose its user agent.
@@ -304,11 +304,8 @@ class Bucket:
     ) -> Result:
         """Call the function, with retries. `expected` gives the results for failures that are not errors here, such as
         None for an object that does not exist."""
-
         try:
-            return call_boto(self._retries, function, self._translate)
-        except TransientError as error:
-            raise OutageError(f"{self.url}: the store does not answer ({error}); run the same command again") from None
+            return call_boto(self._retries, f"{self.url}: the store", function, self._translate)
         except ObjectError as error:
             if error.code in expected:
                 return expected[error.code]

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as boto_errors
 
-from patchscan.common.retries import OutageError, Retries, TransientError
+from patchscan.common.retries import Retries, TransientError
 from patchscan.storage.boto import BUSY_CODES, NETWORK_ERRORS, call_boto, make_client, status_and_code
 from patchscan.storage.store import StoreError
 
@@ -39,9 +39,7 @@ class Queue:
         self._retries = Retries(other_side=url)
         parts = urlsplit(url)
         region = REGION.search(parts.hostname or "")
-        self._client = make_client(
-            url, "sqs", endpoint_url=f"{parts.scheme}://{parts.netloc}", region_name=region[1] if region else None
-        )
+        self._client = make_client(url, "sqs", f"{parts.scheme}://{parts.netloc}", region[1] if region else None)
 
     def receive(self, most: int) -> Iterator[Message]:
         """Yield messages until none is left, at most `most` of them. Raises StoreError, OutageError."""
@@ -72,10 +70,7 @@ class Queue:
         return failed
 
     def _call(self, function: Callable[[], Any]) -> Any:
-        try:
-            return call_boto(self._retries, function, self._translate)
-        except TransientError as error:
-            raise OutageError(f"{self.url}: the queue does not answer ({error}); run the same command again") from None
+        return call_boto(self._retries, f"{self.url}: the queue", function, self._translate)
 
     def _translate(self, error: Exception) -> Exception:
         """Turn boto3's error into ours, without its text, which can contain keys and host names."""
