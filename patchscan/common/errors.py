@@ -45,7 +45,7 @@ Each package defines its own errors beside the code that raises them:
     `-- ValueError
         |-- ImageError                 one image can never be scored: a rejected row
         |-- EventError                 a line or message that names no object: told, the others count
-        |-- RequestError, FormError    a malformed request to the handler or the gate: HTTP 400
+        |-- RequestError               a malformed request to the handler or the gate: HTTP 400
         `-- UnsafeNameError            a name that is no file inside its folder
 """
 

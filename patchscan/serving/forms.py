@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesHeaderParser
 
+from patchscan.serving.requests import RequestError
+
 MAX_PARTS = 100
 # Of a part's header, and of the form's own. Python takes a time that grows with the square of a header's length, and
 # none that numbers its parameters (RFC 2231) with more than 4,300 digits.
 MAX_HEADER = 4096
-
-
-class FormError(ValueError):
-    """The form is damaged, or does not hold exactly one file: answered with HTTP 400 and code `bad_request`."""
 
 
 @dataclass(frozen=True)
@@ -31,33 +29,33 @@ class _Part:
 
 def file_of_form(content_type: str, body: bytes) -> bytes:
     """Return the form's file, or where it has none its only field. An input for a file that was left empty counts as
-    none. Raises FormError."""
+    none. Raises RequestError."""
     parts = [part for part in _parts(content_type, body) if not part.is_left_empty]
     files = [part for part in parts if part.is_file]
     if len(files or parts) != 1:
         found = f"{len(files)} files" if files else f"{len(parts)} fields and no file"
-        raise FormError(f"the form holds {found}: send one file, or many images as a tar or zip")
+        raise RequestError(f"the form holds {found}: send one file, or many images as a tar or zip")
     (part,) = files or parts
     encodings = {part.headers.get("Content-Encoding"), part.headers.get("Content-Transfer-Encoding")}
     if encodings - {None, "identity", "binary", "8bit", "7bit"}:
-        raise FormError("the form's file is encoded: send its bytes as they are")
+        raise RequestError("the form's file is encoded: send its bytes as they are")
     return part.body
 
 
 def _parts(content_type: str, body: bytes) -> list[_Part]:
     if len(content_type) > MAX_HEADER:
-        raise FormError("the form's Content-Type is too long")
+        raise RequestError("the form's Content-Type is too long")
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_boundary()
     if not boundary:
-        raise FormError("the form's Content-Type has no boundary")
+        raise RequestError("the form's Content-Type has no boundary")
     # The line break before a boundary belongs to it; the first one may begin the body.
     delimiter = b"\r\n--" + boundary.encode("utf-8", "surrogateescape")
     _, *pieces = (b"\r\n" + body).split(delimiter, MAX_PARTS + 1)
     ends = [number for number, piece in enumerate(pieces) if piece.startswith(b"--")]
     if not ends:
-        raise FormError(f"the form is cut short, or has more than {MAX_PARTS} fields")
+        raise RequestError(f"the form is cut short, or has more than {MAX_PARTS} fields")
     return [_part(piece) for piece in pieces[: ends[0]]]
 
 
@@ -65,7 +63,7 @@ def _part(piece: bytes) -> _Part:
     space, line_break, rest = piece.partition(b"\r\n")
     head, separator, content = (line_break + rest).partition(b"\r\n\r\n")
     if space.strip() or not separator:
-        raise FormError("the form is damaged")
+        raise RequestError("the form is damaged")
     if len(head) > MAX_HEADER:
-        raise FormError(f"the header of one of the form's fields has more than {MAX_HEADER:,} bytes")
+        raise RequestError(f"the header of one of the form's fields has more than {MAX_HEADER:,} bytes")
     return _Part(BytesHeaderParser().parsebytes(head.removeprefix(b"\r\n")), content)

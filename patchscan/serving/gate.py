@@ -10,12 +10,13 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, cast
 
 import aiohttp
 from aiohttp import HttpVersion11, web
@@ -24,7 +25,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from patchscan.common.errors import UserError
 from patchscan.common.tokens import read_tokens
 from patchscan.detector.answer import JSON_LENGTH
-from patchscan.serving.forms import FormError, file_of_form
+from patchscan.serving.forms import file_of_form
 from patchscan.serving.inference_protocol import (
     INPUTS,
     OUTPUTS,
@@ -33,7 +34,7 @@ from patchscan.serving.inference_protocol import (
     parse_predict,
     tar_of,
 )
-from patchscan.serving.refusals import PROTOCOLS, Runner, errors_in_json, in_protocol, refusal
+from patchscan.serving.refusals import PROTOCOLS, Handler, Runner, errors_in_json, in_protocol, refusal
 from patchscan.serving.requests import RequestError, read_json
 from patchscan.serving.server import MAX_REQUEST_BYTES, TorchServe
 
@@ -52,6 +53,7 @@ DRAIN_TIMEOUT_S = 60.0
 READY_CACHE_S = 1.0
 OCTETS, JSON, FORM = "application/octet-stream", "application/json", "multipart/form-data"
 NPY = "application/x-npy"
+Result = TypeVar("Result")
 
 
 class Tokens:
@@ -97,6 +99,19 @@ class Listen:
             raise UserError(f"{text!r} is not an address: use HOST:PORT, such as 127.0.0.1:8080")
         return cls(host=host.strip("[]"), port=int(port))
 
+    def url(self, port: int) -> str:
+        """The base URL, with the port that was chosen."""
+        return f"http://[{self.host}]:{port}" if ":" in self.host else f"http://{self.host}:{port}"
+
+
+class Reply(NamedTuple):
+    """TorchServe's reply; `headers` are the handler's, which say what it cost."""
+
+    status: int
+    kind: str
+    body: bytes
+    headers: dict[str, str]
+
 
 class Gate:
     """Serves /predictions, /v2, /v1, /ping, /readyz, /livez on one address and /metrics on another, in front of
@@ -106,10 +121,9 @@ class Gate:
         self.server, self.tokens = server, tokens
         self.draining = False
         self._pending_bytes = 0
-        self._reading = asyncio.Lock()  # of JSON, which stops all other threads: between two requests others get on
+        self._parsing = asyncio.Lock()
         self._ready: tuple[float, list[str]] = (0.0, ["starting"])
-        self._ready_round: asyncio.Task[None] | None = None
-        self._versions_rounds: dict[str, asyncio.Task[dict[str, int]]] = {}  # under way, by model
+        self._questions: dict[str, asyncio.Task[Any]] = {}  # to TorchServe, under way
         self._runners: list[web.BaseRunner] = []
         self._idle_since: dict[int, float] = {}  # connections without a request, by id
         self._active: set[int] = set()  # connections that have sent a request, by id
@@ -207,12 +221,11 @@ class Gate:
         return key
 
     async def _predict(self, request: web.Request) -> web.Response:
-        key = self._check(request)
+        key, content_type = self._check(request), request.headers.get("Content-Type", "")
         with self._body_counted(request):
-            kind, body = await asyncio.to_thread(
-                _plain_body, request.headers.get("Content-Type", ""), await _body(request)
-            )
-            return await self._forward(request.rel_url.raw_path, key, kind, body)
+            kind, body = await self._parsed(request, partial(_plain_body, content_type))
+            reply = await self._forward(request.rel_url.raw_path, key, kind, body)
+            return web.Response(body=reply.body, status=reply.status, content_type=reply.kind, headers=reply.headers)
 
     @contextmanager
     def _body_counted(self, request: web.Request) -> Iterator[None]:
@@ -226,17 +239,22 @@ class Gate:
         finally:
             self._pending_bytes -= size
 
+    async def _parsed(self, request: web.Request, parse: Callable[[bytes], Result]) -> Result:
+        """What `parse` makes of the request's body. Bodies are parsed one by one: JSON stops all other threads while it
+        is read, and between two of them other requests get on."""
+        body = await _body(request)
+        try:
+            async with self._parsing:
+                return await asyncio.to_thread(parse, body)
+        except RequestError as error:
+            raise refusal(400, "bad_request", str(error)) from None
+
     async def _infer(self, request: web.Request) -> web.Response:
         """Answer /v2/models/NAME/infer. An image that cannot be scored is the answer to the whole request."""
-        key, model, version = self._check(request), request.match_info["name"], request.match_info.get("version", "")
+        key, model, version = self._check(request), request.match_info["name"], request.match_info.get("version")
         with self._body_counted(request):
-            try:
-                length = request.headers.get(JSON_LENGTH)
-                body = await _body(request)
-                async with self._reading:
-                    asked = await asyncio.to_thread(parse_infer, body, length)
-            except RequestError as error:
-                raise refusal(400, "bad_request", str(error)) from None
+            length = request.headers.get(JSON_LENGTH)
+            asked = await self._parsed(request, partial(parse_infer, json_length=length))
             path = f"/predictions/{model}" + (f"/{version}" if version else "")
             if asked.crops is not None:
                 reply, headers = await self._ask(path, key, NPY, asked.crops)
@@ -251,12 +269,7 @@ class Gate:
         """Answer /v1/models/NAME:predict with the answers of /predictions."""
         key = self._check(request)
         with self._body_counted(request):
-            try:
-                body = await _body(request)
-                async with self._reading:
-                    images = await asyncio.to_thread(parse_predict, body)
-            except RequestError as error:
-                raise refusal(400, "bad_request", str(error)) from None
+            images = await self._parsed(request, parse_predict)
             answers, headers = await self._answers(f"/predictions/{request.match_info['name']}", key, images)
             return web.json_response({"predictions": answers}, headers=headers)
 
@@ -279,13 +292,12 @@ class Gate:
     async def _ask(self, path: str, key: str, kind: str, body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         """What TorchServe answers, as JSON, and its headers of ours; raises its error as one of ours."""
         reply = await self._forward(path, key, kind, body)
-        assert isinstance(reply.body, bytes)
         try:
             content = json.loads(reply.body)
         except ValueError:
             content = {}
         if reply.status == 200 and isinstance(content, dict):
-            return content, {name: value for name, value in reply.headers.items() if name.startswith("X-Patchscan-")}
+            return content, reply.headers
         own = content.get("error") if isinstance(content, dict) else None
         if isinstance(own, dict):
             raise refusal(reply.status, own["code"], own["message"])
@@ -313,28 +325,28 @@ class Gate:
         """The model that is asked for, and the number of READY workers of each of its versions, or of the one."""
         self._check(request)
         name, version = request.match_info["name"], request.match_info.get("version")
-        versions = {one: ready for one, ready in (await self._all_versions(name)).items() if version in (None, one)}
+        known = await self._question(name, partial(self.server.versions, name))
+        versions = {one: ready for one, ready in known.items() if version in (None, one)}
         if not versions:
             raise refusal(404, "not_found", f"there is no model {name}{f' {version}' if version else ''}")
         return name, versions
 
-    async def _all_versions(self, model: str) -> dict[str, int]:
-        """What TorchServe says of the model's versions; whoever asks meanwhile gets the same answer."""
-        if model not in self._versions_rounds:
-            task = asyncio.create_task(asyncio.to_thread(self.server.versions, model))
-            task.add_done_callback(lambda _: self._versions_rounds.pop(model))
-            self._versions_rounds[model] = task
+    async def _question(self, name: str, ask: Callable[[], Result]) -> Result:
+        """The answer to a question to TorchServe; whoever asks it meanwhile gets the same."""
+        if name not in self._questions:
+            self._questions[name] = asyncio.create_task(asyncio.to_thread(ask))
+            self._questions[name].add_done_callback(lambda _: self._questions.pop(name))
         # It goes on when one of those who wait hangs up.
-        return await asyncio.shield(self._versions_rounds[model])
+        return cast(Result, await asyncio.shield(self._questions[name]))
 
-    async def _forward(self, path: str, key: str, kind: str, body: bytes) -> web.Response:
+    async def _forward(self, path: str, key: str, kind: str, body: bytes) -> Reply:
         url = f"{self.server.addresses.inference_url}{path}"
         headers = {"Authorization": f"Bearer {key}", "Content-Type": kind}
         try:
             async with self._http.post(url, data=body, headers=headers) as reply:
                 answer = await reply.read()
                 own = {name: value for name, value in reply.headers.items() if name.startswith("X-Patchscan-")}
-                return web.Response(body=answer, status=reply.status, content_type=reply.content_type, headers=own)
+                return Reply(reply.status, reply.content_type, answer, own)
         except TimeoutError:
             raise refusal(504, "timeout", f"no answer in {ANSWER_TIMEOUT_S:.0f} s; try again") from None
         except (aiohttp.ClientError, OSError):
@@ -347,19 +359,10 @@ class Gate:
         return web.json_response(about, status=503 if missing else 200)
 
     async def _waiting_for(self) -> list[str]:
-        if not self._ready_round and time.monotonic() - self._ready[0] > READY_CACHE_S:
-            self._ready_round = asyncio.create_task(self._ask_ready())
-        if self._ready_round:
-            # Whoever asks meanwhile waits for the same round, which goes on when one of them hangs up.
-            await asyncio.shield(self._ready_round)
-        return ["stopping"] if self.draining else self._ready[1]
-
-    async def _ask_ready(self) -> None:
-        try:
-            waiting = await asyncio.to_thread(self.server.not_ready)
+        if time.monotonic() - self._ready[0] > READY_CACHE_S:
+            waiting = await self._question("", self.server.not_ready)
             self._ready = (time.monotonic(), waiting)
-        finally:
-            self._ready_round = None
+        return ["stopping"] if self.draining else self._ready[1]
 
     async def _livez(self, request: web.Request) -> web.Response:
         """Answer 200 while TorchServe's process runs, else 503; models that are not ready do not matter."""
@@ -378,9 +381,7 @@ class Gate:
         return web.Response(body=torchserve + generate_latest(self._registry), headers={"Content-Type": "text/plain"})
 
     @web.middleware
-    async def _measure(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Count and time each request, and note that its connection has sent one."""
         self._active.add(id(request.protocol))
         started, code = time.perf_counter(), 500
@@ -426,15 +427,12 @@ def _plain_body(content_type: str, body: bytes) -> tuple[str, bytes]:
     """Return the type and body that TorchServe gets: JSON that is well-formed, or the bytes of one file.
 
     The handler recognises a file by its bytes. From other types TorchServe would make texts and forms of its own, and
-    fail with all requests of the batch where it cannot.
+    fail with all requests of the batch where it cannot. Raises RequestError.
     """
     kind = content_type.partition(";")[0].strip().lower()
-    try:
-        if kind == FORM:
-            return OCTETS, file_of_form(content_type, body)
-        if kind == JSON:
-            read_json(body)
-            return JSON, body
-    except (FormError, RequestError) as error:
-        raise refusal(400, "bad_request", str(error)) from None
+    if kind == FORM:
+        return OCTETS, file_of_form(content_type, body)
+    if kind == JSON:
+        read_json(body)
+        return JSON, body
     return OCTETS, body

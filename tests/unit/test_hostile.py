@@ -30,7 +30,7 @@ from patchscan.scanning.case import read_case
 from patchscan.scanning.file_texts import MAX_BYTES, MAX_TEXT_BYTES, file_texts
 from patchscan.scanning.manifest import ManifestError, objects
 from patchscan.scanning.provenance import provenance
-from patchscan.serving.forms import FormError, file_of_form
+from patchscan.serving.forms import file_of_form
 from patchscan.serving.inference_protocol import parse_infer
 from patchscan.serving.requests import (
     MAX_TAR_GLOBAL_HEADERS,
@@ -201,12 +201,12 @@ def test_base64_in_short_words_takes_no_more_memory_than_its_text() -> None:
 def test_a_form_with_a_huge_header_is_refused(header: bytes) -> None:
     """45 MiB of parameters would take hours, since Python copies the rest for each."""
     part = b"Content-Disposition: form-data" + header
-    with pytest.raises(FormError, match="4,096 bytes"):
+    with pytest.raises(RequestError, match="4,096 bytes"):
         file_of_form("multipart/form-data; boundary=b", b"--b\r\n" + part + b"\r\n\r\nx\r\n--b--\r\n")
 
 
 def test_a_forms_own_header_is_as_long_at_most() -> None:
-    with pytest.raises(FormError, match="too long"):
+    with pytest.raises(RequestError, match="too long"):
         file_of_form(f"multipart/form-data; boundary*{'9' * 5000}=x", b"--b\r\n\r\nx\r\n--b--\r\n")
 
 
