@@ -9,12 +9,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
 from demo.sample import SEEN, UNSEEN, hostile_files, write_sample
 from patchscan.common.errors import UserError
 from patchscan.common.proxies import bypass_for_loopback
-from patchscan.serving.server import Addresses, TorchServe, find_java
+from patchscan.serving.server import TorchServe, find_java
 from patchscan.storage.embedded_s3 import EmbeddedS3
 
 BUILD = Path("build/demo")
@@ -31,7 +30,7 @@ patchscan works. Its figures say nothing about the accuracy on real generators."
 def main() -> None:
     """Run the demo. Exit code 2 with one line if something is missing on the machine, 130 after Ctrl-C."""
     for number in (signal.SIGTERM, signal.SIGINT):  # a background job of a shell starts with SIGINT ignored
-        signal.signal(number, _terminate)
+        signal.signal(number, signal.default_int_handler)
     bypass_for_loopback()
     try:
         find_java()
@@ -59,7 +58,7 @@ def run_demo() -> None:
         patchscan("evaluate", "--run", str(run), "--data", str(data), "--out", str(BUILD / "evaluation"))
         patchscan("archive", str(run), "--model-store", str(MODEL_STORE))
         step("Start TorchServe on the archive and wait until its workers are ready")
-        with TorchServe(MODEL_STORE, [f"{NAME}.mar"], Addresses.free(), folder=BUILD / "torchserve") as server:
+        with TorchServe(MODEL_STORE, [f"{NAME}.mar"], folder=BUILD / "torchserve") as server:
             step("Scan the bucket")
             url, keys = server.addresses.inference_url, str(server.key_file)
             scan = ["scan", f"s3://{BUCKET}", "--out", str(BUILD / "scan"), "--server", url, "--model", NAME]
@@ -90,10 +89,6 @@ def patchscan(*arguments: str, environment: dict[str, str] | None = None) -> Non
 def step(text: str) -> None:
     """Print a heading."""
     print(f"\n== {text}", flush=True)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -112,12 +112,11 @@ def serve(
       patchscan serve --model-api --scratch /scratch
     """
     from patchscan.serving.gate import Listen
-    from patchscan.serving.serve import ServeSettings
     from patchscan.serving.serve import serve as run
 
-    settings = ServeSettings(
-        model_store=model_store,
-        models=models or [],
+    code = run(
+        model_store,
+        models or [],
         inference=Listen.parse(inference),
         management=Listen.parse(management),
         metrics=Listen.parse(metrics),
@@ -128,7 +127,7 @@ def serve(
         drain_s=drain_s,
         java=java,
     )
-    raise typer.Exit(run(settings))
+    raise typer.Exit(code)
 
 
 def verify(

@@ -20,6 +20,7 @@ from patchscan.common.tokens import read_key, read_tokens
 from patchscan.detector.card import Card
 from patchscan.serving import golden
 from patchscan.serving.archive import digest_file, write_digest
+from patchscan.serving.server import ready_workers
 from patchscan.serving.verify import Verified, verify
 
 READY_TIMEOUT_S = 180.0
@@ -153,7 +154,7 @@ class Registry:
             if not copy.exists():
                 self._store(verified, copy.name)
 
-    def _store(self, verified: Verified, file_name: str) -> Path:
+    def _store(self, verified: Verified, file_name: str) -> None:
         """Copy a verified archive and its digest into the store, atomically."""
         self.model_store.mkdir(parents=True, exist_ok=True)
         target = self.model_store / file_name
@@ -163,13 +164,12 @@ class Registry:
             with atomic_write(target) as file:
                 shutil.copyfile(verified.mar, file)
                 write_digest(target, verified.sha256)
-        return target
 
     def _wait_ready(self, name: str, version: str, workers: int) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while True:
             described = self._manage("GET", f"/models/{name}/{version}", {})[0]
-            ready = sum(worker["status"] == "READY" for worker in described["workers"])
+            ready = ready_workers(described)
             if ready >= workers:
                 return
             if time.monotonic() > deadline:
@@ -179,7 +179,7 @@ class Registry:
     def _smoke_test(self, verified: Verified) -> None:
         """Send the golden images to this version through the inference API, and compare with the archive's answers."""
         card = verified.card
-        (described,) = self._manage("GET", f"/models/{card.name}/{card.version}", {})
+        described = self._manage("GET", f"/models/{card.name}/{card.version}", {})[0]
         on_gpu = any(worker["gpu"] for worker in described["workers"])
         tolerance = golden.GPU_LOGIT_TOLERANCE if on_gpu else golden.LOGIT_TOLERANCE
         if self._ask(card, b'{"card": true}', "application/json").get("engine") == "openvino-bf16":
@@ -229,7 +229,7 @@ def _loaded(described: dict[str, Any], default: str) -> Loaded:
         name=described["modelName"],
         version=described["modelVersion"],
         default=described["modelVersion"] == default,
-        ready=sum(worker["status"] == "READY" for worker in described["workers"]),
+        ready=ready_workers(described),
         workers=described["minWorkers"],
         waiting=described.get("jobQueueStatus", {}).get("pendingRequests", 0),
         file=described["modelUrl"],

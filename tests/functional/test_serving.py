@@ -26,7 +26,7 @@ from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
 from patchscan.scanning.history import scan_names
 from patchscan.serving.archive import archive
-from patchscan.serving.server import HANDLERS, Addresses, TorchServe
+from patchscan.serving.server import HANDLERS, TorchServe
 from patchscan.storage import open_store
 from tests.command import environment, patchscan
 from tests.docs import PAGES, blocks
@@ -353,7 +353,7 @@ def test_only_the_scratch_folder_is_written_to(served: Served) -> None:
 
 def test_a_second_server_keeps_out_of_the_scratch_folder(served: Served) -> None:
     with pytest.raises(UserError, match="is in use by another server"):
-        TorchServe(served.store, ["tiny.mar"], Addresses.free(), folder=served.scratch).start()
+        TorchServe(served.store, ["tiny.mar"], folder=served.scratch).start()
 
 
 def test_every_curl_of_the_documentation_works(served: Served, tmp_path: Path) -> None:
