@@ -10,6 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from patchscan.detector.answer import DEVICE, MODEL_SECONDS, Answer, Engine
@@ -58,7 +59,7 @@ class ImageDetector:
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Return one JSON object per row, in order."""
         requests = [self._parse(row) for row in rows]
-        images = [data for request in requests for data in self._images(request)]
+        images = [data for request in requests for data in _images(request)]
         prepared = self._prepare(images)
         before = self.detector.model_s
         answers = self.detector.decide(prepared)
@@ -68,10 +69,11 @@ class ImageDetector:
         scored = iter(answers)
         replies = []
         for index, request in enumerate(requests):
-            results, before = [next(scored) for _ in self._images(request)], self.detector.model_s
+            results = [next(scored) for _ in _images(request)]
+            before = self.detector.model_s
             status, reply = self._reply(request, results)
-            answered = sum(isinstance(result, Answer) for result in results)
-            model_s = share_s * answered + self.detector.model_s - before  # _reply may run the model on cut crops
+            model_s = self.detector.model_s - before  # of cut crops, on which _reply runs the model
+            model_s += share_s * sum(isinstance(result, Answer) for result in results)
             context.set_response_content_type(index, "application/json")
             context.set_response_header(index, MODEL_SECONDS, f"{model_s:.6f}")
             context.set_response_header(index, DEVICE, self.detector.device_type)
@@ -100,37 +102,47 @@ class ImageDetector:
         except RequestError as error:
             return error
 
-    def _images(self, request: Request | RequestError) -> list[bytes]:
-        if isinstance(request, OneImage):
-            return [request.data]
-        return [data for _, data in request.members] if isinstance(request, ManyImages) else []
-
     def _reply(self, request: Request | RequestError, scored: list[Answer | ScoreError]) -> tuple[int, dict[str, Any]]:
-        card = self.detector.card
+        """The status and the JSON for a request; `scored` are the answers to its images."""
         if isinstance(request, OneImage):
-            return _status(scored[0]), self._as_json(scored[0])
+            return _status(scored[0]), _as_json(scored[0])
         if isinstance(request, ManyImages):
             named = zip(request.members, scored, strict=True)
-            return 200, {"answers": [{"name": name, **self._as_json(one)} for (name, _), one in named]}
+            return 200, {"answers": [{"name": name, **_as_json(one)} for (name, _), one in named]}
+        card = self.detector.card
         if isinstance(request, CardQuestion):
             takes = ["image", "crops"] if has_fixed_count(card.preset) else ["image"]
             return 200, {"card": asdict(card), "digest": card.digest, "takes": takes, "engine": self.detector.engine}
-        if isinstance(request, CutCrops) and not has_fixed_count(card.preset):
-            request = RequestError("this model takes images, not crops, since their number depends on its size")
         if isinstance(request, CutCrops):
-            size, count = card.preset.size, card.preset.count
-            if request.crops.shape[1:3] == (size, size) and len(request.crops) and len(request.crops) % count == 0:
-                crops = request.crops.reshape(-1, count, size, size, 3)
-                self.measures.crops(len(crops))
-                logits = self.detector.logits(list(crops))
-                return 200, {"logits": logits, "digest": card.digest, "version": card.version}
-            request = RequestError(f"this model takes {count} crops of {size} x {size} pixels an image")
+            try:
+                return 200, {"logits": self._logits(request.crops), "digest": card.digest, "version": card.version}
+            except RequestError as error:
+                request = error
         return 400, {"error": {"code": "bad_request", "message": str(request)}}
 
-    def _as_json(self, one: Answer | ScoreError) -> dict[str, Any]:
-        if isinstance(one, Answer):
-            return asdict(one)
-        return {"error": {"code": str(one.code), "message": str(one)}}
+    def _logits(self, crops: np.ndarray) -> list[float]:
+        """The logit of each image whose crops a client has cut. Raises RequestError where the model takes others."""
+        preset = self.detector.card.preset
+        if not has_fixed_count(preset):
+            raise RequestError("this model takes images, not crops, since their number depends on its size")
+        size, count = preset.size, preset.count
+        if crops.shape[1:3] != (size, size) or len(crops) % count:
+            raise RequestError(f"this model takes {count} crops of {size} x {size} pixels an image")
+        images = list(crops.reshape(-1, count, size, size, 3))
+        self.measures.crops(len(images))
+        return self.detector.logits(images)
+
+
+def _images(request: Request | RequestError) -> list[bytes]:
+    if isinstance(request, OneImage):
+        return [request.data]
+    return [data for _, data in request.members] if isinstance(request, ManyImages) else []
+
+
+def _as_json(one: Answer | ScoreError) -> dict[str, Any]:
+    if isinstance(one, Answer):
+        return asdict(one)
+    return {"error": {"code": str(one.code), "message": str(one)}}
 
 
 def _status(one: Answer | ScoreError) -> int:

@@ -37,16 +37,9 @@ handler:
   engine: {engine}
 """
 
-
 # Names and versions become file names and parts of URLs.
 NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
 NAME_RULE = "1 to 64 letters, digits, _ - and ., not starting with - or ."
-
-
-class ArchiveError(UserError):
-    """The archive could not be made; the message contains torch-model-archiver's output."""
-
-
 HANDLER = "image_detector.py"
 MANIFEST = "MAR-INF/MANIFEST.json"
 # The parts of the package that the handler imports, which the archive carries.
@@ -58,6 +51,10 @@ CARRIED = (
     "serving/metrics.py",
     "serving/requests.py",
 )
+
+
+class ArchiveError(UserError):
+    """The archive could not be made; the message contains torch-model-archiver's output."""
 
 
 def archive(
@@ -75,15 +72,15 @@ def archive(
         raise ArchiveError(f"{run} is an imported detector, which PyTorch does not run: leave out --engine torch")
     engine = engine or ("onnx" if card.architecture == IMPORTED else "torch")
     card = replace(card, name=name or card.name, version=version or card.version)
-    name = card.name
     check_names(card)
     model_store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as folder:
-        stage = _stage(run, card, engine, Path(folder) / "stage")
-        _run_archiver(card, engine, stage, Path(folder))
-        mar = model_store / f"{name}.mar"
+    mar = model_store / f"{card.name}.mar"
+    with tempfile.TemporaryDirectory(prefix="patchscan-archive-") as scratch:
+        folder = Path(scratch)
+        _stage(run, card, engine, folder / "stage")
+        _run_archiver(card, engine, folder / "stage", folder)
         with atomic_write(mar) as file:
-            _normalise(Path(folder) / mar.name, file)
+            _normalise(folder / mar.name, file)
             write_digest(mar, sha256_of(file))
     return mar
 
@@ -94,7 +91,7 @@ def check_names(card: Card) -> None:
         raise ArchiveError(f"an archive's name and version must be {NAME_RULE}, not {card.name!r} {card.version!r}")
 
 
-def _stage(run: Path, card: Card, engine: Engine, stage: Path) -> Path:
+def _stage(run: Path, card: Card, engine: Engine, stage: Path) -> None:
     """Fill `stage` with the archive's files besides the handler: model, card, golden images, imported code."""
     for name, path in carried_code().items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +104,6 @@ def _stage(run: Path, card: Card, engine: Engine, stage: Path) -> Path:
     if GRAPH_FILE in models and card.architecture != IMPORTED:
         _ensure_graph(run, stage)
     golden.write(stage, load_archived(stage))
-    return stage
 
 
 def _ensure_graph(run: Path, stage: Path) -> None:
@@ -148,18 +144,18 @@ def carried_code() -> dict[str, Path]:
 
 
 def _run_archiver(card: Card, engine: str, stage: Path, folder: Path) -> None:
-    name, version = card.name, card.version
     config = folder / "model-config.yaml"
     config.write_text(MODEL_CONFIG.format(engine=engine))
     scratch = folder / "tmp"  # the archiver deletes $TMPDIR/<name> before it starts
     scratch.mkdir()
-    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", version]
+    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    command += ["--model-name", card.name, "--version", card.version]
     command += ["--handler", str(shipped("handlers") / HANDLER), "--extra-files", str(stage)]
     command += ["--config-file", str(config), "--export-path", str(folder), "--archive-format", "zip-store"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(scratch)}
     )
-    if not (folder / f"{name}.mar").exists():
+    if not (folder / f"{card.name}.mar").exists():
         raise ArchiveError(f"torch-model-archiver made no archive: {(done.stderr or done.stdout).strip()[-500:]}")
 
 

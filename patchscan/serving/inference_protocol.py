@@ -10,7 +10,6 @@ import math
 import re
 import struct
 import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -25,12 +24,8 @@ INPUTS = [
     {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},
     {"name": CROPS, "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
 ]
-OUTPUTS = [
-    {"name": "p_ai", "datatype": "FP64", "shape": [-1]},
-    {"name": "verdict", "datatype": "BYTES", "shape": [-1]},
-    {"name": "answer", "datatype": "BYTES", "shape": [-1]},
-    {"name": "logit", "datatype": "FP64", "shape": [-1]},
-]
+DATATYPES = {"p_ai": "FP64", "verdict": "BYTES", "answer": "BYTES", "logit": "FP64"}
+OUTPUTS = [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in DATATYPES.items()]
 # Numbers and lists of crops in JSON, those of an image of 500 x 500 pixels. Reading so many stops all other threads for
 # half a second; larger tensors come as raw bytes.
 MAX_NUMBERS = 1_000_000
@@ -39,13 +34,6 @@ MAX_DIMENSIONS, MAX_DIMENSION = 8, 2**32
 NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 # Of a client's own words in a refusal, so many characters.
 MAX_QUOTED = 200
-# What an output holds of an image's answer; of crops there is the logit only.
-_VALUES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "p_ai": lambda answer: answer["p_ai"],
-    "verdict": lambda answer: answer["verdict"],
-    "answer": json.dumps,
-    "logit": lambda answer: answer["logit"],
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +80,10 @@ def infer_reply(
     for each image of the crops."""
     tensors, raw = [], b""
     for name, binary in request.outputs.items():
-        values = [_VALUES[name](answer) for answer in answers]
-        datatype = next(output["datatype"] for output in OUTPUTS if output["name"] == name)
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [len(values)]}
+        values = [json.dumps(answer) if name == "answer" else answer[name] for answer in answers]
+        tensor: dict[str, Any] = {"name": name, "datatype": DATATYPES[name], "shape": [len(values)]}
         if binary:
-            data = _packed(values) if datatype == "BYTES" else struct.pack(f"<{len(values)}d", *values)
+            data = _packed(values) if DATATYPES[name] == "BYTES" else struct.pack(f"<{len(values)}d", *values)
             tensor["parameters"] = {"binary_data_size": len(data)}
             raw += data
         else:

@@ -30,11 +30,11 @@ class HandlerMetrics:
     def __init__(self, cache: Any, model: str):
         self._model = model
         self._metrics = {}
-        kinds = dict.fromkeys(COUNTERS, MetricTypes.COUNTER) | dict.fromkeys(HISTOGRAMS, MetricTypes.HISTOGRAM)
-        for name, kind in kinds.items():
-            names = ["ModelName", label] if (label := COUNTERS.get(name)) else ["ModelName"]
-            unit = "count" if kind is MetricTypes.COUNTER else "s"
-            self._metrics[name] = cache.add_metric_to_cache(name, unit, names, kind)
+        for name, label in COUNTERS.items():
+            labels = ["ModelName", label] if label else ["ModelName"]
+            self._metrics[name] = cache.add_metric_to_cache(name, "count", labels, MetricTypes.COUNTER)
+        for name in HISTOGRAMS:
+            self._metrics[name] = cache.add_metric_to_cache(name, "s", ["ModelName"], MetricTypes.HISTOGRAM)
 
     def batch(
         self,

@@ -70,7 +70,7 @@ def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
     _check_layout(mar, content, sha256)
     card = _card(mar, content)
     _check_files(mar, content, card)
-    gold = {name.removeprefix("golden/"): data for name, data in content.items() if name.startswith("golden/")}
+    gold = {name: content[f"{golden.FOLDER}/{name}"] for name in (*golden.images(), golden.ANSWERS)}
     try:
         models = _load(content, card)
         _check_manifest(mar, content, card)
@@ -129,12 +129,6 @@ def _read(mar: Path) -> dict[str, bytes]:
         raise VerifyError(f"{mar} is not a model archive: {error}") from error
 
 
-def installed_code() -> dict[str, bytes]:
-    """Return the installed content of all code files that an archive carries, by their names in the archive."""
-    files = carried_code() | {HANDLER: shipped("handlers") / HANDLER}
-    return {name: path.read_bytes() for name, path in files.items()}
-
-
 def _files(*models: str) -> set[str]:
     """The names of the files that `patchscan archive` writes, those of models included."""
     gold = {f"{golden.FOLDER}/{name}" for name in (*golden.images(), golden.ANSWERS)}
@@ -159,7 +153,7 @@ def _check_layout(mar: Path, content: dict[str, bytes], sha256: str) -> None:
 
 def _check_files(mar: Path, content: dict[str, bytes], card: Card) -> None:
     """Check that all files of such a model are there, that no other model is, and that the code is ours."""
-    code = installed_code()
+    code = carried_code() | {HANDLER: shipped("handlers") / HANDLER}
     configs = {MODEL_CONFIG.format(engine=engine).encode(): engine for engine in ENGINES}
     engine = configs.get(content.get(CONFIG, b""))
     expected = _files(*model_files(card, engine or "torch"))
@@ -167,7 +161,7 @@ def _check_files(mar: Path, content: dict[str, bytes], card: Card) -> None:
         raise VerifyError(f"{mar} holds {', '.join(extra)}, which is not a file of a model like its card's")
     if missing := sorted(expected - content.keys()):
         raise VerifyError(f"{mar} lacks {', '.join(missing[:5])}: make it again with `patchscan archive`")
-    changed = [name for name, data in code.items() if content[name] != data]
+    changed = [name for name, installed in code.items() if content[name] != installed.read_bytes()]
     changed += [] if engine else [CONFIG]
     if changed:
         raise VerifyError(
@@ -178,12 +172,7 @@ def _check_files(mar: Path, content: dict[str, bytes], card: Card) -> None:
 
 def _check_manifest(mar: Path, content: dict[str, bytes], card: Card) -> None:
     check_names(card)
-    expected = {
-        "modelName": card.name,
-        "modelVersion": card.version,
-        "handler": HANDLER,
-        "configFile": CONFIG,
-    }
+    expected = {"modelName": card.name, "modelVersion": card.version, "handler": HANDLER, "configFile": CONFIG}
     try:
         model = json.loads(content[MANIFEST])["model"]
     except (ValueError, KeyError, TypeError) as error:
