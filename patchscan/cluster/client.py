@@ -20,12 +20,10 @@ import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
-from patchscan.cluster.pods import INDEX, JOB_NAME, WORDS, PodState, pod_state
+from patchscan.cluster.pods import INDEX, JOB_NAME, WORDS, Body, PodState, pod_state, true_condition
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.scanning import shards
-
-Body = dict[str, Any]
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 PART_OF = "app.kubernetes.io/part-of=patchscan"
@@ -132,7 +130,7 @@ class Cluster:
 
     def job(self, name: str) -> Job | None:
         """The Job of this name, or None."""
-        found = self._ask_or_none("GET", self._path("Job", name))
+        found = self.get("Job", name)
         return _job(found) if found else None
 
     def jobs(self, selector: str = PART_OF) -> list[Job]:
@@ -149,8 +147,8 @@ class Cluster:
 
         Raises AlreadyExistsError, ClusterError.
         """
-        if body["kind"] not in PATHS:
-            raise ClusterError(f"patchscan creates no {body['kind']}, only {', '.join(PATHS)}; use kubectl apply")
+        if body.get("kind") not in PATHS:
+            raise ClusterError(f"patchscan creates no {body.get('kind')}, only {', '.join(PATHS)}; use kubectl apply")
         return self._ask("POST", self._path(body["kind"]), body=body)
 
     def delete_job(self, name: str) -> bool:
@@ -164,17 +162,9 @@ class Cluster:
         except _NotFoundError:
             raise JobGoneError(name) from None
 
-    def cron_job(self, name: str) -> Body | None:
-        """A CronJob, or None."""
-        return self._ask_or_none("GET", self._path("CronJob", name))
-
-    def config_map(self, name: str) -> Body | None:
-        """A ConfigMap, or None."""
-        return self._ask_or_none("GET", self._path("ConfigMap", name))
-
-    def deployment(self, name: str) -> Body | None:
-        """A Deployment, or None."""
-        return self._ask_or_none("GET", self._path("Deployment", name))
+    def get(self, kind: str, name: str) -> Body | None:
+        """The object of a kind in PATHS and this name, or None."""
+        return self._ask_or_none("GET", self._path(kind, name))
 
     def patch(self, kind: str, name: str, body: Body) -> Body:
         """Merge `body` into an object; None removes a field. Returns the new object. Raises ClusterError."""
@@ -399,8 +389,8 @@ def _error_for_reply(status: int, body: bytes) -> Exception:
 
 def _job(body: Body) -> Job:
     metadata, status = body["metadata"], body.get("status", {})
-    true = {condition["type"]: condition for condition in status.get("conditions", []) if condition["status"] == "True"}
-    state: Body = next((true[name] for name in ("Complete", "Failed", "Suspended") if name in true), {})
+    conditions = (true_condition(status, kind) for kind in ("Complete", "Failed", "Suspended"))
+    state: Body = next(filter(None, conditions), {})
     return Job(
         name=metadata["name"],
         uid=metadata["uid"],

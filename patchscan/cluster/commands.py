@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -114,7 +115,7 @@ def jobs_status(
     while True:
         found = job_statuses(cluster)
         if found != shown:
-            print(json.dumps([status.as_dict() for status in found])) if as_json else _print_table(found)
+            print(json.dumps([asdict(status) for status in found])) if as_json else _print_table(found)
             sys.stdout.flush()
         if not watch:
             return

@@ -9,19 +9,16 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError
 from patchscan.cluster.elastic import Elastic
-from patchscan.cluster.pods import PodState, pod_state
+from patchscan.cluster.pods import Body, PodState, pod_state
 from patchscan.cluster.status import QUEUE_LABEL, SOURCE_ANNOTATION, why_waiting
 from patchscan.common.console import ProgressReport, say
 from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from patchscan.scanning import shards
 from patchscan.scanning.plan import Plan
 from patchscan.storage.store import Store
-
-Body = dict[str, Any]
 
 EXIT_USAGE = UserError.exit_code
 SCAN_LABEL = "patchscan/scan"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+# An object of Kubernetes as the API's own JSON.
 Body = dict[str, Any]
 
 JOB_NAME = "batch.kubernetes.io/job-name"
@@ -43,7 +44,7 @@ def pod_state(pod: Body) -> PodState:
     if phase == "failed" or (ended and phase in ("pending", "running")):
         code = ended["terminated"].get("exitCode") if ended else None
         oom = bool(ended) and ended["terminated"].get("reason") == OOM_KILLED
-        disruption = _true_condition(status, "DisruptionTarget")
+        disruption = true_condition(status, "DisruptionTarget")
         by_cluster = _words(status) or _words(disruption)
         reasons = (by_cluster, _words_of_failure(pod, ended) if ended else "")
         return PodState(name, number, "failed", "; ".join(filter(None, reasons)), code, oom, bool(disruption))
@@ -73,7 +74,7 @@ def container_statuses(pod: Body) -> list[Body]:
     return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
 
 
-def _true_condition(status: Body, kind: str) -> Body:
+def true_condition(status: Body, kind: str) -> Body:
     """The condition of this type, where it is true; else empty."""
     found = (one for one in status.get("conditions", []) if (one["type"], one["status"]) == (kind, "True"))
     return next(found, {})

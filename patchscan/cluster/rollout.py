@@ -7,15 +7,12 @@ kept in annotations of the Deployment, so that a call may be interrupted anywher
 
 import hashlib
 import re
-from typing import Any
 
 from patchscan.cluster.client import Cluster, ClusterError
-from patchscan.cluster.pods import pod_state, why_not_ready
+from patchscan.cluster.pods import Body, pod_state, true_condition, why_not_ready
 from patchscan.common.errors import UserError
 from patchscan.common.files import digest_in
 from patchscan.storage.store import Store, StoreError
-
-Body = dict[str, Any]
 
 # The first 12 digits of an archive's SHA-256, which name it.
 DIGEST = re.compile("[0-9a-f]{12}")
@@ -44,7 +41,7 @@ def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versi
 
     Raises RejectedArchiveError, NothingServesError, ClusterError, StoreError.
     """
-    found = cluster.deployment(deployment)
+    found = cluster.get("Deployment", deployment)
     if found is None:
         raise ClusterError(f"there is no Deployment {deployment} in {cluster.namespace}: first kubectl apply -k k8s/")
     if found["spec"].get("replicas", 1) == 0:
@@ -65,7 +62,7 @@ def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versi
         raise _rejection(cluster, found, current, good, _why_not_ready(found, pods))
     served = current or _fetched_archive(pods)
     if state == "complete" and served and served != good:
-        _annotate(cluster, found, {GOOD_ANNOTATION: served})
+        cluster.patch("Deployment", deployment, {"metadata": {"annotations": {GOOD_ANNOTATION: served}}})
         cluster.record(found, "RolledOut", f"archive {served} serves")
     wanted = keep_version(model, store, versions)
     if state == "failed" and wanted in (served, rejected):
@@ -80,8 +77,8 @@ def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versi
 
 def _start(cluster: Cluster, found: Body, wanted: str, served: str | None, known: str | None) -> str:
     """Roll out `wanted`, unless a scan runs that something serves: one that waits for the server would wait for ever.
-    `served` is the archive that the pods serve, where that is known, and
-    `known` the one that can be gone back to by its name."""
+    `served` is the archive that the pods serve, where that is known, and `known` the one that can be gone back to by
+    its name."""
     serving = found.get("status", {}).get("availableReplicas", 0)
     if serving and any(not job.finished for job in cluster.jobs(SCAN_SELECTOR)):
         if known != _archive(found["spec"]["template"]):
@@ -128,10 +125,8 @@ def _why_not_ready(found: Body, pods: list[Body]) -> str:
         for pod in mine:
             if pod_state(pod).phase == phase and (why := why_not_ready(pod)):
                 return why
-    for condition in found.get("status", {}).get("conditions", []):
-        if (condition["type"], condition["status"]) == ("ReplicaFailure", "True"):
-            return f"the cluster refuses to create a pod: {condition.get('message', '')}"
-    return ""
+    refused = true_condition(found.get("status", {}), "ReplicaFailure")
+    return f"the cluster refuses to create a pod: {refused.get('message', '')}" if refused else ""
 
 
 def _fetched_archive(pods: list[Body]) -> str | None:
@@ -175,7 +170,7 @@ def keep_version(model: str, store: Store, versions: Store) -> str:
     except ValueError:
         raise StoreError(f"{store.url}/{model}.mar.sha256 is damaged: publish both files again") from None
     name = digest[:12]
-    if versions.read(f"{name}/{model}.mar.sha256") is None:
+    if not _is_kept(model, name, versions):
         data = store.read(f"{model}.mar") or b""
         if hashlib.sha256(data).hexdigest() != digest:
             raise StoreError(f"{store.url}/{model}.mar does not match its .sha256 file (is it still being copied?)")
@@ -193,10 +188,6 @@ def _archive(template: Body) -> str | None:
     """The archive that a pod template, or a pod, names."""
     result: str | None = template["metadata"].get("annotations", {}).get(ARCHIVE_ANNOTATION)
     return result
-
-
-def _annotate(cluster: Cluster, found: Body, annotations: dict[str, str | None]) -> None:
-    cluster.patch("Deployment", found["metadata"]["name"], {"metadata": {"annotations": annotations}})
 
 
 def _change(cluster: Cluster, found: Body, archive: str | None, annotations: dict[str, str | None]) -> None:

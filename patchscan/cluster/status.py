@@ -2,13 +2,12 @@
 
 import re
 from collections import defaultdict
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 
 from patchscan.cluster.client import Cluster, ClusterError, Job
-from patchscan.cluster.pods import JOB_NAME, PodState, pod_state
-
-Body = dict[str, Any]
+from patchscan.cluster.pods import JOB_NAME, Body, PodState, pod_state
 
 # What a Job's label app.kubernetes.io/component means to a user.
 KINDS = {"train": "training", "scan": "scan", "scan-worker": "workers", "roll-out": "roll-out"}
@@ -43,31 +42,25 @@ class JobStatus:
     created: str
     reason: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
 
 def job_statuses(cluster: Cluster) -> list[JobStatus]:
     """Every Job of patchscan in the namespace, oldest first. Raises ClusterError, OutageError."""
     pods: dict[str, list[PodState]] = defaultdict(list)
     for pod in cluster.labelled_pods():
         pods[pod["metadata"].get("labels", {}).get(JOB_NAME, "")].append(pod_state(pod))
-    maps: dict[str, Body] = {}
-    return [_status(cluster, job, pods[job.name], maps) for job in cluster.jobs()]
+    config_map = cache(partial(_config_map, cluster))
+    return [_status(cluster, job, pods[job.name], config_map) for job in cluster.jobs()]
 
 
-def _status(cluster: Cluster, job: Job, pods: list[PodState], maps: dict[str, Body]) -> JobStatus:
+def _status(cluster: Cluster, job: Job, pods: list[PodState], config_map: Callable[[str], Body]) -> JobStatus:
     kind = KINDS.get(job.labels.get("app.kubernetes.io/component", ""), "other")
     running, pending = (sum(pod.phase == phase for pod in pods) for phase in ("running", "pending"))
-    state = "running" if running else "pending"
-    if job.condition:
-        state = job.condition.lower()
+    state = job.condition.lower() if job.condition else "running" if running else "pending"
     return JobStatus(
         job=job.name,
         kind=kind,
         state=state,
-        source=_source(cluster, job, kind, maps),
+        source=_source(job, kind, config_map),
         done=job.succeeded,
         total=job.completions,
         given_up=len(job.failed),
@@ -116,7 +109,7 @@ def why_waiting(cluster: Cluster, job: Job, pods: list[PodState]) -> str:
     return cluster.warning("Job", job.name) or ("" if job.succeeded else "its first pod is not created yet")
 
 
-def _source(cluster: Cluster, job: Job, kind: str, maps: dict[str, Body]) -> str:
+def _source(job: Job, kind: str, config_map: Callable[[str], Body]) -> str:
     """What a Job works on: a variable of its container or of its ConfigMap; empty where that cannot be told."""
     if annotated := job.annotations.get(SOURCE_ANNOTATION):
         return annotated
@@ -126,19 +119,16 @@ def _source(cluster: Cluster, job: Job, kind: str, maps: dict[str, Body]) -> str
             if variable["name"] == name:
                 return str(variable.get("value", ""))
         for origin in container.get("envFrom", []):
-            found = _config_map(cluster, origin.get("configMapRef", {}).get("name"), maps).get(name)
-            if found:
+            if "configMapRef" in origin and (found := config_map(origin["configMapRef"]["name"]).get(name)):
                 return str(found)
     return ""
 
 
-def _config_map(cluster: Cluster, name: str | None, maps: dict[str, Body]) -> Body:
-    """The data of a ConfigMap, read once; empty where it is gone or this account may not read it."""
-    if name is None:
+def _config_map(cluster: Cluster, name: str) -> Body:
+    """The data of a ConfigMap; empty where it is gone or this account may not read it."""
+    try:
+        found = cluster.get("ConfigMap", name) or {}
+    except ClusterError:
         return {}
-    if name not in maps:
-        try:
-            maps[name] = (cluster.config_map(name) or {}).get("data", {})
-        except ClusterError:
-            maps[name] = {}
-    return maps[name]
+    data: Body = found.get("data", {})
+    return data

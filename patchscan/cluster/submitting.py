@@ -8,16 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError
-from patchscan.cluster.pods import container_statuses, pod_state
+from patchscan.cluster.pods import Body, container_statuses, pod_state
 from patchscan.cluster.status import why_waiting
 from patchscan.common.retries import OutageError
-
-Body = dict[str, Any]
 
 POLL_S = 2.0
 # Settings of the S3 client, which reads them from the environment by itself.
@@ -51,30 +48,34 @@ def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dic
     Objects beside the Job may exist already; a Job of the same name may not. Raises ClusterError.
     """
     try:
-        documents = [document for document in yaml.safe_load_all(Path(path).read_text()) if document]
-    except (OSError, yaml.YAMLError) as error:
+        documents = [document for document in yaml.safe_load_all(Path(path).read_text()) if isinstance(document, dict)]
+    except Exception as error:  # PyYAML raises more than YAMLError for wrong dates, numbers and tags
         raise ClusterError(f"{path} cannot be read: {error}") from error
     found = [document for document in documents if document.get("kind") == "Job"]
     if len(found) != 1:
         raise ClusterError(f"{path} contains {len(found)} Jobs; give a file with one, such as k8s/train-ssp.yaml")
-    job = found[0]
-    job["metadata"]["name"] = name or job["metadata"]["name"]
-    _change_settings(cluster, job["spec"]["template"]["spec"], settings)
+    (job,) = found
+    try:
+        pod = job["spec"]["template"]["spec"]
+        name = job["metadata"]["name"] = name or job["metadata"]["name"]
+    except (KeyError, TypeError) as error:
+        raise ClusterError(f"the Job in {path} lacks metadata.name or spec.template.spec") from error
+    _change_settings(cluster, pod, settings)
     for document in documents:
         if document is not job:
-            _create_unless_exists(cluster, document)
+            with contextlib.suppress(AlreadyExistsError):
+                cluster.create(document)
     try:
         return cluster.create_job(job).name
     except AlreadyExistsError as error:
-        message = (
-            f"there is a Job {job['metadata']['name']} already: give --name, or end it with `patchscan jobs cancel`"
-        )
-        raise ClusterError(message) from error
+        raise ClusterError(
+            f"there is a Job {name} already: give --name, or end it with `patchscan jobs cancel`"
+        ) from error
 
 
 def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, str]) -> str:
     """Create a Job as the CronJob would, with changed settings; returns its name. Raises ClusterError."""
-    found = cluster.cron_job(cron_job)
+    found = cluster.get("CronJob", cron_job)
     if found is None:
         raise ClusterError(f"there is no CronJob {cron_job} in {cluster.namespace}: first kubectl apply -k k8s/")
     template = found["spec"]["jobTemplate"]
@@ -100,16 +101,11 @@ def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, st
         raise ClusterError("another scan was submitted in the same second; run the command again") from error
 
 
-def _create_unless_exists(cluster: Cluster, document: Body) -> None:
-    with contextlib.suppress(AlreadyExistsError):
-        cluster.create(document)
-
-
 def _change_settings(cluster: Cluster, pod: Body, settings: dict[str, str]) -> None:
     """Set these environment variables in every container. Raises ClusterError for a name that no container reads."""
     if not settings:
         return
-    containers = [*pod.get("initContainers", []), *pod["containers"]]
+    containers = [*pod.get("initContainers", []), *pod.get("containers", [])]
     given = _in_config_maps(cluster, containers)
     known = _known_settings(containers) | {name for name in given if name.startswith("AWS_")}
     for name in sorted(settings.keys() - known):
@@ -138,7 +134,7 @@ def _in_config_maps(cluster: Cluster, containers: Sequence[Body]) -> set[str]:
     """The variables that these containers are given from ConfigMaps."""
     sources = [source for container in containers for source in container.get("envFrom", [])]
     names = [source["configMapRef"]["name"] for source in sources if "configMapRef" in source]
-    return {key for name in names if (found := cluster.config_map(name)) for key in found.get("data", {})}
+    return {key for name in names if (found := cluster.get("ConfigMap", name)) for key in found.get("data", {})}
 
 
 def log_lines(
@@ -155,7 +151,7 @@ def log_lines(
     name, spec = pod["metadata"]["name"], pod["spec"]
     containers = [c["name"] for c in [*spec.get("initContainers", []), *spec["containers"]]]
     for container in containers:
-        if why := _why_no_log(cluster, job, index, name, container, follow, tell):
+        if why := _why_no_log(cluster, name, container, follow, tell):
             if container == containers[0]:
                 raise ClusterError(why)
             tell(why)
@@ -165,7 +161,7 @@ def log_lines(
             yield from cluster.log(name, container, follow)
         except (ClusterError, OutageError) as error:
             # The log of an evicted pod, or of one whose node is lost, is gone; its status says why it ended.
-            found = _pod(cluster, job, index, name)
+            found = cluster.get("Pod", name)
             reason = pod_state(found).reason if found else ""
             raise type(error)(f"{error}; {name}: {reason}" if reason else str(error)) from error
 
@@ -189,30 +185,26 @@ def _newest_pod(cluster: Cluster, job: str, index: int | None, follow: bool, tel
 
 def _why_no_pod(cluster: Cluster, job: str, index: int | None) -> str:
     """Why there is no pod yet. Raises ClusterError where none will come."""
+    of = "" if index is None else f" of index {index}"
     found = cluster.job(job)
     if found is None:
         raise ClusterError(f"there is no Job {job}; `patchscan jobs status` lists all Jobs")
     if index is not None and index >= found.completions:
         raise ClusterError(f"Job {job} has no pod of index {index}: its indexes are 0 to {found.completions - 1}")
     if found.finished:
-        how, of = (
-            ": ".join(filter(None, (found.condition, found.message))),
-            "" if index is None else f" of index {index}",
-        )
+        how = ": ".join(filter(None, (found.condition, found.message)))
         raise ClusterError(f"Job {job} has ended ({how}), and has no pod{of} any more")
     why = why_waiting(cluster, found, [pod_state(pod) for pod in cluster.pods(job)])
     now = f"{found.active} pods of at most {found.parallelism} at once, {found.succeeded} of {found.completions} done"
     return f"{now}; {why}" if why else now
 
 
-def _why_no_log(
-    cluster: Cluster, job: str, index: int | None, pod: str, container: str, follow: bool, tell: Callable[[str], None]
-) -> str:
+def _why_no_log(cluster: Cluster, pod: str, container: str, follow: bool, tell: Callable[[str], None]) -> str:
     """Why the container has no log; empty where it has started. With `follow`, wait until it has, or until the pod has
     ended without it."""
     told = ""
     while True:
-        current = _pod(cluster, job, index, pod)
+        current = cluster.get("Pod", pod)
         if current is None:
             return f"{pod} is gone"
         states = {status["name"]: status["state"] for status in container_statuses(current)}
@@ -229,8 +221,3 @@ def _why_no_log(
             tell(f"waiting for {pod}, container {container}: {why}")
             told = why
         time.sleep(POLL_S)
-
-
-def _pod(cluster: Cluster, job: str, index: int | None, name: str) -> Body | None:
-    """The Job's pod of this name as it is now, or None."""
-    return next((pod for pod in cluster.pods(job, index) if pod["metadata"]["name"] == name), None)

@@ -405,6 +405,30 @@ def test_submit_train_creates_what_the_manifest_says_with_other_settings(bench: 
     assert bench.api.get("jobs", "third") is None
 
 
+JOB = "kind: Job\nmetadata: {name: x}\nspec: {template: {spec: {containers: []}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"# Read me\n", "contains 0 Jobs"),
+        (b"a sentence\n---\n- a list\n", "contains 0 Jobs"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"a: 2026-99-99", "cannot be read"),
+        (b"kind: Job", "lacks metadata.name or spec.template.spec"),
+        (b"kind: Job\nmetadata: x\nspec: []", "lacks metadata.name or spec.template.spec"),
+        (JOB.replace("containers: []", "").encode(), "there is no such setting"),
+        (f"{JOB}---\nmetadata: {{}}\n".encode(), "patchscan creates no None"),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_told_in_one_line(bench: Bench, tmp_path: Path, text: bytes, why: str) -> None:
+    (tmp_path / "file.yaml").write_bytes(text)
+    settings = {"EPOCHS": "3"} if "setting" in why else {}
+    with pytest.raises(ClusterError, match=why):
+        submit_manifest(bench.cluster(), str(tmp_path / "file.yaml"), None, settings)
+    assert bench.api.all("jobs") == []
+
+
 def test_submit_scan_is_the_nightly_scan_with_another_source(bench: Bench) -> None:
     with pytest.raises(ClusterError, match="no CronJob patchscan-scan"):
         submit_from_cron_job(bench.cluster(), "patchscan-scan", {})
