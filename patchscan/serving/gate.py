@@ -222,9 +222,17 @@ class Gate:
 
     async def _predict(self, request: web.Request) -> web.Response:
         key, content_type = self._check(request), request.headers.get("Content-Type", "")
+        kind = content_type.partition(";")[0].strip().lower()
         with self._body_counted(request):
-            kind, body = await self._parsed(request, partial(_plain_body, content_type))
-            reply = await self._forward(request.rel_url.raw_path, key, kind, body)
+            if kind == FORM:
+                body = await self._parsed(request, partial(file_of_form, content_type))
+            elif kind == JSON:
+                body = await self._parsed(request, _checked_json)
+            else:
+                body = await _body(request)
+            # The handler recognises a file by its bytes. From other types TorchServe would make texts and forms of its
+            # own, and fail with all requests of the batch where it cannot.
+            reply = await self._forward(request.rel_url.raw_path, key, JSON if kind == JSON else OCTETS, body)
             return web.Response(body=reply.body, status=reply.status, content_type=reply.kind, headers=reply.headers)
 
     @contextmanager
@@ -423,16 +431,7 @@ async def _body(request: web.Request) -> bytes:
         raise refusal(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes") from None
 
 
-def _plain_body(content_type: str, body: bytes) -> tuple[str, bytes]:
-    """Return the type and body that TorchServe gets: JSON that is well-formed, or the bytes of one file.
-
-    The handler recognises a file by its bytes. From other types TorchServe would make texts and forms of its own, and
-    fail with all requests of the batch where it cannot. Raises RequestError.
-    """
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == FORM:
-        return OCTETS, file_of_form(content_type, body)
-    if kind == JSON:
-        read_json(body)
-        return JSON, body
-    return OCTETS, body
+def _checked_json(body: bytes) -> bytes:
+    """The body, which is JSON. Raises RequestError."""
+    read_json(body)
+    return body

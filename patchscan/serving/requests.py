@@ -105,10 +105,12 @@ def _body(row: dict[str, Any]) -> Any:
     """The body of a request, or of a form the one file: the gate unpacks forms, a TorchServe of its own does not, and
     does not tell files from texts."""
     fields = [value for name, value in row.items() if name != "headers"]
-    files = [value for value in fields if isinstance(value, bytes | bytearray) and _kind(bytes(value))]
-    if len(files) > 1:
-        raise RequestError(f"the form holds {len(files)} files: send many images as a tar or zip")
-    return next(iter(files or fields), b"")
+    if len(fields) > 1:
+        files = [value for value in fields if isinstance(value, bytes | bytearray) and _kind(bytes(value))]
+        if len(files) > 1:
+            raise RequestError(f"the form holds {len(files)} files: send many images as a tar or zip")
+        fields = files or fields
+    return fields[0] if fields else b""
 
 
 def _kind(data: bytes) -> str | None:
