@@ -58,7 +58,7 @@ def run_demo() -> None:
         patchscan("evaluate", "--run", str(run), "--data", str(data), "--out", str(BUILD / "evaluation"))
         patchscan("archive", str(run), "--model-store", str(MODEL_STORE))
         step("Start TorchServe on the archive and wait until its workers are ready")
-        with TorchServe(MODEL_STORE, [f"{NAME}.mar"], folder=BUILD / "torchserve") as server:
+        with TorchServe(MODEL_STORE, [NAME], folder=BUILD / "torchserve") as server:
             step("Scan the bucket")
             url, keys = server.addresses.inference_url, str(server.key_file)
             scan = ["scan", f"s3://{BUCKET}", "--out", str(BUILD / "scan"), "--server", url, "--model", NAME]

@@ -65,9 +65,9 @@ class JobGoneError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """A Job as last read from the cluster. `failed` are the indexes that failed for good, `failed_pods` how many pods
-    failed; `condition` is Complete, Failed, Suspended or None; `created_at` is ISO 8601, UTC; `template` is its pod
-    template as the API's JSON."""
+    """A Job as last read from the cluster. `failed_indexes` have failed for good, `failed_pods` counts pods;
+    `condition` is Complete, Failed, Suspended or None; `created_at` is ISO 8601, UTC; `template` is its pod template as
+    the API's JSON."""
 
     name: str
     uid: str
@@ -77,7 +77,7 @@ class Job:
     completions: int
     active: int
     succeeded: int
-    failed: list[int]
+    failed_indexes: list[int]
     condition: str | None
     message: str
     created_at: str
@@ -400,7 +400,7 @@ def _job(body: Body) -> Job:
         completions=body["spec"].get("completions", 1),
         active=status.get("active", 0),
         succeeded=status.get("succeeded", 0),
-        failed=shards.parse_ranges(status.get("failedIndexes", "")),
+        failed_indexes=shards.parse_ranges(status.get("failedIndexes", "")),
         condition=state.get("type"),
         message=state.get("message") or state.get("reason") or "",
         created_at=metadata["creationTimestamp"],

@@ -97,7 +97,8 @@ def work_shards(
                 news.tell(job)
                 if elastic and (text := elastic.adjust(job)):
                     _print(text)
-                progress.advance(job.succeeded - progress.done, f"{job.active} pods, {len(job.failed)} shards failed")
+                notes = f"{job.active} pods, {len(job.failed_indexes)} shards failed"
+                progress.advance(job.succeeded - progress.done, notes)
         except JobGoneError as error:
             raise ShardsFailedError(f"Job {job.name} was deleted") from error
     if missing := unfinished_shards(results, plan):
@@ -169,7 +170,7 @@ def _create(
     cluster: Cluster, plan: Plan, results: Store, missing: list[int], workers: WorkerSettings, coordinator: Job
 ) -> Job:
     """Create a Job for the missing shards; where another coordinator was faster, return its running Job."""
-    number = 1 + max((_number(job) for job in cluster.jobs(_selector(plan))), default=0)
+    number = 1 + max((int(job.name.rpartition("-")[2]) for job in cluster.jobs(_selector(plan))), default=0)
     while True:
         try:
             return cluster.create_job(worker_job(plan, plan.address(results), missing, number, workers, coordinator))
@@ -178,10 +179,6 @@ def _create(
             if running:
                 return running
             number += 1
-
-
-def _number(job: Job) -> int:
-    return int(job.name.rpartition("-")[2])
 
 
 def _selector(plan: Plan) -> str:
@@ -266,7 +263,7 @@ def _job_error(job: Job, missing: list[int], failed_pods: list[PodState]) -> Exc
         f"{'; '.join(reasons[:5]) or 'no pod has failed'}; "
     )
     # A pod that the cluster ended says nothing of its shard, and the Job has not counted it as a try.
-    counted = ([pod for pod in tries.get(index, []) if not pod.disrupted] for index in job.failed)
+    counted = ([pod for pod in tries.get(index, []) if not pod.disrupted] for index in job.failed_indexes)
     given_up = [pods for pods in counted if pods]
     if given_up and all(_is_hopeless(pod) for pods in given_up for pod in pods):
         remedy = ": raise WORKER_MEMORY" if given_up[0][-1].oom_killed else ", trying again cannot help"

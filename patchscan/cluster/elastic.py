@@ -32,7 +32,7 @@ class Elastic:
 
         Raises JobGoneError, ClusterError, OutageError.
         """
-        left = job.completions - job.succeeded - len(job.failed)
+        left = job.completions - job.succeeded - len(job.failed_indexes)
         if job.finished or time.monotonic() - self._last < ADJUST_S:
             return ""
         self._last = time.monotonic()

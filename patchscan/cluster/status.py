@@ -63,7 +63,7 @@ def _status(cluster: Cluster, job: Job, pods: list[PodState], config_map: Callab
         source=_source(job, kind, config_map),
         done=job.succeeded,
         total=job.completions,
-        given_up=len(job.failed),
+        given_up=len(job.failed_indexes),
         pods_running=running,
         pods_pending=pending,
         pods_failed=max(job.failed_pods, sum(pod.phase == "failed" for pod in pods)),

@@ -45,7 +45,7 @@ def serve(
         raise UserError(f"{model_store} contains no archive: make one with `patchscan archive`")
     server = TorchServe(
         model_store,
-        [f"{name}.mar" for name in names],
+        names,
         Addresses(management_host=management.host, management=management.port),
         workers=workers or available_cpus(),
         folder=scratch,
@@ -101,7 +101,7 @@ async def _run(server: TorchServe, gate: Gate, inference: Listen, metrics: Liste
 def _print_ready(server: TorchServe, inference: str, metrics: str) -> None:
     """Print one JSON line on standard output, for people and scripts."""
     line = {
-        "ready": [Path(model).stem for model in server.models],
+        "ready": server.models,
         "inference": inference,
         "management": server.addresses.management_url,
         "metrics": f"{metrics}/metrics",

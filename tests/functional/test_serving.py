@@ -353,7 +353,7 @@ def test_only_the_scratch_folder_is_written_to(served: Served) -> None:
 
 def test_a_second_server_keeps_out_of_the_scratch_folder(served: Served) -> None:
     with pytest.raises(UserError, match="is in use by another server"):
-        TorchServe(served.store, ["tiny.mar"], folder=served.scratch).start()
+        TorchServe(served.store, ["tiny"], folder=served.scratch).start()
 
 
 def test_every_curl_of_the_documentation_works(served: Served, tmp_path: Path) -> None:
