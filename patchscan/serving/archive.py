@@ -41,6 +41,7 @@ handler:
 NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
 NAME_RULE = "1 to 64 letters, digits, _ - and ., not starting with - or ."
 HANDLER = "image_detector.py"
+CONFIG = "model-config.yaml"
 MANIFEST = "MAR-INF/MANIFEST.json"
 # The parts of the package that the handler imports, which the archive carries.
 CARRIED = (
@@ -144,7 +145,7 @@ def carried_code() -> dict[str, Path]:
 
 
 def _run_archiver(card: Card, engine: str, stage: Path, folder: Path) -> None:
-    config = folder / "model-config.yaml"
+    config = folder / CONFIG
     config.write_text(MODEL_CONFIG.format(engine=engine))
     scratch = folder / "tmp"  # the archiver deletes $TMPDIR/<name> before it starts
     scratch.mkdir()

@@ -21,6 +21,7 @@ from patchscan.detector.card import CARD_FILE, IMPORTED, WEIGHTS_FILE, Card
 from patchscan.detector.graph_detector import GRAPH_FILE
 from patchscan.serving import golden
 from patchscan.serving.archive import (
+    CONFIG,
     HANDLER,
     MANIFEST,
     MODEL_CONFIG,
@@ -31,8 +32,6 @@ from patchscan.serving.archive import (
     model_files,
     write_zip,
 )
-
-CONFIG = "model-config.yaml"
 
 
 class VerifyError(UserError):

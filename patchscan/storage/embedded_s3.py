@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from patchscan.common.console import say
@@ -41,9 +40,7 @@ class EmbeddedS3:
         self._s3: S3Client = self._client("s3", self._access_key, self._secret_key)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
 
