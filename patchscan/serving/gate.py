@@ -311,6 +311,8 @@ class Gate:
             raise refusal(reply.status, own["code"], own["message"])
         if reply.status == 404:
             raise refusal(404, "not_found", f"there is no model at {path}")
+        if reply.status == 413:  # a tar is larger than its images
+            raise refusal(413, "too_large", "the images are too large together; send fewer at once")
         code, why = ("busy", "the server is busy") if reply.status == 503 else ("unavailable", "the model failed")
         raise refusal(reply.status, code, f"{why}; try again")
 

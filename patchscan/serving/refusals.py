@@ -11,6 +11,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 PROTOCOLS = ("/v2", "/v1")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BaseHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 def refusal(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.HTTPException:
@@ -85,9 +86,7 @@ class _Connection(web.RequestHandler):
         return reply
 
 
-def _expectations_in_json(
-    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+def _expectations_in_json(handler: BaseHandler) -> BaseHandler:
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await handler(request)

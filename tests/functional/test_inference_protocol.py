@@ -247,6 +247,7 @@ TWO = {"answers": [ANSWER | {"name": "0"}, {"name": "1", "error": {"code": "trun
         ((404, {"code": 404, "type": "ModelNotFoundException"}), 1, (404, {"code": "not_found"})),
         ((503, CRASH), 1, (503, {"error": "the server is busy; try again", "code": "busy"})),
         ((500, CRASH), 1, (500, {"error": "the model failed; try again", "code": "unavailable"})),
+        ((413, ""), 2, (413, {"error": "the images are too large together; send fewer at once", "code": "too_large"})),
     ],
 )
 def test_what_the_model_cannot_answer_is_the_protocols_error(
