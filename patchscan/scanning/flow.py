@@ -35,11 +35,10 @@ def map_in_threads(
         while not stop.is_set() and not halt.is_set():
             try:
                 results.put(function(todo.get_nowait()))
-            except queue.Empty:
+            except (queue.Empty, StoppedError):
                 return
             except Exception as error:  # noqa: BLE001  raised again where the results are consumed
-                if not isinstance(error, StoppedError):
-                    halt.set()
+                halt.set()
                 results.put(error)
 
     # Daemon threads: one that hangs in a request must not keep a stopped scan from ending.
@@ -58,11 +57,10 @@ def map_in_threads(
                 if give_up:
                     raise StoppedError from None
                 continue
-            if isinstance(result, Exception) and not isinstance(result, StoppedError):
+            if isinstance(result, Exception):
                 raise result
-            if not isinstance(result, Exception):
-                remaining -= 1
-                yield result
+            remaining -= 1
+            yield result
     finally:
         halt.set()
 
@@ -98,7 +96,7 @@ class Window:
     # The requests of one overload fail together: within this time they halve the window only once.
     SETTLE_S = 1.0
 
-    def __init__(self, start: int = 8, largest: int = 64):
+    def __init__(self, start: int, largest: int):
         self.size = float(max(1, min(start, largest)))
         self.largest = largest
         self._in_flight = 0

@@ -73,14 +73,6 @@ class WorkSettings:
     limits: Limits = field(default_factory=Limits)
 
 
-@dataclass(frozen=True)
-class FinishedObject:
-    """An object's row, and the number of bytes fetched for it."""
-
-    row: Row
-    fetched_bytes: int
-
-
 class Worker:
     """Works on shards of one plan, one after the other. Raises ScorerError where the scorer has another model than the
     plan."""
@@ -124,10 +116,8 @@ class Worker:
         finished rows are saved as progress before.
         """
         folder = f"scans/{self.plan.scan}"
-        part, progress = (
-            f"{folder}/rows/part-{shards.name(index)}.parquet",
-            f"{folder}/progress/{shards.name(index)}.parquet",
-        )
+        part = f"{folder}/rows/part-{shards.name(index)}.parquet"
+        progress = f"{folder}/progress/{shards.name(index)}.parquet"
         finished = self.out.read(part)
         if finished is not None:
             self._notify_resumed(rows.from_parquet(finished).num_rows)
@@ -139,12 +129,12 @@ class Worker:
         self._notify_resumed(len(shard.done))
         todo = [info for info in objects if identity(info.key, info.version_id) not in shard.done]
         try:
-            for done in map_in_threads(
-                self._process_safely, todo, self.settings.threads, self.stop, self.settings.drain_s
+            for row, fetched_bytes in map_in_threads(
+                self._process, todo, self.settings.threads, self.stop, self.settings.drain_s
             ):
-                shard.add(done.row)
+                shard.add(row)
                 for observer in self.observers:
-                    observer.row(done.row, done.fetched_bytes)
+                    observer.row(row, fetched_bytes)
                 if shard.seconds_since_saved() > self.settings.save_every_s:
                     self.out.write(progress, shard.parquet())
         except (StoppedError, UserError):
@@ -168,34 +158,35 @@ class Worker:
             raise PlanError(f"there is no shard {index}: the plan has {self.plan.shards} shards, from 0")
         return [ObjectInfo(**row) for row in rows.from_parquet(data).to_pylist()]
 
-    def _process(self, info: ObjectInfo) -> FinishedObject:
-        """Fetch and score one object. What is wrong with the object becomes its row."""
-        limit = self.settings.limits.max_bytes
-        if info.size is not None and info.size > limit:
-            message = f"{info.size:,} bytes; the limit is {limit:,}"
-            return FinishedObject(rows.rejected(info, ErrorCode.TOO_LARGE, message, 0) | self._model, 0)
-        with self._budget.hold(limit if info.size is None else info.size):
-            try:
-                fetched, tries = self._fetcher.fetch(info, limit)
-            except NotAFileError as error:
-                return FinishedObject(rows.rejected(info, ErrorCode.NOT_AN_IMAGE, error.message, 1) | self._model, 0)
-            except ObjectError as error:
-                return FinishedObject(rows.failed(info, error.code, error.message, 1) | self._model, 0)
-            except TransientError as error:
-                return FinishedObject(self._unavailable(info, error), 0)
-            return FinishedObject(self._score(self._as_fetched(info, fetched), fetched, tries), len(fetched.data))
-
-    def _process_safely(self, info: ObjectInfo) -> FinishedObject:
-        """`_process`, where even a bug of patchscan becomes the row of this object instead of ending its shard."""
+    def _process(self, info: ObjectInfo) -> tuple[Row, int]:
+        """Fetch and score one object: its row, and the number of bytes fetched for it. What is wrong with the object,
+        and even a bug of patchscan, becomes its row instead of ending its shard."""
         try:
-            return self._process(info)
+            row, fetched_bytes = self._fetch_and_score(info)
         except (StoppedError, UserError):
             raise
         except Exception as error:  # noqa: BLE001  it is logged with its traceback
             trace = "\n".join(map(printable, traceback.format_exc().split("\n")))
             log.error("a bug of patchscan at %s\n%s", printable(info.key), trace)
-            row = rows.failed(info, FailureCode.INTERNAL_ERROR, f"{type(error).__name__}, see the log", 1)
-            return FinishedObject(row | self._model, 0)
+            message = f"{type(error).__name__}, see the log"
+            row, fetched_bytes = rows.failed(info, FailureCode.INTERNAL_ERROR, message, 1), 0
+        return self._model | row, fetched_bytes
+
+    def _fetch_and_score(self, info: ObjectInfo) -> tuple[Row, int]:
+        limit = self.settings.limits.max_bytes
+        if info.size is not None and info.size > limit:
+            message = f"{info.size:,} bytes; the limit is {limit:,}"
+            return rows.rejected(info, ErrorCode.TOO_LARGE, message, 0), 0
+        with self._budget.hold(limit if info.size is None else info.size):
+            try:
+                fetched, tries = self._fetcher.fetch(info, limit)
+            except NotAFileError as error:
+                return rows.rejected(info, ErrorCode.NOT_AN_IMAGE, error.message, 1), 0
+            except ObjectError as error:
+                return rows.failed(info, error.code, error.message, 1), 0
+            except TransientError as error:
+                return _unavailable(info, error), 0
+            return self._score(self._as_fetched(info, fetched), fetched, tries), len(fetched.data)
 
     def _score(self, info: ObjectInfo, fetched: FetchedObject, tries: int) -> Row:
         try:
@@ -204,15 +195,15 @@ class Worker:
                 claims = provenance(data, result.image["format"], self.plan.c2pa_trust)
                 return rows.scored(info, result, self.scorer.engine, claims, tries + more - 1, self._c2pa_trust)
         except ImageError as error:
-            return rows.rejected(info, error.code, error.message, tries) | self._model
+            return rows.rejected(info, error.code, error.message, tries)
         except NotFiniteError as error:
-            return rows.failed(info, FailureCode.NOT_FINITE, str(error), 1) | self._model
+            return rows.failed(info, FailureCode.NOT_FINITE, str(error), 1)
         except RefusedRequestError as error:
-            return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), 1) | self._model
+            return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), 1)
         except TransientError as error:
             failing = (info.key, info.version_id)
             self._scorer_watch.raise_in_outage(failing, error, self._score_blank, self._probing)
-            return self._unavailable(info, error)
+            return _unavailable(info, error)
 
     def _prepared_request(self, data: bytes) -> Callable[[], Answer]:
         """Return a function that asks the scorer about an image; it may be called again after a TransientError. What
@@ -231,9 +222,6 @@ class Worker:
             answer = question()
         self._scorer_watch.success()
         return answer
-
-    def _unavailable(self, info: ObjectInfo, error: TransientError) -> Row:
-        return rows.failed(info, FailureCode.UNAVAILABLE, str(error), error.attempts) | self._model
 
     def _score_blank(self) -> None:
         """Have the scorer answer for an image of one grey. Raises TransientError where it does not."""
@@ -307,6 +295,10 @@ class Shard:
             for name in self._spent.keys() | now.keys()
         }
         return rows.to_parquet(list(self.done.values()), metadata={STATS_KEY: json.dumps(spent).encode()})
+
+
+def _unavailable(info: ObjectInfo, error: TransientError) -> Row:
+    return rows.failed(info, FailureCode.UNAVAILABLE, str(error), error.attempts)
 
 
 @cache
