@@ -6,14 +6,12 @@ A line, or a message, is a key as it is, or JSON: an event notification of S3 it
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 from urllib.parse import unquote_plus
 
 from patchscan.common.console import say
 from patchscan.scanning.plan import ScanSource
 from patchscan.storage.queue import Message, Queue
-from patchscan.storage.store import is_bucket, split_url
 
 STANDARD_INPUT = "-"
 
@@ -22,27 +20,19 @@ class EventError(ValueError):
     """A line or message that names no object; the message says why."""
 
 
-@dataclass
-class NamedObjects:
-    """What events name: the `keys` of the source, each once. `outside` counts names that do not begin with its prefix,
-    `unreadable` the lines and messages that could not be read; `messages` are the received ones that may be deleted
-    when their objects are scanned."""
-
-    keys: dict[str, None] = field(default_factory=dict)
-    outside: int = 0
-    unreadable: int = 0
-    messages: list[Message] = field(default_factory=list)
-
-
 class EventReader:
-    """Collects the objects of one source that events name; tells on standard error what cannot be read."""
+    """Collects the objects of one source that events name; tells on standard error what cannot be read.
+
+    `keys` are those of the source, each once. `outside` counts names that do not begin with its prefix, `unreadable`
+    the lines and messages that could not be read; `messages` are the received ones that may be deleted when their
+    objects are scanned.
+    """
 
     def __init__(self, source: ScanSource):
-        self.named = NamedObjects()
-        self._bucket: str | None = None
-        self._prefix = ""
-        if is_bucket(source.url):
-            self._bucket, self._prefix = split_url(source.url)
+        self.keys: dict[str, None] = {}
+        self.outside = self.unreadable = 0
+        self.messages: list[Message] = []
+        self._bucket, self._prefix = source.bucket, source.prefix
 
     def read_lines(self, lines: BinaryIO) -> None:
         """Read UTF-8 lines, each a key or an event."""
@@ -53,7 +43,7 @@ class EventReader:
         """Receive at most `most` messages. Those that cannot be read stay in the queue."""
         for message in queue.receive(most):
             if self._read(message.body, f"message {message.id}, which stays in the queue"):
-                self.named.messages.append(message)
+                self.messages.append(message)
 
     def _read(self, text: str | bytes, where: str) -> bool:
         """Note what a line or message names. Returns whether it can be read."""
@@ -63,12 +53,12 @@ class EventReader:
         except ValueError as error:  # an EventError, or bytes that are not UTF-8
             why = str(error) if isinstance(error, EventError) else "it is not UTF-8"
             say(f"patchscan: {where}: {why}", error=True)
-            self.named.unreadable += 1
+            self.unreadable += 1
             return False
         # A queue may hold the events of the whole bucket: those of other prefixes are not ours to score.
         inside = [key for key in keys if key.startswith(self._prefix)]
-        self.named.keys.update(dict.fromkeys(inside))
-        self.named.outside += len(keys) - len(inside)
+        self.keys.update(dict.fromkeys(inside))
+        self.outside += len(keys) - len(inside)
         return True
 
     def _key(self, bucket: str | None, key: str) -> str:

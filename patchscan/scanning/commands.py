@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +16,6 @@ from patchscan.scanning.steps import (
     estimate_scan,
     exit_with,
     make_plan,
-    make_plan_named,
     scan_named,
     stop_at,
     work_shards,
@@ -138,14 +136,9 @@ def scan(
         return complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
 
     if events_from is None:
-        code = work(make_plan(request, results))
+        exit_with(work(make_plan(request, results)))
     else:
-
-        def plan_for(keys: Iterable[str]) -> tuple["Plan | None", bool]:
-            return make_plan_named(request, results, keys)
-
-        code = scan_named(events_from, max_messages, request.source, plan_for, work)
-    exit_with(code)
+        exit_with(scan_named(events_from, max_messages, request, results, work))
 
 
 def scan_plan(

@@ -20,7 +20,7 @@ from typing import Any
 from patchscan.common.errors import UserError
 from patchscan.scanning.listing import Filters
 from patchscan.storage import open_store
-from patchscan.storage.store import Store
+from patchscan.storage.store import Store, is_bucket, split_url
 
 PLAN_FILE = "plan.json"
 SUCCESS_FILE = "_SUCCESS"
@@ -39,6 +39,16 @@ class ScanSource:
     endpoint_url: str | None = None
     requester_pays: bool = False
     manifest: str | None = None
+
+    @property
+    def bucket(self) -> str | None:
+        """The bucket; None of a folder."""
+        return split_url(self.url)[0] if is_bucket(self.url) else None
+
+    @property
+    def prefix(self) -> str:
+        """What all keys begin with: nothing in a folder."""
+        return split_url(self.url)[1] if is_bucket(self.url) else ""
 
     def identity(self, key: str, version_id: str | None) -> tuple[str, str | None]:
         """What tells a listed object from the others: of a manifest, which may list several versions of a key, the

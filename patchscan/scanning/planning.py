@@ -28,7 +28,7 @@ from patchscan.scanning.listing import Filters, ListingJoin
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, absolute_url, read_all, read_parts
 from patchscan.scanning.rows import LISTED, from_parquet, table_to_parquet
 from patchscan.scanning.trust import trust_digest
-from patchscan.storage.store import ObjectInfo, Store, is_bucket, read_listing, split_url
+from patchscan.storage.store import ObjectInfo, Store, read_listing
 
 LOOK_UP_THREADS = 32
 
@@ -233,9 +233,8 @@ def _look_up(store: Store, keys: Sequence[str]) -> list[ObjectInfo]:
 
 
 def _in_manifest(source: ScanSource, path: str) -> Iterator[ObjectInfo]:
-    bucket, prefix = split_url(source.url) if is_bucket(source.url) else (None, "")
-    listed = manifest.objects(path, bucket, source.endpoint_url)
-    return (info for info in listed if info.key.startswith(prefix))
+    listed = manifest.objects(path, source.bucket, source.endpoint_url)
+    return (info for info in listed if info.key.startswith(source.prefix))
 
 
 def _named_counts(names: int, found: int, counts: dict[str, int]) -> dict[str, int]:

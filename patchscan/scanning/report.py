@@ -19,7 +19,7 @@ from patchscan.scanning.history import check_claimed, is_newest
 from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.trust import count_authorities, trust_digest
-from patchscan.storage.store import Store, is_bucket, split_url
+from patchscan.storage.store import Store
 
 Report = dict[str, Any]
 
@@ -80,7 +80,7 @@ def _earlier(plan: Plan, out: Store, compare_with: tuple[Store, Plan] | None, sc
 
 def _base(plan: Plan) -> str:
     """What the keys of all objects begin with, up to the last folder."""
-    prefix = split_url(plan.source.url)[1] if is_bucket(plan.source.url) else ""
+    prefix = plan.source.prefix
     return prefix[: prefix.rfind("/") + 1]
 
 

@@ -35,7 +35,7 @@ def make_plan(request: "ScanRequest", results: "Store") -> "Plan":
     return plan
 
 
-def make_plan_named(request: "ScanRequest", results: "Store", keys: Iterable[str]) -> "tuple[Plan | None, bool]":
+def _make_plan_named(request: "ScanRequest", results: "Store", keys: Iterable[str]) -> "tuple[Plan | None, bool]":
     """Plan a scan of named objects (`plan_named`), and warn as `make_plan` does."""
     from patchscan.scanning.planning import plan_named
 
@@ -54,34 +54,30 @@ def _warn_of_unconditional_writes(plan: "Plan", results: "Store") -> None:
 
 
 def scan_named(
-    events_from: str,
-    max_messages: int,
-    source: "ScanSource",
-    plan_for: "Callable[[Iterable[str]], tuple[Plan | None, bool]]",
-    work: "Callable[[Plan], int]",
+    events_from: str, max_messages: int, request: "ScanRequest", results: "Store", work: "Callable[[Plan], int]"
 ) -> int:
     """Scan the objects that events name, and only then delete their messages; returns the exit code."""
     from patchscan.scanning.bucket_events import STANDARD_INPUT, EventReader
     from patchscan.storage.queue import Queue
 
+    source = request.source
     reader = EventReader(source)
     queue = None if events_from == STANDARD_INPUT else Queue(events_from)
     if queue:
         run_interruptibly(lambda: reader.read_queue(queue, max_messages))
     else:
         reader.read_lines(sys.stdin.buffer)
-    named = reader.named
-    if named.outside:
-        say(f"{named.outside:,} of the names do not begin as the keys of {source.url} do")
-    codes = {EXIT_FAILED_ROWS} if named.unreadable else {0}
+    if reader.outside:
+        say(f"{reader.outside:,} of the names do not begin as the keys of {source.url} do")
+    codes = {EXIT_FAILED_ROWS} if reader.unreadable else {0}
     is_ours = False
     while not is_ours:
-        plan, is_ours = plan_for(named.keys)
+        plan, is_ours = _make_plan_named(request, results, reader.keys)
         if plan and plan.shards:
             codes.add(work(plan))
         else:
             say(_nothing_to_score(source, plan))
-    if queue and (left := queue.delete(named.messages)):
+    if queue and (left := queue.delete(reader.messages)):
         say(f"patchscan: {left:,} messages could not be deleted: they come again", error=True)
     return EXIT_FAILED_ROWS if EXIT_FAILED_ROWS in codes else max(codes)
 

@@ -86,8 +86,8 @@ def test_a_line_that_cannot_be_read_is_told_with_its_number_and_costs_no_other(
     ]
     reader = EventReader(ScanSource(url="s3://photos/2026/"))
     reader.read_lines(io.BytesIO(b"\n".join(lines)))
-    assert list(reader.named.keys) == ["2026/first.png", KEY, "2026/last.png"]
-    assert (reader.named.unreadable, reader.named.outside) == (3, 1)
+    assert list(reader.keys) == ["2026/first.png", KEY, "2026/last.png"]
+    assert (reader.unreadable, reader.outside) == (3, 1)
     told = capsys.readouterr().err.splitlines()
     assert [line.partition(":")[2].partition(":")[0].strip() for line in told] == ["line 2", "line 5", "line 6"]
     assert "about bucket films" in told[2]
@@ -96,7 +96,7 @@ def test_a_line_that_cannot_be_read_is_told_with_its_number_and_costs_no_other(
 def test_an_event_of_a_bucket_says_nothing_about_a_folder(tmp_path: Path) -> None:
     reader = EventReader(ScanSource(url=str(tmp_path)))
     reader.read_lines(io.BytesIO(json.dumps(NOTIFICATION).encode() + b"\na.png\n"))
-    assert (list(reader.named.keys), reader.named.unreadable) == (["a.png"], 1)
+    assert (list(reader.keys), reader.unreadable) == (["a.png"], 1)
 
 
 @pytest.mark.parametrize(
