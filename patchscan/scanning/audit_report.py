@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from patchscan.storage.store import Store
 
 REPORT_SCHEMA = "patchscan-audit-report/1"
 Label = Literal["ai", "real", "cannot_tell"]
-LABELS: tuple[Label, ...] = ("ai", "real", "cannot_tell")
+LABELS: tuple[Label, ...] = get_args(Label)
 # With fewer images of a class among the labels, its rate is mostly a guess.
 FEW = 10
 # The labels of all audits of these results.
@@ -208,10 +208,8 @@ def _by_label(counted: Mapping[Any, int]) -> dict[str, int]:
 
 
 def _images(share: Estimate, population: int) -> dict[str, Any]:
-    values = (share.value, share.low, share.high)
-    return dict(
-        zip(("value", "low", "high"), (None if one is None else round(one * population) for one in values), strict=True)
-    )
+    shares = {"value": share.value, "low": share.low, "high": share.high}
+    return {name: None if one is None else round(one * population) for name, one in shares.items()}
 
 
 def _whatever(sample: Sample, labels: Mapping[int, Label]) -> dict[str, dict[str, float]] | None:
@@ -337,14 +335,15 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     return warnings
 
 
-def write_audit(out: Store, audit: str, paths: Sequence[Path], max_fpr: float) -> dict[str, Any]:
-    """Write an audit's report and labels into the results, beside its sample, and add the labels to those of all
-    audits. Returns the report.
+def write_audit(out: Store, paths: Sequence[Path], max_fpr: float) -> dict[str, Any]:
+    """Write the report of the audit that these files of labels are of, and the labels, into the results, beside its
+    sample, and add the labels to those of all audits. Returns the report.
 
     Raises AuditError, and StoreError.
     """
     reviewers = [read_labels(path) for path in paths]
-    if len({one.audit for one in reviewers} | {audit}) > 1:
+    audit = reviewers[0].audit
+    if any(one.audit != audit for one in reviewers):
         raise AuditError("the files of labels are of different audits")
     sample = read_sample(out, audit)
     report = build_report(sample, reviewers, max_fpr)

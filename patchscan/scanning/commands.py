@@ -3,12 +3,11 @@
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from patchscan.common.console import INTERNAL_STEPS
-from patchscan.common.errors import UserError
 from patchscan.scanning import options
 from patchscan.scanning.steps import (
     check_labels,
@@ -96,14 +95,13 @@ def scan(
     from patchscan.detector.decoders import decoder_pool
     from patchscan.scanning.observers import BarObserver
     from patchscan.scanning.planning import ScanRequest
+    from patchscan.scanning.worker import Worker, WorkSettings
     from patchscan.storage import open_store
 
     started = time.monotonic()
     check_labels(labels, endpoint_url)
     trust = options.read_c2pa_trust(c2pa_trust, endpoint_url)
-    options.check_events_from(events_from, manifest)
-    if events_from is not None and (sample or estimate):
-        raise UserError("--sample and --estimate are not for --events-from: events name their objects")
+    options.check_events_from(events_from, manifest, sample, estimate)
     scorer = options.make_cascade(first, then, when, device, engine, (run, server, model, select))
     scorer = scorer or options.make_scorer(server, model, token_file, run, device, in_flight, engine)
     if (select or scorer.select) == "worker":
@@ -120,7 +118,9 @@ def scan(
         sample=sample,
         c2pa_trust=trust,
     )
-    settings = options.make_settings(select, threads, in_flight, batch, memory_mb)
+    settings = WorkSettings(
+        select=select, threads=threads, in_flight=in_flight, batch=batch, memory=memory_mb * options.MB
+    )
     if estimate:
         estimate_scan(request, scorer, results, settings)
         return
@@ -128,7 +128,7 @@ def scan(
 
     def work(plan: "Plan") -> int:
         """Work on all shards and write the reports; returns the exit code."""
-        worker = options.make_worker(plan, results, scorer, settings)
+        worker = Worker(plan, results, scorer, settings)
         with ProgressReport("scanning", plan.listed - plan.unchanged, "objects") as progress:
             worker.observers = [BarObserver(progress), *metrics, *options.event_observers(events, plan)]
             with stop_at(worker, started + max_seconds if max_seconds else None, max_requests):
@@ -219,6 +219,7 @@ def scan_worker(
     """
     from patchscan.scanning.observers import EventObserver
     from patchscan.scanning.plan import Plan, parse_plan_url
+    from patchscan.scanning.worker import Worker, WorkSettings
     from patchscan.storage import open_store
 
     shard = options.shard_number(index, within)
@@ -226,9 +227,10 @@ def scan_worker(
     out, name = parse_plan_url(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
     plan = Plan.read(results, name).at(endpoint_url)
-    worker = options.make_worker(
-        plan, results, scorer, options.make_settings(select, threads, in_flight, batch, memory_mb)
+    settings = WorkSettings(
+        select=select, threads=threads, in_flight=in_flight, batch=batch, memory=memory_mb * options.MB
     )
+    worker = Worker(plan, results, scorer, settings)
     stream = EventObserver(sys.stderr, plan.scan, len(worker.objects(shard)))
     worker.observers = [stream, *options.metrics_observers(metrics_port)]
     work_shards(worker, [shard])
@@ -261,7 +263,7 @@ def scan_reduce(
 
 
 def report(
-    out: Annotated[str, typer.Argument(help="Results folder of a scan: s3://bucket/prefix, or a folder.")],
+    out: options.Results,
     endpoint_url: options.EndpointUrl = None,
     labels: options.Labels = None,
     compare_with: options.CompareWith = None,
@@ -273,12 +275,10 @@ def report(
       patchscan report scan-results
       patchscan report s3://results/photos --compare-with s3://results/photos-in-january
     """
-    from patchscan.scanning.history import last_complete
+    from patchscan.scanning.history import newest_scan
     from patchscan.storage import open_store
 
     results = open_store(out, endpoint_url=endpoint_url)
-    plan = last_complete(results)
-    if plan is None:
-        raise UserError(f"{out} holds no complete scan; run `patchscan scan` first")
+    plan = newest_scan(results, endpoint_url)
     earlier = options.read_earlier(compare_with, results, endpoint_url)
-    exit_with(complete_scan(results, plan.at(endpoint_url), labels, earlier=earlier))
+    exit_with(complete_scan(results, plan, labels, earlier=earlier))

@@ -8,11 +8,8 @@ from typing import Annotated
 import typer
 
 from patchscan.common.console import say
-from patchscan.common.errors import UserError
 from patchscan.detector.answer import Engine
 from patchscan.scanning import options
-
-Results = Annotated[str, typer.Argument(help="Results folder of a scan: s3://bucket/prefix, or a folder.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def audit_sample(
-    results: Results,
+    results: options.Results,
     out: Annotated[Path, typer.Option(help="Folder for the review page and the list of images.")],
     n: Annotated[int, typer.Option(min=20, max=1_000, help="How many images to draw.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw: the same seed draws the same images.")] = 0,
@@ -41,16 +38,13 @@ def audit_sample(
     """
     from patchscan.reporting.pages import write_json, write_text
     from patchscan.scanning.audit_sample import build_sample, write_sample
-    from patchscan.scanning.history import last_complete
+    from patchscan.scanning.history import newest_scan
     from patchscan.scanning.review_page import review_page
     from patchscan.scanning.table import ScanTable
     from patchscan.storage import open_store
 
     store = open_store(results, endpoint_url=endpoint_url)
-    plan = last_complete(store)
-    if plan is None:
-        raise UserError(f"{results} holds no complete scan; run `patchscan scan` first")
-    plan = plan.at(endpoint_url)
+    plan = newest_scan(store, endpoint_url)
     with tempfile.TemporaryDirectory(prefix="patchscan-audit-", ignore_cleanup_errors=True) as scratch:
         sample = build_sample(ScanTable(store, plan, Path(scratch)), plan, n, seed)
     page = review_page(sample, plan.source.open())
@@ -63,7 +57,7 @@ def audit_sample(
 
 
 def audit_report(
-    results: Results,
+    results: options.Results,
     labels: Annotated[Path, typer.Argument(help="What the review page saved: a .json or .csv file.")],
     labels2: Annotated[Path | None, typer.Argument(help="The same of a second reviewer.")] = None,
     max_fpr: Annotated[
@@ -81,16 +75,15 @@ def audit_report(
       patchscan audit-report scan-results labels.json
       patchscan audit-report s3://results/photos first.json second.csv --max-fpr 0.01
     """
-    from patchscan.scanning.audit_report import read_labels, write_audit
+    from patchscan.scanning.audit_report import write_audit
     from patchscan.scanning.audit_sample import AUDITS
     from patchscan.storage import open_store
 
     store = open_store(results, endpoint_url=endpoint_url)
-    audit = read_labels(labels).audit
-    report = write_audit(store, audit, [labels, *([labels2] if labels2 else [])], max_fpr)
+    report = write_audit(store, [labels, *([labels2] if labels2 else [])], max_fpr)
     for sentence in (*report["findings"], *(f"warning: {one}" for one in report["warnings"])):
         say(sentence)
-    say(f"report: {store.url.rstrip('/')}/{AUDITS}/{audit}/report.html")
+    say(f"report: {store.url.rstrip('/')}/{AUDITS}/{report['audit']}/report.html")
 
 
 def case(

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from itertools import islice, takewhile
+from itertools import takewhile
 from pathlib import Path
 
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
@@ -29,9 +29,9 @@ class ClaimLostError(PlanError):
     exit_code = EXIT_INTERRUPTED
 
 
-def scan_names(out: Store) -> list[str]:
-    """The scans of a results folder, oldest first."""
-    return list(_newest_first(out, sorted(out.names("history/"))))[::-1]
+def read_entries(out: Store) -> list[str]:
+    """The names of the history's entries, oldest first."""
+    return sorted(out.names("history/"))
 
 
 def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:
@@ -44,8 +44,17 @@ def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:
 
 def last_complete(out: Store) -> Plan | None:
     """The plan of the newest complete scan, or None."""
-    scans = _newest_first(out, sorted(out.names("history/")))
+    scans = _newest_first(out, read_entries(out))
     return next((Plan.read(out, scan) for scan in scans if is_complete(out, scan)), None)
+
+
+def newest_scan(out: Store, endpoint_url: str | None) -> Plan:
+    """The plan of the newest complete scan, its source at `endpoint_url` (None: where it was). Raises PlanError where
+    there is none."""
+    plan = last_complete(out)
+    if plan is None:
+        raise PlanError(f"{out.url} holds no complete scan; run `patchscan scan` first")
+    return plan.at(endpoint_url)
 
 
 def earlier_scan(out: Store, wanted: str, endpoint_url: str | None = None) -> tuple[Store, Plan]:
@@ -66,16 +75,17 @@ def earlier_scan(out: Store, wanted: str, endpoint_url: str | None = None) -> tu
 def unfinished_plan(out: Store, entries: list[str], source: ScanSource) -> Plan | None:
     """The plan of the newest of these history entries, where it is unfinished. Raises PlanError where it is of another
     source."""
-    for scan in islice(_newest_first(out, entries), 1):
-        newest = Plan.read(out, scan)
-        if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
-            raise PlanError(f"{out.url} holds scans of {newest.source.url}; give each source its own results folder")
-        if is_complete(out, scan):
-            return None
-        if newest.conditional_writes or _is_settled(out, entries[-1], newest):
-            return newest
-        return unfinished_plan(out, entries, source)  # of the planner that has won
-    return None
+    scan = next(_newest_first(out, entries), None)
+    if scan is None:
+        return None
+    newest = Plan.read(out, scan)
+    if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
+        raise PlanError(f"{out.url} holds scans of {newest.source.url}; give each source its own results folder")
+    if is_complete(out, scan):
+        return None
+    if newest.conditional_writes or _is_settled(out, entries[-1], newest):
+        return newest
+    return unfinished_plan(out, entries, source)  # of the planner that has won
 
 
 def next_entry(entries: list[str]) -> str:
@@ -129,7 +139,7 @@ def _is_settled(out: Store, entry: str, plan: Plan) -> bool:
 
 def check_claimed(out: Store, plan: Plan) -> None:
     """Raise ClaimLostError where the history does not name this plan's scan."""
-    if plan.scan not in _newest_first(out, sorted(out.names("history/"))):
+    if plan.scan not in _newest_first(out, read_entries(out)):
         raise ClaimLostError(
             f"{out.url} ignores conditional writes and another scan took this one's place; run it again"
         )
@@ -137,7 +147,7 @@ def check_claimed(out: Store, plan: Plan) -> None:
 
 def is_newest(out: Store, plan: Plan) -> bool:
     """Whether no later scan of the history is complete."""
-    later = takewhile(lambda scan: scan != plan.scan, _newest_first(out, sorted(out.names("history/"))))
+    later = takewhile(lambda scan: scan != plan.scan, _newest_first(out, read_entries(out)))
     return not any(is_complete(out, scan) for scan in later)
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from patchscan.scanning.observers import Observer
     from patchscan.scanning.plan import Plan, ScanSource, ShardSize
     from patchscan.scanning.scorers import Scorer
-    from patchscan.scanning.worker import Worker, WorkSettings
     from patchscan.storage.store import Store
 
 STARTER = shipped("model_store") / "starter"
@@ -33,6 +32,7 @@ class AlertKind(StrEnum):
 
 
 SourceUrl = Annotated[str, typer.Argument(metavar="SOURCE", help="s3://bucket/prefix, or a folder.")]
+Results = Annotated[str, typer.Argument(help="Results folder of a scan: s3://bucket/prefix, or a folder.")]
 Out = Annotated[str, typer.Option(help="Results folder: s3://bucket/prefix, or a folder.")]
 PlanUrl = Annotated[
     str, typer.Option("--plan", help="Path or URL of the plan.json that `patchscan scan-plan` printed.")
@@ -189,7 +189,7 @@ def make_source(source: str, endpoint_url: str | None, requester_pays: bool, man
     )
 
 
-def check_events_from(events_from: str | None, manifest: str | None) -> None:
+def check_events_from(events_from: str | None, manifest: str | None, sample: int, estimate: bool) -> None:
     """Raise UserError where `--events-from` names no queue, or cannot be used."""
     if events_from is None:
         return
@@ -197,6 +197,8 @@ def check_events_from(events_from: str | None, manifest: str | None) -> None:
         raise UserError("give --events-from or --manifest, not both")
     if events_from != "-" and not events_from.startswith(("https://", "http://")):
         raise UserError("--events-from takes the URL of an SQS queue, or - for standard input")
+    if sample or estimate:
+        raise UserError("--sample and --estimate are not for --events-from: events name their objects")
 
 
 def make_filters(
@@ -295,28 +297,6 @@ def shard_number(index: int, within: str | None) -> int:
         return parse_ranges(within)[index]
     except (ValueError, IndexError) as error:
         raise UserError(f"--within {within} names no shard number {index}; write e.g. 3,7,12-20") from error
-
-
-def make_settings(
-    select: Literal["worker", "server"] | None, threads: int, in_flight: int, batch: int | None, memory_mb: int
-) -> "WorkSettings":
-    """The worker settings that the options name."""
-    from patchscan.scanning.worker import WorkSettings
-
-    return WorkSettings(
-        select=select,
-        threads=threads,
-        in_flight=in_flight,
-        batch=batch,
-        memory=memory_mb * MB,
-    )
-
-
-def make_worker(plan: "Plan", results: "Store", scorer: "Scorer", settings: "WorkSettings") -> "Worker":
-    """A worker for shards of the plan."""
-    from patchscan.scanning.worker import Worker
-
-    return Worker(plan, results, scorer, settings)
 
 
 def metrics_observers(port: int | None) -> list["Observer"]:

@@ -13,7 +13,6 @@ import typer
 
 from patchscan.common.console import run_interruptibly, say, stop_on_signals
 from patchscan.common.errors import EXIT_INTERRUPTED
-from patchscan.scanning import options
 
 if TYPE_CHECKING:
     from patchscan.scanning.plan import Plan, ScanSource
@@ -104,12 +103,13 @@ def estimate_scan(request: "ScanRequest", scorer: "Scorer", results: "Store", se
     from patchscan.scanning.estimate import SAMPLE, Meter, estimate_text
     from patchscan.scanning.observers import BarObserver
     from patchscan.scanning.planning import plan_estimate
+    from patchscan.scanning.worker import Worker
     from patchscan.storage import open_store
 
     with tempfile.TemporaryDirectory(prefix="patchscan-estimate-", ignore_cleanup_errors=True) as folder:
         scratch = open_store(folder)
         plan = run_interruptibly(lambda: plan_estimate(request, results, scratch, SAMPLE))
-        worker = options.make_worker(plan, scratch, scorer, settings)
+        worker = Worker(plan, scratch, scorer, settings)
         tried = min(SAMPLE, plan.listed - plan.unchanged)
         meter = Meter(tried, worker.source.requests)
         with ProgressReport("trying", tried, "objects") as progress:
