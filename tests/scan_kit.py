@@ -125,6 +125,11 @@ def image(seed: int, side: int = 40, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+def scan_names(out: Store) -> list[str]:
+    """The scans of a results folder, oldest first."""
+    return [json.loads(out.read(name) or b"")["scan"] for name in sorted(out.names("history/"))]
+
+
 def table_of(out: Store, scan: str) -> dict[str, dict[str, Any]]:
     """A scan's rows by key, without the fields that may differ between two scans; fails on a key that comes twice."""
     found: dict[str, dict[str, Any]] = {}

@@ -163,6 +163,12 @@ def read_all(out: Store, prefix: str) -> Iterator[bytes]:
         yield data
 
 
+def delete_all(out: Store, prefix: str) -> None:
+    """Remove the files whose names begin with `prefix`."""
+    for name in list(out.names(prefix)):
+        out.delete(name)
+
+
 def absolute_url(url: str) -> str:
     """Return an s3:// URL unchanged, a folder as its absolute path."""
     return url if "://" in url else str(Path(url).resolve())

@@ -22,10 +22,20 @@ from patchscan.scanning.history import (
     last_complete,
     next_entry,
     planning,
+    read_entries,
     unfinished_plan,
 )
 from patchscan.scanning.listing import Filters, ListingJoin
-from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, absolute_url, read_all, read_parts
+from patchscan.scanning.plan import (
+    Plan,
+    PlanError,
+    ScanSource,
+    ShardSize,
+    absolute_url,
+    delete_all,
+    read_all,
+    read_parts,
+)
 from patchscan.scanning.rows import LISTED, from_parquet, table_to_parquet
 from patchscan.scanning.trust import trust_digest
 from patchscan.storage.store import ObjectInfo, Store, read_listing
@@ -72,7 +82,7 @@ def plan_scan(request: ScanRequest, out: Store) -> Plan:
     """
     _check_results_outside_source(request.source, out)
     while True:
-        entries = sorted(out.names("history/"))
+        entries = read_entries(out)
         unfinished = unfinished_plan(out, entries, request.source)
         if unfinished and unfinished.named is None and request.is_continued_by(unfinished):
             if unfinished.sample != request.sample:
@@ -86,7 +96,7 @@ def plan_scan(request: ScanRequest, out: Store) -> Plan:
             new = _make(request, out)
             if claim(out, entry, new):
                 return new
-            _discard(out, new.scan)
+            delete_all(out, f"scans/{new.scan}/")
 
 
 def plan_estimate(request: ScanRequest, out: Store, scratch: Store, most: int) -> Plan:
@@ -110,7 +120,7 @@ def plan_named(request: ScanRequest, out: Store, keys: Iterable[str]) -> tuple[P
     """
     _check_results_outside_source(request.source, out)
     while True:
-        entries = sorted(out.names("history/"))
+        entries = read_entries(out)
         entry = next_entry(entries)
         unfinished = unfinished_plan(out, entries, request.source)
         if is_planned(out, entry) or (unfinished and unfinished.named is None):
@@ -123,7 +133,7 @@ def plan_named(request: ScanRequest, out: Store, keys: Iterable[str]) -> tuple[P
         new = _make(request, out, [*keys])
         if not new.shards or claim(out, entry, new):
             return new, True
-        _discard(out, new.scan)
+        delete_all(out, f"scans/{new.scan}/")
 
 
 def _check_results_outside_source(source: ScanSource, out: Store) -> None:
@@ -216,8 +226,9 @@ def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> 
     and how many of the keys there are."""
     store = source.open()
     started = time.monotonic()
-    found = [] if keys is None else _look_up(store, keys)
+    found: list[ObjectInfo] = []
     if keys is not None:
+        found = _look_up(store, keys)
         join.add_listing(found)
     elif source.manifest is not None:
         join.add_listing(_in_manifest(source, source.manifest))
@@ -274,8 +285,3 @@ def _shard_tables(join: ListingJoin, shard_size: ShardSize) -> Iterator[pa.Table
     rows = join.to_score()
     for first, end in shards.cut(join.sizes_to_score(), shard_size.max_objects, shard_size.max_bytes):
         yield pa.Table.from_pylist([next(rows) for _ in range(end - first)], schema=LISTED)
-
-
-def _discard(out: Store, scan: str) -> None:
-    for name in list(out.names(f"scans/{scan}/")):
-        out.delete(name)

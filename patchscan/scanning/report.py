@@ -16,7 +16,7 @@ from patchscan.scanning import claims, prevalence, summary, thumbnails
 from patchscan.scanning.alerts import find_alerts
 from patchscan.scanning.changes import Earlier, what_changed
 from patchscan.scanning.history import check_claimed, is_newest
-from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError
+from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, delete_all
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.trust import count_authorities, trust_digest
 from patchscan.storage.store import Store
@@ -56,8 +56,7 @@ def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tupl
     for where in (folder, "") if is_newest(out, plan) else (folder,):
         out.write(f"{where}report.json", figures)
         out.write(f"{where}report.html", page.encode())
-    for name in list(out.names(f"{folder}progress/")):
-        out.delete(name)
+    delete_all(out, f"{folder}progress/")
     out.write(f"{folder}{SUCCESS_FILE}", json.dumps(report["totals"]).encode())
     return report
 

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from patchscan.scanning.history import scan_names
 from patchscan.storage import open_store
 from tests.command import PATCHSCAN, environment, patchscan
 from tests.poisonous import ABORT, CRASH, EAT, POISONED, SLEEP, SPIN, bmp
-from tests.scan_kit import image, stub_server, table_of
+from tests.scan_kit import image, scan_names, stub_server, table_of
 
 TIME_LIMIT = {"patchscan.detector.decoders.TIME_S": 10}
 DIED = {

@@ -30,7 +30,7 @@ from patchscan.common.errors import UserError
 from patchscan.dataset.labels import read_labels
 from patchscan.detector.images import Limits
 from patchscan.scanning import report, rows
-from patchscan.scanning.history import ClaimLostError, honours_conditional_writes, last_complete, scan_names
+from patchscan.scanning.history import ClaimLostError, honours_conditional_writes, last_complete
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.manifest import ManifestError, objects
 from patchscan.scanning.options import STARTER
@@ -45,7 +45,7 @@ from patchscan.storage.store import ObjectInfo, StoreError
 from tests.bucket_kit import UNUSUAL_KEYS
 from tests.c2pa_kit import CAPTURED, identity, sign
 from tests.faulty_proxy import FaultyProxy
-from tests.scan_kit import StubScorer, image, stub_server, table_of
+from tests.scan_kit import StubScorer, image, scan_names, stub_server, table_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.literals import StorageClassType

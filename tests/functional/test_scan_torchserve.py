@@ -18,14 +18,13 @@ from typing import Any
 import psutil
 import pytest
 
-from patchscan.scanning.history import scan_names
 from patchscan.serving.archive import archive
 from patchscan.serving.server import TorchServe
 from patchscan.storage import open_store
 from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.command import start_patchscan
 from tests.faulty_proxy import FaultyProxy
-from tests.scan_kit import image, table_of, untrained_run
+from tests.scan_kit import image, scan_names, table_of, untrained_run
 
 DATA = Path(os.environ.get("PATCHSCAN_DATA", "genimage-mini"))
 COUNT = int(os.environ.get("PATCHSCAN_SCAN_IMAGES", "120"))

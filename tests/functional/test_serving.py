@@ -24,14 +24,13 @@ from demo.sample import HostileFile, hostile_files
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
-from patchscan.scanning.history import scan_names
 from patchscan.serving.archive import archive
 from patchscan.serving.server import HANDLERS, TorchServe
 from patchscan.storage import open_store
 from tests.command import environment, patchscan
 from tests.docs import PAGES, blocks
 from tests.poisonous import ABORT, CRASH, EAT, HARMLESS, POISON, POISONED, bmp
-from tests.scan_kit import table_of
+from tests.scan_kit import scan_names, table_of
 from tests.serving_kit import METRICS_LAG_S, Served, encoded, picture, png, rewritten, tar_of, tiny_run, zip_of
 
 PHOTO = Image.fromarray(picture(7))

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from patchscan.scanning import report
-from patchscan.scanning.history import LONGEST_PLANNING, PLANNING_FILE, last_complete, scan_names
+from patchscan.scanning.history import LONGEST_PLANNING, PLANNING_FILE, last_complete
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
 from patchscan.scanning.planning import ScanRequest, ScanUnderWayError, plan_named, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
-from tests.scan_kit import Crash, CrashingStore, StubScorer, card, image, table_of
+from tests.scan_kit import Crash, CrashingStore, StubScorer, card, image, scan_names, table_of
 
 SMALL_SHARDS = ShardSize(max_objects=2)
 QUICK = WorkSettings(threads=2, batch=1, deadline_s=0.2)

@@ -24,7 +24,6 @@ from patchscan.detector.images import decoded_bytes
 from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows
 from patchscan.scanning.flow import ByteBudget
-from patchscan.scanning.history import scan_names
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.table import IncompleteScanError
@@ -32,7 +31,7 @@ from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
 from tests.poisonous import ABORT, POISONED, bmp
-from tests.scan_kit import Crash, CrashingStore, StubScorer, card, image, table_of
+from tests.scan_kit import Crash, CrashingStore, StubScorer, card, image, scan_names, table_of
 
 Table = dict[str, dict[str, Any]]
 SMALL_SHARDS = ShardSize(max_objects=4)
