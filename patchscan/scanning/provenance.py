@@ -8,14 +8,10 @@ import json
 import re
 from dataclasses import dataclass
 
+import c2pa
 import pyarrow as pa
 
 from patchscan.scanning.file_texts import XmpProperty, texts_and_xmp
-
-try:
-    import c2pa
-except ImportError:  # a manifest is then reported as `unreadable`
-    c2pa = None
 
 TYPE = pa.struct(
     [
@@ -142,8 +138,6 @@ def _manifest(data: bytes, image_format: str, trust: str | None) -> Provenance:
     nothing: Provenance = dict.fromkeys((*C2PA_FIELDS, "digital_source_type"))
     if b"c2pa" not in data or b"jumb" not in data:
         return nothing
-    if c2pa is None:
-        return nothing | {"c2pa": "unreadable"}
     try:
         listed = {"trust": {"trust_anchors": trust}} if trust else {}
         context = c2pa.Context(c2pa.Settings.from_dict(VERIFY | listed))
