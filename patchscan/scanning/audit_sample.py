@@ -17,7 +17,7 @@ from patchscan.common.errors import UserError
 from patchscan.detector.answer import TIERS
 from patchscan.detector.card import Card, Decision
 from patchscan.scanning.plan import Plan
-from patchscan.scanning.prevalence import measured_rates
+from patchscan.scanning.prevalence import card_rates
 from patchscan.storage.store import Store
 
 SCHEMA = "patchscan-audit/1"
@@ -66,7 +66,7 @@ def draw(table: Queries, decision: Decision, size: int, seed: int) -> dict[str, 
     rows = table.query(
         "WITH ordered AS (SELECT *, row_number() OVER (PARTITION BY stratum ORDER BY regexp_replace(key, '[^/]*$', ''),"
         f" tier, md5('{seed}:' || coalesce(version_id, '') || ':' || key), key, version_id) AS place FROM ({placed}))"
-        f" SELECT key, version_id, etag, tier, verdict, p_ai, patch, stratum FROM ordered"
+        " SELECT key, version_id, etag, tier, verdict, p_ai, patch, stratum FROM ordered"
         f" WHERE (stratum, place) IN ({', '.join(places)}) ORDER BY key, version_id"
     )
     number = {one["stratum"]: index for index, one in enumerate(strata)}
@@ -92,10 +92,10 @@ def _scored(decision: Decision) -> str:
     margins = []
     for tier in TIERS:
         one = decision.of(tier)
-        shift = one.bias - float(logit(np.clip(one.threshold, 1e-12, 1 - 1e-12)))
+        shift = one.bias - _log_odds(one.threshold)
         margins.append(f"WHEN '{tier}' THEN logit / {one.temperature!r} + {shift!r}")
     return (
-        f"SELECT key, version_id, etag, tier, verdict, p_ai, patch, verdict = 'ai' AS called,"
+        "SELECT key, version_id, etag, tier, verdict, p_ai, patch, verdict = 'ai' AS called,"
         f" CASE coalesce(tier, 'native') {' '.join(margins)} END AS margin"
         " FROM rows WHERE status = 'scored' AND NOT other_model"
     )
@@ -153,7 +153,7 @@ def build_sample(table: Queries, plan: Plan, size: int, seed: int) -> Sample:
         "model": {"name": card.name, "version": card.version, "digest": plan.digest},
         "threshold": card.decision.threshold,
         "chosen_by": card.decision.chosen_by,
-        "card_rates": {name: {"tpr": one.tpr, "fpr": one.fpr} for name, one in measured_rates(card).items()},
+        "card_rates": card_rates(card),
         "seed": seed,
         "asked": size,
         "population": sum(one["population"] for one in drawn["strata"]),
@@ -164,7 +164,11 @@ def build_sample(table: Queries, plan: Plan, size: int, seed: int) -> Sample:
 
 def threshold_at(margin: float, threshold: float) -> float:
     """Return the p_ai that lies `margin` in log odds above the threshold."""
-    return float(expit(logit(np.clip(threshold, 1e-12, 1 - 1e-12)) + margin))
+    return float(expit(_log_odds(threshold) + margin))
+
+
+def _log_odds(threshold: float) -> float:
+    return float(logit(np.clip(threshold, 1e-12, 1 - 1e-12)))
 
 
 def sample_name(audit: str) -> str:

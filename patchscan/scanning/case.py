@@ -16,15 +16,15 @@ from typing import Any
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import ENGINES, Answer, Engine
 from patchscan.detector.card import Card
-from patchscan.detector.engines import choose_engine, load_detector
+from patchscan.detector.engines import load_detector
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.watermark import watermarks
 from patchscan.evaluation.evidence import Weight, weight_of
 from patchscan.reporting import pages, plots
 from patchscan.scanning.file_texts import file_texts
-from patchscan.scanning.prevalence import measured_rates
+from patchscan.scanning.prevalence import card_rates
 from patchscan.scanning.provenance import provenance
-from patchscan.scanning.trust import count_authorities, trust_digest
+from patchscan.scanning.trust import count_authorities, describe_trust
 
 CASE_SCHEMA = "patchscan-case/1"
 CASE_FILE, PAGE_FILE, PICTURE_FILE = "case.json", "case.html", "views.png"
@@ -61,14 +61,15 @@ def build_case(image: Path, run: Path, engine: Engine | None = None, trust: str 
     Raises CaseError where the file cannot be read or scored, CardError, WeightsError and EngineError.
     """
     data = read_file(image)
-    engine = choose_engine(run, "cpu", engine)
     detector = load_detector(run, "cpu", engine)
+    card = detector.card
     answer = detector.score([data])[0]
     if not isinstance(answer, Answer):
         message = f"{answer.code}: {answer.message}" if isinstance(answer, ImageError) else str(answer)
         raise CaseError(f"{image} cannot be scored: {message}")
     decoded = decode(data, detector.limits)
-    weight = weight_of(answer.p_ai, answer.tier, answer.reason, detector.card)
+    decision = card.decision.of(answer.tier)
+    weight = weight_of(answer.p_ai, answer.tier, answer.reason, card)
     return {
         "schema": CASE_SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,30 +81,30 @@ def build_case(image: Path, run: Path, engine: Engine | None = None, trust: str 
         },
         "provenance": provenance(data, decoded.format, trust),
         "watermarks": watermarks(decoded.pillow),
-        "c2pa_trust": trust and {"sha256": trust_digest(trust), "authorities": count_authorities(trust), "pem": trust},
+        "c2pa_trust": trust and {**describe_trust(trust), "pem": trust},
         "texts": [[name[:MAX_TEXT], text[:MAX_TEXT]] for name, text in file_texts(data, decoded.format)[:MAX_TEXTS]],
         "answer": asdict(answer),
         "weight": asdict(weight) | {"at_bound": weight.at_bound} if isinstance(weight, Weight) else None,
         "weight_in_words": weight_in_words(weight),
         "finding": finding(answer),
         "model": {
-            "name": detector.card.name,
-            "version": detector.card.version,
-            "digest": detector.card.digest,
-            "weights_sha256": detector.card.weights_sha256,
-            "architecture": detector.card.architecture,
-            "threshold": detector.card.decision.of(answer.tier).threshold,
-            "chosen_by": detector.card.decision.of(answer.tier).chosen_by,
+            "name": card.name,
+            "version": card.version,
+            "digest": card.digest,
+            "weights_sha256": card.weights_sha256,
+            "architecture": card.architecture,
+            "threshold": decision.threshold,
+            "chosen_by": decision.chosen_by,
         },
-        "card_rates": {name: {"tpr": one.tpr, "fpr": one.fpr} for name, one in measured_rates(detector.card).items()},
-        "never_saw": never_saw(detector.card),
-        "warnings": detector.card.all_warnings,
-        "engine": engine,
+        "card_rates": card_rates(card),
+        "never_saw": never_saw(card),
+        "warnings": card.all_warnings,
+        "engine": detector.engine,
         "versions": versions(),
         "run": str(run.resolve()),
         "file": str(image.resolve()),
         "command": shlex.join(
-            ["patchscan", "case", str(image), "--run", str(run), "--engine", engine, "--out", "CASE"]
+            ["patchscan", "case", str(image), "--run", str(run), "--engine", detector.engine, "--out", "CASE"]
         ),
     }
 
@@ -208,23 +209,18 @@ def write_case(case: dict[str, Any], image: Path, run: Path, out: Path) -> dict[
     """Write case.json, case.html and, where torch is installed, the picture of what the model looked at, into `out`.
     Returns the case as written."""
     out.mkdir(parents=True, exist_ok=True)
-    picture, doubts = _views(image, run, out)
+    picture, doubts = None, []
+    if find_spec("torch"):
+        from patchscan.evaluation.explain_picture import write_explanation
+
+        explanation = write_explanation(run, image, out / PICTURE_FILE)
+        picture = (out / PICTURE_FILE).read_bytes()
+        doubts = [doubt for doubt in explanation.doubts if doubt not in case["warnings"]]
     case = case | {"doubts": doubts, "picture_sha256": hashlib.sha256(picture).hexdigest() if picture else None}
     pages.write_json(out / CASE_FILE, case)
     uri = plots.data_uri(picture) if picture else None
     pages.write_text(out / PAGE_FILE, pages.render("patchscan.scanning", "case.html", case, picture=uri))
     return case
-
-
-def _views(image: Path, run: Path, out: Path) -> tuple[bytes | None, list[str]]:
-    """Draw the views. Returns the PNG and what else makes the answer uncertain; nothing where torch is missing."""
-    if not find_spec("torch"):
-        return None, []
-    from patchscan.evaluation.explain_picture import write_explanation
-
-    explanation = write_explanation(run, image, out / PICTURE_FILE)
-    told = Card.read(run).all_warnings
-    return (out / PICTURE_FILE).read_bytes(), [doubt for doubt in explanation.doubts if doubt not in told]
 
 
 def read_case(path: Path) -> dict[str, Any]:

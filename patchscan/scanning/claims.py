@@ -50,16 +50,13 @@ def what_files_say(table: ScanTable, plan: Plan, base: str, earlier: Earlier | N
     """
     now = _counts(table)
     then = _counts(earlier.table) if earlier else dict.fromkeys(now)
-    digest = trust_digest(plan.c2pa_trust) if plan.c2pa_trust else None
     return {
         "counts": [{"claim": claim, "now": now[claim], "before": then[claim]} for claim in CLAIMS],
         "same_list": earlier.plan.c2pa_trust == plan.c2pa_trust if earlier else None,
-        "other_list": table.query_one(
-            "SELECT count(*) AS n FROM rows WHERE provenance.c2pa IS NOT NULL AND c2pa_trust IS DISTINCT FROM ?", digest
-        )["n"],
-        "not_searched": table.query_one("SELECT count(*) AS n FROM rows WHERE status = 'scored' AND watermark IS NULL")[
-            "n"
-        ],
+        "other_list": table.count(
+            "provenance.c2pa IS NOT NULL AND c2pa_trust IS DISTINCT FROM ?", trust_digest(plan.c2pa_trust)
+        ),
+        "not_searched": table.count("status = 'scored' AND watermark IS NULL"),
         "by_folder": _by_folder(table, base),
         "against_verdicts": _against_verdicts(table),
     }

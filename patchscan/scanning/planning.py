@@ -181,9 +181,12 @@ def _make(
         if request.sample:
             join.sample(request.sample)
         if previous:
-            judged_by = trust_digest(request.c2pa_trust) if request.c2pa_trust else None
-            parts = read_parts(before, previous.scan)
-            join.add_previous(parts, request.card.digest, retry_archived=request.retry_archived, c2pa_trust=judged_by)
+            join.add_previous(
+                read_parts(before, previous.scan),
+                request.card.digest,
+                retry_archived=request.retry_archived,
+                c2pa_trust=trust_digest(request.c2pa_trust),
+            )
         counts, bytes_to_score = join.counts(), join.bytes_to_score()
         _check_number(request, counts)
         named = None if keys is None else _named_counts(len(keys), found, counts)

@@ -91,6 +91,11 @@ def measured_rates(card: Card) -> dict[str, Rates]:
     return rates
 
 
+def card_rates(card: Card) -> dict[str, dict[str, float]]:
+    """Return the `tpr` and `fpr` of `measured_rates`, as reports show them."""
+    return {name: {"tpr": rates.tpr, "fpr": rates.fpr} for name, rates in measured_rates(card).items()}
+
+
 def estimate(flagged: int, scored: int, card: Card) -> dict[str, Any]:
     """Return, for the report, the estimate under each of the card's rates, the range that covers them all, and their
     assumptions. `flagged` counts p_ai at or over the threshold; like the rates, it ignores the abstain band."""

@@ -18,7 +18,7 @@ from patchscan.scanning.changes import Earlier, what_changed
 from patchscan.scanning.history import check_claimed, is_newest
 from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, delete_all
 from patchscan.scanning.table import ScanTable
-from patchscan.scanning.trust import count_authorities, trust_digest
+from patchscan.scanning.trust import describe_trust
 from patchscan.storage.store import Store
 
 Report = dict[str, Any]
@@ -121,7 +121,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
             "chosen_by": card.decision.chosen_by,
             "warnings": card.all_warnings,
         },
-        "c2pa_trust": _c2pa_trust(plan),
+        "c2pa_trust": describe_trust(plan.c2pa_trust) if plan.c2pa_trust else None,
         "named": summary.named(table, plan),
         "totals": summary.totals(table, plan),
         "verdicts": verdicts,
@@ -137,13 +137,6 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "prevalence": prevalence.estimate(*summary.flagged(table, card.decision), card),
         "cost": summary.cost(table, plan),
     }
-
-
-def _c2pa_trust(plan: Plan) -> dict[str, Any] | None:
-    """The list of authorities by which signers are trusted, None without one."""
-    if plan.c2pa_trust is None:
-        return None
-    return {"sha256": trust_digest(plan.c2pa_trust), "authorities": count_authorities(plan.c2pa_trust)}
 
 
 @plots.styled

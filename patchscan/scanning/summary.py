@@ -15,6 +15,11 @@ MOST_SUSPICIOUS = 24
 EXAMPLES = 3
 # The generator whose watermark an image bears, NULL where it bears none.
 WATERMARK = "nullif(watermark, 'none')"
+# Who signed a manifest makes three different things of it.
+C2PA_STATE = (
+    "CASE provenance.c2pa WHEN 'Trusted' THEN 'unaltered, trusted signer' WHEN 'Valid' THEN 'unaltered, unknown signer'"
+    " WHEN 'Invalid' THEN 'invalid' ELSE provenance.c2pa END"
+)
 LARGEST_GROUPS = 30
 
 BY_STATUS = """
@@ -60,8 +65,8 @@ def named(table: ScanTable, plan: Plan) -> dict[str, Any] | None:
     was listed."""
     if plan.named is None:
         return None
-    other_model = table.query_one("SELECT count(*) AS n FROM rows WHERE other_model")["n"]
-    return {**plan.named, "kept": plan.unchanged - plan.named["unchanged"], "other_model": other_model}
+    kept = plan.unchanged - plan.named["unchanged"]
+    return {**plan.named, "kept": kept, "other_model": table.count("other_model")}
 
 
 def verdicts(table: ScanTable) -> dict[str, int]:
@@ -179,13 +184,6 @@ def by_prefix(table: ScanTable, base: str) -> list[dict[str, Any]]:
     return largest_groups(table, GROUPED.format(group=folder_name(base)) + " ORDER BY objects DESC, name")
 
 
-# Who signed a manifest makes three different things of it.
-C2PA_STATE = (
-    "CASE provenance.c2pa WHEN 'Trusted' THEN 'unaltered, trusted signer' WHEN 'Valid' THEN 'unaltered, unknown signer'"
-    " WHEN 'Invalid' THEN 'invalid' ELSE provenance.c2pa END"
-)
-
-
 def by_month(table: ScanTable) -> list[dict[str, Any]]:
     """Counts by the month of last modification, oldest first."""
     return table.query(GROUPED.format(group="coalesce(strftime(last_modified, '%Y-%m'), 'unknown')") + " ORDER BY name")
@@ -227,7 +225,7 @@ def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:
     """What this scan used, listing included. `model_s` are seconds of forward passes by device: of cores (`cpu`) or of
     GPUs (`cuda`). `per_1000` figures are for 1,000 objects that were not carried over."""
     spent = table.cost
-    processed = table.query_one("SELECT count(*) FILTER (NOT carried) AS n FROM rows")["n"]
+    processed = table.count("NOT carried")
     requests = Counter(plan.listing["requests"]) + Counter(_spent_by(spent, "requests."))
     per_thousand = 1000 / processed if processed else 0.0
     return {

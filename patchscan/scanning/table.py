@@ -95,6 +95,11 @@ class ScanTable:
         """Return the only row of a query."""
         return self.query(query, *values)[0]
 
+    def count(self, condition: str, *values: Any) -> int:
+        """Return the number of rows for which an SQL condition is true."""
+        found: int = self.query_one(f"SELECT count(*) AS n FROM rows WHERE {condition}", *values)["n"]
+        return found
+
     def stream(self, query: str) -> Iterator[dict[str, Any]]:
         """Yield the rows of a query, without holding them all in memory."""
         for batch in self._batches(query):

@@ -12,6 +12,7 @@ from patchscan.detector.images import ImageError, Limits, decode
 from patchscan.reporting.plots import data_uri
 from patchscan.storage.store import ObjectError, ObjectInfo, Store
 
+LIMITS = Limits()
 THUMBNAIL = 176
 # Of an image that a person shall judge: fine detail shows, and two hundred of them still make a page of some 15 MB.
 LARGE = 640
@@ -28,22 +29,20 @@ TURNS = {
 }
 
 
-def thumbnail(source: Store, row: dict[str, Any], limits: Limits = Limits()) -> str | None:
+def thumbnail(source: Store, row: dict[str, Any]) -> str | None:
     """Return a row's thumbnail as a data URI; None where the object can no longer be read as it was scored."""
-    found = read_image(source, row, limits)
+    found = read_image(source, row)
     return jpeg_uri(draw(found[0], row["patch"])) if found else None
 
 
-def read_image(
-    source: Store, row: dict[str, Any], limits: Limits = Limits()
-) -> tuple[Image.Image, Image.Transpose | None] | None:
+def read_image(source: Store, row: dict[str, Any]) -> tuple[Image.Image, Image.Transpose | None] | None:
     """Return a row's image as RGB, with its pixels as stored, and how to turn it upright as its EXIF says (None: it
     is); None where the object can no longer be read as it was scored."""
     info = ObjectInfo(key=row["key"], etag=row["etag"], version_id=row["version_id"])
     try:
-        fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, limits.max_bytes))
-        with unpacked(fetched, limits.max_bytes) as data:
-            return decode(data, limits).pillow, _turn(data)
+        fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, LIMITS.max_bytes))
+        with unpacked(fetched, LIMITS.max_bytes) as data:
+            return decode(data, LIMITS).pillow, _turn(data)
     except (ObjectError, TransientError, ImageError):
         return None
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import ssl
+from typing import Any
 
 from patchscan.common.errors import UserError
 from patchscan.storage import open_store
@@ -40,14 +41,19 @@ def read_trust(url: str, endpoint_url: str | None = None) -> str:
     return pem
 
 
-def trust_digest(pem: str) -> str:
-    """The SHA-256 of a list, in hexadecimal: that of the file it was read from."""
-    return hashlib.sha256(pem.encode()).hexdigest()
+def trust_digest(pem: str | None) -> str | None:
+    """The SHA-256 of a list, in hexadecimal: that of the file it was read from. None of no list."""
+    return hashlib.sha256(pem.encode()).hexdigest() if pem else None
 
 
 def count_authorities(pem: str) -> int:
     """The number of different authorities in a list that `read_trust` returned."""
     return _count(pem)[1]
+
+
+def describe_trust(pem: str) -> dict[str, Any]:
+    """What a report says of a list of authorities: its `sha256` and the number of `authorities`."""
+    return {"sha256": trust_digest(pem), "authorities": count_authorities(pem)}
 
 
 def _count(pem: str) -> tuple[int, int]:

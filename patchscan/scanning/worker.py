@@ -92,7 +92,7 @@ class Worker:
         self.stop = stop or threading.Event()
         self.source = plan.source.open(settings.threads)
         self._model = {"model": plan.model, "version": plan.version, "digest": plan.digest}
-        self._c2pa_trust = trust_digest(plan.c2pa_trust) if plan.c2pa_trust else None
+        self._c2pa_trust = trust_digest(plan.c2pa_trust)
         self._retries = Retries(settings.deadline_s, stop=self.stop)
         self._fetcher = Fetcher(self.source, settings.deadline_s, settings.outage_s, self.stop)
         self._scorer_watch = Watchdog(settings.outage_s)
