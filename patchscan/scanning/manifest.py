@@ -58,8 +58,8 @@ def objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[
 
 
 def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
-    folder, _, name = url.rpartition("/")
-    store = open_store(folder or ".", endpoint_url=endpoint_url)
+    folder, slash, name = url.rpartition("/")
+    store = open_store(folder or slash or ".", endpoint_url=endpoint_url)
     if name == "manifest.json":
         yield from _inventory(json.load(_read(store, name, url)), bucket, endpoint_url)
         return
@@ -84,10 +84,14 @@ def _records(data: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
     elif kind in ("jsonl", "ndjson"):
         yield from (json.loads(line) for line in io.TextIOWrapper(data, "utf-8-sig") if line.strip())
     elif kind == "parquet":
-        for batch in pq.ParquetFile(data).iter_batches(BATCH):
-            yield from batch.to_pylist()
+        yield from _parquet_records(data)
     else:
         raise ManifestError(f"{name}: a manifest is .csv, .jsonl, .parquet, or an S3 Inventory's manifest.json")
+
+
+def _parquet_records(data: BinaryIO) -> Iterator[dict[str, Any]]:
+    for batch in pq.ParquetFile(data).iter_batches(BATCH):
+        yield from batch.to_pylist()
 
 
 def _inventory(manifest: dict[str, Any], bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
@@ -110,7 +114,7 @@ def _inventory_records(data: BinaryIO, kind: str, names: list[str]) -> Iterator[
         for row in csv.reader(io.TextIOWrapper(data, "utf-8", newline="")):
             yield dict(zip(names, row, strict=True))
     elif kind == "parquet":
-        yield from _records(data, "inventory.parquet")
+        yield from _parquet_records(data)
     else:
         file = orc.ORCFile(data)
         for stripe in range(file.nstripes):

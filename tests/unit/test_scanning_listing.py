@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchscan.detector.images import ErrorCode
-from patchscan.scanning import rows
+from patchscan.scanning import manifest, rows
 from patchscan.scanning.listing import Filters, ListingJoin
+from patchscan.scanning.manifest import ManifestError
 from patchscan.storage.store import FailureCode, ObjectInfo, UnorderedError, read_listing
 
 KEYS = st.sampled_from(["a", "b/1", "b/10", "b/2", "ü %+", "../x", "日本", "Z"])
@@ -224,3 +225,10 @@ def test_a_date_range_includes_its_start_and_not_its_end() -> None:
     info = ObjectInfo(key="a", last_modified=datetime.fromisoformat(moment))
     assert Filters(since=moment).keep(info)
     assert not Filters(until=moment).keep(info)
+
+
+def test_a_manifest_of_the_root_folder_is_not_looked_for_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no-file-of-the-root.csv").write_text("key\na.png\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ManifestError, match=r"there is no manifest /no-file-of-the-root\.csv"):
+        list(manifest.objects("/no-file-of-the-root.csv", None, None))
