@@ -79,9 +79,6 @@ class StubScorer:
     def has_room(self) -> bool:
         return True
 
-    def close(self) -> None:
-        pass
-
 
 class StubServer(BaseHTTPRequestHandler):
     """The StubScorer over HTTP, as the TorchServe handler answers requests of crops; for a ThreadingHTTPServer."""

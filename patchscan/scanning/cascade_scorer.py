@@ -52,8 +52,3 @@ class CascadeScorer:
     def has_room(self) -> bool:
         """Whether both would answer more calls."""
         return self._first.has_room() and self._then.has_room()
-
-    def close(self) -> None:
-        """Close the connections of both."""
-        self._first.close()
-        self._then.close()

@@ -118,10 +118,12 @@ def _objects(table: ScanTable) -> dict[str, Any]:
 
 def _property(table: ScanTable, title: str, value: str) -> dict[str, Any]:
     """How the scored images divide by one property, the SQL `value`; those of which it is not known (NULL: older tables
-    lack columns) are left out. `property`, `before` and `new` images, the
-    stability index `psi` and `p_value` (drift.shift), and `values`, those whose share changed most first. Each has its
-    counts, the `change` of its share with its interval, and `examples`, new images if there are any; these are left
-    out where there are too few images to compare, and examples where there is no change to speak of."""
+    lack columns) are left out.
+
+    `property`, the number of `before` and `new` images, the stability index `psi` and `p_value` (drift.shift), and
+    `values`, those whose share changed most first. Each has its counts, the `change` of its share with its interval,
+    and `examples`, new images if there are any; these are left out where there are too few images to compare, and
+    examples where there is no change to speak of."""
     name = f"{value} AS name"
     both = (
         f"SELECT {name}, TRUE AS is_new, * FROM new_rows WHERE name IS NOT NULL UNION ALL BY NAME"

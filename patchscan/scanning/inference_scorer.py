@@ -52,12 +52,12 @@ class InferenceScorer:
         self.parallel = settings.connections
         self.model_s: dict[str, float] = {}
         self._http, prefix = open_connections(settings)
-        self._prefix, self._path = prefix, f"{prefix}/v2/models/{settings.model}"
+        self._path = f"{prefix}/v2/models/{settings.model}"
         detector = load_detector(run)
         self.card = detector.card
         retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"the server at {settings.url}")
         try:
-            about, _ = retries.call(lambda: self._call("GET", f"{self._prefix}/v2"))
+            about, _ = retries.call(lambda: self._call("GET", f"{prefix}/v2"))
             self._binary = "binary_tensor_data" in about.get("extensions", ())
             self._check_tensors(retries.call(lambda: self._call("GET", self._path))[0])
             self._version = retries.call(lambda: self._infer(self._picture(0)))[0][1]
@@ -87,10 +87,6 @@ class InferenceScorer:
         except (TransientError, ScorerError, RefusedRequestError):
             return False
         return True
-
-    def close(self) -> None:
-        """Close the connections that no request uses."""
-        self._http.close()
 
     def _check_tensors(self, about: dict[str, Any]) -> None:
         for kind, name in (("inputs", "crops"), ("outputs", "logit")):

@@ -78,15 +78,15 @@ def evaluate(scores: pd.DataFrame, said: dict[str, Any], card: Card, name: str, 
     target = Target()
     model = Evaluated(card, {"raw": apply_decision(scores, card.decision)}, None, target)
     digest = hashlib.sha256(scores[["path", "etag"]].to_csv(index=False).encode()).hexdigest()
-    # Whether a bucket's images were in a training set is not known: None.
     described = {
         "name": name,
         "digest": digest,
         "images": len(scores),
-        "in_train": None,
+        "in_train": None,  # it is not known whether a bucket's images were in a training set
         "repeated": None,
         "labels": said,
+        "generators": sorted(scores.generator.unique()),
     }
-    report = build_report([model], {**described, "generators": sorted(scores.generator.unique())})
+    report = build_report([model], described)
     write_report(report, [model], [out], out)
     return report

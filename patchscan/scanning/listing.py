@@ -54,7 +54,7 @@ class Filters:
         return True
 
 
-def _unchanged(column: str, table: str = "previous", other: str = "todo") -> str:
+def _equal(column: str, table: str = "previous", other: str = "todo") -> str:
     return f"{table}.{column} IS NOT DISTINCT FROM {other}.{column}"
 
 
@@ -71,7 +71,7 @@ SAME_SIZE_AND_DATE = (
 # An object that was archived, and about which the listing says what it said then.
 STILL_ARCHIVED = (
     f"previous.error_code = '{FailureCode.ARCHIVED}' AND ({SAME_CONTENT} OR {SAME_SIZE_AND_DATE}) AND "
-    + " AND ".join(map(_unchanged, ("last_modified", "storage_class", "restored")))
+    + " AND ".join(map(_equal, ("last_modified", "storage_class", "restored")))
 )
 
 
@@ -203,7 +203,7 @@ class ListingJoin:
     def _same(self, table: str, other: str = "todo") -> str:
         """The condition that rows of two tables are about the same object."""
         same_key = f"{table}.key = {other}.key"
-        return f"{same_key} AND {_unchanged('version_id', table, other)}" if self._by_version else same_key
+        return f"{same_key} AND {_equal('version_id', table, other)}" if self._by_version else same_key
 
     def _number(self, query: str) -> int:
         found = self._db.execute(query).fetchone()

@@ -78,9 +78,6 @@ class Scorer(Protocol):
     def has_room(self) -> bool:
         """Whether the server would answer more calls than it gets now."""
 
-    def close(self) -> None:
-        """Close connections."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
@@ -236,9 +233,6 @@ class InProcessScorer:
     def has_room(self) -> bool:
         """Whether more calls would be answered: always."""
         return True
-
-    def close(self) -> None:
-        """Do nothing: there are no connections."""
 
 
 def is_transient(status: int) -> bool:
