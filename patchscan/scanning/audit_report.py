@@ -56,8 +56,8 @@ def read_labels(path: Path) -> Labels:
         raise AuditError(f"{path} holds no labels as a review page saves them, .json or .csv ({error!r})") from error
     if len(found.by_number) < len(rows):
         raise AuditError(f"{path} labels an image twice")
-    if unknown := set(found.by_number.values()) - set(LABELS):
-        raise AuditError(f"{path} has the label {min(map(str, unknown))!r}; labels are {', '.join(LABELS)}")
+    if unknown := [label for label in found.by_number.values() if label not in LABELS]:
+        raise AuditError(f"{path} has the label {str(unknown[0])!r}; labels are {', '.join(LABELS)}")
     if not found.by_number:
         raise AuditError(f"{path} holds no label: label images on the review page and save them")
     return found

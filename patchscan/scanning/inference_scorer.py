@@ -58,7 +58,7 @@ class InferenceScorer:
         retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"the server at {settings.url}")
         try:
             about, _ = retries.call(lambda: self._call("GET", f"{prefix}/v2"))
-            self._binary = "binary_tensor_data" in about.get("extensions", ())
+            self._binary = "binary_tensor_data" in (about.get("extensions") or ())
             self._check_tensors(retries.call(lambda: self._call("GET", self._path))[0])
             self._version = retries.call(lambda: self._infer(self._picture(0)))[0][1]
             for picture in map(self._picture, range(2)):

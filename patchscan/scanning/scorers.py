@@ -183,16 +183,18 @@ class TorchServeScorer:
         try:
             problem = reply.json()
         except ValueError:
-            problem = {}
-        error = problem.get("error") if isinstance(problem, dict) else None
-        if isinstance(error, dict) and error.get("code") == NotFiniteError.code:
-            return NotFiniteError(str(error.get("message")))
+            problem = None
+        problem = problem if isinstance(problem, dict) else {}  # a proxy's may be anything
+        error = problem["error"] if isinstance(problem.get("error"), dict) else {}
+        code, message = str(error.get("code")), str(error.get("message"))
+        if code == NotFiniteError.code:
+            return NotFiniteError(message)
         if is_transient(reply.status):
             return TransientError(f"the server answers {reply.status}")
-        if isinstance(error, dict) and error.get("code") == "bad_request":
+        if code == "bad_request":
             return ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
-        if isinstance(error, dict) and error.get("code") in set(ErrorCode):
-            return ImageError(ErrorCode(error["code"]), str(error["message"]))
+        if code in set(ErrorCode):
+            return ImageError(ErrorCode(code), message)
         kind = problem.get("type", "")
         if kind == "InvalidKeyException" or reply.status in (401, 403):
             return ScorerError(f"{self.settings.url} refuses the token; pass the inference key with --token-file")

@@ -31,7 +31,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, graph: bytes, binary: bool = True):
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        self.extensions = ["binary_tensor_data"] if binary else []
+        self.extensions: list[str] | None = ["binary_tensor_data"] if binary else []
         self.version, self.outputs = "3", ["logit"]
         self.fault: tuple[int, str] | None = None
         self.seen: list[dict[str, str]] = []
@@ -98,9 +98,9 @@ def connect(server: Server, run: Path, model: str = "theirs", token_file: Path |
     return InferenceScorer(ServerSettings(url=server.url, model=model, token_file=token_file), run, QUICK)
 
 
-@pytest.mark.parametrize("binary", [True, False])
-def test_it_scores_as_the_run_folder(binary: bool, server: Server, run: Path, tmp_path: Path) -> None:
-    server.extensions = server.extensions if binary else []
+@pytest.mark.parametrize("extensions", [["binary_tensor_data"], [], None])
+def test_it_scores_as_the_run_folder(extensions: list[str] | None, server: Server, run: Path, tmp_path: Path) -> None:
+    server.extensions = extensions
     (tmp_path / "token").write_text("secret\n")
     scorer, here = connect(server, run, token_file=tmp_path / "token"), load_detector(run)
     crops = [here.prepare(png(seed)).crops.pixels for seed in range(3)]
@@ -108,7 +108,7 @@ def test_it_scores_as_the_run_folder(binary: bool, server: Server, run: Path, tm
     assert [scorer.answer(png(1))] == here.score([png(1)])
     assert scorer.has_room()
     assert {headers["Authorization"] for headers in server.seen} == {"Bearer secret"}
-    assert all((JSON_LENGTH in headers) is binary for headers in server.seen)
+    assert all((JSON_LENGTH in headers) is bool(extensions) for headers in server.seen)
 
 
 def test_a_folder_is_scanned_through_it(server: Server, run: Path, tmp_path: Path) -> None:

@@ -118,6 +118,14 @@ def test_a_wrong_token_or_model_ends_the_scan(server: Server, status: int, kind:
         connect(server).answer(b"image")
 
 
+@pytest.mark.parametrize("body", [["no"], "no", {"error": {"code": ["no"]}}])
+def test_a_refusal_in_another_form_is_of_this_image_alone(server: Server, body: Any) -> None:
+    """Not every proxy before a server answers as TorchServe does."""
+    server.reply = (400, body)
+    with pytest.raises(RefusedRequestError, match="answers 400"):
+        connect(server).answer(b"image")
+
+
 def test_a_model_replaced_in_the_middle_ends_the_scan(server: Server) -> None:
     server.reply = (200, {"logits": [0.5], "digest": "another"})
     with pytest.raises(ScorerError, match="another version"):

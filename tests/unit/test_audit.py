@@ -246,6 +246,11 @@ def test_the_report_keeps_the_labels_and_shows_what_it_says(
     [
         ("a.json", "{}", "no labels"),
         ("a.csv", "number,label\n1,ai\n", "no labels"),
+        (
+            "a.json",
+            '{"audit": "x", "reviewer": "", "labels": [{"number": 1, "label": [], "score_seen": 0}]}',
+            "the label",
+        ),
         ("a.csv", "number,label,score_seen,audit,reviewer\n", "no label"),
         ("a.csv", "number,label,score_seen,audit,reviewer\n1,fake,0,x,me\n", "'fake'"),
         ("a.csv", "number,label,score_seen,audit,reviewer\n1,ai,0,x,me\n1,ai,0,x,me\n", "twice"),
