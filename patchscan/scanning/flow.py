@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import numpy as np
@@ -149,11 +149,9 @@ class Batcher:
     def _send(self) -> None:
         while True:
             batch = [self._waiting.get()]
-            while len(batch) < self._size and not self._waiting.empty():
-                try:
+            with suppress(queue.Empty):
+                while len(batch) < self._size:
                     batch.append(self._waiting.get_nowait())
-                except queue.Empty:
-                    break
             try:
                 logits = self._score([crops for crops, _ in batch])
             except Exception as error:  # noqa: BLE001  each waiting thread raises it for its own image

@@ -95,7 +95,7 @@ def next_entry(entries: list[str]) -> str:
 
 
 @contextmanager
-def planning(out: Store, entry: str) -> Iterator[None]:
+def announced(out: Store, entry: str) -> Iterator[None]:
     """Say in the results folder that a scan which lists the whole source is about to write this entry. Scans of named
     objects then leave it the entry: one every few minutes would else have a long listing begin again and again."""
     out.write(PLANNING_FILE, json.dumps({"entry": entry, "since": datetime.now(UTC).isoformat()}).encode())

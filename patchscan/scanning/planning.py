@@ -16,12 +16,12 @@ from patchscan.common.errors import EXIT_INTERRUPTED
 from patchscan.detector.card import Card
 from patchscan.scanning import manifest, shards
 from patchscan.scanning.history import (
+    announced,
     claim,
     honours_conditional_writes,
     is_planned,
     last_complete,
     next_entry,
-    planning,
     read_entries,
     unfinished_plan,
 )
@@ -92,7 +92,7 @@ def plan_scan(request: ScanRequest, out: Store) -> Plan:
                 )
             return _at_source(unfinished, request.source, out)
         entry = next_entry(entries)
-        with planning(out, entry):
+        with announced(out, entry):
             new = _make(request, out)
             if claim(out, entry, new):
                 return new

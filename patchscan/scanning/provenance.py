@@ -96,7 +96,6 @@ MARKS = (
     _mark(None, "Software CreatorTool", PROGRAMS),
     _mark(None, "Credit", r"^Made with Google AI$"),
 )
-C2PA_FIELDS = ("c2pa", "c2pa_generator", "c2pa_signer", "c2pa_time")
 # All that decides about a manifest, whatever the library's defaults are. Nothing is fetched: no manifest that is kept
 # elsewhere, no revocation, no identity of a CAWG assertion.
 VERIFY = {
@@ -135,7 +134,7 @@ def provenance(data: bytes, image_format: str, trust: str | None = None) -> Prov
 
 
 def _manifest(data: bytes, image_format: str, trust: str | None) -> Provenance:
-    nothing: Provenance = dict.fromkeys((*C2PA_FIELDS, "digital_source_type"))
+    nothing: Provenance = {field.name: None for field in TYPE}
     if b"c2pa" not in data or b"jumb" not in data:
         return nothing
     try:
@@ -157,7 +156,7 @@ def _manifest(data: bytes, image_format: str, trust: str | None) -> Provenance:
     is_known = state == "Valid" or any(check.get("code") == LISTED_TIME for check in passed)
     generator = info[0].get("name") or active.get("claim_generator") or ""
     signer = ", ".join(filter(None, (signature.get("common_name"), signature.get("issuer"))))
-    return {
+    return nothing | {
         "c2pa": state,
         "c2pa_generator": generator[:MAX_NAME] or None,
         "c2pa_signer": signer[:MAX_NAME] or None,

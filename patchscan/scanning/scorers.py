@@ -96,7 +96,7 @@ class ServerSettings:
         return {"Authorization": f"Bearer {read_tokens(self.token_file)[0].decode()}"}
 
 
-def read_card(values: dict[str, Any], model: str) -> Card:
+def _read_card(values: dict[str, Any], model: str) -> Card:
     """Read the card that `model` has answered with. Raises ScorerError where another version has written it."""
     try:
         return Card.from_dict(values)
@@ -120,7 +120,7 @@ class TorchServeScorer:
         try:
             retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"TorchServe at {settings.url}")
             reply, _ = retries.call(lambda: self._post(CARD_REQUEST, "application/json"))
-            self.card = read_card(dict(reply["card"]), f"{settings.model} at {settings.url}")
+            self.card = _read_card(dict(reply["card"]), f"{settings.model} at {settings.url}")
             crops = "crops" in reply.get("takes", ()) and crop_bytes(self.card.preset) <= MAX_CROP_BYTES
             self.select: Select = "worker" if crops else "server"
             self.device = next(iter(self.model_s), "cpu")
@@ -139,7 +139,7 @@ class TorchServeScorer:
         # The server also accepts tars, zips and arrays of crops, but such an object of a bucket is not an image.
         if "p_ai" not in reply:
             raise ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
-        check_digest(self.card, reply["digest"])
+        _check_digest(self.card, reply["digest"])
         return Answer(**reply)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
@@ -147,7 +147,7 @@ class TorchServeScorer:
         body = io.BytesIO()
         np.save(body, np.concatenate(crops))
         reply = self._post(body.getvalue(), NPY)
-        check_digest(self.card, reply["digest"])
+        _check_digest(self.card, reply["digest"])
         return [float(logit) for logit in reply["logits"]]
 
     def has_room(self) -> bool:
@@ -242,7 +242,7 @@ def is_transient(status: int) -> bool:
     return status >= 500 or status in (408, 429)
 
 
-def check_digest(card: Card, digest: str) -> None:
+def _check_digest(card: Card, digest: str) -> None:
     """Raise ScorerError where an answer comes from another model than the card's, because it was replaced mid-scan."""
     if digest != card.digest:
         raise ScorerError(f"the server now serves another version of {card.name}; run the same command again")
