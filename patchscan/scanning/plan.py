@@ -130,11 +130,13 @@ class Plan:
         if data is None:
             raise PlanError(f"{out.url}/{name} is missing: is this a results folder of `patchscan scan`?")
         values = json.loads(data)
-        if values.get("format") != PLAN_FORMAT:
-            raise PlanError(f"{out.url}/{name} was made by another version of patchscan; choose a new results folder")
-        values["source"] = ScanSource(**values["source"])
-        values["filters"] = Filters(**values["filters"])
-        return cls(**values)
+        try:
+            if values.get("format") == PLAN_FORMAT:
+                parts = {"source": ScanSource(**values["source"]), "filters": Filters(**values["filters"])}
+                return cls(**values | parts)
+        except TypeError:
+            pass  # a later version's plans have more fields
+        raise PlanError(f"{out.url}/{name} was made by another version of patchscan; choose a new results folder")
 
 
 def parse_plan_url(plan_url: str) -> tuple[str, str]:

@@ -141,7 +141,7 @@ def _check_results_outside_source(source: ScanSource, out: Store) -> None:
     inner, outer = absolute_url(out.url), absolute_url(source.url)
     # A bucket's prefix `s3://b/pho` covers `s3://b/photos`; a bucket `s3://b` does not cover `s3://b2`, nor do folders.
     covers_longer_names = "://" in outer and outer.count("/") > 2
-    outer = outer if covers_longer_names else f"{outer}/"
+    outer = outer if covers_longer_names else f"{outer.rstrip('/')}/"
     if source.manifest is None and f"{inner.rstrip('/')}/".startswith(outer):
         raise PlanError(f"--out {out.url} lies inside what is scanned, {source.url}; choose another place")
 

@@ -25,7 +25,7 @@ from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows
 from patchscan.scanning.flow import ByteBudget
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
-from patchscan.scanning.planning import ScanRequest, plan_scan
+from patchscan.scanning.planning import ScanRequest, _check_results_outside_source, plan_scan
 from patchscan.scanning.table import IncompleteScanError
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
@@ -253,6 +253,20 @@ def test_an_image_on_which_the_decoder_dies_is_rejected_alone(
 def test_results_inside_the_source_are_refused(photos: Path) -> None:
     with pytest.raises(PlanError, match="lies inside"):
         plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card()), open_store(str(photos / "out")))
+
+
+def test_results_anywhere_are_inside_the_root_folder(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="lies inside"):
+        _check_results_outside_source(ScanSource(url="/"), open_store(str(tmp_path)))
+
+
+def test_a_plan_of_a_later_version_is_told_as_such(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    plan = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card()), out)
+    file = Path(plan.address(out))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"of_a_later_version": 1}))
+    with pytest.raises(PlanError, match="another version of patchscan"):
+        Plan.read(out, plan.scan)
 
 
 def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) -> None:
