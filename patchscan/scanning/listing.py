@@ -54,6 +54,11 @@ class Filters:
         return True
 
 
+def quoted(text: object) -> str:
+    """Text, such as a path, as SQL writes it."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
 def _equal(column: str, table: str = "previous", other: str = "todo") -> str:
     return f"{table}.{column} IS NOT DISTINCT FROM {other}.{column}"
 
@@ -91,7 +96,7 @@ class ListingJoin:
         self._db = duckdb.connect(scratch / "join.duckdb")
         self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         self._db.execute("SET preserve_insertion_order = false")
-        self._db.execute(f"SET temp_directory = '{scratch}/spill'")
+        self._db.execute(f"SET temp_directory = {quoted(f'{scratch}/spill')}")
         self._db.execute("SET TimeZone = 'UTC'")
         self._db.register("no_rows", SCHEMA.empty_table())
         self._db.execute("CREATE TABLE unchanged AS FROM no_rows")
@@ -108,8 +113,8 @@ class ListingJoin:
                 keep = [self.filters.keep(info) for info in batch]
                 kept.write_table(_table(compress(batch, keep), LISTED))
                 others.write_table(_table(compress(batch, (not one for one in keep)), IDENTITY))
-        self._db.execute(f"CREATE VIEW listing AS FROM '{listing}'")
-        self._db.execute(f"CREATE VIEW left_out AS FROM '{left_out}'")
+        self._db.execute(f"CREATE VIEW listing AS FROM {quoted(listing)}")
+        self._db.execute(f"CREATE VIEW left_out AS FROM {quoted(left_out)}")
         name = "key, version_id" if self._by_version else "key"
         self._db.execute(f"CREATE TABLE todo AS FROM listing QUALIFY row_number() OVER (PARTITION BY {name}) = 1")
 
@@ -132,7 +137,7 @@ class ListingJoin:
         for index, data in enumerate(chain([table_to_parquet(SCHEMA.empty_table())], parts)):
             (self.scratch / f"previous-{index:06d}.parquet").write_bytes(data)
         # Older tables lack columns.
-        files = f"read_parquet('{self.scratch}/previous-*.parquet', union_by_name = true)"
+        files = f"read_parquet({quoted(f'{self.scratch}/previous-*.parquet')}, union_by_name = true)"
         self._db.execute(f"CREATE OR REPLACE VIEW previous AS FROM no_previous UNION ALL BY NAME FROM {files}")
         self._db.execute(
             "CREATE OR REPLACE TABLE unchanged AS"
@@ -197,7 +202,7 @@ class ListingJoin:
         path = self.scratch / "todo.parquet"
         if not path.exists():
             todo = "FROM todo ORDER BY key, version_id"
-            self._db.execute(f"COPY ({todo}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {BATCH})")
+            self._db.execute(f"COPY ({todo}) TO {quoted(path)} (FORMAT parquet, ROW_GROUP_SIZE {BATCH})")
         return pq.ParquetFile(path)
 
     def _same(self, table: str, other: str = "todo") -> str:

@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,14 +133,13 @@ def stop_at(worker: "Worker", deadline: float | None, max_requests: int) -> Iter
     if max_requests:
         limit = RequestLimit(max_requests, worker.source.requests, lambda: stop("--max-requests"))
         worker.observers = [*worker.observers, limit]
-    timer = threading.Timer(max(0, (deadline or 0) - time.monotonic()), stop, ["--max-seconds"])
-    timer.daemon = True
-    if deadline is not None:
-        timer.start()
-    try:
+    with ExitStack() as stack:
+        if deadline is not None:
+            timer = threading.Timer(max(0, deadline - time.monotonic()), stop, ["--max-seconds"])
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
         yield
-    finally:
-        timer.cancel()
 
 
 def work_shards(worker: "Worker", indexes: Iterable[int]) -> None:

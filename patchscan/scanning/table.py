@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchscan.scanning import shards
+from patchscan.scanning.listing import quoted
 from patchscan.scanning.plan import Plan, PlanError
 from patchscan.scanning.rows import SCHEMA, STATS_KEY
 from patchscan.storage.store import Store
@@ -63,16 +64,16 @@ class ScanTable:
                 f"{plan.unchanged - carried} of {plan.unchanged} rows carried over are missing; run the scan again"
             )
         self._db = duckdb.connect()
-        self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = '{scratch}/spill'")
+        self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = {quoted(f'{scratch}/spill')}")
         self._db.execute("SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
         self._db.register("empty", SCHEMA.empty_table())
         self._db.execute("CREATE TABLE no_rows AS FROM empty")  # all columns: older tables lack some
-        source = f"read_parquet('{files}/*.parquet', filename = true, union_by_name = true)"
-        digest = plan.digest.replace("'", "''")
+        source = f"read_parquet({quoted(f'{files}/*.parquet')}, filename = true, union_by_name = true)"
         self._kind = "TABLE" if count <= FEW_ROWS else "VIEW"
         self._rows = (
             "AS SELECT *, filename LIKE '%/unchanged-%' AS carried,"
-            f" digest IS DISTINCT FROM '{digest}' AS other_model FROM (FROM no_rows UNION ALL BY NAME FROM {source})"
+            f" digest IS DISTINCT FROM {quoted(plan.digest)} AS other_model"
+            f" FROM (FROM no_rows UNION ALL BY NAME FROM {source})"
         )
         self._db.execute(f"CREATE {self._kind} rows {self._rows}")
 

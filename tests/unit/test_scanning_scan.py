@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -113,6 +114,17 @@ def test_rows_that_were_removed_from_the_last_scan_are_made_again(photos: Path, 
 
 
 @pytest.mark.slow
+def test_the_temporary_folder_may_have_a_quote_in_its_name(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "o'brien").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "o'brien"))
+    out = open_store(str(tmp_path / "out"))
+    scan(photos, out)
+    again = scan(photos, out)
+    assert totals(out, again)["unchanged"] == again.listed > 0
+
+
 def test_another_model_scores_everything_again(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     scan(photos, out)
