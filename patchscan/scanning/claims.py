@@ -5,7 +5,7 @@ from typing import Any
 
 from patchscan.scanning.changes import Earlier
 from patchscan.scanning.plan import Plan
-from patchscan.scanning.summary import EXAMPLES, WATERMARK, folder_name, largest_groups
+from patchscan.scanning.summary import BY_VERDICT, EXAMPLES, WATERMARK, folder_name, largest_groups
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.trust import trust_digest
 
@@ -87,9 +87,7 @@ def _against_verdicts(table: ScanTable) -> list[dict[str, Any]]:
         f" 'watermark': {WATERMARK}}}"
     )
     found = table.query(
-        "SELECT says, signer, count(*) AS files,"
-        " count(*) FILTER (verdict = 'ai') AS ai, count(*) FILTER (verdict = 'real') AS real,"
-        " count(*) FILTER (verdict = 'uncertain') AS uncertain,"
+        f"SELECT says, signer, count(*) AS files, {BY_VERDICT},"
         f" count(*) FILTER ({wrong}) AS contradicted,"
         f" coalesce(arg_min({example}, {distance}, {EXAMPLES}) FILTER ({wrong}), []) AS examples"
         f" FROM (SELECT *, {SAYS} AS says, {SIGNER} AS signer FROM rows WHERE status = 'scored')"

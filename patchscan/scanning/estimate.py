@@ -7,6 +7,7 @@ from itertools import pairwise
 from patchscan.common.console import format_duration, printable
 from patchscan.detector.decoders import decoder_pool
 from patchscan.reporting.statistics import Estimate, mean_interval, population_count
+from patchscan.scanning.observers import Observer
 from patchscan.scanning.plan import Plan
 from patchscan.scanning.rows import Row
 
@@ -23,7 +24,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
 }
 
 
-class Meter:
+class Meter(Observer):
     """An observer that notes after each group of objects what was used so far; `requests` are the source's, which is a
     folder where there are none."""
 
@@ -40,9 +41,6 @@ class Meter:
         self.tries += row["attempts"]
         if self.done % self.group == 0:
             self.notes.append(self._now())
-
-    def resumed(self, count: int) -> None:
-        """Ignore them: there are none."""
 
     def per_object(self, measure: str) -> Estimate:
         """What an object took: the mean over the groups. The first is left out where there are others: it waits for

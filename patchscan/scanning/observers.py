@@ -14,7 +14,8 @@ PROGRESS_INTERVAL_S = 10.0
 
 
 class Observer(Protocol):
-    """Called for each finished row, in the order of completion, from one thread."""
+    """Called for each finished row, in the order of completion, from one thread. A class that inherits from it has only
+    the methods that it needs."""
 
     def row(self, row: Row, fetched_bytes: int) -> None:
         """Note a finished object, for which `fetched_bytes` were read."""
@@ -23,7 +24,7 @@ class Observer(Protocol):
         """Note `count` objects that an earlier run of the same scan has finished."""
 
 
-class BarObserver:
+class BarObserver(Observer):
     """Advance a progress bar, or the plain lines that replace it in a log."""
 
     def __init__(self, progress: ProgressReport):
@@ -41,7 +42,7 @@ class BarObserver:
         self.progress.resume(count)
 
 
-class EventObserver:
+class EventObserver(Observer):
     """Write one JSON object a line: `flagged` for each image whose verdict is `ai`, `failed` for each failed object,
     and `progress` every ten seconds."""
 
@@ -81,7 +82,7 @@ class EventObserver:
         print(json.dumps(line), file=self.stream, flush=True)
 
 
-class RequestLimit:
+class RequestLimit(Observer):
     """Stop the work once the source was asked `most` times in this run, by what the store counts in `requests`."""
 
     def __init__(self, most: int, requests: Mapping[str, int], stop: Callable[[], None]):
@@ -92,11 +93,8 @@ class RequestLimit:
         if sum(self.requests.values()) >= self.most:
             self.stop()
 
-    def resumed(self, count: int) -> None:
-        """Ignore them: they were fetched by another run."""
 
-
-class MetricsObserver:
+class MetricsObserver(Observer):
     """Serve Prometheus metrics on `port`. Listens on all addresses, since the scraper is outside the pod, and shows no
     keys.
 
@@ -124,6 +122,3 @@ class MetricsObserver:
         if row["status"] == "scored":
             self._verdicts.labels(row["verdict"]).inc()
             self._scores.observe(row["p_ai"])
-
-    def resumed(self, count: int) -> None:
-        """Ignore them: they were counted when they were finished."""

@@ -32,16 +32,12 @@ BY_STATUS = """
            count(DISTINCT (key, version_id)) AS objects
     FROM rows
 """
-GROUPED = """
-    SELECT {group} AS name, count(*) AS objects,
-           count(*) FILTER (status = 'scored') AS scored,
-           count(*) FILTER (verdict = 'ai') AS ai,
-           count(*) FILTER (verdict = 'real') AS real,
-           count(*) FILTER (verdict = 'uncertain') AS uncertain,
-           count(*) FILTER (status = 'rejected') AS rejected,
-           count(*) FILTER (status = 'failed') AS failed
-    FROM rows GROUP BY name
-"""
+BY_VERDICT = ", ".join(f"count(*) FILTER (verdict = '{name}') AS {name}" for name in ("ai", "real", "uncertain"))
+GROUPED = (
+    "SELECT {group} AS name, count(*) AS objects, count(*) FILTER (status = 'scored') AS scored,"
+    f" {BY_VERDICT}, count(*) FILTER (status = 'rejected') AS rejected, count(*) FILTER (status = 'failed') AS failed"
+    " FROM rows GROUP BY name"
+)
 
 
 def totals(table: ScanTable, plan: Plan) -> dict[str, Any]:
@@ -201,9 +197,7 @@ def provenance(table: ScanTable) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for kind, claim in claims:
         found += table.query(
-            f"SELECT '{kind}' AS kind, {claim} AS claim, count(*) AS objects,"
-            " count(*) FILTER (verdict = 'ai') AS ai, count(*) FILTER (verdict = 'real') AS real,"
-            " count(*) FILTER (verdict = 'uncertain') AS uncertain"
+            f"SELECT '{kind}' AS kind, {claim} AS claim, count(*) AS objects, {BY_VERDICT}"
             f" FROM rows WHERE {claim} IS NOT NULL GROUP BY ALL ORDER BY objects DESC, claim LIMIT {LARGEST_GROUPS}"
         )
     return found
