@@ -129,7 +129,7 @@ def scan(
     def work(plan: "Plan") -> int:
         """Work on all shards and write the reports; returns the exit code."""
         worker = Worker(plan, results, scorer, settings)
-        with ProgressReport("scanning", plan.listed - plan.unchanged, "objects") as progress:
+        with ProgressReport("scanning", plan.to_score, "objects") as progress:
             worker.observers = [BarObserver(progress), *metrics, *options.event_observers(events, plan)]
             with stop_at(worker, started + max_seconds if max_seconds else None, max_requests):
                 work_shards(worker, range(plan.shards))

@@ -59,25 +59,23 @@ class Meter(Observer):
 def estimate(plan: Plan, meter: Meter) -> dict[str, Estimate]:
     """What scoring all objects of the plan takes, with 95 % intervals: `images` that get a score, `bytes` and
     `requests` of the source, `core_hours` of the scan's processes, and `seconds`; requests and seconds with listing."""
-    objects = plan.listed - plan.unchanged
     listing = {"seconds": plan.listing["seconds"], "requests": sum(plan.listing["requests"].values())}
     found = {
-        "images": population_count(meter.scored, meter.done, objects),
+        "images": population_count(meter.scored, meter.done, plan.to_score),
         "bytes": Estimate(plan.bytes_to_score, plan.bytes_to_score, plan.bytes_to_score, "as listed"),
     }
     for measure in MEASURES:
         one, more = meter.per_object(measure), listing.get(measure, 0)
-        value, low, high = (None if each is None else each * objects + more for each in (one.value, one.low, one.high))
+        ends = (one.value, one.low, one.high)
+        value, low, high = (None if each is None else each * plan.to_score + more for each in ends)
         found[measure] = Estimate(value, low, high, one.method)
     return found
 
 
 def estimate_text(plan: Plan, meter: Meter) -> str:
     """Return the estimate for the terminal."""
-    objects = plan.listed - plan.unchanged
-    lines = [
-        f"{plan.source.url}: {objects:,} objects to score, {plan.unchanged:,} unchanged; {meter.done:,} were tried"
-    ]
+    counts = f"{plan.to_score:,} objects to score, {plan.unchanged:,} unchanged; {meter.done:,} were tried"
+    lines = [f"{plan.source.url}: {counts}"]
     for name, one in estimate(plan, meter).items():
         show, label = FORMATS[name], {"core_hours": "core-hours", "seconds": "duration"}.get(name, name)
         if one.value is not None:

@@ -316,4 +316,4 @@ def event_observers(path: Path | None, plan: "Plan") -> list["Observer"]:
         stream = path.open("a")  # stays open until the process ends
     except OSError as error:
         raise UserError(f"--events {path} cannot be written: {error.strerror}") from error
-    return [EventObserver(stream, plan.scan, plan.listed - plan.unchanged)]
+    return [EventObserver(stream, plan.scan, plan.to_score)]

@@ -108,6 +108,11 @@ class Plan:
     c2pa_trust: str | None = None
     format: int = PLAN_FORMAT
 
+    @property
+    def to_score(self) -> int:
+        """How many objects are not carried over."""
+        return self.listed - self.unchanged
+
     def write(self, out: Store) -> None:
         """Write plan.json."""
         # Neither asdict(self), which would copy the card value by value, nor indented: both take long for a large card.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -188,18 +189,19 @@ def _make(
                 c2pa_trust=trust_digest(request.c2pa_trust),
             )
         counts, bytes_to_score = join.counts(), join.bytes_to_score()
-        _check_number(request, counts)
-        named = None if keys is None else _named_counts(len(keys), found, counts)
-        is_needed = named is None or counts["listed"] > counts["unchanged"]
+        to_score = counts["listed"] - counts["unchanged"]
+        _check_number(request, to_score)
+        named = None
+        if keys is not None:
+            unchanged = found - counts["filtered"] - to_score
+            named = {"objects": found, "unchanged": unchanged, "missing": len(keys) - found}
+        is_needed = named is None or to_score > 0
         if most_to_score:
             join.sample(most_to_score)
         elif is_needed:
             for index, table in enumerate(join.unchanged()):
                 out.write(f"scans/{scan}/rows/unchanged-{shards.name(index)}.parquet", table_to_parquet(table))
-        shard_count = 0
-        for table in _shard_tables(join, request.shard_size):
-            out.write(f"scans/{scan}/shards/{shards.name(shard_count)}.parquet", table_to_parquet(table))
-            shard_count += 1
+        shard_count = _write_shards(out, scan, join, request.shard_size)
     plan = Plan(
         scan=scan,
         source=request.source,
@@ -251,12 +253,6 @@ def _in_manifest(source: ScanSource, path: str) -> Iterator[ObjectInfo]:
     return (info for info in listed if info.key.startswith(source.prefix))
 
 
-def _named_counts(names: int, found: int, counts: dict[str, int]) -> dict[str, int]:
-    """Plan.named: of so many names, objects were found for `found`."""
-    to_score = counts["listed"] - counts["unchanged"]
-    return {"objects": found, "unchanged": found - counts["filtered"] - to_score, "missing": names - found}
-
-
 def _scope(sample: int) -> str:
     return f"with --sample {sample}" if sample else "of the whole source"
 
@@ -272,10 +268,9 @@ def _check_sample(out: Store, previous: Plan | None, sample: int, *, named: bool
         raise PlanError(f"{out.url} holds a scan {_scope(previous.sample)}: scan the whole source first")
 
 
-def _check_number(request: ScanRequest, counts: dict[str, int]) -> None:
+def _check_number(request: ScanRequest, to_score: int) -> None:
     """Raise PlanError where there is more to score than the user allows: somebody may have named a whole bucket by
     mistake."""
-    to_score = counts["listed"] - counts["unchanged"]
     if 0 < request.max_objects < to_score:
         raise PlanError(
             f"{request.source.url} holds {to_score:,} objects to score, more than --max-objects "
@@ -283,8 +278,11 @@ def _check_number(request: ScanRequest, counts: dict[str, int]) -> None:
         )
 
 
-def _shard_tables(join: ListingJoin, shard_size: ShardSize) -> Iterator[pa.Table]:
-    """The objects to score, cut into shards, one at a time."""
-    rows = join.to_score()
+def _write_shards(out: Store, scan: str, join: ListingJoin, shard_size: ShardSize) -> int:
+    """Write the objects to score, cut into shards. Returns the number of shards."""
+    rows, count = join.to_score(), 0
     for first, end in shards.cut(join.sizes_to_score(), shard_size.max_objects, shard_size.max_bytes):
-        yield pa.Table.from_pylist([next(rows) for _ in range(end - first)], schema=LISTED)
+        table = pa.Table.from_pylist(list(islice(rows, end - first)), schema=LISTED)
+        out.write(f"scans/{scan}/shards/{shards.name(count)}.parquet", table_to_parquet(table))
+        count += 1
+    return count

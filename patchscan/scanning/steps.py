@@ -110,7 +110,7 @@ def estimate_scan(request: "ScanRequest", scorer: "Scorer", results: "Store", se
         scratch = open_store(folder)
         plan = run_interruptibly(lambda: plan_estimate(request, results, scratch, SAMPLE))
         worker = Worker(plan, scratch, scorer, settings)
-        tried = min(SAMPLE, plan.listed - plan.unchanged)
+        tried = min(SAMPLE, plan.to_score)
         meter = Meter(tried, worker.source.requests)
         with ProgressReport("trying", tried, "objects") as progress:
             worker.observers = [BarObserver(progress), meter]
