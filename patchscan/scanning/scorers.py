@@ -35,6 +35,8 @@ Select = Literal["worker", "server"]
 
 # How long a server may take to answer for the first time: it may be starting.
 CARD_DEADLINE_S = 60
+# urllib3's connect timeout also limits the sending of the body, for which the gate allows 30 seconds.
+TIMEOUT = urllib3.Timeout(connect=30.0, read=60.0)
 CARD_REQUEST = json.dumps({"card": True}).encode()
 
 NPY = "application/x-npy"
@@ -86,7 +88,6 @@ class ServerSettings:
     url: str
     model: str
     token_file: Path | None = None
-    timeout_s: float = 60.0
     connections: int = 64
 
     def authorization(self) -> dict[str, str]:
@@ -251,11 +252,9 @@ def _check_digest(card: Card, digest: str) -> None:
 def open_connections(settings: ServerSettings) -> tuple[urllib3.HTTPConnectionPool, str]:
     """Return the connections to a server, and the path that its address begins with. Raises ScorerError."""
     address = _address(settings.url)
-    # urllib3's connect timeout also limits the sending of the body, for which the gate allows 30 seconds.
-    timeout = urllib3.Timeout(connect=min(30.0, settings.timeout_s), read=settings.timeout_s)
     # The worker's window limits the requests in flight, so the pool may wait for a connection without limit.
     pool = urllib3.connection_from_url(
-        address.url, maxsize=settings.connections, block=True, timeout=timeout, retries=False
+        address.url, maxsize=settings.connections, block=True, timeout=TIMEOUT, retries=False
     )
     return pool, (address.path or "").rstrip("/")
 

@@ -74,8 +74,8 @@ class WorkSettings:
 
 
 class Worker:
-    """Works on shards of one plan, one after the other. Raises ScorerError where the scorer has another model than the
-    plan."""
+    """Works on shards of one plan, one after the other; `observers` are told of each row. Raises ScorerError where the
+    scorer has another model than the plan."""
 
     def __init__(
         self,
@@ -84,12 +84,12 @@ class Worker:
         scorer: Scorer,
         settings: WorkSettings = WorkSettings(),
         stop: threading.Event | None = None,
-        observers: Sequence[Observer] = (),
     ):
         if scorer.card.digest != plan.digest:
             raise ScorerError(f"the plan was made for another version of {plan.model} than the scorer has; plan again")
-        self.plan, self.out, self.scorer, self.settings, self.observers = plan, out, scorer, settings, observers
+        self.plan, self.out, self.scorer, self.settings = plan, out, scorer, settings
         self.stop = stop or threading.Event()
+        self.observers: Sequence[Observer] = ()
         self.source = plan.source.open(settings.threads)
         self._model = {"model": plan.model, "version": plan.version, "digest": plan.digest}
         self._c2pa_trust = trust_digest(plan.c2pa_trust)
