@@ -233,7 +233,8 @@ def read_case(path: Path) -> dict[str, Any]:
             raise ValueError(f"its engine is {case['engine']!r}")
         if case["c2pa_trust"] is not None:
             count_authorities(case["c2pa_trust"]["pem"])
-        Path(case["file"]), Path(case["run"])
+        if not isinstance(case["file"], str) or not isinstance(case["run"], str):
+            raise ValueError("its file and run are no paths")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ssl.SSLError) as error:
         raise CaseError(f"{path} is no case as `patchscan case` writes it ({error})") from error
     return dict(case)

@@ -119,8 +119,8 @@ class ListingJoin:
         self._db.execute(f"CREATE TABLE todo AS FROM listing QUALIFY row_number() OVER (PARTITION BY {name}) = 1")
 
     def sample(self, most: int) -> None:
-        """Keep `most` objects of the listing, chosen by the hash of their identity: the same ones each time, and a
-        larger sample holds the smaller. Call it before `add_previous`."""
+        """Keep `most` of the objects to score (before `add_previous`: of all that are listed), chosen by the hash of
+        their identity: the same ones each time, and a larger sample holds the smaller."""
         identity = "key || chr(0) || coalesce(version_id, '')" if self._by_version else "key"
         self._left_unsampled = max(0, self._number("SELECT count(*) FROM todo") - most)
         self._db.execute(f"CREATE OR REPLACE TABLE todo AS FROM todo ORDER BY md5({identity}), key LIMIT {most}")
