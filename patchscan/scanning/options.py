@@ -169,7 +169,11 @@ CompareWith = Annotated[
 ]
 Events = Annotated[Path | None, typer.Option(help="Append findings and progress to this file as JSON lines.")]
 Webhook = Annotated[str | None, typer.Option(help="POST a JSON summary here when the scan is finished.")]
-WebhookSecretFile = Annotated[Path | None, typer.Option(help="File with the key that signs the webhook (HMAC-SHA256).")]
+WebhookSecretFile = Annotated[
+    Path | None,
+    # Looked at before a scan that takes hours ends with it.
+    typer.Option(exists=True, dir_okay=False, help="File with the key that signs the webhook (HMAC-SHA256)."),
+]
 FailOn = Annotated[
     list[AlertKind] | None,
     typer.Option(

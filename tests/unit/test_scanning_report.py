@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy.stats import ks_2samp
+from typer.testing import CliRunner
 
+from patchscan.cli import app
 from patchscan.common.errors import UserError
 from patchscan.common.retries import Retries
 from patchscan.dataset.labels import LabelError, read_labels
@@ -356,3 +358,11 @@ def test_alerts_name_new_ai_images(finished: tuple[dict[str, Any], str, Path]) -
     found, _, _ = finished
     assert [one["kind"] for one in found["alerts"]] == (["ai"] if found["verdicts"]["ai"] else [])
     assert found["totals"]["new_ai"] == found["verdicts"]["ai"] > 0
+
+
+def test_a_secret_that_is_not_there_is_told_before_the_scan(tmp_path: Path) -> None:
+    options = ["--webhook", "http://127.0.0.1:9", "--webhook-secret-file", str(tmp_path / "secret")]
+    (tmp_path / "photos").mkdir()
+    done = CliRunner().invoke(app, ["scan", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), *options])
+    assert done.exit_code == 2
+    assert not (tmp_path / "out").exists()
