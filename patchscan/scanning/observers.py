@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
@@ -13,7 +13,7 @@ from patchscan.scanning.rows import Row
 PROGRESS_INTERVAL_S = 10.0
 
 
-class Observer(Protocol):
+class Observer:
     """Called for each finished row, in the order of completion, from one thread. A class that inherits from it has only
     the methods that it needs."""
 
