@@ -93,7 +93,7 @@ def scan(
     """
     from patchscan.common.console import ProgressReport
     from patchscan.detector.decoders import decoder_pool
-    from patchscan.scanning.observers import BarObserver
+    from patchscan.scanning.observers import BarObserver, EventObserver
     from patchscan.scanning.planning import ScanRequest
     from patchscan.scanning.worker import Worker, WorkSettings
     from patchscan.storage import open_store
@@ -124,13 +124,14 @@ def scan(
     if estimate:
         estimate_scan(request, scorer, results, settings)
         return
-    metrics = options.metrics_observers(metrics_port)
+    metrics, stream = options.metrics_observers(metrics_port), options.open_events(events)
 
     def work(plan: "Plan") -> int:
         """Work on all shards and write the reports; returns the exit code."""
         worker = Worker(plan, results, scorer, settings)
         with ProgressReport("scanning", plan.to_score, "objects") as progress:
-            worker.observers = [BarObserver(progress), *metrics, *options.event_observers(events, plan)]
+            told = [EventObserver(stream, plan.scan, plan.to_score)] if stream else []
+            worker.observers = [BarObserver(progress), *metrics, *told]
             with stop_at(worker, started + max_seconds if max_seconds else None, max_requests):
                 work_shards(worker, range(plan.shards))
         return complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
@@ -310,14 +310,9 @@ def metrics_observers(port: int | None) -> list["Observer"]:
     return [MetricsObserver(port)] if port is not None else []
 
 
-def event_observers(path: Path | None, plan: "Plan") -> list["Observer"]:
-    """The event stream, where a file is given."""
-    from patchscan.scanning.observers import EventObserver
-
-    if path is None:
-        return []
+def open_events(path: Path | None) -> TextIO | None:
+    """Open the file of the event stream, where one is given: it stays open until the process ends."""
     try:
-        stream = path.open("a")  # stays open until the process ends
+        return path.open("a") if path else None
     except OSError as error:
         raise UserError(f"--events {path} cannot be written: {error.strerror}") from error
-    return [EventObserver(stream, plan.scan, plan.to_score)]

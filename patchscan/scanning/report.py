@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from patchscan.common.console import printable
 from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
-from patchscan.scanning import claims, prevalence, summary, thumbnails
+from patchscan.scanning import claims, prevalence, summary
 from patchscan.scanning.alerts import find_alerts
 from patchscan.scanning.changes import Earlier, what_changed
 from patchscan.scanning.history import check_claimed, is_newest
 from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, delete_all
 from patchscan.scanning.table import ScanTable
+from patchscan.scanning.thumbnails import PictureReader
 from patchscan.scanning.trust import describe_trust
 from patchscan.storage.store import Store
 
@@ -44,10 +45,10 @@ def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tupl
     report["alerts"] = find_alerts(report)
     if not report["totals"]["adds_up"]:
         raise PlanError(f"the rows of scan {plan.scan} do not add up to what was listed: {report['totals']}")
-    source = plan.source.open()
-    pictures = [thumbnails.thumbnail(source, row) for row in report["most_suspicious"]]
+    reader = PictureReader(plan.source.open())
+    pictures = [reader.thumbnail(row) for row in report["most_suspicious"]]
     examples = report["changes"]["examples"] if report["changes"] else []
-    changed = [thumbnails.thumbnail(source, row) for row in examples]
+    changed = [reader.thumbnail(row) for row in examples]
     drawing = plots.data_uri(plots.png(_histogram(report)))
     page = pages.render(
         "patchscan.scanning", "scan.html", report, pictures=pictures, changed=changed, histogram=drawing

@@ -21,8 +21,8 @@ def review_page(sample: Sample, source: Store) -> str:
         ProgressReport("reading images", len(sample["rows"]), "images") as progress,
         ThreadPoolExecutor(READERS) as pool,
     ):
-        images = []
-        for image in pool.map(lambda row: _image(row, source), sample["rows"]):
+        reader, images = thumbnails.PictureReader(source), []
+        for image in pool.map(lambda row: _image(row, reader), sample["rows"]):
             images.append(image)
             progress.advance(1)
     content = {"audit": sample["audit"], "images": images}
@@ -31,9 +31,9 @@ def review_page(sample: Sample, source: Store) -> str:
     return pages.render("patchscan.scanning", "review.html", sample, content=content, script=script, policy=policy)
 
 
-def _image(row: dict[str, Any], source: Store) -> dict[str, Any]:
+def _image(row: dict[str, Any], reader: thumbnails.PictureReader) -> dict[str, Any]:
     """What the page knows of an image; its name, score and patch are shown only when asked for."""
-    found = thumbnails.read_image(source, row)
+    found = reader.read(row)
     picture = patch = None
     if found:
         image, turn = found

@@ -172,10 +172,15 @@ class TorchServeScorer:
         if DEVICE in reply.headers:
             with self._counting:
                 self.model_s[reply.headers[DEVICE]] += float(reply.headers[MODEL_SECONDS])
-        if reply.status == 200:
-            answer: dict[str, Any] = reply.json()
-            return answer
-        raise self._error(reply, len(body))
+        if reply.status != 200:
+            raise self._error(reply, len(body))
+        try:
+            answer = reply.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise ScorerError(f"{self.settings.url} answers with what is not TorchServe's: a page of a proxy, perhaps")
+        return answer
 
     def _error(self, reply: urllib3.BaseHTTPResponse, sent: int) -> Exception:
         """Turn a reply other than 200 into an error (docs/serve.md; as measured on TorchServe 0.12)."""

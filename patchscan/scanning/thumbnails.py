@@ -13,6 +13,7 @@ from patchscan.reporting.plots import data_uri
 from patchscan.storage.store import ObjectError, ObjectInfo, Store
 
 LIMITS = Limits()
+PATIENCE_S = 30.0
 THUMBNAIL = 176
 # Of an image that a person shall judge: fine detail shows, and two hundred of them still make a page of some 15 MB.
 LARGE = 640
@@ -29,22 +30,32 @@ TURNS = {
 }
 
 
-def thumbnail(source: Store, row: dict[str, Any]) -> str | None:
-    """Return a row's thumbnail as a data URI; None where the object can no longer be read as it was scored."""
-    found = read_image(source, row)
-    return jpeg_uri(draw(found[0], row["patch"])) if found else None
+class PictureReader:
+    """Reads the images of a scan's rows again. Once `source` has not given one for PATIENCE_S seconds, it is asked for
+    the others only once each: a page with pictures missing is better than none."""
 
+    def __init__(self, source: Store):
+        self._source, self._patience_s = source, PATIENCE_S
 
-def read_image(source: Store, row: dict[str, Any]) -> tuple[Image.Image, Image.Transpose | None] | None:
-    """Return a row's image as RGB, with its pixels as stored, and how to turn it upright as its EXIF says (None: it
-    is); None where the object can no longer be read as it was scored."""
-    info = ObjectInfo(key=row["key"], etag=row["etag"], version_id=row["version_id"])
-    try:
-        fetched, _ = Retries(deadline_s=30).call(lambda: source.fetch(info, LIMITS.max_bytes))
-        with unpacked(fetched, LIMITS.max_bytes) as data:
-            return decode(data, LIMITS).pillow, _turn(data)
-    except (ObjectError, TransientError, ImageError):
-        return None
+    def thumbnail(self, row: dict[str, Any]) -> str | None:
+        """Return a row's thumbnail as a data URI; None where the object can no longer be read as it was scored."""
+        found = self.read(row)
+        return jpeg_uri(draw(found[0], row["patch"])) if found else None
+
+    def read(self, row: dict[str, Any]) -> tuple[Image.Image, Image.Transpose | None] | None:
+        """Return a row's image as RGB, with its pixels as stored, and how to turn it upright as its EXIF says (None: it
+        is); None where the object can no longer be read as it was scored."""
+        info = ObjectInfo(key=row["key"], etag=row["etag"], version_id=row["version_id"])
+        retries = Retries(self._patience_s, other_side="the scanned images")
+        try:
+            fetched, _ = retries.call(lambda: self._source.fetch(info, LIMITS.max_bytes))
+            with unpacked(fetched, LIMITS.max_bytes) as data:
+                return decode(data, LIMITS).pillow, _turn(data)
+        except TransientError:
+            self._patience_s = 0.0
+            return None
+        except (ObjectError, ImageError):
+            return None
 
 
 def _turn(data: bytes) -> Image.Transpose | None:

@@ -126,6 +126,15 @@ def test_a_refusal_in_another_form_is_of_this_image_alone(server: Server, body: 
         connect(server).answer(b"image")
 
 
+@pytest.mark.parametrize("body", [b"<html>Sign in</html>", ["no"]])
+def test_a_page_in_place_of_an_answer_ends_the_scan(server: Server, body: Any) -> None:
+    """As of a proxy whose own session has ended; else each image would be a row that says it failed."""
+    scorer = connect(server)
+    server.reply = (200, body)
+    with pytest.raises(ScorerError, match="what is not TorchServe's"):
+        scorer.answer(b"image")
+
+
 def test_a_model_replaced_in_the_middle_ends_the_scan(server: Server) -> None:
     server.reply = (200, {"logits": [0.5], "digest": "another"})
     with pytest.raises(ScorerError, match="another version"):

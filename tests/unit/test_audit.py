@@ -26,6 +26,7 @@ from patchscan.scanning.plan import ScanSource
 from patchscan.scanning.planning import ScanRequest
 from patchscan.scanning.review_page import _image
 from patchscan.scanning.steps import complete_scan, make_plan
+from patchscan.scanning.thumbnails import PictureReader
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from tests.audit_coverage import Bucket, simulate
@@ -352,7 +353,7 @@ def test_an_image_that_has_changed_can_only_be_left_undecided(scanned: Path, tmp
     sample = json.loads((scanned / "audit" / "sample.json").read_text())
     first = sample["rows"][0]
     (copy / first["key"]).write_bytes(image(1234))
-    assert _image(first, open_store(str(copy)))["picture"] is None
+    assert _image(first, PictureReader(open_store(str(copy))))["picture"] is None
 
 
 def test_sample_names_stay_in_the_results() -> None:
@@ -368,7 +369,8 @@ def test_a_phone_s_picture_is_shown_upright_and_scored_as_stored(tmp_path: Path)
     picture.paste("blue", (0, 0, 30, 40))  # blue at the left as stored, on top when turned
     picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
     row = {"key": "a.jpg", "etag": None, "version_id": None, "number": 1, "p_ai": 0.5, "verdict": "real"}
-    found = _image(row | {"patch": {"x": 0, "y": 0, "size": 32, "complexity": 0}}, open_store(str(tmp_path)))
+    reader = PictureReader(open_store(str(tmp_path)))
+    found = _image(row | {"patch": {"x": 0, "y": 0, "size": 32, "complexity": 0}}, reader)
     shown, patch = (
         Image.open(io.BytesIO(base64.b64decode(found[name].partition(",")[2]))) for name in ("picture", "patch")
     )

@@ -3,23 +3,25 @@
 import base64
 import json
 import os
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
+from patchscan.common.retries import TransientError
 from patchscan.dataset.labels import Labels, read_labels
-from patchscan.scanning import report, rows, table
+from patchscan.scanning import report, rows, table, thumbnails
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, ScanSource
 from patchscan.scanning.planning import ScanRequest, plan_scan
-from patchscan.scanning.thumbnails import THUMBNAIL, thumbnail
+from patchscan.scanning.thumbnails import THUMBNAIL, PictureReader
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import ObjectInfo
@@ -103,14 +105,35 @@ def test_each_tier_is_shown_with_the_numbers_that_decide_there(found: dict[str, 
 def test_the_most_suspicious_come_first_each_with_its_picture_and_patch(found: dict[str, Any], photos: Path) -> None:
     shown = found["most_suspicious"]
     assert [one["key"] for one in shown] == ["dogs/sub/2.png", "dogs/sub/1.png", "dogs/sub/0.png"]
-    picture = thumbnail(open_store(str(photos)), shown[0])
+    picture = PictureReader(open_store(str(photos))).thumbnail(shown[0])
     assert picture is not None
     drawn = Image.open(BytesIO(base64.b64decode(picture.partition(",")[2])))
     assert drawn.size == (2 * THUMBNAIL + 4, THUMBNAIL), "the image, and beside it its patch enlarged"
     (photos / "gone.png").write_bytes(grey(1))
     listed = next(info for info in open_store(str(photos)).objects() if info.key == "gone.png")
     (photos / "gone.png").unlink()
-    assert thumbnail(open_store(str(photos)), shown[0] | {"key": listed.key, "etag": listed.etag}) is None
+    changed = shown[0] | {"key": listed.key, "etag": listed.etag}
+    assert PictureReader(open_store(str(photos))).thumbnail(changed) is None
+
+
+def test_a_source_that_is_away_is_waited_for_once_not_for_each_picture(
+    found: dict[str, Any], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def fetch(*_: object) -> NoReturn:
+        asked.append(time.monotonic())
+        raise TransientError("the store is away")
+
+    store = open_store(str(photos))
+    monkeypatch.setattr(store, "fetch", fetch)
+    monkeypatch.setattr(thumbnails, "PATIENCE_S", 0.3)
+    reader = PictureReader(store)
+    assert reader.thumbnail(found["most_suspicious"][0]) is None
+    assert asked[-1] - asked[0] > 0.2
+    first = len(asked)
+    assert [reader.thumbnail(row) for row in found["most_suspicious"]] == [None] * 3
+    assert len(asked) == first + 3
 
 
 def test_labels_from_a_file_are_evaluated(found: dict[str, Any], photos: Path, tmp_path: Path) -> None:
