@@ -7,8 +7,8 @@ from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.models import SSP
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import PatchPreset
-from patchscan.detector.weights import load_official_ssp
 from patchscan.training.checkpoint import RunStore
+from patchscan.training.pretrained import load_state, read_state_dict
 
 # The authors choose among 64 crops; the study that this project follows chooses among 30.
 OFFICIAL_PRESET = PatchPreset(rule="simplest", candidates=64)
@@ -35,3 +35,19 @@ def import_official(checkpoint: Path, run: Path, trained_on: str) -> Card:
     card.write(run)
     write_graph(run)
     return card
+
+
+def load_official_ssp(model: SSP, path: Path) -> None:
+    """Load such a checkpoint: `srm.kernel`, and `disc.*` with torchvision's ResNet50 names.
+
+    Their label 1 is a real photograph, so the last layer changes sign. Raises WeightsError if the names do not fit.
+    """
+    renamed = {}
+    for name, value in read_state_dict(path).items():
+        if name.startswith("disc.fc."):
+            renamed[name] = -value
+        elif name.startswith("disc."):
+            renamed["disc.resnet." + name.removeprefix("disc.")] = value
+        else:
+            renamed[name] = value
+    load_state(model, renamed, "not an official SSP checkpoint")

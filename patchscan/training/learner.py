@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from patchscan.detector.models import build_network
 from patchscan.detector.presets import to_tensor
-from patchscan.detector.weights import load_imagenet
 from patchscan.training.device import Precision
 from patchscan.training.distributed import Ranks
+from patchscan.training.pretrained import load_imagenet
 from patchscan.training.recipe import Recipe
 
 WARMUP_STEPS = 50

@@ -14,10 +14,10 @@ import torch
 from patchscan.common.files import sha256_of
 from patchscan.dataset.audit import audit
 from patchscan.detector.card import Card
-from patchscan.detector.weights import describe_weights
 from patchscan.training.batches import is_kind
 from patchscan.training.data import TrainingData
 from patchscan.training.device import Precision
+from patchscan.training.pretrained import describe_weights
 from patchscan.training.recipe import Recipe
 
 BEST_EPOCH = "mean AUC of the seen generators' validation split"

@@ -17,7 +17,8 @@ from patchscan.detector.detector import Detector
 from patchscan.detector.models import SSP, ai_logit
 from patchscan.detector.patches import complexity
 from patchscan.detector.presets import to_tensor
-from patchscan.detector.weights import WeightsError, load_official_ssp
+from patchscan.detector.weights import WeightsError
+from patchscan.training.import_ssp import load_official_ssp
 from tests.golden.weights_from_names import tensor_for
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "ssp_golden.npz")

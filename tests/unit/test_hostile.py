@@ -24,7 +24,6 @@ from patchscan.detector.card import Card
 from patchscan.detector.images import ErrorCode, ImageError, Limits, decode
 from patchscan.detector.models import build_model
 from patchscan.detector.presets import PatchPreset, WholeImagePreset
-from patchscan.detector.weights import read_state_dict
 from patchscan.scanning.audit_report import read_labels
 from patchscan.scanning.case import read_case
 from patchscan.scanning.file_texts import MAX_BYTES, MAX_TEXT_BYTES, file_texts
@@ -42,6 +41,7 @@ from patchscan.serving.requests import (
 )
 from patchscan.training.hugging_face import read_export
 from patchscan.training.import_config import Head
+from patchscan.training.pretrained import read_state_dict
 from tests.image_tree import picture
 from tests.scan_kit import card
 from tests.serving_kit import png

@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from patchscan.detector import weights
 from patchscan.detector.efficientnet import BLOCKS
 from patchscan.detector.models import NoInitialWeights, ResNet50, SimpleCNN, SSPLite, ai_logit, build_network
 from patchscan.detector.presets import to_tensor
-from patchscan.detector.weights import WeightsError, load_imagenet, read_safetensors, read_state_dict
+from patchscan.detector.weights import WeightsError, read_safetensors
+from patchscan.training import pretrained
+from patchscan.training.pretrained import load_imagenet, read_state_dict
 from tests.imagenet_weights import lite0_state, resnet50_state
 
 
@@ -40,7 +41,7 @@ def test_resnet50_is_torchvisions_with_dropout_and_two_outputs() -> None:
     assert model.resnet.state_dict().keys() == backbone.state_dict().keys()
     assert (model.dropout.p, model.fc.out_features) == (0.5, 2)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url == weights.RESNET50_URL
+    assert torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url == pretrained.RESNET50_URL
 
 
 def test_untrained_convolutions_are_drawn_as_torchvisions() -> None:
@@ -270,7 +271,7 @@ def test_an_efficientnet_file_of_other_names_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "LITE0_PACKAGE", "no_such_package")
+    monkeypatch.setattr(pretrained, "LITE0_PACKAGE", "no_such_package")
     with pytest.raises(WeightsError, match="backbone"):
         load_imagenet(build_network("efficientnet-lite0"), "imagenet")
 
@@ -278,9 +279,9 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytes
 def test_a_package_with_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lite0_forged" / "models").mkdir(parents=True)
     (tmp_path / "lite0_forged" / "__init__.py").touch()
-    torch.save(lite0_state(), tmp_path / "lite0_forged" / weights.LITE0_FILE)
+    torch.save(lite0_state(), tmp_path / "lite0_forged" / pretrained.LITE0_FILE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(weights, "LITE0_PACKAGE", "lite0_forged")
+    monkeypatch.setattr(pretrained, "LITE0_PACKAGE", "lite0_forged")
     with pytest.raises(WeightsError, match="is not the file that is expected"):
         load_imagenet(build_network("efficientnet-lite0"), "imagenet")
 
@@ -293,10 +294,10 @@ def test_the_packages_weights_load() -> None:
 
 def test_the_card_names_the_licence_of_the_weights(tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_bytes(b"x")
-    assert weights.describe_weights("efficientnet-lite0", "imagenet")["licence"] == "Apache-2.0"
-    assert weights.describe_weights("resnet50", "imagenet")["licence"] == "BSD-3-Clause"
-    assert weights.describe_weights("ssp", "none") == {}
-    assert weights.describe_weights("ssp", str(tmp_path / "mine.pth")).keys() == {"source", "sha256"}
+    assert pretrained.describe_weights("efficientnet-lite0", "imagenet")["licence"] == "Apache-2.0"
+    assert pretrained.describe_weights("resnet50", "imagenet")["licence"] == "BSD-3-Clause"
+    assert pretrained.describe_weights("ssp", "none") == {}
+    assert pretrained.describe_weights("ssp", str(tmp_path / "mine.pth")).keys() == {"source", "sha256"}
 
 
 @pytest.mark.slow

