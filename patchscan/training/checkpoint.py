@@ -42,23 +42,23 @@ class RunStore:
     def push(self, *names: str) -> None:
         """Upload these files (default: all files of the run) to the run's URL; does nothing for a folder."""
         if self._remote is not None:
-            files = [path for path in self.folder.rglob("*") if path.is_file()]
-            for name in names or [str(path.relative_to(self.folder)) for path in files]:
+            everything = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+            for name in names or everything:
                 self._remote.write(name, (self.folder / name).read_bytes())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write and upload the checkpoint (tensors and plain values only), replacing the previous one, and the log."""
         with atomic_write(self.folder / CHECKPOINT_FILE) as partial, partial.open("wb") as file:
             torch.save(state, file)
-        self.push(CHECKPOINT_FILE, *([LOG_FILE] if (self.folder / LOG_FILE).exists() else []))
+        self.push(CHECKPOINT_FILE, LOG_FILE)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read the last checkpoint; None for a new run."""
         path = self.folder / CHECKPOINT_FILE
         return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
-    def save_weights(self, name: str, state: dict[str, torch.Tensor]) -> Path:
-        """Write tensors by name as the safetensors file `name` of the run; returns its path."""
-        with atomic_write(self.folder / name) as file:
-            save_file({key: value.contiguous().cpu() for key, value in state.items()}, file)
-        return self.folder / name
+
+def write_weights(run: Path, state: dict[str, torch.Tensor]) -> None:
+    """Write a model's tensors by name as `model.safetensors` of a run folder."""
+    with atomic_write(run / WEIGHTS_FILE) as file:
+        save_file({key: value.contiguous().cpu() for key, value in state.items()}, file)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write, sha256_of
@@ -18,6 +17,7 @@ from patchscan.detector.models import Ensemble
 from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import EnsemblePreset, noise_picture, with_fixed_count
+from patchscan.training.checkpoint import write_weights
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between a joined graph and its members
 
@@ -86,8 +86,7 @@ def _write_weights(runs: list[Path], cards: list[Card], out: Path, described: di
     model.temperatures = torch.tensor([card.decision.temperature for card in cards])
     model.biases = torch.tensor([card.decision.bias for card in cards])
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / WEIGHTS_FILE) as file:
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
+    write_weights(out, model.state_dict())
     architecture = "+".join(card.architecture for card in cards)
     weights_sha256 = sha256_of(out / WEIGHTS_FILE)
     return Card(architecture=architecture, preset=preset, weights_sha256=weights_sha256, **described)

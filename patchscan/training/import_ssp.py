@@ -7,7 +7,7 @@ from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.models import SSP
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import PatchPreset
-from patchscan.training.checkpoint import RunStore
+from patchscan.training.checkpoint import write_weights
 from patchscan.training.pretrained import load_state, read_state_dict
 
 # The authors choose among 64 crops; the study that this project follows chooses among 30.
@@ -21,8 +21,8 @@ def import_official(checkpoint: Path, run: Path, trained_on: str) -> Card:
     """
     model = SSP()
     load_official_ssp(model, checkpoint)
-    store = RunStore(str(run))
-    store.save_weights(WEIGHTS_FILE, model.state_dict())
+    run.mkdir(parents=True, exist_ok=True)
+    write_weights(run, model.state_dict())
     card = Card(
         name="ssp",
         version="1.0",

@@ -20,8 +20,6 @@ from patchscan.training.device import Precision
 from patchscan.training.pretrained import describe_weights
 from patchscan.training.recipe import Recipe
 
-BEST_EPOCH = "mean AUC of the seen generators' validation split"
-
 
 def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, Any], precision: Precision) -> Card:
     """Build the card of the file `weights`; `best` is its validation result: `epoch` (from 0) and `mean_auc`."""
@@ -45,7 +43,7 @@ def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str
             "weights": describe_weights(recipe.architecture, recipe.weights),
             "precision": precision,
             "best_epoch": best["epoch"] + 1,
-            "selected_by": BEST_EPOCH,
+            "selected_by": "mean AUC of the seen generators' validation split",
             "seen_val_mean_auc": best["mean_auc"],
         },
         warnings=[*notice, *audit(paired).warnings],

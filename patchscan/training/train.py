@@ -23,7 +23,7 @@ from patchscan.detector.card import WEIGHTS_FILE
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, is_kind, training_loader
-from patchscan.training.checkpoint import RunStore
+from patchscan.training.checkpoint import RunStore, write_weights
 from patchscan.training.data import TrainingData
 from patchscan.training.device import Precision, choose_precision
 from patchscan.training.distributed import Interrupt, Ranks
@@ -180,7 +180,7 @@ class Trainer:
         self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **auc_fields)
         if mean > self.best["mean_auc"]:
             self.best = {"epoch": self.epoch, "mean_auc": mean}
-            self.store.save_weights(WEIGHTS_FILE, self.learner.averaged.state_dict())
+            write_weights(self.store.folder, self.learner.averaged.state_dict())
             self.store.push(WEIGHTS_FILE)
 
     def _finish(self, before_batch: Callable[[], None]) -> None:
