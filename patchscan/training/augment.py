@@ -42,7 +42,7 @@ def deliver(rgb: np.ndarray, steps: Delivery, random: np.random.RandomState) -> 
     """Cut a random crop of `rgb`, uint8 (H, W, 3), that was delivered as `steps` say. Returns uint8 (size, size, 3)."""
     size = steps.size
     if random.random_sample() < steps.plain:
-        return _random_region(rgb, size, size, random)
+        return random_region(rgb, size, size, random)
     image = _resized_region(rgb, _draw_factor(rgb, steps, random), size, random)
     if random.random_sample() < steps.sharpen:
         percent = int(random.randint(30, 151))
@@ -52,7 +52,7 @@ def deliver(rgb: np.ndarray, steps: Delivery, random: np.random.RandomState) -> 
         image = _compressed(image, steps, random)
         if twice:
             image = _compressed(_moved(image, size, random), steps, random)
-    return _random_region(np.asarray(image), size, size, random)
+    return random_region(np.asarray(image), size, size, random)
 
 
 def _draw_factor(rgb: np.ndarray, steps: Delivery, random: np.random.RandomState) -> float:
@@ -68,11 +68,14 @@ def _resized_region(rgb: np.ndarray, factor: float, size: int, random: np.random
     a photograph would take longer than everything else."""
     part = math.ceil((size + MARGIN) / factor)
     height, width = (min(part, max(side, math.ceil(size / factor))) for side in rgb.shape[:2])
-    image = Image.fromarray(_random_region(rgb, height, width, random))
-    if factor == 1.0:
-        return image
-    new_size = (max(size, round(width * factor)), max(size, round(height * factor)))
-    return image.resize(new_size, FILTERS[random.randint(len(FILTERS))])
+    image = Image.fromarray(random_region(rgb, height, width, random))
+    return image if factor == 1.0 else _resized(image, factor, size, random)
+
+
+def _resized(image: Image.Image, factor: float, size: int, random: np.random.RandomState) -> Image.Image:
+    """The image resized by `factor` with a random filter, but never below the size of a crop."""
+    width, height = (max(size, round(side * factor)) for side in image.size)
+    return image.resize((width, height), FILTERS[random.randint(len(FILTERS))])
 
 
 def _compressed(image: Image.Image, steps: Delivery, random: np.random.RandomState) -> Image.Image:
@@ -89,14 +92,13 @@ def _moved(image: Image.Image, size: int, random: np.random.RandomState) -> Imag
     left, top = (int(random.randint(min(8, side - size) + 1)) for side in image.size)
     image = image.crop((left, top, image.width, image.height))
     if random.random_sample() < 0.5:
-        factor = random.uniform(max(0.75, size / min(image.size)), 1.0)
-        new_size = (max(size, round(image.width * factor)), max(size, round(image.height * factor)))
-        image = image.resize(new_size, FILTERS[random.randint(len(FILTERS))])
+        image = _resized(image, random.uniform(max(0.75, size / min(image.size)), 1.0), size, random)
     return image
 
 
-def _random_region(rgb: np.ndarray, height: int, width: int, random: np.random.RandomState) -> np.ndarray:
-    """A random part of this size; an image that is too small is first continued by its mirror image."""
+def random_region(rgb: np.ndarray, height: int, width: int, random: np.random.RandomState) -> np.ndarray:
+    """Return a random part of an image, uint8 (H, W, 3), of this size; one that is too small is first continued by its
+    mirror image."""
     missing = [(0, max(0, wanted - side)) for wanted, side in zip((height, width), rgb.shape[:2], strict=True)]
     if any(after for _, after in missing):
         rgb = np.pad(rgb, (*missing, (0, 0)), mode="symmetric")

@@ -19,7 +19,7 @@ from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_pixels
 from patchscan.detector.presets import PatchPreset, with_fixed_count
-from patchscan.training.augment import augment, deliver
+from patchscan.training.augment import augment, deliver, random_region
 from patchscan.training.distributed import stop_signals_blocked
 from patchscan.training.recipe import Recipe
 from patchscan.training.synthetic import synthetic_fake
@@ -96,8 +96,7 @@ def _random_window(rgb: np.ndarray, side: int | None, random: np.random.RandomSt
     """A random `side` x `side` part of the image; all of it if it is smaller or `side` is None."""
     if side is None or min(rgb.shape[:2]) <= side:
         return rgb
-    y, x = random.randint(rgb.shape[0] - side + 1), random.randint(rgb.shape[1] - side + 1)
-    return rgb[y : y + side, x : x + side]
+    return random_region(rgb, side, side, random)
 
 
 def compressed_like(data: bytes, rgb: np.ndarray) -> np.ndarray:

@@ -46,14 +46,13 @@ class TrainingData:
         table = load_index(data, index)
         train = select_rows(table, recipe.seen, "train")
         val = select_rows(table, recipe.seen, "val")
-        source = JoinedSource(data, extra) if extra else DataSource(data)
         added = [select_extra_rows(folder, recipe, number) for number, folder in enumerate(extra)]
         train = pd.concat([train, *added], ignore_index=True)
-        return cls(source, protocol_of(data), train, val, data_digest(pd.concat([train, val])))
+        return cls(JoinedSource(data, extra), protocol_of(data), train, val, data_digest(pd.concat([train, val])))
 
 
 class JoinedSource(DataSource):
-    """A data set and the extra ones beside it, whose paths begin with `extra-0/`, `extra-1/` and so on."""
+    """A data set and extra ones beside it, if any, whose paths begin with `extra-0/`, `extra-1/` and so on."""
 
     def __init__(self, url: str, extra: Sequence[str]):
         super().__init__(url)

@@ -23,7 +23,7 @@ def write_features(
     data: TrainingData,
     recipe: Recipe,
     workers: int,
-    before_batch: Callable[[], None] = lambda: None,
+    before_batch: Callable[[], None],
 ) -> None:
     """Write an .npz file: `features` float32 (n, width), `label` (n,) and `generator` (n,).
 

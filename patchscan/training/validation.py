@@ -17,8 +17,9 @@ from patchscan.training.recipe import Recipe
 def validation_aucs(
     model: nn.Module, data: TrainingData, recipe: Recipe, workers: int, before_batch: Callable[[], None]
 ) -> dict[str, float]:
-    """Return the AUC on each seen generator's validation images, by the generator's name."""
-    logits = validation_logits(model, data, recipe, workers, before_batch)
+    """Return the AUC on each seen generator's validation images, by the generator's name. `before_batch` is called
+    before each batch, and may raise."""
+    logits = _logits(model, data, recipe, workers, before_batch)
     return {
         str(generator): auc(rows.label.to_numpy(), logits[rows.index])
         for generator, rows in data.val.groupby("generator")
@@ -34,20 +35,15 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def validation_logits(
-    model: nn.Module,
-    data: TrainingData,
-    recipe: Recipe,
-    workers: int,
-    before_batch: Callable[[], None] = lambda: None,
+def _logits(
+    model: nn.Module, data: TrainingData, recipe: Recipe, workers: int, before_batch: Callable[[], None]
 ) -> np.ndarray:
-    """Return one logit per validation image, AI positive, float64 (len(data.val),): the mean over its crops (see
+    """One logit per validation image, AI positive, float64 (len(data.val),): the mean over its crops (see
     `CropDataset`)."""
     model.eval()
     device = next(model.parameters()).device
-    loader = evaluation_loader(data.source, data.val, recipe, workers, device)
     logits = []
-    for crops, _ in loader:
+    for crops, _ in evaluation_loader(data.source, data.val, recipe, workers, device):
         before_batch()
         logits.append(ai_logit(model(to_tensor(crops.to(device)))).double().cpu())
     return torch.cat(logits).reshape(len(data.val), -1).mean(dim=1).numpy()
