@@ -8,10 +8,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from patchscan.common.errors import UserError
 from patchscan.common.yaml_file import read_yaml
-from patchscan.detector.presets import Filter, PatchPreset, WholeImagePreset
+from patchscan.detector.presets import IMAGENET_MEAN, IMAGENET_STD, Filter, PatchPreset, WholeImagePreset
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Triple = tuple[float, float, float]
+MAX_NAME = 100
 
 
 def _one_line(text: str) -> str:
@@ -20,7 +20,6 @@ def _one_line(text: str) -> str:
     return text
 
 
-MAX_NAME = 100
 Name = Annotated[str, AfterValidator(_one_line)]
 
 
@@ -61,6 +60,11 @@ class Input(_Part):
             raise ValueError(f"mean is above the largest value of a pixel, {255 * self.scale:g}: scale comes before it")
         self.preset()
         return self
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """The shape of a picture."""
+        return (3, self.size, self.size) if self.layout == "nchw" else (self.size, self.size, 3)
 
     def preset(self) -> PatchPreset | WholeImagePreset:
         """How an image becomes crops. Raises ValueError where that cannot be."""

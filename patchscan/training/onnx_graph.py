@@ -20,20 +20,20 @@ PROBABILITIES, SHAPING = {"Softmax", "Sigmoid"}, {"Identity", "Cast", "Reshape",
 
 
 class _Builder:
-    """Collects nodes and constants, under names that the graph cannot have."""
+    """Collects nodes and constants to be put at a place of the graph, whose number is in their names."""
 
-    def __init__(self, opset: int):
-        self.opset = opset
+    def __init__(self, opset: int, place: int):
+        self.opset, self.place = opset, place
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
 
     def constant(self, values: Any, kind: type) -> str:
-        name = f"patchscan:constant{len(self.constants)}"
+        name = f"patchscan:{self.place}:constant{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
         return name
 
     def node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        output = output or f"patchscan:value{len(self.nodes)}"
+        output = output or f"patchscan:{self.place}:value{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
         return output
 
@@ -47,10 +47,9 @@ def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head:
     """Return the model as one from crops, uint8 (count, size, size, 3) named `crops`, to a logit, a float64 scalar, AI
     positive: the mean over the crops. Raises GraphError where the graph has no such input or output."""
     source, result = _only_input(path, model.graph, given), _output(path, model.graph, wanted.name)
-    if not head and wanted.kind != "probabilities" and ends_in_probabilities(model.graph, result.name):
+    if not head and wanted.kind != "probabilities" and _ends_in_probabilities(model.graph, result.name):
         raise GraphError(f"{path}: its output {result.name} is of probabilities already: say kind: probabilities")
-    _free_our_names(model.graph)
-    after = _Builder(opset_of(model))
+    after = _behind(model)
     _add_logit(after, path, result, wanted, head)
     return _assemble(model, given, source, after, helper.make_tensor_value_info("logit", TensorProto.DOUBLE, []))
 
@@ -59,8 +58,7 @@ def wrap_answers(path: Path, model: onnx.ModelProto, given: Input, name: str | N
     """Return the model as one from crops, as `wrap` does, to `answers`: its output `name`, as it is. Raises
     GraphError."""
     source, result = _only_input(path, model.graph, given), _output(path, model.graph, name)
-    _free_our_names(model.graph)
-    after = _Builder(opset_of(model))
+    after = _behind(model)
     after.node("Cast", result.name, output="answers", to=TensorProto.DOUBLE)
     return _assemble(model, given, source, after, helper.make_tensor_value_info("answers", TensorProto.DOUBLE, None))
 
@@ -71,12 +69,17 @@ def wrap_features(path: Path, model: onnx.ModelProto, given: Input, name: str | 
     source, result = _only_input(path, model.graph, given), _output(path, model.graph, name)
     if len(result.type.tensor_type.shape.dim) != 2:
         raise GraphError(f"{path}: its output {result.name} is not a vector for each picture: a head needs one")
-    _free_our_names(model.graph)
-    after = _Builder(opset_of(model))
+    after = _behind(model)
     value = after.node("Cast", result.name, to=TensorProto.DOUBLE)
     after.reduce("ReduceMean", value, keep=False, output="features", axes=[0])
     output = helper.make_tensor_value_info("features", TensorProto.DOUBLE, [None])
     return _assemble(model, given, source, after, output)
+
+
+def _behind(model: onnx.ModelProto) -> _Builder:
+    """A builder of what follows the graph, from which our names are gone."""
+    _free_our_names(model.graph)
+    return _Builder(opset_of(model), len(model.graph.node))
 
 
 def _free_our_names(graph: onnx.GraphProto) -> None:
@@ -100,13 +103,8 @@ def _assemble(
 ) -> bytes:
     """Put the preparation before the graph, whose input is `source`, and `after` behind it."""
     graph = model.graph
-    before = _Builder(opset_of(model))
+    before = _Builder(after.opset, 0)
     _add_preparation(before, source, given)
-    for builder, place in ((before, 0), (after, len(graph.node))):
-        for constant in builder.constants:
-            constant.name = constant.name.replace("patchscan:", f"patchscan:{place}:")
-        for node in builder.nodes:
-            _rename(node, place)
     # ONNX Runtime optimises a graph otherwise where it knows this number, and a quantised model's scores then differ.
     count = source.type.tensor_type.shape.dim[0].dim_value or "count"
     nodes = [*before.nodes, *graph.node, *after.nodes]
@@ -118,13 +116,6 @@ def _assemble(
     graph.output.append(output)
     wrapped: bytes = model.SerializeToString(deterministic=True)
     return wrapped
-
-
-def _rename(node: onnx.NodeProto, place: int) -> None:
-    for names in (node.input, node.output):
-        for index, name in enumerate(names):
-            if name.startswith("patchscan:"):
-                names[index] = name.replace("patchscan:", f"patchscan:{place}:", 1)
 
 
 def _only_input(path: Path, graph: onnx.GraphProto, given: Input) -> onnx.ValueInfoProto:
@@ -141,9 +132,8 @@ def _only_input(path: Path, graph: onnx.GraphProto, given: Input) -> onnx.ValueI
             f"{path} takes whole numbers, which are pixels as they are: say scale: 1, mean: [0, 0, 0], std: [1, 1, 1]"
         )
     shape = [one.dim_value for one in tensor.shape.dim]
-    sides = (3, given.size, given.size) if given.layout == "nchw" else (given.size, given.size, 3)
-    if len(shape) != 4 or any(dim not in (0, side) for dim, side in zip(shape[1:], sides, strict=False)):
-        raise GraphError(f"{path}: its input is {shape} (0: any), but size and layout say {[0, *sides]}")
+    if len(shape) != 4 or any(dim not in (0, side) for dim, side in zip(shape[1:], given.sides, strict=True)):
+        raise GraphError(f"{path}: its input is {shape} (0: any), but size and layout say {[0, *given.sides]}")
     if shape[0] > 1 or (shape[0] == 1 and (given.count > 1 or given.max_count)):
         raise GraphError(f"{path} takes {shape[0]} pictures at a time: export it with a dynamic first dimension")
     return inputs[0]
@@ -178,7 +168,7 @@ def _output(path: Path, graph: onnx.GraphProto, name: str | None) -> onnx.ValueI
     return found[0]
 
 
-def ends_in_probabilities(graph: onnx.GraphProto, name: str) -> bool:
+def _ends_in_probabilities(graph: onnx.GraphProto, name: str) -> bool:
     """Whether the output of this name comes out of a softmax or a logistic function."""
     for node in reversed(graph.node):
         if name not in node.output:

@@ -111,8 +111,7 @@ def _convert(path: Path, kind: str, given: Input, time_s: int) -> bytes:
     torch.set_num_threads(1)
     _prepare_exporter()
     _limit(len(data), time_s)
-    sides = (3, given.size, given.size) if given.layout == "nchw" else (given.size, given.size, 3)
-    program = read_program(path, data, sides) if kind == "export" else _load_script(data)
+    program = read_program(path, data, given.sides) if kind == "export" else _load_script(data)
     dtype, names = torch.float32, None
     if isinstance(program, Program):
         dtype, names = program.dtype, program.outputs
