@@ -11,7 +11,7 @@ from patchscan.detector.graph_check import GraphError, opset_of
 from patchscan.training.import_config import Input, Output
 
 REDUCE_AXES_AS_INPUT = 18  # from this opset on
-OUR_NAMES = {"crops", "logit", "features", "answers"}
+OUR_NAMES, OUR_PREFIX = {"crops", "logit", "features", "answers"}, "patchscan:"
 Weights = tuple[list[float], float]  # of a head, and its bias
 PIXEL_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8}
 ANSWER_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -28,12 +28,12 @@ class _Builder:
         self.constants: list[TensorProto] = []
 
     def constant(self, values: Any, kind: type) -> str:
-        name = f"patchscan:{self.place}:constant{len(self.constants)}"
+        name = f"{OUR_PREFIX}{self.place}:constant{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
         return name
 
     def node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        output = output or f"patchscan:{self.place}:value{len(self.nodes)}"
+        output = output or f"{OUR_PREFIX}{self.place}:value{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
         return output
 
@@ -83,7 +83,7 @@ def _behind(model: onnx.ModelProto) -> _Builder:
 
 
 def _free_our_names(graph: onnx.GraphProto) -> None:
-    """Rename the tensors of a graph, and of the graphs in it, that are named as our input and outputs."""
+    """Rename the tensors of a graph, and of the graphs in it, that are named as what is put around them."""
     for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         value.name = _not_ours(value.name)
     for node in graph.node:
@@ -95,7 +95,7 @@ def _free_our_names(graph: onnx.GraphProto) -> None:
 
 
 def _not_ours(name: str) -> str:
-    return f"theirs:{name}" if name in OUR_NAMES else name
+    return f"theirs:{name}" if name in OUR_NAMES or name.startswith(OUR_PREFIX) else name
 
 
 def _assemble(

@@ -89,6 +89,17 @@ def test_a_vector_gets_a_head(tmp_path: Path) -> None:
     assert detector.logits([detector.prepare(png(1, 40, 40)).crops.pixels]) == pytest.approx([expected], abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["patchscan:scores", "patchscan:0:constant0", "logit"])
+def test_a_graph_may_use_our_own_names(tmp_path: Path, name: str) -> None:
+    model = graph(1)
+    model.graph.node[-1].output[0] = model.graph.output[0].name = name
+    file, config = write(tmp_path, model)
+    import_onnx(file, tmp_path / "run", config)
+    detector = load_detector(tmp_path / "run")
+    expected = theirs(model, picture(1, 40, 40))
+    assert detector.logits([detector.prepare(png(1, 40, 40)).crops.pixels]) == pytest.approx(expected, abs=1e-5)
+
+
 def test_an_export_is_read_as_it_lies(tmp_path: Path) -> None:
     model = graph(2)
     folder = tmp_path / "export"
