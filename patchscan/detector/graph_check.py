@@ -4,9 +4,8 @@ An ONNX file is a program. It may not reach outside itself (other files, operato
 at random, and its size is bounded. ONNX Runtime then checks types and shapes. Needs onnx.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import TensorProto
@@ -67,7 +66,7 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
     opset = opset_of(model)
     if opset < MIN_OPSET:
         raise GraphError(f"{path} is of opset {opset}: convert it to {MIN_OPSET} or later (onnx.version_converter)")
-    nodes = [node for graph in _graphs(model) for node in graph]
+    nodes = list(_all_nodes([*model.graph.node, *(node for one in model.functions for node in one.node)]))
     if len(nodes) > MAX_NODES:
         raise GraphError(f"{path} has {len(nodes):,} nodes; at most {MAX_NODES:,} are taken")
     for node in nodes:
@@ -77,7 +76,7 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
             raise GraphError(f"{path} has a node {node.op_type}: graphs that loop or draw at random are not taken")
         if any(one.name == "training_mode" and one.i for one in node.attribute):
             raise GraphError(f"{path} has a {node.op_type} that still trains: export the model after .eval()")
-    for tensor in _tensors(model):
+    for tensor in _tensors(model.graph, nodes):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise GraphError(f"{path} keeps weights in another file: save it as one (onnx.save, save_as_external_data)")
 
@@ -87,27 +86,21 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
 
 
-def _graphs(model: onnx.ModelProto) -> Iterator[Any]:
-    """The lists of nodes of the graph, of its functions, and of the graphs in its nodes' attributes."""
-    waiting: list[Any] = [model.graph.node, *(function.node for function in model.functions)]
-    while waiting:
-        nodes = waiting.pop()
-        yield nodes
-        for node in nodes:
-            for attribute in node.attribute:
-                waiting += [graph.node for graph in (attribute.g, *attribute.graphs) if graph.node]
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """These nodes and those of the graphs in their attributes."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(graph.node)
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    graphs, sparse = [model.graph], []
-    for nodes in _graphs(model):
-        for node in nodes:
-            for attribute in node.attribute:
-                yield from (attribute.t, *attribute.tensors)
-                graphs += [attribute.g, *attribute.graphs]
-                sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
-    for graph in graphs:
-        yield from graph.initializer
-        sparse += graph.sparse_initializer
-    for one in sparse:
-        yield from (one.values, one.indices)
+def _tensors(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> Iterator[TensorProto]:
+    """The tensors of the graph, of its nodes' attributes, and of the graphs in these; `nodes` are those of all."""
+    attributes = [attribute for node in nodes for attribute in node.attribute]
+    graphs = [graph, *(inner for one in attributes for inner in (one.g, *one.graphs))]
+    sparse = [tensor for one in attributes for tensor in (one.sparse_tensor, *one.sparse_tensors)]
+    sparse += [tensor for one in graphs for tensor in one.sparse_initializer]
+    yield from (tensor for one in attributes for tensor in (one.t, *one.tensors))
+    yield from (tensor for one in graphs for tensor in one.initializer)
+    yield from (tensor for one in sparse for tensor in (one.values, one.indices))

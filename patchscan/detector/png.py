@@ -15,28 +15,26 @@ def pixels_only(data: bytes) -> tuple[bytes, int]:
     palette that the pixels do not point into.
     """
     needs_palette = True
-    kept, start, at, end = [data[:8]], 8, 8, 8
+    kept, start, stop = [data[:8]], 8, 8  # of the chunks from `start` to `stop` all are needed
     frames, pixels_begun, first_is_animated = 0, False, False
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
+    for kind, at, end in chunks(data):
         if not kind.isalpha():
-            end = at if pixels_begun else len(data)
+            stop = at if pixels_begun else len(data)
             break
+        stop = end
         if kind == b"IHDR":
             needs_palette = data[at + 17 : at + 18] == _PALETTE_COLOURS
         if kind[0] & 0x20 or (kind == b"PLTE" and not needs_palette):
             kept.append(data[start:at])
             start = end
-            if not pixels_begun and kind == b"acTL" and length >= 8 and _is_intact(data, at, end):
+            if not pixels_begun and kind == b"acTL" and end - at >= 20 and _is_intact(data, at, end):
                 frames = int(struct.unpack_from(">I", data, at + 8)[0])
             elif not pixels_begun and kind == b"fcTL":
                 first_is_animated = True
         pixels_begun = pixels_begun or kind == b"IDAT"
         if kind == b"IEND":
             break
-        at = end
-    kept.append(data[start : max(start, end)])
+    kept.append(data[start:stop])
     # An image before the animation is shown by programs that know no animations, and counts as a frame.
     return b"".join(kept), 1 if not 0 < frames <= 2**31 else frames + (not first_is_animated)
 
