@@ -58,13 +58,13 @@ _UNITS = {1: "B", 2: "c", 3: "H", 4: "I", 6: "b", 7: "c", 8: "h", 9: "i", 13: "I
 class Directory:
     """One directory by tag: at most 64 numbers or bytes of text each; `next` is the next one's offset."""
 
-    tags: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    numbers: dict[int, tuple[int, ...]] = field(default_factory=dict)
     texts: dict[int, bytes] = field(default_factory=dict)
     next: int = 0
 
-    def first(self, tag: int, default: int) -> int:
-        values = self.tags.get(tag)
-        return values[0] if values else default
+    def number(self, tag: int, default: int) -> int:
+        """The first number of a tag."""
+        return self.numbers[tag][0] if tag in self.numbers else default
 
 
 class Tiff:
@@ -87,7 +87,7 @@ class Tiff:
             return "Canon CR2"
         if self.data[8:12] in (b"IIII", b"MMMM"):
             return "Phase One IIQ"
-        if _DNG_VERSION in self.first.tags:
+        if _DNG_VERSION in self.first.numbers:
             return "DNG"
         make = self.first.texts.get(_MAKE, b"").strip(b"\0 ").lower()
         name = next((name for start, name in _RAW_NAMES if make.startswith(start)), None)
@@ -101,21 +101,23 @@ class Tiff:
         What is allowed was compared with a second decoder: Pillow reads some layouts wrongly, and takes 32-bit, signed
         and real numbers, which have no fixed white, as if they were 8 bits.
         """
-        tags = self.first
-        if _is_reduced(tags):
+        first = self.first
+        if _is_reduced(first):
             return "TIFF images that begin with a thumbnail are"
-        bits, photometric = set(tags.tags.get(_BITS, (1,))), tags.first(_PHOTOMETRIC, 0)
-        packed, planar = tags.first(_COMPRESSION, 1) != 1, tags.first(_PLANAR, 1) == 2
+        bits, photometric = set(first.numbers.get(_BITS, (1,))), first.number(_PHOTOMETRIC, 0)
+        packed, planar = first.number(_COMPRESSION, 1) != 1, first.number(_PLANAR, 1) == 2
         depth = max(bits)
         if len(bits) > 1 or depth not in (1, 2, 4, 8, 16):
             return f"TIFF images of {depth} bits a sample are"
-        if set(tags.tags.get(_SAMPLE_FORMAT, (1,))) - {1, 4}:
+        if set(first.numbers.get(_SAMPLE_FORMAT, (1,))) - {1, 4}:
             return "TIFF images of signed or real numbers are"
         if photometric not in (0, 1, 2, 3, 5, 6):
             return f"TIFF images of photometric interpretation {photometric} are"
-        if depth == 16 and (photometric not in (1, 2, 5) or tags.first(_FILL_ORDER, 1) != 1 or (planar and not packed)):
+        if depth == 16 and (
+            photometric not in (1, 2, 5) or first.number(_FILL_ORDER, 1) != 1 or (planar and not packed)
+        ):
             return "TIFF images of 16 bits a sample in this layout are"
-        if photometric == 6 and not packed and tags.tags.get(_YCBCR_SUBSAMPLING, (2, 2)) != (1, 1):
+        if photometric == 6 and not packed and first.numbers.get(_YCBCR_SUBSAMPLING, (2, 2)) != (1, 1):
             return "uncompressed TIFF images with fewer colour samples than pixels are"
         return None
 
@@ -130,37 +132,37 @@ class Tiff:
 
     def unpacking_bytes(self) -> int:
         """The bytes of one unpacked strip or tile, which libtiff holds beside the pixels; 0 where nothing is packed."""
-        tags = self.first
-        if tags.first(_COMPRESSION, 1) == 1:
+        first = self.first
+        if first.number(_COMPRESSION, 1) == 1:
             return 0
-        width, height = tags.first(_WIDTH, 0), tags.first(_HEIGHT, 0)
-        if _TILE_WIDTH in tags.tags:
-            width, height = tags.first(_TILE_WIDTH, 0), tags.first(_TILE_HEIGHT, 0)
-        samples = 1 if tags.first(_PLANAR, 1) == 2 else tags.first(_SAMPLES, 1)
-        return width * min(height, tags.first(_STRIP_ROWS, height)) * samples * tags.first(_BITS, 1) // 8
+        width, height = first.number(_WIDTH, 0), first.number(_HEIGHT, 0)
+        if _TILE_WIDTH in first.numbers:
+            width, height = first.number(_TILE_WIDTH, 0), first.number(_TILE_HEIGHT, 0)
+        samples = 1 if first.number(_PLANAR, 1) == 2 else first.number(_SAMPLES, 1)
+        return width * min(height, first.number(_STRIP_ROWS, height)) * samples * first.number(_BITS, 1) // 8
 
     def is_whole(self) -> bool:
         """Whether the first directory and all the pixels that it points at lie in the file."""
-        tags = self.first
+        first = self.first
         for offsets, sizes in ((_STRIP_OFFSETS, _STRIP_BYTES), (_TILE_OFFSETS, _TILE_BYTES)):
-            starts, lengths = tags.tags.get(offsets, ()), tags.tags.get(sizes, ())
+            starts, lengths = first.numbers.get(offsets, ()), first.numbers.get(sizes, ())
             if starts and len(starts) == len(lengths):
                 ends = [at + length for at, length in zip(starts, lengths, strict=True)]
-                return _WIDTH in tags.tags and min(starts) > 0 and max(ends) <= len(self.data)
+                return _WIDTH in first.numbers and min(starts) > 0 and max(ends) <= len(self.data)
         return False
 
     def lacking(self, opened: bool) -> str | None:
         """Say what the decoder lacks for a whole file that it has refused: before it `opened` it, its layout, and then
         its compression; None where the pixels must be damaged."""
-        tags = self.first
-        compression, photometric = tags.first(_COMPRESSION, 1), tags.first(_PHOTOMETRIC, 0)
+        first = self.first
+        compression, photometric = first.number(_COMPRESSION, 1), first.number(_PHOTOMETRIC, 0)
         if self.big and self.order == ">":
             return "big-endian BigTIFF images are"
         if compression not in _COMMON_COMPRESSIONS:
             return f"TIFF images of compression {compression} are"
         if opened and compression != 1:
             return None
-        samples, depth = tags.first(_SAMPLES, 1), tags.first(_BITS, 1)
+        samples, depth = first.number(_SAMPLES, 1), first.number(_BITS, 1)
         return f"TIFF images of {samples} samples of {depth} bits, photometric interpretation {photometric}, are"
 
     def count(self) -> int:
@@ -173,12 +175,20 @@ class Tiff:
         return max(1, len(seen))
 
     def directory(self, at: int) -> Directory:
+        """The directory at this offset; an empty one for 0, which says that there is none."""
         if not at:
             return Directory()
-        found = Directory(next=self._next(at))
+        numbers, texts = dict[int, tuple[int, ...]](), dict[int, bytes]()
         for entry in self._entries(at):
-            self._read_entry(entry, found)
-        return found
+            tag, unit, count, start = self._located(entry)
+            count = min(count, _MAX_VALUES)
+            if unit is None or not count or start + count * struct.calcsize("=" + unit) > len(self.data):
+                continue
+            if unit == "c":
+                texts[tag] = self.data[start : start + count]
+            else:
+                numbers[tag] = struct.unpack_from(f"{self.order}{count}{unit}", self.data, start)
+        return Directory(numbers, texts, self._next(at))
 
     def values(self, at: int, tags: Container[int], longest: int) -> dict[int, bytes]:
         """The values of these tags in a directory as they are stored, each cut to `longest` bytes."""
@@ -195,18 +205,6 @@ class Tiff:
         count = min(self._number(self._count, at), 65_535, max(0, len(self.data) - begin) // self._entry_size)
         return range(begin, begin + count * self._entry_size, self._entry_size)
 
-    def _read_entry(self, at: int, into: Directory) -> None:
-        tag, unit, count, value = self._located(at)
-        if unit is None or not count:
-            return
-        kept = min(count, _MAX_VALUES)
-        if value + kept * struct.calcsize("=" + unit) > len(self.data):
-            return
-        if unit == "c":
-            into.texts[tag] = self.data[value : value + kept]
-        else:
-            into.tags[tag] = struct.unpack_from(f"{self.order}{kept}{unit}", self.data, value)
-
     def _located(self, at: int) -> tuple[int, str | None, int, int]:
         """Tag, unit (None: an unknown one) and number of values of an entry, and where the values begin."""
         tag, kind, count = struct.unpack_from(self.order + self._entry, self.data, at)
@@ -219,7 +217,7 @@ class Tiff:
         """The first directories of the chain, and those that the first lists as its subdirectories."""
         directory, seen = self.first, {self.start}
         yield directory
-        for at in self.first.tags.get(_SUBDIRECTORIES, ())[:_MAX_SUBDIRECTORIES]:
+        for at in self.first.numbers.get(_SUBDIRECTORIES, ())[:_MAX_SUBDIRECTORIES]:
             yield self.directory(at)
         for _ in range(_MAX_SUBDIRECTORIES):
             if not directory.next or directory.next in seen:
@@ -240,11 +238,11 @@ class Tiff:
 
 
 def _is_raw(directory: Directory) -> bool:
-    photometric = directory.first(_PHOTOMETRIC, 0)
-    compression = directory.first(_COMPRESSION, 1)
+    photometric = directory.number(_PHOTOMETRIC, 0)
+    compression = directory.number(_COMPRESSION, 1)
     return photometric in (_COLOUR_FILTER_ARRAY, _LINEAR_RAW) or compression in _RAW_COMPRESSIONS
 
 
 def _is_reduced(directory: Directory) -> bool:
     """Whether the picture is another one in fewer pixels. Old writers, and some scanners, have another tag for it."""
-    return bool(directory.first(_SUBFILE_TYPE, 0) & 1) or directory.first(_OLD_SUBFILE_TYPE, 1) == 2
+    return bool(directory.number(_SUBFILE_TYPE, 0) & 1) or directory.number(_OLD_SUBFILE_TYPE, 1) == 2

@@ -355,6 +355,6 @@ def _exif_texts(block: bytes) -> Iterator[tuple[str, Any]]:
     block = block.removeprefix(EXIF).removeprefix(EXIF)
     if block.startswith(TIFF_STARTS):
         tiff = Tiff(block)
-        for directory in (tiff.start, tiff.first.first(EXIF_IFD, 0)):
+        for directory in (tiff.start, tiff.first.number(EXIF_IFD, 0)):
             values = tiff.values(directory, EXIF_TAGS, MAX_TEXT_BYTES)
             yield from ((name, values[tag]) for tag, name in EXIF_TAGS.items() if tag in values)
