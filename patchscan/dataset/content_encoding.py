@@ -1,11 +1,12 @@
 """Unpack objects that are stored with a Content-Encoding (gzip, deflate, br, zstd), as a browser does to show them."""
 
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 
+from patchscan.detector.decoders import Hold, hold_nothing
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.signatures import format_of
 from patchscan.storage.store import FetchedObject
@@ -20,9 +21,7 @@ ARROW_CODECS = {"br": "brotli", "zstd": "zstd"}
 
 
 @contextmanager
-def unpacked(
-    fetched: FetchedObject, limit: int, hold: Callable[[int], AbstractContextManager[None]] = lambda size: nullcontext()
-) -> Iterator[bytes]:
+def unpacked(fetched: FetchedObject, limit: int, hold: Hold = hold_nothing) -> Iterator[bytes]:
     """Yield the bytes of a fetched object, unpacked where it is stored packed: at most `limit` + 1. An object that is
     larger as it is stored is not unpacked. `hold` is entered with the number of unpacked bytes meanwhile. Raises
     ImageError as `unpack` does."""

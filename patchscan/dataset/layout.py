@@ -107,26 +107,28 @@ def find_files(data: str | Path) -> Layout:
             (outside if suffix in IMAGE_SUFFIXES or not suffix else others).append(path)
     if not files:
         raise LayoutError(_nothing_found(data, outside))
-    notes = []
-    if outside:
-        notes.append(
-            f"LEFT OUT: {_images(len(outside))} in no folder that names a class, such as {min(outside)}: {_CLASS_HELP}"
-        )
+    notes = [*_left_out(outside, others), *_read_as_val(without_split, test), *_without_pairs(files)]
+    return Layout(sorted(files, key=lambda file: file.path), notes)
+
+
+def _left_out(images: list[str], others: list[str]) -> Iterator[str]:
+    if images:
+        yield f"LEFT OUT: {_images(len(images))} in no folder that names a class, such as {min(images)}: {_CLASS_HELP}"
     if others:
-        notes.append(
+        yield (
             f"LEFT OUT: {len(others):,} file{'' if len(others) == 1 else 's'} in no folder that names a class, and not "
             f"called as images are, such as {min(others)}"
         )
+
+
+def _read_as_val(without_split: int, test: int) -> Iterator[str]:
     if without_split:
-        notes.append(
+        yield (
             f"{_images(without_split)} in no folder called train or val: read as val, which is for measuring; "
             "`patchscan split` moves a part of val to train"
         )
     if test:
-        notes.append(f"{_images(test)} in folders called test: read as val")
-    if lacking := _without_pairs(files):
-        notes.append(lacking)
-    return Layout(sorted(files, key=lambda file: file.path), notes)
+        yield f"{_images(test)} in folders called test: read as val"
 
 
 def _is_beside_the_data(path: str) -> bool:
@@ -137,16 +139,15 @@ def _is_beside_the_data(path: str) -> bool:
     return hidden or at_top or path.startswith("index.parts/")
 
 
-def _without_pairs(files: list[SourceFile]) -> str | None:
+def _without_pairs(files: list[SourceFile]) -> Iterator[str]:
     """What to know of a data set that has both classes, but each generator one of them."""
     found = {(file.generator, file.label) for file in files}
-    if len({label for _, label in found}) < 2 or len({generator for generator, _ in found}) < len(found):
-        return None
-    generator = min(generator for generator, label in found if label == "ai")
-    return (
-        "no generator has images of both classes, which training and the AUC of a generator need: put real images "
-        f"beside those of {generator}"
-    )
+    if len({label for _, label in found}) == 2 and len({generator for generator, _ in found}) == len(found):
+        generator = min(generator for generator, label in found if label == "ai")
+        yield (
+            "no generator has images of both classes, which training and the AUC of a generator need: put real images "
+            f"beside those of {generator}"
+        )
 
 
 def _images(count: int) -> str:
@@ -171,33 +172,33 @@ def classify_path(path: str, root: str) -> Place | None:
     """Return generator, split and class of the file at `path`, which is relative to the data set's folder; that
     folder's own name is `root`. None where no folder names a class, or one is hidden.
 
-    The class is the first folder called as in CLASS_FOLDERS, in upper or lower case; the split the nearest one above
-    it, or the first below it, called as in SPLIT_FOLDERS. The generator is the folder above the split (GenImage,
-    CIFAKE), or, in `train/progan/airplane/0_real` (ForenSynths), the one in it; without a split above the class, the
-    folder above the class; where there is none (`fake/stylegan/train`), the one in it if a split is below that.
+    The class is the first folder called as in CLASS_FOLDERS, in upper or lower case, or the first of them directly in a
+    split's folder; the split the nearest one above it, or the first below it, called as in SPLIT_FOLDERS. The generator
+    is the folder above the split (GenImage, CIFAKE), or, in `train/progan/airplane/0_real` (ForenSynths), the one in
+    it; without a split above the class, the folder above the class; where there is none (`fake/stylegan/train`), the
+    one in it if a split is below that.
     """
     folders = path.split("/")[:-1]
     if any(part.startswith(".") for part in path.split("/")):
         return None
     names = [folder.lower() for folder in folders[:_MAX_DEPTH]]
-    pair = next((depth for depth in range(1, len(names)) if _is_pair(names[depth - 1], names[depth])), None)
-    at = pair if pair is not None else next((depth for depth, name in enumerate(names) if name in CLASS_FOLDERS), None)
-    if at is None:
+    classes = [depth for depth, name in enumerate(names) if name in CLASS_FOLDERS]
+    if not classes:
         return None
-    label = CLASS_FOLDERS[names[at]]
-    split = next((depth for depth in range(at - 1, -1, -1) if names[depth] in SPLIT_FOLDERS), None)
-    if split is not None:
-        generator = folders[split + 1] if split + 1 < at else folders[split - 1] if split else root
-        return Place(generator_name(generator), SPLIT_FOLDERS[names[split]], label, names[split])
-    below = next((depth for depth in range(at + 1, len(names)) if names[depth] in SPLIT_FOLDERS), None)
-    generator = folders[at - 1] if at else folders[1] if below is not None and below > 1 else root
-    if below is None:
-        return Place(generator_name(generator), "val", label, None)
-    return Place(generator_name(generator), SPLIT_FOLDERS[names[below]], label, names[below])
-
-
-def _is_pair(split: str, label: str) -> bool:
-    return split in SPLIT_FOLDERS and label in CLASS_FOLDERS
+    at = next((depth for depth in classes if depth and names[depth - 1] in SPLIT_FOLDERS), classes[0])
+    splits = [depth for depth, name in enumerate(names) if name in SPLIT_FOLDERS]
+    above = max((depth for depth in splits if depth < at), default=None)
+    below = min((depth for depth in splits if depth > at), default=None)
+    if above is not None:
+        generator = folders[above + 1] if above + 1 < at else folders[above - 1] if above else root
+    elif at:
+        generator = folders[at - 1]
+    else:
+        generator = folders[1] if below is not None and below > 1 else root
+    depth = below if above is None else above
+    split_folder = None if depth is None else names[depth]
+    split = "val" if split_folder is None else SPLIT_FOLDERS[split_folder]
+    return Place(generator_name(generator), split, CLASS_FOLDERS[names[at]], split_folder)
 
 
 def _in_folder(data: Path) -> Iterator[tuple[str, int, int]]:
