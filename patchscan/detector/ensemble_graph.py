@@ -9,7 +9,7 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from patchscan.detector.card import Decision
 from patchscan.detector.graph_check import GraphError, opset_of
-from patchscan.detector.presets import EnsemblePreset, PatchPreset, WholeImagePreset
+from patchscan.detector.presets import EnsemblePreset, MemberPreset
 
 OURS = "patchscan:ensemble:"  # after a member's prefix, begins the names of what a joined graph has besides the members
 
@@ -67,7 +67,7 @@ def split_graph(joined: bytes, preset: EnsemblePreset) -> list[tuple[bytes, Deci
     return [_member(model, f"member{number}:", member) for number, member in enumerate(preset.members)]
 
 
-def _member(model: onnx.ModelProto, prefix: str, preset: PatchPreset | WholeImagePreset) -> tuple[bytes, Decision]:
+def _member(model: onnx.ModelProto, prefix: str, preset: MemberPreset) -> tuple[bytes, Decision]:
     ours = prefix + OURS
     constants = {one.name: one for one in model.graph.initializer if one.name.startswith(prefix)}
     nodes = [

@@ -141,6 +141,9 @@ def _is_number(value: int, largest: int) -> bool:
     return type(value) is int and 1 <= value <= largest
 
 
+MemberPreset = PatchPreset | WholeImagePreset
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnsemblePreset:
     """The crops of every member's preset, in the members' order.
@@ -150,11 +153,13 @@ class EnsemblePreset:
     """
 
     kind: Literal["ensemble"] = "ensemble"
-    members: tuple[PatchPreset | WholeImagePreset, ...]
+    members: tuple[MemberPreset, ...]
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.members) <= MAX_MEMBERS:
             raise ValueError(f"an ensemble has 1 to {MAX_MEMBERS} members")
+        if not all(map(has_fixed_count, self.members)):
+            raise ValueError("a member of an ensemble takes equally many crops of every image")
         if self.count * self.size**2 > MAX_CROP_PIXELS:
             raise ValueError(f"the crops of an image may have {MAX_CROP_PIXELS:,} pixels")
 
@@ -182,18 +187,21 @@ class EnsemblePreset:
         )
 
 
-Preset = PatchPreset | WholeImagePreset | EnsemblePreset
+Preset = MemberPreset | EnsemblePreset
 
 
 def preset_from_dict(values: dict[str, Any]) -> Preset:
     """Read what `preset_to_dict` wrote. Raises TypeError on an unknown field, ValueError on an unknown kind."""
     if values.get("kind") == "ensemble":
-        members = tuple(preset_from_dict(member) for member in values["members"])
-        return EnsemblePreset(members=tuple(member for member in members if not isinstance(member, EnsemblePreset)))
+        return EnsemblePreset(members=tuple(map(_member_from_dict, values["members"])))
+    return _member_from_dict(values)
+
+
+def _member_from_dict(values: dict[str, Any]) -> MemberPreset:
     kinds = {"patch": PatchPreset, "whole": WholeImagePreset}
     if values.get("kind") not in kinds:
-        raise ValueError(f"preset kind must be one of {', '.join(kinds)}, ensemble, not {values.get('kind')!r}")
-    result: Preset = kinds[values["kind"]](**values)
+        raise ValueError(f"preset kind must be {', '.join(kinds)}, or ensemble of these, not {values.get('kind')!r}")
+    result: MemberPreset = kinds[values["kind"]](**values)
     return result
 
 
@@ -203,8 +211,7 @@ def preset_to_dict(preset: Preset) -> dict[str, Any]:
 
 
 def with_fixed_count(preset: Preset) -> Preset:
-    """Return the preset without `max_count`, which gives every image equally many crops. Ensembles have such members
-    alone."""
+    """Return the preset without `max_count`, which gives every image equally many crops."""
     return replace(preset, max_count=None) if isinstance(preset, PatchPreset) else preset
 
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from patchscan.common.errors import UserError
 from patchscan.common.yaml_file import read_yaml
-from patchscan.detector.presets import IMAGENET_MEAN, IMAGENET_STD, Filter, PatchPreset, WholeImagePreset
+from patchscan.detector.presets import IMAGENET_MEAN, IMAGENET_STD, Filter, MemberPreset, PatchPreset, WholeImagePreset
 
 Triple = tuple[float, float, float]
 MAX_NAME = 100
@@ -66,7 +66,7 @@ class Input(_Part):
         """The shape of a picture."""
         return (3, self.size, self.size) if self.layout == "nchw" else (self.size, self.size, 3)
 
-    def preset(self) -> PatchPreset | WholeImagePreset:
+    def preset(self) -> MemberPreset:
         """How an image becomes crops. Raises ValueError where that cannot be."""
         if self.views == "grid":
             if self.resize is not None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
 from patchscan.common.yaml_file import read_yaml
-from patchscan.detector.presets import PatchPreset, WholeImagePreset
+from patchscan.detector.presets import MemberPreset, PatchPreset
 
 RECIPES = shipped("training")
 
@@ -76,7 +76,7 @@ class Recipe(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     architecture: Literal["simplecnn", "resnet50", "ssp", "ssp-lite", "efficientnet-lite0"]
-    preset: PatchPreset | WholeImagePreset = Field(discriminator="kind")
+    preset: MemberPreset = Field(discriminator="kind")
     seen: list[str] = Field(min_length=1)
     unseen: list[str] = []
     weights: str = "none"

@@ -184,6 +184,18 @@ def test_presets_survive_the_card(preset: PatchPreset | WholeImagePreset) -> Non
         preset_from_dict({**preset_to_dict(preset), "unknown": 1})
 
 
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ({"kind": "ensemble", "members": [{"kind": "patch"}]}, "not 'ensemble'"),
+        ({"kind": "patch", "rule": "grid", "max_count": 4}, "equally many crops"),
+    ],
+)
+def test_a_member_that_no_ensemble_can_have_is_refused(member: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        preset_from_dict({"kind": "ensemble", "members": [{"kind": "whole"}, member]})
+
+
 @pytest.mark.parametrize("shape", [(100, 400), (400, 100), (224, 224), (9, 500)])
 def test_the_whole_preset_gives_one_crop_of_its_size(shape: tuple[int, int]) -> None:
     assert WholeImagePreset().crops(noise(*shape), seed=0).pixels.shape == (1, 224, 224, 3)
