@@ -8,7 +8,7 @@ addition of this project.
 import io
 import json
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,16 +39,7 @@ LEFT_OUT_FILE = "left_out.parquet"
 GRID = 16
 SUBSAMPLING = "4:4:4"
 CROP_COLUMNS = [
-    "path",
-    "source",
-    "generator",
-    "split",
-    "class",
-    "x",
-    "y",
-    "first_quality",
-    "first_subsampling",
-    "quality",
+    *("path", "source", "generator", "split", "class", "x", "y", "first_quality", "first_subsampling", "quality")
 ]
 
 
@@ -63,6 +54,12 @@ class Settings:
     size: int = 256
     qualities: tuple[int, int] = (85, 98)
     seed: int = 0
+
+    @classmethod
+    def read(cls, file: Path) -> "Settings":
+        """Read the settings that a matched version was made with."""
+        used = json.loads(file.read_text())
+        return cls(size=used["size"], qualities=tuple(used["qualities"]), seed=used["seed"])
 
 
 @dataclass(frozen=True)
@@ -118,12 +115,8 @@ def matched_version(data: str | Path, out: Path | None = None, index: Path | Non
     if out is None and is_bucket(data):
         raise ProtocolError(f"build the matched version of {data} with `patchscan match {data} OUT`, then name OUT")
     out = out or Path(data).resolve().with_name(Path(data).resolve().name + "-matched")
-    settings_file = out / SETTINGS_FILE
-    settings = Settings()
-    if settings_file.exists():
-        used = json.loads(settings_file.read_text())
-        settings = Settings(size=used["size"], qualities=tuple(used["qualities"]), seed=used["seed"])
-    build_matched(data, out, settings, index)
+    file = out / SETTINGS_FILE
+    build_matched(data, out, Settings.read(file) if file.exists() else Settings(), index)
     return out
 
 
@@ -205,21 +198,15 @@ def _check_or_write_settings(out: Path, data: str | Path, settings: Settings, di
     """Write settings and data digest into a new `out`, or check that an existing `out` was made with the same."""
     if not is_bucket(data) and out.resolve().is_relative_to(Path(data).resolve()):
         raise ProtocolError(f"{out} lies within {data} and would become part of it: choose a folder outside")
-    record: dict[str, Any] = {
-        "protocol": "matched",
-        "size": settings.size,
-        "qualities": list(settings.qualities),
-        "seed": settings.seed,
-        "source_digest": digest,
-    }
+    record = json.dumps({"protocol": "matched", **asdict(settings), "source_digest": digest}, indent=1) + "\n"
     file = out / SETTINGS_FILE
-    if file.exists() and json.loads(file.read_text()) != record:
+    if file.exists() and json.loads(file.read_text()) != json.loads(record):
         raise ProtocolError(f"{out} was made of other data or with other settings ({file}): choose another folder")
     if not file.exists() and out.exists() and any(out.iterdir()):
         raise ProtocolError(f"{out} is not empty and was not made by `patchscan match`: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as partial_file:
-        partial_file.write_text(json.dumps(record, indent=1) + "\n")
+        partial_file.write_text(record)
 
 
 def _write_crop(source: DataSource, out: Path, size: int, crop: dict[str, Any]) -> None:
@@ -233,8 +220,7 @@ def _write_crop(source: DataSource, out: Path, size: int, crop: dict[str, Any]) 
     pixels = rgb[y : y + size, x : x + size]
     if not pd.isna(crop["first_quality"]):
         pixels = decode(_jpeg(pixels, crop["first_quality"], crop["first_subsampling"])).rgb
-    file = out / crop["path"]
-    with atomic_write(file) as partial_file:
+    with atomic_write(out / crop["path"]) as partial_file:
         partial_file.write_bytes(_jpeg(pixels, crop["quality"], SUBSAMPLING))
 
 
