@@ -1,4 +1,7 @@
-"""Describe one image file: format, size, JPEG settings, and hashes of its bytes and of its picture."""
+"""Describe one image file: format, size, JPEG settings, and a hash of its picture.
+
+A module of its own, because it is imported by each process that decodes for an index.
+"""
 
 from typing import Any
 

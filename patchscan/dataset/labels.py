@@ -74,7 +74,7 @@ def key_root(data: str | Path) -> str | Path:
     return f"s3://{split_url(str(data))[0]}" if is_bucket(data) else data
 
 
-def what_is_said(file: str, labels: Labels, unavailable: Mapping[str, str]) -> dict[str, Any]:
+def describe_labels(file: str, labels: Labels, unavailable: Mapping[str, str]) -> dict[str, Any]:
     """Return what a report says of the labels of `file`: how many images are `labelled`, of how many nobody
     `cannot_tell`, and which of the labelled are `unavailable`: their keys with the reason, a code."""
     return {
@@ -89,7 +89,7 @@ def what_is_said(file: str, labels: Labels, unavailable: Mapping[str, str]) -> d
 def labelled_images(file: str, root: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """List the images at `root` that the file of labels says are AI or real, by key.
 
-    Returns columns path, generator, split, class, sha256, in_train (False: it is not known), and `what_is_said`; an
+    Returns columns path, generator, split, class, sha256, in_train (False: it is not known), and `describe_labels`; an
     image is unavailable if it cannot be read (a FailureCode). Raises LabelError, also where none can be read,
     StoreError and OutageError.
     """
@@ -113,7 +113,7 @@ def labelled_images(file: str, root: str | Path) -> tuple[pd.DataFrame, dict[str
         if key not in unavailable
     ]
     images = pd.DataFrame(rows, columns=["path", "generator", "split", "class", "sha256", "in_train"])
-    return images, what_is_said(file, labels, unavailable)
+    return images, describe_labels(file, labels, unavailable)
 
 
 def _none_left(file: str, root: str | Path, unavailable: Mapping[str, str]) -> UserError:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from patchscan.dataset.labels import AI_NAMES, REAL_NAMES, LabelError, Labels, read_labels, what_is_said
+from patchscan.dataset.labels import AI_NAMES, REAL_NAMES, LabelError, Labels, describe_labels, read_labels
 from patchscan.detector.card import Card
 from patchscan.scanning.table import ScanTable
 
@@ -64,7 +64,7 @@ def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None)
         raise LabelError(f"none of the {len(records):,} objects that have a label from {source} was scored")
     scores = pd.DataFrame(records).rename(columns={"key": "path"}).assign(split="scan")
     unavailable = {key: failed.get(key, NOT_SCANNED) for key in by_key.keys() - set(scores.path)}
-    return scores, what_is_said(source, Labels(by_key, known.cannot_tell if known else 0), unavailable)
+    return scores, describe_labels(source, Labels(by_key, known.cannot_tell if known else 0), unavailable)
 
 
 def evaluate(scores: pd.DataFrame, said: dict[str, Any], card: Card, name: str, out: Path) -> dict[str, Any]:

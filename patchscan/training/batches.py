@@ -43,9 +43,9 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
         self.paths: list[str] = rows.path.tolist()
         self.labels: list[int] = rows.label.tolist()
         self.photo_rows = np.flatnonzero(rows.label.to_numpy() == 0)
-        self.train_preset = with_fixed_count(recipe.preset)
-        if recipe.train_crops and isinstance(recipe.preset, PatchPreset):
-            self.train_preset = replace(recipe.preset, count=recipe.train_crops, max_count=None)
+        self.preset = self.train_preset = with_fixed_count(recipe.preset)
+        if recipe.train_crops and isinstance(self.preset, PatchPreset):
+            self.train_preset = replace(self.preset, count=recipe.train_crops)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -62,7 +62,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
         row = item % len(self)
         if self.epoch is None:
             rgb = self._decode(row)[1]
-            crops = with_fixed_count(self.recipe.preset).crops(rgb, seed_from_pixels(rgb)).pixels
+            crops = self.preset.crops(rgb, seed_from_pixels(rgb)).pixels
         else:
             random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{item}".encode()))
             crops = self._training_crops(row, random)

@@ -130,7 +130,7 @@ class Recipe(BaseModel):
         return self.train_crops or (1 if self.delivery else self.preset.count)
 
 
-ALLOWED_KEYS = {
+KEYS = {
     *Recipe.model_fields,
     *Augment.model_fields,
     *Delivery.model_fields,
@@ -149,4 +149,4 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
         raise RecipeError(f"no recipe {name_or_path!r}: use a YAML file or one of {known}")
-    return read_yaml(path, Recipe, RecipeError, ALLOWED_KEYS, **overrides)
+    return read_yaml(path, Recipe, RecipeError, KEYS, **overrides)

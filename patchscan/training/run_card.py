@@ -53,11 +53,10 @@ def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str
 
 def environment() -> dict[str, str]:
     """Return the versions of torch, torchvision and numpy, and this project's git commit or `unknown`."""
-    command = ["git", "rev-parse", "HEAD"]
     commit = os.environ.get("PATCHSCAN_COMMIT")  # set in the container images, which hold neither git nor a repository
-    if commit is None and shutil.which("git"):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-        commit = done.stdout.strip()
+    if commit is None and (git := shutil.which("git")):
+        command = [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
