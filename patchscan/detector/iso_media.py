@@ -34,15 +34,15 @@ def pixels_only(data: bytes, name: str) -> bytes:
 
 def _item_types(data: bytes) -> Iterator[int]:
     """Where the types of the items stand: in `infe` in `iinf` in `meta`."""
-    for _, meta, meta_end in _boxes(data, 0, len(data), b"meta"):
-        for _, items, items_end in _boxes(data, meta + 4, meta_end, b"iinf"):
+    for meta, meta_end in _boxes(data, 0, len(data), b"meta"):
+        for items, items_end in _boxes(data, meta + 4, meta_end, b"iinf"):
             first = items + (6 if data[items] == 0 else 8)
-            for _, item, _ in _boxes(data, first, items_end, b"infe"):
+            for item, _ in _boxes(data, first, items_end, b"infe"):
                 yield item + (10 if data[item] == 3 else 8)
 
 
-def _boxes(data: bytes, at: int, end: int, wanted: bytes) -> Iterator[tuple[int, int, int]]:
-    """Start, start of the content and end of the boxes of one kind."""
+def _boxes(data: bytes, at: int, end: int, wanted: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of the content of the boxes of one kind."""
     while at + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, at)
         head = 8
@@ -53,5 +53,5 @@ def _boxes(data: bytes, at: int, end: int, wanted: bytes) -> Iterator[tuple[int,
         if size < head or at + size > end:
             return
         if kind == wanted and size > head:
-            yield at, at + head, at + size
+            yield at + head, at + size
         at += size

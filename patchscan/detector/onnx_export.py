@@ -11,7 +11,6 @@ from patchscan.common.files import atomic_write
 from patchscan.detector.detector import Detector
 from patchscan.detector.graph_detector import GRAPH_FILE, seal
 from patchscan.detector.models import ai_logit
-from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.presets import Preset, has_fixed_count, to_tensor
 
 
@@ -22,13 +21,6 @@ def write_graph(run: Path) -> Path:
     with atomic_write(run / GRAPH_FILE) as file:
         file.write_bytes(seal(export_graph(detector.model, detector.card.preset), detector.card.weights_sha256))
     return run / GRAPH_FILE
-
-
-def to_onnx(detector: Detector, threads: int | None = None) -> OnnxDetector:
-    """Convert a detector to run in ONNX Runtime, with `threads` images at once (default: one for each CPU). Needs onnx
-    and onnxruntime."""
-    graph = export_graph(detector.model, detector.card.preset)
-    return OnnxDetector(detector.card, graph, detector.limits, threads)
 
 
 def export_graph(model: nn.Module, preset: Preset) -> bytes:

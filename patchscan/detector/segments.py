@@ -83,7 +83,7 @@ def _are_fractions(factors: list[tuple[int, int]]) -> bool:
 
 def has_too_many_scans(data: bytes) -> bool:
     """Whether the picture has more than MAX_SCANS scans: each takes a pass over all pixels, however few its bytes."""
-    return len(_scans(data)[1]) > MAX_SCANS
+    return len(_scans(data)) > MAX_SCANS
 
 
 def has_several_scans(data: bytes) -> bool:
@@ -148,14 +148,12 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
-def _scans(data: bytes) -> tuple[int, list[bytes]]:
-    """The picture's kind of frame (0 if none), and the headers of its scans, up to one more than MAX_SCANS."""
-    frame, scans, at = 0, [], 0
+def _scans(data: bytes) -> list[bytes]:
+    """The headers of the picture's scans, up to one more than MAX_SCANS."""
+    scans, at = [], 0
     for marker, start, end in _segments(data):
-        frame = marker if marker in _FRAMES else frame
         if marker == _SCAN:
-            scans.append(data[start:end])
-            at = end
+            scans, at = [data[start:end]], end
     while scans and len(scans) <= MAX_SCANS:
         found = MARKER.search(data, at)
         if not found or found.group() == END:
@@ -164,23 +162,24 @@ def _scans(data: bytes) -> tuple[int, list[bytes]]:
         at = max(start + 2 + int.from_bytes(data[start + 2 : start + 4], "big"), start + 4)
         if found.group()[1] == _SCAN:
             scans.append(data[start:at])
-    return frame, scans
+    return scans
 
 
 def _has_all_scans(data: bytes) -> bool:
     """Whether the scans cover every component and, in a progressive file, every coefficient to its last bit."""
     frame = _first(data, _FRAMES)
-    kind, scans = _scans(data)
+    if not frame:
+        return False
     missing = {(component, index) for component in frame[10::3] for index in range(64)}
-    for scan in scans:
+    for scan in _scans(data):
         count = scan[4] if len(scan) > 4 else 0
         if len(scan) < 8 + 2 * count:
             return False
         first, last, approximation = scan[5 + 2 * count : 8 + 2 * count]
-        if kind not in _PROGRESSIVE:
+        if frame[1] not in _PROGRESSIVE:
             first, last, approximation = 0, 63, 0
         if approximation & 15 == 0:
             missing -= {
                 (component, index) for component in scan[5 : 5 + 2 * count : 2] for index in range(first, last + 1)
             }
-    return bool(frame) and not missing
+    return not missing

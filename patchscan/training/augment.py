@@ -2,6 +2,7 @@
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -31,10 +32,9 @@ def augment(rgb: np.ndarray, steps: Augment, random: np.random.RandomState) -> n
         image = image.resize(size, Image.Resampling.BICUBIC)
     jpeg_probability = steps.probability if steps.jpeg_probability is None else steps.jpeg_probability
     if steps.jpeg_quality and random.random_sample() < jpeg_probability:
-        encoded = io.BytesIO()
         low, high = steps.jpeg_quality
-        image.save(encoded, "JPEG", quality=int(random.randint(low, high + 1)), subsampling=int(random.randint(0, 3)))
-        image = Image.open(encoded)
+        quality, subsampling = int(random.randint(low, high + 1)), int(random.randint(0, 3))
+        image = stored(image, "JPEG", quality=quality, subsampling=subsampling)
     return np.asarray(image)
 
 
@@ -79,12 +79,17 @@ def _resized(image: Image.Image, factor: float, size: int, random: np.random.Ran
 
 
 def _compressed(image: Image.Image, steps: Delivery, random: np.random.RandomState) -> Image.Image:
-    encoded, quality = io.BytesIO(), int(random.randint(steps.quality[0], steps.quality[1] + 1))
+    quality = int(random.randint(steps.quality[0], steps.quality[1] + 1))
     if random.random_sample() < 0.3:
-        image.save(encoded, "WEBP", quality=quality, method=0)
-    else:
-        image.save(encoded, "JPEG", quality=quality, subsampling=2 if random.random_sample() < 0.7 else 0)
-    return Image.open(encoded).convert("RGB")
+        return stored(image, "WEBP", quality=quality, method=0)
+    return stored(image, "JPEG", quality=quality, subsampling=2 if random.random_sample() < 0.7 else 0)
+
+
+def stored(image: Image.Image, form: str, **options: Any) -> Image.Image:
+    """Return an image as it is read from a file of this format. `options`: Pillow's for writing it."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return Image.open(file)
 
 
 def _moved(image: Image.Image, size: int, random: np.random.RandomState) -> Image.Image:

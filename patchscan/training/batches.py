@@ -19,7 +19,7 @@ from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_pixels
 from patchscan.detector.presets import PatchPreset, with_fixed_count
-from patchscan.training.augment import augment, deliver, random_region
+from patchscan.training.augment import augment, deliver, random_region, stored
 from patchscan.training.distributed import stop_signals_blocked
 from patchscan.training.recipe import Recipe
 from patchscan.training.synthetic import synthetic_fake
@@ -108,9 +108,8 @@ def compressed_like(data: bytes, rgb: np.ndarray) -> np.ndarray:
     original = Image.open(io.BytesIO(data))
     if not isinstance(original, JpegImageFile):
         return rgb
-    file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "JPEG", qtables=original.quantization, subsampling=get_sampling(original))
-    return np.asarray(Image.open(file))
+    tables, subsampling = original.quantization, get_sampling(original)
+    return np.asarray(stored(Image.fromarray(rgb), "JPEG", qtables=tables, subsampling=subsampling))
 
 
 def flipped(crops: np.ndarray, flip: str, random: np.random.RandomState) -> np.ndarray:

@@ -8,7 +8,8 @@ from patchscan.detector.card import Card
 from patchscan.detector.detector import Detector
 from patchscan.detector.images import ImageError
 from patchscan.detector.models import Ensemble, build_model
-from patchscan.detector.onnx_export import to_onnx
+from patchscan.detector.onnx_detector import OnnxDetector
+from patchscan.detector.onnx_export import export_graph
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, Preset, WholeImagePreset
 from patchscan.serving.golden import GPU_LOGIT_TOLERANCE
 from tests.serving_kit import png
@@ -34,7 +35,7 @@ def test_scores_agree_within_1e_5(architecture: str, preset: Preset) -> None:
     images = [png(seed, 240, 230) for seed in range(2)]
     crops = [detector.prepare(data).crops.pixels for data in images]
     eager = detector.logits(crops)
-    converted = to_onnx(detector)
+    converted = OnnxDetector(card, export_graph(model, preset))
     onnx = converted.logits(crops)
     p_ai = card.decision.p_ai
     assert [p_ai(logit) for logit in onnx] == pytest.approx([p_ai(logit) for logit in eager], abs=1e-5, rel=0)
