@@ -32,23 +32,13 @@ def join_graphs(
     ):
         prefix = f"member{number}:"
         part = compose.add_prefix(_converted(name, model, opset), prefix).graph
-        last = first + member.count
-        bounds = {"from": [first, 0, 0], "to": [last, member.size, member.size], "axes": [0, 1, 2]}
-        ours = prefix + OURS
-        constants += [_constant(f"{ours}{key}", values, np.int64) for key, values in bounds.items()]
-        constants += [_constant(f"{ours}temperature", decision.temperature, np.float64)]
-        constants += [_constant(f"{ours}bias", decision.bias, np.float64), *part.initializer]
-        crops = [f"{ours}{key}" for key in bounds]
-        nodes += [
-            helper.make_node("Slice", ["crops", *crops], [f"{prefix}crops"]),
-            *part.node,
-            helper.make_node("Div", [f"{prefix}logit", f"{ours}temperature"], [f"{ours}scaled"]),
-            helper.make_node("Add", [f"{ours}scaled", f"{ours}bias"], [f"{ours}calibrated"]),
-        ]
+        constants += [*_member_constants(prefix + OURS, first, member, decision), *part.initializer]
+        nodes += _member_nodes(prefix, part)
+        calibrated = f"{prefix}{OURS}calibrated"
         if total:
-            nodes.append(helper.make_node("Add", [total, f"{ours}calibrated"], [f"{ours}total"]))
-        total = f"{ours}total" if total else f"{ours}calibrated"
-        first = last
+            nodes.append(helper.make_node("Add", [total, calibrated], [f"{prefix}{OURS}total"]))
+        total = nodes[-1].output[0]
+        first += member.count
     nodes.append(helper.make_node("Div", [total, "members"], ["logit"]))
     crops_info = helper.make_tensor_value_info("crops", TensorProto.UINT8, [first, preset.size, preset.size, 3])
     logit_info = helper.make_tensor_value_info("logit", TensorProto.DOUBLE, [])
@@ -58,6 +48,27 @@ def join_graphs(
     joined = helper.make_model(graph, opset_imports=imports, ir_version=max(model.ir_version for model in models))
     data: bytes = joined.SerializeToString(deterministic=True)
     return data
+
+
+def _member_constants(ours: str, first: int, member: MemberPreset, decision: Decision) -> list[TensorProto]:
+    """Where its crops lie in the ensemble's, from number `first` on, and what calibrates it."""
+    bounds = {"from": [first, 0, 0], "to": [first + member.count, member.size, member.size], "axes": [0, 1, 2]}
+    calibration = {"temperature": decision.temperature, "bias": decision.bias}
+    return [
+        *(_constant(f"{ours}{key}", values, np.int64) for key, values in bounds.items()),
+        *(_constant(f"{ours}{key}", value, np.float64) for key, value in calibration.items()),
+    ]
+
+
+def _member_nodes(prefix: str, part: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """From the ensemble's crops to the member's calibrated logit."""
+    ours = prefix + OURS
+    return [
+        helper.make_node("Slice", ["crops", f"{ours}from", f"{ours}to", f"{ours}axes"], [f"{prefix}crops"]),
+        *part.node,
+        helper.make_node("Div", [f"{prefix}logit", f"{ours}temperature"], [f"{ours}scaled"]),
+        helper.make_node("Add", [f"{ours}scaled", f"{ours}bias"], [f"{ours}calibrated"]),
+    ]
 
 
 def split_graph(joined: bytes, preset: EnsemblePreset) -> list[tuple[bytes, Decision]]:

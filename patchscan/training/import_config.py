@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -86,15 +86,22 @@ class Input(_Part):
         )
 
 
+class LinearHead(NamedTuple):
+    """A linear layer on the graph's output, a vector: its length made 1 before, if `normalise`; AI is positive."""
+
+    weights: list[float]
+    bias: float
+    normalise: bool
+
+
 class Head(_Part):
-    """A linear layer on the graph's output, a vector: its length made 1 before, if `normalise`. `file` is JSON with
-    `weights`, a number for each of the vector's elements, and `bias`; AI is positive."""
+    """A LinearHead: `file` is JSON with `weights`, a number for each of the vector's elements, and `bias`."""
 
     file: Path
     normalise: bool = True
 
-    def read(self, folder: Path) -> tuple[list[float], float]:
-        """Return weights and bias. Raises ImportConfigError."""
+    def read(self, folder: Path) -> LinearHead:
+        """Read the file. Raises ImportConfigError."""
         try:
             content = json.loads((folder / self.file).read_text())
             weights, bias = [float(one) for one in content["weights"]], float(content.get("bias", 0))
@@ -102,7 +109,7 @@ class Head(_Part):
             raise ImportConfigError(f"{folder / self.file} holds no weights and bias ({error})") from error
         if not weights:
             raise ImportConfigError(f"{folder / self.file} holds no weights")
-        return weights, bias
+        return LinearHead(weights, bias, self.normalise)
 
 
 class Output(_Part):

@@ -15,8 +15,8 @@ from patchscan.detector.graph_detector import GRAPH_FILE, seal
 from patchscan.detector.onnx_detector import OnnxDetector, open_session
 from patchscan.detector.presets import noise_picture
 from patchscan.training.hugging_face import read_export
-from patchscan.training.import_config import ImportConfig, Input, read_config
-from patchscan.training.onnx_graph import Weights, wrap, wrap_answers
+from patchscan.training.import_config import ImportConfig, Input, LinearHead, read_config
+from patchscan.training.onnx_graph import wrap, wrap_answers
 
 LARGEST_ERROR = 1e-3  # of a probability
 
@@ -46,7 +46,7 @@ def write_run(
     described: ImportConfig,
     file: Path,
     data: bytes,
-    head: Weights | None,
+    head: LinearHead | None,
     run: Path,
     training: dict[str, Any],
     warnings: list[str],

@@ -8,11 +8,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from patchscan.detector.graph_check import GraphError, opset_of
-from patchscan.training.import_config import Input, Output
+from patchscan.training.import_config import Input, LinearHead, Output
 
 REDUCE_AXES_AS_INPUT = 18  # from this opset on
 OUR_NAMES, OUR_PREFIX = {"crops", "logit", "features", "answers"}, "patchscan:"
-Weights = tuple[list[float], float]  # of a head, and its bias
 PIXEL_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8}
 ANSWER_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 # What ends a graph whose answers are probabilities, and what may come after it.
@@ -43,7 +42,7 @@ class _Builder:
         return self.node(operator, value, output=output, keepdims=int(keep), axes=axes)
 
 
-def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head: Weights | None) -> bytes:
+def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head: LinearHead | None) -> bytes:
     """Return the model as one from crops, uint8 (count, size, size, 3) named `crops`, to a logit, a float64 scalar, AI
     positive: the mean over the crops. Raises GraphError where the graph has no such input or output."""
     source, result = _only_input(path, model.graph, given), _output(path, model.graph, wanted.name)
@@ -180,7 +179,7 @@ def _ends_in_probabilities(graph: onnx.GraphProto, name: str) -> bool:
 
 
 def _add_logit(
-    builder: _Builder, path: Path, result: onnx.ValueInfoProto, wanted: Output, head: Weights | None
+    builder: _Builder, path: Path, result: onnx.ValueInfoProto, wanted: Output, head: LinearHead | None
 ) -> None:
     shape = [one.dim_value for one in result.type.tensor_type.shape.dim]
     if len(shape) not in (1, 2):
@@ -195,7 +194,7 @@ def _add_logit(
         raise GraphError(f"{path} has {classes} classes: say `ai`, the number of the one that means AI, not `positive`")
     value = builder.node("Cast", result.name, to=TensorProto.DOUBLE)
     if head:
-        value = _apply_head(builder, path, value, classes, wanted, head)
+        value = _apply_head(builder, path, value, classes, head)
     elif classes == 1:
         value = builder.node("Reshape", value, builder.constant([-1], np.int64))
         value = _log_odds(builder, value) if wanted.kind == "probabilities" else value
@@ -205,15 +204,14 @@ def _add_logit(
     builder.reduce("ReduceMean", value, keep=False, output="logit", axes=[0])
 
 
-def _apply_head(builder: _Builder, path: Path, value: str, length: int, wanted: Output, head: Weights) -> str:
-    weights, bias = head
-    if length not in (0, len(weights)):
-        raise GraphError(f"{path}: its output has {length} elements, and the head {len(weights)} weights")
-    if wanted.head and wanted.head.normalise:
+def _apply_head(builder: _Builder, path: Path, value: str, length: int, head: LinearHead) -> str:
+    if length not in (0, len(head.weights)):
+        raise GraphError(f"{path}: its output has {length} elements, and the head {len(head.weights)} weights")
+    if head.normalise:
         norm = builder.reduce("ReduceL2", value, keep=True, axes=[1])
         value = builder.node("Div", value, builder.node("Max", norm, builder.constant(1e-12, np.float64)))
-    value = builder.node("MatMul", value, builder.constant(weights, np.float64))
-    return builder.node("Add", value, builder.constant(bias, np.float64))
+    value = builder.node("MatMul", value, builder.constant(head.weights, np.float64))
+    return builder.node("Add", value, builder.constant(head.bias, np.float64))
 
 
 def _class_logit(builder: _Builder, path: Path, value: str, classes: int, wanted: Output) -> str:

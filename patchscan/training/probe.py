@@ -21,9 +21,9 @@ from patchscan.detector.graph_check import GraphError, parse_graph
 from patchscan.detector.onnx_detector import open_session
 from patchscan.detector.prepared import prepare
 from patchscan.training.data import LABELS, select_rows
-from patchscan.training.import_config import Head, ImportConfig, ImportConfigError, read_config
+from patchscan.training.import_config import ImportConfig, ImportConfigError, LinearHead, read_config
 from patchscan.training.import_onnx import read_model, write_run
-from patchscan.training.onnx_graph import Weights, wrap_features
+from patchscan.training.onnx_graph import wrap_features
 
 # Inverse strengths of the regularisation that are tried on the val split.
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))
@@ -57,7 +57,7 @@ def train_probe(
     read = DataSource(data).read
     features, val_features = (extract(read, part, name) for part, name in ((train, "train"), (val, "val")))
     head, strength = fit_head(features, train.label.to_numpy(), val_features, val.label.to_numpy())
-    auc = float(roc_auc_score(val.label, val_features @ head[0] + head[1]))
+    auc = float(roc_auc_score(val.label, val_features @ head.weights + head.bias))
     training = {
         "seen": names,
         "unseen": sorted(set(rows.generator) - set(names)),
@@ -68,17 +68,14 @@ def train_probe(
         "regularisation": strength,
         "seen_val_auc": auc,
     }
-    head_on_top = Head(file=Path("trained"), normalise=False)  # the file is not read: its content is `head`
-    output = described.output.model_copy(update={"head": head_on_top})
     warnings = [_warning(described, names), *audit(pd.concat([train, val])).warnings]
-    described = described.model_copy(update={"output": output})
     return write_run(described, backbone, graph, head, run, training, warnings)
 
 
 def fit_head(
     features: np.ndarray, label: np.ndarray, val_features: np.ndarray, val_label: np.ndarray
-) -> tuple[Weights, float]:
-    """Return weights and bias of a logistic regression on features (n, d) and label (n,) of 0 and 1, both classes of
+) -> tuple[LinearHead, float]:
+    """Return a logistic regression on features (n, d) and label (n,) of 0 and 1, both classes of
     equal weight, and the strength of its regularisation, the best of STRENGTHS by the log loss of the val images."""
     scaler = StandardScaler().fit(features)
     train, val = scaler.transform(features), scaler.transform(val_features)
@@ -93,7 +90,7 @@ def fit_head(
     # The scaling is a part of the weights.
     weights = best[2].coef_[0] / scaler.scale_
     bias = float(best[2].intercept_[0] - weights @ scaler.mean_)
-    return (weights.tolist(), bias), best[1]
+    return LinearHead(weights.tolist(), bias, normalise=False), best[1]
 
 
 class _Extractor:

@@ -72,7 +72,7 @@ def test_the_head_is_a_logistic_regression_on_what_the_graph_gives() -> None:
     features = random.normal(5, [1, 10, 0.1, 1], (400, 4))
     logit = (features - 5) @ [2, 0.1, 5, 0] + 1
     label = (random.random(400) < 1 / (1 + np.exp(-logit))).astype(int)
-    (weights, bias), strength = fit_head(features[::2], label[::2], features[1::2], label[1::2])
+    (weights, bias, _), strength = fit_head(features[::2], label[::2], features[1::2], label[1::2])
     assert np.corrcoef(features @ weights + bias, logit)[0, 1] > 0.95
     assert strength > 1e-5
 
