@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from patchscan.common.errors import UserError
 from patchscan.common.processes import end_with_parent
 from patchscan.dataset.source import DataError, DataSource
-from patchscan.detector.images import ImageError, decode
+from patchscan.detector.images import ImageError, RGBImage, decode
 from patchscan.detector.patches import seed_from_pixels
 from patchscan.detector.presets import PatchPreset, with_fixed_count
 from patchscan.training.augment import augment, deliver, random_region, stored
@@ -61,18 +61,18 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, item: int) -> tuple[torch.Tensor, int]:
         row = item % len(self)
         if self.epoch is None:
-            rgb = self._decode(row)[1]
-            crops = self.preset.crops(rgb, seed_from_pixels(rgb)).pixels
+            pillow = self._decode(row)[1].pillow
+            crops = self.preset.crops(pillow, seed_from_pixels(pillow)).pixels
         else:
             random = np.random.RandomState(zlib.crc32(f"{self.recipe.seed}/{self.epoch}/{item}".encode()))
             crops = self._training_crops(row, random)
         return torch.tensor(np.ascontiguousarray(crops)), self.labels[row]
 
-    def _decode(self, row: int) -> tuple[bytes, np.ndarray]:
+    def _decode(self, row: int) -> tuple[bytes, RGBImage]:
         path = self.paths[row]
         try:
             data = self.source.read(path)
-            return data, decode(data).rgb
+            return data, decode(data)
         except ImageError as error:
             raise DataError(f"{path} changed since it was indexed ({error}); run `patchscan index` again") from error
 
@@ -80,9 +80,9 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
         recipe = self.recipe
         if self.labels[row] and random.random_sample() < recipe.synthetic:
             data, photo = self._decode(int(random.choice(self.photo_rows)))
-            rgb = compressed_like(data, synthetic_fake(_random_window(photo, recipe.window, random), random))
+            rgb = compressed_like(data, synthetic_fake(_random_window(photo.rgb, recipe.window, random), random))
         else:
-            rgb = _random_window(self._decode(row)[1], recipe.window, random)
+            rgb = _random_window(self._decode(row)[1].rgb, recipe.window, random)
         if recipe.delivery:
             crops = np.stack([deliver(rgb, recipe.delivery, random) for _ in range(recipe.crops_per_image)])
             return flipped(crops, recipe.flip, random)
