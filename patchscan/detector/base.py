@@ -18,9 +18,8 @@ ScoreError = ImageError | NotFiniteError | BusyError
 class BaseDetector(ABC):
     """A trained model with its card. Scoring is thread-safe, and an image's score has the same bits in any batch.
 
-    `device_type`: `cpu` or `cuda`. `model_s` counts the seconds that
-    forward passes have taken: CPU time on a CPU, wall time on a GPU (which includes time that other processes used the
-    GPU).
+    `device_type`: `cpu` or `cuda`. `model_s` counts the seconds that forward passes have taken: CPU time on a CPU, wall
+    time on a GPU (which includes time that other processes used the GPU).
     """
 
     engine: EngineUsed

@@ -3,9 +3,18 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
@@ -19,6 +28,18 @@ class RecipeError(UserError):
     """A recipe cannot be read; the message names the file, the line and what is allowed there."""
 
 
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("the first number of a range may not be larger than the second")
+    return ends
+
+
+Quality = Annotated[int, Field(ge=1, le=100)]
+Qualities = Annotated[tuple[Quality, Quality], AfterValidator(_ascending)]
+Factors = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]
+Sigmas = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_ascending)]
+
+
 class Augment(BaseModel):
     """Augmentation of both classes: ranges for blur (sigma in pixels), resizing (factor) and JPEG (quality).
 
@@ -28,10 +49,10 @@ class Augment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     probability: float = Field(ge=0, le=1)
-    jpeg_quality: tuple[int, int] | None = None
+    jpeg_quality: Qualities | None = None
     jpeg_probability: float | None = Field(default=None, ge=0, le=1)
-    blur_sigma: tuple[float, float] | None = None
-    resize: tuple[float, float] | None = None
+    blur_sigma: Sigmas | None = None
+    resize: Factors | None = None
 
 
 class Delivery(BaseModel):
@@ -54,7 +75,7 @@ class Delivery(BaseModel):
     sharpen: float = Field(default=0.08, ge=0, le=1)
     compress: float = Field(default=0.65, ge=0, le=1)
     twice: float = Field(default=0.15, ge=0, le=1)
-    quality: tuple[int, int] = (60, 97)
+    quality: Qualities = (60, 97)
 
 
 class Recipe(BaseModel):

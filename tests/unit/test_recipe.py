@@ -40,6 +40,12 @@ def test_every_shipped_recipe_is_valid_and_named_for_its_file(path: Path) -> Non
         (SSP.replace("rule: simplest", "rule: simple"), r"line 4: preset.patch.rule: Input should be"),
         (SSP.replace("seen: [biggan, sd_v1_5]", "seen: []"), r"line 5: seen: List should have at least 1"),
         (SSP.replace("name: ssp\n", ""), r"name: Field required"),
+        (SSP + "delivery: {size: 128, quality: [97, 60]}\n", r"line 12: delivery.quality: the first number of a range"),
+        (
+            SSP + "augment: {probability: 1, jpeg_quality: [0, 60]}\n",
+            r"line 12: augment.jpeg_quality.0: Input",
+        ),
+        (SSP + "augment: {probability: 1, resize: [-1, 2]}\n", r"line 12: augment.resize.0: Input should be greater"),
         ("[1, 2\n", r"is not YAML"),
         ("just text\n", r"the file: keys and values are needed"),
         (SSP.replace("epochs: 30", "epochs: 30\nepochs: 3"), r"line 9 is not YAML: epochs stands here twice"),
