@@ -131,11 +131,12 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
         if job.engine == "official":
             return lambda: len(official.logits(plain, [images[next(number)] for _ in range(EAGER_BATCH)]))
         return lambda: _forward(plain, [crops[next(number)] for _ in range(EAGER_BATCH)])
-    kinds = {"onnx": OnnxDetector, "openvino": OpenVinoDetector, "openvino-bf16": OpenVinoBf16Detector}
     scorer: BaseDetector = detector
-    if job.engine in kinds:
-        graph = export_graph(detector.model, detector.card.preset)
-        scorer = kinds[job.engine](detector.card, graph, threads=1)
+    if job.engine == "onnx":
+        scorer = OnnxDetector(detector.card, export_graph(detector.model, detector.card.preset), threads=1)
+    if job.engine.startswith("openvino"):
+        kind = OpenVinoBf16Detector if job.engine == "openvino-bf16" else OpenVinoDetector
+        scorer = kind(detector.card, export_graph(detector.model, detector.card.preset), threads=1)
     return lambda: len(scorer.logits([crops[next(number)]]))
 
 
