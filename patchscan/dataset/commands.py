@@ -118,7 +118,7 @@ def match(
     size: Annotated[int, typer.Option(min=32, help="Side of the crops in pixels; smaller images are left out.")] = 256,
     min_quality: Annotated[int, typer.Option(min=1, max=100, help="Lowest JPEG quality of the crops.")] = 85,
     max_quality: Annotated[int, typer.Option(min=1, max=100, help="Highest JPEG quality of the crops.")] = 98,
-    seed: Annotated[int, typer.Option(help="Seed for the choice of images, crops and qualities.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of images, crops and qualities.")] = 0,
     index: INDEX = None,
     workers: WORKERS = None,
 ) -> None:

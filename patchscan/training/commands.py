@@ -59,7 +59,9 @@ def train(
             show_default=False,
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that load images.")] = max(1, (os.cpu_count() or 2) // 2),
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = max(
+        1, (os.cpu_count() or 2) // 2
+    ),
 ) -> None:
     """Train one recipe. Run the same command again to continue an interrupted run.
 

@@ -120,7 +120,7 @@ class Recipe(BaseModel):
     kinds_share: float | None = Field(default=None, gt=0, lt=1)
     max_gradient_norm: float | None = Field(default=None, gt=0)
     notice: str = ""
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)  # what torch takes
 
     @model_validator(mode="after")
     def _check_combination(self) -> "Recipe":

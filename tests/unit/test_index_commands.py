@@ -29,3 +29,16 @@ def test_index_audit_and_match_lead_from_a_biased_to_a_fair_data_set(tmp_path: P
     assert "left out, smaller than 64 x 64" not in said
     assert f"next: patchscan audit {tmp_path / 'matched'}" in said
     assert "BIASED" not in run("audit", tmp_path / "matched")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["match", "data", "out", "--seed", "-1"], ["train", "ssp", "--data", "data", "--run", "run", "--workers", "-1"]],
+    ids=" ".join,
+)
+def test_a_negative_number_is_a_wrong_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, f"Invalid value for '{command[-2]}'" in result.output) == (2, True)

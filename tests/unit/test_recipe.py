@@ -66,6 +66,8 @@ def test_overrides_are_checked_like_the_file() -> None:
     assert load_recipe("ssp", epochs=1, seen=["sd_v1"], unseen=None).seen == ["sd_v1"]
     with pytest.raises(RecipeError, match="epochs"):
         load_recipe("ssp", epochs=0)
+    with pytest.raises(RecipeError, match="seed"):
+        load_recipe("ssp", seed=2**63)
 
 
 def test_a_run_of_an_older_version_is_of_the_same_recipe_whatever_fields_came_and_went() -> None:
