@@ -1,6 +1,5 @@
 """Commands for training: train, import, probe, import-ssp, ensemble, export."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -59,9 +58,9 @@ def train(
             show_default=False,
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = max(
-        1, (os.cpu_count() or 2) // 2
-    ),
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that load images (default: half as many as there are CPUs).")
+    ] = None,
 ) -> None:
     """Train one recipe. Run the same command again to continue an interrupted run.
 
@@ -74,6 +73,7 @@ def train(
       patchscan train ssp-lite --data genimage-mini --run runs/lite --seen sd_v1,ldm --unseen stylegan2_ada
       patchscan train resnet50 --data s3://images/genimage --index genimage.parquet --run s3://models/resnet50
     """
+    from patchscan.common.processes import available_cpus
     from patchscan.training.recipe import load_recipe
 
     checked = load_recipe(
@@ -88,7 +88,7 @@ def train(
         index=index,
         device=device,
         precision=precision,
-        workers=workers,
+        workers=max(1, available_cpus() // 2) if workers is None else workers,
         protocol=protocol,
         extra=extra or (),
     )

@@ -1,13 +1,17 @@
 """Crops as they were delivered, draws that balance classes and kinds, and extra folders; the same for the same seed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from patchscan.cli import app
+from patchscan.common import processes
 from patchscan.common.errors import EXIT_INTERRUPTED
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
@@ -215,6 +219,14 @@ def test_an_interrupted_run_ends_in_the_same_weights_and_its_card_says_what_it_l
     assert card.training["kinds"] == ["art", "screens"]
     assert card.training["train_images"] == 28
     assert isinstance(Detector.load(tmp_path / "whole").score([png(1)])[0], Answer)
+
+
+def test_half_of_the_cpus_that_a_container_may_use_load_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(processes, "available_cpus", lambda: 6)
+    monkeypatch.setattr(train, "train", lambda *_, **options: asked.update(options))
+    assert CliRunner().invoke(app, ["train", "ssp", "--data", "data", "--run", "run"]).exit_code == 0
+    assert asked["workers"] == 3
 
 
 @pytest.mark.parametrize("found", ["in a step", "in validation"])
