@@ -105,7 +105,7 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
             f"cannot write {out}: {error.strerror}; `patchscan index DATA --out FILE` writes it elsewhere, and other "
             "commands take --index FILE"
         ) from error
-    with _alone_in(out.parent):
+    with _locked(out.parent):
         layout = find_files(data)
         for note in layout.notes:
             say(f"index: {note}", error=True)
@@ -121,7 +121,7 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock on a folder's indexes: two commands that find no index would build it in the same files."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -48,7 +48,7 @@ def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head:
     source, result = _only_input(path, model.graph, given), _output(path, model.graph, wanted.name)
     if not head and wanted.kind != "probabilities" and _ends_in_probabilities(model.graph, result.name):
         raise GraphError(f"{path}: its output {result.name} is of probabilities already: say kind: probabilities")
-    after = _behind(model)
+    after = _builder_after(model)
     _add_logit(after, path, result, wanted, head)
     return _assemble(model, given, source, after, helper.make_tensor_value_info("logit", TensorProto.DOUBLE, []))
 
@@ -57,7 +57,7 @@ def wrap_answers(path: Path, model: onnx.ModelProto, given: Input, name: str | N
     """Return the model as one from crops, as `wrap` does, to `answers`: its output `name`, as it is. Raises
     GraphError."""
     source, result = _only_input(path, model.graph, given), _output(path, model.graph, name)
-    after = _behind(model)
+    after = _builder_after(model)
     after.node("Cast", result.name, output="answers", to=TensorProto.DOUBLE)
     return _assemble(model, given, source, after, helper.make_tensor_value_info("answers", TensorProto.DOUBLE, None))
 
@@ -68,14 +68,14 @@ def wrap_features(path: Path, model: onnx.ModelProto, given: Input, name: str | 
     source, result = _only_input(path, model.graph, given), _output(path, model.graph, name)
     if len(result.type.tensor_type.shape.dim) != 2:
         raise GraphError(f"{path}: its output {result.name} is not a vector for each picture: a head needs one")
-    after = _behind(model)
+    after = _builder_after(model)
     value = after.node("Cast", result.name, to=TensorProto.DOUBLE)
     after.reduce("ReduceMean", value, keep=False, output="features", axes=[0])
     output = helper.make_tensor_value_info("features", TensorProto.DOUBLE, [None])
     return _assemble(model, given, source, after, output)
 
 
-def _behind(model: onnx.ModelProto) -> _Builder:
+def _builder_after(model: onnx.ModelProto) -> _Builder:
     """A builder of what follows the graph, from which our names are gone."""
     _free_our_names(model.graph)
     return _Builder(opset_of(model), len(model.graph.node))

@@ -90,13 +90,13 @@ def _run_child(pipe: Connection, path: Path, kind: str, given: Input, time_s: in
     try:
         reply = b"converted", _convert(path, kind, given, time_s)
     except Exception as error:  # noqa: BLE001  torch and its exporter raise their own
-        reply = b"failed", _told(path, error).encode()
+        reply = b"failed", _one_line(path, error).encode()
     with contextlib.suppress(OSError):
         for part in reply:
             pipe.send_bytes(part)
 
 
-def _told(path: Path, error: Exception) -> str:
+def _one_line(path: Path, error: Exception) -> str:
     """An error in one line."""
     lines = str(error).partition("  [Caused by")[0].strip().splitlines() or [type(error).__name__]
     line = lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]  # below its traceback

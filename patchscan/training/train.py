@@ -95,7 +95,7 @@ class Trainer:
         interrupt = Interrupt()
         # Several processes wait for the first one meanwhile; were it to end, they would end with errors.
         before_batch = interrupt.end_if_requested if self.ranks.world == 1 else lambda: None
-        self._log_start(before_batch)
+        self._begin(before_batch)
         while self.epoch < self.recipe.epochs:
             self._train_epoch(interrupt)
             last = self.epoch + 1 == self.recipe.epochs
@@ -107,7 +107,8 @@ class Trainer:
             self._finish(before_batch)
         return self.store.folder
 
-    def _log_start(self, before_batch: Callable[[], None]) -> None:
+    def _begin(self, before_batch: Callable[[], None]) -> None:
+        """Log what begins, and in a new run save the features before the training."""
         images = max(1, min(self.recipe.batch_size, len(self.data.train)) // self.ranks.world)
         step_s = self.learner.measure_step_seconds(images)
         remaining = self.learner.total_steps - self._steps_done
