@@ -15,9 +15,9 @@ def findings(report: dict[str, Any]) -> dict[str, list[str]]:
         prefix = f"[{protocol}] " if several else ""
         for model in report["models"]:
             models += [prefix + text for text in _model_findings(model, protocol)]
+        comparisons += [prefix + text for text in _comparison_findings(report["comparisons"].get(protocol))]
     for model in report["models"]:
         models += [text for data in model["scoreboard"] for text in scoreboard_findings(model["name"], data)]
-        comparisons += [prefix + text for text in _comparison_findings(report["comparisons"].get(protocol))]
     return {"models": models, "comparisons": comparisons}
 
 

@@ -204,6 +204,16 @@ def test_findings_say_what_the_data_carry_and_no_more(three: tuple[dict[str, Any
             assert row[test]["p_corrected"] >= row[test]["p_value"]
 
 
+def test_each_comparison_is_told_once_for_each_protocol() -> None:
+    models = [
+        evaluated(name, table({"sd": (40, 40)}, skill), protocols=("raw", "matched"))
+        for name, skill in (("good", 3.0), ("blind", 0.0))
+    ]
+    told = build_report(models, {})["findings"]["comparisons"]
+    assert [text.partition(" ")[0] for text in told] == ["[raw]", "[raw]", "[matched]", "[matched]"]
+    assert len(set(told)) == len(told)
+
+
 @pytest.mark.slow
 def test_text_and_markdown_carry_the_same_accuracy(three: tuple[dict[str, Any], str, Path]) -> None:
     report, _, out = three
