@@ -19,7 +19,7 @@ from patchscan.evaluation.results import GROUPS, Evaluated, group_rows
 from patchscan.evaluation.scoreboard import RESAMPLES, source_counts
 from patchscan.evaluation.scoring import cluster_of, usable
 from patchscan.reporting.likelihood import cllr, elub, pav
-from patchscan.reporting.statistics import proportion, undefined
+from patchscan.reporting.statistics import proportion_among
 
 # p_ai is stored as a double: nearer to 0 or 1 it is rounded to them.
 LEAST_P = 1e-15
@@ -150,21 +150,18 @@ def _row(part: pd.DataFrame, drawn: np.ndarray) -> dict[str, Any]:
     """One generator's or group's figures; `drawn` (1 + resamples, images of `part`), the first row of ones."""
     stated = part[part.log10_lr.notna()]
     lrs, label, drawn = stated.log10_lr.to_numpy(), stated.label.to_numpy(), drawn[:, part.log10_lr.notna()]
-    both = len(np.unique(label)) == 2
-    cost = cllr(lrs, label, drawn) if both else None
+    cost = cllr(lrs, label, drawn)
     cluster = cluster_of(stated) if len(stated) else None
 
-    def share(hit: np.ndarray, inside: np.ndarray) -> dict[str, Any]:
-        return asdict(proportion(hit[inside], None if cluster is None else cluster[inside]))
+    def share(hit: np.ndarray, among: np.ndarray) -> dict[str, Any]:
+        return asdict(proportion_among(hit, among, cluster))
 
     return {
         "ai": int((label == 1).sum()),
         "real": int((label == 0).sum()),
         "not_stated": len(part) - len(stated),
-        "cllr": asdict(
-            undefined("bootstrap") if cost is None else bootstrap_estimate("cllr", float(cost[0]), cost[1:])
-        ),
-        "cllr_min": float(cllr(pav(lrs, label), label)[0]) if both else None,
+        "cllr": asdict(bootstrap_estimate("cllr", float(cost[0]), cost[1:])),
+        "cllr_min": float(cllr(pav(lrs, label), label)[0]) if len(np.unique(label)) == 2 else None,
         "misleading_ai": share(lrs < 0, label == 1),
         "misleading_real": share(lrs > 0, label == 0),
         "strongly_misleading_real": share(lrs >= STRONG, label == 0),

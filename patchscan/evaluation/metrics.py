@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchscan.reporting.statistics import Estimate, auc_interval, mean_of_rates, proportion, undefined
+from patchscan.reporting.statistics import Estimate, auc_interval, mean_of_rates, proportion_among, undefined
 
 RESAMPLES = 1000
 ECE_BINS = 10
@@ -79,8 +79,8 @@ def _rates(scored: Scored) -> dict[str, Estimate]:
     ai, says, decided = scored.label == 1, scored.says_ai, ~scored.uncertain
     right = says == ai
 
-    def share(hit: np.ndarray, inside: np.ndarray) -> Estimate:
-        return proportion(hit[inside], None if scored.cluster is None else scored.cluster[inside])
+    def share(hit: np.ndarray, among: np.ndarray) -> Estimate:
+        return proportion_among(hit, among, scored.cluster)
 
     everything = np.ones(len(scored), bool)
     fake_detection, real_detection = share(right, ai), share(right, ~ai)

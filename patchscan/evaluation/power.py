@@ -4,7 +4,7 @@ import numpy as np
 from scipy.special import bdtr
 
 from patchscan.common.errors import UserError
-from patchscan.reporting.statistics import normal_quantile
+from patchscan.reporting.statistics import NORMAL_QUANTILE
 
 MOST_IMAGES = 10_000_000
 
@@ -38,7 +38,7 @@ def images_needed(limit: float, true: float, power: float = 0.8) -> int:
 def _shown(n: int, limit: float, true: float, power: float) -> bool:
     """Whether, with n images, the interval's upper end lies below `limit` with a chance of `power`."""
     # Wilson's interval holds all rates r with |found / n - r| <= z sqrt(r (1 - r) / n).
-    most = int(np.ceil(n * limit - normal_quantile() * np.sqrt(n * limit * (1 - limit)))) - 1
+    most = int(np.ceil(n * limit - NORMAL_QUANTILE * np.sqrt(n * limit * (1 - limit)))) - 1
     return most >= 0 and bool(bdtr(most, n, true) >= power)
 
 

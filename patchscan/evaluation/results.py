@@ -10,7 +10,7 @@ from patchscan.detector.card import Card
 from patchscan.evaluation.calibration import Target, conformal_bound, cross_fitted, decide
 from patchscan.evaluation.metrics import Scored, confusion, measure
 from patchscan.evaluation.scoring import cluster_of, stratum, usable
-from patchscan.reporting.statistics import complement, precision_at, proportion
+from patchscan.reporting.statistics import complement, precision_at, proportion_among
 
 PREVALENCES = (0.001, 0.01, 0.1, 0.5)
 THRESHOLD_FPRS = (0.01, 0.05, 0.1)
@@ -133,12 +133,12 @@ def _point(
     groups = {}
     for group, inside in (("seen", seen), ("unseen", ~seen)):
         ai, real = inside & (label == 1), inside & (label == 0)
-        found = proportion(says_ai[ai], None if cluster is None else cluster[ai])
-        cleared = proportion(~says_ai[real], None if cluster is None else cluster[real])
+        found = proportion_among(says_ai, ai, cluster)
+        alarms = complement(proportion_among(~says_ai, real, cluster))
         groups[group] = {
             "fake_detection": asdict(found),
-            "false_alarms": asdict(complement(cleared)),
-            "precision": [asdict(precision_at(share, found, complement(cleared))) for share in PREVALENCES],
+            "false_alarms": asdict(alarms),
+            "precision": [asdict(precision_at(share, found, alarms)) for share in PREVALENCES],
         }
     return {"name": name, "threshold": threshold, "groups": groups}
 

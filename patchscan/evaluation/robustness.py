@@ -17,7 +17,7 @@ from patchscan.detector.images import ImageError, decode
 from patchscan.detector.patches import seed_from_pixels
 from patchscan.evaluation.calibration import decide
 from patchscan.evaluation.scoring import cluster_of, score_images, usable
-from patchscan.reporting.statistics import Estimate, auc_difference, auc_interval, proportion
+from patchscan.reporting.statistics import auc_difference, auc_interval, proportion_among
 
 if TYPE_CHECKING:
     from patchscan.detector.base import BaseDetector
@@ -171,12 +171,8 @@ def _rows(
                 "images": len(truth),
                 "auc": asdict(auc_interval(truth, logit, cluster=cluster)),
                 "auc_change": asdict(change) if change else None,
-                "fake_detection": asdict(_share(right, truth == 1, cluster)),
-                "real_detection": asdict(_share(right, truth == 0, cluster)),
+                "fake_detection": asdict(proportion_among(right, truth == 1, cluster)),
+                "real_detection": asdict(proportion_among(right, truth == 0, cluster)),
             }
         )
     return rows
-
-
-def _share(right: np.ndarray, inside: np.ndarray, cluster: np.ndarray | None) -> Estimate:
-    return proportion(right[inside], None if cluster is None else cluster[inside])

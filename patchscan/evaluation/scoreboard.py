@@ -15,7 +15,6 @@ from patchscan.detector.answer import TIERS, Tier
 from patchscan.evaluation.metrics import bootstrap_estimate, calibration_error
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import stratum, usable
-from patchscan.reporting.statistics import undefined
 
 RESAMPLES = 1000
 # The first is shown per generator too; the share of real images that each one is about.
@@ -182,12 +181,7 @@ def _mean(members: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _estimates(values: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {
-        metric: asdict(
-            bootstrap_estimate(metric, float(drawn[0]), drawn[1:]) if np.isfinite(drawn[0]) else undefined("bootstrap")
-        )
-        for metric, drawn in values.items()
-    }
+    return {metric: asdict(bootstrap_estimate(metric, float(drawn[0]), drawn[1:])) for metric, drawn in values.items()}
 
 
 def bounds_by_tier(evaluated: Evaluated) -> list[dict[str, Any]]:

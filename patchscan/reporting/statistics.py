@@ -1,6 +1,6 @@
 """Intervals and tests: Wilson, DeLong, Newcombe, Agresti-Min, McNemar, Holm, Friedman.
 
-Every interval is two-sided at 95 % unless `level` says otherwise. Labels are 1 for AI, 0 for real; a higher score means
+Every interval is two-sided at 95 %. Labels are 1 for AI, 0 for real; a higher score means
 more likely AI. This module needs no torch. statsmodels and scipy.stats are imported inside the functions that use them,
 because the import takes long and scan reports need neither.
 """
@@ -13,6 +13,8 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
 LEVEL = 0.95
+# The half-width of a normal interval in standard deviations: 1.96.
+NORMAL_QUANTILE = float(ndtri(0.5 + LEVEL / 2))
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,18 @@ def undefined(method: str) -> Estimate:
     return Estimate(None, None, None, method)
 
 
-def normal_quantile(level: float = LEVEL) -> float:
-    """Return the half-width of a two-sided normal interval in standard deviations: 1.96 at 95 %."""
-    return float(ndtri(0.5 + level / 2))
-
-
-def wilson(successes: int, trials: int, level: float = LEVEL) -> Estimate:
+def wilson(successes: int, trials: int) -> Estimate:
     """Estimate a proportion with Wilson's score interval (Wilson, JASA 1927); undefined for no trials."""
     if trials == 0:
         return undefined("wilson")
+    return Estimate(successes / trials, *_wilson_bounds(successes, trials), "wilson")
+
+
+def _wilson_bounds(successes: float, trials: float) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(successes, trials, alpha=1 - level, method="wilson")
-    return Estimate(successes / trials, float(low), float(high), "wilson")
+    low, high = proportion_confint(successes, trials, alpha=1 - LEVEL, method="wilson")
+    return float(low), float(high)
 
 
 def proportion(hit: np.ndarray, cluster: np.ndarray | None = None) -> Estimate:
@@ -66,10 +67,12 @@ def proportion(hit: np.ndarray, cluster: np.ndarray | None = None) -> Estimate:
     if clusters in (0, n):
         return wilson(int(hit.sum()), n)
     effect = _design_effect(hit, cluster)
-    from statsmodels.stats.proportion import proportion_confint
+    return Estimate(float(hit.mean()), *_wilson_bounds(hit.sum() / effect, n / effect), "wilson, by source")
 
-    low, high = proportion_confint(hit.sum() / effect, n / effect, alpha=1 - LEVEL, method="wilson")
-    return Estimate(float(hit.mean()), float(low), float(high), "wilson, by source")
+
+def proportion_among(hit: np.ndarray, among: np.ndarray, cluster: np.ndarray | None) -> Estimate:
+    """Estimate the share of `hit` among some of the images, both bool (n,); `cluster` (n,) as in `proportion`."""
+    return proportion(hit[among], None if cluster is None else cluster[among])
 
 
 def _design_effect(values: np.ndarray, cluster: np.ndarray | None) -> float:
@@ -102,11 +105,9 @@ def population_count(found: int, sampled: int, population: int) -> Estimate:
         return undefined(method)
     if sampled == population:
         return Estimate(found, found, found, method)
-    from statsmodels.stats.proportion import proportion_confint
-
     # So many draws with replacement tell as much as these without.
     trials = sampled * (population - 1) / (population - sampled)
-    low, high = proportion_confint(found / sampled * trials, trials, alpha=1 - LEVEL, method="wilson")
+    low, high = _wilson_bounds(found / sampled * trials, trials)
     # Those that were seen are certain.
     least, most = found, population - (sampled - found)
     low, high = max(least, math.floor(population * low)), min(most, math.ceil(population * high))
@@ -211,9 +212,7 @@ def _clustered_variance(influence: np.ndarray, cluster: np.ndarray) -> float:
     return float((sums**2).sum() * len(sums) / (len(sums) - 1)) if len(sums) > 1 else np.nan
 
 
-def auc_interval(
-    label: np.ndarray, score: np.ndarray, level: float = LEVEL, cluster: np.ndarray | None = None
-) -> Estimate:
+def auc_interval(label: np.ndarray, score: np.ndarray, cluster: np.ndarray | None = None) -> Estimate:
     """Estimate the AUC with DeLong's interval, computed for its log odds so that it stays within 0..1. Images of one
     `cluster` (n,) are alike: their variance is taken together, and is at least that of independent images.
 
@@ -229,28 +228,27 @@ def auc_interval(
             len(np.unique(cluster[label == one])) if cluster is not None else int((label == one).sum())
             for one in (1, 0)
         ]
-        return newcombe_auc(value, units[0], units[1], level)
+        return newcombe_auc(value, units[0], units[1])
     method = "delong"
     if cluster is not None and len(np.unique(cluster)) < len(label):
         method = "delong, by source"
         variance = float(np.fmax(variance, _clustered_variance(_influence(label, score[None])[0], cluster)))
     odds = np.log(value / (1 - value))
-    arm = normal_quantile(level) * np.sqrt(variance) / (value * (1 - value))
+    arm = NORMAL_QUANTILE * np.sqrt(variance) / (value * (1 - value))
     low, high = 1 / (1 + np.exp(-(odds - arm))), 1 / (1 + np.exp(-(odds + arm)))
     return Estimate(value, float(low), float(high), method)
 
 
-def newcombe_auc(auc: float, positives: int, negatives: int, level: float = LEVEL) -> Estimate:
+def newcombe_auc(auc: float, positives: int, negatives: int) -> Estimate:
     """Newcombe's method 5 for an AUC: a score-type interval that is sensible at 0 and 1 (Stat Med 2006, 25:559)."""
     from scipy import optimize
 
     size = (positives + negatives) / 2
-    z = normal_quantile(level)
 
     def distance(theta: float) -> float:
         spread = (1 - theta) / (2 - theta) + theta / (1 + theta)
         variance = theta * (1 - theta) / (positives * negatives) * (1 + (size - 1) * spread)
-        return (theta - auc) ** 2 - z**2 * variance
+        return (theta - auc) ** 2 - NORMAL_QUANTILE**2 * variance
 
     low = 0.0 if auc == 0 else float(optimize.brentq(distance, 0, auc - 1e-9 if auc == 1 else auc))
     high = 1.0 if auc == 1 else float(optimize.brentq(distance, auc + 1e-9 if auc == 0 else auc, 1))
@@ -286,7 +284,7 @@ def auc_difference(
         # Both order the images the same way (or there is one image per class): no evidence of a difference.
         return Difference(value, value, value, 1.0) if abs(value) < 1e-12 else None
     error = np.sqrt(variance)
-    arm = normal_quantile() * error
+    arm = NORMAL_QUANTILE * error
     p_value = float(2 * ndtr(-abs(value) / error))
     return Difference(value, max(-1.0, value - arm), min(1.0, value + arm), p_value)
 
@@ -306,7 +304,7 @@ def accuracy_difference(
     effect = _design_effect(gains, cluster)
     only_first, only_second = (float((gains == sign).sum() / effect) for sign in (1, -1))
     a, b, total = only_first + 0.5, only_second + 0.5, len(gains) / effect + 2
-    arm = normal_quantile() * np.sqrt(a + b - (a - b) ** 2 / total) / total
+    arm = NORMAL_QUANTILE * np.sqrt(a + b - (a - b) ** 2 / total) / total
     centre = (a - b) / total
     low, high = max(-1.0, centre - arm), min(1.0, centre + arm)
     return Difference(float(gains.mean()), float(low), float(high), _sign_flips(_sums(gains, cluster).astype(int)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchscan.reporting.statistics import Estimate, normal_quantile, undefined
+from patchscan.reporting.statistics import NORMAL_QUANTILE, Estimate, undefined
 
 DRAWS = 10_000
 LEAST_TO_TUNE = 10
@@ -212,6 +212,6 @@ def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> Estimate:
     for one, other in zip(first, second, strict=True):
         table[place[one], place[other]] += 1
     found = cohens_kappa(table)
-    spread = normal_quantile() * float(found.std_kappa)
+    spread = NORMAL_QUANTILE * float(found.std_kappa)
     value = float(found.kappa)
     return Estimate(value, max(-1.0, value - spread), min(1.0, value + spread), "cohen")

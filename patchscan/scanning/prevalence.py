@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patchscan.detector.card import Card
-from patchscan.reporting.statistics import normal_quantile
+from patchscan.reporting.statistics import NORMAL_QUANTILE
 
 ASSUMPTIONS = (
     (
@@ -48,7 +48,7 @@ def rogan_gladen(flagged: int, scored: int, rates: Rates) -> tuple[float, float,
     if scored == 0 or rates.ai == 0 or rates.real == 0 or rates.tpr <= rates.fpr:
         return None
     point = (flagged / scored - rates.fpr) / (rates.tpr - rates.fpr)
-    z = normal_quantile()
+    z = NORMAL_QUANTILE
     n = scored + z * z
     share = (flagged + z * z / 2) / n
     sensitivity, specificity = (rates.found + 1) / (rates.ai + 2), (rates.real - rates.flagged + 1) / (rates.real + 2)
