@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from patchscan.common.files import atomic_write
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.engines import load_any
 from patchscan.detector.srm import srm_kernels
@@ -31,8 +30,7 @@ def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") ->
         raise ExplainError(f"cannot read {image}: {error.strerror}") from error
     explanation = explain(detector, data, run=run)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file:
-        file.write_bytes(plots.png(draw(explanation, detector, image.name)))
+    plots.write_png(draw(explanation, detector, image.name), out)
     return explanation
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from patchscan.common.files import atomic_write
 from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation import pictures
 from patchscan.evaluation.comparison import compare
@@ -75,12 +74,8 @@ def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Pat
     """Write all files of the report into `out` (made if missing)."""
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    images = {}
-    for name, drawing in _drawings(report, models, runs).items():
-        data = plots.png(drawing)
-        with atomic_write(folder / f"{name}.png") as file:
-            file.write_bytes(data)
-        images[name] = {"uri": plots.data_uri(data), "width": plots.page_width(drawing)}
+    drawings = _drawings(report, models, runs)
+    images = {name: plots.write_png(drawing, folder / f"{name}.png") for name, drawing in drawings.items()}
     write_json(out / "report.json", report)
     write_text(out / "report.html", render("patchscan.evaluation", "evaluation.html", report, images=images))
     write_text(out / "RESULTS_SUMMARY.txt", summary_text(report))

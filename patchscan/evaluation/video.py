@@ -15,7 +15,6 @@ from PIL import Image
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
-from patchscan.common.files import atomic_write
 from patchscan.detector.answer import Answer
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Decision
@@ -210,11 +209,7 @@ def write_video_report(run: Path, video: Path, out: Path, frames: int, device: s
         "rows": rows,
     }
     out.mkdir(parents=True, exist_ok=True)
-    drawing = draw_video(rows, summary, decision)
-    data = plots.png(drawing)
-    picture = {"uri": plots.data_uri(data), "width": plots.page_width(drawing)}
-    with atomic_write(out / "video.png") as file:
-        file.write_bytes(data)
+    picture = plots.write_png(draw_video(rows, summary, decision), out / "video.png")
     write_json(out / "video.json", report)
     write_text(out / "report.html", render("patchscan.evaluation", "video.html", report, images={"video": picture}))
     return report

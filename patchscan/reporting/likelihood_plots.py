@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from patchscan.reporting.likelihood import cross_entropy, pav
-from patchscan.reporting.plots import AI_COLOUR, FAINT, INK, REAL_COLOUR, figure, styled
+from patchscan.reporting.plots import AI_COLOUR, FAINT, INK, REAL_COLOUR, panels, styled
 
-# Label (n,) and log10 LR (n,), by the name of the group; both classes are present.
+# Label (n,) and log10 LR (n,), by the name of the group: one at least, and both classes are present.
 Groups = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -48,16 +48,9 @@ def empirical_cross_entropy(groups: Groups) -> Figure:
 
 
 def _panels(groups: Groups, draw: Callable[[Axes, np.ndarray, np.ndarray], None]) -> Figure:
-    columns = min(4, max(1, len(groups)))
-    rows = -(-max(1, len(groups)) // columns)
-    drawing, axes = figure(2.6 * columns if columns > 2 else 4.2 * columns, 2.3 * rows + 0.3, rows, columns)
-    for axis in axes.flat[len(groups) :]:
-        axis.set_axis_off()
-    for axis, (name, (label, log10_lr)) in zip(axes.flat, groups.items(), strict=False):
+    drawing, axes = panels(len(groups), columns=4, width=2.6 if len(groups) > 2 else 4.2, height=2.3, above=0.3)
+    for axis, (name, (label, log10_lr)) in zip(axes, groups.items(), strict=True):
         draw(axis, label, log10_lr)
         axis.set_title(f"{name} ({len(label)})")
-    if groups:
-        drawing.legend(
-            handles=axes.flat[0].get_legend_handles_labels()[0], fontsize=8, loc="outside upper right", ncols=3
-        )
+    drawing.legend(handles=axes[0].get_legend_handles_labels()[0], fontsize=8, loc="outside upper right", ncols=3)
     return drawing

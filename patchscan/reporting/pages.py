@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from patchscan.common.files import atomic_write
 
@@ -44,16 +44,13 @@ class Figures:
 
     def estimate(self, path: str, style: str = "3") -> Markup:
         """Return a table cell for an estimate {value, low, high}: the value above its 95 % interval."""
-        value = self.at(path)["value"]
-        if value is None:
-            return Markup('<td data-sort="">{}</td>').format(self.text(f"{path}.value", style))
-        if self.at(path)["low"] is None:
-            return Markup('<td data-sort="{}">{}<small>no interval</small></td>').format(
-                value, self.text(f"{path}.value", style)
-            )
-        low, high = self.text(f"{path}.low", style), self.text(f"{path}.high", style)
-        return Markup('<td data-sort="{}">{}<small>{} to {}</small></td>').format(
-            value, self.text(f"{path}.value", style), low, high
+        estimate, interval = self.at(path), "no interval"
+        if estimate["value"] is None:
+            return self.cell(f"{path}.value", style)
+        if estimate["low"] is not None:
+            interval = self.text(f"{path}.low", style) + " to " + self.text(f"{path}.high", style)
+        return Markup('<td data-sort="{}">{}<small>{}</small></td>').format(
+            estimate["value"], self.text(f"{path}.value", style), interval
         )
 
 
@@ -99,7 +96,7 @@ def render(package: str, template: str, report: Mapping[str, Any], **extra: Any)
     found = _templates(package).get_template(template)
     script = files("patchscan.reporting.templates").joinpath("sort.js").read_text(encoding="utf-8")
     values = {"script": script, "policy": script_policy(script)} | extra
-    return found.render(report=report, figures=Figures(report), escape=escape, **values)
+    return found.render(report=report, figures=Figures(report), **values)
 
 
 def script_policy(script: str) -> str:
@@ -112,11 +109,7 @@ def script_policy(script: str) -> str:
 @cache
 def _templates(package: str) -> Environment:
     loader = ChoiceLoader([PackageLoader(package), PackageLoader("patchscan.reporting")])
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["show"] = show
-    return environment
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:

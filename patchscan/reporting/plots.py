@@ -5,6 +5,8 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from functools import wraps
+from math import ceil
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
@@ -15,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, PercentFormatter
+
+from patchscan.common.files import atomic_write
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish, also in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#666666", "#000000")
@@ -69,6 +73,17 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tupl
     return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 
+def panels(count: int, columns: int, width: float, height: float, above: float) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` panels of width x height inches, at most `columns` in a row, with `above` inches for a
+    legend. Returns it and the panels' axes."""
+    columns = min(columns, max(1, count))
+    rows = max(1, ceil(count / columns))
+    drawing, axes = figure(width * columns, height * rows + above, rows, columns)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return drawing, list(axes.flat[:count])
+
+
 def png(drawing: Figure) -> bytes:
     """Convert the figure to PNG bytes, the same bytes for the same figure."""
     buffer = io.BytesIO()
@@ -78,9 +93,13 @@ def png(drawing: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def page_width(drawing: Figure) -> int:
-    """Return the figure's width on a page in CSS pixels, so that the letters of all pictures have the same size."""
-    return round(107 * drawing.get_figwidth())
+def write_png(drawing: Figure, path: Path) -> dict[str, Any]:
+    """Write the figure as PNG, atomically. Returns what a page needs to embed it: `uri`, and `width` in CSS pixels, by
+    which the letters of all pictures have the same size."""
+    data = png(drawing)
+    with atomic_write(path) as file:
+        file.write_bytes(data)
+    return {"uri": data_uri(data), "width": round(107 * drawing.get_figwidth())}
 
 
 def data_uri(data: bytes, kind: str = "image/png") -> str:
@@ -163,17 +182,13 @@ def reliability(panels: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10
 def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> Figure:
     """Draw histograms of p_ai of AI and real images, one panel per group (label (n,), p_ai (n,)), with threshold and
     abstain band."""
-    columns = min(3, max(1, len(groups)))
-    rows = int(np.ceil(max(1, len(groups)) / columns))
-    drawing, axes = figure(3.3 * columns, 2.3 * rows + 0.3, rows, columns)
+    drawing, axes = panels(len(groups), columns=3, width=3.3, height=2.3, above=0.3)
     edges = np.linspace(0, 1, 26)
-    for axis in axes.flat[len(groups) :]:
-        axis.set_axis_off()
-    for axis, (name, (label, p_ai)) in zip(axes.flat, groups.items(), strict=False):
+    for axis, (name, (label, p_ai)) in zip(axes, groups.items(), strict=True):
         score_histogram(axis, {"real": (p_ai[label == 0], REAL_COLOUR), "AI": (p_ai[label == 1], AI_COLOUR)}, edges)
         mark_decision(axis, threshold, band)
         axis.set(title=f"{name} ({len(label)})", xlabel="p_ai", ylabel="images", xlim=(0, 1))
-    if len(groups):
+    if groups:
         handles = [Patch(color=REAL_COLOUR, alpha=0.5, label="real"), Patch(color=AI_COLOUR, alpha=0.5, label="AI")]
         handles += [Patch(color=BAND_COLOUR, label="uncertain")] if band[1] > band[0] else []
         drawing.legend(handles=handles, fontsize=8, loc="outside upper right", ncols=3)
@@ -200,12 +215,8 @@ def mark_decision(axis: Axes, threshold: float, band: tuple[float, float]) -> No
 def confusions(groups: dict[str, dict[str, int]]) -> Figure:
     """Draw confusion matrices, one panel per group (counts as `metrics.confusion` returns them), shaded by the share of
     the row."""
-    columns = min(4, max(1, len(groups)))
-    rows = int(np.ceil(max(1, len(groups)) / columns))
-    drawing, axes = figure(2.4 * columns, 2.5 * rows, rows, columns)
-    for axis in axes.flat[len(groups) :]:
-        axis.set_axis_off()
-    for axis, (name, counts) in zip(axes.flat, groups.items(), strict=False):
+    drawing, axes = panels(len(groups), columns=4, width=2.4, height=2.5, above=0)
+    for axis, (name, counts) in zip(axes, groups.items(), strict=True):
         table = np.array([[counts["true_ai"], counts["missed_ai"]], [counts["false_ai"], counts["true_real"]]])
         share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -284,12 +295,8 @@ def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
     """Draw the AUC with its interval over the levels of each disturbance, one panel per family, for seen and unseen
     images; faint lines show the undisturbed AUC. Rows as `robustness.measure_robustness` returns them."""
     families = list(dict.fromkeys(row["family"] for row in rows if row["family"] != "undisturbed"))
-    columns = min(4, max(1, len(families)))
-    lines = int(np.ceil(max(1, len(families)) / columns))
-    drawing, axes = figure(2.4 * columns, 2.3 * lines + 0.4, lines, columns)
-    for axis in axes.flat[len(families) :]:
-        axis.set_axis_off()
-    for axis, family in zip(axes.flat, families, strict=False):
+    drawing, axes = panels(len(families), columns=4, width=2.4, height=2.3, above=0.4)
+    for axis, family in zip(axes, families, strict=True):
         for number, group in enumerate(("seen", "unseen")):
             colour = COLOURS[number]
             here = [row for row in rows if row["group"] == group and row["auc"]["value"] is not None]
