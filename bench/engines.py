@@ -32,7 +32,7 @@ from patchscan.detector.openvino_detector import (
 )
 from patchscan.evaluation.evaluate import validation_images
 from patchscan.evaluation.precision import compare_scores
-from patchscan.evaluation.scoring import score_images
+from patchscan.evaluation.scoring import evenly_spread, score_images
 
 if TYPE_CHECKING:
     from openvino import Model
@@ -93,8 +93,7 @@ def compare(run: Path, data: Path | None) -> list[str]:
 
 
 def _kept(run: Path, by_engine: dict[str, BaseDetector], data: Path) -> dict[str, str]:
-    rows, source, card = validation_images(data), DataSource(data), Card.read(run)
-    rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, JUDGED_IMAGES).astype(int))].reset_index(drop=True)
+    rows, source, card = evenly_spread(validation_images(data), JUDGED_IMAGES), DataSource(data), Card.read(run)
     scores = {engine: score_images(one, source.read, rows, f"score with {engine}") for engine, one in by_engine.items()}
     kept = {engine: compare_scores(scores["onnx"], table, card.decision) for engine, table in scores.items()}
     return {

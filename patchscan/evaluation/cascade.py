@@ -14,7 +14,7 @@ from patchscan.detector.cascade import Cascade, log_odds, needed_band
 from patchscan.detector.engines import load_detector
 from patchscan.detector.prepared import Prepared
 from patchscan.evaluation.results import Evaluated
-from patchscan.evaluation.scoring import usable
+from patchscan.evaluation.scoring import evenly_spread, usable
 
 # The ends of the bands that are tried: as far from 0 as from 1.
 ENDS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -105,8 +105,8 @@ def cost(cascade: Evaluated, runs: tuple[Path, Path], read: Callable[[str], byte
     measured here on TIMED_IMAGES images."""
     table = cascade.tables[protocol]
     table = table[usable(table)]
-    paths = table.path.iloc[np.linspace(0, len(table) - 1, min(TIMED_IMAGES, len(table))).astype(int)]
-    first_s, second_s = (_seconds(run, [read(path) for path in paths]) for run in runs)
+    images = [read(path) for path in evenly_spread(table, TIMED_IMAGES).path]
+    first_s, second_s = (_seconds(run, images) for run in runs)
     asked = {name: float(table[BY_SECOND][table.label == label].mean()) for label, name in ((0, "real"), (1, "ai"))}
     return {
         "asked": asked,
@@ -125,7 +125,7 @@ def _seconds(run: Path, images: list[bytes]) -> float:
     return (detector.model_s - before) / len(crops)
 
 
-def sentence(cascade: Cascade, found: Mapping[str, Any]) -> str:
+def cost_finding(cascade: Cascade, found: Mapping[str, Any]) -> str:
     """Return the finding about a cascade's cost."""
     asked, real, ai = found["asked"], *(found["cascade_s"][name] * 1000 for name in ("real", "ai"))
     first, then = cascade.first.name, cascade.then.name

@@ -10,7 +10,14 @@ import pandas as pd
 from patchscan.dataset.sources import SOURCE_COLUMNS
 from patchscan.evaluation.results import Evaluated, group_rows
 from patchscan.evaluation.scoring import cluster_of, usable
-from patchscan.reporting.statistics import Difference, accuracy_difference, auc_difference, friedman, holm
+from patchscan.reporting.statistics import (
+    Difference,
+    accuracy_difference,
+    auc_difference,
+    auc_interval,
+    friedman,
+    holm,
+)
 
 
 def compare(models: list[Evaluated], protocol: str) -> dict[str, Any]:
@@ -36,8 +43,8 @@ def _pair(first: Evaluated, second: Evaluated, protocol: str) -> list[dict[str, 
         parts["overall"] = both
     return [
         {
-            "first": first.label,
-            "second": second.label,
+            "first": first.card.name,
+            "second": second.card.name,
             "generator": name,
             "unseen_by_both": unseen_by_both.get(name, False),
             "images": len(part),
@@ -74,8 +81,6 @@ def _as_dict(difference: Difference | None) -> dict[str, Any] | None:
 
 def _friedman(models: list[Evaluated], protocol: str) -> dict[str, Any] | None:
     """Friedman's test on the AUCs with generators as blocks; None if there are too few models or generators."""
-    from patchscan.reporting.statistics import auc_interval
-
     by_model = []
     for model in models:
         table = model.tables[protocol]

@@ -11,7 +11,7 @@ from patchscan.detector.card import Card
 from patchscan.detector.images import decode
 from patchscan.detector.patches import seed_from_pixels
 from patchscan.detector.presets import draws_patches
-from patchscan.evaluation.scoring import usable
+from patchscan.evaluation.scoring import evenly_spread, usable
 
 IMAGES, BATCH = 200, 16
 
@@ -28,8 +28,7 @@ def measure_draws(
     found = {"digest": card.digest, "images": 0, "p_ai_95": 0.0, "other_verdict": 0.0}
     if not draws_patches(card.preset) or not usable(scores).any():
         return found
-    scored = scores[usable(scores)]
-    rows = scored.iloc[np.linspace(0, len(scored) - 1, min(IMAGES, len(scored))).round().astype(int)]
+    rows = evenly_spread(scores[usable(scores)], IMAGES)
     pairs = np.array(list(_pairs(detector, read, rows.path.tolist())))
     decisions = [card.decision.of(tier) for tier in rows.tier]
     p_ai = np.array([[one.p_ai(logit) for logit in pair] for one, pair in zip(decisions, pairs, strict=True)])

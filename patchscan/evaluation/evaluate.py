@@ -1,32 +1,38 @@
 """Evaluate run folders on a data set: score its images, calibrate the cards and write a report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from patchscan.common.console import printable, say
 from patchscan.common.errors import UserError
+from patchscan.dataset.index import QUARANTINE_FILE, data_digest, default_index_path, load_index
 from patchscan.dataset.labels import key_root, labelled_images
+from patchscan.dataset.source import DataSource
 from patchscan.dataset.sources import SOURCE_COLUMNS, add_sources, find_sources
 from patchscan.detector.answer import TIERS, Engine, Tier
+from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.cascade import Cascade
 from patchscan.detector.engines import choose_engine, load_detector
 from patchscan.evaluation.calibration import Target, fit_decision
-from patchscan.evaluation.cascade import choose_band, cost, join, sentence
+from patchscan.evaluation.cascade import choose_band, cost, cost_finding, join
+from patchscan.evaluation.draws import measure_draws
 from patchscan.evaluation.evidence import fit_bounds
 from patchscan.evaluation.report import build_report, write_report
-from patchscan.evaluation.results import Evaluated, card_metrics
+from patchscan.evaluation.results import Evaluated, card_metrics, seen_rows
+from patchscan.evaluation.robustness import measure_robustness
 from patchscan.evaluation.scoreboard import card_scoreboard
 from patchscan.evaluation.scoring import (
     alike,
     apply_decision,
+    evenly_spread,
     read_scores,
     score_images,
     scores_key,
@@ -37,6 +43,8 @@ from patchscan.evaluation.tiers import deliver
 
 # So many of the labelled images that cannot be read are named on standard error.
 NAMED = 5
+# Returns the encoded bytes of an image of a data set, by its path.
+Read = Callable[[str], bytes]
 
 
 class EvaluationError(UserError):
@@ -97,13 +105,14 @@ def evaluate(
         name: add_sources(table, data[name], options.sources or find_sources(data[name]))
         for name, table in listed.items()
     }
+    reads = {name: DataSource(where).read for name, where in data.items()}
     (out / "scores").mkdir(parents=True, exist_ok=True)
-    models = [_evaluate(run, card, data, images, out, options) for run, card in zip(runs, cards, strict=True)]
+    models = [_evaluate(run, card, reads, images, out, options) for run, card in zip(runs, cards, strict=True)]
     cascade = _cascade(models, options)
     joined = [] if cascade is None else [join(cascade, *models)]
     report = build_report([*models, *joined], _describe(data, images, said), options.groups)
     if cascade is not None:
-        _add_cost(report, cascade, joined[0], runs, data)
+        _add_cost(report, cascade, joined[0], runs, reads)
     if not labels:  # what those images measure is not what the card's figures are about
         _write_cards(runs, models, report["models"][: len(runs)])
     write_report(report, [*models, *joined], [*runs, *(out for _ in joined)], out)
@@ -147,16 +156,14 @@ def _cascade(models: list[Evaluated], options: Options) -> Cascade | None:
 
 
 def _add_cost(
-    report: dict[str, Any], cascade: Cascade, joined: Evaluated, runs: list[Path], data: Mapping[str, str | Path]
+    report: dict[str, Any], cascade: Cascade, joined: Evaluated, runs: list[Path], reads: Mapping[str, Read]
 ) -> None:
     """Add what the cascade costs to the report, and a finding that says it."""
-    from patchscan.dataset.source import DataSource
-
     name = next(iter(joined.tables))
-    found = cost(joined, (runs[0], runs[1]), DataSource(data[name]).read, name)
+    found = cost(joined, (runs[0], runs[1]), reads[name], name)
     report["cascade"] = {"first": cascade.first.name, "then": cascade.then.name, **found}
     report["cascade"] |= {"low": cascade.low, "high": cascade.high}
-    report["findings"]["models"].append(sentence(cascade, found))
+    report["findings"]["models"].append(cost_finding(cascade, found))
 
 
 def validation_images(data: str | Path, limit: int | None = None, index_file: Path | None = None) -> pd.DataFrame:
@@ -166,8 +173,6 @@ def validation_images(data: str | Path, limit: int | None = None, index_file: Pa
     `limit` keeps at most that many images per generator and class, evenly spread; `index_file` is the index file if it
     is not DATA/index.parquet. Raises EvaluationError if there is no validation split.
     """
-    from patchscan.dataset.index import QUARANTINE_FILE, default_index_path, load_index
-
     index_file = index_file or default_index_path(data)
     index = load_index(data, index_file)
     quarantine = index_file.with_name(QUARANTINE_FILE)
@@ -186,30 +191,29 @@ def validation_images(data: str | Path, limit: int | None = None, index_file: Pa
 
 def limit_per_group(images: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Keep at most `limit` images of each generator and class, evenly spread over their sorted paths."""
-    chosen = [
-        part.iloc[np.linspace(0, len(part) - 1, min(limit, len(part))).round().astype(int)]
-        for _, part in images.groupby(["generator", "class"])
-    ]
+    chosen = [evenly_spread(part, limit) for _, part in images.groupby(["generator", "class"])]
     return pd.concat(chosen).sort_values("path").reset_index(drop=True)
 
 
 def _evaluate(
     run: Path,
     card: Card,
-    data: Mapping[str, str | Path],
+    reads: Mapping[str, Read],
     images: dict[str, pd.DataFrame],
     out: Path,
     options: Options,
 ) -> Evaluated:
+    engine = choose_engine(run, options.device, options.engine)
+    # Loaded once, and only where something is not known from an earlier evaluation.
+    detector = cache(partial(load_detector, run, options.device, options.engine))
+    kept = {(name, tier): _kept_scores(out, card, name, images[name], engine, tier)
+            for name in reads for tier in options.tiers}  # fmt: skip
     scores = {
         name: pd.concat(
-            [
-                _scores(run, card, data[name], images[name], _scores_file(out, card, name, tier), options, tier)
-                for tier in options.tiers
-            ],
+            [_scores(detector, read, images[name], kept[name, tier], options, tier) for tier in options.tiers],
             ignore_index=True,
         ).merge(images[name][["path", *SOURCE_COLUMNS]], on="path")
-        for name in data
+        for name, read in reads.items()
     }
     basis = card.training.get("protocol", "raw")
     basis = basis if basis in scores else next(iter(scores))
@@ -218,10 +222,11 @@ def _evaluate(
     if fit:
         card = replace(card, decision=_fit_decision(scores[basis][calibration], basis, options))
     if options.labels is None and card.draws.get("digest") != card.digest:
-        card = replace(card, draws=_draws(run, card, data[basis], scores[basis], options))
+        stored = scores[basis][scores[basis].delivered == "native"]
+        card = replace(card, draws=measure_draws(detector(), card, reads[basis], stored))
     if options.robustness:
         sample = limit_per_group(images[basis], options.robustness)
-        card = _with_robustness(run, card, data[basis], sample, options)
+        card = replace(card, robustness=_robustness(detector, engine, card, reads[basis], sample))
     decided = {
         name: apply_decision(table, card.decision, calibration if fit and name == basis else None, options.target)
         for name, table in scores.items()
@@ -230,22 +235,21 @@ def _evaluate(
     if fit:
         fitted_on = deliveries[deliveries.data == basis]
         card = replace(card, evidence=fit_bounds(fitted_on[_calibration_rows(card, fitted_on)], card.decision))
-    engine = choose_engine(run, options.device, options.engine)
-    for name, table in decided.items():
-        for tier in options.tiers:
-            part = table[table.delivered == tier]
-            write_scores(_scores_file(out, card, name, tier), part, scores_key(card, images[name], engine, tier))
+    for (name, tier), (file, key) in kept.items():
+        write_scores(file, decided[name][decided[name].delivered == tier], key)
     return Evaluated(card, _as_stored(deliveries), basis if fit else None, options.target, deliveries)
 
 
-def _scores_file(out: Path, card: Card, name: str, tier: Tier) -> Path:
-    return (
-        out / "scores" / (f"{card.name}-{name}.parquet" if tier == "native" else f"{card.name}-{name}.{tier}.parquet")
-    )
+def _kept_scores(
+    out: Path, card: Card, name: str, images: pd.DataFrame, engine: Engine, delivered: Tier
+) -> tuple[Path, str]:
+    """The file that keeps the scores of a data set as `delivered`, and their key."""
+    tier = "" if delivered == "native" else f".{delivered}"
+    return out / "scores" / f"{card.name}-{name}{tier}.parquet", scores_key(card, images, engine, delivered)
 
 
 def _calibration_rows(card: Card, table: pd.DataFrame) -> pd.Series:
-    return usable(table) & table.generator.isin(card.training.get("seen", []))
+    return usable(table) & seen_rows(card, table)
 
 
 def _fit_decision(rows: pd.DataFrame, basis: str, options: Options) -> Decision:
@@ -271,59 +275,46 @@ SCORED_COLUMNS = ["path", "generator", "split", "label", "logit", "small", "grap
 
 
 def _scores(
-    run: Path, card: Card, data: str | Path, images: pd.DataFrame, cache: Path, options: Options, delivered: Tier
+    detector: Callable[[], BaseDetector],
+    read: Read,
+    images: pd.DataFrame,
+    kept: tuple[Path, str],
+    options: Options,
+    delivered: Tier,
 ) -> pd.DataFrame:
-    """The logits of these images as `delivered`; read from the file `cache` of an earlier evaluation if nothing has
-    changed."""
-    key = scores_key(card, images, choose_engine(run, options.device, options.engine), delivered)
-    table = read_scores(cache, key)
+    """The logits of these images as `delivered`; read from the file of an earlier evaluation if nothing has changed."""
+    file, key = kept
+    table = read_scores(file, key)
     if table is None:
-        from patchscan.dataset.source import DataSource
-
-        source = DataSource(data)
-        task = f"score {cache.stem}"
-        detector = load_detector(run, options.device, options.engine)
         table = score_images(
-            detector,
-            lambda path: deliver(source.read(path), delivered),
+            detector(),
+            lambda path: deliver(read(path), delivered),
             images,
-            task,
+            f"score {file.stem}",
             keep_unreadable=options.labels is not None,
         )
-        write_scores(cache, table, key)
+        write_scores(file, table, key)
     return table[SCORED_COLUMNS].assign(delivered=delivered)
 
 
-def _with_robustness(run: Path, card: Card, data: str | Path, images: pd.DataFrame, options: Options) -> Card:
-    """The card with its robustness; measured again unless the card holds it for the same images and decision."""
-    from patchscan.dataset.source import DataSource
-    from patchscan.evaluation.robustness import measure_robustness
-
+def _robustness(
+    detector: Callable[[], BaseDetector],
+    engine: Engine,
+    card: Card,
+    read: Read,
+    images: pd.DataFrame,
+) -> dict[str, Any]:
+    """The card's robustness; measured again unless the card holds it for the same images and decision."""
     known = images.assign(sha256=images.sha256 + " " + images.collection + " " + images.source)
-    key = scores_key(card, known, choose_engine(run, options.device, options.engine))
-    previous = card.robustness
-    if (previous.get("digest"), previous.get("images_key")) == (card.digest, key):
-        return card
-    if options.calibrate:
-        card.write(run)  # where the detector reads its decision
-    measured = measure_robustness(load_detector(run, options.device, options.engine), DataSource(data).read, images)
-    return replace(card, robustness={**measured, "images_key": key})
-
-
-def _draws(run: Path, card: Card, data: str | Path, scores: pd.DataFrame, options: Options) -> dict[str, Any]:
-    """What another draw of patches changes on the images as stored."""
-    from patchscan.dataset.source import DataSource
-    from patchscan.evaluation.draws import measure_draws
-
-    stored = scores[scores.delivered == scores.delivered.iloc[0]]
-    return measure_draws(load_detector(run, options.device, options.engine), card, DataSource(data).read, stored)
+    key = scores_key(card, known, engine)
+    if (card.robustness.get("digest"), card.robustness.get("images_key")) == (card.digest, key):
+        return card.robustness
+    return {**measure_robustness(detector(), card, read, images), "images_key": key}
 
 
 def _describe(
     data: Mapping[str, str | Path], images: dict[str, pd.DataFrame], said: dict[str, Any] | None
 ) -> dict[str, Any]:
-    from patchscan.dataset.index import data_digest
-
     # The matched version shows crops of the same images: they are not counted twice.
     tables = [table for name, table in images.items() if name != "matched"] or list(images.values())
     table = pd.concat(tables, ignore_index=True)

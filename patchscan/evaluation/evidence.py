@@ -5,7 +5,6 @@ how many times more probable this score is for an AI image than for a real one, 
 validation images. LRs are log10 throughout.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from patchscan.detector.answer import TIERS, Tier
 from patchscan.detector.card import Card, Decision
 from patchscan.evaluation.metrics import bootstrap_estimate
 from patchscan.evaluation.results import GROUPS, Evaluated, group_rows
-from patchscan.evaluation.scoreboard import RESAMPLES, source_counts
+from patchscan.evaluation.scoreboard import observed_and_drawn
 from patchscan.evaluation.scoring import cluster_of, usable
 from patchscan.reporting.likelihood import cllr, elub, pav
 from patchscan.reporting.statistics import proportion_among
@@ -132,7 +131,7 @@ def evidence(evaluated: Evaluated) -> dict[str, Any] | None:
         return None
     sets = []
     for name, table in evidence_sets(evaluated).items():
-        drawn = np.vstack([np.ones((1, len(table))), source_counts(table, RESAMPLES)])
+        drawn = observed_and_drawn(table)
         groups = group_rows(evaluated, table)
         both = bool((table.label == 1).any())
         if not both:  # kinds of real images, which are neither seen nor unseen generators
@@ -151,7 +150,7 @@ def _row(part: pd.DataFrame, drawn: np.ndarray) -> dict[str, Any]:
     stated = part[part.log10_lr.notna()]
     lrs, label, drawn = stated.log10_lr.to_numpy(), stated.label.to_numpy(), drawn[:, part.log10_lr.notna()]
     cost = cllr(lrs, label, drawn)
-    cluster = cluster_of(stated) if len(stated) else None
+    cluster = cluster_of(stated)
 
     def share(hit: np.ndarray, among: np.ndarray) -> dict[str, Any]:
         return asdict(proportion_among(hit, among, cluster))
@@ -168,12 +167,13 @@ def _row(part: pd.DataFrame, drawn: np.ndarray) -> dict[str, Any]:
     }
 
 
-def evidence_curves(evaluated: Evaluated, name: str) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-    """Return label (n,) and stated LR (n,) of each generator and group of a data set that has both classes."""
-    table = evidence_sets(evaluated)[name]
-    parts = {group: part[part.log10_lr.notna()] for group, part in group_rows(evaluated, table).items()}
-    return {
-        group: (part.label.to_numpy(), part.log10_lr.to_numpy())
-        for group, part in parts.items()
-        if part.label.nunique() == 2
-    }
+def evidence_curves(evaluated: Evaluated) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Return, for each data set, label (n,) and stated LR (n,) of each generator and group with both classes; data sets
+    without any are left out."""
+    curves = {}
+    for name, table in evidence_sets(evaluated).items():
+        parts = {group: part[part.log10_lr.notna()] for group, part in group_rows(evaluated, table).items()}
+        both = {group: part for group, part in parts.items() if part.label.nunique() == 2}
+        if both:
+            curves[name] = {group: (part.label.to_numpy(), part.log10_lr.to_numpy()) for group, part in both.items()}
+    return curves

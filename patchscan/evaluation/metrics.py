@@ -53,6 +53,11 @@ class Scored:
     def __len__(self) -> int:
         return len(self.label)
 
+    @property
+    def uncalibrated(self) -> np.ndarray:
+        """The sigmoid of the logits, (n,): p_ai as the network was trained."""
+        return np.asarray(1 / (1 + np.exp(-np.clip(self.logit, -700, 700))))
+
 
 def measure(scored: Scored, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Estimate]:
     """Compute all metrics, by name. A metric that is undefined for these images (one class only, no images) is an

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from patchscan.detector.answer import TIERS
-from patchscan.evaluation.results import GROUPS, Evaluated, group_rows, seen_rows, to_scored
+from patchscan.evaluation.metrics import confusion
+from patchscan.evaluation.results import GROUPS, Evaluated, by_use, group_rows, to_scored
 from patchscan.evaluation.scoring import usable
 from patchscan.reporting import plots
 
@@ -44,7 +45,8 @@ def _place(name: str) -> int:
 def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure]:
     """Draw one model's pictures under one protocol; pictures of features only if the run folder holds features."""
     table, decision = evaluated.tables[protocol], evaluated.card.decision
-    groups = {name: scored for name, part in group_rows(evaluated, table).items() if len(scored := to_scored(part))}
+    every = {name: to_scored(part) for name, part in group_rows(evaluated, table).items()}
+    groups = {name: scored for name, scored in every.items() if len(scored)}
     band = (decision.abstain_low, decision.abstain_high)
     by_logit = {name: (scored.label, scored.logit) for name, scored in groups.items()}
     by_p_ai = {name: (scored.label, scored.p_ai) for name, scored in groups.items()}
@@ -52,39 +54,24 @@ def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, 
         "roc": plots.roc(by_logit),
         "precision-recall": plots.precision_recall(by_logit),
         "histograms": plots.histograms(by_p_ai, decision.threshold, band),
-        "reliability": plots.reliability(_reliability_panels(evaluated, protocol)),
-        "confusion": plots.confusions(_confusions(evaluated, protocol)),
-        "risk-coverage": _risk_coverage(evaluated, protocol),
+        "reliability": plots.reliability(_reliability_panels(by_use(evaluated, table))),
+        "confusion": plots.confusions({name: confusion(scored) for name, scored in every.items()}),
+        "risk-coverage": _draw_risk(by_use(evaluated, table)),
     }
     features = feature_moments(run)
     if features:
         drawings["features"] = plots.principal_components(features)
-    return {f"{evaluated.label}-{protocol}-{name}": drawing for name, drawing in drawings.items()}
+    return {f"{evaluated.card.name}-{protocol}-{name}": drawing for name, drawing in drawings.items()}
 
 
-def _reliability_panels(evaluated: Evaluated, protocol: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    table = evaluated.tables[protocol]
-    seen = seen_rows(evaluated, table)
-    panels: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for name, part in (("seen", table[seen]), ("unseen", table[~seen])):
+def _reliability_panels(parts: dict[str, pd.DataFrame]) -> plots.Curves:
+    panels: plots.Curves = {}
+    for name, part in parts.items():
         scored = to_scored(part)
         if len(scored):
-            raw = 1 / (1 + np.exp(-np.clip(scored.logit, -700, 700)))
-            panels |= {f"{name}, as trained": (scored.label, raw), f"{name}, calibrated": (scored.label, scored.p_ai)}
+            panels[f"{name}, as trained"] = (scored.label, scored.uncalibrated)
+            panels[f"{name}, calibrated"] = (scored.label, scored.p_ai)
     return panels
-
-
-def _confusions(evaluated: Evaluated, protocol: str) -> dict[str, dict[str, int]]:
-    from patchscan.evaluation.metrics import confusion
-
-    groups = group_rows(evaluated, evaluated.tables[protocol])
-    return {name: confusion(to_scored(part)) for name, part in groups.items()}
-
-
-def _risk_coverage(evaluated: Evaluated, protocol: str) -> Figure:
-    table = evaluated.tables[protocol]
-    seen = seen_rows(evaluated, table)
-    return _draw_risk({"seen": table[seen], "unseen": table[~seen]})
 
 
 def risk_coverage_by_tier(evaluated: Evaluated) -> Figure:
@@ -92,8 +79,8 @@ def risk_coverage_by_tier(evaluated: Evaluated) -> Figure:
     if there are no unseen ones."""
     table = evaluated.deliveries
     assert table is not None
-    unseen = ~seen_rows(evaluated, table)
-    table = table[unseen] if unseen.any() else table
+    unseen = by_use(evaluated, table)["unseen"]
+    table = table if unseen.empty else unseen
     return _draw_risk({tier: table[table.delivered == tier] for tier in TIERS})
 
 

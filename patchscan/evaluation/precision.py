@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from patchscan.dataset.source import DataSource
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.engines import EngineError, choose_engine
+from patchscan.detector.openvino_detector import OpenVinoBf16Detector, OpenVinoDetector, has_bf16
 from patchscan.evaluation.evaluate import validation_images
 from patchscan.evaluation.scoring import apply_decision, score_images, usable
 from patchscan.reporting.statistics import wilson
@@ -63,9 +65,6 @@ def measure_bf16(run: Path, data: str | Path) -> Card:
     CPU does not compute in bfloat16, or nothing of the model would be.
     """
     choose_engine(run, engine="openvino")
-    from patchscan.dataset.source import DataSource
-    from patchscan.detector.openvino_detector import OpenVinoBf16Detector, OpenVinoDetector, has_bf16
-
     if not has_bf16():
         raise EngineError(
             "this CPU does not compute in bfloat16, so --data can measure nothing: archive on one with AMX or "

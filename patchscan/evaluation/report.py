@@ -44,7 +44,7 @@ def build_report(
 def _model(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> dict[str, Any]:
     card = evaluated.card
     return {
-        "name": evaluated.label,
+        "name": card.name,
         "version": card.version,
         "digest": card.digest,
         "architecture": card.architecture,
@@ -88,17 +88,14 @@ def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path])
         drawings |= pictures.overview(report, protocol)
         for model, run in zip(models, runs, strict=True):
             drawings |= pictures.model_pictures(model, protocol, run)
-    for model, part in zip(models, report["models"], strict=True):
+    for model in models:
         if model.deliveries is not None:
-            drawings[f"{model.label}-risk-coverage-by-tier"] = pictures.risk_coverage_by_tier(model)
-        for one in (part["evidence"] or {"sets": []})["sets"]:
-            curves = evidence_curves(model, one["name"])
-            if curves:
-                name = f"{model.label}-{one['name']}"
-                drawings[f"{name}-tippett"] = likelihood_plots.tippett(curves)
-                drawings[f"{name}-cross-entropy"] = likelihood_plots.empirical_cross_entropy(curves)
+            drawings[f"{model.card.name}-risk-coverage-by-tier"] = pictures.risk_coverage_by_tier(model)
+        for data, curves in evidence_curves(model).items():
+            drawings[f"{model.card.name}-{data}-tippett"] = likelihood_plots.tippett(curves)
+            drawings[f"{model.card.name}-{data}-cross-entropy"] = likelihood_plots.empirical_cross_entropy(curves)
         if model.card.robustness:
-            drawings[f"{model.label}-robustness"] = plots.robustness(model.card.robustness["rows"])
+            drawings[f"{model.card.name}-robustness"] = plots.robustness(model.card.robustness["rows"])
     return drawings
 
 

@@ -1,6 +1,6 @@
 """Compute one model's part of report.json from its scores: metrics per generator, operating points, calibration."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,23 +37,25 @@ class Evaluated:
     def seen(self) -> set[str]:
         return set(self.card.training.get("seen", []))
 
-    @property
-    def label(self) -> str:
-        return self.card.name
 
-
-def seen_rows(evaluated: Evaluated, table: pd.DataFrame) -> pd.Series:
+def seen_rows(card: Card, table: pd.DataFrame) -> pd.Series:
     """Return which rows come from generators that the model was trained on, bool (rows,)."""
-    return table.generator.isin(evaluated.seen)
+    return table.generator.isin(card.training.get("seen", []))
+
+
+def by_use(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Split the table's rows into those of `seen` and of `unseen` generators."""
+    seen = seen_rows(evaluated.card, table)
+    return {"seen": table[seen], "unseen": table[~seen]}
 
 
 def group_rows(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Group the table's rows: one group per generator, seen ones first; then `all seen` and `all unseen`, if there is
     more than one generator in them; then `overall`."""
-    seen = seen_rows(evaluated, table)
+    parts = by_use(evaluated, table)
     names = sorted(table.generator.unique(), key=lambda name: (name not in evaluated.seen, name))
     groups = {name: table[table.generator == name] for name in names}
-    pooled = {"all seen": table[seen], "all unseen": table[~seen], "overall": table}
+    pooled = {"all seen": parts["seen"], "all unseen": parts["unseen"], "overall": table}
     return groups | {name: part for name, part in pooled.items() if part.generator.nunique() > 1 or name == "overall"}
 
 
@@ -111,7 +113,7 @@ def operating_points(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]
     table = table[usable(table)]
     decision = evaluated.card.decision
     points = [_point("the card's threshold", decision.threshold, table.measured_ai.to_numpy(), evaluated, table)]
-    seen = seen_rows(evaluated, table).to_numpy()
+    seen = seen_rows(evaluated.card, table).to_numpy()
     label, logit = table.label.to_numpy(), table.logit.to_numpy()
     if len(np.unique(label[seen])) < 2:
         return points
@@ -128,7 +130,7 @@ def operating_points(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]
 def _point(
     name: str, threshold: float, says_ai: np.ndarray, evaluated: Evaluated, table: pd.DataFrame
 ) -> dict[str, Any]:
-    seen = seen_rows(evaluated, table).to_numpy()
+    seen = seen_rows(evaluated.card, table).to_numpy()
     label, cluster = table.label.to_numpy(), cluster_of(table)
     groups = {}
     for group, inside in (("seen", seen), ("unseen", ~seen)):
@@ -146,13 +148,10 @@ def _point(
 def calibration_summary(evaluated: Evaluated, protocol: str) -> dict[str, Any]:
     """Compute ECE and Brier score before calibration (the sigmoid of the logit) and after, for seen and unseen
     images."""
-    table = evaluated.tables[protocol]
-    seen = seen_rows(evaluated, table)
     summary = {}
-    for group, part in (("seen", table[seen]), ("unseen", table[~seen])):
+    for group, part in by_use(evaluated, evaluated.tables[protocol]).items():
         scored = to_scored(part)
-        raw = Scored(**{**vars(scored), "p_ai": 1 / (1 + np.exp(-np.clip(scored.logit, -700, 700)))})
-        before, after = measure(raw), measure(scored)
+        before, after = measure(replace(scored, p_ai=scored.uncalibrated)), measure(scored)
         summary[group] = {
             moment: {key: asdict(values[key]) for key in ("ece", "brier")}
             for moment, values in (("before", before), ("after", after))

@@ -12,14 +12,12 @@ import numpy as np
 import pandas as pd
 
 from patchscan.detector.answer import TIERS, Tier
-from patchscan.evaluation.metrics import bootstrap_estimate, calibration_error
+from patchscan.evaluation.metrics import RESAMPLES, bootstrap_estimate, calibration_error
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import stratum, usable
 
-RESAMPLES = 1000
 # The first is shown per generator too; the share of real images that each one is about.
 LOW_FPRS = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_01": 0.001}
-METRICS = ("auc", *LOW_FPRS, "found", "false_alarms", "ece")
 
 
 def scoreboard(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> list[dict[str, Any]]:
@@ -39,7 +37,7 @@ def scoreboard(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> list[di
 def _of_data(name: str, table: pd.DataFrame, seen: set[str], groups: Mapping[str, list[str]]) -> dict[str, Any]:
     tiers = [tier for tier in TIERS if tier in set(table.delivered)]
     stored = table[table.delivered == tiers[0]].reset_index(drop=True)
-    drawn = np.vstack([np.ones((1, len(stored))), source_counts(stored)])
+    drawn = observed_and_drawn(stored)
     by_tier = {tier: _of_tier(table[table.delivered == tier].reset_index(drop=True), drawn) for tier in tiers}
     both = bool((stored.label == 1).any())
     names = sorted(stored.generator.unique(), key=lambda one: (one not in seen, one))
@@ -113,6 +111,11 @@ def source_counts(images: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 
     return counts
 
 
+def observed_and_drawn(images: pd.DataFrame) -> np.ndarray:
+    """Return a row of ones, which counts each image once, above `source_counts`: float (1 + RESAMPLES, images)."""
+    return np.vstack([np.ones((1, len(images))), source_counts(images)])
+
+
 def _of_tier(table: pd.DataFrame, drawn: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """Every metric of every generator, one value per row of `drawn`, NaN where it is not defined."""
     good = usable(table).to_numpy()
@@ -177,7 +180,7 @@ def weighted_auc(ai: np.ndarray, ai_counts: np.ndarray, real: np.ndarray, real_c
 
 
 def _mean(members: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {metric: np.mean([one[metric] for one in members], axis=0) for metric in METRICS}
+    return {metric: np.mean([one[metric] for one in members], axis=0) for metric in members[0]}
 
 
 def _estimates(values: dict[str, np.ndarray]) -> dict[str, Any]:

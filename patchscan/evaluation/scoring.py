@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,14 +18,12 @@ from patchscan.common.console import ProgressReport
 from patchscan.common.files import atomic_write
 from patchscan.dataset.source import UnreadableError
 from patchscan.detector.answer import Engine, Tier
+from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import SCORING, Card, Decision
 from patchscan.detector.images import ErrorCode, ImageError
+from patchscan.detector.prepared import Prepared
 from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation.calibration import Decided, Target, cross_fitted, decide
-
-if TYPE_CHECKING:
-    from patchscan.detector.base import BaseDetector
-    from patchscan.detector.prepared import Prepared
 
 # What stands in the place of an image that has no score; both have a `code`.
 Rejection = ImageError | UnreadableError
@@ -37,7 +34,7 @@ _KEY = b"patchscan_scores"
 
 
 def score_images(
-    detector: "BaseDetector",
+    detector: BaseDetector,
     read: Callable[[str], bytes],
     images: pd.DataFrame,
     task: str,
@@ -55,19 +52,17 @@ def score_images(
     logits = np.full(len(images), np.nan)
     small, graphic = np.zeros(len(images), bool), np.zeros(len(images), bool)
     codes: list[str | None] = [None] * len(images)
-    done = 0
     rejecting = (ImageError, UnreadableError) if keep_unreadable else (ImageError,)
     with ProgressReport(task, len(images)) as progress:
         for batch in _prepare_batches(detector, images.path.tolist(), read, rejecting):
             decoded = [image for image in batch if not isinstance(image, Rejection)]
             batch_logits = iter(detector.logits([image.crops.pixels for image in decoded]))
-            for row, image in enumerate(batch, start=done):
+            for row, image in enumerate(batch, start=progress.done):
                 if isinstance(image, Rejection):
                     codes[row] = str(image.code)
                 else:
                     logits[row], small[row] = next(batch_logits), image.crops.upscaled
                     tiers[row], graphic[row] = image.tier, image.graphic
-            done += len(batch)
             progress.advance(len(batch))
     return pd.DataFrame(
         {
@@ -86,12 +81,12 @@ def score_images(
 
 
 def _prepare_batches(
-    detector: "BaseDetector", paths: list[str], read: Callable[[str], bytes], rejecting: tuple[type[Rejection], ...]
-) -> Iterator[list["Prepared | Rejection"]]:
+    detector: BaseDetector, paths: list[str], read: Callable[[str], bytes], rejecting: tuple[type[Rejection], ...]
+) -> Iterator[list[Prepared | Rejection]]:
     """Yield decoded batches in order, with the errors `rejecting` in the place of an image; the next batch is decoded
     while the caller scores this one."""
 
-    def prepare(path: str) -> "Prepared | Rejection":
+    def prepare(path: str) -> Prepared | Rejection:
         try:
             return detector.prepare(read(path))
         except rejecting as error:
@@ -136,6 +131,11 @@ def write_scores(path: Path, table: pd.DataFrame, key: str) -> None:
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: key.encode()})
     with atomic_write(path) as file:
         pq.write_table(arrow, file)
+
+
+def evenly_spread(table: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return at most `most` of the rows, evenly spread over the table."""
+    return table.iloc[np.linspace(0, len(table) - 1, min(most, len(table))).round().astype(int)]
 
 
 def usable(scores: pd.DataFrame) -> pd.Series:

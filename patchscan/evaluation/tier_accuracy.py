@@ -29,7 +29,8 @@ from patchscan.detector.answer import TIERS, Tier
 from patchscan.detector.graphic import is_graphic
 from patchscan.detector.images import decode
 from patchscan.detector.tier import estimate_tier, traces
-from patchscan.evaluation.robustness import jpeg, png
+from patchscan.evaluation.disturbances import jpeg, png
+from patchscan.evaluation.scoring import evenly_spread
 from patchscan.evaluation.tiers import compress, deliver, resized
 
 # The few images of a data set without a train split count this much more in the fit.
@@ -64,10 +65,7 @@ def rows_to_use(index: pd.DataFrame, limit: int) -> tuple[pd.DataFrame, pd.DataF
     train = index.split == "train"
     if not train.any():
         train = index.path.map(lambda path: zlib.crc32(path.encode()) % 2 == 0)
-    parts = [index[train].sort_values("path"), index[~train].sort_values("path")]
-    first, second = (
-        part.iloc[np.linspace(0, len(part) - 1, min(limit, len(part))).round().astype(int)] for part in parts
-    )
+    first, second = (evenly_spread(part.sort_values("path"), limit) for part in (index[train], index[~train]))
     return first, second
 
 

@@ -6,8 +6,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from patchscan.detector.answer import TIERS, Tier
-from patchscan.evaluation.robustness import Disturbance, jpeg
+from patchscan.detector.answer import Tier
+from patchscan.evaluation.disturbances import Change, changed, jpeg, off_grid
 
 FILTERS = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BILINEAR)
 # Deliveries by WebP, the rest by JPEG with chroma subsampling 4:2:0.
@@ -29,7 +29,7 @@ def deliver(data: bytes, tier: Tier) -> bytes:
       pixels at the left and at the top, then JPEG or WebP of quality 50.
     - `enlarged`: 1.5 to 2 times as large, JPEG of quality 90; of a large image its middle, to a longest side of 2048.
     """
-    return data if tier == "native" else DELIVERIES[tier].disturb(data)
+    return data if tier == "native" else changed(data, DELIVERIES[tier])
 
 
 def resized(image: Image.Image, factor: float, rng: np.random.Generator) -> Image.Image:
@@ -47,25 +47,22 @@ def compress(image: Image.Image, quality: int, rng: np.random.Generator) -> byte
     return file.getvalue()
 
 
-def _web(image: Image.Image, _: float, rng: np.random.Generator) -> bytes:
+def _web(image: Image.Image, rng: np.random.Generator) -> bytes:
     return compress(resized(image, min(1.0, WEB_SIDE / max(image.size)), rng), WEB_QUALITY, rng)
 
 
-def _hard(image: Image.Image, _: float, rng: np.random.Generator) -> bytes:
+def _hard(image: Image.Image, rng: np.random.Generator) -> bytes:
     small = resized(image, min(HARD_FACTOR, HARD_SIDE / max(image.size)), rng)
     once = Image.open(io.BytesIO(jpeg(small, HARD_QUALITY)))
-    # Off the first compression's grid, as after a screenshot: on it the second one would change next to nothing.
-    cut = once.crop((min(3, once.width - 1), min(3, once.height - 1), once.width, once.height))
-    return compress(cut, HARD_QUALITY, rng)
+    # As after a screenshot: on the first compression's grid the second one would change next to nothing.
+    return compress(off_grid(once), HARD_QUALITY, rng)
 
 
-def _enlarged(image: Image.Image, _: float, rng: np.random.Generator) -> bytes:
+def _enlarged(image: Image.Image, rng: np.random.Generator) -> bytes:
     factor = rng.uniform(*ENLARGED_FACTORS)
     width, height = (min(side, int(ENLARGED_SIDE / factor)) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return jpeg(resized(image.crop((left, top, left + width, top + height)), factor, rng), ENLARGED_QUALITY)
 
 
-DELIVERIES = {
-    tier: Disturbance("tier", 0, tier, encode) for tier, encode in zip(TIERS[1:], (_web, _hard, _enlarged), strict=True)
-}
+DELIVERIES: dict[Tier, Change] = {"web": _web, "hard": _hard, "enlarged": _enlarged}

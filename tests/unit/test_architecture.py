@@ -105,7 +105,7 @@ def test_what_the_scan_image_runs_imports_no_torch() -> None:
     packages = ("cli", "common", "storage", "dataset", "scanning", "cluster", "reporting")
     names = [name for name in modules("patchscan") if package_of(name) in packages]
     # What a scan with labels calls to evaluate its scores.
-    evaluation = ("metrics", "calibration", "report", "results", "robustness", "evaluate")
+    evaluation = ("metrics", "calibration", "report", "results", "robustness", "disturbances", "evaluate")
     names += [f"patchscan.evaluation.{name}" for name in evaluation]
     code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

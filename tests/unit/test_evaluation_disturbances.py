@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from patchscan.detector.card import Decision
+from patchscan.evaluation.disturbances import Disturbance, disturbances
 from patchscan.evaluation.explain_picture import noise_maps
-from patchscan.evaluation.robustness import Disturbance, disturbances
 from patchscan.evaluation.video import interval_of_mean, summarise
 
 

@@ -15,8 +15,8 @@ from patchscan.common.shipped import shipped
 from patchscan.dataset.source import DataSource
 from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
+from patchscan.evaluation.disturbances import disturbances
 from patchscan.evaluation.explain import explain
-from patchscan.evaluation.robustness import disturbances
 from patchscan.evaluation.scoring import score_images
 from patchscan.scanning.plan import ScanSource
 from patchscan.scanning.planning import ScanRequest, plan_scan

@@ -17,7 +17,7 @@ from patchscan.detector.prepared import Prepared, build_answer
 from patchscan.detector.presets import PatchPreset
 from patchscan.detector.tier import LEAST_SIDE, estimate_tier
 from patchscan.evaluation.calibration import Target, decide, fit_decision
-from patchscan.evaluation.robustness import jpeg, png
+from patchscan.evaluation.disturbances import jpeg, png
 from patchscan.evaluation.tiers import deliver
 
 # Images to measure on; a newcomer's machine does not have them.
