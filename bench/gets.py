@@ -7,9 +7,9 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
-from statistics import median
 
 import boto3
 import obstore
@@ -18,6 +18,7 @@ from botocore.config import Config
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.store import S3Store
 
+from bench.rounds import alternate, summary
 from bench.s3_stub import SOURCE, S3Stub
 from patchscan.storage import open_store
 from patchscan.storage.store import ObjectInfo
@@ -30,15 +31,15 @@ def measure(url: str) -> None:
     """Print a line for each client: milliseconds a GET, median, least and greatest of the rounds."""
     objects = list(islice(open_store(f"s3://{SOURCE}", endpoint_url=url).objects(), GETS))
     clients = {"patchscan": _patchscan(url), "boto3": _boto3(url), "urllib3": _urllib3(url), "obstore": _obstore(url)}
-    taken: dict[str, list[float]] = {name: [] for name in clients}
-    for number in range(ROUNDS + 1):
-        for name in clients if number % 2 else list(clients)[::-1]:
-            began = time.process_time()
-            assert all(len(clients[name](info)) == SIZE for info in objects)
-            taken[name].append(1e3 * (time.process_time() - began) / len(objects))
-    for name, times in taken.items():
-        least, *_, most = sorted(times[1:])  # the first round warms up
-        print(f"{name}: {median(times[1:]):.2f} ms ({least:.2f} to {most:.2f})")
+    for name, times in alternate({name: partial(_ms, get, objects) for name, get in clients.items()}, ROUNDS).items():
+        print(f"{name}: {summary(times)} ms")
+
+
+def _ms(get: Callable[[ObjectInfo], bytes], objects: list[ObjectInfo]) -> float:
+    """Milliseconds of CPU time a GET."""
+    began = time.process_time()
+    assert all(len(get(info)) == SIZE for info in objects)
+    return 1e3 * (time.process_time() - began) / len(objects)
 
 
 def _patchscan(url: str) -> Callable[[ObjectInfo], bytes]:

@@ -39,8 +39,8 @@ def measure(settings: Settings, runs: dict[str, Path]) -> Recorder:
     reached = alternate(limits, settings.rounds)
     recorder.add(PEAK, "GFLOP/s", reached[PEAK])
     recorder.add(BANDWIDTH, "GB/s", reached[BANDWIDTH])
-    for model, run in runs.items():
-        detector = Detector.load(run, "cuda")
+    for model in settings.models:
+        detector = Detector.load(runs[model], "cuda")
         preset = detector.card.preset
         images = max(1, CROPS // preset.count)
         crops = torch.zeros(images * preset.count, preset.size, preset.size, 3, dtype=torch.uint8, device="cuda")
@@ -48,7 +48,7 @@ def measure(settings: Settings, runs: dict[str, Path]) -> Recorder:
         values = alternate(ways, settings.rounds)
         for way in WAYS:
             recorder.add(f"{model}: {way}", "images/s", values[way])
-        cost, moved = gflop(run), _bytes_moved(detector.model, crops) / images / 1e9
+        cost, moved = gflop(runs[model]), _bytes_moved(detector.model, crops) / images / 1e9
         pairs = list(zip(values["fp16"], reached[PEAK], reached[BANDWIDTH], strict=True))
         recorder.add(f"{model}: fp16, share of peak", "share", [rate * cost / peak for rate, peak, _ in pairs])
         recorder.add(f"{model}: fp16, share of memory", "share", [rate * moved / wide for rate, _, wide in pairs])

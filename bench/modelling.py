@@ -1,6 +1,7 @@
 """Measure models without decoding: images per second on all cores by engine, and the share of the machine's peak."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,21 +32,18 @@ def names(settings: Settings) -> list[str]:
     return found
 
 
-def measure(
-    settings: Settings,
-    per_core: WorkerPool,
-    default: WorkerPool,
-    runs: dict[str, Path],
-) -> Recorder:
+def measure(settings: Settings, per_core: WorkerPool, default: WorkerPool, runs: dict[str, Path]) -> Recorder:
     """Measure the engines of each model."""
     recorder = Recorder("model")
     onnx: dict[str, list[float]] = {}
-    for model, run in runs.items():
+    for model in settings.models:
         contenders: dict[str, Callable[[], float]] = {
-            name: (default if engine == "default" else per_core).contender(Job(engine, run), settings.seconds)
+            name: partial(
+                (default if engine == "default" else per_core).rate, Job(engine, runs[model]), settings.seconds
+            )
             for engine, name in ENGINES.items()
         }
-        contenders[PEAK] = per_core.contender(Job("gemm"), settings.seconds)
+        contenders[PEAK] = partial(per_core.rate, Job("gemm"), settings.seconds)
         values = alternate(contenders, settings.rounds)
         peak = [products * 2 * GEMM_SIDE**3 / 1e9 for products in values.pop(PEAK)]
         if not onnx:
@@ -54,7 +52,7 @@ def measure(
             recorder.add(f"{model}: {name}", "images/s", rates)
         onnx[model] = values[ENGINES["onnx"]]
         recorder.ratio(f"{model}: engine onnx / {ENGINES['default']}", onnx[model], values[ENGINES["default"]])
-        cost = gflop(run)
+        cost = gflop(runs[model])
         shares = [rate * cost / limit for rate, limit in zip(onnx[model], peak, strict=True)]
         recorder.add(f"{model}: engine onnx, share of peak", "share", shares)
     if {"ssp", "ssp-lite"} <= onnx.keys():

@@ -135,3 +135,8 @@ def alternate(contenders: dict[str, Callable[[], float]], rounds: int) -> Values
         for name in list(contenders)[:: 1 if number % 2 == 0 else -1]:
             values[name].append(contenders[name]())
     return values
+
+
+def summary(values: list[float]) -> str:
+    """The median of the rounds, and the least and greatest of them, in three digits."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"

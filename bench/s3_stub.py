@@ -3,6 +3,7 @@ that store what is written to them. Requests are not checked, not even their sig
 
 import hashlib
 import threading
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
@@ -34,27 +35,24 @@ class S3Stub(ThreadingHTTPServer):
     def after(self, bucket: str, prefix: str, last: str, limit: int) -> tuple[list[tuple[str, int, str]], bool]:
         """Return key, size and ETag of up to `limit` objects after the key `last`, and whether there are more."""
         if bucket == SOURCE:
-            first = 0 if not last else self._first_after(last)
+            first = bisect_right(range(self.count), last, key=_key_of)
             numbers = range(first, min(first + limit, self.count))
-            found = [(f"{number:09d}.png", *self._counted(number)) for number in numbers]
+            found = [(_key_of(number), *self._counted(number)) for number in numbers]
             return found, numbers.stop < self.count
         with self.lock:
             stored = self.stored.get(bucket, {})
             keys = sorted(key for key in stored if key.startswith(prefix) and key > last)
             return [(key, len(stored[key]), "0" * 32) for key in keys[:limit]], len(keys) > limit
 
-    def _first_after(self, last: str) -> int:
-        low, high = 0, self.count
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if f"{middle:09d}.png" > last else (middle + 1, high)
-        return low
-
     def _counted(self, number: int) -> tuple[int, str]:
-        replaced = self.stored.get(SOURCE, {}).get(f"{number:09d}.png")
+        replaced = self.stored.get(SOURCE, {}).get(_key_of(number))
         if replaced is not None:
             return len(replaced), hashlib.md5(replaced, usedforsecurity=False).hexdigest()
         return len(self.pictures[number % len(self.pictures)]), self.etags[number % len(self.pictures)]
+
+
+def _key_of(number: int) -> str:
+    return f"{number:09d}.png"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,7 +2,7 @@
 
     python -m bench.scale_scan 10000
     python -m bench.scale_scan 100000
-    python -m bench.scale_scan 1000000 --plan-only
+    python -m bench.scale_scan 1000000 --plan-only --json
 
 Up to 100,000 objects the server is the embedded one (moto), which holds them all; above that `bench.s3_stub`, which
 counts them. Each step runs in a process of its own. Printed: seconds, CPU-seconds and peak memory of each step,
@@ -149,7 +149,7 @@ def run(name: str, commands: list[list[str]]) -> tuple[Step, str]:
     began, cpu_s, peak, text = time.monotonic(), 0.0, 0, ""
     for arguments in commands:
         with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
-            command = [sys.executable, "-c", "from patchscan.cli import main; main()", *arguments]
+            command = [sys.executable, "-m", "patchscan", *arguments]
             process = subprocess.Popen(command, stdout=printed, stderr=errors)
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = status
@@ -217,4 +217,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(int(sys.argv[2]))
     else:
-        print(measure(int(sys.argv[1]), plan_only="--plan-only" in sys.argv).table())
+        scale = measure(int(sys.argv[1]), plan_only="--plan-only" in sys.argv)
+        print(json.dumps(asdict(scale)) if "--json" in sys.argv else scale.table())

@@ -11,13 +11,6 @@ from bench.rounds import Recorder, Settings
 from bench.scale_scan import MOST_IN_MOTO
 
 SCANS, STEPS = ("first scan", "1 % changed"), ("plan", "work", "reduce")
-# Run in a fresh process: the peak memory of a child forked from this one would include this one's memory, with torch.
-MEASURE = """
-import json, sys
-from dataclasses import asdict
-from bench.scale_scan import measure
-print(json.dumps(asdict(measure(int(sys.argv[1]), plan_only=sys.argv[2] == "plan"))))
-"""
 FIRST_SCAN = "first scan, share of what the S3 server gives"
 
 
@@ -55,6 +48,8 @@ def measure(settings: Settings, folder: Path) -> Recorder:
 
 def _scan(count: int) -> dict[str, Any]:
     """Run bench.scale_scan with `count` objects."""
-    command = [sys.executable, "-c", MEASURE, str(count), "plan" if count > MOST_IN_MOTO else "scan"]
+    # In a fresh process: the peak memory of a child forked from this one would include this one's memory, with torch.
+    command = [sys.executable, "-m", "bench.scale_scan", str(count), "--json"]
+    command += ["--plan-only"] if count > MOST_IN_MOTO else []
     figures: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return figures

@@ -70,7 +70,7 @@ def serving(store: Path, name: str, scratch: Path, workers: int) -> Iterator[Ser
     options = [name, "--workers", str(workers), "--scratch", str(scratch), "--model-store", str(store)]
     for address in ("--inference", "--management", "--metrics"):
         options += [address, "127.0.0.1:0"]
-    command = [sys.executable, "-c", "from patchscan.cli import main; main()", "serve", *options]
+    command = [sys.executable, "-m", "patchscan", "serve", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
@@ -195,10 +195,10 @@ def measure(
     recorder, scaling = Recorder("end to end"), Recorder("scaling")
     served: dict[str, list[float]] = {}
     official: list[float] = []
+    store = folder / "store"
     for model in settings.served:
-        store = folder / "store"
         name = archive(runs[model], store, engine="onnx").stem
-        alone = per_core.contender(Job("onnx", runs[model]), settings.serving_seconds)
+        alone = partial(per_core.rate, Job("onnx", runs[model]), settings.serving_seconds)
         with ExitStack() as stack:
             server = stack.enter_context(serving(store, name, folder / f"serve-{model}", cores))
             s3 = stack.enter_context(EmbeddedS3())
@@ -213,7 +213,7 @@ def measure(
                 SERVER_DECODES: partial(scan.rate, select="server"),
             }
             if model == "ssp":
-                contenders[OFFICIAL] = default.contender(Job("official", runs[model]), settings.serving_seconds)
+                contenders[OFFICIAL] = partial(default.rate, Job("official", runs[model]), settings.serving_seconds)
             values = alternate(contenders, settings.rounds)
             values[WITHOUT_S3] = scan.rates_without_s3[-settings.rounds :]
             _record(recorder, model, values)

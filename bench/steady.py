@@ -1,5 +1,5 @@
 """Measure scans in the middle: a minute of `patchscan scan` on a large bucket, without its beginning and end, and what
-else reads and scores the same bucket on the same cores (bench/peers.py)."""
+else reads and scores the same bucket on the same cores (bench/peers)."""
 
 import math
 import os
@@ -120,8 +120,7 @@ def _model(
 def _minute(settings: Settings, s3: EmbeddedS3, options: list[str], server: int | None) -> Minute:
     """Scan, and look at the clocks some seconds after the plan was written, and again `steady_seconds` later."""
     with tempfile.TemporaryDirectory(prefix="patchscan-bench-scan-") as out:
-        command = [sys.executable, "-c", "from patchscan.cli import main; main()", "scan", f"s3://{BUCKET}", "--out"]
-        command += [out, *options]
+        command = [sys.executable, "-m", "patchscan", "scan", f"s3://{BUCKET}", "--out", out, *options]
         with (
             Path(out, "said").open("w+") as said,
             subprocess.Popen(command, env=os.environ | s3.environment, stdout=said, stderr=said) as scan,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -73,10 +74,6 @@ class WorkerPool:
         result: float = sum(pipe.recv() for pipe in self._pipes)
         return result
 
-    def contender(self, job: Job, seconds: float) -> Callable[[], float]:
-        """Return `rate` with these arguments as a contender for `alternate`."""
-        return lambda: self.rate(job, seconds)
-
 
 @contextmanager
 def worker_pools(images: list[bytes], cores: int) -> Iterator[tuple[WorkerPool, WorkerPool]]:
@@ -125,7 +122,7 @@ def _start(job: Job, images: list[bytes]) -> Callable[[], int]:
     assert job.run
     detector = Detector.load(job.run)
     crops = [detector.prepare(data).crops.pixels for data in images]
-    number = _cycle(len(images))
+    number = cycle(range(len(images)))
     if job.engine in ("default", "official"):
         plain, _ = load(job.run)
         if job.engine == "official":
@@ -149,8 +146,3 @@ def _forward(model: "torch.nn.Module", crops: list[np.ndarray]) -> int:
     with torch.inference_mode():
         model(to_tensor(np.concatenate(crops)))
     return len(crops)
-
-
-def _cycle(count: int) -> Iterator[int]:
-    while True:
-        yield from range(count)
