@@ -2,7 +2,6 @@
 that the others start fast."""
 
 import atexit
-import errno
 import io
 import os
 import re
@@ -17,9 +16,10 @@ import typer
 import typer.core
 
 from patchscan.cluster import commands as cluster_commands
-from patchscan.common.console import INTERNAL_STEPS, end_at_once, say
+from patchscan.common.console import INTERNAL_STEPS, STOP_SIGNALS, end_at_once, say
 from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from patchscan.common.extras import missing_library
+from patchscan.common.files import DISK_FULL
 from patchscan.common.proxies import bypass_for_loopback
 from patchscan.dataset import commands as dataset_commands
 from patchscan.evaluation import commands as evaluation_commands
@@ -30,10 +30,8 @@ from patchscan.storage import commands as storage_commands
 from patchscan.training import commands as training_commands
 
 TYPER_CTRL_C = 130  # typer's exit code for Ctrl-C
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds that an interrupted command has to undo what must not be left, as a model's version that is half registered.
 END_AFTER_S = 10
-DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 HEADINGS = ("Data", "Train", "Judge", "Serve", "Scan", "Cluster", INTERNAL_STEPS)
 
 
@@ -149,9 +147,7 @@ def _exit_with_traceback(error: Exception) -> NoReturn:
 def _is_full_disk(error: BaseException | None) -> bool:
     """Whether the error, or one that a library turned into it, says that the disk is full."""
     while error is not None:
-        if getattr(error, "errno", None) in DISK_FULL_ERRORS or any(
-            os.strerror(number) in str(error) for number in DISK_FULL_ERRORS
-        ):
+        if getattr(error, "errno", None) in DISK_FULL or any(os.strerror(number) in str(error) for number in DISK_FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 10.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Result = TypeVar("Result")
 # The heading in `patchscan --help` of commands that Jobs on a cluster run and people seldom type.
 INTERNAL_STEPS = "Steps that other commands and Jobs run"
@@ -42,7 +43,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
             end_at_once(number, frame)
         stop.set()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():
         # A shell script ignores Ctrl-C for the commands it runs in the background: leave it so.
         if handler is not signal.SIG_IGN:
@@ -172,8 +173,9 @@ class ProgressReport:
     def _speed(self, elapsed: float) -> tuple[str, str]:
         """The rate and the time left in words, as far as they are known."""
         rate = (self.done - self.resumed) / elapsed if elapsed > 0 else 0.0
-        known = rate > 0 and self.total is not None and self.done < self.total
-        left = f"{format_duration((self.total - self.done) / rate)} left" if known and self.total else ""
+        left = ""
+        if rate > 0 and self.total is not None and self.done < self.total:
+            left = f"{format_duration((self.total - self.done) / rate)} left"
         return f"{_format_rate(rate)} {self.unit}/s", left
 
     def _print_line(self) -> None:

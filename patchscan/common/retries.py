@@ -89,13 +89,10 @@ class Retries:
                 if waited >= self.deadline_s:
                     error.attempts = tries
                     raise
-                self._tell(error, waited)
+                if self.other_side and waited >= TELL_AFTER_S:
+                    waits.tell(f"waiting for {self.other_side}: {error}", waited)
             longest = FIRST_WAIT_S * 2 ** min(tries - 1, MOST_DOUBLINGS)
             self._sleep(random.uniform(0, min(longest, self.longest_wait_s)))
-
-    def _tell(self, error: TransientError, waited_s: float) -> None:
-        if self.other_side and waited_s >= TELL_AFTER_S:
-            waits.tell(f"waiting for {self.other_side}: {error}", waited_s)
 
     def _sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):

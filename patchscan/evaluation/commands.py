@@ -105,7 +105,6 @@ def evaluate(
       patchscan evaluate --run runs/small --run runs/strong --data data/genimage --out build/report --when-loss 0.01
       patchscan evaluate --run runs/ssp --data s3://photos --labels audits/labels.csv --out build/report
     """
-    from patchscan.dataset.matched import matched_version, protocol_of
     from patchscan.detector.cascade import parse_band
     from patchscan.evaluation.calibration import Target
     from patchscan.evaluation.evaluate import Options
@@ -115,21 +114,7 @@ def evaluate(
         raise typer.BadParameter("give --when or --when-loss, not both")
     if unknown := set(tier or ()) - set(TIERS):
         raise typer.BadParameter(f"--tier takes {', '.join(TIERS)}, not {', '.join(sorted(unknown))}")
-    sets: dict[str, str | Path] = {}
-    if labels:
-        if len(data) > 1 or protocol != "raw" or matched or index:
-            raise typer.BadParameter("--labels takes a single --data, and no --protocol, --matched or --index")
-        sets["raw"] = data[0]
-    elif len(data) > 1:
-        if protocol != "raw" or matched or index:
-            raise typer.BadParameter("--protocol, --matched and --index take a single --data")
-        sets = {Path(where).name: where for where in data}
-        if len(sets) < len(data):
-            raise typer.BadParameter("two --data folders have the same name: the report could not tell them apart")
-    elif protocol != "matched":
-        sets[protocol_of(data[0])] = data[0]
-    if protocol != "raw" or matched:
-        sets["matched"] = matched_version(data[0], matched, index)
+    sets = _data_sets(data, protocol, matched, index, labels)
     options = Options(
         device=device,
         engine=engine,
@@ -150,6 +135,28 @@ def evaluate(
     for finding in report["findings"]["models"]:
         say(sentence(f"- {finding}"))
     say(f"report: {out / 'report.html'}")
+
+
+def _data_sets(
+    data: list[str], protocol: str, matched: Path | None, index: Path | None, labels: str | None
+) -> dict[str, str | Path]:
+    """The data sets to evaluate, by name. Raises BadParameter for options that do not go together."""
+    from patchscan.dataset.matched import matched_version, protocol_of
+
+    if labels:
+        if len(data) > 1 or protocol != "raw" or matched or index:
+            raise typer.BadParameter("--labels takes a single --data, and no --protocol, --matched or --index")
+        return {"raw": data[0]}
+    if len(data) > 1:
+        if protocol != "raw" or matched or index:
+            raise typer.BadParameter("--protocol, --matched and --index take a single --data")
+        if len({Path(where).name for where in data}) < len(data):
+            raise typer.BadParameter("two --data folders have the same name: the report could not tell them apart")
+        return {Path(where).name: where for where in data}
+    sets: dict[str, str | Path] = {} if protocol == "matched" else {protocol_of(data[0]): data[0]}
+    if protocol != "raw" or matched:
+        sets["matched"] = matched_version(data[0], matched, index)
+    return sets
 
 
 def _group(text: str) -> tuple[str, list[str]]:

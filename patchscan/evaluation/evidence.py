@@ -14,7 +14,7 @@ import pandas as pd
 from patchscan.detector.answer import TIERS, Tier
 from patchscan.detector.card import Card, Decision
 from patchscan.evaluation.metrics import bootstrap_estimate
-from patchscan.evaluation.results import GROUPS, Evaluated, group_rows
+from patchscan.evaluation.results import Evaluated, group_rows, kind_of
 from patchscan.evaluation.scoreboard import observed_and_drawn
 from patchscan.evaluation.scoring import cluster_of, usable
 from patchscan.reporting.likelihood import cllr, elub, pav
@@ -133,11 +133,10 @@ def evidence(evaluated: Evaluated) -> dict[str, Any] | None:
     for name, table in evidence_sets(evaluated).items():
         drawn = observed_and_drawn(table)
         groups = group_rows(evaluated, table)
-        both = bool((table.label == 1).any())
-        if not both:  # kinds of real images, which are neither seen nor unseen generators
+        kinds = {group: kind_of(group, evaluated.seen) for group in groups}
+        if not (table.label == 1).any():  # kinds of real images, which are neither seen nor unseen generators
             groups = {group: part for group, part in groups.items() if group in ("overall", *table.generator.unique())}
-        kinds = dict.fromkeys(groups, "real" if not both else "unseen") | dict.fromkeys(evaluated.seen, "seen")
-        kinds |= dict.fromkeys(GROUPS.values(), "group")
+            kinds = {group: "real" if kind == "unseen" else kind for group, kind in kinds.items()}
         rows = [
             {"name": group, "kind": kinds[group], **_row(part, drawn[:, part.index])} for group, part in groups.items()
         ]

@@ -38,8 +38,7 @@ def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
 
 def _place(name: str) -> int:
     """Where a row stands: the groups below all generators, also where the first model lacks one."""
-    groups = list(GROUPS.values())
-    return groups.index(name) if name in groups else -1
+    return GROUPS.index(name) if name in GROUPS else -1
 
 
 def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure]:

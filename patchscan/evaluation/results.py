@@ -14,7 +14,7 @@ from patchscan.reporting.statistics import complement, precision_at, proportion_
 
 PREVALENCES = (0.001, 0.01, 0.1, 0.5)
 THRESHOLD_FPRS = (0.01, 0.05, 0.1)
-GROUPS = {"seen": "all seen", "unseen": "all unseen", "overall": "overall"}
+GROUPS = ("all seen", "all unseen", "overall")
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,18 @@ def by_use(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]
 def group_rows(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Group the table's rows: one group per generator, seen ones first; then `all seen` and `all unseen`, if there is
     more than one generator in them; then `overall`."""
-    parts = by_use(evaluated, table)
+    used = by_use(evaluated, table)
     names = sorted(table.generator.unique(), key=lambda name: (name not in evaluated.seen, name))
     groups = {name: table[table.generator == name] for name in names}
-    pooled = {"all seen": parts["seen"], "all unseen": parts["unseen"], "overall": table}
+    pooled = dict(zip(GROUPS, (used["seen"], used["unseen"], table), strict=True))
     return groups | {name: part for name, part in pooled.items() if part.generator.nunique() > 1 or name == "overall"}
+
+
+def kind_of(name: str, seen: set[str]) -> str:
+    """Return what a row is about: a `group`, a `seen` or an `unseen` generator."""
+    if name in GROUPS:
+        return "group"
+    return "seen" if name in seen else "unseen"
 
 
 def to_scored(table: pd.DataFrame) -> Scored:
@@ -79,11 +86,10 @@ def result_rows(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]]:
     rows = []
     for name, part in group_rows(evaluated, table).items():
         scored = to_scored(part)
-        is_group = name in GROUPS.values()
         rows.append(
             {
                 "name": name,
-                "kind": "group" if is_group else "seen" if name in evaluated.seen else "unseen",
+                "kind": kind_of(name, evaluated.seen),
                 "counts": counts(part),
                 "metrics": {key: asdict(value) for key, value in measure(scored).items()},
                 "confusion": confusion(scored),

@@ -13,7 +13,7 @@ import pandas as pd
 
 from patchscan.detector.answer import TIERS, Tier
 from patchscan.evaluation.metrics import RESAMPLES, bootstrap_estimate, calibration_error
-from patchscan.evaluation.results import Evaluated
+from patchscan.evaluation.results import Evaluated, kind_of
 from patchscan.evaluation.scoring import stratum, usable
 
 # The first is shown per generator too; the share of real images that each one is about.
@@ -41,11 +41,10 @@ def _of_data(name: str, table: pd.DataFrame, seen: set[str], groups: Mapping[str
     by_tier = {tier: _of_tier(table[table.delivered == tier].reset_index(drop=True), drawn) for tier in tiers}
     both = bool((stored.label == 1).any())
     names = sorted(stored.generator.unique(), key=lambda one: (one not in seen, one))
-    kinds = {one: ("seen" if one in seen else "unseen") if both else "real" for one in names}
     rows = []
     for one in names:
         estimates = {tier: _estimates(values[one]) for tier, values in by_tier.items()}
-        rows.append(_row(one, kinds[one], stored[stored.generator == one], estimates))
+        rows.append(_row(one, kind_of(one, seen) if both else "real", stored[stored.generator == one], estimates))
     for title, wanted in _means(names, seen, groups, both).items():
         members = [one for one in wanted if one in names]
         if len(members) > 1:

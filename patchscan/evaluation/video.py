@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +115,10 @@ def score_video(detector: BaseDetector, video: Path, numbers: list[int]) -> list
     Frames that a damaged file no longer contains have no row."""
     rows: list[dict[str, Any]] = []
     with ProgressReport("score frames", len(numbers), "frames") as progress:
-        batch: list[Frame] = []
-        for frame in sample_frames(video, numbers):
-            batch.append(frame)
-            if len(batch) == BATCH:
-                rows += _score(detector, batch)
-                progress.advance(len(batch))
-                batch = []
-        rows += _score(detector, batch)
-        progress.advance(len(batch))
+        frames = sample_frames(video, numbers)
+        while batch := list(islice(frames, BATCH)):
+            rows += _score(detector, batch)
+            progress.advance(len(batch))
     return rows
 
 
@@ -157,9 +153,14 @@ def summarise(rows: list[dict[str, Any]], decision: Decision) -> dict[str, Any]:
             f"Mean p_ai {mean:.3f}, 95 % interval {low:.3f} to {high:.3f} over {len(scored)} frames: "
             f"{where} the threshold of {decision.threshold:.3f}."
         )
-    low_high = {"low": bounds[0] if bounds else None, "high": bounds[1] if bounds else None}
-    return {"mean_p_ai": {"value": mean, **low_high}, "frames": len(rows), "scored": len(scored),
-            "verdicts": verdicts, "finding": finding}  # fmt: skip
+    low_end, high_end = bounds or (None, None)
+    return {
+        "mean_p_ai": {"value": mean, "low": low_end, "high": high_end},
+        "frames": len(rows),
+        "scored": len(scored),
+        "verdicts": verdicts,
+        "finding": finding,
+    }
 
 
 @plots.styled
