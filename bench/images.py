@@ -57,14 +57,14 @@ def spread(files: Sequence[Path], count: int) -> list[Path]:
     return [files[place] for place in np.unique(np.linspace(0, len(files) - 1, count).astype(int))]
 
 
-def write_tree(root: Path, per_class: int, side: int = 256) -> None:
-    """A data set in GenImage's layout: `per_class` train and an eighth as many val JPEGs of either class. All are
-    photographs; for the speed of training it does not matter what they show."""
+def write_tree(root: Path, per_class: int) -> None:
+    """A data set in GenImage's layout: `per_class` train and an eighth as many val JPEGs of 256 x 256 of either class.
+    All are photographs; for the speed of training it does not matter what they show."""
     number = 0
     for split, count in (("train", per_class), ("val", max(2, per_class // 8))):
         for kind in ("ai", "nature"):
             folder = root / "made" / split / kind
             folder.mkdir(parents=True, exist_ok=True)
             for _ in range(count):
-                (folder / f"{number:06d}.jpg").write_bytes(encoded(photograph(number, side, side), "JPEG"))
+                (folder / f"{number:06d}.jpg").write_bytes(encoded(photograph(number, 256, 256), "JPEG"))
                 number += 1

@@ -32,6 +32,7 @@ from patchscan.detector.presets import PatchPreset
 
 BUCKET, PREFIXES, IMAGES, SIDE = "photos", 20, 100, 32
 MOST_IN_MOTO = 100_000
+CLIENTS, GETS = 8, 200
 CARD = Card(name="stub", version="1", architecture="ssp", preset=PatchPreset(), weights_sha256="1" * 64)
 
 
@@ -127,10 +128,10 @@ def key_of(number: int, count: int) -> str:
     return f"{number % PREFIXES:02d}/{number:07d}.png" if count <= MOST_IN_MOTO else f"{number:09d}.png"
 
 
-def gets_per_s(endpoint: str, count: int, threads: int = 8, each: int = 200) -> float:
-    """Measure how many GETs per second the S3 server answers to plain HTTP clients. Each gets `each` of the `count`
-    objects, or all where there are fewer."""
-    each = min(each, count)
+def gets_per_s(endpoint: str, count: int) -> float:
+    """Measure how many GETs per second the S3 server answers to CLIENTS plain HTTP clients. Each gets GETS of the
+    `count` objects, or all where there are fewer."""
+    each = min(GETS, count)
 
     def read(first: int) -> None:
         connection = http.client.HTTPConnection(urlsplit(endpoint).netloc)
@@ -139,9 +140,9 @@ def gets_per_s(endpoint: str, count: int, threads: int = 8, each: int = 200) -> 
             connection.getresponse().read()
 
     began = time.monotonic()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(read, range(0, threads * each, each)))
-    return threads * each / (time.monotonic() - began)
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(read, range(0, CLIENTS * each, each)))
+    return CLIENTS * each / (time.monotonic() - began)
 
 
 def run(name: str, commands: list[list[str]]) -> tuple[Step, str]:

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def map_in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None
 ) -> Generator[tuple[Item, Result]]:
     """Yield pairs of item and `function(item)`, in no particular order. `workers` None starts one process for each
     core; closing the generator ends the processes.

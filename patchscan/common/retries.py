@@ -103,7 +103,7 @@ class Watchdog:
     """Tell an outage from single objects that fail: in an outage several different ones fail, and none succeeds between
     them. Safe to use from many threads."""
 
-    def __init__(self, patience_s: float = 180.0, several: int = 3):
+    def __init__(self, patience_s: float, several: int = 3):
         self.patience_s, self.several = patience_s, several
         self._failing: set[Hashable] = set()
         self._last = time.monotonic()

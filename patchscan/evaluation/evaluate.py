@@ -80,9 +80,7 @@ class Options:
     when_loss: float | None = None
 
 
-def evaluate(
-    runs: list[Path], data: Mapping[str, str | Path], out: Path, options: Options = Options()
-) -> dict[str, Any]:
+def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, options: Options) -> dict[str, Any]:
     """Evaluate every run on every data set and write the report into `out`; returns report.json's content.
 
     data maps a name (a folder's, or a protocol, 'raw', 'matched') to a folder or s3:// URL in GenImage's layout; its

@@ -109,7 +109,7 @@ def explain(detector: BaseDetector, data: bytes, redraws: int = 20, run: Path | 
     return Explanation(rgb=rgb, answer=answer, views=views, alternative_p_ai=alternatives, doubts=doubts)
 
 
-def members(detector: BaseDetector, run: Path | None = None) -> Sequence[BaseDetector]:
+def members(detector: BaseDetector, run: Path | None) -> Sequence[BaseDetector]:
     """Return the members of an ensemble as separate detectors, each with its own calibration; for any other model, the
     detector itself. `run` as in `explain`."""
     card = detector.card

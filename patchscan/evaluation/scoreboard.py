@@ -88,14 +88,14 @@ def _estimated(part: pd.DataFrame) -> dict[str, float | None]:
     return {tier: float(shares.get(tier, 0.0)) if len(shares) else None for tier in TIERS}
 
 
-def source_counts(images: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def source_counts(images: pd.DataFrame, resamples: int = RESAMPLES) -> np.ndarray:
     """How often each image is drawn in each bootstrap sample, float (resamples, images).
 
     Within each generator and class collections are drawn with replacement, then within each drawn collection its
     sources; the images of one source go together. Of a class with a single collection the sources alone are drawn, so
     its interval covers other images of that collection and no other collections.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     counts = np.zeros((resamples, len(images)))
     groups, sources = stratum(images), images.source.to_numpy(dtype=str)
     for group in np.unique(groups):

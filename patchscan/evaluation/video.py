@@ -98,13 +98,13 @@ def _count_frames(video: Path) -> int:
     return result
 
 
-def interval_of_mean(values: np.ndarray, blocks: int = BLOCKS, seed: int = 0) -> tuple[float, float] | None:
+def interval_of_mean(values: np.ndarray) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean of a series of correlated values, by the moving-block bootstrap (Kunsch,
-    Annals of Statistics 1989) with blocks of 1 / `blocks` of the series; None for fewer than 2 * `blocks` values."""
-    if len(values) < 2 * blocks:
+    Annals of Statistics 1989) with BLOCKS blocks; None for fewer than 2 * BLOCKS values."""
+    if len(values) < 2 * BLOCKS:
         return None
-    length = len(values) // blocks
-    starts = np.random.default_rng(seed).integers(0, len(values) - length + 1, (RESAMPLES, blocks))
+    length = len(values) // BLOCKS
+    starts = np.random.default_rng(0).integers(0, len(values) - length + 1, (RESAMPLES, BLOCKS))
     means = values[starts[..., None] + np.arange(length)].mean(axis=(1, 2))
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
@@ -186,7 +186,7 @@ def draw_video(rows: list[dict[str, Any]], summary: dict[str, Any], decision: De
     return drawing
 
 
-def write_video_report(run: Path, video: Path, out: Path, frames: int, device: str = "cpu") -> dict[str, Any]:
+def write_video_report(run: Path, video: Path, out: Path, frames: int, device: str) -> dict[str, Any]:
     """Score a video and write video.json, video.png and report.html into `out`; returns video.json's content."""
     detector = load_any(run, device)
     card = detector.card

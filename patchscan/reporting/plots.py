@@ -26,6 +26,7 @@ AI_COLOUR, REAL_COLOUR, BAND_COLOUR = "#D55E00", "#0072B2", "#f1e7cf"
 INK, FAINT = "#1d2733", "#c9d1da"
 MARKERS = "osD^vPX*"
 DPI = 144
+BINS = 10
 
 P = ParamSpec("P")
 _STYLE: dict[str, Any] = {
@@ -158,14 +159,14 @@ def precision_recall(groups: Curves) -> Figure:
 
 
 @styled
-def reliability(panels: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> Figure:
-    """Draw reliability diagrams, one panel per name (label (n,), p_ai (n,)): the share of AI images in each bin of
-    p_ai, with Wilson's interval; larger discs for bins with more images."""
+def reliability(groups: Curves) -> Figure:
+    """Draw reliability diagrams, one panel per group (label (n,), p_ai (n,)): the share of AI images in each of BINS
+    bins of p_ai, with Wilson's interval; larger discs for bins with more images."""
     from patchscan.reporting.statistics import wilson
 
-    drawing, axes = figure(2.4 * max(1, len(panels)), 2.8, 1, max(1, len(panels)))
-    for axis, (name, (label, p_ai)) in zip(axes[0], panels.items(), strict=False):
-        which = np.minimum((p_ai * bins).astype(int), bins - 1)
+    drawing, axes = figure(2.4 * max(1, len(groups)), 2.8, 1, max(1, len(groups)))
+    for axis, (name, (label, p_ai)) in zip(axes[0], groups.items(), strict=False):
+        which = np.minimum((p_ai * BINS).astype(int), BINS - 1)
         axis.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1)
         for number in np.unique(which):
             inside = which == number

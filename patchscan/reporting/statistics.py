@@ -15,6 +15,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 LEVEL = 0.95
 # The half-width of a normal interval in standard deviations: 1.96.
 NORMAL_QUANTILE = float(ndtri(0.5 + LEVEL / 2))
+DRAWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -335,10 +336,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
-def friedman(values: np.ndarray, draws: int = 20_000, seed: int = 0) -> float | None:
+def friedman(values: np.ndarray) -> float | None:
     """Test whether the treatments (columns) differ over the blocks (rows), by Friedman's rank test.
 
-    values: (blocks, treatments). Returns p, or None for fewer than 2 blocks or 3 treatments. p comes from `draws`
+    values: (blocks, treatments). Returns p, or None for fewer than 2 blocks or 3 treatments. p comes from DRAWS
     random permutations within the blocks.
     """
     # Not from chi-square, which needs more blocks (here generators) than there usually are.
@@ -348,10 +349,10 @@ def friedman(values: np.ndarray, draws: int = 20_000, seed: int = 0) -> float | 
     if blocks < 2 or treatments < 3:
         return None
     ranks = stats.rankdata(values, axis=1)
-    rng = np.random.default_rng(seed)
-    order = rng.random((draws, blocks, treatments)).argsort(axis=2)
+    rng = np.random.default_rng(0)
+    order = rng.random((DRAWS, blocks, treatments)).argsort(axis=2)
     shuffled = np.take_along_axis(np.broadcast_to(ranks, order.shape), order, axis=2)
     centre = (treatments + 1) / 2
     observed = ((ranks.mean(axis=0) - centre) ** 2).sum()
     permuted = ((shuffled.mean(axis=1) - centre) ** 2).sum(axis=1)
-    return float((1 + (permuted >= observed - 1e-12).sum()) / (draws + 1))
+    return float((1 + (permuted >= observed - 1e-12).sum()) / (DRAWS + 1))

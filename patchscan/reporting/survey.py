@@ -128,7 +128,7 @@ class Counts:
     high: np.ndarray
 
 
-def possible_counts(strata: Sequence[Stratum], seed: int = 0) -> Counts:
+def possible_counts(strata: Sequence[Stratum]) -> Counts:
     """Draw how many AI images each stratum may hold, given its labels. Raises ValueError where a stratum has none.
 
     The images that were not looked at follow a beta-binomial distribution, so that what was looked at stays certain.
@@ -138,7 +138,7 @@ def possible_counts(strata: Sequence[Stratum], seed: int = 0) -> Counts:
     """
     if any(one.labelled == 0 for one in strata):
         raise ValueError("a stratum has no label: merge_unlabelled first")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def drawn(prior: float) -> np.ndarray:
         columns = []
