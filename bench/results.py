@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
+from patchscan.common.processes import available_cpus
+
 Section = Literal["decode", "model", "end to end", "steady", "peers", "scaling", "training", "gpu"]
 Unit = Literal["ms", "s", "images/s", "GFLOP/s", "GB/s", "MB", "share", "x"]
 LIBRARIES = ("torch", "onnxruntime", "numpy", "pillow", "torchserve")
@@ -85,7 +87,7 @@ class Machine(Record):
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         return cls(
             cpu=names[0] if names else platform.machine(),
-            cores=len(os.sched_getaffinity(0)),
+            cores=available_cpus(),
             memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             system=platform.platform(),
             python=platform.python_version(),

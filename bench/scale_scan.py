@@ -27,6 +27,7 @@ import numpy as np
 
 from bench.images import encoded
 from bench.s3_stub import S3Stub
+from patchscan.common.processes import available_cpus
 from patchscan.detector.card import Card
 from patchscan.detector.presets import PatchPreset
 
@@ -60,7 +61,7 @@ class Scale:
 
     def table(self) -> str:
         """Format the figures for a terminal."""
-        lines = [f"{self.objects:,} objects in {self.server}, {os.cpu_count()} cores"]
+        lines = [f"{self.objects:,} objects in {self.server}, {available_cpus()} cores"]
         lines += [f"{'step':<28}{'seconds':>9}{'CPU-s':>9}{'peak MB':>9}"]
         lines += [f"{one.name:<28}{one.seconds:>9.1f}{one.cpu_s:>9.1f}{one.peak_mb:>9}" for one in self.steps]
         if self.objects_per_s:

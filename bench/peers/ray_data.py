@@ -16,6 +16,7 @@ import torch
 
 from bench.peers import print_rate
 from bench.peers.network import load, score
+from patchscan.common.processes import available_cpus
 
 BATCH = 8
 # Of a core for each process with the network: the rest reads.
@@ -38,7 +39,7 @@ class Scorer:
 
 def main(bucket: str, run: str, seconds: float) -> None:
     """Score for `seconds` after the first batch; print images per second."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cpus()
     ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     store = pyarrow.fs.S3FileSystem(

@@ -31,6 +31,7 @@ Rejection = ImageError | UnreadableError
 BATCH = 32
 DECODERS = 4
 _KEY = b"patchscan_scores"
+SCORE_COLUMNS = ["path", "generator", "split", "label", "logit", "small", "graphic", "tier", "status", "error_code"]
 
 
 def score_images(
@@ -48,36 +49,25 @@ def score_images(
     tier (the one that the image looks like, None if rejected), status ('scored', 'rejected') and error_code (None if
     scored).
     """
-    tiers: list[str | None] = [None] * len(images)
-    logits = np.full(len(images), np.nan)
-    small, graphic = np.zeros(len(images), bool), np.zeros(len(images), bool)
-    codes: list[str | None] = [None] * len(images)
     rejecting = (ImageError, UnreadableError) if keep_unreadable else (ImageError,)
+    rows: list[tuple[float, bool, bool, Tier | None, str | None]] = []
     with ProgressReport(task, len(images)) as progress:
         for batch in _prepare_batches(detector, images.path.tolist(), read, rejecting):
-            decoded = [image for image in batch if not isinstance(image, Rejection)]
-            batch_logits = iter(detector.logits([image.crops.pixels for image in decoded]))
-            for row, image in enumerate(batch, start=progress.done):
-                if isinstance(image, Rejection):
-                    codes[row] = str(image.code)
+            logits = iter(detector.logits([image.crops.pixels for image in batch if isinstance(image, Prepared)]))
+            for image in batch:
+                if isinstance(image, Prepared):
+                    rows.append((next(logits), image.crops.upscaled, image.graphic, image.tier, None))
                 else:
-                    logits[row], small[row] = next(batch_logits), image.crops.upscaled
-                    tiers[row], graphic[row] = image.tier, image.graphic
+                    rows.append((np.nan, False, False, None, str(image.code)))
             progress.advance(len(batch))
-    return pd.DataFrame(
-        {
-            "path": images.path.to_numpy(),
-            "generator": images.generator.to_numpy(),
-            "split": images.split.to_numpy(),
-            "label": (images["class"] == "ai").to_numpy().astype(int),
-            "logit": logits,
-            "small": small,
-            "graphic": graphic,
-            "tier": pd.Series(tiers, dtype="string"),
-            "status": ["scored" if code is None else "rejected" for code in codes],
-            "error_code": pd.Series(codes, dtype="string"),
-        }
+    scores = pd.DataFrame(rows, columns=["logit", "small", "graphic", "tier", "error_code"]).astype(
+        {"logit": "float", "small": "bool", "graphic": "bool", "tier": "string", "error_code": "string"}
     )
+    scores["status"] = ["scored" if code is None else "rejected" for *_, code in rows]
+    for column in ("path", "generator", "split"):
+        scores[column] = images[column].to_numpy()
+    scores["label"] = (images["class"] == "ai").to_numpy().astype(int)
+    return scores[SCORE_COLUMNS]
 
 
 def _prepare_batches(
@@ -115,10 +105,11 @@ def scores_key(card: Card, images: pd.DataFrame, engine: Engine, delivered: Tier
 
 
 def read_scores(path: Path, key: str) -> pd.DataFrame | None:
-    """Read the table at `path` if it exists, has this key, and all its images could be read; otherwise None."""
+    """Read what `score_images` returned from the table at `path`, if it exists, has this key, and all its images could
+    be read; otherwise None."""
     if not path.exists():
         return None
-    table = pq.read_table(path)
+    table = pq.read_table(path, columns=SCORE_COLUMNS)
     if (table.schema.metadata or {}).get(_KEY) != key.encode():
         return None
     scores = table.to_pandas()
