@@ -92,6 +92,8 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
     names = [card.name for card in cards]
     if len(set(names)) < len(names):
         raise EvaluationError(f"two runs have the same name ({', '.join(names)}): change the name in one card.json")
+    if (options.when is not None or options.when_loss is not None) and len(runs) != 2:
+        raise EvaluationError("a cascade is of two detectors: give --run twice, the one that looks at all images first")
     labels, said = options.labels, None
     if labels:
         data, options = {name: key_root(where) for name, where in data.items()}, replace(options, calibrate=False)
@@ -142,15 +144,12 @@ def _cannot_be_read(said: dict[str, Any]) -> str:
 
 
 def _cascade(models: list[Evaluated], options: Options) -> Cascade | None:
-    if options.when is None and options.when_loss is None:
-        return None
-    if len(models) != 2:
-        raise EvaluationError("a cascade is of two detectors: give --run twice, the one that looks at all images first")
-    first, then = models
-    if options.when is None:
-        return choose_band(first, then, options.when_loss or 0.0)
-    low, high = options.when
-    return Cascade(first=first.card, then=then.card, low=low, high=high)
+    if options.when is not None:
+        low, high = options.when
+        return Cascade(first=models[0].card, then=models[1].card, low=low, high=high)
+    if options.when_loss is not None:
+        return choose_band(models[0], models[1], options.when_loss)
+    return None
 
 
 def _add_cost(
@@ -269,9 +268,6 @@ def _as_stored(deliveries: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: table for name, table in stored.items() if (table.label == 1).any()} or stored
 
 
-SCORED_COLUMNS = ["path", "generator", "split", "label", "logit", "small", "graphic", "tier", "status", "error_code"]
-
-
 def _scores(
     detector: Callable[[], BaseDetector],
     read: Read,
@@ -292,7 +288,7 @@ def _scores(
             keep_unreadable=options.labels is not None,
         )
         write_scores(file, table, key)
-    return table[SCORED_COLUMNS].assign(delivered=delivered)
+    return table.assign(delivered=delivered)
 
 
 def _robustness(

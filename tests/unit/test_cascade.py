@@ -15,6 +15,7 @@ from patchscan.detector.card import Card, Decision
 from patchscan.detector.cascade import Cascade, CascadeError, log_odds, needed_band, parse_band
 from patchscan.evaluation.calibration import Target
 from patchscan.evaluation.cascade import BY_SECOND, BandError, choose_band, join
+from patchscan.evaluation.evaluate import EvaluationError, Options, evaluate
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import apply_decision
 from patchscan.scanning.cascade_scorer import CascadeAnswer, CascadeScorer
@@ -200,3 +201,9 @@ def test_the_band_asks_the_second_no_more_than_the_loss_needs() -> None:
     unseen = replace(first, card=replace(first.card, training={}))
     with pytest.raises(BandError, match="no generator in these data was seen"):
         choose_band(unseen, replace(then, card=replace(then.card, training={})), 0.01)
+
+
+def test_a_cascade_of_one_detector_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    card().write(tmp_path)
+    with pytest.raises(EvaluationError, match="give --run twice"):
+        evaluate([tmp_path], {"raw": tmp_path / "none"}, tmp_path / "out", Options(when_loss=0.01))
