@@ -30,8 +30,8 @@ from patchscan.evaluation.results import Evaluated, card_metrics, seen_rows
 from patchscan.evaluation.robustness import measure_robustness
 from patchscan.evaluation.scoreboard import card_scoreboard
 from patchscan.evaluation.scoring import (
-    alike,
     apply_decision,
+    cluster_or_image,
     evenly_spread,
     read_scores,
     score_images,
@@ -94,10 +94,10 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
         raise EvaluationError(f"two runs have the same name ({', '.join(names)}): change the name in one card.json")
     if (options.when is not None or options.when_loss is not None) and len(runs) != 2:
         raise EvaluationError("a cascade is of two detectors: give --run twice, the one that looks at all images first")
-    labels, said = options.labels, None
+    labels, label_info = options.labels, None
     if labels:
         data, options = {name: key_root(where) for name, where in data.items()}, replace(options, calibrate=False)
-        listed, said = _labelled(data, labels, options.limit)
+        listed, label_info = _labelled(data, labels, options.limit)
     else:
         indexes = {next(iter(data)): options.index}
         listed = {name: validation_images(where, options.limit, indexes.get(name)) for name, where in data.items()}
@@ -110,7 +110,7 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
     models = [_evaluate(run, card, reads, images, out, options) for run, card in zip(runs, cards, strict=True)]
     cascade = _cascade(models, options)
     joined = [] if cascade is None else [join(cascade, *models)]
-    report = build_report([*models, *joined], _describe(data, images, said), options.groups)
+    report = build_report([*models, *joined], _describe(data, images, label_info), options.groups)
     if cascade is not None:
         _add_cost(report, cascade, joined[0], runs, reads)
     if not labels:  # what those images measure is not what the card's figures are about
@@ -130,17 +130,17 @@ def _labelled(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """The labelled images of the one data set, and what the report says of the labels."""
     ((name, root),) = data.items()
-    images, said = labelled_images(labels, root)
-    if said["unavailable"]:
-        say(_cannot_be_read(said), error=True)
-    return {name: images if limit is None else limit_per_group(images, limit)}, said
+    images, label_info = labelled_images(labels, root)
+    if label_info["unavailable"]:
+        say(_cannot_be_read(label_info), error=True)
+    return {name: images if limit is None else limit_per_group(images, limit)}, label_info
 
 
-def _cannot_be_read(said: dict[str, Any]) -> str:
-    keys, total = said["unavailable_keys"], said["unavailable"]
+def _cannot_be_read(label_info: dict[str, Any]) -> str:
+    keys, total = label_info["unavailable_keys"], label_info["unavailable"]
     first = ", ".join(f"{printable(key)} ({code})" for key, code in islice(keys.items(), NAMED))
     more = f" and {total - NAMED:,} more, see report.json" if total > NAMED else ""
-    return f"labels: {total:,} of {said['labelled']:,} images cannot be read: {first}{more}"
+    return f"labels: {total:,} of {label_info['labelled']:,} images cannot be read: {first}{more}"
 
 
 def _cascade(models: list[Evaluated], options: Options) -> Cascade | None:
@@ -258,7 +258,7 @@ def _fit_decision(rows: pd.DataFrame, basis: str, options: Options) -> Decision:
     description = f"{counts} ({seen}; val, {basis}{', each in every tier' if several else ''})"
     tier = rows.tier.to_numpy() if several else None
     arrays = (rows.logit.to_numpy(), rows.label.to_numpy())
-    return fit_decision(*arrays, options.target, description, tier, alike(rows))
+    return fit_decision(*arrays, options.target, description, tier, cluster_or_image(rows))
 
 
 def _as_stored(deliveries: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -307,7 +307,7 @@ def _robustness(
 
 
 def _describe(
-    data: Mapping[str, str | Path], images: dict[str, pd.DataFrame], said: dict[str, Any] | None
+    data: Mapping[str, str | Path], images: dict[str, pd.DataFrame], label_info: dict[str, Any] | None
 ) -> dict[str, Any]:
     # The matched version shows crops of the same images: they are not counted twice.
     tables = [table for name, table in images.items() if name != "matched"] or list(images.values())
@@ -318,8 +318,8 @@ def _describe(
         "digest": data_digest(table),
         "images": len(table),
         # Whether labelled images were in a training set is not known.
-        "in_train": None if said else int(table.in_train.sum()),
+        "in_train": None if label_info else int(table.in_train.sum()),
         "repeated": sum(int(one.sha256.duplicated().sum()) for one in tables),
-        "labels": said,
+        "labels": label_info,
         "generators": sorted(table.generator.unique()),
     }

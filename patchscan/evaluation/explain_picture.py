@@ -117,11 +117,12 @@ def _row(drawing: Figure, places: list[Any], view: View, several: bool) -> None:
     label = f"{view.architecture}, p_ai {view.p_ai:.3f}\n" if several else ""
     if isinstance(view, WholeImageView):
         _pixels(drawing.add_subplot(places[0]), view.pixels, f"{label}the image as scored")
-        _weight_map(drawing.add_subplot(places[1]), view)
+        map_axis = drawing.add_subplot(places[1])
+        _signed(map_axis, view.weight, 1e-6, "what speaks for AI (red)", "logit changes up to {:.2g}")
         return
     _pixels(drawing.add_subplot(places[0]), view.patch, f"{label}the patch")
     for place, name, noise in zip(places[1:], FILTERS, noise_maps(view.patch), strict=True):
-        _noise(drawing.add_subplot(place), noise, name)
+        _signed(drawing.add_subplot(place), noise, 1.0, name, "up to {:.0f} grey levels")
 
 
 def _pixels(axis: Axes, pixels: np.ndarray, title: str) -> None:
@@ -129,16 +130,11 @@ def _pixels(axis: Axes, pixels: np.ndarray, title: str) -> None:
     axis.set(title=title, xticks=[], yticks=[])
 
 
-def _noise(axis: Axes, noise: np.ndarray, title: str) -> None:
-    limit = max(1.0, float(np.abs(noise).max()))
-    axis.imshow(noise, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    axis.set(title=title, xticks=[], yticks=[], xlabel=f"up to {limit:.0f} grey levels")
-
-
-def _weight_map(axis: Axes, view: WholeImageView) -> None:
-    limit = max(1e-6, float(np.abs(view.weight).max()))
-    axis.imshow(view.weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    axis.set(title="what speaks for AI (red)", xticks=[], yticks=[], xlabel=f"logit changes up to {limit:.2g}")
+def _signed(axis: Axes, values: np.ndarray, least: float, title: str, xlabel: str) -> None:
+    """Draw values around 0 in blue and red, up to the greatest of them, which `xlabel` names, or to `least`."""
+    limit = max(least, float(np.abs(values).max()))
+    axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axis.set(title=title, xticks=[], yticks=[], xlabel=xlabel.format(limit))
 
 
 def _weights(axis: Axes, view: WholeImageView) -> None:
@@ -173,10 +169,7 @@ def _complexity(axis: Axes, view: PatchView) -> None:
 def _alternatives(axis: Axes, explanation: Explanation, detector: BaseDetector) -> None:
     decision, p_ai = detector.card.decision.of(explanation.answer.tier), explanation.alternative_p_ai
     plots.mark_decision(axis, decision.threshold, (decision.abstain_low, decision.abstain_high))
-    height = np.linspace(0.2, 0.8, len(p_ai)) if len(p_ai) else np.array([])
-    axis.plot(p_ai, height, "o", color=plots.REAL_COLOUR, alpha=0.5, markersize=5)
+    axis.plot(p_ai, np.linspace(0.2, 0.8, len(p_ai)), "o", color=plots.REAL_COLOUR, alpha=0.5, markersize=5)
     axis.axvline(explanation.answer.p_ai, color=plots.AI_COLOUR, linewidth=2)
     others = "the image shifted by a few pixels" if is_shifted(explanation.views) else "other patches"
-    title = f"this answer (orange), {others}"
-    axis.set(title=title, xlabel="p_ai", xlim=(-0.02, 1.02), ylim=(0, 1))
-    axis.set_yticks([])
+    axis.set(title=f"this answer (orange), {others}", xlabel="p_ai", xlim=(-0.02, 1.02), ylim=(0, 1), yticks=[])

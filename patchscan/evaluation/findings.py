@@ -128,7 +128,8 @@ def _pair_finding(row: dict[str, Any], test: str) -> str | None:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+    shown = show(value, "p")
+    return shown if shown.startswith("<") else f"= {shown}"
 
 
 def _interval(estimate: dict[str, Any], style: str) -> str:

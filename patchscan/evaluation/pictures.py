@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from patchscan.detector.answer import TIERS
 from patchscan.evaluation.metrics import confusion
-from patchscan.evaluation.results import GROUPS, Evaluated, by_use, group_rows, to_scored
+from patchscan.evaluation.results import GROUPS, Evaluated, group_rows, split_seen, to_scored
 from patchscan.evaluation.scoring import usable
 from patchscan.reporting import plots
 
@@ -53,9 +53,9 @@ def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, 
         "roc": plots.roc(by_logit),
         "precision-recall": plots.precision_recall(by_logit),
         "histograms": plots.histograms(by_p_ai, decision.threshold, band),
-        "reliability": plots.reliability(_reliability_panels(by_use(evaluated, table))),
+        "reliability": plots.reliability(_reliability_panels(split_seen(evaluated, table))),
         "confusion": plots.confusions({name: confusion(scored) for name, scored in every.items()}),
-        "risk-coverage": _draw_risk(by_use(evaluated, table)),
+        "risk-coverage": _draw_risk(split_seen(evaluated, table)),
     }
     features = feature_moments(run)
     if features:
@@ -78,7 +78,7 @@ def risk_coverage_by_tier(evaluated: Evaluated) -> Figure:
     if there are no unseen ones."""
     table = evaluated.deliveries
     assert table is not None
-    unseen = by_use(evaluated, table)["unseen"]
+    unseen = split_seen(evaluated, table)["unseen"]
     table = table if unseen.empty else unseen
     return _draw_risk({tier: table[table.delivered == tier] for tier in TIERS})
 

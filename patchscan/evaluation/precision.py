@@ -70,8 +70,8 @@ def measure_bf16(run: Path, data: str | Path) -> Card:
             "this CPU does not compute in bfloat16, so --data can measure nothing: archive on one with AMX or "
             "avx512_bf16 (lscpu lists them), or leave out --data, for float32"
         )
-    whole, cut = OpenVinoDetector.load(run), OpenVinoBf16Detector.load(run)
-    if cut.engine == whole.engine:
+    in_float32, in_bfloat16 = OpenVinoDetector.load(run), OpenVinoBf16Detector.load(run)
+    if in_bfloat16.engine == in_float32.engine:
         raise EngineError(
             "the model has no convolutions, which alone are computed in bfloat16, so --data can measure nothing: "
             "leave it out, for float32"
@@ -79,7 +79,7 @@ def measure_bf16(run: Path, data: str | Path) -> Card:
     card, images, source = Card.read(run), validation_images(data), DataSource(data)
     before, after = (
         score_images(detector, source.read, images, f"score {card.name} with {detector.engine}")
-        for detector in (whole, cut)
+        for detector in (in_float32, in_bfloat16)
     )
     kept = compare_scores(before, after, card.decision)
     return replace(card, bf16={**vars(kept), "kept": kept.enough, "digest": card.digest})

@@ -43,7 +43,7 @@ def seen_rows(card: Card, table: pd.DataFrame) -> pd.Series:
     return table.generator.isin(card.training.get("seen", []))
 
 
-def by_use(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def split_seen(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Split the table's rows into those of `seen` and of `unseen` generators."""
     seen = seen_rows(evaluated.card, table)
     return {"seen": table[seen], "unseen": table[~seen]}
@@ -52,10 +52,10 @@ def by_use(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]
 def group_rows(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Group the table's rows: one group per generator, seen ones first; then `all seen` and `all unseen`, if there is
     more than one generator in them; then `overall`."""
-    used = by_use(evaluated, table)
+    parts = split_seen(evaluated, table)
     names = sorted(table.generator.unique(), key=lambda name: (name not in evaluated.seen, name))
     groups = {name: table[table.generator == name] for name in names}
-    pooled = dict(zip(GROUPS, (used["seen"], used["unseen"], table), strict=True))
+    pooled = dict(zip(GROUPS, (parts["seen"], parts["unseen"], table), strict=True))
     return groups | {name: part for name, part in pooled.items() if part.generator.nunique() > 1 or name == "overall"}
 
 
@@ -155,7 +155,7 @@ def calibration_summary(evaluated: Evaluated, protocol: str) -> dict[str, Any]:
     """Compute ECE and Brier score before calibration (the sigmoid of the logit) and after, for seen and unseen
     images."""
     summary = {}
-    for group, part in by_use(evaluated, evaluated.tables[protocol]).items():
+    for group, part in split_seen(evaluated, evaluated.tables[protocol]).items():
         scored = to_scored(part)
         before, after = measure(replace(scored, p_ai=scored.uncalibrated)), measure(scored)
         summary[group] = {

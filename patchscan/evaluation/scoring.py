@@ -149,7 +149,7 @@ def cluster_of(table: pd.DataFrame) -> np.ndarray | None:
     return table.groupby("collection" if several else "source").ngroup().to_numpy()
 
 
-def alike(table: pd.DataFrame) -> np.ndarray:
+def cluster_or_image(table: pd.DataFrame) -> np.ndarray:
     """Return an integer per row that numbers what is alike: `cluster_of`, or the images, of which there may be several
     deliveries, where no source is known."""
     cluster = cluster_of(table)
@@ -179,7 +179,7 @@ def apply_decision(
         part = table[fitted_on]
         tier = part.tier.to_numpy() if decision.tiers else None
         arrays = (part.logit.to_numpy(), part.label.to_numpy(), stratum(part))
-        decided.put(fitted_on, cross_fitted(*arrays, target, tier, part.path.to_numpy(), alike(part)))
+        decided.put(fitted_on, cross_fitted(*arrays, target, tier, part.path.to_numpy(), cluster_or_image(part)))
     table["measured_p_ai"], table["measured_ai"] = decided.p_ai, decided.says_ai & ~table.graphic
     table["measured_uncertain"] = decided.uncertain | no_verdict
     table["measured_threshold"] = decided.threshold
