@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -199,9 +199,7 @@ def measure(
     for model in settings.served:
         name = archive(runs[model], store, engine="onnx").stem
         alone = partial(per_core.rate, Job("onnx", runs[model]), settings.serving_seconds)
-        with ExitStack() as stack:
-            server = stack.enter_context(serving(store, name, folder / f"serve-{model}", cores))
-            s3 = stack.enter_context(EmbeddedS3())
+        with serving(store, name, folder / f"serve-{model}", cores) as server, EmbeddedS3() as s3:
             load = Load(server, name, images, cores)
             objects = max(settings.scanned, int(settings.serving_seconds * load.rate(settings.seconds)))
             scan = Scan(server, name, s3, objects, cores)
@@ -220,10 +218,8 @@ def measure(
             served[model] = values[SERVED]
             official = values.get(OFFICIAL, official)
             if settings.scaling and model == settings.served[-1]:
-                one = server
-                if cores > 1:
-                    one = stack.enter_context(serving(store, name, folder / "serve-one", 1))
-                _scaling(settings, scaling, load, Load(one, name, images, 1))
+                with serving(store, name, folder / "serve-one", 1) if cores > 1 else nullcontext(server) as one:
+                    _scaling(settings, scaling, load, Load(one, name, images, 1))
     if {"ssp", "ssp-lite"} <= served.keys():
         recorder.ratio("ssp-lite / ssp, served", served["ssp-lite"], served["ssp"], at_least=10)
         recorder.ratio(f"ssp-lite, served / {OFFICIAL} with ssp", served["ssp-lite"], official)

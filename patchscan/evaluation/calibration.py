@@ -88,18 +88,13 @@ def fit_decision(
     """
     if tier is None:
         return _fit(logit, label, target, basis)
-    fitted: dict[str, Decision | None] = {
-        name: _fit_covered(
-            logit[rows],
-            label[rows],
-            target,
-            f"images that look like {name}, of {basis}",
-            name,
-            None if cluster is None else cluster[rows],
-        )
-        for name in TIERS
-        if len(np.unique(label[rows := tier == name])) == 2
-    }
+    fitted: dict[str, Decision | None] = {}
+    for name in TIERS:
+        rows = tier == name
+        if len(np.unique(label[rows])) == 2:
+            alike = None if cluster is None else cluster[rows]
+            images = f"images that look like {name}, of {basis}"
+            fitted[name] = _fit_covered(logit[rows], label[rows], target, images, name, alike)
     plain = fitted.pop("native", None) or _fit(logit, label, target, basis)
     return replace(plain, tiers=fitted)
 
