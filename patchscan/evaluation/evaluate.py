@@ -101,6 +101,7 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
     else:
         indexes = {next(iter(data)): options.index}
         listed = {name: validation_images(where, options.limit, indexes.get(name)) for name, where in data.items()}
+    _check_groups(options.groups, listed)
     images = {
         name: add_sources(table, data[name], options.sources or find_sources(data[name]))
         for name, table in listed.items()
@@ -134,6 +135,18 @@ def _labelled(
     if label_info["unavailable"]:
         say(_cannot_be_read(label_info), error=True)
     return {name: images if limit is None else limit_per_group(images, limit)}, label_info
+
+
+def _check_groups(groups: Mapping[str, list[str]], images: Mapping[str, pd.DataFrame]) -> None:
+    """Raise EvaluationError for a generator of a group that no data set has: a mean over the others would be taken for
+    the group's."""
+    known = {str(generator) for table in images.values() for generator in table.generator.unique()}
+    for name, generators in groups.items():
+        if missing := set(generators) - known:
+            raise EvaluationError(
+                f"the group {name}: there are no images of {', '.join(sorted(missing))}; "
+                f"these data have {', '.join(sorted(known))}"
+            )
 
 
 def _cannot_be_read(label_info: dict[str, Any]) -> str:

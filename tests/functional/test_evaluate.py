@@ -318,6 +318,10 @@ def test_video_is_sampled_evenly_and_scored(report: Path, runs: list[Path], tmp_
         (["evaluate", "--run", "{run}", "--data", "{empty}", "--out", "{out}"], "no image is in <generator>"),
         (["evaluate", "--run", "{empty}", "--data", "{data}", "--out", "{out}"], "is missing"),
         (["evaluate", "--run", "{run}", "--run", "{run}", "--data", "{data}", "--out", "{out}"], "same name"),
+        (
+            ["evaluate", "--run", "{run}", "--data", "{data}", "--out", "{out}", "--group", "two=smooth,othr"],
+            "the group two: there are no images of othr; these data have other, smooth",
+        ),
         (["explain", "{data}/other/val/ai/cut.png", "--run", "{run}", "--out", "{out}/why.png"], "truncated"),
         (["explain", "{data}/nowhere.png", "--run", "{run}", "--out", "{out}/why.png"], "cannot read"),
         (["scan-video", "{data}/other/val/ai/cut.png", "--run", "{run}", "--out", "{out}"], "damaged"),
