@@ -26,6 +26,7 @@ from patchscan.detector.models import SSP, Ensemble, SSPLite, build_model
 from patchscan.detector.onnx_export import export_graph, write_graph
 from patchscan.detector.openvino_detector import OpenVinoBf16Detector, OpenVinoDetector, has_bf16
 from patchscan.detector.presets import EnsemblePreset, PatchPreset, Preset, WholeImagePreset, to_tensor
+from patchscan.evaluation import precision
 from patchscan.evaluation.precision import compare
 from patchscan.scanning.scorers import InProcessScorer
 from patchscan.serving.verify import verify
@@ -161,10 +162,11 @@ def test_bfloat16_is_measured_at_archiving_and_used_where_it_was_found_good(
     run, data = tiny_run(tmp_path / "tiny"), jpeg_versus_png(tmp_path / "data", count=3)
     write_graph(run)
     command = ["archive", str(run), "--model-store", str(tmp_path), "--engine", "openvino"]
-    monkeypatch.setattr(openvino_detector, "has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
     with pytest.raises(UserError, match="this CPU does not compute in bfloat16"):
         CliRunner().invoke(app, [*command, "--data", str(data)], catch_exceptions=False)
-    monkeypatch.setattr(openvino_detector, "has_bf16", lambda: True)
+    for module in (precision, openvino_detector):
+        monkeypatch.setattr(module, "has_bf16", lambda: True)
     assert InProcessScorer(run, engine="openvino").engine == "openvino", "bfloat16 was not measured"
     done = CliRunner().invoke(app, [*command, "--data", str(data)])
     assert done.exit_code == 0, done.output
