@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from patchscan.common.errors import UserError
+from patchscan.detector.answer import Engine
 from patchscan.detector.card import Card
 from patchscan.detector.cascade import Cascade, log_odds, needed_band
 from patchscan.detector.engines import load_detector
@@ -99,14 +100,16 @@ def _error(wrong: np.ndarray, label: np.ndarray) -> float:
     return float(np.mean([wrong[label == one].mean() for one in (0, 1)]))
 
 
-def cost(cascade: Evaluated, runs: tuple[Path, Path], read: Callable[[str], bytes], protocol: str) -> dict[str, Any]:
+def cost(
+    cascade: Evaluated, runs: tuple[Path, Path], read: Callable[[str], bytes], protocol: str, engine: Engine | None
+) -> dict[str, Any]:
     """Return what the cascade costs: by class, the share of scored images that the second detector is asked about, and
     the seconds of a core that the models take for an image: the first, the second, and both as a cascade. They are
-    measured here on TIMED_IMAGES images."""
+    measured here on TIMED_IMAGES images, with `engine` (None: see `choose_engine`)."""
     table = cascade.tables[protocol]
     table = table[usable(table)]
     images = [read(path) for path in evenly_spread(table, TIMED_IMAGES).path]
-    first_s, second_s = (_seconds(run, images) for run in runs)
+    first_s, second_s = (_seconds(run, images, engine) for run in runs)
     asked = {name: float(table[BY_SECOND][table.label == label].mean()) for label, name in ((0, "real"), (1, "ai"))}
     return {
         "asked": asked,
@@ -116,8 +119,8 @@ def cost(cascade: Evaluated, runs: tuple[Path, Path], read: Callable[[str], byte
     }
 
 
-def _seconds(run: Path, images: list[bytes]) -> float:
-    detector = load_detector(run)
+def _seconds(run: Path, images: list[bytes], engine: Engine | None) -> float:
+    detector = load_detector(run, engine=engine)
     crops = [one.crops.pixels for one in detector.prepare_all(images) if isinstance(one, Prepared)]
     detector.logits(crops[:1])  # the first pass is slow
     before = detector.model_s

@@ -113,7 +113,7 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
     joined = [] if cascade is None else [join(cascade, *models)]
     report = build_report([*models, *joined], _describe(data, images, label_info), options.groups)
     if cascade is not None:
-        _add_cost(report, cascade, joined[0], runs, reads)
+        _add_cost(report, cascade, joined[0], runs, reads, options.engine)
     if not labels:  # what those images measure is not what the card's figures are about
         _write_cards(runs, models, report["models"][: len(runs)])
     write_report(report, [*models, *joined], [*runs, *(out for _ in joined)], out)
@@ -166,11 +166,16 @@ def _cascade(models: list[Evaluated], options: Options) -> Cascade | None:
 
 
 def _add_cost(
-    report: dict[str, Any], cascade: Cascade, joined: Evaluated, runs: list[Path], reads: Mapping[str, Read]
+    report: dict[str, Any],
+    cascade: Cascade,
+    joined: Evaluated,
+    runs: list[Path],
+    reads: Mapping[str, Read],
+    engine: Engine | None,
 ) -> None:
     """Add what the cascade costs to the report, and a finding that says it."""
     name = next(iter(joined.tables))
-    found = cost(joined, (runs[0], runs[1]), reads[name], name)
+    found = cost(joined, (runs[0], runs[1]), reads[name], name, engine)
     report["cascade"] = {"first": cascade.first.name, "then": cascade.then.name, **found}
     report["cascade"] |= {"low": cascade.low, "high": cascade.high}
     report["findings"]["models"].append(cost_finding(cascade, found))

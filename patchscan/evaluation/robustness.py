@@ -9,10 +9,9 @@ import pandas as pd
 from patchscan.dataset.sources import SOURCE_COLUMNS
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Card
-from patchscan.evaluation.calibration import decide
 from patchscan.evaluation.disturbances import disturbances
 from patchscan.evaluation.results import seen_rows
-from patchscan.evaluation.scoring import cluster_of, score_images, usable
+from patchscan.evaluation.scoring import apply_decision, cluster_of, score_images, usable
 from patchscan.reporting.statistics import auc_difference, auc_interval, proportion_among
 
 UNDISTURBED = "undisturbed"
@@ -26,7 +25,7 @@ def measure_robustness(
 
     Returns what the card stores: the digest of `card`, whose decision is used; the number of images; and one row per
     disturbance and group ('seen', 'unseen') with the AUC, its paired difference to the undisturbed AUC, and the
-    detection rates at the card's threshold.
+    detection rates at the threshold of the tier that each disturbed image looks like, as in serving.
     """
 
     def score(label: str, disturb: Callable[[bytes], bytes]) -> pd.DataFrame:
@@ -53,7 +52,7 @@ def _rows(
             continue
         truth, logit, cluster = part.label.to_numpy(), part.logit.to_numpy(), cluster_of(part)
         change = None if table is undisturbed else auc_difference(truth, logit, before, cluster)
-        right = decide(logit, card.decision).says_ai == (truth == 1)
+        right = apply_decision(part, card.decision).measured_ai.to_numpy() == (truth == 1)
         rows.append(
             {
                 "family": family,
