@@ -226,10 +226,12 @@ class Cluster:
         query = {"container": container, "follow": "true" if follow else "false"}
         try:
             # A pod that is followed may log nothing for any length of time.
-            for line in self._stream(f"{self._path('Pod', pod)}/log", query, None if follow else ANSWER_S):
+            silence_s = None if follow else ANSWER_S
+            lines, _ = self._retries.call(lambda: self._stream(f"{self._path('Pod', pod)}/log", query, silence_s))
+            for line in lines:
                 yield line.decode(errors="replace").rstrip("\n")
         except TransientError as error:
-            raise OutageError(f"the log of {pod} broke off: {error}") from error
+            raise OutageError(f"the log of {pod} cannot be read, or broke off: {error}") from error
 
     # -- events ----------------------------------------------------------------------------------------------------
 
@@ -324,16 +326,11 @@ class Cluster:
             return result
 
     def _stream(self, path: str, query: dict[str, str], silence_s: float | None) -> Iterator[bytes]:
-        """Yield the lines of a long answer, with at most `silence_s` seconds between two of them (None: no limit).
-
-        Raises TransientError where the connection breaks.
+        """Ask for a long answer, and return its lines, with at most `silence_s` seconds between two of them (None: no
+        limit). Raises TransientError here and, where the connection breaks, between two lines.
         """
         with _translated_errors():
-            reply = self._send("GET", path, query, None, (ANSWER_S, silence_s))
-            try:
-                yield from reply.response
-            finally:
-                reply.response.close()
+            return _lines(self._send("GET", path, query, None, (ANSWER_S, silence_s)).response)
 
     def _send(self, method: str, path: str, query: dict[str, str], body: Body | None, timeout: Any) -> Any:
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
@@ -358,6 +355,11 @@ class _NotFoundError(ClusterError):
 
 class _ExpiredError(Exception):
     """410: the server no longer has this resource version or the rest of this list."""
+
+
+def _lines(response: Any) -> Iterator[bytes]:
+    with _translated_errors(), contextlib.closing(response):
+        yield from response
 
 
 @contextlib.contextmanager

@@ -492,7 +492,9 @@ def test_logs_and_cancelling(bench: Bench) -> None:
     bench.trouble = lambda shard, attempt: (0, f"shard {shard} says\nthis")
     bench.work()
     name = bench.worker_jobs()[0]["metadata"]["name"]
+    bench.api.faults = [("GET", "/log", 503)]  # asked for again
     assert list(log_lines(bench.cluster(), name, 3, follow=True)) == ["== worker", "shard 3 says", "this"]
+    assert bench.api.faults == []
     for follow in (False, True):
         with pytest.raises(ClusterError, match="no pod of index 9: its indexes are 0 to 5"):
             list(log_lines(bench.cluster(), name, 9, follow))
