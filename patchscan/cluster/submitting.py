@@ -58,9 +58,11 @@ def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dic
     try:
         pod = job["spec"]["template"]["spec"]
         name = job["metadata"]["name"] = name or job["metadata"]["name"]
-    except (KeyError, TypeError) as error:
-        raise ClusterError(f"the Job in {path} lacks metadata.name or spec.template.spec") from error
-    _change_settings(cluster, pod, settings)
+        _change_settings(cluster, pod, settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ClusterError(
+            f"the Job in {path} lacks metadata.name or spec.template.spec, or has them in another form than Kubernetes"
+        ) from error
     for document in documents:
         if document is not job:
             with contextlib.suppress(AlreadyExistsError):

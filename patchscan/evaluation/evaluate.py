@@ -27,7 +27,7 @@ from patchscan.evaluation.draws import measure_draws
 from patchscan.evaluation.evidence import fit_bounds
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated, card_metrics, seen_rows
-from patchscan.evaluation.robustness import measure_robustness
+from patchscan.evaluation.robustness import RATES_RULE, measure_robustness
 from patchscan.evaluation.scoreboard import card_scoreboard
 from patchscan.evaluation.scoring import (
     apply_decision,
@@ -316,9 +316,9 @@ def _robustness(
     read: Read,
     images: pd.DataFrame,
 ) -> dict[str, Any]:
-    """The card's robustness; measured again unless the card holds it for the same images and decision."""
+    """The card's robustness; measured again unless the card holds it for the same images, decision and rule."""
     known = images.assign(sha256=images.sha256 + " " + images.collection + " " + images.source)
-    key = scores_key(card, known, engine)
+    key = f"{scores_key(card, known, engine)} {RATES_RULE}"
     if (card.robustness.get("digest"), card.robustness.get("images_key")) == (card.digest, key):
         return card.robustness
     return {**measure_robustness(detector(), card, read, images), "images_key": key}

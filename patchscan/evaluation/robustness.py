@@ -15,6 +15,8 @@ from patchscan.evaluation.scoring import apply_decision, cluster_of, score_image
 from patchscan.reporting.statistics import auc_difference, auc_interval, proportion_among
 
 UNDISTURBED = "undisturbed"
+# How the rates are decided; cards whose rates were decided in another way are measured again.
+RATES_RULE = "by tier"
 
 
 def measure_robustness(

@@ -109,10 +109,10 @@ def read_scores(path: Path, key: str) -> pd.DataFrame | None:
     be read; otherwise None."""
     if not path.exists():
         return None
-    table = pq.read_table(path, columns=SCORE_COLUMNS)
+    table = pq.read_table(path)
     if (table.schema.metadata or {}).get(_KEY) != key.encode():
-        return None
-    scores = table.to_pandas()
+        return None  # perhaps of an older version, with other columns
+    scores = table.select(SCORE_COLUMNS).to_pandas()
     return scores if scores.error_code.dropna().isin(list(ErrorCode)).all() else None
 
 

@@ -417,13 +417,15 @@ JOB = "kind: Job\nmetadata: {name: x}\nspec: {template: {spec: {containers: []}}
         (b"a: 2026-99-99", "cannot be read"),
         (b"kind: Job", "lacks metadata.name or spec.template.spec"),
         (b"kind: Job\nmetadata: x\nspec: []", "lacks metadata.name or spec.template.spec"),
+        (b"kind: Job\nmetadata: {name: x}\nspec: {template: {spec: a text}}", "another form than Kubernetes"),
+        (b"kind: Job\nmetadata: {name: x}\nspec: {template: {spec: {containers: 3}}}", "another form than Kubernetes"),
         (JOB.replace("containers: []", "").encode(), "there is no such setting"),
         (f"{JOB}---\nmetadata: {{}}\n".encode(), "patchscan creates no None"),
     ],
 )
 def test_a_file_that_is_no_manifest_is_told_in_one_line(bench: Bench, tmp_path: Path, text: bytes, why: str) -> None:
     (tmp_path / "file.yaml").write_bytes(text)
-    settings = {"EPOCHS": "3"} if "setting" in why else {}
+    settings = {"EPOCHS": "3"} if "setting" in why or "form" in why else {}
     with pytest.raises(ClusterError, match=why):
         submit_manifest(bench.cluster(), str(tmp_path / "file.yaml"), None, settings)
     assert bench.api.all("jobs") == []

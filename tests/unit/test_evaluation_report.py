@@ -290,6 +290,8 @@ def test_scores_tables_are_reused_only_under_their_key(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(kept, scores, check_dtype=False)
     assert read_scores(tmp_path / "scores.parquet", "another key") is None
     assert read_scores(tmp_path / "missing.parquet", "one key") is None
+    write_scores(tmp_path / "older.parquet", scores.drop(columns=["tier", "graphic"]), "its key")
+    assert read_scores(tmp_path / "older.parquet", "one key") is None
 
 
 def keys_of(value: Any) -> set[str]:
