@@ -1,6 +1,6 @@
 """Is it the patch or the filters? Train variants of SSP alike, each with one part changed, and compare them.
 
-    python -m bench.ablation --data genmix --sources sources.csv --out build/ablation
+    python -m bench.ablation --data genmix --seen ldm_laion,dalle_mini --unseen dalle3,sd_v2_1 --out build/ablation
 
 SSP itself takes hours for each variant, so a small network stands in for it: that of ssp-lite, 78,753 parameters, on
 one 32 x 32 patch an image. All see the same images in the same order, for as many steps, with ssp-lite's optimiser. OUT
@@ -124,7 +124,6 @@ def main() -> None:
     parser.add_argument("--sources", type=Path)
     parser.add_argument("--seen", required=True, help="generators to train on, separated by commas")
     parser.add_argument("--unseen", required=True, help="generators kept for evaluation, separated by commas")
-    parser.add_argument("--group", action="append", default=[], metavar="NAME=GENERATOR,GENERATOR")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     arguments = parser.parse_args()
     overrides = {
@@ -133,8 +132,7 @@ def main() -> None:
         "epochs": arguments.epochs,
     }
     runs = [run for name in VARIANTS for run in train_variant(name, arguments.data, arguments.out, overrides)]
-    groups = {name: members.split(",") for name, _, members in (one.partition("=") for one in arguments.group)}
-    options = Options(engine="onnx", tiers=("native", "web"), sources=arguments.sources, groups=groups)
+    options = Options(engine="onnx", tiers=("native", "web"), sources=arguments.sources)
     report = evaluate(runs, {Path(arguments.data).name: arguments.data}, arguments.out / "report", options)
     for line in table(report):
         say(line)

@@ -30,14 +30,15 @@ def check_device(device: str) -> None:
         ) from error
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16: avx512_bf16 or AMX."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def choose_precision(asked: Precision | None, device: torch.device) -> Precision:
     """Return `asked`, or bf16 on a GPU and fp32 on a CPU. Raises DeviceError for bf16 on a CPU without instructions for
     it (avx512_bf16, AMX), which would take several times as long as fp32."""
-    if (
-        asked == "bf16"
-        and device.type == "cpu"
-        and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    ):
+    if asked == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         raise DeviceError(
             "this CPU does not compute in bfloat16 (lscpu lists neither avx512_bf16 nor amx_bf16): use --precision fp32"
         )

@@ -13,6 +13,7 @@ from patchscan.detector.card import Card
 from patchscan.detector.models import SSP
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
+from patchscan.training.device import cpu_has_bf16
 from tests.command import environment, patchscan
 from tests.image_tree import picture, write
 from tests.imagenet_weights import lite0_state, resnet50_state
@@ -61,7 +62,7 @@ def run(command: str, desk: Path) -> None:
         done = patchscan(*words[1:], cwd=desk, env=variables)
     else:
         done = subprocess.run(words, cwd=desk, env=variables, capture_output=True, text=True, check=False)
-    if "bf16" in words and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if "bf16" in words and not cpu_has_bf16():
         assert "use --precision fp32" in done.stderr
         return
     assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -23,6 +23,7 @@ from patchscan.detector.engines import load_detector
 from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import evaluation_loader
 from patchscan.training.data import TrainingData
+from patchscan.training.device import cpu_has_bf16
 from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import load_recipe
 from tests.command import environment, patchscan, start_patchscan
@@ -132,7 +133,7 @@ def test_a_run_says_what_it_was_trained_on(data: Path, finished: Path) -> None:
     assert list((finished / "tensorboard").iterdir())
 
 
-@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU does not compute in bfloat16")
+@pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU does not compute in bfloat16")
 def test_a_cpu_trains_in_bfloat16_and_goes_on_in_nothing_else(data: Path, finished: Path, tmp_path: Path) -> None:
     succeed(*train(data, tmp_path), "--precision", "bf16")
     assert log(tmp_path)[0]["precision"] == Card.read(tmp_path).training["precision"] == "bf16"
