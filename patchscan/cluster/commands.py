@@ -196,7 +196,9 @@ def scan_coordinate(
     requester_pays: options.RequesterPays = False,
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
-    max_objects: options.MaxObjects = 0,
+    max_objects: Annotated[
+        int, typer.Option(min=0, help="End before anything is scored if there are more objects to score (0: no limit).")
+    ] = 0,
     c2pa_trust: options.C2paTrust = None,
     select: options.SelectBy = None,
     threads: options.Threads = 32,

@@ -113,7 +113,6 @@ def scan(
         card=scorer.card,
         filters=options.make_filters(suffix, min_size, max_size, since, until),
         shard_size=options.make_shard_size(shard_objects, shard_mb),
-        max_objects=max_objects,
         retry_archived=retry_archived,
         sample=sample,
         c2pa_trust=trust,
@@ -129,6 +128,7 @@ def scan(
     def work(plan: "Plan") -> int:
         """Work on all shards and write the reports; returns the exit code."""
         worker = Worker(plan, results, scorer, settings)
+        worker.objects_left = max_objects or None
         with ProgressReport("scanning", plan.to_score, "objects") as progress:
             told = [EventObserver(stream, plan.scan, plan.to_score)] if stream else []
             worker.observers = [BarObserver(progress), *metrics, *told]
@@ -159,7 +159,6 @@ def scan_plan(
     requester_pays: options.RequesterPays = False,
     shard_objects: options.ShardObjects = 5_000,
     shard_mb: options.ShardMB = 4_096,
-    max_objects: options.MaxObjects = 0,
     sample: options.Sample = 0,
     retry_archived: options.RetryArchived = False,
     c2pa_trust: options.C2paTrust = None,
@@ -181,7 +180,6 @@ def scan_plan(
         card=scorer.card,
         filters=options.make_filters(suffix, min_size, max_size, since, until),
         shard_size=options.make_shard_size(shard_objects, shard_mb),
-        max_objects=max_objects,
         retry_archived=retry_archived,
         sample=sample,
         c2pa_trust=trust,

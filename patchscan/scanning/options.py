@@ -97,7 +97,7 @@ Until = Annotated[datetime | None, typer.Option(help="Only objects changed befor
 ShardObjects = Annotated[int, typer.Option(min=1, help="Maximum number of objects in a shard.")]
 ShardMB = Annotated[int, typer.Option(min=1, help="Maximum megabytes in a shard.")]
 MaxObjects = Annotated[
-    int, typer.Option(min=0, help="End before anything is scored if there are more objects to score (0: no limit).")
+    int, typer.Option(min=0, help="Stop after this many objects, with exit code 75 (0: no limit). Run again to go on.")
 ]
 Sample = Annotated[
     int,

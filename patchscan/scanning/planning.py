@@ -273,8 +273,8 @@ def _check_number(request: ScanRequest, to_score: int) -> None:
     mistake."""
     if 0 < request.max_objects < to_score:
         raise PlanError(
-            f"{request.source.url} holds {to_score:,} objects to score, more than --max-objects "
-            f"{request.max_objects:,} (MAX_OBJECTS on a cluster): nothing was scored; raise it, or scan less"
+            f"{request.source.url} holds {to_score:,} objects to score, more than MAX_OBJECTS, "
+            f"{request.max_objects:,}: nothing was scored; raise it, or scan less"
         )
 
 

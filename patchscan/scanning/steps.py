@@ -153,6 +153,8 @@ def work_shards(worker: "Worker", indexes: Iterable[int]) -> None:
         if worker.stop.is_set():
             raise StoppedError  # the signal came after the last object
     except StoppedError:
+        if worker.objects_left is not None and worker.objects_left < 0:
+            say("patchscan: --max-objects is reached", error=True)
         say("patchscan: interrupted; run the same command again to continue", error=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 

@@ -74,8 +74,8 @@ class WorkSettings:
 
 
 class Worker:
-    """Works on shards of one plan, one after the other; `observers` are told of each row. Raises ScorerError where the
-    scorer has another model than the plan."""
+    """Works on shards of one plan, one after the other. `observers` are told of each row; `objects_left` is how many
+    objects it may still process (None: all). Raises ScorerError where the scorer has another model than the plan."""
 
     def __init__(
         self,
@@ -90,6 +90,7 @@ class Worker:
         self.plan, self.out, self.scorer, self.settings = plan, out, scorer, settings
         self.stop = stop or threading.Event()
         self.observers: Sequence[Observer] = ()
+        self.objects_left: int | None = None
         self.source = plan.source.open(settings.threads)
         self._model = {"model": plan.model, "version": plan.version, "digest": plan.digest}
         self._c2pa_trust = trust_digest(plan.c2pa_trust)
@@ -112,8 +113,8 @@ class Worker:
     def work(self, index: int) -> None:
         """Write the part of shard `index`, unless it exists.
 
-        Raises StoppedError after `stop` was set, and the errors that end a scan (OutageError, ScorerError, StoreError);
-        finished rows are saved as progress before.
+        Raises StoppedError after `stop` was set or where no objects are left to it, and the errors that end a scan
+        (OutageError, ScorerError, StoreError); finished rows are saved as progress before.
         """
         folder = f"scans/{self.plan.scan}"
         part = f"{folder}/rows/part-{shards.name(index)}.parquet"
@@ -130,13 +131,14 @@ class Worker:
         todo = [info for info in objects if identity(info.key, info.version_id) not in shard.done]
         try:
             for row, fetched_bytes in map_in_threads(
-                self._process, todo, self.settings.threads, self.stop, self.settings.drain_s
+                self._process, todo[: self.objects_left], self.settings.threads, self.stop, self.settings.drain_s
             ):
                 shard.add(row)
                 for observer in self.observers:
                     observer.row(row, fetched_bytes)
                 if shard.seconds_since_saved() > self.settings.save_every_s:
                     self.out.write(progress, shard.parquet())
+            self._count_off(len(todo))
         except (StoppedError, UserError):
             self.out.write(progress, shard.parquet())
             raise
@@ -144,6 +146,13 @@ class Worker:
         if self.plan.conditional_writes or self.out.read(part) is None:
             self.out.write_new(part, shard.parquet())
         self.out.delete(progress)
+
+    def _count_off(self, objects: int) -> None:
+        """Take the objects of a shard from `objects_left`. Raises StoppedError where they were more."""
+        if self.objects_left is not None:
+            self.objects_left -= objects
+            if self.objects_left < 0:
+                raise StoppedError
 
     def _notify_resumed(self, count: int) -> None:
         for observer in self.observers:

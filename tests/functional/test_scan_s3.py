@@ -295,12 +295,13 @@ def test_an_unfinished_sample_is_finished_before_it_is_widened(bucket: str) -> N
         plan_scan(ScanRequest(source=source, card=scorer.card), out)
 
 
-def test_a_scan_in_several_runs_reads_each_object_once(bucket: str) -> None:
+@pytest.mark.parametrize("limit", ["--max-objects", "--max-requests"])
+def test_a_scan_in_several_runs_reads_each_object_once(bucket: str, limit: str) -> None:
     with stub_server() as scorer:
         command = ["scan", f"s3://{bucket}", "--out", f"s3://{bucket}-out/x", *scorer, "--threads", "1"]
-        runs = [CliRunner().invoke(app, [*command, "--max-requests", "8"]) for _ in range(3)]
+        runs = [CliRunner().invoke(app, [*command, limit, "8"]) for _ in range(3)]
     assert [one.exit_code for one in runs] == [75, 75, 0], runs[-1].output
-    assert "--max-requests is reached" in runs[0].stderr
+    assert f"{limit} is reached" in runs[0].stderr
     assert "run the same command again to continue" in runs[0].stderr
     found = json.loads(open_store(f"s3://{bucket}-out/x").read("report.json") or b"")
     assert found["cost"]["requests"]["GetObject"] == found["totals"]["listed"] == 22

@@ -218,7 +218,7 @@ def test_filters_hold_for_named_objects_too(photos: Path, tmp_path: Path) -> Non
     assert plan
     told = work(plan, out, scorer)
     assert (told["totals"]["filtered"], told["named"]["objects"], set(newest_table(out))) == (1, 2, {"0.png"})
-    with pytest.raises(PlanError, match="more than --max-objects 1"):
+    with pytest.raises(PlanError, match="more than MAX_OBJECTS, 1:"):
         plan_named(
             ScanRequest(source=source, filters=filters, card=scorer.card, shard_size=SMALL_SHARDS, max_objects=1),
             out,

@@ -291,7 +291,7 @@ def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) ->
 def test_a_scan_of_more_than_the_user_allows_scores_nothing(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     source = ScanSource(url=str(photos))
-    with pytest.raises(PlanError, match=r"14 objects to score, more than --max-objects 13"):
+    with pytest.raises(PlanError, match=r"14 objects to score, more than MAX_OBJECTS, 13:"):
         plan_scan(ScanRequest(source=source, card=card(), max_objects=13), out)
     assert list(out.names("")) == []
     assert plan_scan(ScanRequest(source=source, card=card(), max_objects=14), out).listed == 14
