@@ -24,7 +24,7 @@ from patchscan.common.files import atomic_write
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#666666", "#000000")
 AI_COLOUR, REAL_COLOUR, BAND_COLOUR = "#D55E00", "#0072B2", "#f1e7cf"
 INK, FAINT = "#1d2733", "#c9d1da"
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*<>hpd8"
 DPI = 144
 BINS = 10
 
@@ -320,22 +320,26 @@ def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
 @styled
 def principal_components(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
     """Draw the first two principal components of features, one panel per moment (features (n, width), label (n,),
-    generator (n,)), each with axes of its own and their shares of the variance."""
+    generator (n,)), each with axes of its own and their shares of the variance. Colours tell the class, marks the
+    generator."""
+    names = sorted({str(name) for _, _, generator in moments.values() for name in generator})
+    looks = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(names)}
+    classes = {"real": REAL_COLOUR, "AI": AI_COLOUR}
     drawing, axes = figure(4.7 * max(1, len(moments)), 4.2, 1, max(1, len(moments)))
     for axis, (moment, (features, label, generator)) in zip(axes[0], moments.items(), strict=False):
         centred = features.astype(np.float64) - features.mean(axis=0)
         left, singular, _ = np.linalg.svd(centred, full_matrices=False)
         share = singular**2 / max(float((singular**2).sum()), 1e-300)
-        for number, name in enumerate(np.unique(generator)):
-            for value, colour, kind in ((0, REAL_COLOUR, "real"), (1, AI_COLOUR, "AI")):
-                inside = (generator == name) & (label == value)
-                points = (left * singular)[inside]
-                axis.scatter(points[:, 0], points[:, 1], s=12, c=colour, marker=MARKERS[number % len(MARKERS)],
-                             alpha=0.55, linewidths=0, label=f"{name}, {kind}")  # fmt: skip
-        axis.set(title=moment, xlabel=f"component 1 ({share[0]:.0%} of the variance)")
-        axis.set_ylabel(f"component 2 ({share[1]:.0%})" if len(share) > 1 else "")
+        for name, marker in looks.items():
+            for value, colour in enumerate(classes.values()):
+                points = (left * singular)[(generator == name) & (label == value)]
+                axis.scatter(points[:, 0], points[:, 1], s=12, c=colour, marker=marker, alpha=0.55, linewidths=0)
+        axis.set(title=moment, xlabel=f"component 1 ({share[0]:.1%} of the variance)")
+        axis.set_ylabel(f"component 2 ({share[1]:.1%})" if len(share) > 1 else "")
         axis.set(xticks=[], yticks=[])
-    axes[0][-1].legend(fontsize=7.5, loc="best")
+    handles = [Patch(color=colour, label=name) for name, colour in classes.items()]
+    handles += [Line2D([], [], linestyle="none", marker=look, color=INK, label=name) for name, look in looks.items()]
+    drawing.legend(handles=handles, loc="outside right upper", fontsize=7.5)
     return drawing
 
 
