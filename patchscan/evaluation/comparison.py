@@ -1,14 +1,14 @@
 """Compare models on the same images: paired tests with Holm's correction, and Friedman's test across generators."""
 
 from dataclasses import asdict
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from patchscan.dataset.sources import SOURCE_COLUMNS
-from patchscan.evaluation.results import Evaluated, group_rows
+from patchscan.evaluation.results import GROUPS, Evaluated, group_rows
 from patchscan.evaluation.scoring import cluster_of, usable
 from patchscan.reporting.statistics import (
     Difference,
@@ -21,15 +21,17 @@ from patchscan.reporting.statistics import (
 
 
 def compare(models: list[Evaluated], protocol: str) -> dict[str, Any]:
-    """Compare all pairs of models on every generator, and on all images if there are several generators.
+    """Compare all pairs of models on every generator, and on the images of several: those that both models have seen,
+    those that neither has, and all.
 
     Accuracy is compared at each model's own threshold (McNemar's exact test), AUC by DeLong's test. p-values are
-    corrected by Holm's method over all pairs and generators of the protocol, separately for the two tests. Only images
-    that both models scored are used. Images of one collection are counted together where sources are known.
+    corrected by Holm's method over all pairs of the protocol, separately for the two tests, and for the images of one
+    and of several generators. Only images that both models scored are used. Images of one collection are counted
+    together where sources are known.
     """
     pairs = [row for first, second in combinations(models, 2) for row in _pair(first, second, protocol)]
-    for test in ("accuracy", "auc"):
-        results = [row[test] for row in pairs if row[test] is not None]
+    for test, pooled in product(("accuracy", "auc"), (False, True)):
+        results = [row[test] for row in pairs if row[test] is not None and (row["generator"] in GROUPS) == pooled]
         for result, p_value in zip(results, holm([result["p_value"] for result in results]), strict=True):
             result["p_corrected"] = p_value
     return {"pairs": pairs, "friedman": _friedman(models, protocol)}
@@ -37,16 +39,18 @@ def compare(models: list[Evaluated], protocol: str) -> dict[str, Any]:
 
 def _pair(first: Evaluated, second: Evaluated, protocol: str) -> list[dict[str, Any]]:
     both = _join_scores(first.tables[protocol], second.tables[protocol])
-    unseen_by_both = {name: name not in first.seen and name not in second.seen for name in both.generator.unique()}
-    parts = {name: both[both.generator == name] for name in sorted(unseen_by_both)}
-    if len(parts) > 1:
-        parts["overall"] = both
+    names = sorted(both.generator.unique())
+    seen, unseen = first.seen & second.seen, set(names) - (first.seen | second.seen)
+    parts = {name: both[both.generator == name] for name in names}
+    for group, members in zip(GROUPS, (seen.intersection(names), unseen, names), strict=True):
+        if len(members) > 1:
+            parts[group] = both[both.generator.isin(members)]
     return [
         {
             "first": first.card.name,
             "second": second.card.name,
             "generator": name,
-            "unseen_by_both": unseen_by_both.get(name, False),
+            "unseen_by_both": name in unseen or name == "all unseen",
             "images": len(part),
             **_differences(part),
         }

@@ -92,12 +92,10 @@ def _outcome(auc: dict[str, Any]) -> str:
 def _comparison_findings(comparison: dict[str, Any] | None) -> list[str]:
     if comparison is None:
         return []
-    sentences = [
-        text
-        for row in comparison["pairs"]
-        for text in (_pair_finding(row, "accuracy"), _pair_finding(row, "auc"))
-        if text
-    ]
+    by_pair: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in comparison["pairs"]:
+        by_pair.setdefault((row["first"], row["second"]), []).append(row)
+    sentences = [_pair_finding(rows, test) for rows in by_pair.values() for test in ("accuracy", "auc")]
     friedman = comparison["friedman"]
     if friedman:
         verb = "rank differently" if friedman["p_value"] < SIGNIFICANT else "cannot be ranked"
@@ -108,23 +106,34 @@ def _comparison_findings(comparison: dict[str, Any] | None) -> list[str]:
     return sentences
 
 
-def _pair_finding(row: dict[str, Any], test: str) -> str | None:
-    result = row[test]
-    if result is None:
-        return None
-    where = "over all images" if row["generator"] == "overall" else f"on {row['generator']}"
-    low, value, high = result["low"], result["value"], result["high"]
-    better, worse = (row["first"], row["second"]) if value > 0 else (row["second"], row["first"])
-    if value < 0:
-        low, value, high = -high, -value, -low
+def _pair_finding(rows: list[dict[str, Any]], test: str) -> str:
+    """Say on which images one model of a pair beats the other, by how much, and where no difference is shown."""
+    first, second = rows[0]["first"], rows[0]["second"]
+    better: dict[int, list[str]] = {1: [], -1: []}
+    equal = []
+    for row in rows:
+        result = row[test]
+        if result is None or result["p_corrected"] >= SIGNIFICANT:
+            equal.append(row["generator"])
+        else:
+            sign = 1 if result["value"] > 0 else -1
+            value, low, high = sign * result["value"], *sorted((sign * result["low"], sign * result["high"]))
+            size = _difference(value, low, high, test)
+            better[sign].append(f"{row['generator']} by {size}, p {_p(result['p_corrected'])}")
+    told = [
+        f"{one} beats {other} on {'; '.join(places)}."
+        for one, other, places in ((first, second, better[1]), (second, first, better[-1]))
+        if places
+    ]
+    if equal:
+        told.append(f"No difference shown between {first} and {second} on {', '.join(equal)}.")
+    return " ".join(["Accuracy:" if test == "accuracy" else "AUC:", *told])
+
+
+def _difference(value: float, low: float, high: float, test: str) -> str:
     if test == "accuracy":
-        size = f"{value * 100:.1f} points of accuracy, 95 % CI {low * 100:.1f} to {high * 100:.1f}"
-    else:
-        size = f"{value:.3f} of AUC, 95 % CI {low:.3f} to {high:.3f}"
-    p_value = f"p {_p(result['p_corrected'])} after correction"
-    if result["p_corrected"] >= SIGNIFICANT:
-        return f"No difference shown between {better} and {worse} {where}: {size}, {p_value}."
-    return f"{better} beats {worse} {where} by {size}, {p_value}."
+        return f"{value * 100:.1f} points ({low * 100:.1f} to {high * 100:.1f})"
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _p(value: float) -> str:

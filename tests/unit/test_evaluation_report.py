@@ -198,8 +198,12 @@ def test_findings_say_what_the_data_carry_and_no_more(three: tuple[dict[str, Any
     good = next(text for text in findings["models"] if text.startswith("good "))
     assert "better than guessing on ldm (seen), AUC 0.9" in good
     assert "gan (unseen), AUC 0.9" in good
-    assert any(text.startswith("good beats blind on gan by") for text in findings["comparisons"])
-    for row in three[0]["comparisons"]["raw"]["pairs"]:
+    told = next(text for text in findings["comparisons"] if text.startswith("AUC: good beats blind on "))
+    assert "gan by 0." in told
+    assert not any("blind beats" in text for text in findings["comparisons"])
+    pairs = three[0]["comparisons"]["raw"]["pairs"]
+    assert {row["generator"] for row in pairs} == {"gan", "ldm", "sd", "all seen", "overall"}
+    for row in pairs:
         for test in ("accuracy", "auc"):
             assert row[test]["p_corrected"] >= row[test]["p_value"]
 
