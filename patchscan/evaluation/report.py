@@ -14,6 +14,7 @@ from patchscan.evaluation import pictures
 from patchscan.evaluation.comparison import compare
 from patchscan.evaluation.evidence import evidence, evidence_curves
 from patchscan.evaluation.findings import findings
+from patchscan.evaluation.markdown import results_tables
 from patchscan.evaluation.results import PREVALENCES, Evaluated, calibration_summary, operating_points, result_rows
 from patchscan.evaluation.scoreboard import bounds_by_tier, scoreboard
 from patchscan.reporting import likelihood_plots, plots
@@ -79,7 +80,7 @@ def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Pat
     write_json(out / "report.json", report)
     write_text(out / "report.html", render("patchscan.evaluation", "evaluation.html", report, images=images))
     write_text(out / "RESULTS_SUMMARY.txt", summary_text(report))
-    write_text(out / "RESULTS_TABLE.md", results_table(report))
+    write_text(out / "RESULTS_TABLE.md", results_tables(report))
 
 
 def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path]) -> dict[str, Figure]:
@@ -130,33 +131,3 @@ def _in_brackets(estimate: dict[str, Any]) -> str:
     if estimate["value"] is None:
         return show(None)
     return f"{show(estimate['value'], '3')} [{show(estimate['low'], '3')}, {show(estimate['high'], '3')}]"
-
-
-def results_table(report: dict[str, Any]) -> str:
-    """Return a Markdown table of the accuracy in per cent with its 95 % interval: one line per model, one column per
-    generator."""
-    parts = []
-    for protocol in report["protocols"]:
-        rows = {model["name"]: model["results"][protocol]["rows"] for model in report["models"]}
-        names = list(dict.fromkeys(row["name"] for part in rows.values() for row in part if row["kind"] != "group"))
-        parts += [
-            (
-                f"Accuracy (%) at each model's threshold, {protocol} protocol, {report['data']['name']}; 95 % "
-                "intervals in brackets; * unseen in training."
-            ),
-            "",
-            f"| model | {' | '.join(names)} |",
-            f"| --- |{' --- |' * len(names)}",
-            *(f"| {model} | {' | '.join(_table_cell(part, name) for name in names)} |" for model, part in rows.items()),
-            "",
-        ]
-    return "\n".join(parts)
-
-
-def _table_cell(rows: list[dict[str, Any]], name: str) -> str:
-    row = next((row for row in rows if row["name"] == name), None)
-    if row is None or row["metrics"]["accuracy"]["value"] is None:
-        return show(None)
-    accuracy = row["metrics"]["accuracy"]
-    value, low, high = (f"{accuracy[key] * 100:.2f}" for key in ("value", "low", "high"))
-    return f"{value}{'*' if row['kind'] == 'unseen' else ''} [{low}, {high}]"

@@ -224,6 +224,8 @@ def test_text_and_markdown_carry_the_same_accuracy(three: tuple[dict[str, Any], 
     accuracy = report["models"][0]["results"]["raw"]["rows"][2]["metrics"]["accuracy"]
     markdown = (out / "RESULTS_TABLE.md").read_text()
     assert f"{accuracy['value'] * 100:.2f}* [{accuracy['low'] * 100:.2f}, {accuracy['high'] * 100:.2f}]" in markdown
+    auc = report["models"][0]["results"]["raw"]["rows"][2]["metrics"]["auc"]
+    assert f"| gan | {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})*" in markdown
     summary = (out / "RESULTS_SUMMARY.txt").read_text()
     assert f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]" in summary
 

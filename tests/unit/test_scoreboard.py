@@ -14,6 +14,7 @@ from patchscan.detector.card import Card, Decision
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target
 from patchscan.evaluation.findings import scoreboard_findings
+from patchscan.evaluation.markdown import results_tables
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoreboard import bounds_by_tier, card_scoreboard, scoreboard, source_counts, weighted_auc
 from patchscan.evaluation.scoring import apply_decision
@@ -91,6 +92,17 @@ def test_findings_tell_what_delivery_costs_and_which_kind_is_called_ai_most_ofte
     )
     (worst,) = scoreboard_findings("m", alarms)
     assert worst == "[alarms] Of the kinds of real images m calls night AI most often: 100.0\u00a0% of them as stored."
+
+
+def test_markdown_has_the_auc_of_generators_and_the_false_alarms_of_kinds() -> None:
+    mix, alarms = scoreboard(evaluated(deliveries()), {"both": ["seen", "other"]})
+    text = results_tables({"protocols": [], "models": [{"name": "m", "scoreboard": [mix, alarms]}]})
+    of_mix, of_alarms = text.split("m on alarms: ", 1)
+    assert of_mix.startswith("m on mix: AUC.\n\n|  | native | web | hard | enlarged |\n| --- |")
+    assert re.search(r"^\| other \| 0\.\d\d \(0\.\d\d to [01]\.\d\d\) \|", of_mix, re.MULTILINE)
+    assert re.search(r"found at the threshold, %\.\n\n.*\n.*\n\| both \| \d+ \(\d+ to \d+\) \|", of_mix)
+    assert re.search(r"^real images called AI, %\.\n\n.*\n.*\n\| art \|", of_alarms)
+    assert "AUC" not in of_alarms
 
 
 def test_a_thousandth_needs_a_thousand_photographs() -> None:
