@@ -115,7 +115,9 @@ class ImageDetector:
             return 200, {"card": asdict(card), "digest": card.digest, "takes": takes, "engine": self.detector.engine}
         if isinstance(request, CutCrops):
             try:
-                return 200, {"logits": self._logits(request.crops), "digest": card.digest, "version": card.version}
+                logits = self._logits(request.crops)
+                about = {"version": card.version, "digest": card.digest, "engine": self.detector.engine}
+                return 200, {"logits": logits, **about}
             except RequestError as error:
                 request = error
         return 400, {"error": {"code": "bad_request", "message": str(request)}}

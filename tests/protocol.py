@@ -133,6 +133,7 @@ class Scorer(StubScorer):
             model=self.card.name,
             version=self.card.version,
             digest=self.card.digest,
+            engine="torch",
         )
 
 

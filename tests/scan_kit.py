@@ -69,7 +69,7 @@ class StubScorer:
 
     def answer(self, data: bytes) -> Answer:
         prepared = prepare(data, self.card.preset)
-        return build_answer(prepared, self.logits([prepared.crops.pixels])[0], self.card)
+        return build_answer(prepared, self.logits([prepared.crops.pixels])[0], self.card, self.engine)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         with self._lock:
@@ -94,6 +94,7 @@ class StubServer(BaseHTTPRequestHandler):
         else:
             crops = np.load(io.BytesIO(body))
             reply = {"logits": self.scorer.logits(list(crops[:, None])), "digest": self.scorer.card.digest}
+            reply["engine"] = self.scorer.engine
         data = json.dumps(reply).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))

@@ -10,8 +10,8 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 # What runs a model: PyTorch, ONNX Runtime or OpenVINO.
 Engine = Literal["torch", "onnx", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-# What ran it, as rows and reports say: with the precision where OpenVINO computed in bfloat16.
-EngineUsed = Literal["torch", "onnx", "openvino", "openvino-bf16"]
+# What ran it, as answers, rows and reports say: with the precision where that is not float32.
+EngineUsed = Literal["torch", "torch-fp16", "onnx", "openvino", "openvino-bf16"]
 
 # Response headers: seconds of a CPU core or of the GPU that the model used, and which of the two. A scan adds them up
 # to report its cost.
@@ -35,7 +35,8 @@ class Answer:
     the delivery that the pixels look like, and decides which numbers of the card apply; `jpeg_quality` (1 to 100, None
     where the file is no JPEG) is what the file's tables say, and decides nothing. `watermark` names the generator whose
     watermark the pixels bear, or is `none`; it decides nothing either. `patch` describes the first crop: x, y,
-    size in pixels of the scored image, and its complexity. `image` holds width, height, format, frames.
+    size in pixels of the scored image, and its complexity. `image` holds width, height, format, frames. `engine` is
+    what ran the model, None where a server does not say.
     """
 
     p_ai: float
@@ -50,3 +51,4 @@ class Answer:
     model: str
     version: str
     digest: str
+    engine: EngineUsed | None

@@ -65,4 +65,4 @@ class BaseDetector(ABC):
 
     def answer(self, prepared: Prepared, logit: float) -> Answer:
         """Build the answer to a prepared image from its logit. Raises NotFiniteError if that is NaN or infinite."""
-        return build_answer(prepared, logit, self.card)
+        return build_answer(prepared, logit, self.card, self.engine)

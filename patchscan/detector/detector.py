@@ -22,12 +22,11 @@ from patchscan.detector.weights import read_safetensors
 class Detector(BaseDetector):
     """A trained model in PyTorch, with its card."""
 
-    engine: EngineUsed = "torch"
-
     def __init__(self, card: Card, model: torch.nn.Module, device: str = "cpu", limits: Limits = Limits()):
         super().__init__(card, limits)
         self.device = torch.device(device)
         self.device_type = self.device.type
+        self.engine: EngineUsed = "torch" if self.device_type == "cpu" else "torch-fp16"
         self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         # The number of threads in one convolution changes the last bits of its result, so each image gets one thread.
         self._pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))

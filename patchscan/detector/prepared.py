@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from patchscan.detector.answer import Answer, Tier
+from patchscan.detector.answer import Answer, EngineUsed, Tier
 from patchscan.detector.card import Card
 from patchscan.detector.graphic import is_graphic
 from patchscan.detector.images import Limits, decode
@@ -47,8 +47,9 @@ def prepare(data: bytes, preset: Preset, limits: Limits = Limits()) -> Prepared:
     return Prepared(facts, tier, graphic, image.jpeg_quality, found, crops, *seconds)
 
 
-def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
-    """Build the answer to a prepared image from its logit. Raises NotFiniteError if that is NaN or infinite."""
+def build_answer(prepared: Prepared, logit: float, card: Card, engine: EngineUsed | None) -> Answer:
+    """Build the answer to a prepared image from its logit, which `engine` computed. Raises NotFiniteError if the logit
+    is NaN or infinite."""
     decision = card.decision.of(prepared.tier)
     p_ai = decision.p_ai(logit)
     verdict = decision.verdict(p_ai)
@@ -71,6 +72,7 @@ def build_answer(prepared: Prepared, logit: float, card: Card) -> Answer:
         model=card.name,
         version=card.version,
         digest=card.digest,
+        engine=engine,
     )
 
 

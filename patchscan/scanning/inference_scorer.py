@@ -74,7 +74,7 @@ class InferenceScorer:
     def answer(self, data: bytes) -> Answer:
         """Score one encoded image, which is decoded here."""
         prepared = decoder_pool().prepare(data, self.card.preset)
-        return build_answer(prepared, self._logit(prepared.crops.pixels), self.card)
+        return build_answer(prepared, self._logit(prepared.crops.pixels), self.card, self.engine)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Score crops, with a request for each image."""

@@ -67,16 +67,14 @@ STATS_KEY = b"patchscan.stats"
 def scored(
     info: ObjectInfo,
     answer: Answer,
-    engine: str | None,
     claims: provenance.Provenance | None,
     attempts: int,
     c2pa_trust: str | None = None,
 ) -> Row:
-    """The row of an object that `engine` scored; `claims` is what the file says about its own origin, `c2pa_trust` the
+    """The row of an object that was scored; `claims` is what the file says about its own origin, `c2pa_trust` the
     digest of the list of authorities by which it was judged."""
     judged_by = c2pa_trust if claims and claims["c2pa"] else None
-    judged = {"provenance": claims, "c2pa_trust": judged_by}
-    return _row(info, "scored", attempts) | vars(answer) | {"engine": engine, **judged}
+    return _row(info, "scored", attempts) | vars(answer) | {"provenance": claims, "c2pa_trust": judged_by}
 
 
 def rejected(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:

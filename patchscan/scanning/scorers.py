@@ -57,8 +57,8 @@ class Scorer(Protocol):
     """Scores images with the model of `card`. Safe to use from many threads.
 
     `parallel`: with more calls at once nothing gets faster. `select`: where crops should be cut; the rows are the same.
-    `device`: `cpu` or `cuda`. `engine`: what runs the model (None: an older server does not say). `model_s`: seconds of
-    forward passes so far, by device: of one core or of the GPU.
+    `device`: `cpu` or `cuda`. `engine`: what has computed `logits` so far (None: unknown, or several). `model_s`:
+    seconds of forward passes so far, by device: of one core or of the GPU.
     """
 
     card: Card
@@ -149,6 +149,8 @@ class TorchServeScorer:
         np.save(body, np.concatenate(crops))
         reply = self._post(body.getvalue(), NPY)
         _check_digest(self.card, reply["digest"])
+        if reply.get("engine") != self.engine:
+            self.engine = None  # the server has workers of several kinds, as on nodes with other CPUs
         return [float(logit) for logit in reply["logits"]]
 
     def has_room(self) -> bool:
@@ -232,7 +234,7 @@ class InProcessScorer:
     def answer(self, data: bytes) -> Answer:
         """Score one encoded image."""
         prepared = decoder_pool().prepare(data, self.card.preset)
-        return build_answer(prepared, self.logits([prepared.crops.pixels])[0], self.card)
+        return build_answer(prepared, self.logits([prepared.crops.pixels])[0], self.card, self.engine)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Score crops."""

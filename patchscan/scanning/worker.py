@@ -202,7 +202,7 @@ class Worker:
             with unpacked(fetched, self.settings.limits.max_bytes, self._unpacked_bytes.hold) as data:
                 result, more = self._retries.call(self._prepared_request(data))
                 claims = provenance(data, result.image["format"], self.plan.c2pa_trust)
-                return rows.scored(info, result, self.scorer.engine, claims, tries + more - 1, self._c2pa_trust)
+                return rows.scored(info, result, claims, tries + more - 1, self._c2pa_trust)
         except ImageError as error:
             return rows.rejected(info, error.code, error.message, tries)
         except NotFiniteError as error:
@@ -221,7 +221,8 @@ class Worker:
             return lambda: self._ask(lambda: self.scorer.answer(data))
         card = self.scorer.card
         prepared = decoder_pool().prepare(data, card.preset, self.settings.limits, self._pixels.hold)
-        return lambda: build_answer(prepared, self._batcher.logit(prepared.crops.pixels), card)
+        # `engine` is read after the logit, with which it may change.
+        return lambda: build_answer(prepared, self._batcher.logit(prepared.crops.pixels), card, self.scorer.engine)
 
     def _logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         return self._ask(lambda: self.scorer.logits(crops))

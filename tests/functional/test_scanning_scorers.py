@@ -176,6 +176,16 @@ def test_crops_travel_as_one_array(server: Server) -> None:
     np.testing.assert_array_equal(np.load(io.BytesIO(server.body)), np.concatenate(crops))
 
 
+def test_the_engine_is_unknown_where_a_server_has_workers_of_several(server: Server) -> None:
+    server.says = {"card": asdict(card()), "takes": ["crops"], "engine": "openvino-bf16"}
+    scorer, engines = connect(server), []
+    for engine in ("openvino-bf16", "openvino", "openvino-bf16"):
+        server.reply = (200, {"logits": [0.5], "digest": card().digest, "engine": engine})
+        scorer.logits([np.zeros((1, 32, 32, 3), np.uint8)])
+        engines.append(scorer.engine)
+    assert engines == ["openvino-bf16", None, None]
+
+
 def test_a_renewed_token_is_used_at_once(server: Server, tmp_path: Path) -> None:
     token = tmp_path / "key_file.json"
     token.write_text(json.dumps({"inference": {"key": "first"}, "management": {"key": "never"}}))

@@ -114,7 +114,7 @@ def prepared(tier: Tier) -> Prepared:
 def test_each_tier_is_decided_by_its_own_numbers() -> None:
     decision = Decision(tiers={"web": Decision(threshold=0.9, abstain_low=0.2, abstain_high=0.9), "hard": None})
     logit = float(log_odds(0.7))
-    answers = {tier: build_answer(prepared(tier), logit, card(decision)) for tier in TIERS}
+    answers = {tier: build_answer(prepared(tier), logit, card(decision), "torch") for tier in TIERS}
     assert {tier: (one.verdict, one.reason) for tier, one in answers.items()} == {
         "native": ("ai", None),
         "web": ("uncertain", "abstain_band"),
