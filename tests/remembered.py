@@ -253,7 +253,7 @@ class RememberedJoin:
         yield Rows([self._before[key] for key in self._keys("unchanged")], rows.SCHEMA)
 
     def bytes_to_score(self) -> int:
-        return sum(info["size"] or 0 for info in self.to_score())
+        return sum(info["size"] for info in self.to_score())
 
     def sizes_to_score(self) -> Iterator[int | None]:
         return (info["size"] for info in self.to_score())

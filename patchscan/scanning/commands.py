@@ -102,6 +102,7 @@ def scan(
     check_labels(labels, endpoint_url)
     trust = options.read_c2pa_trust(c2pa_trust, endpoint_url)
     options.check_events_from(events_from, manifest, sample, estimate)
+    options.check_max_requests(source, max_requests)
     scorer = options.make_cascade(first, then, when, device, engine, (run, server, model, select))
     scorer = scorer or options.make_scorer(server, model, token_file, run, device, in_flight, engine)
     if (select or scorer.select) == "worker":

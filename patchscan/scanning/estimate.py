@@ -14,7 +14,7 @@ from patchscan.scanning.rows import Row
 # The objects that are scored, and the groups that they are measured in: an interval comes from the groups' differences.
 SAMPLE = 200
 GROUPS = 10
-MEASURES = ("requests", "core_hours", "seconds")
+MEASURES = ("bytes", "requests", "core_hours", "seconds")
 FORMATS: dict[str, Callable[[float], str]] = {
     "images": "{:,.0f}".format,
     "bytes": "{:,.0f}".format,
@@ -26,12 +26,12 @@ FORMATS: dict[str, Callable[[float], str]] = {
 
 class Meter(Observer):
     """An observer that notes after each group of objects what was used so far; `requests` are the source's, which is a
-    folder where there are none."""
+    folder where there are none. `served_s`: seconds of a core that a server has told so far."""
 
-    def __init__(self, objects: int, requests: Mapping[str, int]):
+    def __init__(self, objects: int, requests: Mapping[str, int], served_s: Callable[[], float] = lambda: 0.0):
         self.group = max(1, objects // GROUPS)
-        self.requests = requests
-        self.scored = self.done = self.tries = 0
+        self.requests, self.served_s = requests, served_s
+        self.scored = self.done = self.tries = self.bytes = 0
         self.notes = [self._now()]
 
     def row(self, row: Row, fetched_bytes: int) -> None:
@@ -39,6 +39,7 @@ class Meter(Observer):
         self.done += 1
         self.scored += row["status"] == "scored"
         self.tries += row["attempts"]
+        self.bytes += fetched_bytes
         if self.done % self.group == 0:
             self.notes.append(self._now())
 
@@ -51,24 +52,24 @@ class Meter(Observer):
         return mean_interval([(after[measure] - before[measure]) / self.group for before, after in pairwise(notes)])
 
     def _now(self) -> dict[str, float]:
-        core_hours = (time.process_time() + decoder_pool().cpu_s()) / 3600
+        core_hours = (time.process_time() + decoder_pool().cpu_s() + self.served_s()) / 3600
         # Not the requests so far: the objects of the next groups are being fetched already.
-        return dict(zip(MEASURES, (self.tries, core_hours, time.monotonic()), strict=True))
+        return dict(zip(MEASURES, (self.bytes, self.tries, core_hours, time.monotonic()), strict=True))
 
 
 def estimate(plan: Plan, meter: Meter) -> dict[str, Estimate]:
     """What scoring all objects of the plan takes, with 95 % intervals: `images` that get a score, `bytes` and
-    `requests` of the source, `core_hours` of the scan's processes, and `seconds`; requests and seconds with listing."""
+    `requests` of the source, `core_hours` of the scan's processes and of the model on a server that tells them, and
+    `seconds`; requests and seconds with listing."""
     listing = {"seconds": plan.listing["seconds"], "requests": sum(plan.listing["requests"].values())}
-    found = {
-        "images": population_count(meter.scored, meter.done, plan.to_score),
-        "bytes": Estimate(plan.bytes_to_score, plan.bytes_to_score, plan.bytes_to_score, "as listed"),
-    }
+    found = {"images": population_count(meter.scored, meter.done, plan.to_score)}
     for measure in MEASURES:
         one, more = meter.per_object(measure), listing.get(measure, 0)
         ends = (one.value, one.low, one.high)
         value, low, high = (None if each is None else each * plan.to_score + more for each in ends)
         found[measure] = Estimate(value, low, high, one.method)
+    if plan.bytes_to_score is not None:
+        found["bytes"] = Estimate(plan.bytes_to_score, plan.bytes_to_score, plan.bytes_to_score, "as listed")
     return found
 
 

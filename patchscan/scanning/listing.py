@@ -174,9 +174,10 @@ class ListingJoin:
             else self._number("SELECT count(*) FROM listing") - listed - self._left_unsampled,
         }
 
-    def bytes_to_score(self) -> int:
-        """The bytes of the objects to score, as far as the listing says them."""
-        return self._number("SELECT coalesce(sum(size), 0) FROM todo")
+    def bytes_to_score(self) -> int | None:
+        """The bytes of the objects to score; None where the list does not say the size of each."""
+        unknown = self._number("SELECT count(*) - count(size) FROM todo")
+        return None if unknown else self._number("SELECT coalesce(sum(size), 0) FROM todo")
 
     def unchanged(self) -> Iterator[pa.Table]:
         """The rows carried over, ordered by key and version, in parts; one empty part where there are none."""

@@ -205,6 +205,14 @@ def check_events_from(events_from: str | None, manifest: str | None, sample: int
         raise UserError("--sample and --estimate are not for --events-from: events name their objects")
 
 
+def check_max_requests(source: str, max_requests: int) -> None:
+    """Raise UserError where `--max-requests` could count none."""
+    from patchscan.storage.store import SCHEME
+
+    if max_requests and not source.startswith(SCHEME):
+        raise UserError("--max-requests counts requests to a bucket: for a folder give --max-objects or --max-seconds")
+
+
 def make_filters(
     suffix: list[str] | None, min_size: int | None, max_size: int | None, since: datetime | None, until: datetime | None
 ) -> "Filters":

@@ -75,7 +75,7 @@ class Plan:
     listing took, `card` the model's card, `digest` its digest.
 
     `sample`: the most objects of a random sample, 0: all; `unsampled` objects were left out by it.
-    `bytes_to_score`: the size of the objects in the shards.
+    `bytes_to_score`: the size of the objects in the shards, None where the list does not say it.
 
     `c2pa_trust`: the PEM text of the authorities whose signers of C2PA manifests are trusted, None: of none. It stands
     here so that all workers judge by the same list.
@@ -103,7 +103,7 @@ class Plan:
     card: dict[str, Any] = field(default_factory=dict)
     sample: int = 0
     unsampled: int = 0
-    bytes_to_score: int = 0
+    bytes_to_score: int | None = 0
     named: dict[str, int] | None = None
     c2pa_trust: str | None = None
     format: int = PLAN_FORMAT

@@ -103,6 +103,7 @@ def estimate_scan(request: "ScanRequest", scorer: "Scorer", results: "Store", se
     from patchscan.scanning.estimate import SAMPLE, Meter, estimate_text
     from patchscan.scanning.observers import BarObserver
     from patchscan.scanning.planning import plan_estimate
+    from patchscan.scanning.scorers import TorchServeScorer
     from patchscan.scanning.worker import Worker
     from patchscan.storage import open_store
 
@@ -111,7 +112,9 @@ def estimate_scan(request: "ScanRequest", scorer: "Scorer", results: "Store", se
         plan = run_interruptibly(lambda: plan_estimate(request, results, scratch, SAMPLE))
         worker = Worker(plan, scratch, scorer, settings)
         tried = min(SAMPLE, plan.to_score)
-        meter = Meter(tried, worker.source.requests)
+        # In this process the model's seconds are the process's own.
+        served = scorer if isinstance(scorer, TorchServeScorer) else None
+        meter = Meter(tried, worker.source.requests, lambda: served.model_s["cpu"] if served else 0.0)
         with ProgressReport("trying", tried, "objects") as progress:
             worker.observers = [BarObserver(progress), meter]
             work_shards(worker, range(plan.shards))

@@ -98,6 +98,12 @@ def test_a_scan_stops_after_its_seconds() -> None:
         assert not unlimited.stop.wait(0.2)
 
 
+def test_a_folder_has_no_requests_to_limit(photos: Path, tmp_path: Path, scorer: list[str]) -> None:
+    refused = patchscan("scan", photos, "--out", tmp_path / "out", *scorer, "--max-requests", "5")
+    assert "give --max-objects or --max-seconds" in str(refused.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_steps_apart_tell_progress_in_json_and_end_with_1_where_an_object_failed(
     photos: Path, tmp_path: Path, scorer: list[str]
 ) -> None:

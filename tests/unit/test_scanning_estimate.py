@@ -1,5 +1,6 @@
 """What a scan will take, reckoned by hand from what a sample of its objects took."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,13 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def measured(seconds: list[float]) -> Meter:
-    """A meter of 20 objects in 10 groups that took so many seconds, half as many core-seconds, and 3 requests each."""
+    """A meter of 20 objects in 10 groups that took these seconds, half as many core-seconds, 3 requests, 90 bytes."""
     meter = Meter(20, {"GetObject": 1})
     meter.done, meter.scored = 20, 15
-    meter.notes = [{"seconds": 5.0, "core_hours": 1.0, "requests": 7.0}]
+    meter.notes = [{"seconds": 5.0, "core_hours": 1.0, "requests": 7.0, "bytes": 100.0}]
     for one in seconds:
         last = meter.notes[-1]
-        more = {"seconds": one, "core_hours": one / 2 / 3600, "requests": 3.0}
+        more = {"seconds": one, "core_hours": one / 2 / 3600, "requests": 3.0, "bytes": 90.0}
         meter.notes.append({name: last[name] + more[name] for name in more})
     return meter
 
@@ -45,6 +46,20 @@ def test_it_is_what_the_groups_took_times_all_objects(plan: Plan, tmp_path: Path
     for one in (found["seconds"], found["core_hours"], found["images"]):
         value, low, high = one.bounds
         assert low < value < high
+
+
+def test_bytes_are_those_of_the_sample_where_the_list_does_not_say_them(plan: Plan) -> None:
+    found = estimate(replace(plan, bytes_to_score=None), measured([1.0] * 10))
+    assert found["bytes"].bounds == pytest.approx((40 * 90 / 2,) * 3)
+
+
+def test_what_a_server_computes_counts(plan: Plan) -> None:
+    used = [0.0]
+    meter = Meter(20, {}, lambda: used[0])
+    for number in range(20):
+        used[0] = 3600.0 * number
+        meter.row({"status": "scored", "attempts": 1}, 10)
+    assert estimate(plan, meter)["core_hours"].value == pytest.approx(40, rel=0.01)
 
 
 def test_the_plan_of_an_estimate_counts_as_the_scans_does_and_leaves_no_trace(plan: Plan, tmp_path: Path) -> None:
