@@ -9,12 +9,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
+import psutil
 import pyarrow.parquet as pq
 
-from bench.peers import read_rate
+from bench.peers import KEY, PARTS, read_rates
 from bench.rounds import Recorder, Settings
 from bench.s3_servers import SeaweedFS, s3_server
 from bench.serving import cpu_s, fill_bucket, serving
@@ -25,6 +27,9 @@ from patchscan.storage.embedded_s3 import EmbeddedS3
 
 BUCKET = "steady"
 ALONE, IN_PROCESS, SERVED = "model alone", "scanned in process", "scanned through TorchServe"
+# Programs whose CPU time is told apart: the scan with the processes that decode, and the server's.
+SCAN, S3, GATE, JAVA, WORKERS = "scan", "S3 server", "gate", "Java", "TorchServe's workers"
+SERVER_PARTS = (GATE, JAVA, WORKERS)
 # Of the model alone; and milliseconds of a core an object beside the model and the S3 server.
 AIMS, MOST_BESIDE_MS = {IN_PROCESS: 0.85, SERVED: 0.75}, 4.0
 # Objects of the bucket, as a share of what the fastest model alone would score meanwhile: a scan scores fewer.
@@ -42,9 +47,10 @@ def names(settings: Settings) -> list[str]:
         found.append(f"{model}: {ALONE}")
         for way in AIMS:
             found += [f"{model}: {way}", f"{model}: {way} / {ALONE}", f"{model}: {way}, without the S3 server's work"]
-            found += [f"{model}: {way}, beside model and S3 server", f"{model}: {way}, S3 server"]
+            found += [f"{model}: {way}, {what}" for what in ("beside model and S3 server", "S3 server")]
+        found += [f"{model}: {SERVED}, {what}" for what in SERVER_PARTS]
     for peer in PEERS:
-        found += [_row_of(peer), f"{PEERS_MODEL}: {IN_PROCESS} / {peer}"]
+        found += [_row_of(peer), f"{_row_of(peer)}, cores busy", f"{PEERS_MODEL}: {IN_PROCESS} / {peer}"]
     return found
 
 
@@ -54,19 +60,21 @@ def _row_of(peer: str) -> str:
 
 
 @dataclass(frozen=True)
-class Minute:
-    """What happened between two moments of a scan: objects scored, seconds, and CPU seconds of the scan with its
-    server, and of the S3 server."""
+class Part:
+    """What happened between two moments of a scan: objects scored, seconds, and CPU seconds by program."""
 
     objects: int
     seconds: float
-    cpu_s: float
-    s3_cpu_s: float
+    cpu_s: dict[str, float]
 
     @property
     def rate(self) -> float:
         """Objects per second."""
         return self.objects / self.seconds
+
+    def ms(self, *programs: str) -> float:
+        """Milliseconds of a core for an object."""
+        return sum(self.cpu_s.get(program, 0.0) for program in programs) / self.objects * 1000
 
 
 def measure(
@@ -90,7 +98,7 @@ def measure(
         for model in settings.steady:
             minutes, alone = _model(settings, per_core, runs[model], s3, cores, folder)
             _record(recorder, model, minutes, alone, cores)
-            rates[model] = minutes[IN_PROCESS].rate
+            rates[model] = median(part.rate for part in minutes[IN_PROCESS])
         if PEERS_MODEL in rates:
             for peer, module in PEERS.items():
                 python = sahu65 if peer == SAHU and sahu65 else Path(sys.executable)
@@ -102,7 +110,7 @@ def measure(
 
 def _model(
     settings: Settings, per_core: WorkerPool, run: Path, s3: EmbeddedS3, cores: int, folder: Path
-) -> tuple[dict[str, Minute], float]:
+) -> tuple[dict[str, list[Part]], list[float]]:
     """Both ways of one model, and the model alone before, between and after them."""
     job, seconds = Job("onnx", run), settings.serving_seconds
     per_core.rate(job, settings.seconds)  # warms up
@@ -114,11 +122,12 @@ def _model(
         options = ["--server", server.url, "--model", name, "--token-file", str(server.keys)]
         minutes[SERVED] = _minute(settings, s3, options, server.pid)
     alone.append(per_core.rate(job, seconds))
-    return minutes, fmean(alone)
+    return minutes, alone
 
 
-def _minute(settings: Settings, s3: EmbeddedS3, options: list[str], server: int | None) -> Minute:
-    """Scan, and look at the clocks some seconds after the plan was written, and again `steady_seconds` later."""
+def _minute(settings: Settings, s3: EmbeddedS3, options: list[str], server: int | None) -> list[Part]:
+    """Scan, and look at the clocks some seconds after the plan was written, and at the end of each of three parts of
+    `steady_seconds`."""
     with tempfile.TemporaryDirectory(prefix="patchscan-bench-scan-") as out:
         command = [sys.executable, "-m", "patchscan", "scan", f"s3://{BUCKET}", "--out", out, *options]
         with (
@@ -128,20 +137,24 @@ def _minute(settings: Settings, s3: EmbeddedS3, options: list[str], server: int 
             while scan.poll() is None and not any(Path(out).rglob("plan.json")):
                 time.sleep(0.1)
             time.sleep(settings.steady_warm_seconds)
-            began, before = time.time(), _clocks(scan.pid, server, s3)
-            time.sleep(settings.steady_seconds)
-            ended, after = time.time(), _clocks(scan.pid, server, s3)
+            edges = [(time.time(), _clocks(scan.pid, server, s3))]
+            for _ in range(PARTS):
+                time.sleep(settings.steady_seconds / PARTS)
+                edges.append((time.time(), _clocks(scan.pid, server, s3)))
             scan.terminate()  # what is scored is saved
             code = scan.wait()
             if code not in (0, EXIT_INTERRUPTED):
                 raise UserError(f"patchscan scan ended with {code}: {Path(out, 'said').read_text()[-2000:]}")
         moments = [moment for file in Path(out).rglob("*.parquet") for moment in _scored_at(file)]
-    objects = sum(began < moment <= ended for moment in moments)
-    if code == 0 and max(moments) < ended:
+    if code == 0 and max(moments) < edges[-1][0]:
         raise UserError("the bucket was scanned before the time was over")
-    if not objects:
-        raise UserError(f"nothing was scored within {settings.steady_seconds:g} s")
-    return Minute(objects, ended - began, *(late - early for late, early in zip(after, before, strict=True)))
+    parts = []
+    for (began, before), (ended, after) in pairwise(edges):
+        objects = sum(began < moment <= ended for moment in moments)
+        parts.append(Part(objects, ended - began, {name: used - before.get(name, 0.0) for name, used in after.items()}))
+    if not all(part.objects for part in parts):
+        raise UserError(f"nothing was scored within {settings.steady_seconds / PARTS:g} s")
+    return parts
 
 
 def _scored_at(file: Path) -> list[float]:
@@ -150,22 +163,30 @@ def _scored_at(file: Path) -> list[float]:
     return [one.timestamp() for one in pq.read_table(file, columns=["scored_at"])["scored_at"].to_pylist() if one]
 
 
-def _clocks(scan: int, server: int | None, s3: EmbeddedS3) -> tuple[float, float]:
-    """CPU seconds until now: of the scan with its server, and of the S3 server."""
-    return sum(map(cpu_s, filter(None, (scan, server)))), cpu_s(s3.process.pid)
+def _clocks(scan: int, server: int | None, s3: EmbeddedS3) -> dict[str, float]:
+    """CPU seconds until now: of the scan, of the S3 server, and of the server's gate, Java and workers."""
+    used = {SCAN: cpu_s(scan), S3: cpu_s(s3.process.pid)}
+    if server:
+        (java,) = (one for one in psutil.Process(server).children() if one.name() == "java")
+        workers = sum(cpu_s(one.pid) for one in java.children())
+        used |= {WORKERS: workers, JAVA: cpu_s(java.pid) - workers, GATE: cpu_s(server) - cpu_s(java.pid)}
+    return used
 
 
-def _record(recorder: Recorder, model: str, minutes: dict[str, Minute], alone: float, cores: int) -> None:
-    recorder.add(f"{model}: {ALONE}", "images/s", [alone])
-    for way, minute in minutes.items():
+def _record(recorder: Recorder, model: str, minutes: dict[str, list[Part]], alone: list[float], cores: int) -> None:
+    recorder.add(f"{model}: {ALONE}", "images/s", alone)
+    model_alone = fmean(alone)
+    for way, parts in minutes.items():
         name = f"{model}: {way}"
-        beside = (minute.cpu_s / minute.objects - cores / alone) * 1000
-        recorder.add(name, "images/s", [minute.rate])
-        recorder.add(f"{name} / {ALONE}", "x", [minute.rate / alone], at_least=AIMS[way])
-        elsewhere = minute.objects / (minute.seconds - minute.s3_cpu_s / cores)
-        recorder.add(f"{name}, without the S3 server's work", "images/s", [elsewhere])
-        recorder.add(f"{name}, beside model and S3 server", "ms", [beside], at_most=MOST_BESIDE_MS)
-        recorder.add(f"{name}, S3 server", "ms", [minute.s3_cpu_s / minute.objects * 1000])
+        beside = [part.ms(SCAN, *SERVER_PARTS) - cores / model_alone * 1000 for part in parts]
+        recorder.add(name, "images/s", [part.rate for part in parts])
+        recorder.add(f"{name} / {ALONE}", "x", [part.rate / model_alone for part in parts], at_least=AIMS[way])
+        elsewhere = [part.objects / (part.seconds - part.cpu_s[S3] / cores) for part in parts]
+        recorder.add(f"{name}, without the S3 server's work", "images/s", elsewhere)
+        recorder.add(f"{name}, beside model and S3 server", "ms", beside, at_most=MOST_BESIDE_MS)
+        recorder.add(f"{name}, S3 server", "ms", [part.ms(S3) for part in parts])
+        for program in SERVER_PARTS if way == SERVED else ():
+            recorder.add(f"{name}, {program}", "ms", [part.ms(program) for part in parts])
 
 
 def _peer(recorder: Recorder, peer: str, command: list[str], s3: EmbeddedS3, ours: float) -> None:
@@ -177,6 +198,7 @@ def _peer(recorder: Recorder, peer: str, command: list[str], s3: EmbeddedS3, our
     if done.returncode:
         recorder.left_out(peer, f"it ended with {done.returncode}")
         return
-    rate = read_rate(done.stdout)
-    recorder.add(_row_of(peer), "images/s", [rate])
-    recorder.add(f"{PEERS_MODEL}: {IN_PROCESS} / {peer}", "x", [ours / rate])
+    found = read_rates(done.stdout)
+    recorder.add(_row_of(peer), "images/s", found[KEY])
+    recorder.add(f"{_row_of(peer)}, cores busy", "share", [found["cores_busy"]])
+    recorder.add(f"{PEERS_MODEL}: {IN_PROCESS} / {peer}", "x", [ours / rate for rate in found[KEY]])

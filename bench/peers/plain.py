@@ -7,13 +7,12 @@ python -m bench.peers.plain BUCKET RUN SECONDS
 import csv
 import os
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
 import boto3
 
-from bench.peers import print_rate
+from bench.peers import Meter
 from bench.peers.network import load, score
 
 BATCH = 8
@@ -25,15 +24,13 @@ def main(bucket: str, run: str, seconds: float) -> None:
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
     keys = (one["Key"] for page in pages for one in page["Contents"])
     with Path(os.devnull).open("w") as file:
-        rows, scored, began = csv.writer(file), 0, 0.0
+        rows, meter = csv.writer(file), Meter(seconds)
         while batch := list(islice(keys, BATCH)):
             bodies = [s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in batch]
             rows.writerows(zip(batch, score(network, bodies), strict=True))
-            scored += len(batch) if began else 0
-            began = began or time.perf_counter()
-            if time.perf_counter() - began > seconds:
+            if meter.is_over(len(batch)):
                 break
-    print_rate(scored / (time.perf_counter() - began))
+    meter.print_rates()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m bench.peers.ray_data BUCKET RUN SECONDS
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow.fs
 import ray
 import torch
 
-from bench.peers import print_rate
+from bench.peers import Meter
 from bench.peers.network import load, score
 from patchscan.common.processes import available_cpus
 
@@ -53,13 +52,11 @@ def main(bucket: str, run: str, seconds: float) -> None:
         compute=ray.data.ActorPoolStrategy(size=cores),
         num_cpus=SHARE,
     )
-    done, began = 0, 0.0
+    meter = Meter(seconds)
     for batch in scored.iter_batches(batch_size=BATCH):
-        done += len(batch["path"]) if began else 0
-        began = began or time.perf_counter()
-        if time.perf_counter() - began > seconds:
+        if meter.is_over(len(batch["path"])):
             break
-    print_rate(done / (time.perf_counter() - began))
+    meter.print_rates()
     ray.shutdown()
 
 

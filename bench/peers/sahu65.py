@@ -5,11 +5,10 @@ python -m bench.peers.sahu65 BUCKET RUN SECONDS FOLDER
 """
 
 import sys
-import time
 from itertools import cycle
 from pathlib import Path
 
-from bench.peers import print_rate
+from bench.peers import Meter
 
 
 def main(folder: str, seconds: float) -> None:
@@ -17,14 +16,12 @@ def main(folder: str, seconds: float) -> None:
     from sahu65 import detect_bytes
 
     images = [file.read_bytes() for file in sorted(Path(folder).iterdir())]
-    detect_bytes(images[0])
-    scored, began = 0, time.perf_counter()
+    meter = Meter(seconds)
     for image in cycle(images):
         detect_bytes(image)
-        scored += 1
-        if time.perf_counter() - began > seconds:
+        if meter.is_over(1):
             break
-    print_rate(scored / (time.perf_counter() - began))
+    meter.print_rates()
 
 
 if __name__ == "__main__":
