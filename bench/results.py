@@ -12,11 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
+from bench.s3_servers import SeaweedFS
 from patchscan.common.processes import available_cpus
 
 Section = Literal["decode", "model", "end to end", "steady", "peers", "scaling", "training", "gpu"]
 Unit = Literal["ms", "s", "images/s", "GFLOP/s", "GB/s", "MB", "share", "x"]
 LIBRARIES = ("torch", "onnxruntime", "numpy", "pillow", "torchserve")
+# Of a CPU's instructions those that decide how fast a model is, as /proc/cpuinfo has them.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 class Record(BaseModel):
@@ -85,14 +88,17 @@ class Machine(Record):
 
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+        has = ", ".join(flag for flag in INSTRUCTIONS if flag in flags)
         return cls(
-            cpu=names[0] if names else platform.machine(),
+            cpu=f"{names[0] if names else platform.machine()} ({has or 'no AVX2'})",
             cores=available_cpus(),
             memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             system=platform.platform(),
             python=platform.python_version(),
             libraries={name: version(name) for name in LIBRARIES}
-            | {"libjpeg-turbo": str(features.version_feature("libjpeg_turbo"))},
+            | {"libjpeg-turbo": str(features.version_feature("libjpeg_turbo"))}
+            | {"S3 server": "SeaweedFS" if SeaweedFS.program() else "moto"},
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             load=os.getloadavg()[0],
         )

@@ -18,6 +18,7 @@ import psutil
 import urllib3
 
 from bench.rounds import Recorder, Settings, alternate
+from bench.s3_servers import s3_server
 from bench.workers import Job, WorkerPool
 from patchscan.common.errors import UserError
 from patchscan.scanning.plan import ScanSource
@@ -199,7 +200,7 @@ def measure(
     for model in settings.served:
         name = archive(runs[model], store, engine="onnx").stem
         alone = partial(per_core.rate, Job("onnx", runs[model]), settings.serving_seconds)
-        with serving(store, name, folder / f"serve-{model}", cores) as server, EmbeddedS3() as s3:
+        with serving(store, name, folder / f"serve-{model}", cores) as server, s3_server() as s3:
             load = Load(server, name, images, cores)
             objects = max(settings.scanned, int(settings.serving_seconds * load.rate(settings.seconds)))
             scan = Scan(server, name, s3, objects, cores)
