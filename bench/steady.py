@@ -27,8 +27,8 @@ from patchscan.storage.embedded_s3 import EmbeddedS3
 
 BUCKET = "steady"
 ALONE, IN_PROCESS, SERVED = "model alone", "scanned in process", "scanned through TorchServe"
-# Programs whose CPU time is told apart: the scan with the processes that decode, and the server's.
-SCAN, S3, GATE, JAVA, WORKERS = "scan", "S3 server", "gate", "Java", "TorchServe's workers"
+# Programs whose CPU time is told apart: the scan's own process and those that decode, and the server's.
+SCAN, DECODERS, S3, GATE, JAVA, WORKERS = "scan", "decoders", "S3 server", "gate", "Java", "TorchServe's workers"
 SERVER_PARTS = (GATE, JAVA, WORKERS)
 # Of the model alone; and milliseconds of a core an object beside the model and the S3 server.
 AIMS, MOST_BESIDE_MS = {IN_PROCESS: 0.85, SERVED: 0.75}, 4.0
@@ -47,7 +47,7 @@ def names(settings: Settings) -> list[str]:
         found.append(f"{model}: {ALONE}")
         for way in AIMS:
             found += [f"{model}: {way}", f"{model}: {way} / {ALONE}", f"{model}: {way}, without the S3 server's work"]
-            found += [f"{model}: {way}, {what}" for what in ("beside model and S3 server", "S3 server")]
+            found += [f"{model}: {way}, {what}" for what in ("beside model and S3 server", DECODERS, S3)]
         found += [f"{model}: {SERVED}, {what}" for what in SERVER_PARTS]
     for peer in PEERS:
         found += [_row_of(peer), f"{_row_of(peer)}, cores busy", f"{PEERS_MODEL}: {IN_PROCESS} / {peer}"]
@@ -164,8 +164,10 @@ def _scored_at(file: Path) -> list[float]:
 
 
 def _clocks(scan: int, server: int | None, s3: EmbeddedS3) -> dict[str, float]:
-    """CPU seconds until now: of the scan, of the S3 server, and of the server's gate, Java and workers."""
-    used = {SCAN: cpu_s(scan), S3: cpu_s(s3.process.pid)}
+    """CPU seconds until now: of the scan and its decoders, of the S3 server, and of the server's gate, Java and
+    workers."""
+    decoders = sum(cpu_s(one.pid) for one in psutil.Process(scan).children())
+    used = {SCAN: cpu_s(scan) - decoders, DECODERS: decoders, S3: cpu_s(s3.process.pid)}
     if server:
         (java,) = (one for one in psutil.Process(server).children() if one.name() == "java")
         workers = sum(cpu_s(one.pid) for one in java.children())
@@ -178,14 +180,13 @@ def _record(recorder: Recorder, model: str, minutes: dict[str, list[Part]], alon
     model_alone = fmean(alone)
     for way, parts in minutes.items():
         name = f"{model}: {way}"
-        beside = [part.ms(SCAN, *SERVER_PARTS) - cores / model_alone * 1000 for part in parts]
+        beside = [part.ms(SCAN, DECODERS, *SERVER_PARTS) - cores / model_alone * 1000 for part in parts]
         recorder.add(name, "images/s", [part.rate for part in parts])
         recorder.add(f"{name} / {ALONE}", "x", [part.rate / model_alone for part in parts], at_least=AIMS[way])
         elsewhere = [part.objects / (part.seconds - part.cpu_s[S3] / cores) for part in parts]
         recorder.add(f"{name}, without the S3 server's work", "images/s", elsewhere)
         recorder.add(f"{name}, beside model and S3 server", "ms", beside, at_most=MOST_BESIDE_MS)
-        recorder.add(f"{name}, S3 server", "ms", [part.ms(S3) for part in parts])
-        for program in SERVER_PARTS if way == SERVED else ():
+        for program in (DECODERS, S3, *(SERVER_PARTS if way == SERVED else ())):
             recorder.add(f"{name}, {program}", "ms", [part.ms(program) for part in parts])
 
 
