@@ -1,9 +1,10 @@
 """The commands of docs/import.md run as they stand there, with the YAML of the page, on tiny data and tiny models."""
 
 import json
-import re
-import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import Popen
 
 import onnx
 import pytest
@@ -11,14 +12,18 @@ import torch
 from torch import nn
 
 from patchscan.detector.card import Card
-from tests.command import environment, patchscan
+from patchscan.storage.embedded_s3 import EmbeddedS3
+from tests.command import environment, patchscan, start_patchscan
+from tests.docs import ROOT, Block, blocks, commands
 from tests.image_tree import picture, write
 from tests.import_kit import graph
 
-PAGE = (Path(__file__).parents[2] / "docs" / "import.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
-(YAML,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+PAGE = blocks(ROOT / "docs" / "import.md")
+(YAML,) = (block.text for block in PAGE if block.language == "yaml")
 SIDE = 224  # as the page's YAML says
+# Free ports in place of those of the page, which another server may have.
+PORTS = [f"--{name}=127.0.0.1:0" for name in ("inference", "management", "metrics")]
+PORTS_OF_THE_PAGE = "http://127.0.0.1:8080"
 
 
 def sized(model: onnx.ModelProto) -> bytes:
@@ -29,9 +34,31 @@ def sized(model: onnx.ModelProto) -> bytes:
     return data
 
 
+@dataclass
+class Desk:
+    """A folder with all that the page takes for granted, and the servers that its commands have started."""
+
+    folder: Path
+    servers: list[Popen[str]] = field(default_factory=list)
+    address: str = ""
+
+    def run(self, words: tuple[str, ...]) -> str:
+        """Run a command of the page; returns what it prints. A server goes on."""
+        told = {"cwd": self.folder, "env": environment()}
+        if words[1] == "serve":
+            server = start_patchscan(*words[1:], "--workers=1", *PORTS, **told, stderr=None)
+            self.servers.append(server)
+            assert server.stdout
+            said = server.stdout.readline()
+            self.address = json.loads(said)["inference"]
+            return said
+        done = patchscan(*(self.address if word == PORTS_OF_THE_PAGE else word for word in words[1:]), **told)
+        assert done.returncode == 0, f"{words}\n{done.stderr}"
+        return done.stdout
+
+
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the page takes for granted."""
+def desk(tmp_path_factory: pytest.TempPathFactory, empty_s3: EmbeddedS3) -> Iterator[Desk]:
     desk = tmp_path_factory.mktemp("desk")
     for number, generator in enumerate(("sd_v1", "glide")):
         for split in ("train", "val"):
@@ -57,17 +84,33 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "image_std": [0.5] * 3,
     }
     (desk / "their-export" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    return desk
+    for bucket in ("photos", "results"):
+        empty_s3.client().create_bucket(Bucket=bucket)
+    empty_s3.client().upload_file(str(desk / "photos" / "a.png"), "photos", "2026/a.png")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in empty_s3.environment.items():
+            patch.setenv(name, value)
+        found = Desk(desk)
+        yield found
+    for server in found.servers:
+        server.terminate()
+        assert server.wait(120) == 0
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0][:60])
-def test_the_commands_of_the_page_run(desk: Path, block: str) -> None:
-    for command in block.splitlines():
-        done = patchscan(*shlex.split(command, comments=True)[1:], cwd=desk, env=environment())
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+@pytest.mark.parametrize("block", [block for block in PAGE if block.language == "sh"], ids=str)
+def test_the_commands_of_the_page_run(desk: Desk, block: Block) -> None:
+    for command in commands(block.text):
+        desk.run(command.words)
 
 
-def test_the_commands_leave_what_the_page_says(desk: Path) -> None:
-    assert {path.parent.name for path in (desk / "runs").glob("*/card.json")} == {"theirs", "probe"}
-    assert (desk / "model_store" / "theirs.mar").exists()
-    assert Card.read(desk / "runs" / "probe").metrics  # evaluate has run
+def test_the_commands_leave_what_the_page_says(desk: Desk) -> None:
+    assert {path.parent.name for path in (desk.folder / "runs").glob("*/card.json")} == {"theirs", "probe"}
+    assert (desk.folder / "model_store" / "theirs.mar").exists()
+    assert Card.read(desk.folder / "runs" / "probe").metrics  # evaluate has run
+
+
+def test_the_second_night_finds_all_unchanged(desk: Desk) -> None:
+    (line,) = (block.text for block in PAGE if block.language == "crontab")
+    _, nightly = commands(line)
+    assert desk.servers, "the commands above have scanned once"
+    assert "1 objects listed = 0 scored, 0 rejected, 0 failed, 1 unchanged" in desk.run(nightly.words)

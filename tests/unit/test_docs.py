@@ -148,12 +148,21 @@ def check_drawing(block: Block) -> None:
     assert block.page.name == "architecture.md"
 
 
+def check_crontab(block: Block) -> None:
+    """Five fields of time and a command of ours, in its folder; tests/functional/test_docs_import.py runs it."""
+    for line in block.text.splitlines():
+        assert re.match(r"([\d*/,-]+ ){5}cd \S+ && ", line)
+        _, command = commands(line)
+        check_patchscan(command)
+
+
 LANGUAGES: dict[str, Callable[[Block], Any]] = {
     "sh": check_script,
     "json": lambda block: json.loads(block.text),
     "yaml": lambda block: list(yaml.safe_load_all(block.text)),
     "mermaid": check_drawing,
     "text": check_text,
+    "crontab": check_crontab,
 }
 
 
