@@ -1,6 +1,7 @@
 """The commands of docs/import.md run as they stand there, with the YAML of the page, on tiny data and tiny models."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,10 @@ def test_the_commands_leave_what_the_page_says(desk: Desk) -> None:
     assert {path.parent.name for path in (desk.folder / "runs").glob("*/card.json")} == {"theirs", "probe"}
     assert (desk.folder / "model_store" / "theirs.mar").exists()
     assert Card.read(desk.folder / "runs" / "probe").metrics  # evaluate has run
+    for name in ("theirs", "probe"):
+        accuracy = (desk.folder / "build" / name / "RESULTS_TABLE.md").read_text().partition("AUC")[0]
+        assert re.search(r"^\| model \| (?=.*glide)(?=.*sd_v1)", accuracy, re.MULTILINE)
+        assert re.search(r"^\| theirs \| \d+\.\d\d \[", accuracy, re.MULTILINE), "backbone.yaml names it so too"
 
 
 def test_the_second_night_finds_all_unchanged(desk: Desk) -> None:
