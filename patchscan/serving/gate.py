@@ -141,7 +141,7 @@ class Gate:
         )
         app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[self._measure, errors_in_json])
         self._add_routes(app.router)
-        metrics_app = web.Application()
+        metrics_app = web.Application(middlewares=[errors_in_json])
         metrics_app.router.add_get("/metrics", self._metrics)
         ports = await self._listen(app, inference), await self._listen(metrics_app, metrics)
         self._closer = asyncio.create_task(self._close_idle(self._runners[0]))
@@ -232,7 +232,10 @@ class Gate:
                 body = await _body(request)
             # The handler recognises a file by its bytes. From other types TorchServe would make texts and forms of its
             # own, and fail with all requests of the batch where it cannot.
-            reply = await self._forward(request.rel_url.raw_path, key, JSON if kind == JSON else OCTETS, body)
+            path = request.rel_url.raw_path
+            reply = await self._forward(path, key, JSON if kind == JSON else OCTETS, body)
+            if reply.status != 200 and not _problem(reply):
+                raise _refusal_of(reply, path)
             return web.Response(body=reply.body, status=reply.status, content_type=reply.kind, headers=reply.headers)
 
     @contextmanager
@@ -300,21 +303,9 @@ class Gate:
     async def _ask(self, path: str, key: str, kind: str, body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         """What TorchServe answers, as JSON, and its headers of ours; raises its error as one of ours."""
         reply = await self._forward(path, key, kind, body)
-        try:
-            content = json.loads(reply.body)
-        except ValueError:
-            content = {}
-        if reply.status == 200 and isinstance(content, dict):
-            return content, reply.headers
-        own = content.get("error") if isinstance(content, dict) else None
-        if isinstance(own, dict):
-            raise refusal(reply.status, own["code"], own["message"])
-        if reply.status == 404:
-            raise refusal(404, "not_found", f"there is no model at {path}")
-        if reply.status == 413:  # a tar is larger than its images
-            raise refusal(413, "too_large", "the images are too large together; send fewer at once")
-        code, why = ("busy", "the server is busy") if reply.status == 503 else ("unavailable", "the model failed")
-        raise refusal(reply.status, code, f"{why}; try again")
+        if reply.status == 200:
+            return _content(reply), reply.headers
+        raise _refusal_of(reply, path)
 
     async def _describe_server(self, request: web.Request) -> web.Response:
         extensions = ["binary_tensor_data"]
@@ -421,6 +412,33 @@ class Gate:
             for key, since in self._idle_since.items():
                 if now - since > IDLE_TIMEOUT_S:
                     connections[key].force_close()
+
+
+def _content(reply: Reply) -> dict[str, Any]:
+    """The JSON of a reply; empty where it holds none."""
+    try:
+        content = json.loads(reply.body)
+    except ValueError:
+        content = {}
+    return content if isinstance(content, dict) else {}
+
+
+def _problem(reply: Reply) -> dict[str, str] | None:
+    """The handler's error object; None where TorchServe itself has answered."""
+    own = _content(reply).get("error")
+    return own if isinstance(own, dict) else None
+
+
+def _refusal_of(reply: Reply, path: str) -> web.HTTPException:
+    """A reply other than 200, to a request for this path, as an error of ours."""
+    if own := _problem(reply):
+        return refusal(reply.status, own["code"], own["message"])
+    if reply.status == 404:
+        return refusal(404, "not_found", f"there is no model at {path}")
+    if reply.status == 413:  # of many images, which went as a tar
+        return refusal(413, "too_large", "the images are too large together; send fewer at once")
+    code, why = ("busy", "the server is busy") if reply.status == 503 else ("unavailable", "the model failed")
+    return refusal(reply.status, code, f"{why}; try again")
 
 
 async def _body(request: web.Request) -> bytes:

@@ -238,15 +238,21 @@ def test_one_image_goes_as_it_is_and_many_as_a_tar(tmp_path: Path) -> None:
 TWO = {"answers": [ANSWER | {"name": "0"}, {"name": "1", "error": {"code": "truncated", "message": "cut"}}]}
 
 
+TORCHSERVES = [
+    ((404, {"code": 404, "type": "ModelNotFoundException"}), (404, {"code": "not_found"})),
+    ((503, CRASH), (503, {"error": "the server is busy; try again", "code": "busy"})),
+    ((500, CRASH), (500, {"error": "the model failed; try again", "code": "unavailable"})),
+    ((507, {"code": 507, "type": "InternalServerException"}), (507, {"code": "unavailable"})),
+]
+
+
 @pytest.mark.parametrize(
     ("upstream_says", "count", "expected"),
     [
         ((422, {"error": {"code": "truncated", "message": "cut"}}), 1, (422, {"error": "cut", "code": "truncated"})),
         ((200, TWO), 2, (422, {"error": "image 1: cut", "code": "truncated"})),
         ((200, {"answers": []}), 1, (422, {"error": "the bytes are not an image of any known format"})),
-        ((404, {"code": 404, "type": "ModelNotFoundException"}), 1, (404, {"code": "not_found"})),
-        ((503, CRASH), 1, (503, {"error": "the server is busy; try again", "code": "busy"})),
-        ((500, CRASH), 1, (500, {"error": "the model failed; try again", "code": "unavailable"})),
+        *((says, 1, expected) for says, expected in TORCHSERVES),
         ((413, ""), 2, (413, {"error": "the images are too large together; send fewer at once", "code": "too_large"})),
     ],
 )
@@ -259,6 +265,27 @@ def test_what_the_model_cannot_answer_is_the_protocols_error(
         assert status == expected[0]
         assert reply.keys() == {"error", "code"}
         assert reply | expected[1] == reply
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("upstream_says", "expected"),
+    [
+        *TORCHSERVES,
+        ((422, {"error": {"code": "truncated", "message": "cut"}}), (422, {"error": "cut", "code": "truncated"})),
+        ((500, "Worker died."), (500, {"code": "unavailable"})),
+    ],
+)
+def test_torchserves_own_errors_are_the_gates(
+    tmp_path: Path, upstream_says: tuple[int, Any], expected: tuple[int, dict[str, str]]
+) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.reply = upstream_says
+        status, reply = await ask(f"{url}/predictions/m", data=b"x")
+        assert (status, reply.keys()) == (expected[0], {"error"})
+        problem = {"error": reply["error"]["message"], "code": reply["error"]["code"]}
+        assert problem | expected[1] == problem
 
     with_gate(tmp_path, test)
 
@@ -296,6 +323,16 @@ def test_a_wrong_path_elsewhere_is_the_gates_own_error(tmp_path: Path) -> None:
         assert (status, reply["error"]["code"]) == (404, "not_found")
         status, reply = await ask(f"{url}/readyz")
         assert (status, reply["error"]) == (405, {"code": "method_not_allowed", "message": "this path takes GET, HEAD"})
+
+    with_gate(tmp_path, test)
+
+
+def test_a_wrong_path_of_the_metrics_port_too(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        port = gate._runners[1].addresses[0][1]
+        for method, path, expected in (("GET", "/elsewhere", 404), ("POST", "/metrics", 405)):
+            status, reply = await ask(f"http://127.0.0.1:{port}{path}", method)
+            assert (status, reply["error"].keys()) == (expected, {"code", "message"})
 
     with_gate(tmp_path, test)
 
