@@ -20,7 +20,7 @@ from tests.image_tree import picture, write
 from tests.import_kit import graph
 
 PAGE = blocks(ROOT / "docs" / "import.md")
-(YAML,) = (block.text for block in PAGE if block.language == "yaml")
+YAML = next(block.text for block in PAGE if block.language == "yaml")
 SIDE = 224  # as the page's YAML says
 # Free ports in place of those of the page, which another server may have.
 PORTS = [f"--{name}=127.0.0.1:0" for name in ("inference", "management", "metrics")]
