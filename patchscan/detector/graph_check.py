@@ -5,6 +5,7 @@ at random, and its size is bounded. ONNX Runtime then checks types and shapes. N
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
@@ -17,10 +18,24 @@ from patchscan.detector.onnx_detector import OnnxDetector
 MAX_BYTES = 2**31 - 1  # more does not fit into one file of protocol buffers
 MAX_NODES = 100_000
 MIN_OPSET = 11
-# ONNX's own operators, and those that ONNX Runtime brings along for quantised and fused models.
-DOMAINS = {"", "ai.onnx", "com.microsoft"}
+ONNX_DOMAINS = {"", "ai.onnx"}
 REFUSED = {"Loop", "Scan", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
 REFUSED |= {"Bernoulli", "SequenceMap"}
+# ONNX Runtime's own operators that are taken: those of fused and quantised models of pictures. Others search for
+# sentences, draw, or load further files.
+_MICROSOFT = """
+Attention BiasAdd BiasGelu BiasSoftmax BiasSplitGelu CDist ConvTransposeWithDynamicPads CropAndResize
+DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization ExpandDims FastGelu FusedConv
+FusedGemm FusedMatMul FusedMatMulActivation GatedRelativePositionBias GatherBlockQuantized GatherND Gelu
+GemmFastGelu GridSample GroupNorm GroupQueryAttention Inverse LongformerAttention MatMulBnb4 MatMulFpQ4
+MatMulInteger16 MatMulIntegerToFloat MatMulNBits MaxpoolWithMask MultiHeadAttention NhwcConv NhwcFusedConv
+NhwcMaxPool PackedAttention PackedMultiHeadAttention Pad QAttention QEmbedLayerNormalization QGemm QLinearAdd
+QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul
+QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu Range ReduceSumInteger
+RelativePositionBias RemovePadding RestorePadding RotaryEmbedding SkipGroupNorm SkipLayerNormalization
+SkipSimplifiedLayerNormalization SparseToDenseMatMul SwiGLU TransposeMatMul Trilu UnfoldTensor
+"""
+MICROSOFT = set(_MICROSOFT.split())
 
 
 def load_checked(folder: Path) -> OnnxDetector:
@@ -66,19 +81,58 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
     opset = opset_of(model)
     if opset < MIN_OPSET:
         raise GraphError(f"{path} is of opset {opset}: convert it to {MIN_OPSET} or later (onnx.version_converter)")
-    nodes = list(_all_nodes([*model.graph.node, *(node for one in model.functions for node in one.node)]))
-    if len(nodes) > MAX_NODES:
-        raise GraphError(f"{path} has {len(nodes):,} nodes; at most {MAX_NODES:,} are taken")
+    functions = {_name(one): list(_all_nodes(_nodes_of(one))) for one in model.functions}
+    nodes = [*_all_nodes(model.graph.node), *(node for inside in functions.values() for node in inside)]
+    if len(nodes) > MAX_NODES or _unfolded(path, model.graph, functions) > MAX_NODES:
+        raise GraphError(f"{path} has more than {MAX_NODES:,} nodes, its functions put where they are called")
     for node in nodes:
-        if node.domain not in DOMAINS and node.domain not in {one.domain for one in model.functions}:
-            raise GraphError(f"{path} needs the operator {node.domain}.{node.op_type} of another library")
-        if node.op_type in REFUSED:
-            raise GraphError(f"{path} has a node {node.op_type}: graphs that loop or draw at random are not taken")
-        if any(one.name == "training_mode" and one.i for one in node.attribute):
-            raise GraphError(f"{path} has a {node.op_type} that still trains: export the model after .eval()")
+        _check_operator(path, node, _name(node) in functions)
     for tensor in _tensors(model.graph, nodes):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise GraphError(f"{path} keeps weights in another file: save it as one (onnx.save, save_as_external_data)")
+
+
+def _check_operator(path: Path, node: onnx.NodeProto, is_function: bool) -> None:
+    """Raise GraphError where the node is of an operator that is not taken. `is_function`: the model brings one of this
+    name, whose nodes are checked too; which of the two counts is not relied on."""
+    if node.domain == "com.microsoft" and node.op_type not in MICROSOFT:
+        raise GraphError(f"{path} needs ONNX Runtime's operator {node.op_type}, which is not one of those for pictures")
+    if node.domain not in ONNX_DOMAINS | {"com.microsoft"} and not is_function:
+        raise GraphError(f"{path} needs the operator {node.domain}.{node.op_type} of another library")
+    if node.op_type in REFUSED:
+        raise GraphError(f"{path} has a node {node.op_type}: graphs that loop or draw at random are not taken")
+    trains = any(one.name == "training_mode" and one.i for one in node.attribute)
+    if trains or (node.op_type == "Dropout" and any(node.input[2:])):  # from opset 12 on, the mode is its third input
+        raise GraphError(f"{path} has a {node.op_type} that still trains: export the model after .eval()")
+
+
+Name = tuple[str, str, str]
+
+
+def _name(one: onnx.NodeProto | onnx.FunctionProto) -> Name:
+    """What a function is called by."""
+    return one.domain, one.op_type if isinstance(one, onnx.NodeProto) else one.name, one.overload
+
+
+def _nodes_of(function: onnx.FunctionProto) -> list[onnx.NodeProto]:
+    """The function's nodes, and one that stands for the attributes that it has by default."""
+    return [*function.node, onnx.NodeProto(attribute=function.attribute_proto)]
+
+
+def _unfolded(path: Path, graph: onnx.GraphProto, functions: dict[Name, list[onnx.NodeProto]]) -> int:
+    """The number of nodes with the functions in place of what calls them, as ONNX Runtime has them: functions that call
+    others twice make millions of a few. Counts to a little over MAX_NODES. Raises GraphError."""
+    calls = {one: [_name(node) for node in nodes] for one, nodes in functions.items()}
+    try:
+        order = list(
+            TopologicalSorter({one: calls.keys() & set(called) for one, called in calls.items()}).static_order()
+        )
+    except CycleError as error:
+        raise GraphError(f"{path} has a function that calls itself") from error
+    sizes: dict[Name, int] = {}
+    for one in order:
+        sizes[one] = min(MAX_NODES + 1, sum(sizes.get(called, 1) for called in calls[one]))
+    return sum(sizes.get(_name(node), 1) for node in _all_nodes(graph.node))
 
 
 def opset_of(model: onnx.ModelProto) -> int:

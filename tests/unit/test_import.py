@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from handlers.image_detector import ImageDetector
 from patchscan.cli import app
 from patchscan.common.errors import UserError
+from patchscan.detector import graph_check
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import NOT_CALIBRATED, Card, CardError
 from patchscan.detector.engines import load_detector
@@ -208,6 +209,49 @@ def elsewhere() -> onnx.ModelProto:
     return graph(2, last="Softmax", domain="elsewhere")
 
 
+def dropping(mode: str) -> onnx.ModelProto:
+    """Opset 12 and later say in a third input, a tensor, whether a Dropout trains."""
+    model = graph(2)
+    model.graph.node.append(helper.make_node("Dropout", ["x", "", mode], ["dropped"]))
+    return model
+
+
+def contributed(operator: str) -> onnx.ModelProto:
+    """A node of one of ONNX Runtime's own operators."""
+    model = graph(2)
+    model.graph.node.append(helper.make_node(operator, ["x"], ["z"], domain="com.microsoft"))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+def with_functions(*bodies: list[onnx.NodeProto], **attributes: Any) -> onnx.ModelProto:
+    """A graph that calls the first of its functions f0, f1, ... with these nodes, from x to y."""
+    model = graph(2)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("elsewhere", 1)]
+    for number, nodes in enumerate(bodies):
+        function = helper.make_function("elsewhere", f"f{number}", ["x"], ["y"], nodes, opsets, **attributes)
+        model.functions.append(function)
+    model.graph.node.append(helper.make_node("f0", ["x"], ["z"], domain="elsewhere"))
+    return model
+
+
+def twice(function: str) -> list[onnx.NodeProto]:
+    """Nodes that call a function twice."""
+    return [helper.make_node(function, [a], [b], domain="elsewhere") for a, b in (("x", "t"), ("t", "y"))]
+
+
+def doubling() -> onnx.ModelProto:
+    """25 functions that each call the next twice: 2 KB, and 33 million nodes."""
+    return with_functions(*(twice(f"f{number + 1}") for number in range(24)), [helper.make_node("Abs", ["x"], ["y"])])
+
+
+def hidden_in_a_function() -> onnx.ModelProto:
+    """A loop in a graph that a function's attribute is by default."""
+    loop = helper.make_node("Loop", ["", "c"], ["z"], body=helper.make_graph([], "body", [], []))
+    default = helper.make_attribute("branch", helper.make_graph([loop], "branch", [], []))
+    return with_functions([helper.make_node("Abs", ["x"], ["y"])], attribute_protos=[default])
+
+
 @pytest.mark.parametrize(
     ("model", "output", "why"),
     [
@@ -221,6 +265,13 @@ def elsewhere() -> onnx.ModelProto:
         (graph(2, last="Nonsense"), "{}", "fails on a test picture"),
         (sparse_external(), "{}", "keeps weights in another file"),
         (still_training(), "{}", r"still trains: export the model after .eval\(\)"),
+        (dropping("mode"), "{}", r"Dropout that still trains: export the model after .eval\(\)"),
+        (contributed("BeamSearch"), "{}", "needs ONNX Runtime's operator BeamSearch"),
+        (contributed("EPContext"), "{}", "needs ONNX Runtime's operator EPContext"),
+        (doubling(), "{}", "has more than 100,000 nodes, its functions put where they are called"),
+        (with_functions(twice("f1"), twice("f0")), "{}", "has a function that calls itself"),
+        (with_functions(twice("f1")), "{}", "needs the operator elsewhere.f1 of another library"),
+        (hidden_in_a_function(), "{}", "has a node Loop"),
         (circular(), "{}", "fails on a test picture"),
         (whole_numbers(), "{}", "takes whole numbers, which are pixels as they are"),
         (labels(), "{}", "are these labels, not scores"),
@@ -239,6 +290,24 @@ def test_a_graph_that_cannot_be_trusted_or_read_is_refused(
     with pytest.raises(GraphError, match=why):
         import_onnx(file, tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_function_of_the_models_own_is_taken(tmp_path: Path) -> None:
+    file, config = write(tmp_path, with_functions(twice("f1"), [helper.make_node("Abs", ["x"], ["y"])]))
+    import_onnx(file, tmp_path / "run", config)
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "why"),
+    [("MAX_NODES", 3, "has more than 2 nodes"), ("MAX_BYTES", len(graph(2).SerializeToString()), "more than 2 GB")],
+)
+def test_a_graph_is_bounded(limit: str, least: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, config = write(tmp_path, graph(2))
+    monkeypatch.setattr(graph_check, limit, least)
+    import_onnx(file, tmp_path / "run", config)
+    monkeypatch.setattr(graph_check, limit, least - 1)
+    with pytest.raises(GraphError, match=why):
+        import_onnx(file, tmp_path / "other", config)
 
 
 @pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n"])
