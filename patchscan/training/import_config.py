@@ -134,6 +134,7 @@ class ImportConfig(_Part):
     output: Output = Output()
     source: str | None = None
     licence: str | None = None
+    trained_by: str | None = None
     trained_on: str | None = None
     seen: list[str] = []
 

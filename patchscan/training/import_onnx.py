@@ -83,12 +83,13 @@ def _training(described: ImportConfig, file: Path) -> dict[str, object]:
         "unseen": [],
         "source": described.source or "unknown",
         "licence": described.licence or "unknown",
+        "trained_by": described.trained_by or "unknown",
         "trained_on": described.trained_on or "unknown",
     }
 
 
 def _warning(described: ImportConfig) -> str:
-    trained = f"trained on {described.trained_on}" if described.trained_on else "what it was trained on is unknown"
+    trained = f"trained by {described.trained_by or 'an unknown party'} on {described.trained_on or 'unknown data'}"
     return f"Imported from {described.source or 'an unknown source'}; {trained}; evaluate it on your data first."
 
 

@@ -119,6 +119,11 @@ def test_the_commands_leave_what_the_page_says(desk: Desk) -> None:
         assert re.search(rf"^\| {name} \| \d+\.\d\d \[", accuracy, re.MULTILINE)
 
 
+def test_the_report_says_whose_it_is_and_on_what_terms(desk: Desk) -> None:
+    report = re.sub("<[^>]+>", "", (desk.folder / "build" / "theirs" / "report.html").read_text())
+    assert "trained by: Example University; on: GenImage; licence: Apache-2.0" in report
+
+
 def test_the_second_night_finds_all_unchanged(desk: Desk) -> None:
     (line,) = (block.text for block in PAGE if block.language == "crontab")
     _, nightly = commands(line)

@@ -75,7 +75,7 @@ def test_it_scores_as_its_graph_says(
     assert answer.logit == pytest.approx(expected(theirs(model, picture(1, 40, 40))), abs=1e-5)
     assert (card.architecture, card.training["trained_on"]) == ("imported", "unknown")
     assert card.all_warnings[0] == NOT_CALIBRATED
-    assert "what it was trained on is unknown" in card.all_warnings[1]
+    assert "trained by an unknown party on unknown data" in card.all_warnings[1]
 
 
 def test_a_vector_gets_a_head(tmp_path: Path) -> None:
@@ -123,6 +123,14 @@ def test_generators_that_it_may_be_calibrated_on_are_on_its_card(tmp_path: Path)
     file, config = write(tmp_path, graph(2))
     config.write_text(config.read_text() + "seen: [sd, ldm]\n")
     assert import_onnx(file, tmp_path / "run", config).training["seen"] == ["ldm", "sd"]
+
+
+def test_who_trained_it_is_on_its_card_where_it_is_told(tmp_path: Path) -> None:
+    file, config = write(tmp_path, graph(2))
+    config.write_text(config.read_text() + "trained_by: A. Maker\ntrained_on: GenImage\nlicence: MIT\n")
+    card = import_onnx(file, tmp_path / "run", config)
+    assert (card.training["trained_by"], card.training["licence"]) == ("A. Maker", "MIT")
+    assert "trained by A. Maker on GenImage" in card.all_warnings[1]
 
 
 def test_the_page_describes_what_can_be_read(tmp_path: Path) -> None:
