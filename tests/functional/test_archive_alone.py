@@ -1,4 +1,4 @@
-"""An archive needs TorchServe, torch and torchvision, and nothing of this project."""
+"""An archive needs TorchServe, torch, torchvision (imported: onnx and onnxruntime too), and nothing of this project."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import pytest
 import torch
 
 from patchscan.detector.answer import Answer
-from patchscan.detector.detector import Detector
+from patchscan.detector.engines import load_detector
 from patchscan.serving.archive import archive
 from patchscan.serving.server import Addresses
 from tests.command import environment
+from tests.import_kit import imported_run
 from tests.serving_kit import START_TIMEOUT_S, png, tiny_run
 
 
@@ -35,12 +37,15 @@ def foreign_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def test_stock_torchserve_runs_it_without_the_project(foreign_python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [tiny_run, imported_run])
+def test_stock_torchserve_runs_it_without_the_project(
+    foreign_python: Path, tmp_path: Path, make: Callable[..., Path]
+) -> None:
     done = subprocess.run([foreign_python, "-c", "import patchscan"], cwd=tmp_path, capture_output=True, check=False)
     assert b"ModuleNotFoundError" in done.stderr
-    run = tiny_run(tmp_path / "run")
+    run = make(tmp_path / "run", name="tiny")
     archive(run, tmp_path / "store")
-    (answer,) = Detector.load(run).score([png(1)])
+    (answer,) = load_detector(run).score([png(1)])
     assert isinstance(answer, Answer)
     at = Addresses().with_free_ports()
     (tmp_path / "config.properties").write_text(
