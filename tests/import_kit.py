@@ -36,7 +36,7 @@ def graph(classes: int, opset: int = 17, last: str | None = None, **changes: Any
     inputs += [helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1])] if changes.get("second_input") else []
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, classes])]
     body = helper.make_graph(nodes, "theirs", inputs, outputs, [numpy_helper.from_array(weights, "w")])
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("elsewhere", 1)]
+    opsets = [helper.make_opsetid(*one) for one in (("", opset), ("elsewhere", 1), ("com.microsoft", 1))]
     return helper.make_model(body, opset_imports=opsets, ir_version=8)
 
 

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
@@ -33,18 +34,33 @@ from patchscan.serving.verify import VerifyError, verify
 from patchscan.training.ensemble import build_ensemble
 from patchscan.training.import_config import ImportConfigError, read_config
 from patchscan.training.import_onnx import import_onnx
-from tests.import_kit import graph, imported_run, write
+from tests.import_kit import CONFIG, graph, imported_run, write
 from tests.serving_kit import picture, png, rewritten
+
+
+def middle(rgb: np.ndarray, width: int = 20) -> np.ndarray:
+    """The middle of a picture, resized so that its height is 20, uint8 (16, 16, 3)."""
+    left = (width - 16) // 2
+    return np.asarray(Image.fromarray(rgb).resize((width, 20), Image.Resampling.BICUBIC))[2:18, left : left + 16]
+
+
+def normalised(pixels: np.ndarray) -> np.ndarray:
+    """float32 (3, 16, 16)."""
+    mean, std = (np.array(values, np.float32) for values in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
+    x: np.ndarray = (pixels.astype(np.float32) / 255 - mean) / std
+    return x.transpose(2, 0, 1)
+
+
+def given(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """What the graph gives for one prepared picture."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    result: np.ndarray = session.run([model.graph.output[-1].name], {"x": x[None]})[0][0]
+    return result.astype(np.float64)
 
 
 def theirs(model: onnx.ModelProto, rgb: np.ndarray) -> np.ndarray:
     """What the graph itself gives for a square picture, prepared by the book."""
-    resized = np.asarray(Image.fromarray(rgb).resize((20, 20), Image.Resampling.BICUBIC))[2:18, 2:18]
-    mean, std = (np.array(values, np.float32) for values in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
-    x = (resized.astype(np.float32) / 255 - mean) / std
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    result: np.ndarray = session.run(None, {"x": x.transpose(2, 0, 1)[None]})[0][0]
-    return result.astype(np.float64)
+    return given(model, normalised(middle(rgb)))
 
 
 def log_odds(p: float) -> float:
@@ -76,6 +92,66 @@ def test_it_scores_as_its_graph_says(
     assert (card.architecture, card.training["trained_on"]) == ("imported", "unknown")
     assert card.all_warnings[0] == NOT_CALIBRATED
     assert "trained by an unknown party on unknown data" in card.all_warnings[1]
+
+
+def channels_last() -> onnx.ModelProto:
+    model = graph(2)
+    model.graph.node[0].input[0] = "turned"
+    model.graph.node.insert(0, helper.make_node("Transpose", ["x"], ["turned"], perm=[0, 3, 1, 2]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 16, 16, 3]))
+    return model
+
+
+def of_bytes() -> onnx.ModelProto:
+    model = graph(2)
+    model.graph.node[0].input[0] = "numbers"
+    model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["numbers"], to=TensorProto.FLOAT))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    return model
+
+
+def with_another_output() -> onnx.ModelProto:
+    """Its first output is not the one that is asked for."""
+    model = graph(2)
+    model.graph.node.append(helper.make_node("Neg", ["y"], ["other"]))
+    model.graph.output.insert(0, helper.make_tensor_value_info("other", TensorProto.FLOAT, [None, 2]))
+    return model
+
+
+AS_THEY_ARE = {"scale": 1, "mean": [0, 0, 0], "std": [1, 1, 1]}
+GRID = {"views": "grid", "count": 4, "resize": None}
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "output", "prepare"),
+    [
+        (graph(2), {}, {}, lambda rgb: [normalised(middle(rgb, 24))]),
+        (graph(2), {"rounding": "nearest"}, {}, lambda rgb: [normalised(middle(rgb, 25))]),
+        (graph(2), {"channels": "bgr"}, {}, lambda rgb: [normalised(middle(rgb, 24)[..., ::-1])]),
+        (channels_last(), {"layout": "nhwc"}, {}, lambda rgb: [normalised(middle(rgb, 24)).transpose(1, 2, 0)]),
+        (of_bytes(), AS_THEY_ARE, {}, lambda rgb: [middle(rgb, 24).transpose(2, 0, 1)]),
+        (with_another_output(), {}, {"name": "y"}, lambda rgb: [normalised(middle(rgb, 24))]),
+        (graph(2, last="Gelu", domain="com.microsoft"), {}, {}, lambda rgb: [normalised(middle(rgb, 24))]),
+        (
+            graph(2),
+            GRID,
+            {},
+            lambda rgb: [normalised(rgb[y : y + 16, x : x + 16]) for y in (0, 16) for x in (2, 22)],
+        ),
+    ],
+)
+def test_pictures_are_prepared_as_described(
+    model: onnx.ModelProto, changes: dict[str, Any], output: dict[str, Any], prepare: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "theirs.onnx").write_bytes(model.SerializeToString())
+    described = yaml.safe_load(CONFIG.format(output=json.dumps(output)))
+    described["input"] = {key: value for key, value in (described["input"] | changes).items() if value is not None}
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(described))
+    import_onnx(tmp_path / "theirs.onnx", tmp_path / "run", tmp_path / "theirs.yaml")
+    answer = load_detector(tmp_path / "run").score([png(1, 41, 33)])[0]
+    assert isinstance(answer, Answer)
+    rows = [given(model, x) for x in prepare(picture(1, 41, 33))]
+    assert answer.logit == pytest.approx(np.mean([real_ai[1] - real_ai[0] for real_ai in rows]), rel=1e-5)
 
 
 def test_a_vector_gets_a_head(tmp_path: Path) -> None:
