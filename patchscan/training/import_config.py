@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from patchscan.common.errors import UserError
 from patchscan.common.yaml_file import read_yaml
@@ -122,6 +122,15 @@ class Output(_Part):
     ai: int = Field(default=1, ge=0)
     positive: Literal["ai", "real"] = "ai"
     head: Head | None = None
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _check_kind(cls, kind: Any) -> Any:
+        if kind == "softmax":
+            raise ValueError("for a graph that ends in a softmax say probabilities, for what comes before one, logits")
+        if kind == "logit":
+            raise ValueError("say logits, also where there is one only")
+        return kind
 
 
 class ImportConfig(_Part):

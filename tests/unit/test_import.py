@@ -421,6 +421,12 @@ def test_what_is_no_onnx_file_is_said_in_one_line(data: bytes, tmp_path: Path) -
         ("name: theirs", 'name: "a\\nb"', "line 1: name: this must be one line of 1 to 100 characters"),
         ("size: 16", "size: 5", "a side must be 8 to 1024 pixels"),
         ("name: theirs", "name: [", "is not YAML"),
+        (
+            "output: {}",
+            "output: {kind: softmax}",
+            "line 8: output.kind: .* softmax say probabilities, .* before one, log",
+        ),
+        ("output: {}", "output: {kind: logit}", "line 8: output.kind: say logits"),
     ],
 )
 def test_a_mistake_in_the_description_is_named_with_its_line(old: str, new: str, why: str, tmp_path: Path) -> None:
