@@ -18,6 +18,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
     |   |-- RecipeError, DeviceError, DivergedError, EnsembleError    training
     |   |-- ImportConfigError, GraphError                             somebody else's detector
+    |   |   `-- UnfitGraphError        a graph that is not as its description says
     |   |-- EvaluationError, ExplainError, VideoError, BoundError, BandError, PowerError    evaluation
     |   |-- QualityError               (3) a trained model is not good enough to publish
     |   |-- ArchiveError, VerifyError, ServerError                    serving

@@ -60,6 +60,11 @@ def read_yaml(
         raise error_type(f"{path}{where}: {what}: {why.removeprefix('Value error, ')}{hint}") from error
 
 
+def where_in(path: Path, location: tuple[int | str, ...]) -> str:
+    """Return `FILE, line N` of a key of a YAML file that has been read, or of its nearest parent that stands there."""
+    return f"{path}{_line_of(path.read_text(), location)}"
+
+
 def _line_of(text: str, location: tuple[int | str, ...]) -> str:
     """Return `, line N` of the YAML node at `location`, or of its nearest parent that the file contains."""
     node, line = yaml.compose(text), 1

@@ -1,13 +1,16 @@
 """What somebody else's detector takes and gives: a page of YAML."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from patchscan.common.errors import UserError
-from patchscan.common.yaml_file import read_yaml
+from patchscan.common.yaml_file import read_yaml, where_in
+from patchscan.detector.graph_check import GraphError
 from patchscan.detector.presets import IMAGENET_MEAN, IMAGENET_STD, Filter, MemberPreset, PatchPreset, WholeImagePreset
 
 Triple = tuple[float, float, float]
@@ -21,6 +24,25 @@ def _one_line(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_one_line)]
+
+
+class UnfitGraphError(GraphError):
+    """The graph is not as the description's `key` says."""
+
+    def __init__(self, message: str, *key: str):
+        super().__init__(message)
+        self.key = key
+
+
+@contextmanager
+def naming_line(config: Path | None) -> Iterator[None]:
+    """Within this context, an UnfitGraphError becomes a GraphError that also names the line of the description."""
+    try:
+        yield
+    except UnfitGraphError as error:
+        if config is None:
+            raise
+        raise GraphError(f"{where_in(config, error.key)}: {error}") from error
 
 
 class ImportConfigError(UserError):

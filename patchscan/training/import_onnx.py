@@ -15,7 +15,14 @@ from patchscan.detector.graph_detector import GRAPH_FILE, seal
 from patchscan.detector.onnx_detector import OnnxDetector, open_session
 from patchscan.detector.presets import noise_picture
 from patchscan.training.hugging_face import read_export
-from patchscan.training.import_config import ImportConfig, Input, LinearHead, read_config
+from patchscan.training.import_config import (
+    ImportConfig,
+    Input,
+    LinearHead,
+    UnfitGraphError,
+    naming_line,
+    read_config,
+)
 from patchscan.training.onnx_graph import wrap, wrap_answers
 
 LARGEST_ERROR = 1e-3  # of a probability
@@ -30,7 +37,8 @@ def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
     folder, file = (model, model / GRAPH_FILE) if model.is_dir() else (model.parent, model)
     described = read_config(config) if config else read_export(folder)
     head = described.output.head.read(config.parent if config else folder) if described.output.head else None
-    return write_run(described, file, read_model(file, described.input), head, run, {}, [_warning(described)])
+    with naming_line(config):
+        return write_run(described, file, read_model(file, described.input), head, run, {}, [_warning(described)])
 
 
 def read_model(file: Path, given: Input) -> bytes:
@@ -123,6 +131,7 @@ def _check_answers(file: Path, graph: bytes, pictures: list[np.ndarray], are_pro
             )
         wrong = answer[(answer < -LARGEST_ERROR) | (answer > 1 + LARGEST_ERROR)]
         if are_probabilities and wrong.size:
-            raise GraphError(f"{file} gives {wrong[0]:.3g}, which is no probability: is it of kind: logits?")
+            why = f"{file} gives {wrong[0]:.3g}, which is no probability: is it of kind: logits?"
+            raise UnfitGraphError(why, "output", "kind")
     if all(np.array_equal(answers[0], answer) for answer in answers):
         raise GraphError(f"{file} gives the same answer to {len(pictures)} pictures of grey and of noise")

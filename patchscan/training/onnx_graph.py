@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from patchscan.detector.graph_check import GraphError, opset_of
-from patchscan.training.import_config import Input, LinearHead, Output
+from patchscan.training.import_config import Input, LinearHead, Output, UnfitGraphError
 
 REDUCE_AXES_AS_INPUT = 18  # from this opset on
 OUR_NAMES, OUR_PREFIX = {"crops", "logit", "features", "answers"}, "patchscan:"
@@ -47,7 +47,8 @@ def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head:
     positive: the mean over the crops. Raises GraphError where the graph has no such input or output."""
     source, result = _only_input(path, model.graph, given), _output(path, model.graph, wanted.name)
     if not head and wanted.kind != "probabilities" and _ends_in_probabilities(model.graph, result.name):
-        raise GraphError(f"{path}: its output {result.name} is of probabilities already: say kind: probabilities")
+        why = f"{path}: its output {result.name} is of probabilities already: say kind: probabilities"
+        raise UnfitGraphError(why, "output", "kind")
     after = _builder_after(model)
     _add_logit(after, path, result, wanted, head)
     return _assemble(model, given, source, after, helper.make_tensor_value_info("logit", TensorProto.DOUBLE, []))
@@ -127,12 +128,12 @@ def _only_input(path: Path, graph: onnx.GraphProto, given: Input) -> onnx.ValueI
         raise GraphError(f"{path}: its input {inputs[0].name} is not of numbers that pixels can be")
     untouched = (given.scale, given.mean, given.std) == (1, (0, 0, 0), (1, 1, 1))
     if tensor.elem_type == TensorProto.UINT8 and not untouched:
-        raise GraphError(
-            f"{path} takes whole numbers, which are pixels as they are: say scale: 1, mean: [0, 0, 0], std: [1, 1, 1]"
-        )
+        why = "takes whole numbers, which are pixels as they are: say scale: 1, mean: [0, 0, 0], std: [1, 1, 1]"
+        raise UnfitGraphError(f"{path} {why}", "input")
     shape = [one.dim_value for one in tensor.shape.dim]
     if len(shape) != 4 or any(dim not in (0, side) for dim, side in zip(shape[1:], given.sides, strict=True)):
-        raise GraphError(f"{path}: its input is {shape} (0: any), but size and layout say {[0, *given.sides]}")
+        why = f"{path}: its input is {shape} (0: any), but size and layout say {[0, *given.sides]}"
+        raise UnfitGraphError(why, "input", "size")
     if shape[0] > 1 or (shape[0] == 1 and (given.count > 1 or given.max_count)):
         raise GraphError(f"{path} takes {shape[0]} pictures at a time: export it with a dynamic first dimension")
     return inputs[0]
@@ -161,7 +162,7 @@ def _output(path: Path, graph: onnx.GraphProto, name: str | None) -> onnx.ValueI
     found: list[onnx.ValueInfoProto] = [one for one in graph.output if name in (None, one.name)]
     if len(found) != 1:
         names = ", ".join(one.name for one in graph.output)
-        raise GraphError(f"{path} has the outputs {names}: name one of them (output: name)")
+        raise UnfitGraphError(f"{path} has the outputs {names}: name one of them (output: name)", "output", "name")
     if found[0].type.tensor_type.elem_type not in ANSWER_TYPES:
         raise GraphError(f"{path}: its output {found[0].name} is not of real numbers: are these labels, not scores?")
     return found[0]
@@ -189,9 +190,11 @@ def _add_logit(
     classes = shape[1] if len(shape) == 2 else 1
     named = wanted.model_fields_set
     if not head and classes == 1 and "ai" in named:
-        raise GraphError(f"{path} gives one number for a picture: say `positive: ai` or `positive: real`, not `ai`")
+        why = f"{path} gives one number for a picture: say `positive: ai` or `positive: real`, not `ai`"
+        raise UnfitGraphError(why, "output", "ai")
     if not head and classes > 1 and "positive" in named:
-        raise GraphError(f"{path} has {classes} classes: say `ai`, the number of the one that means AI, not `positive`")
+        why = f"{path} has {classes} classes: say `ai`, the number of the one that means AI, not `positive`"
+        raise UnfitGraphError(why, "output", "positive")
     value = builder.node("Cast", result.name, to=TensorProto.DOUBLE)
     if head:
         value = _apply_head(builder, path, value, classes, head)
@@ -206,7 +209,8 @@ def _add_logit(
 
 def _apply_head(builder: _Builder, path: Path, value: str, length: int, head: LinearHead) -> str:
     if length not in (0, len(head.weights)):
-        raise GraphError(f"{path}: its output has {length} elements, and the head {len(head.weights)} weights")
+        why = f"{path}: its output has {length} elements, and the head {len(head.weights)} weights"
+        raise UnfitGraphError(why, "output", "head")
     if head.normalise:
         norm = builder.reduce("ReduceL2", value, keep=True, axes=[1])
         value = builder.node("Div", value, builder.node("Max", norm, builder.constant(1e-12, np.float64)))
@@ -219,7 +223,8 @@ def _class_logit(builder: _Builder, path: Path, value: str, classes: int, wanted
     if classes == 0:
         raise GraphError(f"{path}: how many classes its output has is not stated: export it with a fixed number")
     if wanted.ai >= classes:
-        raise GraphError(f"{path} has {classes} classes, numbered from 0: there is no class {wanted.ai}")
+        why = f"{path} has {classes} classes, numbered from 0: there is no class {wanted.ai}"
+        raise UnfitGraphError(why, "output", "ai")
     ai = builder.node("Gather", value, builder.constant(wanted.ai, np.int64), axis=1)
     if wanted.kind == "probabilities":
         return _log_odds(builder, ai)

@@ -21,7 +21,7 @@ from patchscan.detector.graph_check import GraphError, parse_graph
 from patchscan.detector.onnx_detector import open_session
 from patchscan.detector.prepared import prepare
 from patchscan.training.data import LABELS, select_rows
-from patchscan.training.import_config import ImportConfig, ImportConfigError, LinearHead, read_config
+from patchscan.training.import_config import ImportConfig, ImportConfigError, LinearHead, naming_line, read_config
 from patchscan.training.import_onnx import read_model, write_run
 from patchscan.training.onnx_graph import wrap_features
 
@@ -50,7 +50,8 @@ def train_probe(
     if described.output.head:
         raise ImportConfigError(f"{config} has a head: a probe trains its own")
     graph = read_model(backbone, described.input)
-    extract = _Extractor(backbone, graph, described)
+    with naming_line(config):
+        extract = _Extractor(backbone, graph, described)
     rows = load_index(data, index)
     names = sorted(seen or _complete(rows))
     train, val = (_limited(select_rows(rows, names, split), limit) for split in ("train", "val"))

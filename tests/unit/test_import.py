@@ -394,6 +394,26 @@ def test_a_graph_is_bounded(limit: str, least: int, why: str, tmp_path: Path, mo
         import_onnx(file, tmp_path / "other", config)
 
 
+@pytest.mark.parametrize(
+    ("model", "old", "new", "why"),
+    [
+        (graph(2), "output: {}", "output:\n  ai: 2", r"theirs.yaml, line 9: .*theirs.onnx has 2 classes"),
+        (graph(2), "output: {}", "output:\n  name: z", r"theirs.yaml, line 9: .*theirs.onnx has the outputs y"),
+        (graph(2), "output: {}", "output: {kind: probabilities}", r"theirs.yaml, line 8: .*is no probability"),
+        (graph(2), "size: 16", "size: 18", r"theirs.yaml, line 3: .*its input is \[0, 3, 16, 16\]"),
+        (graph(2), "resize: 20", "layout: nhwc", r"theirs.yaml, line 3: .*layout say \[0, 16, 16, 3\]"),
+        (whole_numbers(), "", "", r"theirs.yaml, line 2: .*takes whole numbers"),
+    ],
+)
+def test_a_mistake_that_only_the_graph_shows_is_named_with_its_line(
+    model: onnx.ModelProto, old: str, new: str, why: str, tmp_path: Path
+) -> None:
+    file, config = write(tmp_path, model)
+    config.write_text(config.read_text().replace(old, new) if old else config.read_text())
+    with pytest.raises(GraphError, match=why):
+        import_onnx(file, tmp_path / "run", config)
+
+
 @pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n"])
 def test_what_is_no_onnx_file_is_said_in_one_line(data: bytes, tmp_path: Path) -> None:
     file, config = write(tmp_path, graph(2))
