@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import onnx
 import pytest
@@ -47,7 +48,8 @@ class Desk:
 
     def run(self, command: Command) -> str:
         """Run a command of the page; returns what it prints. A server goes on."""
-        told, words = {"cwd": self.folder, "env": environment()}, command.words
+        told: dict[str, Any] = {"cwd": self.folder, "env": environment()}
+        words = command.words
         if words == ("python", "-"):
             with contextlib.chdir(self.folder):  # here, where torch is imported
                 exec(compile(command.stdin, "docs/import.md", "exec"), {})  # noqa: S102

