@@ -17,6 +17,7 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from patchscan.common.console import ProgressReport
@@ -33,6 +34,7 @@ from patchscan.storage.store import is_bucket
 SETTINGS_FILE = "protocol.json"
 CROPS_FILE = "crops.parquet"
 LEFT_OUT_FILE = "left_out.parquet"
+ORIGINAL_NAME = "source"  # the key in SETTINGS_FILE
 
 # Corners of crops lie on this grid. A JPEG's blocks are 8 pixels wide at 4:4:4 and 16 at 4:2:0, so that a crop from a
 # multiple of 16 cuts no block under either. Lossless images are cut on it too, or the grid would be a clue.
@@ -125,6 +127,19 @@ def protocol_of(data: str | Path) -> str:
     return "raw" if open_store(str(data)).read(SETTINGS_FILE) is None else "matched"
 
 
+def originals(data: str | Path) -> tuple[str, dict[str, str]] | None:
+    """Return, of a matched version, the name of the data set that it was made of, and the path in that of each crop's
+    original by the crop's path; None for other data."""
+    store = open_store(str(data))
+    settings, crops = store.read(SETTINGS_FILE), store.read(CROPS_FILE)
+    if settings is None or crops is None:
+        return None
+    # Those of version 0.1 do not name it: by default it is the folder beside them.
+    name = json.loads(settings).get(ORIGINAL_NAME) or Path(str(data)).name.removesuffix("-matched")
+    table = pq.read_table(io.BytesIO(crops), columns=["path", "source"])
+    return name, dict(zip(table["path"].to_pylist(), table["source"].to_pylist(), strict=True))
+
+
 def plan_matched(index: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Plan the crops (a table with CROP_COLUMNS), and what is left out (path, generator, split, class, reason). The
     same index and settings give the same plan.
@@ -198,9 +213,10 @@ def _check_or_write_settings(out: Path, data: str | Path, settings: Settings, di
     """Write settings and data digest into a new `out`, or check that an existing `out` was made with the same."""
     if not is_bucket(data) and out.resolve().is_relative_to(Path(data).resolve()):
         raise ProtocolError(f"{out} lies within {data} and would become part of it: choose a folder outside")
-    record = json.dumps({"protocol": "matched", **asdict(settings), "source_digest": digest}, indent=1) + "\n"
+    made_of = {"protocol": "matched", **asdict(settings), "source_digest": digest}
+    record = json.dumps({**made_of, ORIGINAL_NAME: Path(str(data)).name}, indent=1) + "\n"
     file = out / SETTINGS_FILE
-    if file.exists() and json.loads(file.read_text()) != json.loads(record):
+    if file.exists() and any(json.loads(file.read_text()).get(key) != json.loads(record)[key] for key in made_of):
         raise ProtocolError(f"{out} was made of other data or with other settings ({file}): choose another folder")
     if not file.exists() and out.exists() and any(out.iterdir()):
         raise ProtocolError(f"{out} is not empty and was not made by `patchscan match`: choose another folder")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from patchscan.common.errors import UserError
+from patchscan.dataset.matched import originals
 from patchscan.storage.store import is_bucket
 
 SOURCES_FILE = "sources.csv"
@@ -28,13 +29,16 @@ def add_sources(images: pd.DataFrame, data: str | Path, file: Path | None) -> pd
     """Add the columns source, collection and source_known (bool) to a table of images with a column path.
 
     `file` is a CSV with the columns `file` and `source`; `file` is a path below the data folder, or below the folder
-    that holds it. A source that is itself a path, as in owner/collection/name, belongs to the collection of its first
-    two parts. Images that are not named there are each a source and a collection of their own. Raises SourcesError.
+    that holds it. An image of a matched version has its original's source. A source that is itself a path, as in
+    owner/collection/name, belongs to the collection of its first two parts. Images that are not named there are each a
+    source and a collection of their own. Raises SourcesError.
     """
     known = {} if file is None else _read(file)
-    name = Path(str(data)).name
-    found = [known.get(f"{name}/{path}") or known.get(path) for path in images.path]
-    sources = [source or f"{name}/{path}" for source, path in zip(found, images.path, strict=True)]
+    name, paths = Path(str(data)).name, images.path
+    if known and (matched := originals(data)):
+        name, paths = matched[0], images.path.map(lambda path: matched[1].get(path, path))
+    found = [known.get(f"{name}/{path}") or known.get(path) for path in paths]
+    sources = [source or f"{name}/{path}" for source, path in zip(found, paths, strict=True)]
     return images.assign(
         source=sources,
         collection=[

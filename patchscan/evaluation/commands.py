@@ -105,6 +105,7 @@ def evaluate(
       patchscan evaluate --run runs/small --run runs/strong --data data/genimage --out build/report --when-loss 0.01
       patchscan evaluate --run runs/ssp --data s3://photos --labels audits/labels.csv --out build/report
     """
+    from patchscan.dataset.sources import find_sources
     from patchscan.detector.cascade import parse_band
     from patchscan.evaluation.calibration import Target
     from patchscan.evaluation.evaluate import Options
@@ -125,7 +126,8 @@ def evaluate(
         index=index if next(iter(sets.values())) == data[0] else None,
         robustness=robustness,
         tiers=tuple(one for one in TIERS if one in (tier or TIERS) or one == "native"),
-        sources=sources,
+        # A matched version may lie elsewhere than the data, and their sources.
+        sources=sources or (find_sources(data[0]) if "matched" in sets else None),
         groups=dict(_group(one) for one in group or []),
         labels=labels,
         when=parse_band(when) if when else None,

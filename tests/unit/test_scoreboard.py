@@ -1,5 +1,6 @@
 """The scoreboard counts sources, not images, and weighs what each bootstrap sample holds."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from patchscan.dataset.matched import SETTINGS_FILE, Settings, build_matched
 from patchscan.dataset.sources import SourcesError, add_sources, find_sources
 from patchscan.detector.answer import TIERS
 from patchscan.detector.card import Card, Decision
@@ -18,6 +20,7 @@ from patchscan.evaluation.markdown import results_tables
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoreboard import bounds_by_tier, card_scoreboard, scoreboard, source_counts, weighted_auc
 from patchscan.evaluation.scoring import apply_decision
+from tests.image_tree import picture, write
 
 
 def deliveries(skill: float = 2.0, images: int = 60, copies: int = 1) -> pd.DataFrame:
@@ -171,6 +174,34 @@ def test_sources_are_named_below_the_data_or_below_its_folder(place: str, tmp_pa
     assert found.source.tolist() == ["owner/set/one.png", "owner/set/two.png", "mix/g/val/ai/3.png"]
     assert found.collection.tolist() == ["owner/set", "owner/set", "mix/g/val/ai/3.png"]
     assert found.source_known.tolist() == [True, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
+def test_crops_of_a_matched_version_have_the_sources_of_their_originals(named: bool, tmp_path: Path) -> None:
+    """Also where the version was made by 0.1, which did not name the data set it was made of."""
+    data, matched = tmp_path / "mix", tmp_path / "mix-matched"
+    for label in ("ai", "nature"):
+        for number in range(3):
+            write(data / "g" / "val" / label / f"{number}.png", picture(number))
+    crops = build_matched(data, matched, Settings(size=32), workers=1).crops
+    if not named:
+        kept = json.loads((matched / SETTINGS_FILE).read_text())
+        (matched / SETTINGS_FILE).write_text(json.dumps({key: kept[key] for key in kept if key != "source"}))
+        build_matched(data, matched, Settings(size=32), workers=1)
+    lines = [
+        f"mix/g/val/{label}/{number}.png,owner/set/{label}{number}" for label in ("ai", "nature") for number in (0, 1)
+    ]
+    (tmp_path / "sources.csv").write_text("file,source\n" + "\n".join(lines))
+    found = add_sources(
+        crops[["path", "source"]].rename(columns={"source": "original"}), matched, find_sources(matched)
+    )
+    assert found.source_known.sum() == 4
+    expected = {
+        f"g/val/{label}/{number}.png": f"owner/set/{label}{number}" for label in ("ai", "nature") for number in (0, 1)
+    }
+    assert [expected.get(one, f"mix/{one}") for one in found.original] == found.source.tolist()
+    assert (found[found.source_known].collection == "owner/set").all()
 
 
 def test_a_file_of_sources_without_its_columns_is_refused(tmp_path: Path) -> None:
