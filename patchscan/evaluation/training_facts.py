@@ -1,0 +1,29 @@
+"""What a report says of a model's training: the initial weights, epochs and precision."""
+
+from typing import Any
+
+from patchscan.detector.card import Card
+
+
+def training_facts(card: Card) -> dict[str, Any]:
+    """Return the single values of the card's training, and of its recipe `initial_weights` (`none` for a training from
+    nothing) and `epochs`; these two and `precision` are None where the card does not say."""
+    training = card.training
+    recipe = training.get("recipe", {})
+    facts = {key: value for key, value in training.items() if isinstance(value, str | int | float)}
+    return {"precision": None} | facts | {"initial_weights": _initial_weights(card), "epochs": recipe.get("epochs")}
+
+
+def _initial_weights(card: Card) -> str | None:
+    recipe = card.training.get("recipe", {})
+    if "epochs" not in recipe:  # imported, or joined of others: the card tells no training
+        return None
+    described: str | None = card.training.get("weights", {}).get("source")
+    return described or recipe.get("weights")
+
+
+def training_text(facts: dict[str, Any]) -> str:
+    """Return the facts in a line, such as `initial weights none, 10 epochs, bf16`."""
+    weights, epochs, precision = (facts[key] for key in ("initial_weights", "epochs", "precision"))
+    told = [f"initial weights {weights}" if weights else "initial weights not on the card"]
+    return ", ".join(told + [f"{epochs} epochs"] * bool(epochs) + [precision] * bool(precision))
