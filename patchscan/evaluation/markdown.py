@@ -57,24 +57,29 @@ def _auc_table(rows: dict[str, list[Row]]) -> str:
 
 
 def _scoreboard_tables(model: str, data: dict[str, Any]) -> list[str]:
-    """Titles and tables of one data set by delivery; what counts photographs or AI images, of means and kinds only."""
-    means = [row for row in data["rows"] if row["kind"] in ("group", "real")]
+    """Titles and tables of one data set by delivery; all but the AUC of means and kinds only, where there are any."""
+    means = [row for row in data["rows"] if row["kind"] in ("group", "real")] or data["rows"]
+    found = "AI images found where {} of the photographs are called AI, %"
     measured: list[tuple[str, str, list[Row], str]] = [
-        ("AUC", "auc", data["rows"] if data["both_classes"] else [], "2"),
-        ("AI images found at the threshold, %", "found", means if data["both_classes"] else [], "0"),
-        ("AI images found where 1 % of the photographs are called AI, %", "tpr_at_fpr_1", means, "0"),
-        ("real images called AI, %", "false_alarms", means, "0"),
+        ("AUC", "auc", data["rows"], "2"),
+        ("AI images found at the threshold, %", "found", means, "0"),
+        (found.format("1 %"), "tpr_at_fpr_1", means, "0"),
+        (found.format("0.1 %"), "tpr_at_fpr_01", means, "0"),
+        ("calibration error (ECE) of p_ai", "ece", means, "3"),
     ]
     tables = []
-    for title, figure, rows, style in measured:
-        known = [row for row in rows if any(tier[figure]["value"] is not None for tier in row["tiers"].values())]
-        if known:
-            scale = 1 if figure == "auc" else 100
-            lines = (
-                [row["name"], *(_interval(one[figure], style, scale) for one in row["tiers"].values())] for row in known
-            )
-            tables += [f"{model} on {data['name']}: {title}.", _table(["", *known[0]["tiers"]], lines)]
-    return tables
+    for title, figure, rows, style in measured if data["both_classes"] else []:
+        tables += _scoreboard_table(f"{model} on {data['name']}: {title}.", figure, rows, style)
+    title = f"{model} on {data['name']}: real images called AI, %."
+    return tables + _scoreboard_table(title, "false_alarms", means, "0")
+
+
+def _scoreboard_table(title: str, figure: str, rows: list[Row], style: str) -> list[str]:
+    if all(one[figure]["value"] is None for row in rows for one in row["tiers"].values()):
+        return []
+    scale = 1 if figure in ("auc", "ece") else 100
+    lines = ([row["name"], *(_interval(one[figure], style, scale) for one in row["tiers"].values())] for row in rows)
+    return [title, _table(["", *rows[0]["tiers"]], lines)]
 
 
 def _interval(estimate: Row, style: str, scale: int = 1) -> str:

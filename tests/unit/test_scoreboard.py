@@ -104,8 +104,20 @@ def test_markdown_has_the_auc_of_generators_and_the_false_alarms_of_kinds() -> N
     assert of_mix.startswith("m on mix: AUC.\n\n|  | native | web | hard | enlarged |\n| --- |")
     assert re.search(r"^\| other \| 0\.\d\d \(0\.\d\d to [01]\.\d\d\) \|", of_mix, re.MULTILINE)
     assert re.search(r"found at the threshold, %\.\n\n.*\n.*\n\| both \| \d+ \(\d+ to \d+\) \|", of_mix)
+    assert re.search(
+        r"calibration error \(ECE\) of p_ai\.\n\n.*\n.*\n\| both \| 0\.\d{3} \(0\.\d{3} to 0\.\d{3}\) \|", of_mix
+    )
     assert re.search(r"^real images called AI, %\.\n\n.*\n.*\n\| art \|", of_alarms)
     assert "AUC" not in of_alarms
+
+
+def test_markdown_has_detection_at_a_thousandth_of_a_thousand_photographs() -> None:
+    table = deliveries(images=500)
+    table = table[(table.data == "mix") & table.delivered.isin(["native", "web"])]
+    (mix,) = scoreboard(evaluated(table), {"both": ["seen", "other"]})
+    text = results_tables({"protocols": [], "models": [{"name": "m", "scoreboard": [mix]}]})
+    title = "AI images found where 0.1 % of the photographs are called AI, %"
+    assert re.search(rf"{title}\.\n\n.*\n.*\n\| both \| \d+ \(\d+ to \d+\) \|", text)
 
 
 def test_a_thousandth_needs_a_thousand_photographs() -> None:
