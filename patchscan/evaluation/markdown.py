@@ -1,8 +1,10 @@
 """Write a report's main figures as Markdown tables, for a page or an issue."""
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
+from patchscan.evaluation.scoreboard import LOW_FPRS
 from patchscan.evaluation.training_facts import training_text
 from patchscan.reporting.pages import show
 
@@ -17,8 +19,8 @@ def results_tables(report: dict[str, Any]) -> str:
     for protocol in report["protocols"]:
         rows = {model["name"]: model["results"][protocol]["rows"] for model in report["models"]}
         under = f"{protocol} protocol, {report['data']['name']}; 95 % intervals in brackets; * unseen in training"
-        tables += [f"Accuracy (%) at each model's threshold, {under}.", _accuracy_table(rows)]
-        tables += [f"AUC, {under}.", _auc_table(rows)]
+        tables += [f"Accuracy (%) at each model's threshold, {under}.", *_accuracy_table(rows)]
+        tables += [f"AUC, {under}.", *_auc_table(rows)]
         trained = (f"{model['name']}: {training_text(model['training'])}" for model in report["models"])
         tables.append(f"Training: {'; '.join(trained)}.")
     for model in report["models"]:
@@ -28,10 +30,10 @@ def results_tables(report: dict[str, Any]) -> str:
     return "\n\n".join(tables) + "\n"
 
 
-def _accuracy_table(rows: dict[str, list[Row]]) -> str:
+def _accuracy_table(rows: dict[str, list[Row]]) -> list[str]:
     names = list(dict.fromkeys(row["name"] for part in rows.values() for row in part if row["kind"] != "group"))
     lines = ([model, *(_accuracy_cell(part, name) for name in names)] for model, part in rows.items())
-    return _table(["model", *names], lines)
+    return [_table(["model", *names], lines), *_reasons(_without(rows, names, "accuracy"))]
 
 
 def _accuracy_cell(rows: Sequence[Row], name: str) -> str:
@@ -43,9 +45,9 @@ def _accuracy_cell(rows: Sequence[Row], name: str) -> str:
     return f"{value}{'*' if row['kind'] == 'unseen' else ''} [{low}, {high}]"
 
 
-def _auc_table(rows: dict[str, list[Row]]) -> str:
+def _auc_table(rows: dict[str, list[Row]]) -> list[str]:
     by_name = {model: {row["name"]: row for row in part} for model, part in rows.items()}
-    names = dict.fromkeys(name for part in by_name.values() for name in part)
+    names = list(dict.fromkeys(name for part in by_name.values() for name in part))
 
     def cell(row: Row | None) -> str:
         if row is None:
@@ -53,7 +55,38 @@ def _auc_table(rows: dict[str, list[Row]]) -> str:
         return _interval(row["metrics"]["auc"], "3") + ("*" if row["kind"] == "unseen" else "")
 
     lines = ([name, *(cell(part.get(name)) for part in by_name.values())] for name in names)
-    return _table(["", *rows], lines)
+    return [_table(["", *rows], lines), *_reasons(_without(rows, names, "auc"))]
+
+
+def _without(rows: dict[str, list[Row]], names: Sequence[str], metric: str) -> list[tuple[str, str]]:
+    """Which of these generators and groups lack the figure, with the models in brackets unless all do, and why."""
+    by_name = {model: {row["name"]: row for row in part} for model, part in rows.items()}
+    models: dict[tuple[str, str], list[str]] = {}
+    for name, model in product(names, rows):
+        row = by_name[model].get(name)
+        if row is None or row["metrics"][metric]["value"] is None:
+            models.setdefault((name, _why_not_measured(row)), []).append(model)
+    return [
+        (name if len(concerned) == len(rows) else f"{name} ({', '.join(concerned)})", why)
+        for (name, why), concerned in models.items()
+    ]
+
+
+def _why_not_measured(row: Row | None) -> str:
+    if row is None:
+        return "fewer than two such generators"
+    if not row["counts"]["scored"]:
+        return "no image was scored"
+    return "no photograph was scored" if row["counts"]["ai"] else "no AI image was scored"
+
+
+def _reasons(empty: Iterable[tuple[str, str]]) -> list[str]:
+    """A line that says why cells are empty: where, and why."""
+    places: dict[str, list[str]] = {}
+    for where, why in empty:
+        places.setdefault(why, []).append(where)
+    told = [f"{', '.join(where)}: {why}" for why, where in places.items()]
+    return [f"{show(None)} {'; '.join(told)}."] if told else []
 
 
 def _scoreboard_tables(model: str, data: dict[str, Any]) -> list[str]:
@@ -67,19 +100,34 @@ def _scoreboard_tables(model: str, data: dict[str, Any]) -> list[str]:
         (found.format("0.1 %"), "tpr_at_fpr_01", means, "0"),
         ("calibration error (ECE) of p_ai", "ece", means, "3"),
     ]
+    if not data["both_classes"]:
+        measured = []
+    measured.append(("real images called AI, %", "false_alarms", means, "0"))
     tables = []
-    for title, figure, rows, style in measured if data["both_classes"] else []:
-        tables += _scoreboard_table(f"{model} on {data['name']}: {title}.", figure, rows, style)
-    title = f"{model} on {data['name']}: real images called AI, %."
-    return tables + _scoreboard_table(title, "false_alarms", means, "0")
+    for title, figure, rows, style in measured:
+        tables += [f"{model} on {data['name']}: {title}.", *_scoreboard_table(figure, rows, style, data["real"])]
+    return tables
 
 
-def _scoreboard_table(title: str, figure: str, rows: list[Row], style: str) -> list[str]:
-    if all(one[figure]["value"] is None for row in rows for one in row["tiers"].values()):
-        return []
+def _scoreboard_table(figure: str, rows: list[Row], style: str, photographs: int) -> list[str]:
+    """The table, and why cells are empty; that alone where all are."""
+    missing = [row for row in rows if any(one[figure]["value"] is None for one in row["tiers"].values())]
+    needed = 1 / LOW_FPRS.get(figure, 1)
+    if photographs < needed:
+        return [f"Not given: these data have {photographs:,} photographs, and at least {needed:,.0f} are needed."]
     scale = 1 if figure in ("auc", "ece") else 100
     lines = ([row["name"], *(_interval(one[figure], style, scale) for one in row["tiers"].values())] for row in rows)
-    return [title, _table(["", *rows[0]["tiers"]], lines)]
+    return [_table(["", *rows[0]["tiers"]], lines), *_reasons((row["name"], _why_empty(row)) for row in missing)]
+
+
+def _why_empty(row: Row) -> str:
+    if row["kind"] == "real":
+        return "no image was scored"
+    if row["kind"] == "group":
+        return "one of its generators has no figure"
+    if not row["ai"] or not row["real"]:
+        return "no photographs" if row["ai"] else "no AI images"
+    return "no image of one of the classes was scored"
 
 
 def _interval(estimate: Row, style: str, scale: int = 1) -> str:

@@ -19,6 +19,7 @@ from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target, fit_decision
 from patchscan.evaluation.comparison import compare
 from patchscan.evaluation.evidence import fit_bounds
+from patchscan.evaluation.markdown import results_tables
 from patchscan.evaluation.pictures import overview
 from patchscan.evaluation.report import build_report, write_report
 from patchscan.evaluation.results import Evaluated
@@ -303,6 +304,19 @@ def test_poor_data_are_reported_and_drawn(kind: str, tmp_path: Path, monkeypatch
         row = model["results"]["raw"]["rows"][-1]
         assert row["counts"]["images"] == len(POOR[kind])
         assert row["counts"]["scored"] + row["counts"]["rejected"] + row["counts"]["not_finite"] == len(POOR[kind])
+
+
+def test_an_empty_cell_of_the_markdown_tables_has_its_reason() -> None:
+    parts = {"sd": (9, 9), "gan": (9, 0), "photos": (0, 9), "lost": (4, 4)}
+    scores = table(parts, 1.0)
+    lost = scores.generator == "lost"
+    scores = scores.assign(status=scores.status.where(~lost, "rejected"), logit=scores.logit.where(~lost))
+    models = [evaluated("some", scores), evaluated("all", scores, seen=list(parts))]
+    text = results_tables(build_report(models, {"name": "test"}))
+    accuracy, auc = text.split("AUC, raw protocol")
+    assert accuracy.endswith("|\n\n– lost: no image was scored.\n\n")
+    assert "\n\n– gan: no photograph was scored; lost: no image was scored; photos: no AI image was scored; " in auc
+    assert "all unseen (all), all seen (some): fewer than two such generators.\n" in auc
 
 
 def test_protocols_stand_side_by_side() -> None:

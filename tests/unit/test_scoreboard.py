@@ -111,6 +111,17 @@ def test_markdown_has_the_auc_of_generators_and_the_false_alarms_of_kinds() -> N
     assert "AUC" not in of_alarms
 
 
+def test_markdown_says_why_a_cell_of_the_scoreboard_is_empty() -> None:
+    table = deliveries()
+    table = table[(table.data == "mix") & ~((table.generator == "other") & (table.label == 0))]
+    (mix,) = scoreboard(evaluated(table), {"both": ["seen", "other"]})
+    text = results_tables({"protocols": [], "models": [{"name": "m", "scoreboard": [mix]}]})
+    assert "| other | – | – | – | – |" in text
+    assert "\n\n– other: no photographs; both: one of its generators has no figure.\n\n" in text
+    title = "AI images found where 0.1 % of the photographs are called AI, %"
+    assert f"{title}.\n\nNot given: these data have 60 photographs, and at least 1,000 are needed.\n" in text
+
+
 def test_markdown_has_detection_at_a_thousandth_of_a_thousand_photographs() -> None:
     table = deliveries(images=500)
     table = table[(table.data == "mix") & table.delivered.isin(["native", "web"])]
