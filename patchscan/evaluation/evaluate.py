@@ -111,7 +111,7 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
     models = [_evaluate(run, card, reads, images, out, options) for run, card in zip(runs, cards, strict=True)]
     cascade = _cascade(models, options)
     joined = [] if cascade is None else [join(cascade, *models)]
-    report = build_report([*models, *joined], _describe(data, images, label_info), options.groups)
+    report = build_report([*models, *joined], _describe(data, images, label_info), options.groups, runs)
     if cascade is not None:
         _add_cost(report, cascade, joined[0], runs, reads, options.engine)
     if not labels:  # what those images measure is not what the card's figures are about

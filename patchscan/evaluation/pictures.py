@@ -59,7 +59,7 @@ def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, 
     }
     features = feature_moments(run)
     if features:
-        drawings["features"] = plots.principal_components(features)
+        drawings["features"] = plots.features({MOMENTS[moment]: values for moment, values in features.items()})
     return {f"{evaluated.card.name}-{protocol}-{name}": drawing for name, drawing in drawings.items()}
 
 
@@ -105,11 +105,11 @@ def confidence(p_ai: np.ndarray, threshold: np.ndarray) -> np.ndarray:
 
 
 def feature_moments(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Read the features, labels and generators that training wrote to the run folder, before and after training."""
+    """Read the features, labels and generators that training wrote to the run folder, `before` and `after` it."""
     moments = {}
-    for moment, title in MOMENTS.items():
+    for moment in MOMENTS:
         path = run / f"features_{moment}.npz"
         if path.exists():
             with np.load(path) as kept:
-                moments[title] = (kept["features"], kept["label"], kept["generator"])
+                moments[moment] = (kept["features"], kept["label"], kept["generator"])
     return moments

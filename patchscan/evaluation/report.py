@@ -1,9 +1,10 @@
 """Write the evaluation report: report.json; report.html, RESULTS_SUMMARY.txt and RESULTS_TABLE.md made from it alone;
 and pictures, as PNG files and embedded in the page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,20 @@ from patchscan.evaluation.scoreboard import bounds_by_tier, scoreboard
 from patchscan.evaluation.training_facts import training_facts, training_text
 from patchscan.reporting import likelihood_plots, plots
 from patchscan.reporting.pages import render, show, write_json, write_text
+from patchscan.reporting.statistics import principal_components
 
 SCHEMA = "patchscan-evaluation/1"
 
 
 def build_report(
-    models: list[Evaluated], data: dict[str, Any], groups: Mapping[str, list[str]] | None = None
+    models: list[Evaluated],
+    data: dict[str, Any],
+    groups: Mapping[str, list[str]] | None = None,
+    runs: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Build report.json's content; `data` describes the evaluated images (name, digest, images, overlap with
-    training), `groups` the means over generators that the scoreboard shows besides its own."""
+    training), `groups` the means over generators that the scoreboard shows besides its own; `runs` are the folders of
+    the first models, as far as these have any."""
     protocols = list(models[0].tables)
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -36,14 +42,14 @@ def build_report(
         "data": data,
         "protocols": protocols,
         "prevalences": list(PREVALENCES),
-        "models": [_model(model, groups or {}) for model in models],
+        "models": [_model(model, groups or {}, run) for model, run in zip_longest(models, runs)],
         "comparisons": {name: compare(models, name) for name in protocols} if len(models) > 1 else {},
     }
     report["findings"] = findings(report)
     return report
 
 
-def _model(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> dict[str, Any]:
+def _model(evaluated: Evaluated, groups: Mapping[str, list[str]], run: Path | None) -> dict[str, Any]:
     card = evaluated.card
     return {
         "name": card.name,
@@ -54,6 +60,7 @@ def _model(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> dict[str, A
         "weights_sha256": card.weights_sha256,
         "seen": sorted(evaluated.seen),
         "training": training_facts(card),
+        "explained_variance": None if run is None else _explained_variance(run),
         "decision": asdict(card.decision),
         "calibrated_on": evaluated.calibrated_on,
         "warnings": card.all_warnings,
@@ -70,6 +77,13 @@ def _model(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> dict[str, A
             for protocol in evaluated.tables
         },
     }
+
+
+def _explained_variance(run: Path) -> dict[str, list[float]] | None:
+    """The shares of the first two principal components of the features, by moment; None where the folder has none."""
+    moments = pictures.feature_moments(run)
+    shares = {moment: principal_components(features)[1][:2].tolist() for moment, (features, *_) in moments.items()}
+    return shares or None
 
 
 def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Path], out: Path) -> None:
@@ -115,6 +129,9 @@ def summary_text(report: dict[str, Any]) -> str:
     for model in report["models"]:
         lines += ["", f"{model['name']} {model['version']} (digest {model['digest'][:16]})"]
         lines += [f"  Training: {training_text(model['training'])}"]
+        for moment, shares in (model["explained_variance"] or {}).items():
+            told = " and ".join(show(share, "%1") for share in shares)
+            lines.append(f"  Features {pictures.MOMENTS[moment]}: {told} of the variance on the first two components")
         lines += [f"  Warning: {warning}" for warning in model["warnings"]]
         lines += [f"  Decision: p_ai >= {model['decision']['threshold']:.4f}; {model['decision']['chosen_by']}"]
         for protocol, result in model["results"].items():

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from patchscan.common.files import atomic_write
+from patchscan.reporting.statistics import principal_components
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish, also in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#666666", "#000000")
@@ -318,7 +319,7 @@ def robustness(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 @styled
-def principal_components(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+def features(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
     """Draw the first two principal components of features, one panel per moment (features (n, width), label (n,),
     generator (n,)), each with axes of its own and their shares of the variance. Colours tell the class, marks the
     generator."""
@@ -326,13 +327,11 @@ def principal_components(moments: dict[str, tuple[np.ndarray, np.ndarray, np.nda
     looks = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(names)}
     classes = {"real": REAL_COLOUR, "AI": AI_COLOUR}
     drawing, axes = figure(4.7 * max(1, len(moments)), 4.2, 1, max(1, len(moments)))
-    for axis, (moment, (features, label, generator)) in zip(axes[0], moments.items(), strict=False):
-        centred = features.astype(np.float64) - features.mean(axis=0)
-        left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-        share = singular**2 / max(float((singular**2).sum()), 1e-300)
+    for axis, (moment, (values, label, generator)) in zip(axes[0], moments.items(), strict=False):
+        components, share = principal_components(values)
         for name, marker in looks.items():
             for value, colour in enumerate(classes.values()):
-                points = (left * singular)[(generator == name) & (label == value)]
+                points = components[(generator == name) & (label == value)]
                 axis.scatter(points[:, 0], points[:, 1], s=12, c=colour, marker=marker, alpha=0.55, linewidths=0)
         axis.set(title=moment, xlabel=f"component 1 ({share[0]:.1%} of the variance)")
         axis.set_ylabel(f"component 2 ({share[1]:.1%})" if len(share) > 1 else "")

@@ -356,3 +356,11 @@ def friedman(values: np.ndarray) -> float | None:
     observed = ((ranks.mean(axis=0) - centre) ** 2).sum()
     permuted = ((shuffled.mean(axis=1) - centre) ** 2).sum(axis=1)
     return float((1 + (permuted >= observed - 1e-12).sum()) / (DRAWS + 1))
+
+
+def principal_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (n, width) on their principal components, (n, k), and each one's share of the variance, (k,), in
+    falling order; k is the lesser of n and width."""
+    centred = features.astype(np.float64) - features.mean(axis=0)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    return left * singular, singular**2 / max(float((singular**2).sum()), 1e-300)

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def real_pictures(compositions: None) -> None:
 def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
     data = {"name": "test", "digest": "d" * 64, "images": 1234, "in_train": 3, "repeated": 0, "labels": None}
     data["generators"] = []
-    write_report(build_report(models, data), models, [out] * len(models), out)
+    runs = [out] * len(models)
+    write_report(build_report(models, data, runs=runs), models, runs, out)
     return json.loads((out / "report.json").read_text()), (out / "report.html").read_text()
 
 
@@ -91,8 +93,11 @@ def written(models: list[Evaluated], out: Path) -> tuple[dict[str, Any], str]:
 def three(tmp_path_factory: pytest.TempPathFactory, real_pictures: None) -> tuple[dict[str, Any], str, Path]:
     """A report of three models, whose run folders hold features."""
     out = tmp_path_factory.mktemp("report")
-    features = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    # On three axes by 3, 2 and 1: 9, 4 and 1 fourteenths of the variance. Afterwards on one axis alone.
+    features = np.zeros((20, 8), np.float32)
+    features[:, :3] = np.array(list(product((-3, 3), (-2, 2), (-1, 1))) + [(0, 0, 0)] * 12)
     for moment in ("before", "after"):
+        features[:, 1:] *= moment == "before"
         generator = np.repeat(["sd", "gan"], 10)
         np.savez(out / f"features_{moment}.npz", features=features, label=np.arange(20) % 2, generator=generator)
     sizes = {"sd": (60, 60), "ldm": (50, 40), "gan": (45, 45)}
@@ -233,6 +238,16 @@ def test_text_and_markdown_carry_the_same_accuracy(three: tuple[dict[str, Any], 
     assert f"| gan | {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})*" in markdown
     summary = (out / "RESULTS_SUMMARY.txt").read_text()
     assert f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]" in summary
+
+
+@pytest.mark.slow
+def test_explained_variance_before_and_after_training_is_told(three: tuple[dict[str, Any], str, Path]) -> None:
+    report, page, out = three
+    shares = report["models"][1]["explained_variance"]
+    assert shares == {"before": pytest.approx([9 / 14, 4 / 14]), "after": pytest.approx([1, 0])}
+    assert "models.1.explained_variance.after.0" in page
+    told = "Features before training: 64.3\u00a0% and 28.6\u00a0% of the variance on the first two components"
+    assert told in (out / "RESULTS_SUMMARY.txt").read_text()
 
 
 @pytest.mark.slow
