@@ -27,7 +27,7 @@ READ_AT_START = ("PYTHON", "LD_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "MALLOC_"
 PR_SET_CHILD_SUBREAPER = 36
 DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
 LIBC = ctypes.CDLL(None, use_errno=True)
-NONE: Mapping[str, float] = MappingProxyType({})
+NONE: Mapping[str, object] = MappingProxyType({})
 
 Done = subprocess.CompletedProcess[str]
 
@@ -42,7 +42,7 @@ def environment() -> dict[str, str]:
 def start_patchscan(
     *arguments: object,
     fresh: bool = False,
-    constants: Mapping[str, float] = NONE,
+    constants: Mapping[str, object] = NONE,
     mounts_of: int | None = None,
     **options: Any,
 ) -> subprocess.Popen[str]:

