@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from patchscan.common.files import atomic_write
@@ -14,6 +15,12 @@ from patchscan.training.data import TrainingData
 from patchscan.training.recipe import Recipe
 
 FEATURE_IMAGES = 500
+
+
+def feature_rows(data: TrainingData) -> pd.DataFrame:
+    """Return about FEATURE_IMAGES rows at most, evenly spread over the validation images."""
+    step = max(1, len(data.val) // FEATURE_IMAGES)
+    return data.val.iloc[::step].reset_index(drop=True)
 
 
 @torch.inference_mode()
@@ -27,10 +34,9 @@ def write_features(
 ) -> None:
     """Write an .npz file: `features` float32 (n, width), `label` (n,) and `generator` (n,).
 
-    n is about FEATURE_IMAGES at most, evenly spread over the validation images; the first crop of each is used.
+    The images are those of `feature_rows`; the first crop of each is used.
     """
-    step = max(1, len(data.val) // FEATURE_IMAGES)
-    rows = data.val.iloc[::step].reset_index(drop=True)
+    rows = feature_rows(data)
     model.eval()
     device = next(model.parameters()).device
     features = []

@@ -101,29 +101,36 @@ class Learner:
             else:
                 average.copy_(new)
 
-    def measure_step_seconds(self, images: int) -> float:
-        """Estimate the seconds of one forward and backward pass over `images` images, from passes over blank ones. The
-        model does not change."""
+    def measure_seconds(self, images: int) -> tuple[float, float]:
+        """Estimate the seconds of one forward and backward pass over `images` images, and those of validating one
+        image, a forward pass over its crops, from passes over blank ones. The model does not change."""
         self.model.eval()  # in training mode the pass would update the batch-norm statistics
         self._time_pass(1)  # warms up
         # A whole batch may take a minute on a CPU; a part of it that takes long enough to be timed tells as much.
-        part, seconds = 1, self._time_pass(1)
-        while part < images and seconds < MEASURED_S:
+        part, (forward, whole) = 1, self._time_pass(1)
+        while part < images and whole < MEASURED_S:
             part = min(2 * part, images)
-            seconds = self._time_pass(part)
+            forward, whole = self._time_pass(part)
         self.model.zero_grad(set_to_none=True)
-        return seconds * images / part
+        trained, scored = self.recipe.train_size, self.recipe.preset.size
+        more_pixels = self.recipe.preset.count * scored**2 / (self.recipe.crops_per_image * trained**2)
+        return whole * images / part, forward * more_pixels / part
 
-    def _time_pass(self, images: int) -> float:
+    def _time_pass(self, images: int) -> tuple[float, float]:
+        """The seconds of a forward pass over blank images, and of it and the backward pass."""
         size, count = self.recipe.train_size, images * self.recipe.crops_per_image
         start = time.monotonic()
         crops = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=self.ranks.device)
         with self.autocast():
             outputs = self.model(to_tensor(crops))
+        forward = self._time() - start
         compute_loss(outputs.float(), torch.zeros(count, device=self.ranks.device)).backward()
+        return forward, self._time() - start
+
+    def _time(self) -> float:
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.monotonic() - start
+        return time.monotonic()
 
 
 def compute_loss(outputs: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:

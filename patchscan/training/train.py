@@ -28,7 +28,7 @@ from patchscan.training.checkpoint import RunStore, write_weights
 from patchscan.training.data import TrainingData
 from patchscan.training.device import Precision, choose_precision
 from patchscan.training.distributed import Interrupt, Ranks
-from patchscan.training.features import write_features
+from patchscan.training.features import feature_rows, write_features
 from patchscan.training.learner import Learner
 from patchscan.training.recipe import Recipe
 from patchscan.training.run_card import build_card
@@ -99,8 +99,7 @@ class Trainer:
         self._begin(before_batch)
         while self.epoch < self.recipe.epochs:
             self._train_epoch(interrupt)
-            last = self.epoch + 1 == self.recipe.epochs
-            if self.ranks.rank == 0 and (last or (self.epoch + 1) % self.recipe.validate_every == 0):
+            if self.ranks.rank == 0 and self._is_validated(self.epoch):
                 self._validate(before_batch)
             self.epoch, self.step = self.epoch + 1, 0
             self._save_checkpoint()
@@ -110,9 +109,6 @@ class Trainer:
 
     def _begin(self, before_batch: Callable[[], None]) -> None:
         """Log what begins, and in a new run save the features before the training."""
-        images = max(1, min(self.recipe.batch_size, len(self.data.train)) // self.ranks.world)
-        step_s = self.learner.measure_step_seconds(images)
-        remaining = self.learner.total_steps - self._steps_done
         self.log.write(
             "start",
             device=str(self.ranks.device),
@@ -122,10 +118,24 @@ class Trainer:
             images=len(self.data.train),
             images_of_kinds=int(is_kind(self.data.train).sum()),
             parameters=sum(parameter.numel() for parameter in self.learner.model.parameters()),
-            planned_minutes=round(remaining * step_s / 60, 1),
+            planned_minutes=round(self._planned_seconds() / 60, 1),
         )
         if self._steps_done == 0 and self.ranks.rank == 0:
             self.store.push(self._write_features("before", before_batch))
+
+    def _planned_seconds(self) -> float:
+        """The time of the steps, validations and features that remain, if no step waits for its images."""
+        images = max(1, min(self.recipe.batch_size, len(self.data.train)) // self.ranks.world)
+        step_s, image_s = self.learner.measure_seconds(images)
+        steps = self.learner.total_steps - self._steps_done
+        validations = sum(self._is_validated(epoch) for epoch in range(self.epoch, self.recipe.epochs))
+        moments = 1 if self._steps_done else 2  # of features, of one crop of each image
+        crops_share = moments / self.recipe.preset.count
+        scored = validations * len(self.data.val) + crops_share * len(feature_rows(self.data))
+        return steps * step_s + scored * image_s
+
+    def _is_validated(self, epoch: int) -> bool:
+        return epoch + 1 == self.recipe.epochs or (epoch + 1) % self.recipe.validate_every == 0
 
     @property
     def _steps_done(self) -> int:

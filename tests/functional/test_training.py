@@ -25,7 +25,10 @@ from patchscan.training.batches import evaluation_loader
 from patchscan.training.data import TrainingData
 from patchscan.training.device import cpu_has_bf16
 from patchscan.training.distributed import Ranks
+from patchscan.training.learner import Learner
 from patchscan.training.recipe import load_recipe
+from patchscan.training.train import Trainer
+from patchscan.training.train import train as run_training
 from tests.command import environment, patchscan, start_patchscan
 from tests.image_tree import picture, write
 from tests.training_steps import Steps, take_steps
@@ -131,6 +134,26 @@ def test_a_run_says_what_it_was_trained_on(data: Path, finished: Path) -> None:
     assert {"device", "data_digest", "parameters", "planned_minutes"} <= start.keys()
     assert sum(entry["event"] == "epoch" for entry in log(finished)) == 3
     assert list((finished / "tensorboard").iterdir())
+
+
+def test_the_planned_time_counts_steps_validations_and_features(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 epochs of 4 steps; 16 images validated after the second and the third, one of 4 crops of each before and after
+    the training for the features."""
+    monkeypatch.setattr(Learner, "measure_seconds", lambda _, images: (60.0 * images / 8, 6.0))
+    monkeypatch.setattr(Trainer, "_write_features", lambda *_: sys.exit("it has been told"))
+    with pytest.raises(SystemExit, match="told"):
+        run_training(load_recipe(str(data / "tiny.yaml"), validate_every=2), str(data), str(tmp_path), device="cpu")
+    assert log(tmp_path)[0]["planned_minutes"] == 12 + 2 * 1.6 + 2 * 0.4
+
+
+def test_the_time_of_a_validation_is_reckoned_from_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of as many pixels as are scored: lite0 is trained on one crop of an image, and validated on four."""
+    recipe = load_recipe("lite0", weights="none")
+    monkeypatch.setattr(Learner, "_time_pass", lambda _, images: (1.0 * images, 3.0 * images))
+    learner = Learner(recipe, Ranks(0, 1, torch.device("cpu")), 1, "fp32")
+    assert learner.measure_seconds(32) == (3 * 32, 4 * 1.0)
 
 
 @pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU does not compute in bfloat16")
