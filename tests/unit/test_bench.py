@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from bench import official
+from bench import official, training
 from bench.__main__ import known_rows
 from bench.images import encoded, photograph
 from bench.results import Bench, Figure, Machine, NotRun, markdown
-from bench.rounds import FULL, Recorder, alternate
+from bench.rounds import FULL, TINY, Recorder, alternate
 from patchscan.detector.patches import complexity
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
@@ -76,6 +76,16 @@ def test_contenders_take_turns_forwards_and_backwards() -> None:
     values = alternate({name: partial(contender, name) for name in "abc"}, rounds=2)
     assert "".join(called) == "abc" + "abc" + "cba"
     assert values == {"a": [4.0, 9.0], "b": [5.0, 8.0], "c": [6.0, 7.0]}
+
+
+@pytest.mark.slow
+def test_a_training_step_is_held_against_a_bare_pass() -> None:
+    recorder, settings = Recorder("training"), replace(TINY, trained=4)
+    training.measure_steps(settings, recorder)
+    (figure,) = recorder.figures
+    assert (figure.name, figure.unit, figure.at_most) == ("training ssp-lite: step / bare pass", "x", 1.15)
+    assert figure.name in training.names(settings)
+    assert figure.low > 0
 
 
 def test_the_official_way_measures_texture_as_ours_does() -> None:
