@@ -11,7 +11,7 @@ import argparse
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import torch
@@ -26,6 +26,7 @@ from patchscan.detector.patches import Rule
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.evaluate import Options, evaluate
 from patchscan.reporting.pages import show
+from patchscan.training.device import Precision
 from patchscan.training.recipe import load_recipe
 from patchscan.training.train import train
 
@@ -74,14 +75,21 @@ VARIANTS = {
 MORE_PATCHES = ("simplest", "random")
 
 
-def train_variant(name: str, data: str, out: Path, overrides: dict[str, Any]) -> list[Path]:
+def train_variant(
+    name: str,
+    data: str,
+    out: Path,
+    overrides: dict[str, Any],
+    device: str | None = None,
+    precision: Precision | None = None,
+) -> list[Path]:
     """Train a variant, unless OUT has it. Returns its run folder, and those with more patches."""
     variant, run = VARIANTS[name], out / name
     preset = PatchPreset(rule=variant.rule, candidates=CANDIDATES, count=1)
     recipe = load_recipe("ssp-lite-ablation", name=name, preset=preset, train_crops=1, window=None, **overrides)
     with patch.dict(ARCHITECTURES, {"ssp-lite": variant.network}):
         if not (run / CARD_FILE).exists():
-            train(recipe, data, str(run), device="cpu")
+            train(recipe, data, str(run), device=device, precision=precision)
         more = COUNTS if name in MORE_PATCHES else ()
         return [run, *(_with_patches(run, count) for count in more)]
 
@@ -125,13 +133,16 @@ def main() -> None:
     parser.add_argument("--seen", required=True, help="generators to train on, separated by commas")
     parser.add_argument("--unseen", required=True, help="generators kept for evaluation, separated by commas")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is a GPU)")
+    parser.add_argument("--precision", choices=get_args(Precision), help="see docs/train.md (default: bf16 on a GPU)")
     arguments = parser.parse_args()
     overrides = {
         "seen": arguments.seen.split(","),
         "unseen": arguments.unseen.split(","),
         "epochs": arguments.epochs,
     }
-    runs = [run for name in VARIANTS for run in train_variant(name, arguments.data, arguments.out, overrides)]
+    how = (overrides, arguments.device, arguments.precision)
+    runs = [run for name in VARIANTS for run in train_variant(name, arguments.data, arguments.out, *how)]
     options = Options(engine="onnx", tiers=("native", "web"), sources=arguments.sources)
     report = evaluate(runs, {Path(arguments.data).name: arguments.data}, arguments.out / "report", options)
     for line in table(report):

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench import ablation
+from patchscan.detector.card import Card
+from patchscan.training.device import cpu_has_bf16
 from tests.image_tree import picture, write
 
 
@@ -22,7 +24,9 @@ def test_each_variant_is_trained_and_stands_in_the_table(
     monkeypatch.setattr(ablation, "VARIANTS", {name: ablation.VARIANTS[name] for name in trained})
     monkeypatch.setattr(ablation, "COUNTS", (5,))
     options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--epochs", "1"]
-    monkeypatch.setattr(sys, "argv", ["bench.ablation", *options, "--seen", "first,second", "--unseen", "third,fourth"])
+    precision = "bf16" if cpu_has_bf16() else "fp32"
+    options += ["--seen", "first,second", "--unseen", "third,fourth", "--device", "cpu", "--precision", precision]
+    monkeypatch.setattr(sys, "argv", ["bench.ablation", *options])
     ablation.main()
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     heading = ["| variant", *(f"mean of {group}, {tier}" for group in ("seen", "unseen") for tier in ("native", "web"))]
@@ -30,3 +34,4 @@ def test_each_variant_is_trained_and_stands_in_the_table(
     assert [line[0][2:] for line in lines[2:]] == ["simplest", "simplest-5", "random-unfiltered", "simplest-enlarged"]
     assert len({tuple(line[1:]) for line in lines[2:]}) > 1
     assert (tmp_path / "out" / "report" / "report.html").exists()
+    assert {Card.read(tmp_path / "out" / name).training["precision"] for name in trained} == {precision}
