@@ -14,6 +14,7 @@ from patchscan.common.console import printable, say
 from patchscan.common.errors import UserError
 from patchscan.dataset.index import QUARANTINE_FILE, data_digest, default_index_path, load_index
 from patchscan.dataset.labels import key_root, labelled_images
+from patchscan.dataset.matched import originals
 from patchscan.dataset.source import DataSource
 from patchscan.dataset.sources import SOURCE_COLUMNS, add_sources, find_sources
 from patchscan.detector.answer import TIERS, Engine, Tier
@@ -327,10 +328,11 @@ def _robustness(
 def _describe(
     data: Mapping[str, str | Path], images: dict[str, pd.DataFrame], label_info: dict[str, Any] | None
 ) -> dict[str, Any]:
-    # The matched version shows crops of the same images: they are not counted twice.
-    tables = [table for name, table in images.items() if name != "matched"] or list(images.values())
+    # A matched version shows crops of the same images: they are not counted twice.
+    again = set() if label_info else {name for name, where in data.items() if _shows_again(where, data)}
+    tables = [table for name, table in images.items() if name not in again]
     table = pd.concat(tables, ignore_index=True)
-    names = [Path(where).resolve().name for name, where in data.items() if name != "matched" or len(data) == 1]
+    names = [Path(where).resolve().name for name, where in data.items() if name not in again]
     return {
         "name": ", ".join(names),
         "digest": data_digest(table),
@@ -341,3 +343,9 @@ def _describe(
         "labels": label_info,
         "generators": sorted(table.generator.unique()),
     }
+
+
+def _shows_again(where: str | Path, data: Mapping[str, str | Path]) -> bool:
+    """Whether these data are the matched version of others of `data`."""
+    made_of = originals(where)
+    return made_of is not None and ("raw" in data or made_of[0] in data)

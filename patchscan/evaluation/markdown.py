@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
+from patchscan.evaluation.results import protocol_title
 from patchscan.evaluation.scoreboard import LOW_FPRS
 from patchscan.evaluation.training_facts import training_text
 from patchscan.reporting.pages import show
@@ -18,7 +19,9 @@ def results_tables(report: dict[str, Any]) -> str:
     tables = []
     for protocol in report["protocols"]:
         rows = {model["name"]: model["results"][protocol]["rows"] for model in report["models"]}
-        under = f"{protocol} protocol, {report['data']['name']}; 95 % intervals in brackets; * unseen in training"
+        title = protocol_title(protocol)
+        whose = title if title == protocol else f"{title}, {report['data']['name']}"
+        under = f"{whose}; 95 % intervals in brackets; * unseen in training"
         tables += [f"Accuracy (%) at each model's threshold, {under}.", *_accuracy_table(rows)]
         tables += [f"AUC, {under}.", *_auc_table(rows)]
         trained = (f"{model['name']}: {training_text(model['training'])}" for model in report["models"])

@@ -16,7 +16,14 @@ from patchscan.evaluation.comparison import compare
 from patchscan.evaluation.evidence import evidence, evidence_curves
 from patchscan.evaluation.findings import findings
 from patchscan.evaluation.markdown import results_tables
-from patchscan.evaluation.results import PREVALENCES, Evaluated, calibration_summary, operating_points, result_rows
+from patchscan.evaluation.results import (
+    PREVALENCES,
+    Evaluated,
+    calibration_summary,
+    operating_points,
+    protocol_title,
+    result_rows,
+)
 from patchscan.evaluation.scoreboard import bounds_by_tier, scoreboard
 from patchscan.evaluation.training_facts import training_facts, training_text
 from patchscan.reporting import likelihood_plots, plots
@@ -135,7 +142,7 @@ def summary_text(report: dict[str, Any]) -> str:
         lines += [f"  Warning: {warning}" for warning in model["warnings"]]
         lines += [f"  Decision: p_ai >= {model['decision']['threshold']:.4f}; {model['decision']['chosen_by']}"]
         for protocol, result in model["results"].items():
-            lines += [f"  {protocol} protocol", f"    {'':22}{'images':>7}  {'accuracy':>24}  {'AUC':>24}"]
+            lines += [f"  {protocol_title(protocol)}", f"    {'':22}{'images':>7}  {'accuracy':>24}  {'AUC':>24}"]
             lines += [f"    {_summary_line(row)}" for row in result["rows"]]
     return "\n".join(lines) + "\n"
 

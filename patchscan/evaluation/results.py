@@ -38,6 +38,11 @@ class Evaluated:
         return set(self.card.training.get("seen", []))
 
 
+def protocol_title(name: str) -> str:
+    """Return what a report calls one of its sets of images: `raw protocol`, or the name of one data set of several."""
+    return f"{name} protocol" if name in ("raw", "matched") else name
+
+
 def seen_rows(card: Card, table: pd.DataFrame) -> pd.Series:
     """Return which rows come from generators that the model was trained on, bool (rows,)."""
     return table.generator.isin(card.training.get("seen", []))

@@ -204,12 +204,26 @@ def test_training_and_evaluation_take_either_protocol(tmp_path: Path) -> None:
     small = ["train", recipe, "--data", data, "--run", run, "--device", "cpu", "--protocol", "matched"]
     succeed(*small)
     assert Card.read(run).training["protocol"] == "matched"
+    images = [f"{path.relative_to(data)},owner/set/{path.stem}" for path in data.rglob("val/*/*")]
+    (data / "sources.csv").write_text("\n".join(["file,source", *images]))
     report = ["evaluate", "--run", run, "--data", data, "--protocol", "both", "--out", tmp_path / "report"]
     succeed(*report)
     content = json.loads((tmp_path / "report" / "report.json").read_text())
     assert content["protocols"] == ["raw", "matched"]
     assert content["models"][0]["calibrated_on"] == "matched"
     assert (tmp_path / "data-matched" / "seen_one" / "val" / "ai").is_dir()
+    assert [one["sources_known"] for one in content["models"][0]["scoreboard"]] == [8, 8]
+    (tmp_path / "sources.csv").write_text("\n".join(["file,source", *(f"data/{line}" for line in images)]))
+    (data / "sources.csv").unlink()
+    sets = ["--data", data, "--data", tmp_path / "data-matched"]
+    succeed("evaluate", "--run", run, *sets, "--tier", "native", "--no-calibrate", "--out", tmp_path / "sets")
+    of_sets = json.loads((tmp_path / "sets" / "report.json").read_text())
+    assert of_sets["protocols"] == ["data", "data-matched"]
+    assert (of_sets["data"]["name"], of_sets["data"]["images"]) == ("data", content["data"]["images"])
+    assert [one["sources_known"] for one in of_sets["models"][0]["scoreboard"]] == [8, 8]
+    assert (
+        "| seen_one |" in (tmp_path / "sets" / "RESULTS_TABLE.md").read_text().partition("AUC, data-matched; 95 %")[2]
+    )
     elsewhere = tmp_path / "elsewhere.parquet"
     (data / "index.parquet").rename(elsewhere)
     alone = ["--protocol", "matched", "--index", elsewhere, "--out", tmp_path / "alone"]
