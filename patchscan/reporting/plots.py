@@ -336,7 +336,7 @@ def features(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> F
         axis.set(title=moment, xlabel=f"component 1 ({share[0]:.1%} of the variance)")
         axis.set_ylabel(f"component 2 ({share[1]:.1%})" if len(share) > 1 else "")
         axis.set(xticks=[], yticks=[])
-    handles = [Patch(color=colour, label=name) for name, colour in classes.items()]
+    handles: list[Patch | Line2D] = [Patch(color=colour, label=name) for name, colour in classes.items()]
     handles += [Line2D([], [], linestyle="none", marker=look, color=INK, label=name) for name, look in looks.items()]
     drawing.legend(handles=handles, loc="outside right upper", fontsize=7.5)
     return drawing
