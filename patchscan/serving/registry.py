@@ -18,7 +18,7 @@ from patchscan.common.files import atomic_write, sha256_of
 from patchscan.common.tokens import read_key, read_tokens
 from patchscan.detector.card import Card
 from patchscan.serving import golden
-from patchscan.serving.archive import digest_file, write_digest
+from patchscan.serving.archive import NAME, digest_file, write_digest
 from patchscan.serving.server import ready_workers
 from patchscan.serving.verify import Verified, verify
 
@@ -133,10 +133,13 @@ class Registry:
         return version
 
     def status(self) -> list[Loaded]:
-        """List all loaded versions of all models, sorted by name and version."""
+        """List all loaded versions of all models, sorted by name and version.
+
+        A model that somebody else registered under a name such as `a/b` is left out: TorchServe finds it by no path.
+        """
         found: list[Loaded] = []
-        for model in self._manage("GET", "/models", {"limit": 1000})["models"]:
-            name = model["modelName"]
+        listed = [model["modelName"] for model in self._manage("GET", "/models", {"limit": 1000})["models"]]
+        for name in filter(NAME.fullmatch, listed):
             default = self._manage("GET", f"/models/{name}", {})[0]["modelVersion"]
             versions = self._manage("GET", f"/models/{name}/all", {})
             found.extend(_loaded(described, default) for described in versions)
