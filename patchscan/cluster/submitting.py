@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError
+from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError, Job
 from patchscan.cluster.pods import Body, container_statuses, pod_state
 from patchscan.cluster.status import why_waiting
 from patchscan.common.retries import OutageError
@@ -173,10 +173,11 @@ def _newest_pod(cluster: Cluster, job: str, index: int | None, follow: bool, tel
     of = "" if index is None else f" of index {index}"
     told = ""
     while True:
+        found = cluster.job(job)  # before its pods: one that has ended by now has made them all
         pods = cluster.pods(job, index)
         if pods:
             return pods[-1]
-        why = _why_no_pod(cluster, job, index)
+        why = _why_no_pod(cluster, job, found, index)
         if not follow:
             raise ClusterError(f"Job {job} has no pod{of} yet: {why}; --follow waits for it")
         if why != told:
@@ -185,10 +186,9 @@ def _newest_pod(cluster: Cluster, job: str, index: int | None, follow: bool, tel
         time.sleep(POLL_S)
 
 
-def _why_no_pod(cluster: Cluster, job: str, index: int | None) -> str:
-    """Why there is no pod yet. Raises ClusterError where none will come."""
+def _why_no_pod(cluster: Cluster, job: str, found: Job | None, index: int | None) -> str:
+    """Why there is no pod yet of a Job that was `found` so. Raises ClusterError where none will come."""
     of = "" if index is None else f" of index {index}"
-    found = cluster.job(job)
     if found is None:
         raise ClusterError(f"there is no Job {job}; `patchscan jobs status` lists all Jobs")
     if index is not None and index >= found.completions:

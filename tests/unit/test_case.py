@@ -95,10 +95,12 @@ def test_a_replay_names_what_differs(made: Path, tmp_path: Path, capsys: pytest.
     assert CaseDiffersError.exit_code == 3
 
 
-def test_another_model_is_another_case(made: Path) -> None:
-    before, now = written(made), build_case(made / f"{HOSTILE}.png", STARTER)
+def test_another_card_is_another_case(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(STARTER, tmp_path / "run")
+    replace(Card.read(STARTER), evidence={}).write(tmp_path / "run")
+    before, now = written(made), build_case(made / f"{HOSTILE}.png", tmp_path / "run")
     paths = {line.partition(":")[0] for line in differences(before, now)}
-    assert paths == {"weight", *(f"weight.{name}" for name in before["weight"])}, "the starter's card has no bounds"
+    assert paths == {"weight", *(f"weight.{name}" for name in before["weight"])}
     assert now["weight_in_words"].startswith("No likelihood ratio is stated: the model's card holds no bounds")
     assert changed_versions(before, now) == []
 
