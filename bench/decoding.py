@@ -37,7 +37,7 @@ def measure(settings: Settings) -> Recorder:
             data = encoded(photograph(0, *size), kind)
             image = f"{size[0]} x {size[1]} {kind}"
             ways = {"ours": ours, "official": simplest, "decode alone": decode_alone}
-            contenders = {way: _timed(run, data, settings.seconds / 10) for way, run in ways.items()}
+            contenders = {way: timed(run, data, settings.seconds / 10) for way, run in ways.items()}
             values = alternate(contenders, 2 * settings.rounds)
             for way in WAYS:
                 recorder.add(f"{image}: {way}", "ms", values[way])
@@ -60,7 +60,7 @@ def decode_alone(data: bytes) -> object:
         return image
 
 
-def _timed(run: Callable[[bytes], object], data: bytes, seconds: float) -> Callable[[], float]:
+def timed(run: Callable[[bytes], object], data: bytes, seconds: float) -> Callable[[], float]:
     """Return a function that measures milliseconds of CPU time per call. Other work on the machine affects it less than
     elapsed time."""
 
