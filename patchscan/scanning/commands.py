@@ -126,15 +126,19 @@ def scan(
         return
     metrics, stream = options.metrics_observers(metrics_port), options.open_events(events)
 
+    left = max_objects or None
+
     def work(plan: "Plan") -> int:
         """Work on all shards and write the reports; returns the exit code."""
+        nonlocal left
         worker = Worker(plan, results, scorer, settings)
-        worker.objects_left = max_objects or None
+        worker.objects_left = left
         with ProgressReport("scanning", plan.to_score, "objects") as progress:
             told = [EventObserver(stream, plan.scan, plan.to_score)] if stream else []
             worker.observers = [BarObserver(progress), *metrics, *told]
             with stop_at(worker, started + max_seconds if max_seconds else None, max_requests):
                 work_shards(worker, range(plan.shards))
+        left = worker.objects_left
         return complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
 
     if events_from is None:

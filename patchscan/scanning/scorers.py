@@ -141,7 +141,7 @@ class TorchServeScorer:
         if "p_ai" not in reply:
             raise ImageError(ErrorCode.NOT_AN_IMAGE, NOT_AN_IMAGE)
         _check_digest(self.card, reply["digest"])
-        return Answer(**reply)
+        return Answer(**{"engine": self.engine} | reply)  # a server of an earlier version does not say it here
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
         """Send the crops of several images as one array, uint8 (images x count, size, size, 3)."""

@@ -129,6 +129,8 @@ class Worker:
         self._fetcher.readable = shard.readable() or self._fetcher.readable
         self._notify_resumed(len(shard.done))
         todo = [info for info in objects if identity(info.key, info.version_id) not in shard.done]
+        # What failed comes last: a run of few objects (`objects_left`) would try nothing else.
+        todo.sort(key=lambda info: identity(info.key, info.version_id) in shard.failed)
         try:
             for row, fetched_bytes in map_in_threads(
                 self._process, todo[: self.objects_left], self.settings.threads, self.stop, self.settings.drain_s
@@ -265,18 +267,21 @@ class Worker:
 
 class Shard:
     """The finished rows of one shard, by their objects' identity, and what they cost, earlier runs of the shard
-    included. `saved` is the progress file of an earlier run, or None; the objects that failed then are tried again."""
+    included. `saved` is the progress file of an earlier run, or None; what `failed` then is tried again."""
 
     def __init__(
         self, saved: bytes | None, usage: Callable[[], Usage], identity: Callable[[str, str | None], Identity]
     ):
         self.done: dict[Identity, Row] = {}
+        self.failed: dict[Identity, Row] = {}
         self._identity = identity
         self._spent: Usage = {}
         if saved is not None:
             table = rows.from_parquet(saved)
             for row in table.to_pylist():
-                if row["status"] != "failed":
+                if row["status"] == "failed":
+                    self.failed[identity(row["key"], row["version_id"])] = row
+                else:
                     self.add(row)
             self._spent = json.loads(table.schema.metadata[STATS_KEY])
         self._usage, self._start = usage, usage()
@@ -297,14 +302,16 @@ class Shard:
         return time.monotonic() - self._saved_at
 
     def parquet(self) -> bytes:
-        """Return the rows and their cost as a Parquet file, to be saved."""
+        """Return the rows and their cost as a Parquet file, to be saved; what failed earlier and was not tried again
+        yet is among them."""
         self._saved_at = time.monotonic()
         now = self._usage()
         spent = {
             name: self._spent.get(name, 0.0) + now.get(name, 0.0) - self._start.get(name, 0.0)
             for name in self._spent.keys() | now.keys()
         }
-        return rows.to_parquet(list(self.done.values()), metadata={STATS_KEY: json.dumps(spent).encode()})
+        found = {**self.failed, **self.done}
+        return rows.to_parquet(list(found.values()), metadata={STATS_KEY: json.dumps(spent).encode()})
 
 
 def _unavailable(info: ObjectInfo, error: TransientError) -> Row:

@@ -17,7 +17,7 @@ from patchscan.detector.card import NotFiniteError
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.presets import PatchPreset, Preset, WholeImagePreset
 from patchscan.scanning.scorers import RefusedRequestError, ScorerError, ServerSettings, TorchServeScorer
-from tests.scan_kit import card
+from tests.scan_kit import StubScorer, card, image
 
 QUICK = Retries(deadline_s=0.3, longest_wait_s=0.05)
 
@@ -184,6 +184,14 @@ def test_the_engine_is_unknown_where_a_server_has_workers_of_several(server: Ser
         scorer.logits([np.zeros((1, 32, 32, 3), np.uint8)])
         engines.append(scorer.engine)
     assert engines == ["openvino-bf16", None, None]
+
+
+def test_the_engine_of_an_earlier_servers_answer_is_the_cards(server: Server) -> None:
+    server.says = {"card": asdict(card()), "engine": "onnx"}
+    scorer = connect(server)
+    answer = asdict(StubScorer().answer(image(1)))
+    server.reply = (200, {name: value for name, value in answer.items() if name != "engine"})
+    assert scorer.answer(b"image").engine == "onnx"
 
 
 def test_a_renewed_token_is_used_at_once(server: Server, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from patchscan.scanning import report
 from patchscan.scanning.history import LONGEST_PLANNING, PLANNING_FILE, last_complete
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
+from patchscan.scanning.plan import Plan, ScanSource, ShardSize, is_complete
 from patchscan.scanning.planning import ScanRequest, ScanUnderWayError, plan_named, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -218,12 +218,6 @@ def test_filters_hold_for_named_objects_too(photos: Path, tmp_path: Path) -> Non
     assert plan
     told = work(plan, out, scorer)
     assert (told["totals"]["filtered"], told["named"]["objects"], set(newest_table(out))) == (1, 2, {"0.png"})
-    with pytest.raises(PlanError, match="more than MAX_OBJECTS, 1:"):
-        plan_named(
-            ScanRequest(source=source, filters=filters, card=scorer.card, shard_size=SMALL_SHARDS, max_objects=1),
-            out,
-            ["1.png", "2.png"],
-        )
 
 
 @pytest.mark.slow

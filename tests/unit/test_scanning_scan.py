@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from patchscan.common.retries import OutageError, StoppedError, TransientError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.detector.images import decoded_bytes
 from patchscan.detector.prepared import prepare
-from patchscan.scanning import report, rows
+from patchscan.scanning import report, rows, shards
 from patchscan.scanning.flow import ByteBudget
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
 from patchscan.scanning.planning import ScanRequest, _check_results_outside_source, plan_scan
@@ -295,6 +295,21 @@ def test_a_scan_of_more_than_the_user_allows_scores_nothing(photos: Path, tmp_pa
         plan_scan(ScanRequest(source=source, card=card(), max_objects=13), out)
     assert list(out.names("")) == []
     assert plan_scan(ScanRequest(source=source, card=card(), max_objects=14), out).listed == 14
+
+
+def test_what_failed_does_not_use_up_every_run_of_few_objects(photos: Path, tmp_path: Path) -> None:
+    out, scorer = open_store(str(tmp_path / "out")), StubScorer()
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
+    first, second, *_ = (one.key for one in Worker(made, out, scorer).objects(0))
+    for key in (first, second):
+        (photos / key).unlink()
+    runs = 0
+    while not out.read(f"scans/{made.scan}/rows/part-{shards.name(0)}.parquet"):
+        worker, runs = Worker(made, out, scorer), runs + 1
+        worker.objects_left = 2
+        with suppress(StoppedError):
+            worker.work(0)
+    assert runs == made.to_score / 2 + 1, "the two that failed are tried again once, at the end"
 
 
 def test_objects_that_are_scored_already_do_not_count_against_the_limit(photos: Path, tmp_path: Path) -> None:
