@@ -17,11 +17,17 @@ class SourcesError(UserError):
 
 
 def find_sources(data: str | Path) -> Path | None:
-    """Return the file of sources of a data folder: sources.csv in it, or beside it for several folders at once; None
-    if there is neither, or the data are in a bucket."""
+    """Return the file of sources of a data folder: sources.csv in it, or beside it for several folders at once, or of a
+    matched version in the data that it was made of, beside it; None if there is none, or the data are in a bucket."""
     if is_bucket(data):
         return None
-    places = (Path(data) / SOURCES_FILE, Path(data).resolve().parent / SOURCES_FILE)
+    beside = Path(data).resolve().parent
+    matched = originals(data)
+    places = [
+        Path(data) / SOURCES_FILE,
+        beside / SOURCES_FILE,
+        *([beside / matched[0] / SOURCES_FILE] if matched else []),
+    ]
     return next((place for place in places if place.exists()), None)
 
 

@@ -43,7 +43,7 @@ def _pair(first: Evaluated, second: Evaluated, protocol: str) -> list[dict[str, 
     seen, unseen = first.seen & second.seen, set(names) - (first.seen | second.seen)
     parts = {name: both[both.generator == name] for name in names}
     for group, members in zip(GROUPS, (seen.intersection(names), unseen, names), strict=True):
-        if len(members) > 1:
+        if len(members) > 1 and (group == "overall" or len(members) < len(names)):  # no test twice
             parts[group] = both[both.generator.isin(members)]
     return [
         {

@@ -1,5 +1,6 @@
 """Write a report's findings as sentences, which claim no more than the intervals and p-values support."""
 
+from itertools import product
 from typing import Any
 
 from patchscan.reporting.pages import show
@@ -92,10 +93,11 @@ def _outcome(auc: dict[str, Any]) -> str:
 def _comparison_findings(comparison: dict[str, Any] | None) -> list[str]:
     if comparison is None:
         return []
-    by_pair: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in comparison["pairs"]:
-        by_pair.setdefault((row["first"], row["second"]), []).append(row)
-    sentences = [_pair_finding(rows, test) for rows in by_pair.values() for test in ("accuracy", "auc")]
+    measured: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row, test in product(comparison["pairs"], ("accuracy", "auc")):
+        if row[test] is not None:
+            measured.setdefault((row["first"], row["second"], test), []).append(row)
+    sentences = [_pair_finding(rows, test) for (_, _, test), rows in measured.items()]
     friedman = comparison["friedman"]
     if friedman:
         verb = "rank differently" if friedman["p_value"] < SIGNIFICANT else "cannot be ranked"
@@ -113,7 +115,7 @@ def _pair_finding(rows: list[dict[str, Any]], test: str) -> str:
     equal = []
     for row in rows:
         result = row[test]
-        if result is None or result["p_corrected"] >= SIGNIFICANT:
+        if result["p_corrected"] >= SIGNIFICANT:
             equal.append(row["generator"])
         else:
             sign = 1 if result["value"] > 0 else -1

@@ -25,6 +25,8 @@ def _initial_weights(card: Card) -> str | None:
 
 def training_text(facts: dict[str, Any]) -> str:
     """Return the facts in a line, such as `initial weights none, 10 epochs, bf16`."""
+    if "trained_by" in facts:
+        return "imported from {source}; trained by: {trained_by}; on: {trained_on}; licence: {licence}".format(**facts)
     weights, epochs, precision = (facts[key] for key in ("initial_weights", "epochs", "precision"))
     told = [f"initial weights {weights}" if weights else "initial weights not on the card"]
     return ", ".join(told + [f"{epochs} epochs"] * bool(epochs) + [precision] * bool(precision))
