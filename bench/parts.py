@@ -1,7 +1,7 @@
 """What an image costs beside its model, step by step: `python -m bench.parts [RUN]`, a table in Markdown.
 
-Milliseconds of CPU time of one thread. A decoding process of a scan does the steps of `prepared`, the scan's own
-process looks for marks of origin. RUN: whose crops are cut, by default `model_store/starter`.
+Milliseconds of CPU time of one thread. A decoding process of a scan does the steps from decoding with limits to the
+watermark, the scan's own process looks for marks of origin. RUN: whose crops are cut, by default `model_store/starter`.
 """
 
 import sys
@@ -39,7 +39,7 @@ def steps(data: bytes, preset: Preset) -> dict[str, Callable[[bytes], object]]:
         "tier": lambda _: estimate_tier(image.pillow),
         "graphic": lambda _: is_graphic(image.pillow),
         "watermark": lambda _: watermark(image.pillow, image.jpeg_quality),
-        "prepared: these together": lambda one: prepare(one, preset),
+        "decoding with limits to watermark": lambda one: prepare(one, preset),
         "marks of origin": lambda one: provenance(one, image.format, None),
     }
 

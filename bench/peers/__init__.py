@@ -33,6 +33,8 @@ class Meter:
     def print_rates(self) -> None:
         """Print the images per second of each third of the time, and the share of all cores that was busy, as a line
         that `read_rates` finds between what libraries print."""
+        if len(self._counts) < 2:
+            raise SystemExit("there was only one batch of images: give a larger bucket, or more seconds")
         (began, _), (ended, _) = self._counts[0], self._counts[-1]
         edges = [next(one for one in self._counts if one[0] >= began + part / PARTS * (ended - began))
                  for part in range(PARTS + 1)]  # fmt: skip

@@ -4,12 +4,14 @@ An ONNX file is a program. It may not reach outside itself (other files, operato
 at random, and its size is bounded. ONNX Runtime then checks types and shapes. Needs onnx.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
+from onnx.numpy_helper import to_array
 
 from patchscan.common.errors import UserError
 from patchscan.detector.graph_detector import GRAPH_FILE
@@ -85,16 +87,17 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
     nodes = [*_all_nodes(model.graph.node), *(node for inside in functions.values() for node in inside)]
     if len(nodes) > MAX_NODES or _unfolded(path, model.graph, functions) > MAX_NODES:
         raise GraphError(f"{path} has more than {MAX_NODES:,} nodes, its functions put where they are called")
-    for node in nodes:
-        _check_operator(path, node, _name(node) in functions)
     for tensor in _tensors(model.graph, nodes):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise GraphError(f"{path} keeps weights in another file: save it as one (onnx.save, save_as_external_data)")
+    never = _never_true(model.graph, nodes)
+    for node in nodes:
+        _check_operator(path, node, _name(node) in functions, never)
 
 
-def _check_operator(path: Path, node: onnx.NodeProto, is_function: bool) -> None:
+def _check_operator(path: Path, node: onnx.NodeProto, is_function: bool, never: set[str]) -> None:
     """Raise GraphError where the node is of an operator that is not taken. `is_function`: the model brings one of this
-    name, whose nodes are checked too; which of the two counts is not relied on."""
+    name, whose nodes are checked too; which of the two counts is not relied on. `never`: values that are false."""
     if node.domain == "com.microsoft" and node.op_type not in MICROSOFT:
         raise GraphError(f"{path} needs ONNX Runtime's operator {node.op_type}, which is not one of those for pictures")
     if node.domain not in ONNX_DOMAINS | {"com.microsoft"} and not is_function:
@@ -102,8 +105,18 @@ def _check_operator(path: Path, node: onnx.NodeProto, is_function: bool) -> None
     if node.op_type in REFUSED:
         raise GraphError(f"{path} has a node {node.op_type}: graphs that loop or draw at random are not taken")
     trains = any(one.name == "training_mode" and one.i for one in node.attribute)
-    if trains or (node.op_type == "Dropout" and any(node.input[2:])):  # from opset 12 on, the mode is its third input
+    # From opset 12 on, Dropout's mode is its third input.
+    if trains or (node.op_type == "Dropout" and {*node.input[2:]} - {""} - never):
         raise GraphError(f"{path} has a {node.op_type} that still trains: export the model after .eval()")
+
+
+def _never_true(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """The names of values that are the boolean false wherever they are made."""
+    constants = [(one.name, one) for one in graph.initializer]
+    constants += [(node.output[0], one.t) for node in nodes if node.op_type == "Constant" for one in node.attribute]
+    false = [name for name, one in constants if one.data_type == TensorProto.BOOL and not to_array(one).any()]
+    made = Counter([name for node in nodes for name in node.output] + [one.name for one in graph.initializer])
+    return {name for name, times in Counter(false).items() if times == made[name]}
 
 
 Name = tuple[str, str, str]
@@ -111,7 +124,8 @@ Name = tuple[str, str, str]
 
 def _name(one: onnx.NodeProto | onnx.FunctionProto) -> Name:
     """What a function is called by."""
-    return one.domain, one.op_type if isinstance(one, onnx.NodeProto) else one.name, one.overload
+    domain = "" if one.domain == "ai.onnx" else one.domain
+    return domain, one.op_type if isinstance(one, onnx.NodeProto) else one.name, one.overload
 
 
 def _nodes_of(function: onnx.FunctionProto) -> list[onnx.NodeProto]:

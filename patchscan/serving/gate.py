@@ -437,6 +437,8 @@ def _refusal_of(reply: Reply, path: str) -> web.HTTPException:
         return refusal(404, "not_found", f"there is no model at {path}")
     if reply.status == 413:  # of many images, which went as a tar
         return refusal(413, "too_large", "the images are too large together; send fewer at once")
+    if reply.status < 500:
+        return refusal(reply.status, "bad_request", "TorchServe does not take this request")
     code, why = ("busy", "the server is busy") if reply.status == 503 else ("unavailable", "the model failed")
     return refusal(reply.status, code, f"{why}; try again")
 

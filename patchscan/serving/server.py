@@ -28,6 +28,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
 from patchscan.common.shipped import shipped
 from patchscan.common.tokens import read_key
+from patchscan.serving.archive import NAME
 
 HANDLERS = shipped("handlers")
 # Long, for slow machines; a model that cannot be loaded is reported as soon as its worker says so.
@@ -253,7 +254,9 @@ class TorchServe:
         listed = self._management("/models?limit=1000")
         if listed is None:
             return ["TorchServe"]
-        return [model["modelName"] for model in listed["models"] if not self._ready_workers(model["modelName"])]
+        # Models that somebody registered as `a/b` are found by no path, and serve nobody.
+        names = filter(NAME.fullmatch, (model["modelName"] for model in listed["models"]))
+        return [name for name in names if not self._ready_workers(name)]
 
     def _management(self, path: str) -> Any:
         try:

@@ -63,6 +63,8 @@ def test_registration_leaves_the_store_by_no_path(served: Served, tmp_path: Path
             management.post("/models", params={"url": "tiny.mar", "model_name": name, "initial_workers": 0})
     with served.registry() as registry:  # TorchServe removes none of those again
         assert {model.name for model in registry.status()} == {"tiny"}
+    with served.client() as client:
+        assert client.get("/ping").status_code == 200
     assert not list(served.folder.rglob("*escaped*"))
 
 

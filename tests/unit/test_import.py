@@ -25,7 +25,7 @@ from patchscan.detector.answer import Answer
 from patchscan.detector.card import NOT_CALIBRATED, Card, CardError
 from patchscan.detector.engines import load_detector
 from patchscan.detector.ensemble_graph import split_graph
-from patchscan.detector.graph_check import GraphError
+from patchscan.detector.graph_check import GraphError, parse_graph
 from patchscan.detector.graph_detector import seal
 from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.presets import EnsemblePreset, WholeImagePreset
@@ -298,6 +298,12 @@ def dropping(mode: str) -> onnx.ModelProto:
     model = graph(2)
     model.graph.node.append(helper.make_node("Dropout", ["x", "", mode], ["dropped"]))
     return model
+
+
+def test_a_dropout_that_is_told_not_to_train_is_taken(tmp_path: Path) -> None:
+    model = dropping("mode")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(False), "mode"))
+    assert onnx.load_model_from_string(model.SerializeToString()) == parse_graph(tmp_path, model.SerializeToString())
 
 
 def contributed(operator: str) -> onnx.ModelProto:
