@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from patchscan.common.console import say, sentence
+from patchscan.common.shipped import find_run
 from patchscan.dataset.commands import INDEX
 from patchscan.detector.answer import TIERS, Engine
 
@@ -170,7 +171,7 @@ def _group(text: str) -> tuple[str, list[str]]:
 
 def explain(
     image: Annotated[Path, typer.Argument(help="The image file.")],
-    run: Annotated[Path, typer.Option(help="Run folder of the model.")],
+    run: Annotated[Path, typer.Option(parser=find_run, metavar="RUN", help="Run folder, or starter, ssp-lite.")],
     out: Annotated[Path, typer.Option(help="The picture to write, a PNG file.")] = Path("explanation.png"),
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
@@ -229,7 +230,7 @@ def power(
 
 def scan_video(
     video: Annotated[Path, typer.Argument(help="The video file.")],
-    run: Annotated[Path, typer.Option(help="Run folder of the model.")],
+    run: Annotated[Path, typer.Option(parser=find_run, metavar="RUN", help="Run folder, or starter, ssp-lite.")],
     out: Annotated[Path, typer.Option(help="Folder for video.json, video.png and report.html.")],
     frames: Annotated[int, typer.Option(min=2, help="How many frames to score, evenly spread over the video.")] = 60,
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",

@@ -88,7 +88,7 @@ def scan(
       patchscan scan s3://photos/2026/ --out s3://results/photos --server http://127.0.0.1:8080 --model ssp
       patchscan scan s3://photos --out ./results --run runs/ssp --suffix .jpg --suffix .png --since 2026-01-01
       patchscan scan ./photos --server v2+http://127.0.0.1:8000 --model theirs --run runs/theirs
-      patchscan scan ./photos --first runs/small --then runs/strong --when 0.1,0.9
+      patchscan scan ./photos --first ssp-lite --then runs/strong --when 0.1,0.9
       patchscan scan s3://photos --events-from https://sqs.eu-west-1.amazonaws.com/123456789012/photos
     """
     from patchscan.common.console import ProgressReport

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from patchscan.common.console import say
+from patchscan.common.shipped import find_run
 from patchscan.detector.answer import Engine
 from patchscan.scanning import options
 
@@ -88,7 +89,7 @@ def audit_report(
 
 def case(
     image: Annotated[Path, typer.Argument(help="The image file.")],
-    run: Annotated[Path, typer.Option(help="Run folder of the model.")],
+    run: Annotated[Path, typer.Option(parser=find_run, metavar="RUN", help="Run folder, or starter, ssp-lite.")],
     out: Annotated[Path, typer.Option(help="Folder for case.html, case.json and views.png.")],
     engine: Annotated[
         Engine | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 import typer
 
 from patchscan.common.errors import UserError
-from patchscan.common.shipped import shipped
+from patchscan.common.shipped import find_run, shipped
 from patchscan.detector.answer import Engine
 
 if TYPE_CHECKING:
@@ -51,15 +51,28 @@ TokenFile = Annotated[Path | None, typer.Option(help="File with the inference ke
 Run = Annotated[
     Path | None,
     typer.Option(
-        help="Score in this process, with this run folder, instead of a server; with --server v2+..., what that serves."
+        parser=find_run,
+        metavar="RUN",
+        help="Score in this process, with this run folder (or starter, ssp-lite), instead of a server; with --server"
+        " v2+..., what that serves.",
     ),
 ]
 First = Annotated[
     Path | None,
-    typer.Option(help="A cascade's first run folder, which looks at every image in this process; with --then, --when."),
+    typer.Option(
+        parser=find_run,
+        metavar="RUN",
+        help="A cascade's first run folder (or starter, ssp-lite), which looks at every image in this process; with"
+        " --then, --when.",
+    ),
 ]
 Then = Annotated[
-    Path | None, typer.Option(help="A cascade's second run folder, which looks at what the first one leaves open.")
+    Path | None,
+    typer.Option(
+        parser=find_run,
+        metavar="RUN",
+        help="A cascade's second run folder, which looks at what the first one leaves open.",
+    ),
 ]
 When = Annotated[
     str | None, typer.Option(metavar="LOW,HIGH", help="The first one's p_ai between which the second decides.")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from patchscan.common.console import say
+from patchscan.common.shipped import find_run
 from patchscan.detector.answer import Engine
 
 STORE = Annotated[Path, typer.Option(help="Folder of archives that the server reads.")]
@@ -27,7 +28,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def archive(
-    run: Annotated[Path, typer.Argument(help="Run folder, of `patchscan train` or `patchscan import`.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            parser=find_run,
+            metavar="RUN",
+            help="Run folder, of `patchscan train` or `patchscan import`; or starter, ssp-lite.",
+        ),
+    ],
     model_store: Annotated[Path, typer.Option(help="Folder to write the archive to.")] = DEFAULT_STORE,
     name: Annotated[str | None, typer.Option(help="Model name (default: the card's).")] = None,
     version: Annotated[str | None, typer.Option(help="Model version (default: the card's).")] = None,

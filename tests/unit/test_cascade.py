@@ -1,5 +1,6 @@
 """Two detectors as one: which decides, what the rows say, and which band is chosen."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,23 @@ def test_a_folder_is_scanned_with_a_cascade(tmp_path: Path) -> None:
         ([*names, "0.6,0.7"], "leaves out a threshold"),
     ):
         assert why in str(CliRunner().invoke(app, ["scan", str(photos), "--out", str(out), *options]).exception)
+
+
+def test_a_detector_that_comes_with_patchscan_goes_by_its_name_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("photos/one.png").write_bytes(png(1, 40, 40))
+    arguments = ["scan", "photos", "--out", "out", "--first", "ssp-lite", "--then", "starter", "--when", "0,1"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    (folder,) = Path("out/scans").iterdir()
+    assert table_of(open_store("out"), folder.name)["one.png"]["model"] == "ssp-lite-then-starter"
+    shutil.copytree(imported_run(tmp_path / "mine", 2, "mine"), "starter")  # a folder of one's own goes first
+    assert "unknown party" in CliRunner().invoke(app, ["scan", "photos", "--out", "other", "--run", "starter"]).output
+    done = CliRunner().invoke(app, ["scan", "photos", "--out", "none", "--run", "stater"])
+    assert "stater" in str(done.exception)
 
 
 def scores(skill: float, seed: int) -> pd.DataFrame:
