@@ -54,7 +54,8 @@ class GroupedCommands(typer.core.TyperGroup):
 app = typer.Typer(
     name="patchscan",
     cls=GroupedCommands,
-    help="Find the images in a bucket that were made by a generator, and know how far to trust the answer.",
+    help="Find the images in a bucket that were made by a generator, and know how far to trust the answer.\n\n\b\n"
+    "Example:\n  patchscan scan ./photos",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -228,7 +228,8 @@ def scan_coordinate(
 
     \b
     Example:
-      patchscan scan-coordinate s3://photos --out s3://results/photos --server http://patchscan-serve:8080 --model ssp
+      patchscan scan-coordinate s3://photos --out s3://results/photos --model ssp \\
+        --server http://patchscan-serve:8080 --token-file /run/secrets/patchscan/token
     """
     from patchscan.cluster.client import Cluster
     from patchscan.cluster.coordinator import (

@@ -85,7 +85,8 @@ def scan(
     \b
     Examples:
       patchscan scan ./photos
-      patchscan scan s3://photos/2026/ --out s3://results/photos --server http://127.0.0.1:8080 --model ssp
+      patchscan scan s3://photos/2026/ --out s3://results/photos --server http://127.0.0.1:8080 --model ssp \\
+        --token-file build/serve/key_file.json
       patchscan scan s3://photos --out ./results --run runs/ssp --suffix .jpg --suffix .png --since 2026-01-01
       patchscan scan ./photos --server v2+http://127.0.0.1:8000 --model theirs --run runs/theirs
       patchscan scan ./photos --first ssp-lite --then runs/strong --when 0.1,0.9
@@ -172,7 +173,7 @@ def scan_plan(
 
     \b
     Examples:
-      patchscan scan-plan s3://photos --out s3://results/photos --server http://serve:8080 --model ssp
+      patchscan scan-plan s3://photos --out s3://results/photos --model ssp --server http://serve:8080 --token-file FILE
     """
     from patchscan.scanning.planning import ScanRequest
     from patchscan.storage import open_store
@@ -219,7 +220,7 @@ def scan_worker(
     \b
     Examples:
       patchscan scan-worker --plan s3://results/photos/scans/SCAN/plan.json --index $JOB_COMPLETION_INDEX \\
-        --server http://serve:8080 --model ssp
+        --server http://serve:8080 --model ssp --token-file FILE
     """
     from patchscan.scanning.observers import EventObserver
     from patchscan.scanning.plan import Plan, parse_plan_url

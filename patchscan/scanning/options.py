@@ -145,7 +145,7 @@ SelectBy = Annotated[
     Literal["worker", "server"] | None,
     typer.Option(
         help="Where images are decoded and the patch is cut: in this worker, which then sends 3 KB a patch, or in the"
-        " server. Default: worker, where the server accepts patches and the model looks at patches."
+        " server. Default: worker, where the server accepts patches and those of an image take 128 KB at most."
     ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Objects processed at once.")]
@@ -176,7 +176,7 @@ CompareWith = Annotated[
     str | None,
     typer.Option(
         metavar="SCAN",
-        help="Say what changed since this scan: its name, or another results folder, whose newest one is meant."
+        help="Say what changed since this scan: its name, or another results folder, whose newest scan is taken."
         " Default: the previous scan.",
     ),
 ]

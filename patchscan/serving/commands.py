@@ -51,7 +51,7 @@ def archive(
     """Make a TorchServe archive of a run folder. The same run always gives the same bytes.
 
     \b
-    Example:
+    Examples:
       patchscan archive runs/ssp --model-store model_store
       patchscan archive runs/ssp --name ssp --version 2.0 --engine onnx
       patchscan archive runs/ssp --engine openvino --data genimage-mini

@@ -44,7 +44,7 @@ def train(
     extra: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another folder to train on, all of it where it has no train images. It may hold real images alone. "
+            help="Another folder to train on: its train images, or all if it has none. It may hold real images only. "
             "Repeatable."
         ),
     ] = None,
@@ -141,7 +141,7 @@ def import_model(
 def probe(
     backbone: Annotated[
         Path,
-        typer.Option(help="A file that `patchscan import` takes, but it gives a vector for a picture."),
+        typer.Option(help="A network that gives a vector for a picture, in a file as for `patchscan import`."),
     ],
     config: Annotated[Path, typer.Option(help="YAML that says what it takes, as for `patchscan import`.")],
     data: Annotated[str, typer.Option(help="Folder or s3:// URL in GenImage's layout.")],
