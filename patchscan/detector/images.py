@@ -6,7 +6,6 @@ converted, 16-bit samples keep their high byte, and of an animation the first fr
 """
 
 import io
-import struct
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +14,7 @@ from functools import cache, cached_property
 import numpy as np
 from PIL import Image
 
-from patchscan.detector import gif, iso_media, png, segments, webp
+from patchscan.detector import bmp, gif, iso_media, png, segments, webp
 from patchscan.detector.jpeg import jpeg_quality, jpeg_subsampling
 from patchscan.detector.signatures import format_of
 from patchscan.detector.tiff import Tiff
@@ -200,7 +199,7 @@ class _Source:
             return cls(name, webp.pixels_only(data))
         if name in ("AVIF", "HEIF"):
             return cls(name, iso_media.pixels_only(data, name))
-        return cls(name, data)
+        return cls(name, bmp.with_whole_palette(data))
 
     @classmethod
     def _of_tiff(cls, data: bytes) -> "_Source":
@@ -230,7 +229,7 @@ class _Source:
     def raise_if_unsupported(self, error: Exception, *, opened: bool) -> None:
         """Raise ImageError `unsupported_format` where the decoder lacks a variant, not the file its bytes."""
         variant = segments.unsupported(self.data) if self.format == "JPEG" else None
-        if self.format == "BMP" and _is_whole_bmp(self.data):
+        if self.format == "BMP" and bmp.is_whole(self.data):
             variant = "BMP images of this depth or compression are"
         if self.tiff is not None and self.tiff.is_whole():
             variant = self.tiff.lacking(opened)
@@ -249,17 +248,6 @@ def _unsupported(what: str) -> ImageError:
 def _known_formats() -> frozenset[str]:
     Image.init()
     return frozenset(Image.OPEN)
-
-
-def _is_whole_bmp(data: bytes) -> bool:
-    """Whether the file has the length that its header states, or all the bytes of its pixels."""
-    if len(data) < 38:
-        return False
-    stated, start, header = (int(struct.unpack_from("<I", data, at)[0]) for at in (2, 10, 14))
-    if header < 40:
-        return len(data) >= stated > 26
-    width, height, _, depth, _, packed = struct.unpack_from("<iiHHII", data, 18)
-    return len(data) >= start + int(packed or (abs(width) * depth + 31) // 32 * 4 * abs(height))
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:

@@ -365,6 +365,21 @@ def test_variants_that_no_decoder_here_reads_are_named() -> None:
     assert rejection(bytes(bitmap))[0] == ErrorCode.UNSUPPORTED_FORMAT
 
 
+@pytest.mark.parametrize("depth", [1, 4, 8])
+@pytest.mark.parametrize("colours", [0, 2])
+@pytest.mark.parametrize("palette", [b"\0\0\0\0\xff\xff\xff\0", b"\xff\xff\xff\0\0\0\0\0", b"\0\0\0\0\1\2\3\0"])
+def test_a_bmp_of_two_colours_may_have_pixels_of_more_bits(depth: int, colours: int, palette: bytes) -> None:
+    """Pillow takes pixels of 4 and 8 bits for pixels of one bit where the palette is black and white."""
+    index = (GREY[:, :64] > 127).astype(np.uint8)
+    lines = {1: np.packbits(index, axis=1), 4: index[:, ::2] << 4 | index[:, 1::2], 8: index}[depth][::-1].tobytes()
+    palette = palette.ljust(4 * (colours or 2**depth), b"\0")
+    start = 54 + len(palette)
+    header = struct.pack("<IiiHHIIiiII", 40, 64, len(index), 1, depth, 0, 0, 0, 0, colours, 0)
+    data = b"BM" + struct.pack("<IHHI", start + len(lines), 0, 0, start) + header + palette + lines
+    expected = np.frombuffer(palette, np.uint8).reshape(-1, 4)[:, 2::-1][index]
+    assert np.array_equal(decode(data).rgb, expected)
+
+
 def test_other_formats_are_named() -> None:
     targa, footed = encoded("TGA"), encoded("TGA") + bytes(8) + b"TRUEVISION-XFILE.\0"
     for data, name in [
