@@ -33,6 +33,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Bytes a pixel, for decoders that take more than the pixels.
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 11, "HEIF": 11}
+# Zero coefficients: grey, of CMYK without and with Adobe's transform.
+_FILLS = ((128, 128, 128), (64, 64, 64), (65, 65, 65))
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 
 
@@ -109,7 +111,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
     with source.open() as image:
         _check_size(image.size, limits)
         try:
-            rgb = _completed_jpeg(source) if source.lacks_end else _pixels(source, image)
+            rgb = _pixels(source, image)
             frames, quality, subsampling = source.count_frames(image), jpeg_quality(image), jpeg_subsampling(image)
         except ImageError:
             raise
@@ -287,26 +289,63 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _pixels(source: _Source, image: Image.Image) -> Image.Image:
-    """Decode an opened image, a PNG without its checksum where that is all that is wrong."""
-    try:
+    """Decode an opened image. Raises ImageError `truncated` also where a decoder would make up what is missing."""
+    if source.format == "PNG":
+        return _pixels_of_png(source, image)
+    if source.lacks_end:
+        return _completed_jpeg(source.data)
+    if source.format == "JPEG" and segments.has_several_scans(source.data):
+        if not segments.has_all_scans(source.data):
+            raise ImageError(ErrorCode.TRUNCATED, "the JPEG lacks some of its scans")
         return _to_rgb(image)
+    rgb = _to_rgb(image)
+    if source.format == "JPEG" and _is_made_up(rgb):
+        image.close()  # so that its pixels are not held twice
+        del rgb
+        return _completed_jpeg(source.data[: segments.end_of_picture(source.data)])
+    return rgb
+
+
+def _pixels_of_png(source: _Source, image: Image.Image) -> Image.Image:
+    """Decode a PNG, without its checksum where that is all that is wrong."""
+    try:
+        return _whole_png(source.data, image)
     except OSError:
-        repaired = png.without_checksum(source.data) if source.format == "PNG" else None
+        repaired = png.without_checksum(source.data)
         if repaired is None:
             raise
     image.close()  # so that its pixels are not held twice
     with _Source("PNG", repaired).open() as again:
-        return _to_rgb(again)
+        return _whole_png(repaired, again)
 
 
-def _completed_jpeg(source: _Source) -> Image.Image:
+def _whole_png(data: bytes, image: Image.Image) -> Image.Image:
+    """Decode a PNG. Raises ImageError where it lacks rows or its palette, of which Pillow makes black pixels."""
+    image.load()
+    if image.mode == "P" and not (image.palette and image.palette.palette):
+        raise ImageError(ErrorCode.TRUNCATED, "the PNG has no palette")
+    # The last row comes last, of an interlaced PNG that or the one above it.
+    last = (image.crop((0, y, image.width, y + 1)) for y in (image.height - 2, image.height - 1))
+    if not all(any(row.tobytes()) for row in last) and not png.has_all_rows(data):
+        raise ImageError(ErrorCode.TRUNCATED, "the PNG data is damaged or cut short")
+    return _to_rgb(image)
+
+
+def _is_made_up(rgb: Image.Image) -> bool:
+    """Whether the last pixels of a JPEG are of the one colour with which libjpeg fills what is missing."""
+    last = rgb.crop((rgb.width - 4, rgb.height - 4, rgb.width, rgb.height))
+    colours = last.getcolors(1)
+    return bool(colours) and colours[0][1] in _FILLS
+
+
+def _completed_jpeg(data: bytes) -> Image.Image:
     """Decode a JPEG without its end marker. Raises ImageError `truncated` where pixels are missing too."""
 
     def decode_with(data: bytes) -> Image.Image:
         with _Source("JPEG", data).open() as image:
             return _to_rgb(image)
 
-    image = segments.completed(source.data, decode_with)
+    image = segments.completed(data, decode_with)
     if image is None:
         raise ImageError(ErrorCode.TRUNCATED, "the JPEG data is damaged or cut short")
     return image

@@ -5,6 +5,11 @@ import zlib
 from collections.abc import Iterator
 
 _PALETTE_COLOURS = b"\3"
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# Of Adam7, and of a PNG without: the first pixel, and the steps between pixels.
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_ONE_PASS = ((0, 0, 1, 1),)
+_PIECE = 2**16
 
 
 def pixels_only(data: bytes) -> tuple[bytes, int]:
@@ -48,6 +53,28 @@ def without_checksum(data: bytes) -> bytes | None:
     packed = b"IDAT" + b"".join(data[at + 8 : end - 4] for at, end in pixels)[:-4]
     chunk = struct.pack(">I", len(packed) - 4) + packed + struct.pack(">I", zlib.crc32(packed))
     return data[: pixels[0][0]] + chunk + data[pixels[-1][1] :]
+
+
+def has_all_rows(data: bytes) -> bool:
+    """Whether the packed pixels are as many as the header asks for. Pillow leaves those black that are missing."""
+    left, unpacker = _unpacked_bytes(data), zlib.decompressobj()
+    for packed in (data[at + 8 : end - 4] for kind, at, end in chunks(data) if kind == b"IDAT"):
+        rest, unpacked = packed, b""
+        while left > 0 and (rest or len(unpacked) == _PIECE):
+            try:
+                unpacked = unpacker.decompress(rest, _PIECE)
+            except zlib.error:  # in the checksum: of other damage the decoder tells
+                return False
+            rest, left = unpacker.unconsumed_tail, left - len(unpacked)
+    return left <= 0
+
+
+def _unpacked_bytes(data: bytes) -> int:
+    """The bytes of all rows, each with its filter, in the one pass or the seven of an interlaced PNG."""
+    width, height, depth, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    bits = depth * _SAMPLES[colours]
+    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in (_PASSES if interlaced else _ONE_PASS)]
+    return sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -5,6 +5,7 @@ pixels are there where the end marker is missing. Markers are explained in ITU-T
 import random
 import re
 from collections.abc import Callable, Container, Iterator
+from itertools import islice
 
 from PIL import Image
 
@@ -23,8 +24,12 @@ MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 # JFIF and Adobe say what the colours are, MPF that more pictures follow: all other application data is metadata. What
 # is shorter than this, libjpeg does not take for the one or the other.
 _KEPT = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12), 0xE2: (b"MPF\0", 4)}
+# So many zeros are no pixels: file systems fill with them what was lost.
+_FILLING = 16
 # Bits that differ from the first on, without 0xFF: what an unfinished picture is completed with.
 _NOISE = bytes(random.Random(0).choices(range(128, 255), k=4096))
+# A file may have been cut between two restart intervals, where the decoder waits for one of these markers.
+_NOISE_IN_INTERVALS = _NOISE + b"".join(bytes((0xFF, 0xD0 + number)) + _NOISE[:512] for number in range(8))
 
 
 def pixels_only(data: bytes) -> bytes | None:
@@ -94,7 +99,15 @@ def has_several_scans(data: bytes) -> bool:
 
 def lacks_end(data: bytes) -> bool:
     """Whether no end marker follows the last scan."""
-    return data.rfind(END) < data.rfind(b"\xff\xda")
+    # Most often the last marker of the file is the end. What follows a picture, such as a film, may hold any bytes.
+    if data.rfind(END) > data.rfind(b"\xff\xda"):
+        return False
+    return end_of_picture(data) is None
+
+
+def end_of_picture(data: bytes) -> int | None:
+    """Where the end marker after the last scan stands; None where there is none."""
+    return next((start for marker, start, _ in _later_segments(data) if marker == END[1]), None)
 
 
 def completed(data: bytes, decode_with: Callable[[bytes], Image.Image]) -> Image.Image | None:
@@ -103,11 +116,14 @@ def completed(data: bytes, decode_with: Callable[[bytes], Image.Image]) -> Image
     The decoder replaces what is missing without a word. So the file is decoded with several endings: where they change
     a pixel, the file was cut within its pixels. A progressive file may also have been cut between two scans.
     """
-    if not _has_all_scans(data):
+    if not has_all_scans(data):
         return None
+    filled = data.rstrip(b"\0")
+    if len(data) - len(filled) >= _FILLING:
+        data = filled
     data = data.rstrip(b"\xff")  # half an end marker would make a marker of what is appended
     first = decode_with(data + END)
-    for filler in (bytes(4096), _NOISE):  # after the last pixel, bytes are skipped up to the end marker
+    for filler in (bytes(4096), _NOISE_IN_INTERVALS):  # after the last pixel, bytes are skipped up to the end marker
         if not _same(first, decode_with(data + filler + END)):
             return None
     return first
@@ -148,24 +164,25 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
+def _later_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment after the first scan's header, the end marker as the last one."""
+    at = next((end for marker, _, end in _segments(data) if marker == _SCAN), len(data))
+    while found := MARKER.search(data, at):
+        start, marker = found.start(), found.group()[1]
+        at = max(start + 2 + int.from_bytes(data[start + 2 : start + 4], "big"), start + 4)
+        yield marker, start, at
+        if marker == END[1]:
+            return
+
+
 def _scans(data: bytes) -> list[bytes]:
     """The headers of the picture's scans, up to one more than MAX_SCANS."""
-    scans, at = [], 0
-    for marker, start, end in _segments(data):
-        if marker == _SCAN:
-            scans, at = [data[start:end]], end
-    while scans and len(scans) <= MAX_SCANS:
-        found = MARKER.search(data, at)
-        if not found or found.group() == END:
-            break
-        start = found.start()
-        at = max(start + 2 + int.from_bytes(data[start + 2 : start + 4], "big"), start + 4)
-        if found.group()[1] == _SCAN:
-            scans.append(data[start:at])
-    return scans
+    later = (data[start:end] for marker, start, end in _later_segments(data) if marker == _SCAN)
+    first = _first(data, {_SCAN})
+    return [first, *islice(later, MAX_SCANS)] if first else []
 
 
-def _has_all_scans(data: bytes) -> bool:
+def has_all_scans(data: bytes) -> bool:
     """Whether the scans cover every component and, in a progressive file, every coefficient to its last bit."""
     frame = _first(data, _FRAMES)
     if not frame:

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from patchscan.detector import gif, segments, tiff
-from patchscan.detector.images import ErrorCode, ImageError, decode
+from patchscan.detector.images import ErrorCode, ImageError, decode, decoded_bytes
 from patchscan.detector.signatures import format_of
 from tests.image_tree import picture
 from tests.jpegs import segment, three_scans
@@ -223,6 +224,43 @@ def test_a_png_needs_its_pixels_not_its_end() -> None:
     assert rejection(whole[:33] + damaged + whole[end:])[0] == ErrorCode.TRUNCATED
     # A wrong checksum of what the pixels need stays an error.
     assert rejection(whole[:29] + b"\0\0\0\0" + whole[33:])[0] == ErrorCode.TRUNCATED
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("black", [False, True])
+def test_a_png_with_fewer_rows_than_it_says_is_truncated(mode: str, black: bool) -> None:
+    """Pillow leaves the other rows black."""
+    photo, file = Image.fromarray(PHOTO * (not black)), io.BytesIO()
+    (Image.fromarray(DEEP[..., 0] * (not black)) if mode == "I;16" else photo.convert(mode)).save(file, "PNG")
+    whole = file.getvalue()
+    at, end = whole.index(b"IDAT") - 4, whole.index(b"IEND") - 4
+    rows = zlib.decompress(whole[at + 8 : end - 4])
+    size = len(rows) // PHOTO.shape[0]
+    for lost in (1, size, len(rows) // 2):
+        fewer = chunk(b"IDAT", zlib.compress(rows[:-lost]))
+        assert rejection(whole[:at] + fewer + whole[end:])[0] == ErrorCode.TRUNCATED, lost
+    more = chunk(b"IDAT", zlib.compress(rows + bytes(size)))
+    assert np.array_equal(decode(whole[:at] + more + whole[end:]).rgb, decode(whole).rgb)
+
+
+def test_an_interlaced_png_with_fewer_rows_than_it_says_is_truncated() -> None:
+    # Nine grey pixels a side, in Adam7's seven passes: the rows of each have a filter and so many pixels.
+    passes = [(2, 2), (2, 1), (1, 3), (3, 2), (2, 5), (5, 4), (4, 9)]
+    for value in (0, 200):
+        rows = b"".join((b"\0" + bytes([value]) * columns) * count for count, columns in passes)
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 0, 0, 0, 1))
+        data = [b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(part)) for part in (rows, rows[:-10])]
+        assert (decode(data[0]).rgb == value).all()
+        assert rejection(data[1])[0] == ErrorCode.TRUNCATED
+
+
+def test_a_png_without_the_palette_that_it_needs_is_truncated() -> None:
+    file = io.BytesIO()
+    Image.fromarray(PHOTO).convert("P").save(file, "PNG")
+    whole = file.getvalue()
+    at, pixels, end = whole.index(b"PLTE") - 4, whole.index(b"IDAT") - 4, whole.index(b"IEND") - 4
+    for late in (b"", whole[at:pixels]):
+        assert rejection(whole[:at] + whole[pixels:end] + late + whole[end:])[0] == ErrorCode.TRUNCATED
 
 
 @pytest.mark.parametrize(
@@ -541,6 +579,33 @@ def test_a_jpeg_cut_within_its_pixels_is_truncated(kind: str) -> None:
     ]
     for cut in cuts:
         assert rejection(whole[:cut])[0] == ErrorCode.TRUNCATED, cut
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_what_is_put_in_place_of_lost_pixels_makes_no_jpeg_whole(kind: str, mode: str) -> None:
+    """A recovered file ends with an end marker, or has its old length. Decoders make up the pixels."""
+    file = io.BytesIO()
+    Image.fromarray(PHOTO).convert(mode).save(file, "JPEG", **JPEGS[kind])
+    whole = file.getvalue()
+    scan = whole.index(b"\xff\xda") + 14
+    cuts = [scan + int(part * (len(whole) - scan)) for part in (0.1, 0.3, 0.5)]
+    cuts += [found.start() + after for found in re.finditer(rb"\xff[\xd0-\xd7]", whole) for after in (0, 2)]
+    for cut in (whole[:cut] for cut in cuts):
+        for filled in (cut + segments.END, cut + bytes(len(whole) - len(cut)), cut + segments.END + b"\xff\xda film"):
+            assert rejection(filled)[0] == ErrorCode.TRUNCATED, len(cut)
+
+
+def test_a_jpeg_that_ends_in_grey_or_before_something_else_is_whole() -> None:
+    grey = PHOTO.copy()
+    grey[40:] = 128
+    for pixels in (PHOTO, grey):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=90)
+        whole = file.getvalue()
+        for more in (b"", b"\xff\xda\0\x0c", b"\0\0\0\x18ftypmp42\xff\xda\0\4\xff\xd8", bytes(999)):
+            assert np.array_equal(decode(whole + more).rgb, np.asarray(Image.open(file)))
+            assert decoded_bytes(whole + more) - len(more) == decoded_bytes(whole)  # decoded once
 
 
 def test_a_progressive_jpeg_cut_between_two_scans_is_truncated() -> None:
