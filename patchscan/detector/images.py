@@ -33,8 +33,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Bytes a pixel, for decoders that take more than the pixels.
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 11, "HEIF": 11}
-# Zero coefficients: grey, of CMYK without and with Adobe's transform.
-_FILLS = ((128, 128, 128), (64, 64, 64), (65, 65, 65))
+# Zero coefficients as RGB: grey, of CMYK without and with Adobe's transform.
+_FILLS = frozenset((128, 64, 65))
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 
 
@@ -333,9 +333,8 @@ def _whole_png(data: bytes, image: Image.Image) -> Image.Image:
 
 def _is_made_up(rgb: Image.Image) -> bool:
     """Whether the last pixels of a JPEG are of the one colour with which libjpeg fills what is missing."""
-    last = rgb.crop((rgb.width - 4, rgb.height - 4, rgb.width, rgb.height))
-    colours = last.getcolors(1)
-    return bool(colours) and colours[0][1] in _FILLS
+    values = set(rgb.crop((rgb.width - 4, rgb.height - 4, rgb.width, rgb.height)).tobytes())
+    return len(values) == 1 and values <= _FILLS
 
 
 def _completed_jpeg(data: bytes) -> Image.Image:

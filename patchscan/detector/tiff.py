@@ -13,7 +13,7 @@ _MAX_SUBDIRECTORIES = 16
 _MAX_VALUES = 64
 
 _SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _WIDTH, _BITS, _COMPRESSION = 254, 255, 256, 258, 259
-_PHOTOMETRIC, _FILL_ORDER = 262, 266
+_PHOTOMETRIC, _FILL_ORDER, _PREDICTOR, _COLOUR_MAP, _INK_SET = 262, 266, 317, 320, 332
 _MAKE, _STRIP_OFFSETS, _SAMPLES, _STRIP_BYTES, _PLANAR = 271, 273, 277, 279, 284
 _HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 257, 278, 322, 323
 _TILE_OFFSETS, _TILE_BYTES, _SUBDIRECTORIES, _SAMPLE_FORMAT, _YCBCR_SUBSAMPLING = 324, 325, 330, 339, 530
@@ -30,6 +30,10 @@ _COLOUR_FILTER_ARRAY, _LINEAR_RAW = 32803, 34892
 _RAW_COMPRESSIONS = frozenset((32767, 34713, 65535, 32770, 65000, 32867, 34316, 34826))
 # None, three of fax, LZW, both of JPEG, both of Deflate, PackBits: what every build of libtiff unpacks.
 _COMMON_COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32946, 32773))
+# LZW, both of Deflate, LZMA and Zstandard: with others libtiff ignores that samples are differences.
+_PREDICTED_COMPRESSIONS = frozenset((5, 8, 32946, 34925, 50000))
+_SEPARATED = 5
+_LONGEST_PALETTE = 2 * 3 * 256  # in bytes
 _RAW_NAMES = (
     (b"nikon", "Nikon NEF"),
     (b"sony", "Sony ARW"),
@@ -102,7 +106,7 @@ class Tiff:
         and real numbers, which have no fixed white, as if they were 8 bits.
         """
         first = self.first
-        if _is_reduced(first):
+        if _is_reduced(first) or any(_pixels(one) > _pixels(first) for one in self._subdirectories()):
             return "TIFF images that begin with a thumbnail are"
         bits, photometric = set(first.numbers.get(_BITS, (1,))), first.number(_PHOTOMETRIC, 0)
         packed, planar = first.number(_COMPRESSION, 1) != 1, first.number(_PLANAR, 1) == 2
@@ -117,6 +121,10 @@ class Tiff:
             photometric not in (1, 2, 5) or first.number(_FILL_ORDER, 1) != 1 or (planar and not packed)
         ):
             return "TIFF images of 16 bits a sample in this layout are"
+        if first.number(_PREDICTOR, 1) != 1 and first.number(_COMPRESSION, 1) not in _PREDICTED_COMPRESSIONS:
+            return "TIFF images of differences (a predictor) that are not packed so are"
+        if photometric == _SEPARATED and first.number(_INK_SET, 1) != 1:
+            return "TIFF images of other inks than CMYK are"
         if photometric == 6 and not packed and first.numbers.get(_YCBCR_SUBSAMPLING, (2, 2)) != (1, 1):
             return "uncompressed TIFF images with fewer colour samples than pixels are"
         return None
@@ -128,7 +136,20 @@ class Tiff:
         if not kept:
             return self.data
         directory = struct.pack(self.order + self._count, len(kept)) + b"".join(kept) + bytes(self._offset_size)
-        return self.data[: self.start] + directory + self.data[self.start + len(directory) :]
+        whole = self.data[: self.start] + directory + self.data[self.start + len(directory) :]
+        return self._with_deep_palette(whole)
+
+    def _with_deep_palette(self, whole: bytes) -> bytes:
+        """The file with 16-bit numbers in its palette: some writers put in those of 8 bits, which would be black."""
+        for entry in self._entries(self.start):
+            tag, unit, count, start = self._located(entry)
+            palette = self.data[start : start + 2 * count]
+            high, low = (palette[1::2], palette[::2]) if self.order == "<" else (palette[::2], palette[1::2])
+            if tag == _COLOUR_MAP and unit == "H" and len(palette) == 2 * count <= _LONGEST_PALETTE and not any(high):
+                pairs = (bytes(len(low)), low) if self.order == "<" else (low, bytes(len(low)))
+                deep = bytes(byte for pair in zip(*pairs, strict=True) for byte in pair)
+                return whole[:start] + deep + whole[start + len(deep) :]
+        return whole
 
     def unpacking_bytes(self) -> int:
         """The bytes of one unpacked strip or tile, which libtiff holds beside the pixels; 0 where nothing is packed."""
@@ -217,14 +238,17 @@ class Tiff:
         """The first directories of the chain, and those that the first lists as its subdirectories."""
         directory, seen = self.first, {self.start}
         yield directory
-        for at in self.first.numbers.get(_SUBDIRECTORIES, ())[:_MAX_SUBDIRECTORIES]:
-            yield self.directory(at)
+        yield from self._subdirectories()
         for _ in range(_MAX_SUBDIRECTORIES):
             if not directory.next or directory.next in seen:
                 return
             seen.add(directory.next)
             directory = self.directory(directory.next)
             yield directory
+
+    def _subdirectories(self) -> Iterator[Directory]:
+        for at in self.first.numbers.get(_SUBDIRECTORIES, ())[:_MAX_SUBDIRECTORIES]:
+            yield self.directory(at)
 
     def _next(self, at: int) -> int:
         entries = self._number(self._count, at)
@@ -241,6 +265,10 @@ def _is_raw(directory: Directory) -> bool:
     photometric = directory.number(_PHOTOMETRIC, 0)
     compression = directory.number(_COMPRESSION, 1)
     return photometric in (_COLOUR_FILTER_ARRAY, _LINEAR_RAW) or compression in _RAW_COMPRESSIONS
+
+
+def _pixels(directory: Directory) -> int:
+    return directory.number(_WIDTH, 0) * directory.number(_HEIGHT, 0)
 
 
 def _is_reduced(directory: Directory) -> bool:

@@ -117,6 +117,38 @@ def test_a_thumbnail_is_not_scored_in_place_of_its_picture() -> None:
     assert np.array_equal(decode(tiff_of(PHOTO, photometric="rgb", metadata={"Make": "NIKON"})).rgb, PHOTO)
 
 
+def test_a_first_picture_smaller_than_its_subdirectory_is_a_thumbnail() -> None:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(PHOTO[:16, :16], photometric="rgb", subifds=1)
+        writer.write(PHOTO, photometric="rgb")
+    code, message = rejection(file.getvalue())
+    assert (code, "thumbnail" in message) == (ErrorCode.UNSUPPORTED_FORMAT, True)
+    pyramid = io.BytesIO()
+    with tifffile.TiffWriter(pyramid) as writer:
+        writer.write(PHOTO, photometric="rgb", subifds=1)
+        writer.write(PHOTO[::2, ::2], photometric="rgb", subfiletype=1)
+    assert np.array_equal(decode(pyramid.getvalue()).rgb, PHOTO)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_a_tiffs_palette_may_hold_numbers_of_8_bits(byteorder: Literal["<", ">"]) -> None:
+    """As old writers make them, and as libtiff reads them; Pillow alone would make all black."""
+    colours = np.random.RandomState(1).randint(0, 256, (3, 256)).astype(np.uint16)
+    for scale in (1, 257):
+        data = tiff_of(GREY, photometric="palette", colormap=colours * scale, byteorder=byteorder)
+        assert np.array_equal(decode(data).rgb, np.stack(colours[:, GREY], -1))
+
+
+def test_inks_and_differences_that_the_decoder_does_not_know_are_refused() -> None:
+    inks = tiff_of(np.dstack([PHOTO, GREY]), photometric="separated", extratags=[(332, "H", 1, 2, True)])
+    assert rejection(inks) == (ErrorCode.UNSUPPORTED_FORMAT, "TIFF images of other inks than CMYK are not supported")
+    differences = tiff_of(PHOTO, photometric="rgb", extratags=[(317, "H", 1, 2, True)])
+    assert "differences" in rejection(differences)[1]
+    packed = tiff_of(PHOTO, photometric="rgb", compression="zlib", predictor=True)
+    assert np.array_equal(decode(packed).rgb, PHOTO)
+
+
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("tile", [None, (32, 32)])
