@@ -81,10 +81,15 @@ def identity(
 
 
 def sign(
-    jpeg: bytes, by: Identity, maker: str = "Picture Maker", source: str = GENERATED, stamps: str | None = None
+    jpeg: bytes,
+    by: Identity,
+    maker: str = "Picture Maker",
+    source: str | None = GENERATED,
+    stamps: str | None = None,
+    more: int = 0,
 ) -> bytes:
-    """Put a manifest into a JPEG: made by `maker`, of the IPTC digital source type `source`, with a time stamp of the
-    server `stamps`, if one is named."""
+    """Put a manifest into a JPEG: made by `maker`, of the IPTC digital source type `source` (None: only edited), with a
+    time stamp of the server `stamps`, if one is named, and so many `more` assertions."""
     private = by.key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -92,11 +97,15 @@ def sign(
         alg=b"es256", sign_cert=by.chain.encode(), private_key=private, ta_url=stamps.encode() if stamps else None
     )
     created = {"label": "c2pa.actions", "data": {"actions": [{"action": "c2pa.created", "digitalSourceType": source}]}}
-    manifest = {"claim_generator_info": [{"name": maker, "version": "1"}], "assertions": [created]}
+    assertions = [*([created] if source else []), *({"label": f"tests.{one}", "data": {}} for one in range(more))]
+    manifest = {"claim_generator_info": [{"name": maker, "version": "1"}], "assertions": assertions}
     # Certificates that have expired sign too.
     context = c2pa.Context(c2pa.Settings.from_dict({"verify": {"verify_after_sign": False}}))
     out = io.BytesIO()
-    c2pa.Builder(manifest, context=context).sign(c2pa.Signer.from_info(info), "image/jpeg", io.BytesIO(jpeg), out)
+    builder = c2pa.Builder(manifest, context=context)
+    if source is None:
+        builder.set_intent(c2pa.C2paBuilderIntent.EDIT)
+    builder.sign(c2pa.Signer.from_info(info), "image/jpeg", io.BytesIO(jpeg), out)
     return out.getvalue()
 
 

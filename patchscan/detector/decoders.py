@@ -129,14 +129,16 @@ class DecoderPool:
         limits: Limits = Limits(),
         hold: Hold = hold_nothing,
         time_s: float | None = None,
+        memory: int | None = None,
     ) -> Any:
         """Return what `work` makes of one encoded image in a child, or, without it, the bytes of memory that decoding
-        needs. Time, memory and errors are as `prepare` says; what else `work` raises comes as a DecoderBugError."""
+        needs. Time, memory and errors are as `prepare` says; what else `work` raises comes as a DecoderBugError.
+        `memory`: the bytes that `work` needs, where it is not to decode the pixels."""
         for tries_left in reversed(range(TRIES)):
             child, kept = self._idle.get(), None
             try:
                 child = child or self._start()
-                reply = child.ask(work, data, limits, hold, time_s or TIME_S)
+                reply = child.ask(work, data, limits, hold, time_s or TIME_S, memory)
                 kept = child
             except _ChildDiedError as error:
                 if error.final or not tries_left:
@@ -193,14 +195,14 @@ class _Child:
                 start_new_session=True,  # Ctrl-C is for the parent
             )
 
-    def ask(self, work: Work | None, data: bytes, limits: Limits, hold: Hold, time_s: float) -> Any:
+    def ask(self, work: Work | None, data: bytes, limits: Limits, hold: Hold, time_s: float, memory: int | None) -> Any:
         """Return what the child makes of an image: without `work` only the memory that it needs, in bytes. An
         exception that it raised is returned. Raises _ChildDiedError, and NoDecoderError where it could not start."""
         try:
             if not self._started:
                 self._pipe.recv()
                 self._started = True
-            self._pipe.send((work, limits, time_s))
+            self._pipe.send((work, limits, time_s, memory))
             self._pipe.send_bytes(data)
             reply = self._pipe.recv()
             if work is not None and isinstance(reply, int):
@@ -250,10 +252,10 @@ def run_child() -> None:
         gc.freeze()
         while True:
             before = _memory_of_process()
-            work, limits, time_s = pipe.recv()
+            work, limits, time_s, memory = pipe.recv()
             own += _memory_of_process() - before  # of the modules that `work` needs
             image = _Image(pipe.recv_bytes(), limits, time_s, own)
-            needed = image.limited(SPARE_MEMORY, image.reckon)
+            needed = image.limited(SPARE_MEMORY, image.reckon) if memory is None else memory
             if work is None or not isinstance(needed, int):
                 pipe.send(needed)
                 continue

@@ -3,14 +3,12 @@
 It never changes a score: such marks are easily removed, and easily forged where they are not signed.
 """
 
-import io
-import json
 import re
 from dataclasses import dataclass
 
-import c2pa
 import pyarrow as pa
 
+from patchscan.scanning.c2pa_manifest import TERM, manifest
 from patchscan.scanning.file_texts import XmpProperty, texts_and_xmp
 
 TYPE = pa.struct(
@@ -25,12 +23,8 @@ TYPE = pa.struct(
 )
 Provenance = dict[str, str | None]
 
-# A term of https://cv.iptc.org/newscodes/digitalsourcetype, in a manifest's JSON and as a property in XMP.
-TERM = r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/([A-Za-z]{3,60})"
-MANIFEST_TERM = re.compile(rf'"digitalSourceType": "{TERM}"')
 XMP_TERM = XmpProperty("igitalSourceType", TERM)
 MAX_TEXT = 120
-MAX_NAME = 300  # of a tool or a signer: a file may hold megabytes, and all rows of a shard are in memory
 # A program's name that begins a field that names programs, unless what follows makes it a product of another kind.
 OTHER_PRODUCTS = (
     "album browser cam camera checker converter detector dictionary display downloader drone exporter font gallery "
@@ -96,19 +90,6 @@ MARKS = (
     _mark(None, "Software CreatorTool", PROGRAMS),
     _mark(None, "Credit", r"^Made with Google AI$"),
 )
-# All that decides about a manifest, whatever the library's defaults are. Nothing is fetched: no manifest that is kept
-# elsewhere, no revocation, no identity of a CAWG assertion.
-VERIFY = {
-    "verify": {
-        "verify_after_reading": True,
-        "verify_trust": True,
-        "verify_timestamp_trust": True,
-        "remote_manifest_fetch": False,
-        "ocsp_fetch": False,
-    },
-    "core": {"decode_identity_assertions": False, "allowed_network_hosts": []},
-}
-LISTED_TIME = "timeStamp.trusted"
 
 
 def provenance(data: bytes, image_format: str, trust: str | None = None) -> Provenance | None:
@@ -122,47 +103,17 @@ def provenance(data: bytes, image_format: str, trust: str | None = None) -> Prov
     says that it was valid at the time of signing) or `unreadable`. Only of the first two, `c2pa_generator` is the tool
     that the manifest names, `c2pa_signer` the name in the signer's certificate and `c2pa_time` when a time stamp says
     that it was signed; of a `Trusted` one only where the time stamp's authority is listed too.
-    `digital_source_type`: the IPTC term in such a manifest, else in XMP; `generator`: a generator's own text.
+    `digital_source_type`: the IPTC term in such a manifest, or in that of the picture it was made from, else in XMP;
+    `generator`: a generator's own text.
     """
     texts, packets = texts_and_xmp(data, image_format)
-    found = _manifest(data, image_format, trust)
+    found: Provenance = dict.fromkeys(field.name for field in TYPE)
+    found.update(manifest(data, image_format, trust))
     if found["digital_source_type"] is None:
         terms = (XMP_TERM.find(packet) for packet in packets)
         found["digital_source_type"] = next((term for term in terms if term), None)
     found["generator"] = _generator(texts)
     return found if any(found.values()) else None
-
-
-def _manifest(data: bytes, image_format: str, trust: str | None) -> Provenance:
-    nothing: Provenance = {field.name: None for field in TYPE}
-    if b"c2pa" not in data or b"jumb" not in data:
-        return nothing
-    try:
-        listed = {"trust": {"trust_anchors": trust}} if trust else {}
-        context = c2pa.Context(c2pa.Settings.from_dict(VERIFY | listed))
-        mime = "image/jpeg" if image_format == "MPO" else f"image/{image_format.lower()}"
-        with c2pa.Reader(mime, io.BytesIO(data), context=context) as reader:
-            state, store = str(reader.get_validation_state()), json.loads(reader.json())
-    except c2pa.C2paError:
-        return nothing | {"c2pa": "unreadable"}
-    if state not in ("Valid", "Trusted"):  # anybody may have written it
-        return nothing | {"c2pa": state}
-    active = store.get("manifests", {}).get(store.get("active_manifest"), {})
-    info = active.get("claim_generator_info") or [{}]
-    signature = active.get("signature_info") or {}
-    term = MANIFEST_TERM.search(json.dumps(active))
-    # Anybody can make a time stamp: beside a signer of the list it stands only where its authority is of the list too.
-    passed = store.get("validation_results", {}).get("activeManifest", {}).get("success", [])
-    is_known = state == "Valid" or any(check.get("code") == LISTED_TIME for check in passed)
-    generator = info[0].get("name") or active.get("claim_generator") or ""
-    signer = ", ".join(filter(None, (signature.get("common_name"), signature.get("issuer"))))
-    return nothing | {
-        "c2pa": state,
-        "c2pa_generator": generator[:MAX_NAME] or None,
-        "c2pa_signer": signer[:MAX_NAME] or None,
-        "c2pa_time": signature.get("time") if is_known else None,
-        "digital_source_type": term[1] if term else None,
-    }
 
 
 def _generator(texts: list[tuple[str, str]]) -> str | None:

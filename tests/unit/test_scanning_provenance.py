@@ -12,6 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from patchscan.scanning import c2pa_manifest
 from patchscan.scanning.provenance import Provenance, provenance
 from tests import c2pa_kit
 from tests.c2pa_kit import DAY, NOW, Identity, identity, time_stamps
@@ -139,6 +140,41 @@ def test_pixels_altered_after_signing_make_it_invalid(sign: Sign, jpeg: bytes) -
     found = provenance(bytes(data), "JPEG")
     assert found is not None
     assert found["c2pa"] == "Invalid"
+
+
+def test_a_picture_that_was_only_edited_is_of_its_parents_source_type(jpeg: bytes) -> None:
+    signer = c2pa_kit.identity("signer", c2pa_kit.identity("authority", authority=True))
+    made = c2pa_kit.sign(jpeg, signer)
+    for data in (made, c2pa_kit.sign(made, signer, "Resizer", None)):
+        found = judged(c2pa_kit.sign(data, signer, "Converter", None))
+        assert (found["c2pa"], found["c2pa_generator"]) == ("Valid", "Converter")
+        assert found["digital_source_type"] == "trainedAlgorithmicMedia"
+    captured = c2pa_kit.sign(made, signer, source=c2pa_kit.CAPTURED)
+    assert judged(c2pa_kit.sign(captured, signer, source=None))["digital_source_type"] == "digitalCapture"
+    altered = bytearray(made)
+    altered[-30] ^= 1
+    found = judged(c2pa_kit.sign(bytes(altered), signer, source=None))
+    assert (found["c2pa"], found["digital_source_type"]) == ("Valid", None)
+
+
+def test_words_of_a_caption_are_no_manifest() -> None:
+    for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"):
+        data = saved(kind) + b" of jumbf boxes in c2pa manifests"
+        assert provenance(data, kind) is None, kind
+
+
+def test_a_manifest_that_takes_too_long_costs_its_own_row_only(
+    jpeg: bytes, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's time grows with the square of the assertions: to hours, for the longest file that is read."""
+    signer = c2pa_kit.identity("signer", c2pa_kit.identity("authority", authority=True))
+    assert judged(sign(jpeg))["c2pa"] == "Valid"  # the library is loaded
+    data = c2pa_kit.sign(jpeg, signer, more=1000)
+    assert judged(data)["c2pa"] == "Valid"
+    monkeypatch.setattr(c2pa_manifest, "TIME_S", 0.02)
+    assert {name: value for name, value in judged(data).items() if value} == {"c2pa": "unreadable"}
+    monkeypatch.undo()
+    assert judged(sign(jpeg))["c2pa"] == "Valid"
 
 
 def test_a_cut_manifest_is_unreadable_or_invalid_and_raises_nothing(sign: Sign, jpeg: bytes) -> None:
