@@ -1,27 +1,53 @@
-"""Count a GIF's frames without decoding them."""
+"""Walk a GIF's parts without decoding its pixels."""
+
+from collections.abc import Iterator
 
 MAX_FRAMES = 10_000
 _MAX_BLOCKS = 1_000_000
+_IMAGE, _EXTENSION, _END = 0x2C, 0x21, 0x3B
+COMMENT = 0x21FE
 
 
 def count_frames(data: bytes) -> int:
     """Return the number of images in a GIF, counted up to MAX_FRAMES, and within a million data blocks."""
-    at, frames, blocks = 13 + _colours(data, 10), 0, 0
-    while at < len(data) and frames < MAX_FRAMES and blocks < _MAX_BLOCKS:
-        if data[at] == 0x2C:  # an image: its place and size, its colours, the code size, its data
-            frames += 1
-            at += 11 + _colours(data, at + 9)
-        elif data[at] == 0x21:
-            at += 2
-        elif data[at] == 0x3B:
+    frames = 0
+    for kind, _, _ in parts(data):
+        frames += kind == _IMAGE
+        if frames == MAX_FRAMES:
             break
-        else:  # decoders look for the next block byte by byte
-            at, blocks = at + 1, blocks + 1
-            continue
-        while at < len(data) and data[at] and blocks < _MAX_BLOCKS:
-            at, blocks = at + 1 + data[at], blocks + 1
-        at += 1
     return max(1, frames)
+
+
+def parts(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Each image or extension by its mark (with an extension's label as the second byte), and where its data blocks
+    start and end; as far as a million blocks go."""
+    at, left = 13 + _colours(data, 10), _MAX_BLOCKS
+    while at < len(data) and left > 0:
+        kind = data[at]
+        if kind == _IMAGE:  # its place and size, its colours, the code size, its data
+            at += 11 + _colours(data, at + 9)
+        elif kind == _EXTENSION:
+            kind = int.from_bytes(data[at : at + 2], "big")
+            at += 2
+        elif kind == _END:
+            return
+        else:  # decoders look for the next part byte by byte
+            at, left = at + 1, left - 1
+            continue
+        start = at
+        while at < len(data) and data[at] and left > 0:
+            at, left = at + 1 + data[at], left - 1
+        yield kind, start, at
+        at += 1
+
+
+def content(data: bytes, start: int, end: int) -> bytes:
+    """The content of the data blocks from start to end."""
+    blocks = []
+    while start < end:
+        blocks.append(data[start + 1 : start + 1 + data[start]])
+        start += 1 + data[start]
+    return b"".join(blocks)
 
 
 def _colours(data: bytes, at: int) -> int:

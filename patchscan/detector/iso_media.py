@@ -21,15 +21,19 @@ def pixels_only(data: bytes, name: str) -> bytes:
 
     All stays where it is, because the file says by offsets where its pixels lie.
     """
-    changes = [(at, _HIDDEN) for at in _item_types(data) if data[at : at + 4] in _METADATA]
-    if data[8:12] not in _KNOWN[name]:
-        changes.append((8, _KNOWN[name][0]))
-    if not changes:
+    data = with_known_brand(data, name)
+    metadata = [at for at in _item_types(data) if data[at : at + 4] in _METADATA]
+    if not metadata:
         return data
     changed = bytearray(data)
-    for at, code in changes:
-        changed[at : at + 4] = code
+    for at in metadata:
+        changed[at : at + 4] = _HIDDEN
     return bytes(changed)
+
+
+def with_known_brand(data: bytes, name: str) -> bytes:
+    """Return a file of this format (HEIF or AVIF) with a first brand that decoders know."""
+    return data if data[8:12] in _KNOWN[name] else data[:8] + _KNOWN[name][0] + data[12:]
 
 
 def _item_types(data: bytes) -> Iterator[int]:

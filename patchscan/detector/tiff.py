@@ -55,7 +55,8 @@ _RAW_NAMES = (
     (b"minolta", "Minolta MRW"),
     (b"konica", "Minolta MRW"),
 )
-_UNITS = {1: "B", 2: "c", 3: "H", 4: "I", 6: "b", 7: "c", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+# 129: UTF-8, of Exif 3.0.
+_UNITS = {129: "c", 1: "B", 2: "c", 3: "H", 4: "I", 6: "b", 7: "c", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from patchscan.detector import png
+from patchscan.detector import gif, iso_media, png, webp
 from patchscan.detector.segments import MARKER
 from patchscan.detector.tiff import Tiff
 
@@ -22,11 +22,13 @@ MAX_TEXTS, MAX_BYTES = 1000, 2**22  # of one file
 MAX_DAMAGED = 16  # packed texts that cannot be unpacked: up to where they are damaged each takes as long as another
 MAX_EXIF_BLOCKS = 4
 MAX_PROFILES = 8  # of ImageMagick, in a PNG
-# Of a JPEG, a PNG and a GIF, and of a property in XMP: nothing else limits the time that a scan takes for them.
-MAX_SEGMENTS, MAX_CHUNKS, MAX_GIF_BLOCKS, MAX_MENTIONS = 10_000, 100_000, 1_000_000, 1000
+# Of a JPEG, a PNG, and of a property in XMP: nothing else limits the time that a scan takes for them.
+MAX_SEGMENTS, MAX_CHUNKS, MAX_MENTIONS = 10_000, 100_000, 1000
 # A reference to no character. Python would make a number of it, and raises ValueError from 4,301 digits on.
 NO_CHARACTER = re.compile(r"&#\d{8,}+;?")
+CODES = (b"ASCII\0\0\0", b"JIS\0\0\0\0\0", bytes(8))  # before a comment of EXIF, beside UNICODE
 SAMPLE_BYTES = 8192  # that tell the order of UTF-16's bytes
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"comf")  # the last as tEXt, in ComfyUI's animations
 XMP_CHUNK = "XML:com.adobe.xmp"
 EXIF_IFD = 0x8769
 EXIF_TAGS = {
@@ -45,10 +47,13 @@ EXIF_TAGS = {
     0x9C9F: "XPSubject",
     0x9286: "UserComment",
 }
+IPTC_TAG, PHOTOSHOP_TAG = 33723, 34377
 # Data sets of record 2 of IPTC-IIM, in the image resource 0x0404 of Photoshop; named as the same texts elsewhere.
 IPTC_TEXTS = {65: "Software", 110: "Credit", 120: "Description"}
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 EXIF, XMP, PHOTOSHOP, IPTC_RESOURCE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0", 0x0404
+# Of XMP that is longer than a segment: the GUID of the whole, its length, and where the part begins in it.
+EXTENDED_XMP, EXTENDED_XMP_HEAD = b"http://ns.adobe.com/xmp/extension/\0", 40
 END, APP1, APP13, COMMENT = 0xD9, 0xE1, 0xED, 0xFE
 # XMP is mostly UTF-8; of a packet in UTF-16 every second byte is zero, and in UTF-32 three of four. The words end
 # `xmpmeta`, `xapmeta` and `rdf:RDF`.
@@ -89,6 +94,8 @@ XMP_TEXTS = {
     "Credit": XmpProperty("photoshop:Credit"),
     "Description": XmpProperty("dc:description"),
     "UserComment": XmpProperty("exif:UserComment"),
+    "Software": XmpProperty("tiff:Software"),
+    "ImageDescription": XmpProperty("tiff:ImageDescription"),
 }
 
 
@@ -128,7 +135,11 @@ def _readers(data: bytes, image_format: str) -> list[Iterator[tuple[str, Any]]]:
         return [_png_texts(chunks), _png_exif_texts(chunks), _png_profile_texts(chunks)]
     if image_format == "GIF":
         return [_gif_comments(data)]
-    return [_exif_texts(data) if image_format == "TIFF" else _opened_exif_texts(data)]
+    if image_format == "TIFF":
+        return [_exif_texts(data)]
+    if image_format == "WEBP":
+        return [_webp_exif_texts(data)]
+    return [_opened_exif_texts(data, image_format)] if image_format in ("AVIF", "HEIF") else []
 
 
 def _xmp_packets(data: bytes, texts: list[tuple[str, str]]) -> list[bytes]:
@@ -158,7 +169,7 @@ def decode_text(value: Any) -> str:
 
 def _decode_bytes(value: bytes) -> str:
     marked = value.startswith(b"UNICODE\0")
-    value = value[8:] if marked or value.startswith((b"ASCII\0\0\0", bytes(8))) else value
+    value = value[8:] if marked or value.startswith(CODES) else value
     if value.startswith((b"\xff\xfe", b"\xfe\xff")):
         return value.decode("utf-16", "replace")
     # Western letters are zero in one byte of two; zeros may also fill what is left of a text's place.
@@ -194,7 +205,7 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 def _png_texts(chunks: list[tuple[bytes, bytes]]) -> Iterator[tuple[str, Any]]:
     damaged = 0
     for kind, content in chunks:
-        if kind in (b"tEXt", b"zTXt", b"iTXt"):
+        if kind in TEXT_CHUNKS:
             keyword, _, rest = content.partition(b"\0")
             text = _chunk_text(kind, rest)
             if text is not None:
@@ -260,7 +271,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _jpeg_readers(data: bytes) -> list[Iterator[tuple[str, Any]]]:
-    comments, exif, resources = [], [], []
+    comments, exif, resources, extended = [], [], [], []
     for kind, content in _jpeg_segments(data):
         if kind == COMMENT:
             comments.append(content)
@@ -268,8 +279,18 @@ def _jpeg_readers(data: bytes) -> list[Iterator[tuple[str, Any]]]:
             exif.append(content.removeprefix(EXIF).removeprefix(EXIF))
         elif kind == APP13 and content.startswith(PHOTOSHOP):
             resources.append(content.removeprefix(PHOTOSHOP))
+        elif kind == APP1 and content.startswith(EXTENDED_XMP):
+            extended.append(content.removeprefix(EXTENDED_XMP))
     blocks = map(_exif_texts, _exif_blocks(exif))
-    return [_jpeg_comments(comments), *blocks, _iptc_texts(b"".join(resources)[:MAX_BYTES])]
+    iptc = _iptc_texts(b"".join(resources)[:MAX_BYTES])
+    return [_jpeg_comments(comments), *blocks, iptc, _extended_xmp(extended)]
+
+
+def _extended_xmp(parts: list[bytes]) -> Iterator[tuple[str, Any]]:
+    """The parts of XMP that goes on from segment to segment, in their order; what lies within one is found anyway."""
+    if len(parts) > 1:
+        parts.sort(key=lambda part: part[36:EXTENDED_XMP_HEAD])
+        yield XMP_CHUNK, b"".join(part[EXTENDED_XMP_HEAD:] for part in parts)[:MAX_TEXT_BYTES]
 
 
 def _jpeg_comments(comments: list[bytes]) -> Iterator[tuple[str, Any]]:
@@ -315,28 +336,19 @@ def _iim_texts(block: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _gif_comments(data: bytes) -> Iterator[tuple[str, Any]]:
-    place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    left = MAX_GIF_BLOCKS
-    while left > 0 and place + 2 < len(data) and data[place] in (0x21, 0x2C):
-        comment = data[place : place + 2] == b"\x21\xfe"
-        if data[place] == 0x2C:
-            packed = data[place + 9]
-            place += 10 + (3 << (packed & 7) + 1 if packed & 0x80 else 0) + 1
-        else:
-            place += 2
-        blocks = []
-        left -= 1
-        while left > 0 and place < len(data) and data[place]:
-            left -= 1
-            if comment:
-                blocks.append(data[place + 1 : place + 1 + data[place]])
-            place += 1 + data[place]
-        place += 1
-        if comment:
-            yield "Comment", b"".join(blocks)
+    for kind, start, end in gif.parts(data):
+        if kind == gif.COMMENT:
+            yield "Comment", gif.content(data, start, end)
 
 
-def _opened_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+def _webp_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+    for kind, start, end in webp.chunks(data):
+        if kind == b"EXIF":
+            yield from _exif_texts(data[start + 8 : end])
+
+
+def _opened_exif_texts(data: bytes, image_format: str) -> Iterator[tuple[str, Any]]:
+    data = iso_media.with_known_brand(data, image_format)
     with Image.open(io.BytesIO(data)) as image:
         yield from _exif_texts(image.info.get("exif", b""))
 
@@ -358,3 +370,6 @@ def _exif_texts(block: bytes) -> Iterator[tuple[str, Any]]:
         for directory in (tiff.start, tiff.first.number(EXIF_IFD, 0)):
             values = tiff.values(directory, EXIF_TAGS, MAX_TEXT_BYTES)
             yield from ((name, values[tag]) for tag, name in EXIF_TAGS.items() if tag in values)
+        resources = tiff.values(tiff.start, (IPTC_TAG, PHOTOSHOP_TAG), MAX_BYTES)
+        for tag in sorted(resources):
+            yield from _iptc_texts(resources[tag])

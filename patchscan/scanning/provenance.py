@@ -33,7 +33,8 @@ OTHER_PRODUCTS = (
 )
 PROGRAMS = (
     r"^(?i:adobe firefly|bing image creator|chatgpt|comfyui|dall\W?e|draw things|flux\.1|fooocus|google gemini"
-    r"|google imagen|ideogram|invokeai|leonardo\.ai|midjourney|novelai|openai|stable diffusion)(?![^\W_])"
+    r"|google imagen|ideogram|invokeai|leonardo\.ai|midjourney|mochi diffusion|novelai|openai|stable diffusion)"
+    r"(?![^\W_])"
     rf"(?!.{{0,{MAX_TEXT}}}(?<![^\W_])(?i:{'|'.join(OTHER_PRODUCTS.split())})s?(?![^\W_]))"
 )
 

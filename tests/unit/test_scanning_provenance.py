@@ -3,13 +3,14 @@
 import datetime as dt
 import io
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import c2pa
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from PIL import Image
+from PIL import Image, TiffImagePlugin, TiffTags
 from PIL.PngImagePlugin import PngInfo
 
 from patchscan.scanning import c2pa_manifest
@@ -270,6 +271,36 @@ def profile(kind: str, content: bytes) -> dict[str, str]:
     return {f"Raw profile type {kind}": "\n".join(["", kind.lower(), f"{len(content):8}", *lines, ""])}
 
 
+def with_chunk(kind: bytes, content: bytes) -> bytes:
+    """A PNG with this chunk after its pixels."""
+    data, body = saved("PNG"), kind + content
+    return data[:-12] + len(content).to_bytes(4) + body + zlib.crc32(body).to_bytes(4) + data[-12:]
+
+
+def utf8_tag(jpeg: bytes) -> bytes:
+    """The JPEG with its ImageDescription in the type for UTF-8."""
+    return jpeg.replace(b"\x01\x0e\0\2", b"\x01\x0e\0\x81").replace(b"\x0e\x01\2\0", b"\x0e\x01\x81\0")
+
+
+def with_brand(heic: bytes) -> bytes:
+    """As some cameras name it."""
+    return heic[:8] + b"MiHE" + heic[12:]
+
+
+def tiff_bytes(tag: int, value: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """A tag of bytes, for Pillow to write."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory.tagtype[tag] = TiffTags.UNDEFINED
+    directory[tag] = value
+    return directory
+
+
+def extended(xmp: bytes, at: int) -> bytes:
+    """A JPEG whose XMP goes on from one segment to the next, which come in the other order."""
+    head = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + len(xmp).to_bytes(4)
+    return segments(*((0xE1, head + start.to_bytes(4) + xmp[start:end]) for start, end in ((at, len(xmp)), (0, at))))
+
+
 def claimed(data: bytes, kind: str, field: str) -> str | None:
     found = provenance(data, kind)
     return found[field] if found else None
@@ -341,6 +372,27 @@ IN_EVERY_PLACE: dict[str, Callable[[], tuple[bytes, str]]] = {
         "PNG",
     ),
     "ImageMagick's IPTC": lambda: (png_texts(profile("iptc", iptc(120, PARAMETERS.encode()))), "PNG"),
+    "ComfyUI's chunk": lambda: (with_chunk(b"comf", b"parameters\0" + PARAMETERS.encode()), "PNG"),
+    "XMP's description of a TIFF": lambda: (described(PARAMETERS, "tiff:ImageDescription"), "JPEG"),
+    "JIS": lambda: (
+        saved("JPEG", exif=exif_of(0x9286, b"JIS\0\0\0\0\0" + PARAMETERS.encode(), inner=True)),
+        "JPEG",
+    ),
+    "UTF-8 of Exif 3.0": lambda: (utf8_tag(saved("JPEG", exif=exif_of(0x010E, PARAMETERS.replace("ü", "u")))), "JPEG"),
+    "GIF comment behind stray bytes": lambda: (
+        saved("GIF", comment=PARAMETERS.encode()).replace(b"\x21\xfe", b"\0\0\x21\xfe", 1),
+        "GIF",
+    ),
+    "WebP of a wrong length": lambda: (
+        b"RIFF\0\0\0\0" + saved("WEBP", exif=exif_of(0x010E, PARAMETERS.replace("ü", "u")))[8:],
+        "WEBP",
+    ),
+    "HEIC of an unknown first brand": lambda: (
+        with_brand(saved("HEIF", exif=exif_of(0x010E, PARAMETERS.replace("ü", "u")).tobytes())),
+        "HEIF",
+    ),
+    "TIFF's IPTC": lambda: (saved("TIFF", tiffinfo=tiff_bytes(33723, iptc(120, PARAMETERS.encode())[28:])), "TIFF"),
+    "TIFF's Photoshop": lambda: (saved("TIFF", tiffinfo=tiff_bytes(34377, iptc(120, PARAMETERS.encode()))), "TIFF"),
     "TIFF": lambda: (saved("TIFF", tiffinfo={0x010E: PARAMETERS.replace("ü", "u")}), "TIFF"),
 }
 
@@ -376,6 +428,7 @@ def test_a_mostly_chinese_prompt_is_read_in_either_order_of_its_bytes(order: str
             "JPEG",
         ),
         (with_xmp(XMP.encode()), "JPEG"),
+        (extended(XMP.encode(), XMP.index("newscodes")), "JPEG"),
         (with_xmp(XMP.encode("utf-16-le")), "JPEG"),
         (with_xmp(XMP.encode("utf-16-be")), "JPEG"),
         (with_xmp(XMP.replace(f'="{TERM}"', f"><b>{TERM}").replace("<b>", "").encode()), "JPEG"),
@@ -470,6 +523,7 @@ def test_the_forms_that_generators_write(texts: dict[str, str], generator: str) 
         ("ComfyUI (https://github.com/comfyanonymous/ComfyUI)", True),
         ("InvokeAI Community Edition", True),
         ("Draw Things for iOS", True),
+        ("Mochi Diffusion 5.2", True),
         ("Google Gemini Camera", False),
         ("ideogram viewer", False),
         ("Midjourney downloader 2", False),
@@ -486,6 +540,7 @@ def test_a_programs_name_is_a_whole_name(software: str, is_known: bool) -> None:
     for data in (
         saved("JPEG", exif=exif_of(0x0131, software)),
         with_xmp(f'<a xmp:CreatorTool="{software}"/>'.encode()),
+        with_xmp(f"<a><tiff:Software>{software}</tiff:Software></a>".encode()),
     ):
         assert (provenance(data, "JPEG") is not None) == is_known
 
