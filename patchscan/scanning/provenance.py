@@ -71,12 +71,13 @@ def _mark(generator: str | None, fields: str, *forms: str, beside: str | None = 
 
 SEED = r"\b(?:Seed|(?i:(?:CFG|guidance) scale)): \d"
 JOB = r"\bJob ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
-COMFY = '"(?:class_type|nodes|last_node_id)"'
+COMFY = '"(?:class_type|last_node_id|lastNodeId)"'  # other programs' workflows have nodes too
 # A caption may name a generator, or speak of steps: only the fields and forms of the programs themselves count.
 MARKS = (
     _mark("Stable Diffusion web UI", "", r"\bSteps: \d+, ", r"\bSampler: \S", SEED),
     _mark("Stable Diffusion web UI", "", r"\bNegative prompt: ", r"\bSteps: \d+, ", SEED),
-    _mark("Stable Diffusion web UI", "parameters", r"\bSteps: \d+"),
+    _mark("Stable Diffusion web UI", "parameters", r"\bSteps: \d+, ", r"\b(?:Sampler|Model|Model hash|Size): \S"),
+    _mark("Stable Diffusion web UI", "parameters", r"\bSteps: \d+, ", SEED),
     _mark("ComfyUI", "prompt workflow", r"^\{", COMFY),
     _mark("ComfyUI", "Make Model ImageDescription", r"^(?i:prompt|workflow): ?\{", COMFY),
     _mark("SwarmUI", "parameters UserComment", r"^\{", '"sui_image_params"'),

@@ -471,8 +471,30 @@ def test_words_of_a_caption_are_no_mark(caption: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "texts",
+    [
+        {"parameters": "a simulation; Steps: 5000"},
+        {"parameters": "Steps: 5000, dt: 0.01, Temperature: 300"},
+        {"workflow": '{"name": "orders", "nodes": [{"type": "n8n-nodes-base.start"}], "connections": {}}'},
+        {"prompt": '{"role": "user", "content": "nodes"}'},
+        {"Comment": '{"sampler": "Philips", "rate": 44100}'},
+        {"Dream": "of the sea -s"},
+        {"comf": "ortable"},
+    ],
+)
+def test_other_programs_fields_of_the_same_names_are_no_mark(texts: dict[str, str]) -> None:
+    assert provenance(png_texts(texts), "PNG") is None
+
+
+@pytest.mark.parametrize(
     ("texts", "generator"),
     [
+        ({"workflow": '{"version": 1, "state": {"lastNodeId": 9}, "nodes": []}'}, "ComfyUI"),
+        (
+            {"parameters": "a cat\nSteps: 20, CFG scale: 7.0, Seed: 42, Size: 512x512, Model: sd.cpp"},
+            "Stable Diffusion web UI",
+        ),
+        ({"parameters": "a cat\nSteps: 20, Size: 512x512"}, "Stable Diffusion web UI"),
         ({"prompt": '{"3": {"class_type": "KSampler"}}'}, "ComfyUI"),
         ({"workflow": '{"last_node_id": 9, "nodes": []}'}, "ComfyUI"),
         ({"invokeai_metadata": '{"positive_prompt": "a cat"}'}, "InvokeAI"),

@@ -161,9 +161,9 @@ def test_an_ordinary_file_claims_nothing() -> None:
 
 
 def test_generators_texts_and_source_types_are_found() -> None:
-    text = provenance(_png(parameters="a cat\nSteps: 20"), "PNG")
+    text = provenance(_png(parameters="a cat\nSteps: 20, Sampler: Euler"), "PNG")
     assert text is not None
-    assert text["generator"] == "Stable Diffusion web UI: a cat Steps: 20"
+    assert text["generator"] == "Stable Diffusion web UI: a cat Steps: 20, Sampler: Euler"
     exif = provenance(_jpeg(software="Midjourney v6"), "JPEG")
     assert exif is not None
     assert exif["generator"] == "Software: Midjourney v6"
