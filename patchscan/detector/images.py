@@ -231,6 +231,8 @@ class _Source:
     def raise_if_unsupported(self, error: Exception, *, opened: bool) -> None:
         """Raise ImageError `unsupported_format` where the decoder lacks a variant, not the file its bytes."""
         variant = segments.unsupported(self.data) if self.format == "JPEG" else None
+        if self.format in ("AVIF", "HEIF"):
+            variant = iso_media.unsupported(self.data, self.format)
         if self.format == "BMP" and bmp.is_whole(self.data):
             variant = "BMP images of this depth or compression are"
         if self.tiff is not None and self.tiff.is_whole():

@@ -11,6 +11,16 @@ _KNOWN = {
     "AVIF": (b"avif", b"avis", b"mif1", b"msf1"),
     "HEIF": tuple(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split()),
 }
+# How the pixels of an item are packed, by its type: as the brands HEIC and AVIF promise, and in other ways.
+_PROMISED = frozenset((b"hvc1", b"av01"))
+_OTHER_PACKINGS = {
+    b"avc1": "AVC",
+    b"vvc1": "VVC",
+    b"evc1": "EVC",
+    b"jpeg": "JPEG",
+    b"j2k1": "JPEG 2000",
+    b"unci": "uncompressed",
+}
 # A type that no decoder reads.
 _HIDDEN = b"free"
 
@@ -34,6 +44,14 @@ def pixels_only(data: bytes, name: str) -> bytes:
 def with_known_brand(data: bytes, name: str) -> bytes:
     """Return a file of this format (HEIF or AVIF) with a first brand that decoders know."""
     return data if data[8:12] in _KNOWN[name] else data[:8] + _KNOWN[name][0] + data[12:]
+
+
+def unsupported(data: bytes, name: str) -> str | None:
+    """Name the packing of a file of this format whose brands promise another ("HEIF (VVC) images are"); None where the
+    pixels are packed as promised."""
+    types = {data[at : at + 4] for at in _item_types(data)}
+    others = sorted(_OTHER_PACKINGS[one] for one in types if one in _OTHER_PACKINGS)
+    return f"{name} ({', '.join(others)}) images are" if others and not types & _PROMISED else None
 
 
 def _item_types(data: bytes) -> Iterator[int]:

@@ -562,6 +562,16 @@ def test_a_first_brand_that_nobody_knows_leaves_it_to_the_others(kind: str) -> N
     assert rejection(b"\0\0\0\x18ftypisom\0\0\0\0mp42avc1" + whole[24:])[0] == ErrorCode.NOT_AN_IMAGE
 
 
+@pytest.mark.parametrize(("kind", "item"), [("HEIF", b"hvc1"), ("AVIF", b"av01")])
+def test_a_packing_that_the_brands_do_not_tell_is_named(kind: str, item: bytes) -> None:
+    whole = encoded(kind)
+    at = whole.index(item, whole.index(b"infe"))
+    for packing, name in ((b"vvc1", "VVC"), (b"avc1", "AVC"), (b"jpeg", "JPEG"), (b"j2k1", "JPEG 2000")):
+        other = whole[:at] + packing + whole[at + 4 :]
+        assert rejection(other) == (ErrorCode.UNSUPPORTED_FORMAT, f"{kind} ({name}) images are not supported")
+    assert rejection(whole[:-40])[0] == ErrorCode.TRUNCATED
+
+
 def test_bytes_that_are_no_image_are_not_named_by_chance() -> None:
     draw = random.Random(0)
     for values in (range(2, 255), b"\0", b"\0\x80", b"\0 <#/*\n"):
