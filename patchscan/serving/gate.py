@@ -10,7 +10,7 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -69,14 +69,16 @@ class Tokens:
         self._tokens: list[bytes] = []
 
     def allow(self, header: str) -> bool:
-        """Whether this Authorization header contains a token of the file. A missing or empty file allows no request."""
+        """Whether this Authorization header contains a token of the file. Raises UserError where the file cannot be
+        read or holds none, as it may for a moment while it is written anew: no token is then right or wrong."""
         try:
             stat = self.path.stat()
-            if (stat.st_ino, stat.st_mtime_ns) != self._read_at:
-                self._tokens = read_tokens(self.path)
-                self._read_at = (stat.st_ino, stat.st_mtime_ns)
-        except (OSError, UserError):
-            self._tokens, self._read_at = [], None
+        except OSError as error:
+            raise UserError(f"the token file {self.path} cannot be read ({type(error).__name__})") from error
+        if (stat.st_ino, stat.st_mtime_ns) != self._read_at:
+            self._read_at = None  # until it has been read
+            self._tokens = read_tokens(self.path)
+            self._read_at = (stat.st_ino, stat.st_mtime_ns)
         kind, _, token = header.partition(" ")
         given = token.strip().encode("utf-8", "surrogateescape")  # a header may hold any bytes
         # All tokens are compared in constant time, so that the response time does not reveal which one matched.
@@ -204,18 +206,24 @@ class Gate:
     def _check(self, request: web.Request) -> str:
         """Return TorchServe's own key, where the request may be passed on."""
         try:
-            key = self.server.token("inference")
-        except UserError:  # it may be the key that the request needs too
-            raise refusal(503, "unavailable", "the server is starting; try again", {"Retry-After": "1"}) from None
-        if not self.tokens.allow(request.headers.get("Authorization", "")):
+            key = self.server.token("inference")  # it may be the key that the request needs too
+            # Of two headers, another server on the way may have looked at the other.
+            given = request.headers.getall("Authorization", [])
+            allowed = self.tokens.allow(given[0] if len(given) == 1 else "")
+        except UserError:
+            raise refusal(
+                503, "unavailable", "the server has no tokens yet, or cannot read them; try again", {"Retry-After": "1"}
+            ) from None
+        if not allowed:
             raise refusal(401, "unauthorized", "missing or wrong token: send Authorization: Bearer <inference token>")
         path = request.rel_url.raw_path
         if not path.startswith(PROTOCOLS) and not PREDICTION.fullmatch(path):
             raise refusal(404, "not_found", "predictions are at /predictions/MODEL or /predictions/MODEL/VERSION")
-        if any(value.strip().lower() != "identity" for value in request.headers.getall("Content-Encoding", [])):
-            raise refusal(
-                415, "packed", "the body has a Content-Encoding: send it as it is, a tar or zip for many files"
-            )
+        # The HTTP library takes the last coding of a transfer off, and leaves what others there are.
+        unpacked = {"Content-Encoding": "identity", "Transfer-Encoding": "chunked"}
+        codings = [(value, plain) for name, plain in unpacked.items() for value in request.headers.getall(name, [])]
+        if any(value.strip().lower() != plain for value, plain in codings):
+            raise refusal(415, "packed", "the body is packed: send it as it is, a tar or zip for many files")
         if (request.content_length or 0) > MAX_REQUEST_BYTES:
             raise refusal(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes")
         return key
@@ -326,16 +334,17 @@ class Gate:
         """The model that is asked for, and the number of READY workers of each of its versions, or of the one."""
         self._check(request)
         name, version = request.match_info["name"], request.match_info.get("version")
-        known = await self._question(name, partial(self.server.versions, name))
+        known = await self._shared(name, partial(asyncio.to_thread, self.server.versions, name))
         versions = {one: ready for one, ready in known.items() if version in (None, one)}
         if not versions:
             raise refusal(404, "not_found", f"there is no model {name}{f' {version}' if version else ''}")
         return name, versions
 
-    async def _question(self, name: str, ask: Callable[[], Result]) -> Result:
-        """The answer to a question to TorchServe; whoever asks it meanwhile gets the same."""
+    async def _shared(self, name: str, ask: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """The answer to a question to TorchServe; whoever asks it meanwhile gets the same. `name` is the question's: a
+        model's, or another."""
         if name not in self._questions:
-            self._questions[name] = asyncio.create_task(asyncio.to_thread(ask))
+            self._questions[name] = asyncio.create_task(ask())
             self._questions[name].add_done_callback(lambda _: self._questions.pop(name))
         # It goes on when one of those who wait hangs up.
         return cast(Result, await asyncio.shield(self._questions[name]))
@@ -361,7 +370,7 @@ class Gate:
 
     async def _waiting_for(self) -> list[str]:
         if time.monotonic() - self._ready[0] > READY_CACHE_S:
-            waiting = await self._question("", self.server.not_ready)
+            waiting = await self._shared("", partial(asyncio.to_thread, self.server.not_ready))
             self._ready = (time.monotonic(), waiting)
         return ["stopping"] if self.draining else self._ready[1]
 
@@ -374,12 +383,16 @@ class Gate:
     async def _metrics(self, request: web.Request) -> web.Response:
         """Answer with TorchServe's metrics and the gate's own."""
         self._is_ready.set(not await self._waiting_for())
+        torchserve = await self._shared("/metrics", self._torchserve_metrics)
+        return web.Response(body=torchserve + generate_latest(self._registry), headers={"Content-Type": "text/plain"})
+
+    async def _torchserve_metrics(self) -> bytes:
+        """TorchServe's own metrics; empty where it does not answer."""
         try:
             async with self._http.get(self.server.addresses.metrics_url) as reply:
-                torchserve = await reply.read()
+                return await reply.read()
         except (aiohttp.ClientError, OSError, TimeoutError):
-            torchserve = b""
-        return web.Response(body=torchserve + generate_latest(self._registry), headers={"Content-Type": "text/plain"})
+            return b""
 
     @web.middleware
     async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -126,7 +126,10 @@ def _kind(data: bytes) -> str | None:
 
 def from_base64(text: str) -> bytes:
     """Decode an image in JSON: base64, with line breaks or not, or a data: URL. Raises RequestError."""
-    text = text.partition("base64,")[2] if text.startswith("data:") else text
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise RequestError("the data: URL holds no base64")
     try:
         # Not text.split(): 45 MiB of short words would be a gigabyte of strings.
         return base64.b64decode(text.encode("ascii").translate(None, string.whitespace.encode()), validate=True)

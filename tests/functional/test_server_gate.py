@@ -162,6 +162,35 @@ def test_a_token_of_any_bytes_is_a_wrong_token(tmp_path: Path, token: bytes) -> 
     with_gate(tmp_path, test)
 
 
+@pytest.mark.parametrize("others", [[b"bad"], [b"good"]])
+def test_two_tokens_are_none(tmp_path: Path, others: list[bytes]) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        lines = [b"Authorization: Bearer " + token for token in (b"good", *others)]
+        status, answer = await post_raw(url, b"\r\n".join([b"Content-Length: 0", *lines]))
+        assert (status, answer["error"]["code"], upstream.seen) == (401, "unauthorized", [])
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "\0\xff"])
+def test_while_the_token_file_cannot_be_read_no_token_is_wrong(tmp_path: Path, text: str | None) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        file = tmp_path / "tokens"
+        assert (await post(url))[0] == 200
+        file.unlink()
+        if text is not None:
+            file.write_text(text, "latin-1")
+        for headers in (GOOD, {}, GOOD):
+            status, answer = await post(url, headers=headers)
+            assert (status, answer["error"]["code"]) == (503, "unavailable")
+        file.write_text("new\n")
+        assert (await post(url))[0] == 401
+        assert (await post(url, headers={"Authorization": "Bearer new"}))[0] == 200
+        assert len(upstream.seen) == 2
+
+    with_gate(tmp_path, test)
+
+
 def test_before_torchserve_has_its_keys_the_server_is_starting(tmp_path: Path) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
         upstream.starting = True
@@ -181,6 +210,16 @@ def test_a_packed_body_is_refused_unread(tmp_path: Path, encoding: str) -> None:
         packed = gzip.compress(bytes(10**6))
         head = f"Authorization: Bearer good\r\nContent-Length: {len(packed)}\r\nContent-Encoding: {encoding}"
         status, answer = await post_raw(url, head.encode(), packed)
+        assert (status, answer["error"]["code"], upstream.seen) == (415, "packed", [])
+
+    with_gate(tmp_path, test)
+
+
+def test_a_body_whose_transfer_is_packed_is_refused(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        packed = gzip.compress(bytes(10**6))
+        head = b"Authorization: Bearer good\r\nTransfer-Encoding: gzip, chunked"
+        status, answer = await post_raw(url, head, b"%x\r\n%s\r\n0\r\n\r\n" % (len(packed), packed))
         assert (status, answer["error"]["code"], upstream.seen) == (415, "packed", [])
 
     with_gate(tmp_path, test)
@@ -218,6 +257,23 @@ def test_probes_at_once_share_one_round_of_questions(tmp_path: Path, path: str) 
             asked = "/v2/models/m/versions/2.0/ready", "/v2/models/m/ready", "/v1/models/other"
             replies = [await http.get(url + other, headers=GOOD) for other in asked]
             assert [reply.status for reply in replies] == [503, 200, 404], "each is asked about anew"
+
+    with_gate(tmp_path, test)
+
+
+def test_scrapes_at_once_share_one_of_torchserves(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.delay_s = 0.5
+        metrics = f"http://127.0.0.1:{gate._runners[1].addresses[0][1]}/metrics"
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+
+            async def scrape() -> str:
+                async with http.get(metrics) as reply:
+                    return await reply.text()
+
+            answers = await asyncio.gather(*(scrape() for _ in range(60)))
+        assert all("patchscan_requests" in answer and '"bytes": 0' in answer for answer in answers)
+        assert [path for path, _, _ in upstream.seen] == ["/metrics"]
 
     with_gate(tmp_path, test)
 
@@ -362,11 +418,12 @@ def test_a_body_that_trickles_is_cut_off(tmp_path: Path, monkeypatch: pytest.Mon
     with_gate(tmp_path, test)
 
 
-def test_a_header_that_never_ends_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", [0, 1])  # of predictions, and of metrics
+def test_a_header_that_never_ends_is_cut_off(address: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_module, "IDLE_TIMEOUT_S", 0.5)
 
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate._runners[address].addresses[0][1])
         writer.write(b"POST /predictions/m HTTP/1.1\r\nX: ")
         assert await asyncio.wait_for(reader.read(), 10) == b""
         writer.close()
@@ -491,8 +548,9 @@ def test_token_files(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="the token file"):
         read_tokens(path)
-    assert not Tokens(path).allow("Bearer ")
-    assert not Tokens(tmp_path / "missing").allow("Bearer x")
+    for unreadable in (path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="the token file"):
+            Tokens(unreadable).allow("Bearer x")
 
 
 @pytest.mark.parametrize("text", ["8080", ":8080", "host:", "host:x", "host:70000"])

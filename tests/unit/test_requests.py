@@ -25,6 +25,7 @@ from patchscan.serving.requests import (
     ManyImages,
     OneImage,
     RequestError,
+    from_base64,
     parse,
 )
 from tests.serving_kit import png, tar_of, zip_of
@@ -91,6 +92,17 @@ def test_what_each_body_means() -> None:
     crops = parse({"body": npy_of(CROPS)}, LIMIT)
     assert isinstance(crops, CutCrops)
     assert np.array_equal(crops.crops, CROPS)
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64", "DATA:image/png;BASE64", "data:;charset=x;base64"])
+def test_a_data_url_is_its_base64(head: str) -> None:
+    assert from_base64(f"{head},{base64.b64encode(b'image').decode()}") == b"image"
+
+
+@pytest.mark.parametrize("text", ["data:image/svg+xml,%3Csvg/%3E", "data:image/png;base64", "data:,", "aW1hZ2U_"])
+def test_a_text_that_is_no_base64_is_refused_and_no_image(text: str) -> None:
+    with pytest.raises(RequestError, match="base64"):
+        from_base64(text)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "TGA", "ICO", "PPM"])
