@@ -21,12 +21,15 @@ from patchscan.detector.engines import load_detector
 from patchscan.detector.images import ImageError
 from patchscan.detector.prepared import Prepared
 from patchscan.detector.presets import has_fixed_count
-from patchscan.serving.metrics import HandlerMetrics
+from patchscan.serving.metrics import BatchWork, HandlerMetrics
 from patchscan.serving.requests import CardQuestion, CutCrops, ManyImages, OneImage, Request, RequestError, parse
 
-# Seconds for decoding all images of a batch, so that its model passes too end within the archive's responseTimeout. One
-# image gets IMAGE_S at most, and LEAST_S at least: it is decoded in a hundredth of that where the machine is idle.
-DECODE_S, IMAGE_S, LEAST_S = 75.0, 40.0, 30.0
+# Seconds that the images of a batch have together, so that its replies are within the archive's responseTimeout, after
+# which TorchServe kills this worker. One image is decoded for IMAGE_S at most, and not begun where less than LEAST_S
+# are left: it takes a hundredth of that where the machine is idle.
+BATCH_S, IMAGE_S, LEAST_S = 105.0, 40.0, 30.0
+# Images that are prepared and then scored together, by device: the crops of all those of a batch could be gigabytes.
+PART = {"cpu": 8, "cuda": 64}
 
 
 class ImageDetector:
@@ -58,22 +61,31 @@ class ImageDetector:
 
     def handle(self, rows: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
         """Return one JSON object per row, in order."""
-        requests = [self._parse(row) for row in rows]
-        images = [data for request in requests for data in _images(request)]
-        prepared = self._prepare(images)
-        before = self.detector.model_s
-        answers = self.detector.decide(prepared)
-        model_s = self.detector.model_s - before
-        self.measures.batch(len(rows), prepared, answers, model_s)
-        share_s = model_s / max(1, sum(isinstance(answer, Answer) for answer in answers))
-        scored = iter(answers)
+        work, ends, started = BatchWork(), time.monotonic() + BATCH_S, self.detector.model_s
+        requests: list[Request | RequestError] = []
+        results: dict[int, list[Answer | ScoreError]] = {}
+        alone: dict[int, bytes] = {}
+        for number, row in enumerate(rows):
+            request = self._parse(row)
+            if isinstance(request, ManyImages):
+                # One archive after another: what all of them hold may be more than the machine's memory.
+                results[number] = self._score([data for _, data in request.members], work, ends)
+                request = ManyImages([(name, b"") for name, _ in request.members])
+            elif isinstance(request, OneImage):
+                alone[number] = request.data
+            requests.append(request)
+        for number, answer in zip(alone, self._score(list(alone.values()), work, ends), strict=True):
+            results[number] = [answer]
+        model_s = self.detector.model_s - started
+        self.measures.batch(len(rows), work, model_s)
+        share_s = model_s / max(1, sum(isinstance(answer, Answer) for answer in work.answers))
         replies = []
         for index, request in enumerate(requests):
-            results = [next(scored) for _ in _images(request)]
+            scored = results.get(index, [])
             before = self.detector.model_s
-            status, reply = self._reply(request, results)
+            status, reply = self._reply(request, scored, ends)
             model_s = self.detector.model_s - before  # of cut crops, on which _reply runs the model
-            model_s += share_s * sum(isinstance(result, Answer) for result in results)
+            model_s += share_s * sum(isinstance(one, Answer) for one in scored)
             context.set_response_content_type(index, "application/json")
             context.set_response_header(index, MODEL_SECONDS, f"{model_s:.6f}")
             context.set_response_header(index, DEVICE, self.detector.device_type)
@@ -82,18 +94,28 @@ class ImageDetector:
             replies.append(reply)
         return replies
 
-    def _prepare(self, images: list[bytes]) -> list[Prepared | ImageError | BusyError]:
+    def _score(self, images: list[bytes], work: BatchWork, ends: float) -> list[Answer | ScoreError]:
+        """The answers to images, in parts; BusyError to those for which no time is left."""
+        answers: list[Answer | ScoreError] = []
+        size = PART[self.detector.device_type]
+        for start in range(0, len(images), size):
+            prepared = self._prepare(images[start : start + size], ends)
+            decided = self.detector.decide(prepared)
+            work.add(prepared, decided)
+            answers += decided
+        return answers
+
+    def _prepare(self, images: list[bytes], ends: float) -> list[Prepared | ImageError | BusyError]:
         """Decode in a child process: an image on which the decoder dies must not end this worker."""
-        deadline = time.monotonic() + DECODE_S
         prepared: list[Prepared | ImageError | BusyError] = []
         for data in images:
-            left = deadline - time.monotonic()
+            left = ends - time.monotonic()
             try:
                 if left < LEAST_S:
                     raise BusyError
                 prepared.append(decoder_pool().prepare(data, self.detector.card.preset, time_s=min(left, IMAGE_S)))
             except (ImageError, BusyError) as error:
-                prepared.append(error)
+                prepared.append(error.with_traceback(None))  # which holds the file
         return prepared
 
     def _parse(self, row: dict[str, Any]) -> Request | RequestError:
@@ -102,7 +124,9 @@ class ImageDetector:
         except RequestError as error:
             return error
 
-    def _reply(self, request: Request | RequestError, scored: list[Answer | ScoreError]) -> tuple[int, dict[str, Any]]:
+    def _reply(
+        self, request: Request | RequestError, scored: list[Answer | ScoreError], ends: float
+    ) -> tuple[int, dict[str, Any]]:
         """The status and the JSON for a request; `scored` are the answers to its images."""
         if isinstance(request, OneImage):
             return _status(scored[0]), _as_json(scored[0])
@@ -115,30 +139,32 @@ class ImageDetector:
             return 200, {"card": asdict(card), "digest": card.digest, "takes": takes, "engine": self.detector.engine}
         if isinstance(request, CutCrops):
             try:
-                logits = self._logits(request.crops)
+                logits = self._logits(request.crops, ends)
                 about = {"version": card.version, "digest": card.digest, "engine": self.detector.engine}
                 return 200, {"logits": logits, **about}
+            except BusyError as error:
+                return _status(error), _as_json(error)
             except RequestError as error:
                 request = error
         return 400, {"error": {"code": "bad_request", "message": str(request)}}
 
-    def _logits(self, crops: np.ndarray) -> list[float]:
-        """The logit of each image whose crops a client has cut. Raises RequestError where the model takes others."""
+    def _logits(self, crops: np.ndarray, ends: float) -> list[float]:
+        """The logit of each image whose crops a client has cut. Raises RequestError where the model takes others,
+        BusyError where no time is left for all."""
         preset = self.detector.card.preset
         if not has_fixed_count(preset):
             raise RequestError("this model takes images, not crops, since their number depends on its size")
         size, count = preset.size, preset.count
         if crops.shape[1:3] != (size, size) or len(crops) % count:
             raise RequestError(f"this model takes {count} crops of {size} x {size} pixels an image")
-        images = list(crops.reshape(-1, count, size, size, 3))
+        images, logits = list(crops.reshape(-1, count, size, size, 3)), list[float]()
+        part = PART[self.detector.device_type]
+        for start in range(0, len(images), part):
+            if time.monotonic() > ends:
+                raise BusyError
+            logits += self.detector.logits(images[start : start + part])
         self.measures.crops(len(images))
-        return self.detector.logits(images)
-
-
-def _images(request: Request | RequestError) -> list[bytes]:
-    if isinstance(request, OneImage):
-        return [request.data]
-    return [data for _, data in request.members] if isinstance(request, ManyImages) else []
+        return logits
 
 
 def _as_json(one: Answer | ScoreError) -> dict[str, Any]:

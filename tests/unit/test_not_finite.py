@@ -1,7 +1,9 @@
 """A logit that is NaN or infinite is an error of its own, never a verdict, and costs its neighbours nothing."""
 
+import io
 import json
 import math
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from handlers import image_detector
 from handlers.image_detector import ImageDetector
 from patchscan.common.files import sha256_of
 from patchscan.detector.answer import Answer
@@ -83,9 +86,9 @@ class Context:
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_server_answers_500_with_the_code() -> None:
-    handler, context, errors = ImageDetector(), Context(), []
-    handler.detector = Detector(card(), Fails(math.nan, {1, 3}))
-    handler.measures = SimpleNamespace(batch=lambda *values: errors.extend(values[2]))  # type: ignore[assignment]
+    errors: list[Any] = []
+    context, handler = Context(), handler_of(Fails(math.nan, {1, 3}))  # the archive's second image, the second alone
+    handler.measures = SimpleNamespace(batch=lambda requests, work, seconds: errors.extend(work.answers))  # type: ignore[assignment]
     rows = [{"body": one} for one in (png(1), png(2), b"no image", zip_of({"a.png": png(3), "b.png": png(4)}))]
     fine, bad, no_image, both = handler.handle(rows, context)
     assert context.status == {1: 500, 2: 422}
@@ -94,6 +97,54 @@ def test_the_server_answers_500_with_the_code() -> None:
     assert ["error" in one for one in both["answers"]] == [False, True]
     assert sum(isinstance(one, NotFiniteError) for one in errors) == 2
     json.dumps([fine, bad, no_image, both], allow_nan=False)
+
+
+def handler_of(model: torch.nn.Module) -> ImageDetector:
+    handler = ImageDetector()
+    handler.detector = Detector(card(), model)
+    handler.measures = SimpleNamespace(batch=lambda *_: None, crops=lambda _: None)  # type: ignore[assignment]
+    return handler
+
+
+class Slow(torch.nn.Module):
+    """Takes three seconds of `clock` for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.clock += 3
+        return torch.ones((len(x), 1))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_batch_ends_before_torchserve_kills_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, context = Slow(), Context()
+    monkeypatch.setattr(image_detector, "time", SimpleNamespace(monotonic=lambda: model.clock))
+    handler, size, count = handler_of(model), card().preset.size, card().preset.count
+    many = zip_of({f"{number}.png": png(number) for number in range(48)})
+    archive_reply, alone = handler.handle([{"body": many}, {"body": png(1)}], context)
+    codes = [answer.get("error", {}).get("code") for answer in archive_reply["answers"]]
+    assert codes == [None] * 32 + ["busy"] * 16
+    assert (alone["error"]["code"], context.status) == ("busy", {1: 503})
+    crops = io.BytesIO()
+    np.save(crops, np.zeros((48 * count, size, size, 3), np.uint8))
+    (reply,) = handler.handle([{"body": crops.getvalue()}], context)
+    assert (reply["error"]["code"], context.status) == ("busy", {0: 503, 1: 503})
+    assert model.clock < 2 * 120
+
+
+def test_of_a_batch_of_archives_one_is_unpacked_at_a_time() -> None:
+    handler, size = handler_of(Fails(1.0, set())), 16 * 2**20
+    rows = [{"body": zip_of({"zeros": bytes(size)})} for _ in range(8)]
+    tracemalloc.start()
+    try:
+        replies = handler.handle(rows, Context())
+        assert tracemalloc.get_traced_memory()[1] < 4 * size
+    finally:
+        tracemalloc.stop()
+    assert [reply["answers"][0]["error"]["code"] for reply in replies] == ["not_an_image"] * 8
 
 
 class OverflowingScorer(StubScorer):
