@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from patchscan.common.errors import UserError
+from patchscan.common.proxies import is_loopback
 from patchscan.common.retries import Retries, TransientError
 from patchscan.scanning.drift import SHIFTED
 from patchscan.storage.store import FailureCode
@@ -74,9 +75,14 @@ def post(url: str, message: dict[str, Any], secret_file: Path | None, retries: R
         if secret_file:
             headers[SIGNATURE] = sign(_secret(secret_file), headers[TIMESTAMP], body)
         try:
-            reply = httpx.post(url, content=body, headers=headers, timeout=10)
+            reply = httpx.post(url, content=body, headers=headers, timeout=10, trust_env=not is_loopback(url))
         except httpx.TransportError as error:
             raise TransientError(type(error).__name__) from None
+        except (ImportError, ValueError) as error:  # of a kind that httpx does not know
+            raise WebhookError(
+                f"the webhook cannot be reached through the proxy that the environment names ({error}); the scan itself"
+                " is complete"
+            ) from None
         if reply.status_code >= 500 or reply.status_code == 429:
             raise TransientError(f"status {reply.status_code}")
         if reply.status_code >= 300:

@@ -15,6 +15,7 @@ import httpx
 
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.common.files import atomic_write, sha256_of
+from patchscan.common.proxies import is_loopback
 from patchscan.common.tokens import read_key, read_tokens
 from patchscan.detector.card import Card
 from patchscan.serving import golden
@@ -63,12 +64,8 @@ class Registry:
             key = read_key(keys, "management")
         except UserError as error:
             raise RegistryError(f"{error}: give the server's key_file.json with --keys") from error
-        token = read_tokens(token_file or keys)[0].decode()
-
-        def client(url: str, secret: str) -> httpx.Client:
-            return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, timeout=READY_TIMEOUT_S)
-
-        return cls(client(management, key), client(inference, token), store)
+        token = read_tokens(token_file or keys)[0]
+        return cls(_client(management, key.encode()), _client(inference, token), store)
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +102,7 @@ class Registry:
             with suppress(httpx.HTTPError):  # the first error, which is raised again, is the one to report
                 self._management.delete(f"/models/{name}/{version}")
             for path in made:
-                path.unlink()
+                path.unlink(missing_ok=True)
             raise
         return name, version
 
@@ -138,11 +135,14 @@ class Registry:
         A model that somebody else registered under a name such as `a/b` is left out: TorchServe finds it by no path.
         """
         found: list[Loaded] = []
-        listed = [model["modelName"] for model in self._manage("GET", "/models", {"limit": 1000})["models"]]
-        for name in filter(NAME.fullmatch, listed):
-            default = self._manage("GET", f"/models/{name}", {})[0]["modelVersion"]
-            versions = self._manage("GET", f"/models/{name}/all", {})
-            found.extend(_loaded(described, default) for described in versions)
+        try:
+            listed = [model["modelName"] for model in self._manage("GET", "/models", {"limit": 1000})["models"]]
+            for name in filter(NAME.fullmatch, listed):
+                default = self._manage("GET", f"/models/{name}", {})[0]["modelVersion"]
+                versions = self._manage("GET", f"/models/{name}/all", {})
+                found.extend(_loaded(described, default) for described in versions)
+        except (LookupError, TypeError) as error:
+            raise RegistryError(f"{self._management.base_url} is not TorchServe's management API") from error
         return sorted(found, key=lambda model: (model.name, model.version))
 
     def _keep_default(self, name: str) -> None:
@@ -201,7 +201,9 @@ class Registry:
             time.sleep(1)
         if reply.status_code != 200:
             raise RegistryError(f"{path} answers {reply.status_code}: {reply.text.strip()[:200]}")
-        answer: dict[str, Any] = reply.json()
+        answer = _json_of(reply)
+        if not isinstance(answer, dict):
+            raise RegistryError(f"{self._inference.base_url} is not the inference API of `patchscan serve`")
         return answer
 
     def _manage(self, method: str, path: str, query: dict[str, Any]) -> Any:
@@ -214,13 +216,34 @@ class Registry:
             raise ServerDownError(f"{self._management.base_url} does not answer ({error}): {START}") from error
         if reply.status_code == 405:
             raise RegistryError("the server does not register models: start it with `patchscan serve --model-api`")
+        content = _json_of(reply)
         if reply.status_code != 200:
-            try:
-                why = reply.json().get("message", reply.text)
-            except ValueError:
-                why = reply.text
-            raise RegistryError(f"the management API answers {reply.status_code}: {why.strip()[:300]}")
+            why = content.get("message") if isinstance(content, dict) else None
+            told = why if isinstance(why, str) else reply.text
+            raise RegistryError(f"the management API answers {reply.status_code}: {told.strip()[:300]}")
+        if content is None:
+            raise RegistryError(f"{self._management.base_url} is not TorchServe's management API")
+        return content
+
+
+def _client(url: str, secret: bytes) -> httpx.Client:
+    """A client of one of the server's APIs. Raises RegistryError where the address is none, or the environment names a
+    proxy that httpx does not know."""
+    headers = {b"Authorization": b"Bearer " + secret}  # a token may be of any characters
+    try:
+        return httpx.Client(base_url=url, headers=headers, timeout=READY_TIMEOUT_S, trust_env=not is_loopback(url))
+    except httpx.InvalidURL as error:
+        raise RegistryError(f"{url} is not an address such as http://127.0.0.1:8081") from error
+    except (ImportError, ValueError) as error:
+        raise RegistryError(f"the proxy that the environment names cannot be used for {url}: {error}") from error
+
+
+def _json_of(reply: httpx.Response) -> Any:
+    """What a reply holds; None where that is no JSON, as the page of a proxy or of another server."""
+    try:
         return reply.json()
+    except ValueError:
+        return None
 
 
 def _loaded(described: dict[str, Any], default: str) -> Loaded:

@@ -187,7 +187,7 @@ class TorchServe:
         self._log = self.log_file.open("ab")
         self._log_before = self._log.tell()
         # Making a client takes longer than its request. TorchServe may close a connection that is kept.
-        self._http = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
+        self._http = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
         self._process = subprocess.Popen(
             _server_command(java, config, self.model_store.resolve(), self.folder),
             cwd=self.folder,

@@ -5,7 +5,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import pytest
 
-from patchscan.common.proxies import bypass_for_loopback
+from patchscan.common.proxies import bypass_for_loopback, is_loopback
 
 
 @pytest.fixture
@@ -31,6 +31,28 @@ def test_what_was_named_stays_and_nothing_is_named_twice(environment: pytest.Mon
     bypass_for_loopback()
     bypass_for_loopback()
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "minio.example,localhost,127.0.0.1,::1"
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.0.0.1:8081", True),
+        ("http://[::1]:8081/x", True),
+        ("http://LOCALHOST", True),
+        ("http://127.0.0.1.example:1", False),
+        ("http://user:127.0.0.1@b.example", False),
+        ("http://[::1", False),
+        ("127.0.0.1:8081", False),
+    ],
+)
+def test_what_is_on_this_machine(url: str, here: bool) -> None:
+    assert is_loopback(url) is here
+
+
+def test_a_star_among_others_does_not_hide_loopback(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("NO_PROXY", "*,minio.example")
+    bypass_for_loopback()
+    assert proxy_bypass("127.0.0.1")
 
 
 def test_every_host_stays_every_host(environment: pytest.MonkeyPatch) -> None:

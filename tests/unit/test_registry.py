@@ -42,6 +42,13 @@ def registry(store: Path) -> Iterator[Registry]:
         yield made
 
 
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    path.write_text('{"inference": {"key": "i"}, "management": {"key": "m"}}')
+    return path
+
+
 def refused(registry: Registry, mar: Path) -> None:
     with pytest.raises(UserError, match="it does not load"):
         registry.register(mar, 1)
@@ -78,6 +85,19 @@ def test_the_operators_own_file_in_the_store_stays(
     assert contents(store) == before
 
 
+def test_a_copy_that_somebody_else_removed_does_not_hide_why(registry: Registry, original: Path, store: Path) -> None:
+    def remove(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"models": []})
+        for path in store.iterdir():
+            path.unlink()
+        return httpx.Response(500, json={"message": "it does not load"})
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(remove))
+    with Registry(client, client, store) as made:
+        refused(made, original)
+
+
 def test_another_archive_of_this_version_is_not_replaced(registry: Registry, original: Path, store: Path) -> None:
     (store / "tiny-1.0.mar").write_bytes(b"the only copy of something else")
     with pytest.raises(UserError, match=r"tiny-1\.0\.mar is another archive"):
@@ -106,6 +126,39 @@ def test_a_key_file_of_another_form_is_one_line(text: str, tmp_path: Path) -> No
     keys.write_text(text)
     with pytest.raises(UserError, match=r"cannot read .*key_file\.json.*--keys"):
         Registry.connect("http://a", "http://b", keys, None, tmp_path)
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://a:b:c", "http://a:x"])
+def test_an_address_that_is_none_is_one_line(address: str, key_file: Path, tmp_path: Path) -> None:
+    for management, inference in ((address, "http://b"), ("http://a", address)):
+        with pytest.raises(UserError, match="is not an address"):
+            Registry.connect(management, inference, key_file, None, tmp_path)
+
+
+def test_a_token_may_be_of_any_characters(key_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("gööd\n", "utf-8")
+    with Registry.connect("http://a", "http://b", key_file, tmp_path / "tokens", tmp_path) as made:
+        (sent,) = (value for name, value in made._inference.headers.raw if name == b"Authorization")
+    assert sent == b"Bearer " + "gööd".encode()
+
+
+@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1", "ftp://127.0.0.1:1"])
+def test_a_proxy_of_an_unknown_kind_is_one_line_and_loopback_needs_none(
+    proxy: str, key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    Registry.connect("http://127.0.0.1:1", "http://[::1]:1", key_file, None, tmp_path)
+    with pytest.raises(UserError, match="the proxy that the environment names cannot be used for http://a"):
+        Registry.connect("http://a", "http://b", key_file, None, tmp_path)
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+@pytest.mark.parametrize("content", ["<html>", "", "[]", "{}", "7", "null", '{"models": 7}', '{"message": ["x"]}'])
+def test_another_server_at_the_address_is_one_line(status: int, content: str, tmp_path: Path) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, text=content))
+    client = httpx.Client(base_url="http://server", transport=transport)
+    with Registry(client, client, tmp_path) as made, pytest.raises(UserError, match=r"management API"):
+        made.status()
 
 
 def test_an_archive_with_files_that_its_directory_hides_is_refused(original: Path, tmp_path: Path) -> None:

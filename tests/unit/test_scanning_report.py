@@ -293,6 +293,12 @@ def test_a_webhook_is_signed_and_retried(tmp_path: Path) -> None:
     receiver.shutdown()
 
 
+def test_a_proxy_of_an_unknown_kind_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:1")
+    with pytest.raises(alerts.WebhookError, match="the proxy that the environment names"):
+        alerts.post("http://hook.example", {}, None)
+
+
 def test_a_webhook_that_refuses_is_a_clear_error() -> None:
     receiver = Receiver([404])
     with pytest.raises(alerts.WebhookError, match="status 404"):
