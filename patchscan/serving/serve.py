@@ -53,7 +53,9 @@ def serve(
         java=java,
     )
     for name in models:  # `default_models` has already checked its archives
-        _model_name(model_store / f"{name}.mar")
+        held = _model_name(model_store / f"{name}.mar")
+        if held != name:  # TorchServe loads it under that name, and would be waited for in vain
+            raise UserError(f"{model_store}/{name}.mar holds the model {held}: copy it to {held}.mar to serve it")
     gate = Gate(server, Tokens(token_file or server.key_file))
     return asyncio.run(_run(server, gate, inference, metrics, drain_s))
 

@@ -6,6 +6,9 @@ import inspect
 import json
 import re
 import socket
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +20,7 @@ from patchscan.common.processes import available_cpus
 from patchscan.common.tokens import read_key, read_tokens
 from patchscan.serving import gate as gate_module
 from patchscan.serving import refusals as refusals_module
+from patchscan.serving.archive import MANIFEST
 from patchscan.serving.commands import serve
 from patchscan.serving.gate import Gate, Listen, Tokens
 from patchscan.serving.serve import default_models
@@ -583,6 +587,15 @@ def test_a_store_with_a_stranger_in_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.mar").write_text("text")
     with pytest.raises(UserError, match=r"x\.mar is not a model archive"):
         default_models(tmp_path)
+
+
+def test_an_archive_under_another_name_than_its_models_is_told_before_the_start(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "ssp-1.0.mar", "w") as archive:
+        archive.writestr(MANIFEST, json.dumps({"model": {"modelName": "ssp"}}))
+    command = [sys.executable, "-m", "patchscan", "serve", "ssp-1.0", "--model-store", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.endswith("ssp-1.0.mar holds the model ssp: copy it to ssp.mar to serve it\n")
 
 
 def test_cpus_are_the_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
