@@ -6,6 +6,7 @@ Checkpoints are unpickled with `weights_only=True`, so a hostile file cannot run
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,12 @@ from patchscan.detector.weights import WeightsError, read_safetensors
 
 # What DataParallel and torch.compile put before the names of a model's tensors.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+# What Lightning puts before all of them: the name of its one member.
+_MEMBER = re.compile(r"^(?:model|net|network|backbone|encoder)\.")
+# Of torch's AveragedModel, how often it has averaged.
+_AVERAGED = "n_averaged"
+# Where training programs put a state dict in what they save; where none of these is, the only one that is there counts.
+_STATE_NAMES = ("state_dict", "model_state_dict", "model", "net")
 _AGAIN = "not the weights: download it again, from the link to the file itself"
 # How files begin that are often saved under the name of weights in their place, without marks of their encoding.
 _IN_PLACE = (
@@ -35,12 +42,16 @@ _IN_PLACE = (
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Read tensors by name from a safetensors file or a PyTorch checkpoint, which may have been saved with more beside
-    them and from a model in DataParallel or torch.compile. Raises WeightsError."""
+    them and from a model in DataParallel, torch.compile, Lightning or an average of models. Raises WeightsError."""
     begin = _checked_begin(path)
     # Either may have the other's name.
     is_safetensors = _has_header(begin) or (path.suffix == ".safetensors" and not begin.startswith(b"PK"))
     tensors = read_safetensors(path) if is_safetensors else _read_checkpoint(path)
-    return {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+    state = {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+    state.pop(_AVERAGED, None)
+    members = {found[0] if (found := _MEMBER.match(name)) else "" for name in state}
+    prefix = members.pop() if len(members) == 1 else ""
+    return {_WRAPPERS.sub("", name.removeprefix(prefix)): value for name, value in state.items()}
 
 
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
@@ -49,13 +60,19 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
         raise WeightsError(f"{path} is not a checkpoint of plain tensors: {_reason(error)}") from error
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    tensors = state if isinstance(state, dict) else {}
-    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise WeightsError(f"{path} is not a checkpoint of plain tensors: it holds no state dict")
+    for _ in range(3):  # Lightning's, of a model that was saved with more
+        if isinstance(state, dict) and not _is_state_dict(state):
+            named = [state[name] for name in _STATE_NAMES if isinstance(state.get(name), dict)]
+            found = named or [value for value in state.values() if _is_state_dict(value)]
+            state = found[0] if named or len(found) == 1 else state
+    if not _is_state_dict(state):
+        raise WeightsError(f"{path} is not a checkpoint of plain tensors: it holds no state dict, or several")
+    tensors: dict[str, torch.Tensor] = state
     return tensors
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
 def _reason(error: Exception) -> str:
@@ -98,6 +115,8 @@ def _has_header(begin: bytes) -> bool:
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
     """Load a state dict; raises WeightsError with `what` and one line on how the two differ."""
     own = model.state_dict()
+    # Files of torch before 0.4.1 have none of these, which no layer needs.
+    state = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")} | state
     shapes = [
         f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
         for name in own

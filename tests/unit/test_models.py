@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from patchscan.detector.models import NoInitialWeights, ResNet50, SimpleCNN, SSP
 from patchscan.detector.presets import to_tensor
 from patchscan.detector.weights import WeightsError, read_safetensors
 from patchscan.training import pretrained
-from patchscan.training.pretrained import load_imagenet, read_state_dict
+from patchscan.training.pretrained import load_imagenet, load_state, read_state_dict
 from tests.imagenet_weights import lite0_state, resnet50_state
 
 
@@ -217,6 +218,39 @@ def test_a_checkpoint_of_a_wrapped_model_is_read(tmp_path: Path) -> None:
     wrapped = {f"module.{name}": value for name, value in state.items()}
     torch.save({"model_state_dict": wrapped, "epoch": 3}, tmp_path / "wrapped.pth")
     assert read_state_dict(tmp_path / "wrapped.pth").keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda state: {"net": state, "acc": 91.5, "epoch": 3},
+        lambda state: {"weights": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
+        lambda state: {"ema": state, "step": torch.tensor(3)},
+        lambda state: {"model": state, "ema": {name: value + 1 for name, value in state.items()}},
+        lambda state: {"state_dict": {"model": state}, "global_step": 3},
+        lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}, "epoch": 3},
+        lambda state: {f"net._orig_mod.{name}": value for name, value in state.items()},
+        lambda state: {"n_averaged": torch.tensor(5), **{f"module.{name}": value for name, value in state.items()}},
+        lambda state: {name: value.half() for name, value in state.items() if "num_batches" not in name},
+    ],
+)
+def test_a_checkpoint_of_other_programs_is_read(tmp_path: Path, saved: Any) -> None:
+    own, loaded = SSPLite(), SSPLite()
+    state = {name: value.half().to(value.dtype) for name, value in own.state_dict().items()}
+    torch.save(saved(state), tmp_path / "saved.pth")
+    load_state(loaded, read_state_dict(tmp_path / "saved.pth"), "saved.pth")
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_checkpoint_of_several_models_is_told_in_one_line(tmp_path: Path) -> None:
+    several = {"generator": {"a": torch.zeros(1)}, "discriminator": {"a": torch.ones(1)}}
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    saved: Any
+    for saved in (several, endless, [], {"a": {}}):
+        torch.save(saved, tmp_path / "several.pth")
+        with pytest.raises(WeightsError, match="no state dict, or several"):
+            read_state_dict(tmp_path / "several.pth")
 
 
 def test_a_checkpoint_of_another_model_is_told_in_one_line(tmp_path: Path) -> None:
