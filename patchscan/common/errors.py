@@ -15,6 +15,7 @@ Each package defines its own errors beside the code that raises them:
     |   |   `-- UnreadableError        (2, or 75 if the store is to blame) one file cannot be read
     |   |-- NoDecoderError             (75) the processes that decode images cannot start
     |   |-- CardError, WeightsError, EngineError, CascadeError        run folders
+    |   |-- LoaderDiedError            (75) a process that loads a training's images was killed
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
     |   |-- RecipeError, DeviceError, DivergedError, EnsembleError    training
     |   |-- ImportConfigError, GraphError                             somebody else's detector

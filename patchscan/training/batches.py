@@ -3,6 +3,7 @@
 import io
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from patchscan.common.errors import UserError
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.common.processes import end_with_parent
 from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.images import ImageError, RGBImage, decode
@@ -203,6 +204,26 @@ def collate(items: list[tuple[torch.Tensor, int]] | UserError) -> tuple[torch.Te
     joined = torch.cat([crops for crops, _ in items])
     labels = torch.tensor([label for crops, label in items for _ in range(len(crops))], dtype=torch.float32)
     return joined, labels
+
+
+class LoaderDiedError(UserError):
+    """A process that loads images was killed; the run goes on from its last checkpoint."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+@contextmanager
+def deaths_of_loaders_told() -> Iterator[None]:
+    """Raise LoaderDiedError for the error that torch raises, anywhere in the block, when a loader process dies."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise LoaderDiedError(
+            f"a process that loads images died ({str(error).strip()}): finished work is kept; run the same command "
+            "again, with fewer --workers if memory was short, or --workers 0 if /dev/shm is small"
+        ) from error
 
 
 class Loader(DataLoader[tuple[torch.Tensor, int]]):

@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from patchscan.common.files import atomic_write
+from patchscan.dataset.source import DataError
 from patchscan.detector.card import WEIGHTS_FILE
 from patchscan.storage import open_store
 from patchscan.storage.store import Store, is_bucket
 from patchscan.training.run_log import LOG_FILE
 
 CHECKPOINT_FILE = "checkpoint.pt"
+# What is in a checkpoint besides the learner's state.
+CHECKPOINT_KEYS = {"recipe", "data_digest", "rng", "epoch", "step", "best"}
 # The files that a resumed run reads or appends to.
 RESUME_FILES = (CHECKPOINT_FILE, WEIGHTS_FILE, LOG_FILE, "features_before.npz")
 
@@ -53,9 +56,25 @@ class RunStore:
         self.push(CHECKPOINT_FILE, LOG_FILE)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """Read the last checkpoint; None for a new run."""
+        """Read the last checkpoint; None for a new run. Raises DataError where the file is none, or the weights that
+        belong to it are gone."""
         path = self.folder / CHECKPOINT_FILE
-        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        if not path.exists():
+            return None
+        anew = f"remove {self.url}/{CHECKPOINT_FILE} to begin this run anew, or choose another --run"
+        try:
+            with path.open("rb") as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # torch raises pickle, zip and runtime errors alike
+            raise DataError(f"{path} is damaged, or no checkpoint: {anew}") from error
+        if not isinstance(state, dict) or not state.keys() >= CHECKPOINT_KEYS:
+            raise DataError(f"{path} is no checkpoint of `patchscan train`: {anew}")
+        if state["best"]["epoch"] >= 0 and not (self.folder / WEIGHTS_FILE).exists():
+            raise DataError(f"{self.url} lacks {WEIGHTS_FILE}, the weights of its best epoch so far: {anew}")
+        checkpoint: dict[str, Any] = state
+        return checkpoint
 
 
 def write_weights(run: Path, state: dict[str, torch.Tensor]) -> None:

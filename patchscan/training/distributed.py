@@ -14,11 +14,14 @@ import torch.distributed as dist
 
 from patchscan.common.console import end_at_once
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
-from patchscan.training.device import check_device
+from patchscan.training.device import DeviceError, check_device
 
 # How long the other processes wait while the first works alone: it builds an index, which takes hours for millions of
 # files, validates, or saves a checkpoint in a bucket. If the first process dies, the others stop waiting at once.
 ALONE_TIMEOUT = timedelta(days=1)
+
+# What torchrun sets for each process besides RANK.
+LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -41,6 +44,7 @@ class Ranks:
         check_device(kind)
         if "RANK" not in os.environ:
             return cls(0, 1, torch.device(kind))
+        _check_environment(kind)
         # A Python signal handler would not run while torch waits for the other processes, so SIGTERM ends this process
         # directly until there is something to save.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -88,6 +92,20 @@ class Ranks:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total) / self.world
+
+
+def _check_environment(kind: str) -> None:
+    """Raise DeviceError where this process of several cannot join the others, or has no GPU."""
+    if missing := [name for name in LAUNCHED if name not in os.environ]:
+        raise DeviceError(
+            f"RANK is set, but not {', '.join(missing)}: start several processes with `python -m "
+            "patchscan.training.launch`, or unset RANK for one"
+        )
+    if kind == "cuda" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"this machine has {torch.cuda.device_count()} GPUs, too few for process {os.environ['LOCAL_RANK']} (from "
+            "0): lower --nproc-per-node"
+        )
 
 
 class Interrupt:

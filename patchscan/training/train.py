@@ -23,7 +23,14 @@ from patchscan.dataset.source import DataError
 from patchscan.detector.card import WEIGHTS_FILE
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.weights import read_safetensors
-from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, is_kind, training_loader
+from patchscan.training.batches import (
+    BalancedSampling,
+    CropDataset,
+    EpochBatches,
+    deaths_of_loaders_told,
+    is_kind,
+    training_loader,
+)
 from patchscan.training.checkpoint import RunStore, write_weights
 from patchscan.training.data import TrainingData
 from patchscan.training.device import Precision, choose_precision
@@ -58,8 +65,8 @@ def train(
 
     data: a folder or s3:// URL in GenImage's layout. extra: folders in the same layout to train on as well, see
     `select_extra_rows`. run: a folder or s3:// URL. precision: see `choose_precision`. Returns the run folder with
-    model.safetensors, card.json and model.onnx. Raises DataError, DeviceError, RecipeError, WeightsError;
-    SystemExit(75) after SIGTERM or Ctrl-C, once a checkpoint is saved from which the same call continues.
+    model.safetensors, card.json and model.onnx. Raises DataError, DeviceError, RecipeError, WeightsError,
+    LoaderDiedError; SystemExit(75) after SIGTERM or Ctrl-C, once a checkpoint is saved from which the call continues.
     """
     try:
         ranks = Ranks.join(device)
@@ -68,7 +75,8 @@ def train(
             raise DataError(f"batch_size {recipe.batch_size} is not divisible by {ranks.world} processes")
         store = RunStore(run)
         images = ranks.rank_zero_first(lambda: TrainingData.load(recipe, data, index, protocol, extra))
-        return Trainer(recipe, ranks, chosen, store, images, workers).run()
+        with deaths_of_loaders_told():
+            return Trainer(recipe, ranks, chosen, store, images, workers).run()
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,11 +1,15 @@
 """Crops as they were delivered, draws that balance classes and kinds, and extra folders; the same for the same seed."""
 
+import io
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -13,14 +17,17 @@ from typer.testing import CliRunner
 from patchscan.cli import app
 from patchscan.common import processes
 from patchscan.common.errors import EXIT_INTERRUPTED
+from patchscan.dataset.source import DataError
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
 from patchscan.detector.detector import Detector
-from patchscan.training import learner, train
+from patchscan.training import distributed, learner, train
 from patchscan.training.augment import deliver
-from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, is_kind
+from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, LoaderDiedError, is_kind
 from patchscan.training.checkpoint import RunStore
 from patchscan.training.data import TrainingData
+from patchscan.training.device import DeviceError
+from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import Delivery, Recipe, RecipeError, load_recipe
 from tests.image_tree import picture, write
 from tests.serving_kit import png
@@ -239,3 +246,44 @@ def test_a_loss_or_an_output_that_is_no_number_ends_the_run(
         monkeypatch.setattr(train, "validation_aucs", lambda *_: {"one": float("nan")})
     with pytest.raises(train.DivergedError, match="lower learning_rate"):
         train.train(recipe, folders[0], str(tmp_path / "run"), device="cpu", workers=0)
+
+
+@pytest.mark.parametrize("phase", ["_training_crops", "_decode"])  # of the first epoch, of the features before it
+def test_a_loader_process_that_is_killed_is_one_line(
+    phase: str, recipe: Recipe, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CropDataset, phase, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(LoaderDiedError, match="run the same command again, with fewer --workers") as died:
+        train.train(recipe, folders[0], str(tmp_path / "run"), device="cpu", workers=1)
+    assert died.value.exit_code == 75
+
+
+def test_a_file_that_is_no_checkpoint_is_one_line(recipe: Recipe, folders: tuple[str, str], tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", io.BytesIO()
+    run.mkdir()
+    made = {"recipe": "{}", "data_digest": "", "rng": [], "epoch": 1, "step": 0, "best": {"epoch": 0, "mean_auc": 0.5}}
+    torch.save(made, whole)
+    others = [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n", whole.getvalue()[:-30]]
+    state: Any
+    for state in ([], {}, {"state_dict": {}}, torch.zeros(3)):
+        file = io.BytesIO()
+        torch.save(state, file)
+        others.append(file.getvalue())
+    for content in (*others, whole.getvalue()):
+        (run / "checkpoint.pt").write_bytes(content)
+        words = r"lacks model\.safetensors" if content == whole.getvalue() else "checkpoint"
+        with pytest.raises(DataError, match=f"{words}.* remove .*checkpoint.pt to begin this run anew"):
+            train.train(recipe, folders[0], str(run), device="cpu", workers=0)
+        assert (run / "checkpoint.pt").read_bytes() == content
+
+
+def test_a_process_of_several_that_cannot_join_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(DeviceError, match="RANK is set, but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
+        Ranks.join("cpu")
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "check_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceError, match=r"this machine has 1 GPUs, .* lower --nproc-per-node"):
+        Ranks.join("cuda")
