@@ -2,6 +2,7 @@
 that the others start fast."""
 
 import atexit
+import errno
 import io
 import os
 import re
@@ -75,9 +76,10 @@ for package in (
 
 
 def main() -> None:
-    """Run one command. A UserError ends it with one line on standard error and the error's exit code; Ctrl-C and
-    SIGTERM end it within END_AFTER_S seconds with EXIT_INTERRUPTED, unless the command has installed signal handlers of
-    its own. Any other exception is a bug: its traceback is printed, and the exit code is EXIT_BUG."""
+    """Run one command. A UserError ends it with one line on standard error and the error's exit code, a path that the
+    system does not let it use with one line and 2; Ctrl-C and SIGTERM end it within END_AFTER_S seconds with
+    EXIT_INTERRUPTED, unless the command has installed signal handlers of its own. Any other exception is a bug: its
+    traceback is printed, and the exit code is EXIT_BUG."""
     for number in STOP_SIGNALS:
         # A shell script ignores Ctrl-C for the commands it runs in the background: leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -99,12 +101,14 @@ def main() -> None:
             _exit_interrupted()
         user_error = error if isinstance(error, UserError) else None
         if _is_full_disk(error) and not (user_error and user_error.exit_code == EXIT_INTERRUPTED):
-            places = f"where it writes to or in {tempfile.gettempdir()}"
+            places = f"where it writes to or in {_temporary_folder()}"
             _exit_with(
                 f"no space left on the disk, {places}; free some and run the same command again", EXIT_INTERRUPTED
             )
         if what_to_install := missing_library(error):
             _exit_with(what_to_install, UserError.exit_code)
+        if what_failed := _unusable_path(error):
+            _exit_with(what_failed, UserError.exit_code)
         if not user_error:
             _exit_with_traceback(error)
         _exit_with(str(user_error), user_error.exit_code)
@@ -143,6 +147,25 @@ def _exit_with_traceback(error: Exception) -> NoReturn:
     for line in "".join(traceback.format_exception(error)).split("\n"):
         say(line, error=True)
     sys.exit(EXIT_BUG)
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # Python looks for one that it can write to
+        return "the folder of temporary files"
+
+
+def _unusable_path(error: Exception) -> str | None:
+    """What the system says of a path that a command was given, or of a file that is gone or closed to it; None for an
+    error of another kind."""
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == errno.ENOENT and str(error.strerror).startswith("No usable temporary directory"):
+        return f"{error.strerror}: free space in one of them, or set TMPDIR to a folder that can be written to"
+    if not isinstance(error.filename, (str, bytes)) or not error.strerror:
+        return None
+    return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

@@ -48,7 +48,8 @@ def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dic
     Objects beside the Job may exist already; a Job of the same name may not. Raises ClusterError.
     """
     try:
-        documents = [document for document in yaml.safe_load_all(Path(path).read_text()) if isinstance(document, dict)]
+        text = Path(path).read_text("utf-8")
+        documents = [document for document in yaml.safe_load_all(text) if isinstance(document, dict)]
     except Exception as error:  # PyYAML raises more than YAMLError for wrong dates, numbers and tags
         raise ClusterError(f"{path} cannot be read: {error}") from error
     found = [document for document in documents if document.get("kind") == "Job"]

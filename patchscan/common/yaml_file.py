@@ -34,7 +34,7 @@ def read_yaml(
     Raises `error_type`, naming file and line, for YAML that does not parse, an unknown key, or a wrong type or value.
     """
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise error_type(f"{path} cannot be read: {error}") from error
     try:
@@ -62,7 +62,7 @@ def read_yaml(
 
 def where_in(path: Path, location: tuple[int | str, ...]) -> str:
     """Return `FILE, line N` of a key of a YAML file that has been read, or of its nearest parent that stands there."""
-    return f"{path}{_line_of(path.read_text(), location)}"
+    return f"{path}{_line_of(path.read_text('utf-8-sig'), location)}"
 
 
 def _line_of(text: str, location: tuple[int | str, ...]) -> str:

@@ -141,7 +141,13 @@ def default_index_path(data: str | Path) -> Path:
     beside = Path(data) / INDEX_FILE
     if beside.exists() or not Path(data).is_dir() or os.access(data, os.W_OK, effective_ids=True):
         return beside
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # HOME is not set, and the system does not know the user
+        raise IndexFileError(
+            f"{data} cannot be written, and there is no home folder for its index: name it (patchscan index: --out "
+            "FILE; others: --index FILE)"
+        ) from error
     name = hashlib.sha256(os.fsencode(Path(data).resolve())).hexdigest()[:16]
     cached = cache / "patchscan" / "indexes" / name / INDEX_FILE
     say(f"index: {data} cannot be written, so its index is {cached}", error=True)

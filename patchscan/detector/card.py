@@ -181,7 +181,7 @@ class Card:
         """Read card.json from a run folder. Raises CardError, naming the file and what is wrong with it."""
         path = folder / CARD_FILE
         try:
-            return cls.from_dict(json.loads(path.read_text()))
+            return cls.from_dict(json.loads(path.read_text("utf-8")))
         except FileNotFoundError as error:
             raise CardError(f"{path} is missing: is {folder} a run folder made by `patchscan train`?") from error
         except (ValueError, RecursionError) as error:

@@ -49,7 +49,7 @@ def read_export(folder: Path) -> ImportConfig:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ImportConfigError(f"{path} cannot be read ({error}): give --config, or an export's folder") from error
     if not isinstance(content, dict):

@@ -2,8 +2,10 @@
 
 import ast
 import atexit
+import errno
 import os
 import signal
+import tempfile
 import threading
 import time
 import unicodedata
@@ -171,6 +173,41 @@ def test_a_users_error_is_one_line_that_obeys_nobody(
     assert shown.startswith("patchscan: a verdicts")
     assert shown.count("\n") == 1
     assert shown[:-1].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("a file/below", "Not a directory"), ("a file", "File exists"), ("x" * 300, "File name too long")],
+)
+def test_a_path_that_cannot_be_used_is_one_line(
+    place: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(OSError, match=why) as caught:
+        (tmp_path / place).mkdir()
+    assert end_with(caught.value, monkeypatch) == 2
+    assert capsys.readouterr().err == f"patchscan: cannot use {tmp_path / place}: {why}\n"
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ConnectionError(), OSError(9, "Bad", 7)])
+def test_a_systems_error_about_no_path_is_a_bug(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert end_with(error, monkeypatch) == EXIT_BUG
+
+
+def test_no_folder_for_temporary_files_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk, where Python finds none, and a message about it needs none."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile.gettempdir()
+    assert end_with(caught.value, monkeypatch) == 2
+    assert "set TMPDIR to a folder that can be written to" in capsys.readouterr().err
+    assert end_with(OSError(errno.ENOSPC, "No space left on device"), monkeypatch) == 75
+    shown = capsys.readouterr().err
+    assert shown.startswith("patchscan: no space left on the disk")
+    assert shown.count("\n") == 1
 
 
 @pytest.fixture

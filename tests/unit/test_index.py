@@ -23,7 +23,14 @@ import patchscan.dataset.index
 from patchscan.common.errors import UserError
 from patchscan.common.files import sha256_of
 from patchscan.dataset.image_facts import describe_image
-from patchscan.dataset.index import INDEX_COLUMNS, IndexFileError, build_index, data_digest, load_index
+from patchscan.dataset.index import (
+    INDEX_COLUMNS,
+    IndexFileError,
+    build_index,
+    data_digest,
+    default_index_path,
+    load_index,
+)
 from patchscan.dataset.layout import LayoutError, SourceFile, classify_path, find_files, generator_name
 from patchscan.dataset.source import DataSource, UnreadableError
 from patchscan.detector.decoders import DecoderPool
@@ -385,6 +392,16 @@ def test_an_index_that_cannot_be_written_says_what_to_do(data: Path, tmp_path: P
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--out"):
         build_index(data, tmp_path / "file" / "index.parquet")
+
+
+def test_without_a_home_folder_the_index_wants_a_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user without a name, in a container with read-only data."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os, "access", lambda *_, **options: False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    with pytest.raises(IndexFileError, match="there is no home folder for its index: name it"):
+        default_index_path(data)
 
 
 def test_digest_names_the_training_data_and_nothing_else(data: Path) -> None:

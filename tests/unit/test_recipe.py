@@ -1,6 +1,9 @@
 """Recipes are the study's, and a mistake in one is answered with its line."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,18 @@ def test_a_run_of_an_older_version_is_of_the_same_recipe_whatever_fields_came_an
     assert recipe.is_that_of(json.dumps(saved | {"gone": ["train"]}))
     assert not recipe.is_that_of(json.dumps(saved | {"epochs": 3}))
     assert not recipe.is_that_of(json.dumps(saved | {"epochs": "no number"}))
+
+
+def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    text = (RECIPES / "ssp-lite.yaml").read_text("utf-8") + "notice: f\u00fcr den Anfang\n"
+    (tmp_path / "mine.yaml").write_text(text, "utf-8-sig")
+    script = "import sys; from patchscan.training import recipe; print(ascii(recipe.load_recipe(sys.argv[1]).notice))"
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "mine.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | locale,
+    )
+    assert done.stdout == "'f\\xfcr den Anfang'\n", done.stderr
