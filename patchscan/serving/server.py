@@ -42,6 +42,8 @@ JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')  # Java 8 says 1.8
 PR_SET_PDEATHSIG = 1
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LIBC = ctypes.CDLL(None)
+# What says in the log why TorchServe ended; that a machine has no GPU does not.
+LOGGED_ERROR = re.compile(r"^(?!nvidia-smi).*(?:ERROR|Error|failed:|Invalid configuration)")
 # The last line of a worker's traceback, as log4j2.xml lets it through.
 WORKER_ERROR = re.compile(r"MODEL_LOG ([\w.]*(?:Error|Exception)(?:: .*)?)$", re.MULTILINE)
 
@@ -182,7 +184,7 @@ class TorchServe:
         (self.folder / "tmp").mkdir(parents=True)
         self.key_file.unlink(missing_ok=True)
         config = self.folder / "config.properties"
-        config.write_text(self._properties())
+        config.write_text(_escaped(self._properties()), "ascii")
         _write_kill(self.folder)
         self._log = self.log_file.open("ab")
         self._log_before = self._log.tell()
@@ -312,7 +314,7 @@ class TorchServe:
         return f"{failed[1]} cannot be loaded: {why[-1][:1000]} (log: {self.log_file})" if failed and why else None
 
     def _last_error(self) -> str:
-        lines = [line for line in self._log_text().splitlines() if re.search("ERROR|Error|failed:", line)]
+        lines = [line for line in self._log_text().splitlines() if LOGGED_ERROR.search(line)]
         error = lines[-1].strip()[:300] if lines else "no error logged"
         return f"{error} (log: {self.log_file}; `patchscan verify` checks whether the archive is damaged)"
 
@@ -389,6 +391,13 @@ def _server_command(java: str, config: Path, model_store: Path, scratch: Path) -
     ]
 
 
+def _escaped(properties: str) -> str:
+    """Properties in the form in which Java reads them: a backslash begins an escape, and all but ASCII is one."""
+    units = properties.replace("\\", "\\\\").encode("utf-16-be")
+    codes = [int.from_bytes(units[at : at + 2]) for at in range(0, len(units), 2)]
+    return "".join(chr(code) if code < 128 else f"\\u{code:04x}" for code in codes)
+
+
 def _write_kill(scratch: Path) -> None:
     """Write the program `kill`, which TorchServe runs to end a worker. Slim images have none: removing a model would
     be answered with 500, and its worker go on."""
@@ -405,6 +414,7 @@ def _server_environment(scratch: Path) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "TMPDIR": str(scratch / "tmp"),
+        "LC_ALL": "C.UTF-8",  # Java finds no file whose name the locale's encoding lacks
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:{scratch / 'bin'}",
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": "-1",

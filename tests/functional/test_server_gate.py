@@ -24,7 +24,7 @@ from patchscan.serving.archive import MANIFEST
 from patchscan.serving.commands import serve
 from patchscan.serving.gate import Gate, Listen, Tokens
 from patchscan.serving.serve import default_models
-from patchscan.serving.server import TorchServe
+from patchscan.serving.server import TorchServe, _escaped
 from tests.gate_kit import GOOD, LOOPBACK, Upstream, with_gate
 
 ROOT = Path(__file__).parents[2]
@@ -596,6 +596,32 @@ def test_an_archive_under_another_name_than_its_models_is_told_before_the_start(
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert done.stderr.endswith("ssp-1.0.mar holds the model ssp: copy it to ssp.mar to serve it\n")
+
+
+def test_a_folder_of_any_name_is_told_to_java_as_it_reads_it() -> None:
+    assert _escaped("a=/B\u00fcro\\x/\U0001f600 #1\n") == "a=/B\\u00fcro\\\\x/\\ud83d\\ude00 #1\n"
+
+
+def test_javas_own_error_is_told_and_no_lack_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    java = tmp_path / "java"
+    java.write_text(
+        """#!/bin/sh
+test "$1" = -version && echo 'openjdk version "21"' && exit
+echo "Invalid configuration: in the locale $LC_ALL"
+echo 'nvidia-smi not available or failed: Cannot run program "nvidia-smi"'
+exit 1
+"""
+    )
+    java.chmod(0o755)
+    server = TorchServe(tmp_path, [], folder=tmp_path / "scratch", java=java)
+    server.models = ["m"]  # it has no archive, but there is nobody who would load it
+    server.start()
+    try:
+        with pytest.raises(UserError, match=r"TorchServe ended with 1: Invalid configuration: in the locale C\.UTF-8"):
+            server.wait_ready()
+    finally:
+        server.stop()
 
 
 def test_cpus_are_the_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
