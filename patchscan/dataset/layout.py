@@ -19,7 +19,7 @@ CLASSES = ("ai", "nature")
 # What other data sets call the same folders.
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "test", "testing"), "val"),
+    **dict.fromkeys(("val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation"), "val"),
 }
 CLASS_FOLDERS = {
     **dict.fromkeys(("ai", "fake", "1_fake", "generated", "synthetic"), "ai"),
@@ -31,6 +31,9 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".gif", ".tif"),
     *(".tiff", ".bmp", ".dib", ".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif"),
 }
+
+# How lists of labels end.
+LABEL_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet"}
 
 UNREADABLE = -1
 
@@ -95,19 +98,27 @@ def find_files(data: str | Path) -> Layout:
     """
     listed = _in_bucket(str(data)) if is_bucket(data) else _in_folder(Path(data))
     name = Path(data).resolve().name
-    files, without_split, test, outside, others = [], 0, 0, list[str](), list[str]()
+    files, without_split, test, outside, others, beside = [], list[str](), 0, list[str](), list[str](), list[str]()
     for path, size, modified_ns in listed:
         place = classify_path(path, name)
         if place:
             files.append(SourceFile(path, *place[:3], size, modified_ns))
-            without_split += place.split_folder is None
+            if place.split_folder is None:
+                without_split.append(path)
             test += place.split_folder is not None and place.split_folder.startswith("test")
-        elif not _is_beside_the_data(path):
+        elif _is_beside_the_data(path):
+            beside.append(path)
+        else:
             suffix = PurePosixPath(path).suffix.lower()
             (outside if suffix in IMAGE_SUFFIXES or not suffix else others).append(path)
     if not files:
-        raise LayoutError(_nothing_found(data, outside))
-    notes = [*_left_out(outside, others), *_read_as_val(without_split, test), *_without_pairs(files)]
+        raise LayoutError(_nothing_found(data, outside, [*others, *beside]))
+    notes = [
+        *_left_out(outside, others),
+        *_read_as_val(len(without_split), test),
+        *_below_generators(without_split),
+        *_without_pairs(files),
+    ]
     return Layout(sorted(files, key=lambda file: file.path), notes)
 
 
@@ -129,6 +140,23 @@ def _read_as_val(without_split: int, test: int) -> Iterator[str]:
         )
     if test:
         yield f"{_images(test)} in folders called test: read as val"
+
+
+def _below_generators(without_split: list[str]) -> Iterator[str]:
+    """What to know where the folder above the class may be what the images show, in its generator's folder, as in
+    ForenSynths' `progan/airplane/0_real`: several folders have such folders in them, and one of them several."""
+    inside: dict[str, set[str]] = {}
+    for path in without_split:
+        folders = path.split("/")
+        at = next(depth for depth, folder in enumerate(folders) if folder.lower() in CLASS_FOLDERS)
+        if at > 1:
+            inside.setdefault("/".join(folders[: at - 1]), set()).add(folders[at - 1])
+    above = [folder for folder, names in sorted(inside.items()) if len(names) > 1]
+    if above and len(inside) > 1:
+        yield (
+            f"{', '.join(sorted(inside[above[0]])[:3])} are read as generators; if {above[0]} is one, move all into a "
+            "folder called test, below which the folder on top is the generator's"
+        )
 
 
 def _is_beside_the_data(path: str) -> bool:
@@ -154,9 +182,12 @@ def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _nothing_found(data: str | Path, outside: list[str]) -> str:
+def _nothing_found(data: str | Path, outside: list[str], others: list[str]) -> str:
+    lists = [path for path in others if PurePosixPath(path).suffix.lower() in LABEL_SUFFIXES]
+    labels = f"; if {min(lists)} says it, see --labels of `patchscan evaluate`" if lists and outside else ""
     seen = f"none of its {_images(len(outside))}, such as {min(outside)}, is" if outside else "no image is"
-    return f"{data} is in no layout that can be read: {seen} in <generator>/{{train,val}}/{{ai,nature}}. {_CLASS_HELP}"
+    asked = "<generator>/{train,val}/{ai,nature}"
+    return f"{data} is in no layout that can be read: {seen} in {asked}. {_CLASS_HELP}{labels}"
 
 
 class Place(NamedTuple):

@@ -126,6 +126,7 @@ LAYOUTS = {
     "one/level/too/deep/train/ai/a.png": ("deep", "train", "ai"),
     "real/train/ai/a.png": ("real", "train", "ai"),  # a split with a class in it says more than a name above
     "gan/validation/synthetic/a.png": ("gan", "val", "ai"),
+    "dev/real/a.png": ("set", "val", "nature"),
     "gan/train/unsorted/a.png": None,
     "gan/train/.ai/a.png": None,
     "ai.png": None,
@@ -189,6 +190,33 @@ def test_classes_above_generators_above_splits(tmp_path: Path) -> None:
     assert test == "1 image in folders called test: read as val"
     assert pairs.startswith("no generator has images of both classes")
     assert pairs.endswith("beside those of sg")
+
+
+def test_objects_that_may_be_taken_for_generators_are_told(tmp_path: Path) -> None:
+    forensynths = ("progan/airplane/0_real", "progan/bird/1_fake", "cyclegan/apple/1_fake", "biggan/0_real")
+    others = ("BigGAN/imagenet_ai_0419_biggan/ai", "ADM/imagenet_ai_0508_adm/ai", "one/ai", "one/too/deep/real")
+    for place in (*forensynths, *others):
+        written(tmp_path / ("f" if place in forensynths else "o") / place / "a.png")
+    (objects,) = (note for note in find_files(tmp_path / "f").notes if "are read as generators" in note)
+    assert objects.startswith("airplane, bird are read as generators; if progan is one, move all into a folder called")
+    assert not any("are read as generators" in note for note in find_files(tmp_path / "o").notes)
+    (tmp_path / "f").rename(tmp_path / "test")
+    assert {file.generator for file in find_files(tmp_path).files if file.path.startswith("test")} == {
+        "progan",
+        "cyclegan",
+        "biggan",
+    }
+
+
+@pytest.mark.parametrize("place", ["metadata.csv", "coco/metadata.csv", "part-1/part-1.json"])
+def test_a_list_of_labels_is_seen_where_no_folder_names_a_class(tmp_path: Path, place: str) -> None:
+    written(tmp_path / "images/a.png")
+    with pytest.raises(LayoutError) as without:
+        find_files(tmp_path)
+    written(tmp_path / place)
+    with pytest.raises(LayoutError, match=f"if {place} says it, see --labels of `patchscan evaluate`"):
+        find_files(tmp_path)
+    assert "--labels" not in str(without.value)
 
 
 def test_a_data_set_without_classes_says_what_their_folders_are_called(tmp_path: Path) -> None:
