@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from patchscan.common.files import atomic_write
 from patchscan.common.processes import available_cpus
 from patchscan.dataset.duplicates import find_duplicates
 from patchscan.dataset.image_facts import describe_image
-from patchscan.dataset.layout import UNREADABLE, SourceFile, find_files
+from patchscan.dataset.layout import UNREADABLE, SourceFile, check_folder, find_files
 from patchscan.dataset.source import DataSource
 from patchscan.detector.decoders import DecoderBugError, DecoderPool, decoder_pool
 from patchscan.detector.images import ErrorCode, ImageError
@@ -96,6 +96,7 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
     DataError where a file cannot be read, IndexFileError where the index cannot be written.
     """
     started = time.monotonic()
+    check_folder(data)  # before a misspelt one is made, for the index
     out = out or default_index_path(data)
     parts = out.with_name("index.parts")
     try:
@@ -106,7 +107,12 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
             "commands take --index FILE"
         ) from error
     with _locked(out.parent):
-        layout = find_files(data)
+        try:
+            layout = find_files(data)
+        except UserError:
+            with suppress(OSError):  # an unfinished index is kept
+                parts.rmdir()
+            raise
         for note in layout.notes:
             say(f"index: {note}", error=True)
         parts.mkdir(exist_ok=True)  # another process may have finished, and removed it

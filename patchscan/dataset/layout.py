@@ -89,6 +89,12 @@ class Layout:
     notes: list[str]
 
 
+def check_folder(data: str | Path) -> None:
+    """Raise LayoutError where `data` is neither a bucket nor a folder."""
+    if not is_bucket(data) and not Path(data).is_dir():
+        raise LayoutError(f"{data} is not a folder: give the folder that holds <generator>/{{train,val}}/{{ai,nature}}")
+
+
 def find_files(data: str | Path) -> Layout:
     """Find every file of a data set, sorted by path; hidden files are left out.
 
@@ -96,6 +102,7 @@ def find_files(data: str | Path) -> Layout:
     `classify_path` knows besides. Raises LayoutError where there is no such folder or no file, StoreError where the
     bucket cannot be listed.
     """
+    check_folder(data)
     listed = _in_bucket(str(data)) if is_bucket(data) else _in_folder(Path(data))
     name = Path(data).resolve().name
     files, without_split, test, outside, others, beside = [], list[str](), 0, list[str](), list[str](), list[str]()
@@ -234,8 +241,6 @@ def classify_path(path: str, root: str) -> Place | None:
 
 def _in_folder(data: Path) -> Iterator[tuple[str, int, int]]:
     """Yield path, bytes and modification time (ns) of every file that is not hidden, and of folders without rights."""
-    if not data.is_dir():
-        raise LayoutError(f"{data} is not a folder: give the folder that holds <generator>/{{train,val}}/{{ai,nature}}")
     closed: list[OSError] = []
     for parent, folders, names in os.walk(data, onerror=closed.append, followlinks=True):
         above = Path(parent).relative_to(data)

@@ -10,6 +10,7 @@ import pandas as pd
 from patchscan.dataset.index import data_digest, load_index
 from patchscan.dataset.matched import matched_version, protocol_of
 from patchscan.dataset.source import DataError, DataSource
+from patchscan.storage.store import is_bucket
 from patchscan.training.recipe import Recipe
 
 LABELS = {"nature": 0, "ai": 1}
@@ -40,6 +41,9 @@ class TrainingData:
         extra: folders to train on as well, see `select_extra_rows`. Raises DataError as `select_rows` does, and what
         building an index or a matched version raises.
         """
+        places = [one.rstrip("/") if is_bucket(one) else Path(one).resolve() for one in (data, *extra)]
+        if len(set(places)) < len(places):
+            raise DataError("--data and --extra name one folder twice: its images would be trained on twice as often")
         if protocol == "matched":
             matched = str(matched_version(data, index=index))
             data, index = matched, index if matched == data else None

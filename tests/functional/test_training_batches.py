@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,17 @@ def test_an_extra_folder_is_trained_on_but_its_unseen_generators(recipe: Recipe,
     assert [images[row][1] for row in range(12, 28)] == [0] * 16
 
 
+def test_a_folder_that_is_named_twice_is_refused(recipe: Recipe, folders: tuple[str, str]) -> None:
+    data, extra = folders
+    for others in ([data], [extra, f"{data}/../extra"]):
+        with pytest.raises(DataError, match="name one folder twice"):
+            TrainingData.load(recipe, data, None, "raw", others)
+
+
 def test_of_an_extra_data_set_the_train_images_are_taken(recipe: Recipe, folders: tuple[str, str]) -> None:
     """As of the data set itself: the others are kept for measuring."""
-    joined = TrainingData.load(recipe, folders[0], None, "raw", [folders[0]])
+    another = str(shutil.copytree(folders[0], f"{folders[0]}-2"))
+    joined = TrainingData.load(recipe, folders[0], None, "raw", [another])
     assert (len(joined.train), len(joined.val)) == (2 * 12, 4)
 
 

@@ -104,6 +104,16 @@ def test_a_folder_in_another_layout_is_an_error(tmp_path: Path, content: str | N
         build_index(tmp_path / "data", tmp_path / "index.parquet")
 
 
+def test_a_folder_that_is_none_or_holds_no_data_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    written(tmp_path / "photos/a.png")
+    with pytest.raises(LayoutError, match="misspelt is not a folder"):
+        load_index(tmp_path / "misspelt")
+    with pytest.raises(LayoutError, match="in no layout"):
+        load_index(tmp_path / "photos")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "photos"]
+
+
 # As data sets come: folders, and generator, split and class that are read from them.
 LAYOUTS = {
     "biggan/train/ai/a.png": ("biggan", "train", "ai"),
