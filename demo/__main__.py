@@ -32,6 +32,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # a background job of a shell starts with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     bypass_for_loopback()
+    forget_aws()
     try:
         find_java()
         run_demo()
@@ -43,6 +44,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("demo: interrupted; every server is stopped\n")
         sys.exit(130)
+
+
+def forget_aws() -> None:
+    """Leave out the user's profile, session and settings of AWS: the demo's S3 server has credentials of its own."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
 
 
 def run_demo() -> None:

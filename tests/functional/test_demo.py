@@ -42,11 +42,12 @@ class Ended:
 
 
 def start_demo(folder: Path, forked_path: str) -> subprocess.Popen[str]:
-    """The demo, whose package is not installed, in another folder than the checkout."""
+    """The demo, whose package is not installed, in another folder than the checkout, for a user of AWS."""
+    aws = {"AWS_PROFILE": "work", "AWS_SESSION_TOKEN": "theirs", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}
     return subprocess.Popen(
         [sys.executable, "-c", SMALL_DEMO],
         cwd=folder,
-        env={**environment(), "PATH": forked_path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        env={**environment(), **aws, "PATH": forked_path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
