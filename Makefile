@@ -4,7 +4,7 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := PIP_USER=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test pytest test-fast test-others bench bench-quick lint format hooks lock images push release-manifests sbom clean
 

@@ -1,11 +1,14 @@
 """`make` takes the first Python that will do, and says in one line what to install where there is none."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "requirements/venv.sh"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "requirements/venv.sh"
 
 
 @pytest.fixture
@@ -67,3 +70,11 @@ def test_none_that_will_do_is_one_line(machine: Path, installed: dict[str, str],
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"make: {said}")
+
+
+def test_a_user_whose_pip_installs_for_the_user_gets_the_environment() -> None:
+    install = "--eval=try: ; $(PIP_INSTALL) --dry-run --no-index pip"
+    command = ["make", f"BIN={Path(sys.executable).parent}", install, "try"]
+    environment = os.environ | {"PIP_USER": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
