@@ -98,7 +98,7 @@ class Registry:
             self._manage("POST", "/models", query)
             self._wait_ready(name, version, workers)
             self._smoke_test(verified)
-        except (RegistryError, KeyboardInterrupt):
+        except BaseException:  # whatever it is, the version is not left half registered
             with suppress(httpx.HTTPError):  # the first error, which is raised again, is the one to report
                 self._management.delete(f"/models/{name}/{version}")
             for path in made:
@@ -168,19 +168,25 @@ class Registry:
     def _wait_ready(self, name: str, version: str, workers: int) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while True:
-            described = self._manage("GET", f"/models/{name}/{version}", {})[0]
-            ready = ready_workers(described)
+            ready = ready_workers(self._described(name, version))
             if ready >= workers:
                 return
             if time.monotonic() > deadline:
                 raise RegistryError(f"{name} {version} had {ready} of {workers} workers READY; it is removed again")
             time.sleep(0.3)
 
+    def _described(self, name: str, version: str) -> dict[str, Any]:
+        """What the management API says of one version."""
+        described = self._manage("GET", f"/models/{name}/{version}", {})
+        if isinstance(described, list) and described and isinstance(described[0], dict) and "workers" in described[0]:
+            found: dict[str, Any] = described[0]
+            return found
+        raise RegistryError(f"{self._management.base_url} is not TorchServe's management API")
+
     def _smoke_test(self, verified: Verified) -> None:
         """Send the golden images to this version through the inference API, and compare with the archive's answers."""
         card = verified.card
-        described = self._manage("GET", f"/models/{card.name}/{card.version}", {})[0]
-        on_gpu = any(worker["gpu"] for worker in described["workers"])
+        on_gpu = any(worker.get("gpu") for worker in self._described(card.name, card.version)["workers"])
         tolerance = golden.GPU_LOGIT_TOLERANCE if on_gpu else golden.LOGIT_TOLERANCE
         if self._ask(card, b'{"card": true}', "application/json").get("engine") == "openvino-bf16":
             tolerance = golden.BF16_LOGIT_TOLERANCE

@@ -98,6 +98,22 @@ def test_a_copy_that_somebody_else_removed_does_not_hide_why(registry: Registry,
         refused(made, original)
 
 
+@pytest.mark.parametrize("described", ["[]", "{}", '[{"x": 1}]', "<html>", "null"])
+def test_whatever_the_server_answers_nothing_is_left_of_a_version(described: str, original: Path, store: Path) -> None:
+    deleted: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            deleted.append(request.url.path)
+        at_models = request.url.path == "/models"
+        return httpx.Response(200, text='{"models": []}' if at_models else described)
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    with Registry(client, client, store) as made, pytest.raises(UserError, match="is not TorchServe's management API"):
+        made.register(original, 1)
+    assert (contents(store), deleted) == ({}, ["/models/tiny/1.0"])
+
+
 def test_another_archive_of_this_version_is_not_replaced(registry: Registry, original: Path, store: Path) -> None:
     (store / "tiny-1.0.mar").write_bytes(b"the only copy of something else")
     with pytest.raises(UserError, match=r"tiny-1\.0\.mar is another archive"):
