@@ -5,7 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from types import MappingProxyType
@@ -56,6 +56,8 @@ NEXT_MARKER = re.compile(rb"<(?:[\w.-]+:)?NextMarker>\s*[^\s<]", re.IGNORECASE)
 ACCESS_POINT = re.compile(r":|-s3alias$|--(xa|ol|op)-s3$")
 # Shared by all clients, so that boto3's description of S3 is read only once.
 LOADER = botocore.loaders.create_loader()
+# The largest size that a table can hold; no store has such an object.
+MAX_SIZE = 2**63 - 1
 # How the names of S3's directory buckets end; they refuse to list optional attributes.
 DIRECTORY_BUCKET = "--x-s3"
 # Codes about credentials that are wrong or have ended, as S3, STS and other stores spell them: ExpiredToken,
@@ -196,7 +198,7 @@ class Bucket:
             return ObjectInfo(
                 key=key,
                 size=reply.get("ContentLength"),
-                etag=_etag(reply),
+                etag=_bare_etag(reply.get("ETag")),
                 last_modified=reply.get("LastModified"),
                 # Only HEAD leaves out this one.
                 storage_class=reply.get("StorageClass", "STANDARD"),
@@ -220,14 +222,18 @@ class Bucket:
             raise self._translate(error) from None
         with self._lock:
             self.bytes_read += len(data)
-        etag = headers.get("etag", "").strip('"') or info.etag
+        etag = _bare_etag(headers.get("etag")) or info.etag
         if info.etag and etag != info.etag:
             raise ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
-        length = headers.get("content-length", "")
-        size = int(length) if length.isdecimal() else len(data)
+        size = _told_size(headers, info)
+        size = len(data) if size is None else size
         if len(data) < min(size, limit + 1):
             raise TransientError("the download ended early")
         version, encoding = headers.get("x-amz-version-id"), headers.get("content-encoding")
+        if info.etag and info.size is not None and "content-length" in headers and not encoding and size != info.size:
+            # A part of it, or something else, such as a page of a proxy.
+            message = f"the store gives {size:,} bytes of what it lists with {info.size:,}"
+            raise ObjectError(FailureCode.STORE_ERROR, message)
         return FetchedObject(data, size, etag, version, _parse_time(headers.get("last-modified")), encoding)
 
     def names(self, prefix: str) -> Iterator[str]:
@@ -399,29 +405,41 @@ def _goes_on(xml: bytes) -> bool:
 
 
 def _parse_time(value: Any) -> datetime | None:
-    """Parse a reply's time; None where it is none. boto3's own parser guesses the format each time, which is most of
-    the cost of a listing."""
+    """Parse a reply's time as one in UTC; None where it is none. boto3's own parser guesses the format each time, which
+    is most of the cost of a listing."""
+    time = None
     with suppress(ValueError, TypeError):
         time = parsedate_to_datetime(value) if value[3:4] == "," else datetime.fromisoformat(value)
-        if time.tzinfo:
-            return time
-    with suppress(ValueError, TypeError, OverflowError):
-        return parse_timestamp(value)
+    if time is None:
+        with suppress(ValueError, TypeError, OverflowError, RuntimeError):
+            time = parse_timestamp(value)
+    with suppress(OverflowError):  # at either end of the calendar
+        return time and (time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC))
     return None
+
+
+def _told_size(headers: Mapping[str, str], info: ObjectInfo) -> int | None:
+    """The size of an object as the reply says it, or None. A reply that says nothing of its length ends where the
+    connection does: then the listing tells whether that is all."""
+    length = headers.get("content-length", "")
+    if length.isdecimal():
+        return int(length)
+    return None if "transfer-encoding" in headers or "content-encoding" in headers else info.size
 
 
 def _info(listed: Any) -> ObjectInfo:
     """The object of an entry of a listing, in which S3 calls all but the key optional."""
-    restore = listed.get("RestoreStatus")
+    size, restore = listed.get("Size"), listed.get("RestoreStatus")
     return ObjectInfo(
         key=listed["Key"],
-        size=listed.get("Size"),
-        etag=_etag(listed),
+        size=size if size is not None and 0 <= size <= MAX_SIZE else None,
+        etag=_bare_etag(listed.get("ETag")),
         last_modified=listed.get("LastModified"),
         storage_class=listed.get("StorageClass"),
         restored=restore and "RestoreExpiryDate" in restore,
     )
 
 
-def _etag(reply: Any) -> str | None:
-    return (reply.get("ETag") or "").strip('"') or None
+def _bare_etag(told: str | None) -> str | None:
+    """An ETag without quotes, and without the mark W/ that proxies put before it. None where there is none."""
+    return (told or "").strip().removeprefix("W/").strip('"') or None

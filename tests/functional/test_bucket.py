@@ -17,6 +17,7 @@ from botocore import exceptions as boto_errors
 
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError, Retries, TransientError
+from patchscan.scanning.listing import Filters, ListingJoin
 from patchscan.storage.bucket import Bucket
 from patchscan.storage.folder import Folder
 from patchscan.storage.key_ranges import Page
@@ -328,6 +329,72 @@ def test_a_listing_tells_what_is_archived_and_what_was_restored(
     stub.pages = {"": listing(f"<Key>p/1</Key>{ENTRY}<StorageClass>GLACIER</StorageClass>{told}")}
     (info,) = store.objects()
     assert (info.storage_class, info.restored) == ("GLACIER", restored)
+
+
+@pytest.mark.parametrize("size", ["-1", "9223372036854775808", "99999999999999999999"])
+def test_a_size_that_no_object_has_is_unknown(stub: StubStore, store: Store, size: str, tmp_path: Path) -> None:
+    stub.pages = {"": listing(f"<Key>p/1</Key><Size>{size}</Size>", f"<Key>p/2</Key>{ENTRY}")}
+    join = ListingJoin(tmp_path, Filters(min_size=1))
+    read_listing(store, join.add_listing)
+    assert [(row["key"], row["size"]) for row in join.to_score()] == [("p/1", None), ("p/2", 3)]
+
+
+@pytest.mark.parametrize(
+    ("told", "time"),
+    [
+        ("2026-01-02T03:04:05.000Z", "2026-01-02T03:04:05+00:00"),
+        ("2026-01-02T05:04:05+02:00", "2026-01-02T03:04:05+00:00"),
+        ("Fri, 02 Jan 2026 03:04:05 GMT", "2026-01-02T03:04:05+00:00"),
+        ("2026-01-02T03:04:05", "2026-01-02T03:04:05+00:00"),
+        ("2026-01-02", "2026-01-02T00:00:00+00:00"),
+        ("1767323045", "2026-01-02T03:04:05+00:00"),
+        *((text, None) for text in ("1e300", "inf", "nan", "9" * 40, "2026-13-01T00:00:00Z", "0000-00-00T00:00:00Z")),
+        ("0001-01-01T00:00:00+14:00", None),
+    ],
+)
+def test_a_date_in_another_form_is_read_or_unknown(
+    stub: StubStore, store: Store, told: str, time: str | None, tmp_path: Path
+) -> None:
+    stub.pages = {"": listing(f"<Key>p/1</Key><LastModified>{told}</LastModified>")}
+    stub.headers = {"Last-Modified": told}
+    join = ListingJoin(tmp_path, Filters(since="2025-01-01T00:00:00+00:00"))
+    read_listing(store, join.add_listing)
+    (row,) = join.to_score()
+    found = [row["last_modified"], store.fetch(ANY, 100).last_modified]
+    assert [one and one.isoformat() for one in found] == [time, time]
+
+
+@pytest.mark.parametrize("listed", ['"e"', "e", 'W/"e"', '\n   "e"\n', "&quot;e&quot;"])
+@pytest.mark.parametrize("fetched", ['"e"', 'W/"e"', "e"])
+def test_an_etag_is_the_same_in_all_its_forms(stub: StubStore, store: Store, listed: str, fetched: str) -> None:
+    stub.pages, stub.headers = {"": listing(f"<Key>p/1</Key><ETag>{listed}</ETag>")}, {"ETag": fetched}
+    (info,) = store.objects()
+    assert info.etag == store.fetch(info, 100).etag == "e"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Length": "6"}, b"<html>"),  # of a proxy
+        ({"Content-Length": "2", "ETag": '"e"'}, b"ab"),
+    ],
+)
+def test_what_has_not_the_listed_size_is_no_image_that_was_read(
+    stub: StubStore, store: Store, headers: dict[str, str], body: bytes
+) -> None:
+    stub.headers, stub.body = headers, body
+    with pytest.raises(ObjectError, match=r"gives \d bytes of what it lists with 3") as failure:
+        store.fetch(ObjectInfo(key="p/1", etag="e", size=3), 100)
+    assert failure.value.code == FailureCode.STORE_ERROR
+    assert store.fetch(ObjectInfo(key="p/1", size=3), 100).data == body, "without an ETag it may be a newer one"
+    stub.headers = headers | {"Content-Encoding": "gzip"}
+    assert store.fetch(ObjectInfo(key="p/1", etag="e", size=3), 100).data == body, "packed on its way"
+
+
+def test_a_body_of_no_told_length_that_ends_early_is_tried_again(stub: StubStore, store: Store) -> None:
+    stub.body = b"ab"
+    with pytest.raises(TransientError, match="ended early"):
+        store.fetch(ObjectInfo(key="p/1", etag="e", size=3), 100)
 
 
 def test_an_object_of_another_etag_than_listed_has_changed(stub: StubStore, store: Store) -> None:
