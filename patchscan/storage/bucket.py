@@ -31,6 +31,7 @@ from patchscan.storage.store import (
     ObjectInfo,
     StoreError,
     UnorderedError,
+    UnusableNameError,
     split_url,
 )
 
@@ -58,6 +59,11 @@ ACCESS_POINT = re.compile(r":|-s3alias$|--(xa|ol|op)-s3$")
 LOADER = botocore.loaders.create_loader()
 # The largest size that a table can hold; no store has such an object.
 MAX_SIZE = 2**63 - 1
+# What an object that cannot be read is for a command that needs this one; else a StoreError.
+ERROR_CLASSES: dict[FailureCode, type[StoreError]] = {
+    FailureCode.ACCESS_DENIED: AccessDeniedError,
+    FailureCode.ARCHIVED: UnusableNameError,
+}
 # How the names of S3's directory buckets end; they refuse to list optional attributes.
 DIRECTORY_BUCKET = "--x-s3"
 # Codes about credentials that are wrong or have ended, as S3, STS and other stores spell them: ExpiredToken,
@@ -315,7 +321,7 @@ class Bucket:
         except ObjectError as error:
             if error.code in expected:
                 return expected[error.code]
-            kind = AccessDeniedError if error.code == FailureCode.ACCESS_DENIED else StoreError
+            kind = ERROR_CLASSES.get(error.code, StoreError)
             raise kind(f"{self.url}: {error.message}; check its name and your rights (docs/scan.md)") from None
 
     def _translate(self, error: Exception) -> Exception:

@@ -21,9 +21,10 @@ def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int
 
     Each object is written atomically; with `skip_existing`, names that the destination has are skipped. Objects that
     the destination cannot hold (a folder: keys that name no file in it, keys that differ in case where it ignores case)
-    are left out, and StoreError is raised after all others have been copied. An empty object whose key ends in `/`,
-    with which some tools mark a folder, is not copied to a folder. Returns how many were copied. Raises StoreError
-    where there is nothing to copy.
+    are left out, and so are those that cannot be read for what they are (in a folder: pipes, links to folders, files
+    without the right to read; in a bucket: cold storage); StoreError is raised after all others have been copied. An
+    empty object with the key of the source itself or one that ends in `/`, with which some tools mark a folder, is not
+    copied to a folder. Returns how many were copied. Raises StoreError where there is nothing to copy.
     """
     origin, target = open_store(source, threads=THREADS), open_store(destination, threads=THREADS)
     names = sorted(origin.names(""))
@@ -41,7 +42,8 @@ def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int
             with tempfile.SpooledTemporaryFile(IN_MEMORY) as file:
                 if not origin.download(name, file):
                     raise UnusableNameError("it is gone since it was listed, or a link to nothing")
-                if file.tell() or not name.endswith("/") or is_bucket(destination):
+                marks_folder = name == "" or name.endswith("/")
+                if file.tell() or not marks_folder or is_bucket(destination):
                     target.upload(name, file)
         except UnusableNameError as error:
             left_out.append((name, str(error)))

@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
@@ -32,6 +33,7 @@ NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, er
 # What a link to nothing, or to itself, raises.
 LINKS_TO_NOTHING = (errno.ENOENT, errno.ELOOP)
 NO_FILE = "no file"
+LINK_TO_A_FOLDER = "it is a link to a folder, which is not followed: scan or copy that folder itself"
 # What opening raises, where there is a name and no file.
 NOT_A_FILE = {
     errno.EINVAL: "it is a folder, a pipe or a device and not a file",
@@ -54,20 +56,19 @@ class Folder:
         self.bytes_read = 0
 
     def objects(self) -> Iterator[ObjectInfo]:
-        """Everything in the folder that is not a folder; links to folders are not followed.
+        """Everything in the folder that is not a folder.
 
         What cannot be read is listed too, so that it gets a row: a folder that cannot be listed with a `/` at its end;
-        links to nothing, pipes, sockets and devices with the ETag NO_FILE, which tells as well when that changes.
+        links to folders, which are not followed, links to nothing, pipes, sockets and devices with the ETag NO_FILE,
+        which tells as well when that changes.
         """
         if not os.path.isdir(self.root):  # noqa: PTH112  Path.is_dir raises PermissionError
             raise StoreError(f"{self.url} is not a folder")
         closed: list[OSError] = []
-        for folder, _, names in os.walk(self.root, onerror=closed.append):
-            for name in names:
-                path = Path(folder, name)
-                info = _listed(key_of(path.relative_to(self.root)), path)
-                if info:
-                    yield info
+        for path in _files(self.root, closed.append):
+            info = _listed(key_of(path.relative_to(self.root)), path)
+            if info:
+                yield info
         for failure in closed:
             path = Path(failure.filename)
             if path == self.root:
@@ -105,8 +106,8 @@ class Folder:
         except PermissionError:
             raise ObjectError(FailureCode.ACCESS_DENIED, "access denied") from None
         except OSError as error:
-            if error.errno in NOT_A_FILE:
-                raise NotAFileError(NOT_A_FILE[error.errno]) from None
+            if why := _why_not_a_file(error, self._existing(info.key)):
+                raise NotAFileError(why) from None
             raise ObjectError(FailureCode.STORE_ERROR, f"cannot be read: {error.strerror}") from None
         if info.etag and info.etag != now.etag:
             raise ObjectError(FailureCode.CHANGED, "the file was changed after it was listed")
@@ -123,11 +124,10 @@ class Folder:
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the results that begin with `prefix`."""
-        for folder, _, names in os.walk(self.root, onerror=_raise_unless_missing):
-            for file in names:
-                name = key_of(Path(folder, file).relative_to(self.root))
-                if name.startswith(prefix) and not PARTIAL_NAME.fullmatch(file):
-                    yield name
+        for path in _files(self.root, _raise_unless_missing):
+            name = key_of(path.relative_to(self.root))
+            if name.startswith(prefix) and not PARTIAL_NAME.fullmatch(path.name):
+                yield name
 
     def read(self, name: str) -> bytes | None:
         """A result's bytes, or None where it does not exist."""
@@ -154,8 +154,11 @@ class Folder:
         except OSError as error:
             if error.errno in DISK_FULL:  # where it is copied to
                 raise OutageError(TEMPORARY_FULL) from error
-            raise StoreError(
-                f"cannot read {self.root / name}: {error.strerror}; fix that and run the same command again"
+            why = _why_not_a_file(error, self._existing(name))
+            # Another file may well be readable.
+            error_class = UnusableNameError if why or isinstance(error, PermissionError) else StoreError
+            raise error_class(
+                f"cannot read {self.root / name}: {why or error.strerror}; fix that and run the same command again"
             ) from error
 
     def write(self, name: str, data: bytes) -> None:
@@ -205,6 +208,23 @@ class Folder:
         return True
 
 
+def _files(root: Path, onerror: Callable[[OSError], object]) -> Iterator[Path]:
+    """Yield the paths of all that is in the folder and is no folder; a link to a folder is none."""
+    for folder, folders, names in os.walk(root, onerror=onerror):
+        for name in names:
+            yield Path(folder, name)
+        for name in folders:
+            if os.path.islink(f"{folder}/{name}"):  # noqa: PTH114  a Path for each folder takes longer
+                yield Path(folder, name)
+
+
+def _why_not_a_file(error: OSError, path: Path) -> str | None:
+    """Why what is at this path, which could not be opened, is not a file; None where it may be one."""
+    if error.errno == errno.EINVAL and path.is_dir() and path.is_symlink():
+        return LINK_TO_A_FOLDER
+    return NOT_A_FILE.get(error.errno or 0)
+
+
 def _listed(key: str, path: Path) -> ObjectInfo | None:
     """What a listing says about this path; None for a folder."""
     try:
@@ -213,11 +233,14 @@ def _listed(key: str, path: Path) -> ObjectInfo | None:
         return ObjectInfo(key=key, etag=NO_FILE if error.errno in LINKS_TO_NOTHING else None)
     if stat.S_ISREG(status.st_mode):
         return _info(key, status)
-    return None if stat.S_ISDIR(status.st_mode) else ObjectInfo(key=key, etag=NO_FILE)
+    is_folder = stat.S_ISDIR(status.st_mode) and not path.is_symlink()
+    return None if is_folder else ObjectInfo(key=key, etag=NO_FILE)
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
-    modified = datetime.fromtimestamp(status.st_mtime_ns // 1_000 / 1_000_000, UTC)
+    modified = None
+    with suppress(ValueError, OverflowError):  # of a year that no calendar has: file systems take any number
+        modified = datetime.fromtimestamp(status.st_mtime_ns // 1_000 / 1_000_000, UTC)
     etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
     return ObjectInfo(key=key, size=status.st_size, etag=etag, last_modified=modified)
 

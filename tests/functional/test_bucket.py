@@ -27,6 +27,7 @@ from patchscan.storage.store import (
     ObjectInfo,
     Store,
     StoreError,
+    UnusableNameError,
     read_listing,
 )
 from tests.bucket_kit import served
@@ -536,6 +537,8 @@ def test_an_object_in_cold_storage_is_told_from_others(stub: StubStore, store: S
     with pytest.raises(ObjectError) as failure:
         store.fetch(ANY, 100)
     assert failure.value.code == FailureCode.ARCHIVED
+    with pytest.raises(UnusableNameError, match="cold storage"):  # a copy leaves it out
+        store.download("1", BytesIO())
 
 
 def test_the_encoding_of_an_object_is_told(stub: StubStore, store: Store) -> None:

@@ -49,6 +49,8 @@ def test_what_is_no_file_is_a_row(photos: Path, tmp_path: Path) -> None:
     (photos / "dangling.png").symlink_to("nothing")
     (photos / "loop.png").symlink_to("loop.png")
     (photos / "folder.png").mkdir()
+    (photos / "folder.png" / "up").symlink_to("..")
+    (photos / "elsewhere").symlink_to(tmp_path)
     (photos / "link.png").symlink_to("good.png")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(photos / "socket.png"))
@@ -58,6 +60,8 @@ def test_what_is_no_file_is_a_row(photos: Path, tmp_path: Path) -> None:
         "link.png": ("scored", None),
         "pipe.png": ("rejected", "not_an_image"),
         "socket.png": ("rejected", "not_an_image"),
+        "folder.png/up": ("rejected", "not_an_image"),
+        "elsewhere": ("rejected", "not_an_image"),
         "loop.png": ("rejected", "not_an_image"),
         "dangling.png": ("rejected", "not_an_image"),
     }
@@ -77,6 +81,21 @@ def test_what_is_no_file_is_told_of_once_and_scored_when_it_is_a_file(photos: Pa
     (tmp_path / "later.png").write_bytes(image(3))
     found = outcome(photos, tmp_path / "out")
     assert found == dict.fromkeys(("good.png", "pipe.png", "dangling.png"), ("scored", None))
+
+
+@pytest.mark.parametrize("seconds", [10**12, -(10**12)])
+def test_a_file_with_a_time_that_no_calendar_has_is_listed(
+    seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(image(1))
+    values = list(file.stat())
+    times = {"st_mtime": float(seconds), "st_mtime_ns": seconds * 10**9}  # not every file system takes such a one
+    told = os.stat_result(values, times)
+    assert told.st_mtime_ns == seconds * 10**9
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: told)
+    (info,) = open_store(str(tmp_path)).objects()
+    assert (info.key, info.last_modified) == ("a.png", None)
 
 
 def test_a_name_that_is_not_utf_8_is_scored(photos: Path, tmp_path: Path) -> None:
