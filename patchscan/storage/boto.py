@@ -1,6 +1,7 @@
 """What the clients of S3 and SQS share: how they are made, and how boto3's errors become ours. Credentials come from
 boto3's own chain and from nowhere else."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,13 +16,32 @@ from patchscan.storage.store import StoreError
 Result = TypeVar("Result")
 
 BUSY_CODES = {
+    "BandwidthLimitExceeded",
     "IDPCommunicationError",
+    "InternalError",
+    "PriorRequestNotComplete",
     "RequestLimitExceeded",
+    "RequestThrottled",
+    "RequestThrottledException",
     "RequestTimeout",
+    "ServiceUnavailable",
     "SlowDown",
+    "ThrottledException",
     "Throttling",
     "ThrottlingException",
+    "TooManyRequests",
     "TooManyRequestsException",
+}
+BUSY_STATUS = {408, 425, 429}
+NO_ADDRESS = "its server's address is none; write --endpoint-url (or AWS_ENDPOINT_URL) as http://HOST:PORT"
+# What is wrong with a connection by TLS that no further try can have.
+TLS_ERROR = re.compile(r"\[SSL: (CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER)")
+TLS_ADVICE = {
+    "CERTIFICATE_VERIFY_FAILED": (
+        "this machine does not trust the certificate at the store's address; check that, or set AWS_CA_BUNDLE to the "
+        "file of its authority's certificate"
+    ),
+    "WRONG_VERSION_NUMBER": "there is no TLS at the store's address; write it with http://, or with another port",
 }
 NETWORK_ERRORS = (
     boto_errors.HTTPClientError,
@@ -57,7 +77,9 @@ def make_client(
         session: Any = boto3.Session(botocore_session=core)
         return session.client(service, endpoint_url=endpoint_url, region_name=region, config=config)
     except (boto_errors.BotoCoreError, ValueError) as error:
-        raise StoreError(f"{url}: boto3 is not configured ({type(error).__name__}); see docs/scan.md") from error
+        is_address = str(error).startswith("Invalid endpoint")
+        why = NO_ADDRESS if is_address else f"boto3 is not configured ({type(error).__name__}); see docs/scan.md"
+        raise StoreError(f"{url}: {why}") from error
 
 
 def call_boto(
@@ -76,6 +98,18 @@ def call_boto(
         return retries.call(attempt)[0]
     except TransientError as error:
         raise OutageError(f"{other_side} does not answer ({error}); run the same command again") from None
+
+
+def tls_advice(error: Exception) -> str | None:
+    """What to do about an error that says why no connection by TLS can be made to an address; else None."""
+    found = TLS_ERROR.search(str(error)) if isinstance(error, boto_errors.SSLError) else None
+    return TLS_ADVICE[found[1]] if found else None
+
+
+def network_error(error: Exception) -> TransientError:
+    """An error of the network, without its text, which can contain keys, signed URLs and host names."""
+    is_unknown = isinstance(error, boto_errors.EndpointConnectionError)
+    return TransientError(type(error).__name__ + ("; are its address and region right?" if is_unknown else ""))
 
 
 def status_and_code(error: boto_errors.ClientError) -> tuple[int, str]:

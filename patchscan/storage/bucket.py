@@ -19,7 +19,18 @@ from botocore.utils import parse_timestamp
 
 from patchscan.common.files import DISK_FULL
 from patchscan.common.retries import OutageError, Retries, TransientError
-from patchscan.storage.boto import BUSY_CODES, CALL_ERRORS, NETWORK_ERRORS, call_boto, make_client, status_and_code
+from patchscan.storage.boto import (
+    BUSY_CODES,
+    BUSY_STATUS,
+    CALL_ERRORS,
+    NETWORK_ERRORS,
+    NO_ADDRESS,
+    call_boto,
+    make_client,
+    network_error,
+    status_and_code,
+    tls_advice,
+)
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, Repetition
 from patchscan.storage.object_reader import ObjectReader
 from patchscan.storage.store import (
@@ -332,14 +343,20 @@ class Bucket:
         if isinstance(inner, RecursionError):
             # The store redirects without naming a region. boto3 asks for it, is redirected, asks for it, and so on.
             return self._other_region({})
+        if advice := tls_advice(error):
+            return StoreError(f"{self.url}: {advice}")
         if isinstance(error, NETWORK_ERRORS):
-            return TransientError(type(error).__name__)
+            return network_error(error)
         if isinstance(error, OSError) and error.errno in DISK_FULL:  # of this machine, while a download is written
             return OutageError(TEMPORARY_FULL)
         if isinstance(error, boto_errors.NoCredentialsError):
             return StoreError(
                 f"{self.url}: there are no credentials; set AWS_ACCESS_KEY_ID or AWS_PROFILE (docs/scan.md)"
             )
+        if isinstance(error, boto_errors.ParamValidationError):  # of all parameters, only the bucket's name is checked
+            return StoreError(f"{self.url}: no bucket can have the name {self.bucket}; check it")
+        if isinstance(error, boto_errors.EndpointProviderError):
+            return StoreError(f"{self.url}: {NO_ADDRESS}")
         if isinstance(error, RuntimeError) and "credentials" not in str(error):
             return error  # it is no error of boto3's
         return StoreError(
@@ -350,7 +367,7 @@ class Bucket:
         status, code = status_and_code(error)
         if code.replace("_", "").lower() == "invalidobjectstate":
             return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
-        if (status >= 500 and status != 501) or status == 429 or code in BUSY_CODES:
+        if (status >= 500 and status != 501) or status in BUSY_STATUS or code in BUSY_CODES:
             return TransientError(f"{status} {code}")
         if error.operation_name not in OPERATIONS:
             why = f"{error.operation_name}: {code}"

@@ -22,6 +22,8 @@ from patchscan.storage.store import ObjectInfo, StoreError, UnorderedError
 
 # Objects in a page: the most that S3 returns.
 PAGE = 1000
+# A store may give pages without a key, as where many were deleted; after so many in a row it goes on for ever.
+MOST_EMPTY_PAGES = 10_000
 # Tries to find a place to cut a range, before the idle thread waits for the range's next page.
 PROBES = 12
 # Tries to see that a range ends where the next one begins, while others delete keys there.
@@ -40,20 +42,25 @@ class Page:
 
 class Repetition:
     """Notices that a listing's tokens or keys come again, so that it would never end: after at most about three rounds,
-    and with one token and one key in memory (Brent's cycle detection)."""
+    and with one token and one key in memory (Brent's cycle detection); and that only pages without keys come."""
 
     def __init__(self) -> None:
         self._token: str | None = None
         self._key: str | None = None
-        self._pages = 0
+        self._pages = self._empty_pages = 0
 
     def check(self, token: str | None, keys: Sequence[str]) -> None:
-        """Note a page. Raises StoreError where it has come before."""
+        """Note a page. Raises StoreError where it has come before, or is the last of too many empty ones."""
         for what, repeated in (("token", token is not None and token == self._token), ("keys", self._key in keys)):
             if repeated:
                 raise StoreError(
                     f"the store gives the same {what} again while it is listed: the listing would never end"
                 )
+        self._empty_pages = 0 if keys else self._empty_pages + 1
+        if self._empty_pages >= MOST_EMPTY_PAGES:
+            raise StoreError(
+                f"the store has given {self._empty_pages:,} pages without a key while it is listed, and says it goes on"
+            )
         self._pages += 1
         if self._pages & (self._pages - 1) == 0:
             self._token = token

@@ -10,7 +10,16 @@ from urllib.parse import urlsplit
 from botocore import exceptions as boto_errors
 
 from patchscan.common.retries import Retries, TransientError
-from patchscan.storage.boto import BUSY_CODES, NETWORK_ERRORS, call_boto, make_client, status_and_code
+from patchscan.storage.boto import (
+    BUSY_CODES,
+    BUSY_STATUS,
+    NETWORK_ERRORS,
+    call_boto,
+    make_client,
+    network_error,
+    status_and_code,
+    tls_advice,
+)
 from patchscan.storage.store import StoreError
 
 # What SQS takes and gives in one call.
@@ -74,13 +83,15 @@ class Queue:
 
     def _translate(self, error: Exception) -> Exception:
         """Turn boto3's error into ours, without its text, which can contain keys and host names."""
+        if advice := tls_advice(error):
+            return StoreError(f"{self.url}: {advice}")
         if isinstance(error, NETWORK_ERRORS):
-            return TransientError(type(error).__name__)
+            return network_error(error)
         if not isinstance(error, boto_errors.ClientError):
             why = type(error).__name__
             return StoreError(f"{self.url}: {why}; check credentials and region (docs/scan.md), and run again")
         status, code = status_and_code(error)
-        if status >= 500 or status == 429 or code in BUSY_CODES:
+        if status >= 500 or status in BUSY_STATUS or code in BUSY_CODES:
             return TransientError(f"{status} {code}")
         return StoreError(
             f"{self.url}: the queue refuses {error.operation_name} ({code}); check its name, region and your rights"

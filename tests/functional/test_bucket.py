@@ -18,6 +18,7 @@ from botocore import exceptions as boto_errors
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.scanning.listing import Filters, ListingJoin
+from patchscan.storage import key_ranges
 from patchscan.storage.bucket import Bucket
 from patchscan.storage.folder import Folder
 from patchscan.storage.key_ranges import Page
@@ -332,6 +333,17 @@ def test_a_listing_tells_what_is_archived_and_what_was_restored(
     assert (info.storage_class, info.restored) == ("GLACIER", restored)
 
 
+def test_empty_pages_without_end_are_an_error(stub: StubStore, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_ranges, "MOST_EMPTY_PAGES", 20)
+    stub.pages = FreshTokens([])
+    for listed in (store.objects(), store.names("")):
+        with pytest.raises(StoreError, match="20 pages without a key"):
+            list(listed)
+    stub.pages = FreshTokens(["p/1"], *[[] for _ in range(15)])
+    with pytest.raises(StoreError, match="the same"):
+        list(store.names(""))
+
+
 @pytest.mark.parametrize("size", ["-1", "9223372036854775808", "99999999999999999999"])
 def test_a_size_that_no_object_has_is_unknown(stub: StubStore, store: Store, size: str, tmp_path: Path) -> None:
     stub.pages = {"": listing(f"<Key>p/1</Key><Size>{size}</Size>", f"<Key>p/2</Key>{ENTRY}")}
@@ -487,12 +499,48 @@ def test_credentials_that_cannot_be_renewed_are_one_error(
         ConnectionResetError(),
         urllib3.exceptions.SSLError("x"),
         client_error("AssumeRole", 503, "ServiceUnavailable"),
+        client_error("GetObject", 408, "408"),
+        client_error("GetObject", 400, "RequestTimeout"),
+        client_error("GetObject", 400, "PriorRequestNotComplete"),
+        boto_errors.SSLError(endpoint_url="x", error=OSError("[SSL: UNEXPECTED_EOF_WHILE_READING]")),
         client_error("AssumeRoleWithWebIdentity", 400, "IDPCommunicationError"),
     ],
 )
 def test_what_may_pass_is_tried_again(store: Store, error: Exception) -> None:
     assert isinstance(store, Bucket)
     assert isinstance(store._translate(error), TransientError)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "address", "why"),
+    [
+        ("photos", "localhost:9000", "write --endpoint-url .* as http://HOST:PORT"),
+        ("photos", "http://ho st", "write --endpoint-url"),
+        ("photos", "http://127.0.0.1:99999", "write --endpoint-url"),
+        ("photos", "ftp://127.0.0.1", "write --endpoint-url"),
+        ("ph otos", "http://127.0.0.1:9", "no bucket can have the name ph otos"),
+        ("photos", "http://127.0.0.1:9", "does not answer .*are its address and region right"),
+        ("photos", "https://127.0.0.1:{port}", "no TLS at the store's address; write it with http://"),
+    ],
+)
+def test_a_misspelt_address_or_bucket_is_told_as_that(stub: StubStore, bucket: str, address: str, why: str) -> None:
+    def list_it() -> None:
+        url = address.format(port=stub.server_port)
+        opened = Bucket(f"s3://{bucket}", endpoint_url=url, requester_pays=False, threads=2)
+        opened._retries = Retries(deadline_s=0.1)
+        list(opened.objects())
+
+    with pytest.raises(UserError, match=why):
+        list_it()
+
+
+def test_a_certificate_that_is_not_trusted_is_no_outage(store: Store) -> None:
+    failed = OSError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed (_ssl.c:1006)")
+    assert isinstance(store, Bucket)
+    told = store._translate(boto_errors.SSLError(endpoint_url="https://secret", error=failed))
+    assert isinstance(told, StoreError)
+    assert "AWS_CA_BUNDLE" in str(told)
+    assert "secret" not in str(told)
 
 
 @pytest.mark.parametrize("call", ["fetch", "list", "write"])
