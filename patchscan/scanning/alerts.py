@@ -44,7 +44,11 @@ def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
         found.append({"kind": "archived", "message": message})
     if not report["totals"]["listed"]:
         filtered = report["totals"]["filtered"]
-        why = f"the filters leave out all {filtered:,} objects" if filtered else "it holds no object; is it misspelt?"
+        why = (
+            f"the prefix and the filters leave out all {filtered:,} objects"
+            if filtered
+            else "it holds no object; is it misspelt?"
+        )
         found.append({"kind": "empty", "message": f"nothing to scan in {report['source']}: {why}"})
     return found
 

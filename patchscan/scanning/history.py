@@ -80,7 +80,9 @@ def unfinished_plan(out: Store, entries: list[str], source: ScanSource) -> Plan 
         return None
     newest = Plan.read(out, scan)
     if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
-        raise PlanError(f"{out.url} holds scans of {newest.source.url}; give each source its own results folder")
+        listed = f" by the manifest {newest.source.manifest}" if newest.source.manifest else " without a manifest"
+        whose = newest.source.url + (listed if newest.source.manifest or source.manifest else "")
+        raise PlanError(f"{out.url} holds scans of {whose}; give each source its own results folder")
     if is_complete(out, scan):
         return None
     if newest.conditional_writes or _is_settled(out, entries[-1], newest):

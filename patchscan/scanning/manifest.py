@@ -54,7 +54,13 @@ def objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[
     try:
         yield from _objects(url, bucket, endpoint_url)
     except UNREADABLE as error:
-        raise ManifestError(f"the manifest {url} cannot be read: {error}") from error
+        raise ManifestError(f"the manifest {url} cannot be read: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8; save it as that"
+    return f"it has no field {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
@@ -64,9 +70,14 @@ def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator
         yield from _inventory(json.load(_read(store, name, url)), bucket, endpoint_url)
         return
     for number, values in enumerate(_records(_read(store, name, url), name), start=1):
-        if not values.get("key"):
+        where = f"{url}, record {number}"
+        if not isinstance(values, dict) or not values.get("key"):
             raise ManifestError(f"{url}: record {number} has no `key`; name the column of object keys `key`")
-        yield _info(values, f"{url}, record {number}")
+        if None in values:
+            raise ManifestError(f"{where}: it has more fields than the first line; put keys with a comma in quotes")
+        if bucket and values.get("bucket") not in (None, "", bucket):
+            raise ManifestError(f"{where}: it is of bucket {values['bucket']}, the scan of {bucket}")
+        yield _info(values, where)
 
 
 def _read(store: Store, name: str, url: str) -> BinaryIO:
@@ -77,12 +88,17 @@ def _read(store: Store, name: str, url: str) -> BinaryIO:
     return cast("BinaryIO", gzip.open(io.BytesIO(data))) if name.endswith(".gz") else io.BytesIO(data)
 
 
-def _records(data: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
+def _records(data: BinaryIO, name: str) -> Iterator[Any]:
     kind = name.removesuffix(".gz").rpartition(".")[2].lower()
     if kind == "csv":
         yield from csv.DictReader(io.TextIOWrapper(data, "utf-8-sig", newline=""))
     elif kind in ("jsonl", "ndjson"):
-        yield from (json.loads(line) for line in io.TextIOWrapper(data, "utf-8-sig") if line.strip())
+        for number, line in enumerate(io.TextIOWrapper(data, "utf-8-sig"), start=1):
+            try:
+                if line.strip():
+                    yield json.loads(line)
+            except ValueError as error:
+                raise ManifestError(f"{name}, line {number} is not JSON: {error}") from error
     elif kind == "parquet":
         yield from _parquet_records(data)
     else:
@@ -94,7 +110,9 @@ def _parquet_records(data: BinaryIO) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _inventory(manifest: dict[str, Any], bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
+def _inventory(manifest: Any, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
+    if not isinstance(manifest, dict):
+        raise ManifestError("manifest.json is not an S3 Inventory's; give another list of objects another name")
     if manifest["sourceBucket"] != bucket:
         raise ManifestError(f"the inventory is of bucket {manifest['sourceBucket']}, the scan of {bucket}")
     store = open_store(f"s3://{manifest['destinationBucket'].rpartition(':')[2]}", endpoint_url=endpoint_url)
@@ -163,5 +181,7 @@ def _size(value: Any) -> int | None:
 
 
 def _parse_time(value: str | datetime) -> datetime:
+    if not isinstance(value, (str, datetime)):
+        raise ValueError("last_modified is not a time")
     time = datetime.fromisoformat(value) if isinstance(value, str) else value
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

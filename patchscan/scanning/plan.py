@@ -70,9 +70,9 @@ class ShardSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """plan.json. Counts: `listed` = objects in the shards + `unchanged`; `filtered` and `duplicates` were left out
-    before that; `deleted` were in the previous scan's table and are gone. `listing` holds the seconds and requests that
-    listing took, `card` the model's card, `digest` its digest.
+    """plan.json. Counts: `listed` = objects in the shards + `unchanged`; `filtered` (also what a manifest lists outside
+    the source's prefix) and `duplicates` were left out before that; `deleted` were in the previous scan's table and are
+    gone. `listing` holds the seconds and requests that listing took, `card` the model's card, `digest` its digest.
 
     `sample`: the most objects of a random sample, 0: all; `unsampled` objects were left out by it.
     `bytes_to_score`: the size of the objects in the shards, None where the list does not say it.

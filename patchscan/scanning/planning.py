@@ -3,7 +3,7 @@
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -177,7 +177,13 @@ def _make(
     _check_sample(before, previous, request.sample, named=keys is not None)
     with tempfile.TemporaryDirectory(prefix="patchscan-plan-", ignore_cleanup_errors=True) as scratch:
         by_version = request.source.manifest is not None
-        join = ListingJoin(Path(scratch), request.filters, by_version=by_version, part_only=keys is not None)
+        join = ListingJoin(
+            Path(scratch),
+            request.filters,
+            prefix=request.source.prefix,
+            by_version=by_version,
+            part_only=keys is not None,
+        )
         listing, found = _list(request.source, keys, join)
         if request.sample:
             join.sample(request.sample)
@@ -236,7 +242,7 @@ def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> 
         found = _look_up(store, keys)
         join.add_listing(found)
     elif source.manifest is not None:
-        join.add_listing(_in_manifest(source, source.manifest))
+        join.add_listing(manifest.objects(source.manifest, source.bucket, source.endpoint_url))
     else:
         read_listing(store, join.add_listing)
     return {"seconds": time.monotonic() - started, "requests": dict(store.requests)}, len(found)
@@ -246,11 +252,6 @@ def _look_up(store: Store, keys: Sequence[str]) -> list[ObjectInfo]:
     """The objects with these keys, as they are now; of a key without an object, nothing."""
     with ThreadPoolExecutor(LOOK_UP_THREADS) as pool:
         return [info for info in pool.map(store.look_up, keys) if info]
-
-
-def _in_manifest(source: ScanSource, path: str) -> Iterator[ObjectInfo]:
-    listed = manifest.objects(path, source.bucket, source.endpoint_url)
-    return (info for info in listed if info.key.startswith(source.prefix))
 
 
 def _scope(sample: int) -> str:

@@ -162,6 +162,11 @@ def _whole_text(whole: dict[str, Any] | None) -> list[str]:
     return [f"of all {whole['objects']:,} objects, by a sample of {whole['sampled']:,}, 95 % intervals: {told}"]
 
 
+def _left_out_text(totals: dict[str, Any]) -> str:
+    told = (("filtered", "left out by prefix or filters"), ("duplicates", "listed twice"))
+    return "".join(f", {totals[name]:,} {words}" for name, words in told if totals[name])
+
+
 def summary_text(report: Report) -> str:
     """Return a summary of a report for the terminal; what strangers wrote in it is escaped."""
     totals, verdicts = report["totals"], report["verdicts"]
@@ -169,7 +174,8 @@ def summary_text(report: Report) -> str:
     lines = [
         _what_was_named(report)
         if report["named"]
-        else f"{report['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone",
+        else f"{report['source']}: {totals['listed']:,} objects listed = {counts}; {totals['deleted']:,} are gone"
+        + _left_out_text(totals),
         f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
         *_whole_text(report["whole"]),
         # Those carried over were told of when they were new.

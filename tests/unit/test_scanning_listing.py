@@ -1,5 +1,6 @@
 """The listing against the previous table: what is carried over, what is scored, and the counts, against plain sets."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -232,3 +233,60 @@ def test_a_manifest_of_the_root_folder_is_not_looked_for_here(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ManifestError, match=r"there is no manifest /no-file-of-the-root\.csv"):
         list(manifest.objects("/no-file-of-the-root.csv", None, None))
+
+
+MANIFESTS: dict[str, tuple[bytes, list[str]]] = {
+    "a.csv": (b"key,size\r\na.png,1\r\nb.png,\r\n\r\n", ["a.png", "b.png"]),
+    "bom.csv": (b"\xef\xbb\xbfkey\na.png\n", ["a.png"]),
+    "quoted.csv": (b'size,key\n1,"a,b.png"\n2,"line\nbreak.png"\n3,"say ""hi"".png"\n',
+                   ["a,b.png", "line\nbreak.png", 'say "hi".png']),
+    "bucket.csv": (b"bucket,key\nphotos,a.png\n,b.png\n", ["a.png", "b.png"]),
+    "a.jsonl": (b'{"key": "a.png"}\r\n\r\n{"key": "b\\u2028.png"}', ["a.png", "b\u2028.png"]),
+    "a.CSV": (b"key\na.png", ["a.png"]),
+    "none.csv": (b"key\n", []),
+    "nothing.csv": (b"", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_is_read_as_people_write_it(name: str, tmp_path: Path) -> None:
+    data, keys = MANIFESTS[name]
+    (tmp_path / name).write_bytes(data)
+    assert [info.key for info in manifest.objects(str(tmp_path / name), "photos", None)] == keys
+
+
+UNUSABLE_MANIFESTS: dict[str, tuple[bytes, str]] = {
+    "comma.csv": (b"key\nb.png\na,b.png\n", "record 2: it has more fields than the first line"),
+    "capital.csv": (b"Key\na.png\n", "record 1 has no `key`"),
+    "semicolon.csv": (b"key;size\na.png;1\n", "record 1 has no `key`"),
+    "other.csv": (b"key,bucket\na.png,photos\nb.png,music\n", "record 2: it is of bucket music, the scan of photos"),
+    "latin.csv": ("key\nf\xfc.png\n".encode("latin-1"), "it is not UTF-8; save it as that"),
+    "wide.csv": ("key\na.png\n".encode("utf-16"), "it is not UTF-8; save it as that"),
+    "cut.jsonl": (b'{"key": "a.png"}\n{"key": "b', "line 2 is not JSON"),
+    "keys.jsonl": (b'{"key": "a.png"}\n"b.png"\n', "record 2 has no `key`"),
+    "epoch.jsonl": (b'{"key": "a.png", "last_modified": 1767323045}', "record 1: last_modified is not a time"),
+    "keys.txt": (b"a.png", "a manifest is .csv"),
+    "keys.parquet": (b"PAR1", "cannot be read"),
+    "packed.csv.gz": (b"key\na.png\n", "cannot be read: Not a gzipped file"),
+    "manifest.json": (b'["a.png"]', "is not an S3 Inventory's"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE_MANIFESTS)
+def test_a_manifest_that_cannot_be_used_says_why(name: str, tmp_path: Path) -> None:
+    data, why = UNUSABLE_MANIFESTS[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ManifestError, match=re.escape(why)):
+        list(manifest.objects(str(tmp_path / name), "photos", None))
+    (tmp_path / "manifest.json").write_text('{"sourceSchema": 1}')
+    with pytest.raises(ManifestError, match="it has no field 'sourceBucket'"):
+        list(manifest.objects(str(tmp_path / "manifest.json"), "photos", None))
+
+
+def test_what_a_manifest_lists_outside_the_prefix_is_counted_and_not_gone(tmp_path: Path) -> None:
+    join = ListingJoin(tmp_path, Filters(), prefix="2026/", by_version=True)
+    join.add_listing([ObjectInfo(key="2026/a.png"), ObjectInfo(key="2025/a.png"), ObjectInfo(key="2026")])
+    join.add_previous([rows.to_parquet([{"key": "2025/a.png", "status": "scored"}])], "now")
+    counts = join.counts()
+    assert [row["key"] for row in join.to_score()] == ["2026/a.png"]
+    assert (counts["listed"], counts["filtered"], counts["deleted"]) == (1, 2, 0)

@@ -243,6 +243,7 @@ def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_
     found = report.reduce(out, made)
     assert [alert["kind"] for alert in found["alerts"]] == ["empty"]
     assert why in report.summary_text(found)
+    assert ("1 left out by prefix or filters" in report.summary_text(found)) == bool(suffixes)
     steps.exit_with(steps.complete_scan(out, made))
     with pytest.raises(typer.Exit) as end:
         steps.exit_with(steps.complete_scan(out, made, fail_on=[AlertKind.EMPTY]))

@@ -286,6 +286,8 @@ def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) ->
     scan(photos, out)
     with pytest.raises(PlanError, match="holds scans of"):
         plan_scan(ScanRequest(source=ScanSource(url=str(photos / "album 0")), card=card()), out)
+    with pytest.raises(PlanError, match="without a manifest; give each source"):
+        plan_scan(ScanRequest(source=ScanSource(url=str(photos), manifest="keys.csv"), card=card()), out)
 
 
 def test_a_scan_of_more_than_the_user_allows_scores_nothing(photos: Path, tmp_path: Path) -> None:
