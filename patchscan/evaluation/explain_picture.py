@@ -43,7 +43,7 @@ def draw(explanation: Explanation, detector: BaseDetector, title: str) -> Figure
     drawing = Figure(figsize=(10.5, sum(heights)), layout="constrained")
     grid = drawing.add_gridspec(2 + len(views), 4, height_ratios=heights)
     _image(drawing.add_subplot(grid[0, :2]), explanation)
-    _verdict(drawing.add_subplot(grid[0, 2:]), title, explanation.answer.verdict, lines, heights[0])
+    _verdict(drawing.add_subplot(grid[0, 2:]), plots.shown(title), explanation.answer.verdict, lines, heights[0])
     for row, view in enumerate(views, start=1):
         _row(drawing, [grid[row, column] for column in range(4)], view, len(views) > 1)
     last = drawing.add_subplot(grid[-1, :2])
@@ -145,7 +145,7 @@ def _weights(axis: Axes, view: WholeImageView) -> None:
 
 
 def _members(axis: Axes, views: list[View]) -> None:
-    names = [view.architecture for view in views]
+    names = [plots.shown(view.architecture) for view in views]
     axis.barh(np.arange(len(views)), [view.p_ai for view in views], color=plots.AI_COLOUR, height=0.6)
     axis.set(title="each member's own p_ai", xlim=(0, 1), yticks=np.arange(len(views)), yticklabels=names)
     axis.invert_yaxis()

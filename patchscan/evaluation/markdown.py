@@ -1,15 +1,19 @@
 """Write a report's main figures as Markdown tables, for a page or an issue."""
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
+from patchscan.common.console import printable
 from patchscan.evaluation.results import protocol_title
 from patchscan.evaluation.scoreboard import LOW_FPRS
 from patchscan.evaluation.training_facts import training_text
 from patchscan.reporting.pages import show
 
 Row = dict[str, Any]
+# What Markdown would take for a table's line, code, a link or a tag in a name from outside.
+MARKS = re.compile(r"[\\`\[\]<>|]")
 
 
 def results_tables(report: dict[str, Any]) -> str:
@@ -20,12 +24,12 @@ def results_tables(report: dict[str, Any]) -> str:
     for protocol in report["protocols"]:
         rows = {model["name"]: model["results"][protocol]["rows"] for model in report["models"]}
         title = protocol_title(protocol)
-        whose = title if title == protocol else f"{title}, {report['data']['name']}"
+        whose = title if title == protocol else f"{title}, {_plain(report['data']['name'])}"
         under = f"{whose}; 95 % intervals in brackets; * unseen in training"
         tables += [f"Accuracy (%) at each model's threshold, {under}.", *_accuracy_table(rows)]
         tables += [f"AUC, {under}.", *_auc_table(rows)]
         trained = (f"{model['name']}: {training_text(model['training'])}" for model in report["models"])
-        tables.append(f"Training: {'; '.join(trained)}.")
+        tables.append(f"Training: {_plain('; '.join(trained))}.")
     for model in report["models"]:
         for data in model["scoreboard"]:
             if len(data["rows"][0]["tiers"]) > 1:
@@ -89,7 +93,7 @@ def _reasons(empty: Iterable[tuple[str, str]]) -> list[str]:
     for where, why in empty:
         places.setdefault(why, []).append(where)
     told = [f"{', '.join(where)}: {why}" for why, where in places.items()]
-    return [f"{show(None)} {'; '.join(told)}."] if told else []
+    return [f"{show(None)} {_plain('; '.join(told))}."] if told else []
 
 
 def _scoreboard_tables(model: str, data: dict[str, Any]) -> list[str]:
@@ -108,7 +112,10 @@ def _scoreboard_tables(model: str, data: dict[str, Any]) -> list[str]:
     measured.append(("real images called AI, %", "false_alarms", means, "0"))
     tables = []
     for title, figure, rows, style in measured:
-        tables += [f"{model} on {data['name']}: {title}.", *_scoreboard_table(figure, rows, style, data["real"])]
+        tables += [
+            f"{_plain(model)} on {_plain(data['name'])}: {title}.",
+            *_scoreboard_table(figure, rows, style, data["real"]),
+        ]
     return tables
 
 
@@ -143,6 +150,13 @@ def _interval(estimate: Row, style: str, scale: int = 1) -> str:
     return f"{value}" if low in (None, high) else f"{value} ({low} to {high})"
 
 
+def _plain(text: str) -> str:
+    """Text with names from outside, as one line in which Markdown finds no mark."""
+    return MARKS.sub(r"\\\g<0>", printable(text))
+
+
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
+    """A table whose columns and lines have names from outside."""
+    named = ([_plain(name), *cells] for name, *cells in lines)
+    rows = [[_plain(name) for name in header], ["---"] * len(header), *named]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from patchscan.reporting.likelihood import cross_entropy, pav
-from patchscan.reporting.plots import AI_COLOUR, FAINT, INK, REAL_COLOUR, panels, styled
+from patchscan.reporting.plots import AI_COLOUR, FAINT, INK, REAL_COLOUR, panels, shown, styled
 
 # Label (n,) and log10 LR (n,), by the name of the group: one at least, and both classes are present.
 Groups = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -51,6 +51,6 @@ def _panels(groups: Groups, draw: Callable[[Axes, np.ndarray, np.ndarray], None]
     drawing, axes = panels(len(groups), columns=4, width=2.6 if len(groups) > 2 else 4.2, height=2.3, above=0.3)
     for axis, (name, (label, log10_lr)) in zip(axes, groups.items(), strict=True):
         draw(axis, label, log10_lr)
-        axis.set_title(f"{name} ({len(label)})")
+        axis.set_title(f"{shown(name)} ({len(label)})")
     drawing.legend(handles=axes[0].get_legend_handles_labels()[0], fontsize=8, loc="outside upper right", ncols=3)
     return drawing

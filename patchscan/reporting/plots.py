@@ -3,6 +3,7 @@ converts to bytes. Needs no torch and no display."""
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from math import ceil
@@ -18,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
+from patchscan.common.console import printable
 from patchscan.common.files import atomic_write
 from patchscan.reporting.statistics import principal_components
 
@@ -30,6 +32,8 @@ DPI = 144
 BINS = 10
 
 P = ParamSpec("P")
+# Names of files and folders are no formulas: what stands between two $ would be taken for one.
+NO_MATH = {"text.parse_math": False}
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -42,7 +46,9 @@ _STYLE: dict[str, Any] = {
     "grid.color": "#e6eaef",
     "text.color": INK,
     "legend.frameon": False,
+    **NO_MATH,
 }
+LONGEST_NAME = 48
 
 # Axis labels: the unit of the levels of each family of disturbances.
 LEVELS = {
@@ -86,12 +92,23 @@ def panels(count: int, columns: int, width: float, height: float, above: float) 
     return drawing, list(axes.flat[:count])
 
 
+def shown(name: str) -> str:
+    """Return a name from outside, such as a folder's, as pictures show it: one line of at most LONGEST_NAME characters.
+    A legend would leave out a name that begins with `_`."""
+    text = printable(name)
+    text = text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
+    return f" {text}" if text.startswith("_") else text
+
+
 def png(drawing: Figure) -> bytes:
     """Convert the figure to PNG bytes, the same bytes for the same figure."""
     buffer = io.BytesIO()
     drawing.set_dpi(DPI)
-    # Figure.savefig would draw everything twice, the first time for the layout, which this finds as it draws.
-    FigureCanvasAgg(drawing).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    with mpl.rc_context(rc=NO_MATH), warnings.catch_warnings():  # type: ignore[arg-type]
+        # Of a script that the font lacks, boxes are drawn; the page beside the picture has the names.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
+        # Figure.savefig would draw everything twice, the first time for the layout, which this finds as it draws.
+        FigureCanvasAgg(drawing).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 
@@ -120,7 +137,7 @@ def roc(groups: Curves) -> Figure:
     for number, (name, (label, score)) in enumerate(two_class(groups).items()):
         fpr, tpr, _ = roc_curve(label, score, drop_intermediate=False)
         look = _look(number)
-        linear.plot(fpr, tpr, label=name, **look)
+        linear.plot(fpr, tpr, label=shown(name), **look)
         # The lowest false-positive rate that can be measured is one real image among all of them.
         lowest = 1 / max(1, int((label == 0).sum()))
         measurable = fpr >= lowest
@@ -150,7 +167,7 @@ def precision_recall(groups: Curves) -> Figure:
     axis = axes[0, 0]
     for number, (name, (label, score)) in enumerate(two_class(groups).items()):
         precision, recall, _ = precision_recall_curve(label, score)
-        axis.plot(recall, precision, label=f"{name} ({label.mean():.0%} AI)", **_look(number))
+        axis.plot(recall, precision, label=f"{shown(name)} ({label.mean():.0%} AI)", **_look(number))
     axis.set(xlabel="recall (share of AI images found)", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axis.set_title("Precision and recall")
     axis.grid(True)
@@ -175,7 +192,7 @@ def reliability(groups: Curves) -> Figure:
             x = float(p_ai[inside].mean())
             axis.vlines(x, low, high, color=COLOURS[0], linewidth=1.4)
             axis.plot([x], [share], "o", color=COLOURS[0], markersize=3 + 5 * np.sqrt(inside.mean()))
-        axis.set(title=name, xlabel="p_ai", ylabel="share that is AI", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.set(title=shown(name), xlabel="p_ai", ylabel="share that is AI", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.grid(True)
     return drawing
 
@@ -189,7 +206,7 @@ def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> F
     for axis, (name, (label, p_ai)) in zip(axes, groups.items(), strict=True):
         score_histogram(axis, {"real": (p_ai[label == 0], REAL_COLOUR), "AI": (p_ai[label == 1], AI_COLOUR)}, edges)
         mark_decision(axis, threshold, band)
-        axis.set(title=f"{name} ({len(label)})", xlabel="p_ai", ylabel="images", xlim=(0, 1))
+        axis.set(title=f"{shown(name)} ({len(label)})", xlabel="p_ai", ylabel="images", xlim=(0, 1))
     if groups:
         handles = [Patch(color=REAL_COLOUR, alpha=0.5, label="real"), Patch(color=AI_COLOUR, alpha=0.5, label="AI")]
         handles += [Patch(color=BAND_COLOUR, label="uncertain")] if band[1] > band[0] else []
@@ -225,7 +242,7 @@ def confusions(groups: dict[str, dict[str, int]]) -> Figure:
         for (row, column), value in np.ndenumerate(table):
             colour = "white" if share[row, column] > 0.6 else INK
             axis.text(column, row, f"{value}\n{share[row, column]:.0%}", ha="center", va="center", color=colour)
-        axis.set(title=name, xticks=[0, 1], yticks=[0, 1], xlabel="called")
+        axis.set(title=shown(name), xticks=[0, 1], yticks=[0, 1], xlabel="called")
         axis.set_xticklabels(["AI", "real"])
         axis.set_yticklabels(["AI", "real"], rotation=90, va="center")
         axis.spines[:].set_visible(False)
@@ -244,7 +261,7 @@ def risk_coverage(groups: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict
         count = np.arange(1, len(right) + 1)
         risk = np.cumsum(~right[order]) / count
         # A rate over fewer than 20 images is mostly noise, so the curve starts there.
-        axis.plot((count / len(right))[19:], risk[19:], label=name, **_look(number))
+        axis.plot((count / len(right))[19:], risk[19:], label=shown(name), **_look(number))
         if name in chosen:
             axis.plot(*chosen[name], marker="o", color=_look(number)["color"], markersize=7, linestyle="none")
     axis.set(xlabel="coverage (share of images decided)", ylabel="risk (error among the decided)", xlim=(0, 1.01))
@@ -284,10 +301,10 @@ def forest(rows: Sequence[tuple[str, dict[str, Interval]]], xlabel: str, referen
     axis.set(
         yticks=range(len(rows)), xlabel=xlabel, xlim=(min(0.4, axis.get_xlim()[0]), 1.01), ylim=(len(rows) - 0.5, -0.5)
     )
-    axis.set_yticklabels([name for name, _ in rows])
+    axis.set_yticklabels([shown(name) for name, _ in rows])
     axis.grid(True, axis="x")
     if len(models) > 1:
-        handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+        handles = [Line2D([], [], label=shown(name), **look) for name, look in looks.items()]
         drawing.legend(handles=handles, loc="outside upper center", fontsize=8, ncols=min(3, len(models)))
     return drawing
 
@@ -337,7 +354,9 @@ def features(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> F
         axis.set_ylabel(f"component 2 ({share[1]:.1%})" if len(share) > 1 else "")
         axis.set(xticks=[], yticks=[])
     handles: list[Patch | Line2D] = [Patch(color=colour, label=name) for name, colour in classes.items()]
-    handles += [Line2D([], [], linestyle="none", marker=look, color=INK, label=name) for name, look in looks.items()]
+    handles += [
+        Line2D([], [], linestyle="none", marker=look, color=INK, label=shown(name)) for name, look in looks.items()
+    ]
     drawing.legend(handles=handles, loc="outside right upper", fontsize=7.5)
     return drawing
 

@@ -3,6 +3,7 @@ reported instead of failing."""
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
@@ -409,3 +410,16 @@ def test_curves_of_many_generators_differ_and_their_names_cover_none() -> None:
     assert len({(line.get_color(), line.get_linestyle()) for line in curves}) == 20
     assert [axis.get_legend() for axis in drawing.axes] == [None, None]
     assert len(drawing.legends[0].get_texts()) == 20
+
+
+def test_pictures_show_names_from_outside_as_they_are() -> None:
+    names = ["$x^$", "_hidden", "日本", "line\nbreak\x1b[31m", "x" * 300]
+    rng = np.random.default_rng(0)
+    groups = {name: (np.arange(20) % 2, rng.random(20)) for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawing = plots.roc(groups)
+        plots.png(drawing)
+        plots.png(plots.forest([(name, {"a": (0.5, 0.4, 0.6)}) for name in names], "AUC", 0.5))
+    told = [text.get_text().strip() for text in drawing.legends[0].get_texts()]
+    assert told == ["$x^$", "_hidden", "日本", r"line\nbreak\x1b[31m", "x" * 47 + "…"]

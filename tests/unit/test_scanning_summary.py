@@ -136,9 +136,13 @@ def test_a_source_that_is_away_is_waited_for_once_not_for_each_picture(
     assert len(asked) == first + 3
 
 
+# No formula for a picture, no mark for Markdown.
+GENERATOR = r"_$\frac{$|<b>[x](//y)"
+
+
 def test_labels_from_a_file_are_evaluated(found: dict[str, Any], photos: Path, tmp_path: Path) -> None:
     named = [f"cats/{number}.png,real," for number in range(5)] + [
-        f"dogs/sub/{number}.png,ai,flux" for number in range(3)
+        f"dogs/sub/{number}.png,ai,{GENERATOR}" for number in range(3)
     ]
     (tmp_path / "labels.csv").write_text("\n".join(["key,label,generator", *named, "gone.png,ai,flux"]))
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
@@ -153,6 +157,8 @@ def test_labels_from_a_file_are_evaluated(found: dict[str, Any], photos: Path, t
     assert evaluated["labelled"] == 8
     page, data = (out.read(evaluated["report"].replace("html", kind)) or b"" for kind in ("html", "json"))
     assert b"<code>gone.png</code>: not_scanned" in page
+    tables = out.read(evaluated["report"].replace("report.html", "RESULTS_TABLE.md")) or b""
+    assert rb"| model | _$\\frac{$\|\<b\>\[x\](//y) |" in tables
     said = json.loads(data)["data"]["labels"]
     assert (said["labelled"], said["unavailable_keys"]) == (9, {"gone.png": "not_scanned"})
 
