@@ -52,6 +52,8 @@ def read_labels(path: Path) -> Labels:
         )
     except OSError as error:
         raise AuditError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:  # whose text is the whole file
+        raise AuditError(f"{path} is not UTF-8 at byte {error.start:,}; save it as UTF-8") from error
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, csv.Error) as error:
         raise AuditError(f"{path} holds no labels as a review page saves them, .json or .csv ({error!r})") from error
     if len(found.by_number) < len(rows):
@@ -363,11 +365,29 @@ def write_audit(out: Store, paths: Sequence[Path], max_fpr: float) -> dict[str, 
 
 def add_to_labels(earlier: bytes | None, sample: Sample, labels: Mapping[int, Label]) -> bytes:
     """Return the file of all audits' labels that `--labels` reads (key, label): `earlier`, and this audit's labels,
-    which replace earlier ones of the same key."""
-    known = {} if earlier is None else dict(list(csv.reader(io.StringIO(earlier.decode(), newline="")))[1:])
+    which replace earlier ones of the same key. Columns that somebody has added stay.
+
+    Raises AuditError where `earlier` is no such file any more."""
+    columns, known = _read_all_labels(earlier or b"key,label\n")
     for row in sample["rows"]:
         if label := labels.get(row["number"]):
-            known[row["key"]] = label
+            known[row["key"]] = known.get(row["key"], {}) | {"key": row["key"], "label": label}
     buffer = io.StringIO(newline="")
-    csv.writer(buffer).writerows([("key", "label"), *sorted(known.items())])
+    writer = csv.DictWriter(buffer, columns, restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(known[key] for key in sorted(known))
     return buffer.getvalue().encode()
+
+
+def _read_all_labels(data: bytes) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
+    """The columns of the file of all labels, and its rows by key."""
+    try:
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        columns = list(reader.fieldnames or ())
+        columns.index("key"), columns.index("label")
+        return columns, {row["key"]: row for row in reader if row["label"]}
+    except (ValueError, csv.Error) as error:
+        raise AuditError(
+            f"{ALL_LABELS} in the results is no longer a CSV in UTF-8 with the columns key and label"
+            f" ({type(error).__name__}): mend or remove it, and run the same command again"
+        ) from error

@@ -10,6 +10,7 @@ import typer
 from patchscan.common.console import INTERNAL_STEPS
 from patchscan.scanning import options
 from patchscan.scanning.steps import (
+    check_labelled,
     check_labels,
     complete_scan,
     estimate_scan,
@@ -132,6 +133,7 @@ def scan(
     def work(plan: "Plan") -> int:
         """Work on all shards and write the reports; returns the exit code."""
         nonlocal left
+        check_labelled(labels, results, plan)
         worker = Worker(plan, results, scorer, settings)
         worker.objects_left = left
         with ProgressReport("scanning", plan.to_score, "objects") as progress:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pandas as pd
 
 from patchscan.dataset.labels import AI_NAMES, REAL_NAMES, LabelError, Labels, describe_labels, read_labels
 from patchscan.detector.card import Card
+from patchscan.scanning.plan import Plan, read_all
+from patchscan.scanning.rows import from_parquet
 from patchscan.scanning.table import ScanTable
+from patchscan.storage.store import Store
 
 FOLDERS = "folders"
 # Why a labelled image is unavailable that has no row.
@@ -36,6 +40,24 @@ def check(source: str, endpoint_url: str | None = None) -> None:
         read_labels(source, endpoint_url)
 
 
+def check_listed(out: Store, plan: Plan, source: str) -> None:
+    """Raise LabelError where `--labels` says nothing of any object in a plan, before the scan."""
+    known = None if source == FOLDERS else read_labels(source, plan.source.endpoint_url).by_key
+    folder = f"scans/{plan.scan}"
+    for data in chain(read_all(out, f"{folder}/shards/"), read_all(out, f"{folder}/rows/")):
+        keys = from_parquet(data).column("key").to_pylist()
+        if any(from_key(key) if known is None else key in known for key in keys):
+            return
+    raise _no_labels(source)
+
+
+def _no_labels(source: str) -> LabelError:
+    return LabelError(
+        f"no object has a label from {source}: name folders ai and nature, or list whole keys in a CSV, as rows have"
+        " them"
+    )
+
+
 def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the labelled rows as evaluation's scores table (path, generator, label, logit, small, status, error_code),
     and what its report says of the labels; an image is unavailable if its row failed, or there is none.
@@ -59,7 +81,7 @@ def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None)
             else:
                 records.append({"label": label[0], "generator": label[1], **row})
     if not records:
-        raise LabelError(f"no object has a label from {source}: name folders ai and nature, or list keys in a CSV")
+        raise _no_labels(source)
     if not any(record["status"] == "scored" for record in records):
         raise LabelError(f"none of the {len(records):,} objects that have a label from {source} was scored")
     scores = pd.DataFrame(records).rename(columns={"key": "path"}).assign(split="scan")

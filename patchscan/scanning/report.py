@@ -28,8 +28,8 @@ Report = dict[str, Any]
 def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tuple[Store, Plan] | None = None) -> Report:
     """Write the reports of a scan whose shards are all done, then `_SUCCESS`, and return the report. The reports are
     also copied to the top of the results folder, unless a later scan is complete. `labels` (labels.scores_table) adds
-    evaluation's report. `compare_with` is the earlier scan to compare with, and where its results are, None: the
-    previous one.
+    evaluation's report, unless nothing was listed. `compare_with` is the earlier scan to compare with, and where its
+    results are, None: the previous one.
 
     Raises IncompleteScanError, LabelError, ClaimLostError, and PlanError where the counts do not add up.
     """
@@ -41,7 +41,7 @@ def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tupl
         report = _figures(table, plan)
         report["what_files_say"] = claims.what_files_say(table, plan, _base(plan), earlier)
         report["changes"] = what_changed(table, plan, earlier) if earlier else None
-        report["evaluation"] = _evaluate(table, plan, labels, out, Path(scratch)) if labels else None
+        report["evaluation"] = _evaluate(table, plan, labels, out, Path(scratch)) if labels and plan.listed else None
     report["alerts"] = find_alerts(report)
     if not report["totals"]["adds_up"]:
         raise PlanError(f"the rows of scan {plan.scan} do not add up to what was listed: {report['totals']}")

@@ -97,6 +97,14 @@ def check_labels(labels: str | None, endpoint_url: str | None) -> None:
         check(labels, endpoint_url)
 
 
+def check_labelled(labels: str | None, results: "Store", plan: "Plan") -> None:
+    """Find out before the scan whether its labels are of any object that it has. Of an empty source another is told."""
+    if labels is not None and plan.listed:
+        from patchscan.scanning.labels import check_listed
+
+        check_listed(results, plan, labels)
+
+
 def estimate_scan(request: "ScanRequest", scorer: "Scorer", results: "Store", settings: "WorkSettings") -> None:
     """Score a few of the objects that a scan would score, and print what all of them would take."""
     from patchscan.common.console import ProgressReport

@@ -379,3 +379,26 @@ def test_a_phone_s_picture_is_shown_upright_and_scored_as_stored(tmp_path: Path)
     assert isinstance(top, tuple)
     assert top[2] > 200 > top[0]
     assert patch.getpixel((50, 35)) != patch.getpixel((10, 35)), "the patch lies in the image as stored"
+
+
+SAMPLE = {"rows": [{"number": 1, "key": "a.png"}, {"number": 2, "key": "c,d.png"}]}
+
+
+def test_all_labels_may_have_been_edited(tmp_path: Path) -> None:
+    earlier = "\ufeffkey,label,generator\r\na.png,real,\r\n\r\nb.png,ai,flux\r\n".encode()
+    (tmp_path / "labels.csv").write_bytes(audit_report.add_to_labels(earlier, SAMPLE, {1: "ai", 2: "real"}))
+    found = by_key.read_labels(str(tmp_path / "labels.csv")).by_key
+    assert found == {"a.png": (1, "all"), "b.png": (1, "flux"), "c,d.png": (0, "all")}
+
+
+@pytest.mark.parametrize("earlier", [b"name,class\n", b"key;label\na;ai\n", "key,label\n\u00fc,ai".encode("latin-1")])
+def test_all_labels_that_are_none_any_more_are_one_line(earlier: bytes) -> None:
+    with pytest.raises(AuditError, match=r"audits/labels.csv .* mend or remove it"):
+        audit_report.add_to_labels(earlier, SAMPLE, {1: "ai"})
+
+
+def test_labels_in_another_encoding_are_one_short_line(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(b"number,label\n\xff" + b"x" * 10_000)
+    with pytest.raises(AuditError, match="is not UTF-8 at byte 13; save it as UTF-8") as failure:
+        audit_report.read_labels(tmp_path / "labels.csv")
+    assert len(str(failure.value)) < 300

@@ -223,6 +223,22 @@ def test_labels_that_cannot_be_used_are_found_out_before_the_scan(name: str, tmp
     assert not out.exists()
 
 
+@pytest.mark.parametrize("source", ["folders", "labels.csv"])
+def test_labels_of_no_listed_object_are_found_out_before_the_scan(source: str, tmp_path: Path) -> None:
+    photos, out, labels_file = tmp_path / "photos", open_store(str(tmp_path / "out")), tmp_path / "labels.csv"
+    named = source if source == "folders" else str(labels_file)
+    request = ScanRequest(source=ScanSource(url=str(photos)), card=card())
+    (photos / "sub").mkdir(parents=True)
+    (photos / "sub" / "a.png").write_bytes(image(1))
+    labels_file.write_text("key,label\na.png,ai\n")
+    with pytest.raises(LabelError, match="no object has a label from"):
+        steps.check_labelled(named, out, plan_scan(request, out))
+    (photos / "sub").rename(photos / "real")
+    labels_file.write_text("key,label\nreal/a.png,real\n")
+    out = open_store(str(tmp_path / "another"))
+    steps.check_labelled(named, out, plan_scan(request, out))
+
+
 def test_labels_that_are_a_folder_or_in_the_root_folder_are_clear_errors(tmp_path: Path) -> None:
     for url in (str(tmp_path), "/no-such-labels.csv"):
         with pytest.raises(UserError, match=r"not a file|there is no file /no-such"):
@@ -244,7 +260,8 @@ def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_
     assert [alert["kind"] for alert in found["alerts"]] == ["empty"]
     assert why in report.summary_text(found)
     assert ("1 left out by prefix or filters" in report.summary_text(found)) == bool(suffixes)
-    steps.exit_with(steps.complete_scan(out, made))
+    steps.check_labelled("folders", out, made)
+    steps.exit_with(steps.complete_scan(out, made, labels="folders"))
     with pytest.raises(typer.Exit) as end:
         steps.exit_with(steps.complete_scan(out, made, fail_on=[AlertKind.EMPTY]))
     assert end.value.exit_code == 3
