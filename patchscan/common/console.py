@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 
 from patchscan.common.errors import EXIT_INTERRUPTED
 
@@ -89,7 +89,17 @@ def printable(text: str) -> str:
 
 def say(text: str, *, error: bool = False) -> None:
     """Print one line, `printable`, on standard output, or on standard error. All commands print with it."""
-    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+    write_line(printable(text), sys.stderr if error else sys.stdout)
+
+
+def write_line(text: str, stream: TextIO) -> None:
+    """Write a line at once. Where nobody reads the stream any more, as after `| head`, this line and all later ones go
+    nowhere, and the work goes on."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123  nothing is written to it
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def say_table(table: "pd.DataFrame", *, index: bool = True, float_format: str | None = None) -> None:

@@ -16,6 +16,7 @@ from patchscan.storage import open_store
 from patchscan.storage.store import Store
 
 PLANNING_FILE = "planning.json"
+ENTRY_NAME = re.compile(r"history/\d{6,}\.json")
 SCAN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 # On a store without conditional writes: the time a planner may take between reading the history and writing its entry.
 SETTLE_S = 5.0
@@ -30,8 +31,9 @@ class ClaimLostError(PlanError):
 
 
 def read_entries(out: Store) -> list[str]:
-    """The names of the history's entries, oldest first."""
-    return sorted(out.names("history/"))
+    """The names of the history's entries, oldest first. What else lies there, such as a file browser's .DS_Store, is
+    not ours."""
+    return sorted(filter(ENTRY_NAME.fullmatch, out.names("history/")))
 
 
 def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from patchscan.common.console import ProgressReport
+from patchscan.common.console import ProgressReport, write_line
 from patchscan.common.errors import UserError
 from patchscan.scanning.rows import Row
 
@@ -79,7 +79,7 @@ class EventObserver(Observer):
     def emit(self, event: str, **values: Any) -> None:
         """Write one event."""
         line = {"event": event, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), "scan": self.scan, **values}
-        print(json.dumps(line), file=self.stream, flush=True)
+        write_line(json.dumps(line), self.stream)
 
 
 class RequestLimit(Observer):

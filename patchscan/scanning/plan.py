@@ -163,8 +163,8 @@ def read_parts(out: Store, scan: str) -> Iterator[bytes]:
 
 
 def read_all(out: Store, prefix: str) -> Iterator[bytes]:
-    """Yield the contents of the files whose names begin with `prefix`, in the order of their names."""
-    for name in sorted(out.names(prefix)):
+    """Yield the contents of the Parquet files whose names begin with `prefix`, in the order of their names."""
+    for name in sorted(name for name in out.names(prefix) if name.endswith(".parquet")):
         data = out.read(name)
         assert data is not None
         yield data

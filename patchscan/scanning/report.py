@@ -164,7 +164,7 @@ def _whole_text(whole: dict[str, Any] | None) -> list[str]:
 
 def _left_out_text(totals: dict[str, Any]) -> str:
     told = (("filtered", "left out by prefix or filters"), ("duplicates", "listed twice"))
-    return "".join(f", {totals[name]:,} {words}" for name, words in told if totals[name])
+    return "".join(f", {totals[name]:,} {words}" for name, words in told if totals.get(name))
 
 
 def summary_text(report: Report) -> str:

@@ -37,7 +37,7 @@ class ScanTable:
 
     def __init__(self, out: Store, plan: Plan, scratch: Path):
         folder = f"scans/{plan.scan}/rows/"
-        found = sorted(out.names(folder))
+        found = sorted(name for name in out.names(folder) if name.endswith(".parquet"))
         missing = {f"{folder}part-{shards.name(index)}.parquet" for index in range(plan.shards)} - set(found)
         if missing:
             first = min(missing).removeprefix(folder)

@@ -334,3 +334,15 @@ def test_an_evaluation_that_is_interrupted_prepares_no_more_images(monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         score_images(detector, slowly, table, "test")
     assert len(read) < 2 * BATCH
+
+
+def test_work_goes_on_where_nobody_reads_what_it_says() -> None:
+    """As after `| head`: an exit code of 1 would say that the scan is done."""
+    reader, writer = os.pipe()
+    stream = os.fdopen(writer, "w")
+    console.write_line("read", stream)
+    assert os.read(reader, 10) == b"read\n"
+    os.close(reader)
+    for _ in range(2):
+        console.write_line("not read", stream)
+    stream.close()

@@ -290,6 +290,15 @@ def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) ->
         plan_scan(ScanRequest(source=ScanSource(url=str(photos), manifest="keys.csv"), card=card()), out)
 
 
+def test_what_others_leave_in_a_results_folder_is_not_read(photos: Path, tmp_path: Path) -> None:
+    out = open_store(str(tmp_path / "out"))
+    rows_of = f"scans/{scan(photos, out).scan}/rows"
+    for name in ("history/.DS_Store", "history/notes.txt", f"{rows_of}/.DS_Store", f"{rows_of}/part-00000.parquet.tmp"):
+        out.write(name, b"\0\xff")
+    again = scan(photos, out)
+    assert (again.listed, again.unchanged) == (14, 14)
+
+
 def test_a_scan_of_more_than_the_user_allows_scores_nothing(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     source = ScanSource(url=str(photos))
