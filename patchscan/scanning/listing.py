@@ -83,23 +83,13 @@ STILL_ARCHIVED = (
 class ListingJoin:
     """Join the listing with the previous scan's table; `scratch` is a folder on local disk.
 
-    An object is told from others by its key; with `by_version`, for a manifest, by key and version. What does not begin
-    with `prefix`, as a manifest may list it, is left out like what the filters leave out. With `part_only` the listing
-    is of a part of the source: the rows of all other objects are carried over as they are.
+    An object is told from others by its key; with `by_version`, for a manifest, by key and version. With `part_only`
+    the listing is of a part of the source: the rows of all other objects are carried over as they are.
     """
 
-    def __init__(
-        self,
-        scratch: Path,
-        filters: Filters,
-        *,
-        prefix: str = "",
-        by_version: bool = False,
-        part_only: bool = False,
-    ):
+    def __init__(self, scratch: Path, filters: Filters, *, by_version: bool = False, part_only: bool = False):
         self.scratch = scratch
         self.filters = filters
-        self._prefix = prefix
         self._by_version = by_version
         self._part_only = part_only
         self._left_unsampled = 0
@@ -120,7 +110,7 @@ class ListingJoin:
         listing, left_out = self.scratch / "listing.parquet", self.scratch / "left-out.parquet"
         with pq.ParquetWriter(listing, LISTED) as kept, pq.ParquetWriter(left_out, IDENTITY) as others:
             while batch := list(islice(objects, BATCH)):
-                keep = [info.key.startswith(self._prefix) and self.filters.keep(info) for info in batch]
+                keep = [self.filters.keep(info) for info in batch]
                 kept.write_table(_table(compress(batch, keep), LISTED))
                 others.write_table(_table(compress(batch, (not one for one in keep)), IDENTITY))
         self._db.execute(f"CREATE VIEW listing AS FROM {quoted(listing)}")

@@ -3,7 +3,7 @@
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -177,14 +177,8 @@ def _make(
     _check_sample(before, previous, request.sample, named=keys is not None)
     with tempfile.TemporaryDirectory(prefix="patchscan-plan-", ignore_cleanup_errors=True) as scratch:
         by_version = request.source.manifest is not None
-        join = ListingJoin(
-            Path(scratch),
-            request.filters,
-            prefix=request.source.prefix,
-            by_version=by_version,
-            part_only=keys is not None,
-        )
-        listing, found = _list(request.source, keys, join)
+        join = ListingJoin(Path(scratch), request.filters, by_version=by_version, part_only=keys is not None)
+        listing, found, outside = _list(request.source, keys, join)
         if request.sample:
             join.sample(request.sample)
         if previous:
@@ -195,6 +189,7 @@ def _make(
                 c2pa_trust=trust_digest(request.c2pa_trust),
             )
         counts, bytes_to_score = join.counts(), join.bytes_to_score()
+        counts["filtered"] += outside
         to_score = counts["listed"] - counts["unchanged"]
         _check_number(request, to_score)
         named = None
@@ -232,20 +227,38 @@ def _make(
     return plan
 
 
-def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> tuple[dict[str, Any], int]:
+def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> tuple[dict[str, Any], int, int]:
     """Add the source's objects, or those with these keys, to the join. Returns the seconds and requests that it took,
-    and how many of the keys there are."""
+    how many of the keys there are, and how many objects a manifest lists outside the source's prefix."""
     store = source.open()
     started = time.monotonic()
     found: list[ObjectInfo] = []
+    outside = 0
     if keys is not None:
         found = _look_up(store, keys)
         join.add_listing(found)
     elif source.manifest is not None:
-        join.add_listing(manifest.objects(source.manifest, source.bucket, source.endpoint_url))
+        inside = _Inside(manifest.objects(source.manifest, source.bucket, source.endpoint_url), source.prefix)
+        join.add_listing(inside)
+        outside = inside.left_out
     else:
         read_listing(store, join.add_listing)
-    return {"seconds": time.monotonic() - started, "requests": dict(store.requests)}, len(found)
+    return {"seconds": time.monotonic() - started, "requests": dict(store.requests)}, len(found), outside
+
+
+class _Inside:
+    """The objects whose keys begin with a prefix; `left_out` counts the others."""
+
+    def __init__(self, objects: Iterable[ObjectInfo], prefix: str):
+        self._objects, self._prefix = objects, prefix
+        self.left_out = 0
+
+    def __iter__(self) -> Iterator[ObjectInfo]:
+        for info in self._objects:
+            if info.key.startswith(self._prefix):
+                yield info
+            else:
+                self.left_out += 1
 
 
 def _look_up(store: Store, keys: Sequence[str]) -> list[ObjectInfo]:

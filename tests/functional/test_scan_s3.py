@@ -527,6 +527,13 @@ def test_a_manifest_says_what_is_scanned(bucket: str, s3: EmbeddedS3, kind: str)
     assert {row["status"] for row in table.values()} == {"scored"}
 
 
+def test_what_a_manifest_lists_outside_the_prefix_is_counted(bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "keys.csv").write_text("key\nplain.png\nelsewhere/a.png\nelsewhere/b.png\n")
+    source = ScanSource(url=f"s3://{bucket}/plain", manifest=str(tmp_path / "keys.csv"))
+    made = scan(source, f"s3://{bucket}-out/x")
+    assert (made.listed, made.filtered, made.deleted) == (1, 2, 0)
+
+
 def test_bad_credentials_and_missing_buckets_are_one_clear_line(
     bucket: str, s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:

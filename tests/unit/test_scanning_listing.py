@@ -281,12 +281,3 @@ def test_a_manifest_that_cannot_be_used_says_why(name: str, tmp_path: Path) -> N
     (tmp_path / "manifest.json").write_text('{"sourceSchema": 1}')
     with pytest.raises(ManifestError, match="it has no field 'sourceBucket'"):
         list(manifest.objects(str(tmp_path / "manifest.json"), "photos", None))
-
-
-def test_what_a_manifest_lists_outside_the_prefix_is_counted_and_not_gone(tmp_path: Path) -> None:
-    join = ListingJoin(tmp_path, Filters(), prefix="2026/", by_version=True)
-    join.add_listing([ObjectInfo(key="2026/a.png"), ObjectInfo(key="2025/a.png"), ObjectInfo(key="2026")])
-    join.add_previous([rows.to_parquet([{"key": "2025/a.png", "status": "scored"}])], "now")
-    counts = join.counts()
-    assert [row["key"] for row in join.to_score()] == ["2026/a.png"]
-    assert (counts["listed"], counts["filtered"], counts["deleted"]) == (1, 2, 0)
