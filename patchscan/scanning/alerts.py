@@ -59,6 +59,16 @@ def _what_else(changes: dict[str, Any]) -> str:
     return f"; so have {', '.join(also)}" if also else ""
 
 
+def check_webhook(url: str) -> None:
+    """Raise WebhookError where `--webhook` is no address. The error does not quote it: it may hold a token."""
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL()
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise WebhookError("--webhook is not an address such as https://example.org/hook")
+
+
 def webhook_message(report: dict[str, Any]) -> dict[str, Any]:
     """Return the message about a finished scan that `post` sends."""
     names = ("scan", "source", "finished_at", "named", "totals", "verdicts", "alerts")

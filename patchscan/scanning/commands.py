@@ -12,6 +12,7 @@ from patchscan.scanning import options
 from patchscan.scanning.steps import (
     check_labelled,
     check_labels,
+    check_webhook,
     complete_scan,
     estimate_scan,
     exit_with,
@@ -102,6 +103,7 @@ def scan(
 
     started = time.monotonic()
     check_labels(labels, endpoint_url)
+    check_webhook(webhook)
     trust = options.read_c2pa_trust(c2pa_trust, endpoint_url)
     options.check_events_from(events_from, manifest, sample, estimate)
     options.check_max_requests(source, max_requests)
@@ -262,6 +264,7 @@ def scan_reduce(
     from patchscan.scanning.plan import Plan, parse_plan_url
     from patchscan.storage import open_store
 
+    check_webhook(webhook)
     out, name = parse_plan_url(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
     earlier = options.read_earlier(compare_with, results, endpoint_url)

@@ -106,8 +106,14 @@ def announced(out: Store, entry: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(UserError):
-            out.delete(PLANNING_FILE)
+        withdraw_announcement(out)
+
+
+def withdraw_announcement(out: Store) -> None:
+    """Say no longer that a scan is being planned, as after Ctrl-C: scans of named objects would wait for it for a
+    day."""
+    with suppress(UserError):
+        out.delete(PLANNING_FILE)
 
 
 def is_planned(out: Store, entry: str) -> bool:

@@ -166,7 +166,7 @@ MaxRequests = Annotated[
         min=0, help="Stop after reading the source this often, with exit code 75 (0: no limit). Run again to go on."
     ),
 ]
-MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics on this port.")]
+MetricsPort = Annotated[int | None, typer.Option(min=0, max=65_535, help="Serve Prometheus metrics on this port.")]
 
 Labels = Annotated[
     str | None,

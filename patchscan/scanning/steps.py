@@ -27,9 +27,14 @@ EXIT_ALERT = 3
 
 def make_plan(request: "ScanRequest", results: "Store") -> "Plan":
     """Plan a scan (`plan_scan`), and warn where the results store ignores conditional writes."""
+    from patchscan.scanning.history import withdraw_announcement
     from patchscan.scanning.planning import plan_scan
 
-    plan = run_interruptibly(lambda: plan_scan(request, results))
+    try:
+        plan = run_interruptibly(lambda: plan_scan(request, results))
+    except KeyboardInterrupt:
+        withdraw_announcement(results)
+        raise
     _warn_of_unconditional_writes(plan, results)
     return plan
 
@@ -95,6 +100,14 @@ def check_labels(labels: str | None, endpoint_url: str | None) -> None:
         from patchscan.scanning.labels import check
 
         check(labels, endpoint_url)
+
+
+def check_webhook(webhook: str | None) -> None:
+    """Find out before the scan whether its webhook has an address."""
+    if webhook is not None:
+        from patchscan.scanning import alerts
+
+        alerts.check_webhook(webhook)
 
 
 def check_labelled(labels: str | None, results: "Store", plan: "Plan") -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from patchscan.scanning import report
+from patchscan.scanning import report, steps
 from patchscan.scanning.history import LONGEST_PLANNING, PLANNING_FILE, last_complete
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, ScanSource, ShardSize, is_complete
@@ -134,6 +134,21 @@ def test_an_unfinished_scan_of_the_whole_source_is_left_its_place(photos: Path, 
     assert scorer.scored == 7
     write(photos / "0.png", 100)
     assert len(named(photos, out, ["0.png"])) == 1
+
+
+def test_a_plan_that_ctrl_c_ends_is_no_longer_waited_for(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = open_store(str(tmp_path / "out"))
+
+    def interrupted(_: object) -> None:
+        out.write(PLANNING_FILE, b"{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "run_interruptibly", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        steps.make_plan(ScanRequest(source=ScanSource(url=str(photos)), card=card()), out)
+    assert out.read(PLANNING_FILE) is None
 
 
 @pytest.mark.slow

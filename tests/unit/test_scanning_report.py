@@ -324,6 +324,13 @@ def test_a_webhook_that_refuses_is_a_clear_error() -> None:
     receiver.shutdown()
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "http://a\tb/", "hooks.example.org/T0/B0", "ftp://x/", "http:///x", ""])
+def test_a_webhook_without_an_address_is_found_out_before_the_scan(url: str, tmp_path: Path) -> None:
+    with pytest.raises(alerts.WebhookError, match="--webhook is not an address"):
+        commands.scan(str(tmp_path), str(tmp_path / "out"), webhook=url)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
     """A scan of a labelled folder with a card that states error rates: report.json, the page, the results folder."""
