@@ -376,7 +376,10 @@ class Bucket:
             return self._other_region(error.response)
         message = str(error.response.get("Error", {}).get("Message", ""))
         if status == 401 or CREDENTIAL_CODE.search(code) or "expired" in message:
-            return StoreError(f"{self.url}: the store refuses the credentials ({code}); renew them and run again")
+            clock = ", or set this machine's clock," if "skewed" in code.lower() else ""
+            return StoreError(
+                f"{self.url}: the store refuses the credentials ({code}); renew them{clock} and run again"
+            )
         if code == "NoSuchBucket":
             return StoreError(f"{self.url}: there is no bucket {self.bucket}; check its name and the store's address")
         if status == 404:

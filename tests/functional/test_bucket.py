@@ -448,6 +448,7 @@ def test_credentials_that_end_are_one_error_and_no_objects_fault(
     with pytest.raises(StoreError, match=f"refuses the credentials .{code}.; renew them") as ended:
         CALLS[call](store)
     assert ended.value.exit_code == 2
+    assert ("clock" in str(ended.value)) == (code == "RequestTimeTooSkewed")
 
 
 def client_error(operation: str, status: int, code: str) -> boto_errors.ClientError:
