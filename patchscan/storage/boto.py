@@ -109,7 +109,7 @@ def tls_advice(error: Exception) -> str | None:
 def network_error(error: Exception) -> TransientError:
     """An error of the network, without its text, which can contain keys, signed URLs and host names."""
     is_unknown = isinstance(error, boto_errors.EndpointConnectionError)
-    return TransientError(type(error).__name__ + ("; are its address and region right?" if is_unknown else ""))
+    return TransientError(type(error).__name__ + (" (are its address and region right?)" if is_unknown else ""))
 
 
 def status_and_code(error: boto_errors.ClientError) -> tuple[int, str]:

@@ -63,4 +63,4 @@ def test_a_store_out_of_reach_is_named(told: list[str], monkeypatch: pytest.Monk
     monkeypatch.setattr(store, "_retries", Retries(0.5, 0.01, other_side=store._retries.other_side))  # type: ignore[attr-defined]
     with pytest.raises(OutageError):
         store.read("history/1")
-    assert told == ["waiting for s3://photos/2026: EndpointConnectionError"]
+    assert told == ["waiting for s3://photos/2026: EndpointConnectionError (are its address and region right?)"]

@@ -69,8 +69,11 @@ class HangingStore(BaseHTTPRequestHandler):
     given = False
 
     def do_GET(self) -> None:
+        noise, picture = np.random.default_rng(0).integers(200, 250, (200, 200, 3)), io.BytesIO()
+        Image.fromarray(noise.astype(np.uint8)).save(picture, "PNG")
         if "list-type" in self.path:
-            entry = '<Contents><Key>1.png</Key><Size>99</Size><ETag>"e"</ETag></Contents>'
+            size = len(picture.getvalue())
+            entry = f'<Contents><Key>1.png</Key><Size>{size}</Size><ETag>"e"</ETag></Contents>'
             more = "" if "start-after" in self.path else entry
             self.reply(f"<ListBucketResult><IsTruncated>false</IsTruncated>{more}</ListBucketResult>".encode())
             return
@@ -78,8 +81,6 @@ class HangingStore(BaseHTTPRequestHandler):
             self.asked.set()
             self.go_on.wait()
         HangingStore.given = True
-        noise, picture = np.random.default_rng(0).integers(200, 250, (200, 200, 3)), io.BytesIO()
-        Image.fromarray(noise.astype(np.uint8)).save(picture, "PNG")
         self.reply(picture.getvalue())
 
     def reply(self, data: bytes) -> None:

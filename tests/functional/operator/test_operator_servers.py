@@ -79,7 +79,7 @@ def test_a_manifest_that_was_cut_off(photos: Path, served: Served, tmp_path: Pat
     listed = tmp_path / "keys.jsonl"
     listed.write_text('{"key": "0.png"}\n{"key": "1.p')
     scan = ["scan", photos, "--out", tmp_path / "out", "--manifest", listed, *scorer(served)]
-    assert_one_line(patchscan(*scan), 2, f"the manifest {listed} cannot be read: Unterminated string")
+    assert_one_line(patchscan(*scan), 2, "keys.jsonl, line 2 is not JSON: Unterminated string")
     assert files(tmp_path / "out") == set()
     listed.write_text('{"key": "0.png"}\n')
     assert patchscan(*scan).returncode == 0
