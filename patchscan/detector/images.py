@@ -295,7 +295,7 @@ def _pixels(source: _Source, image: Image.Image) -> Image.Image:
     if source.format == "PNG":
         return _pixels_of_png(source, image)
     if source.lacks_end:
-        return _completed_jpeg(source.data)
+        return _completed_jpeg(segments.without_filling(source.data))
     if source.format == "JPEG" and segments.has_several_scans(source.data):
         if not segments.has_all_scans(source.data):
             raise ImageError(ErrorCode.TRUNCATED, "the JPEG lacks some of its scans")

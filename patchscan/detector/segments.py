@@ -24,7 +24,8 @@ MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 # JFIF and Adobe say what the colours are, MPF that more pictures follow: all other application data is metadata. What
 # is shorter than this, libjpeg does not take for the one or the other.
 _KEPT = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12), 0xE2: (b"MPF\0", 4)}
-# So many zeros are no pixels: file systems fill with them what was lost.
+# So many zeros at the end of a file are no pixels: file systems fill with them what was lost. Before an end marker they
+# may be pixels, where one colour goes on to the end.
 _FILLING = 16
 # Bits that differ from the first on, without 0xFF: what an unfinished picture is completed with.
 _NOISE = bytes(random.Random(0).choices(range(128, 255), k=4096))
@@ -110,6 +111,12 @@ def end_of_picture(data: bytes) -> int | None:
     return next((start for marker, start, _ in _later_segments(data) if marker == END[1]), None)
 
 
+def without_filling(data: bytes) -> bytes:
+    """Return a JPEG without end marker without the zeros that a file system put in place of what it lost."""
+    pixels = data.rstrip(b"\0")
+    return pixels if len(data) - len(pixels) >= _FILLING else data
+
+
 def completed(data: bytes, decode_with: Callable[[bytes], Image.Image]) -> Image.Image | None:
     """Decode a JPEG whose end marker is missing with the given function; None if pixels are missing as well.
 
@@ -118,9 +125,6 @@ def completed(data: bytes, decode_with: Callable[[bytes], Image.Image]) -> Image
     """
     if not has_all_scans(data):
         return None
-    filled = data.rstrip(b"\0")
-    if len(data) - len(filled) >= _FILLING:
-        data = filled
     data = data.rstrip(b"\xff")  # half an end marker would make a marker of what is appended
     first = decode_with(data + END)
     for filler in (bytes(4096), _NOISE_IN_INTERVALS):  # after the last pixel, bytes are skipped up to the end marker

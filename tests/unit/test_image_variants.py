@@ -665,6 +665,16 @@ def test_a_jpeg_that_ends_in_grey_or_before_something_else_is_whole() -> None:
             assert decoded_bytes(whole + more) - len(more) == decoded_bytes(whole)  # decoded once
 
 
+def test_a_jpeg_whose_pixels_end_in_zeros_is_whole() -> None:
+    """With tables made for the picture, one colour is packed as zeros; its last byte is padded where it has room."""
+    for blocks in range(8):
+        pixels = np.full((64, 64), 128, np.uint8)
+        pixels[:8, : 8 * blocks] = PHOTO[:8, : 8 * blocks, 0]
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", optimize=True)
+        assert np.array_equal(decode(file.getvalue()).rgb[..., 0], np.asarray(Image.open(file))), blocks
+
+
 def test_a_progressive_jpeg_cut_between_two_scans_is_truncated() -> None:
     whole = encoded("JPEG", quality=90, progressive=True)
     scans = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
