@@ -142,15 +142,17 @@ class Tiff:
 
     def _with_deep_palette(self, whole: bytes) -> bytes:
         """The file with 16-bit numbers in its palette: some writers put in those of 8 bits, which would be black."""
-        for entry in self._entries(self.start):
-            tag, unit, count, start = self._located(entry)
-            palette = self.data[start : start + 2 * count]
-            high, low = (palette[1::2], palette[::2]) if self.order == "<" else (palette[::2], palette[1::2])
-            if tag == _COLOUR_MAP and unit == "H" and len(palette) == 2 * count <= _LONGEST_PALETTE and not any(high):
-                pairs = (bytes(len(low)), low) if self.order == "<" else (low, bytes(len(low)))
-                deep = bytes(byte for pair in zip(*pairs, strict=True) for byte in pair)
-                return whole[:start] + deep + whole[start + len(deep) :]
-        return whole
+        located = map(self._located, self._entries(self.start))
+        palettes = ((unit, 2 * count, start) for tag, unit, count, start in located if tag == _COLOUR_MAP)
+        unit, size, start = next(palettes, (None, 0, 0))
+        if unit != "H" or size > _LONGEST_PALETTE:
+            return whole
+        palette, deep = self.data[start : start + size], bytearray(size)
+        high, low = (slice(1, None, 2), slice(0, None, 2))[:: 1 if self.order == "<" else -1]
+        if len(palette) < size or any(palette[high]):
+            return whole
+        deep[high] = palette[low]
+        return whole[:start] + deep + whole[start + size :]
 
     def unpacking_bytes(self) -> int:
         """The bytes of one unpacked strip or tile, which libtiff holds beside the pixels; 0 where nothing is packed."""

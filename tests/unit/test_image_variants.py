@@ -713,6 +713,9 @@ def test_no_chain_takes_long() -> None:
     assert decode(bytes(loop)).frames == 4
     assert decode(chained_tiff(32_000)).frames == tiff.MAX_DIRECTORIES
     assert decode(chained_tiff(1_500_000)).frames == tiff.MAX_DIRECTORIES
+    entries = struct.pack("<HHII", 256, 3, 2**23, 8) * 65_535
+    longest = b"II*\0" + struct.pack("<I", 2**24) + bytes(2**24 - 8) + struct.pack("<H", 65_535) + entries
+    assert rejection(longest)[0] == ErrorCode.TRUNCATED
     assert decode(animated).frames == 2
     assert decode(animated[:-1] + frame * 1_000_000).frames == gif.MAX_FRAMES
     assert decode(animated[:-1] + b"\x21\xfe" + b"\1x" * 10_000_000).frames == 2
