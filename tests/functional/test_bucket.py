@@ -402,6 +402,9 @@ def test_what_has_not_the_listed_size_is_no_image_that_was_read(
     assert store.fetch(ObjectInfo(key="p/1", size=3), 100).data == body, "without an ETag it may be a newer one"
     stub.headers = headers | {"Content-Encoding": "gzip"}
     assert store.fetch(ObjectInfo(key="p/1", etag="e", size=3), 100).data == body, "packed on its way"
+    stub.headers, url = headers, f"http://127.0.0.1:{stub.server_port}"
+    point = Bucket("s3://point-abcde--ol-s3", endpoint_url=url, requester_pays=False, threads=2)
+    assert point.fetch(ObjectInfo(key="p/1", etag="e", size=3), 100).data == body, "made by a function"
 
 
 def test_a_body_of_no_told_length_that_ends_early_is_tried_again(stub: StubStore, store: Store) -> None:
