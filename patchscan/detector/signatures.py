@@ -103,7 +103,7 @@ _PATTERNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb"FLIF[134ACDQSTacd]", "FLIF"),
         (rb"\x00\x00\x02\x00[^\x00]\x00...\x00", "CUR"),
         (rb"Image type: .{499}\x1a", "IM"),
-        (rb"P[1-7FfHh][ \t\r\n#]", "PNM"),
+        (rb"P(?:[1-6FfHh](?:\s+[\d#]|#)|7\s)", "PNM"),
         (rb"/\*\s*XPM\s*\*/", "XPM"),
         (rb"RIFF....CDR", "CorelDRAW"),
         (rb"BA.{12}(?:BM|IC|CI|PT|CP)", "OS/2 bitmap array"),

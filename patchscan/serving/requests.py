@@ -128,7 +128,7 @@ def from_base64(text: str) -> bytes:
     """Decode an image in JSON: base64, with line breaks or not, or a data: URL. Raises RequestError."""
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+        if not comma or not head.lower().replace(" ", "").endswith(";base64"):
             raise RequestError("the data: URL holds no base64")
     try:
         # Not text.split(): 45 MiB of short words would be a gigabyte of strings.

@@ -478,6 +478,7 @@ def test_other_formats_are_named() -> None:
         b"<html><svg/></html>",
         bytes(400),
         b"PK\x03\x04" + bytes(50),
+        b"PH levels of the soil\n",
     ):
         assert rejection(text)[0] == ErrorCode.NOT_AN_IMAGE
 

@@ -94,7 +94,9 @@ def test_what_each_body_means() -> None:
     assert np.array_equal(crops.crops, CROPS)
 
 
-@pytest.mark.parametrize("head", ["data:image/png;base64", "DATA:image/png;BASE64", "data:;charset=x;base64"])
+@pytest.mark.parametrize(
+    "head", ["data:image/png;base64", "DATA:image/png;BASE64", "data:;charset=x;base64", "data:image/png; base64"]
+)
 def test_a_data_url_is_its_base64(head: str) -> None:
     assert from_base64(f"{head},{base64.b64encode(b'image').decode()}") == b"image"
 
