@@ -4,9 +4,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextlib import closing
 from functools import partial
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -15,7 +13,6 @@ import botocore.loaders
 import botocore.session
 from botocore import exceptions as boto_errors
 from botocore.parsers import ResponseParserError
-from botocore.utils import parse_timestamp
 
 from patchscan.common.files import DISK_FULL
 from patchscan.common.retries import OutageError, Retries, TransientError
@@ -33,6 +30,14 @@ from patchscan.storage.boto import (
 )
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, Repetition
 from patchscan.storage.object_reader import ObjectReader
+from patchscan.storage.replies import (
+    bare_etag,
+    listed_info,
+    note_what_boto_leaves_out,
+    parse_time,
+    told_region,
+    told_size,
+)
 from patchscan.storage.store import (
     TEMPORARY_FULL,
     AccessDeniedError,
@@ -56,20 +61,10 @@ LISTING_THREADS = 16
 PIECE = 2**20
 # What every reply to ListObjectsV2 has some of; boto3 turns any other XML, such as a web page, into an empty reply.
 LISTING_FIELDS = {"IsTruncated", "KeyCount", "MaxKeys", "Name", "Prefix", "Contents", "CommonPrefixes"}
-# What boto3 leaves out of a listing: the name of its XML's first element, IsTruncated unless it is spelt `true`, and
-# how a listing of version 1 goes on.
-PROLOG = rb"(?>\s+|\xef\xbb\xbf|<\?.*?\?>|<!--.*?-->|<![a-z][^>]*>)*+"
-ROOT = re.compile(PROLOG + rb"<(?:[\w.-]+:)?(\w+)", re.IGNORECASE | re.DOTALL)
-# Some stores write ListBucketResultV2 or ListBucketV2Result.
-LISTING_ROOT = re.compile(rb"ListBucket\w*Result\w*")
-TRUNCATED = re.compile(rb"<(?:[\w.-]+:)?IsTruncated>\s*([^\s<]+)", re.IGNORECASE)
-NEXT_MARKER = re.compile(rb"<(?:[\w.-]+:)?NextMarker>\s*[^\s<]", re.IGNORECASE)
 # Access points, whose listings may name the bucket behind them: ARNs, and the names that AWS makes for them.
 ACCESS_POINT = re.compile(r":|-s3alias$|--(xa|ol|op)-s3$")
 # Shared by all clients, so that boto3's description of S3 is read only once.
 LOADER = botocore.loaders.create_loader()
-# The largest size that a table can hold; no store has such an object.
-MAX_SIZE = 2**63 - 1
 # What an object that cannot be read is for a command that needs this one; else a StoreError.
 ERROR_CLASSES: dict[FailureCode, type[StoreError]] = {
     FailureCode.ACCESS_DENIED: AccessDeniedError,
@@ -96,10 +91,6 @@ REGION_CODES = {
     "TemporaryRedirect",
     "Redirect",
 }
-# Where a reply names the region of its bucket, when the header x-amz-bucket-region and the field Region do not.
-REGION_TEXT = re.compile(
-    r"expecting '([a-z0-9-]+)'|The ([a-z0-9-]+) location constraint|\bs3[.-]([a-z]+(?:-[a-z]+)+-[0-9]+)\."
-)
 
 
 class Bucket:
@@ -116,7 +107,7 @@ class Bucket:
         self._payer: Any = {"RequestPayer": "requester"} if requester_pays else {}
         core = botocore.session.get_session()
         core.register_component("data_loader", LOADER)
-        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
         self._client: S3Client = make_client(
             url,
             "s3",
@@ -128,7 +119,7 @@ class Bucket:
             parameter_validation=False,
         )
         self._client.meta.events.register("before-send.s3", self._count)
-        self._client.meta.events.register("after-call.s3.ListObjectsV2", _note_what_boto_leaves_out)
+        self._client.meta.events.register("after-call.s3.ListObjectsV2", note_what_boto_leaves_out)
         self._reader = ObjectReader(
             self._client, core, {"Bucket": self.bucket, **self._payer}, partial(self._count, "GetObject")
         )
@@ -151,7 +142,7 @@ class Bucket:
 
     def _page(self, *, after: str = "", token: str | None = None, limit: int = PAGE) -> Page:
         entries, following = self._list(self.prefix, after, token, limit, self._optional)
-        return Page([_info(entry) for entry in entries], following)
+        return Page([listed_info(entry) for entry in entries], following)
 
     def _list(
         self, prefix: str, after: str, token: str | None, limit: int, optional: Sequence[str] = ()
@@ -215,7 +206,7 @@ class Bucket:
             return ObjectInfo(
                 key=key,
                 size=reply.get("ContentLength"),
-                etag=_bare_etag(reply.get("ETag")),
+                etag=bare_etag(reply.get("ETag")),
                 last_modified=reply.get("LastModified"),
                 # Only HEAD leaves out this one.
                 storage_class=reply.get("StorageClass", "STANDARD"),
@@ -239,10 +230,10 @@ class Bucket:
             raise self._translate(error) from None
         with self._lock:
             self.bytes_read += len(data)
-        etag = _bare_etag(headers.get("etag")) or info.etag
+        etag = bare_etag(headers.get("etag")) or info.etag
         if info.etag and etag != info.etag:
             raise ObjectError(FailureCode.CHANGED, "the object was replaced after it was listed")
-        size = _told_size(headers, info)
+        size = told_size(headers, info)
         size = len(data) if size is None else size
         if len(data) < min(size, limit + 1):
             raise TransientError("the download ended early")
@@ -250,7 +241,7 @@ class Bucket:
             message = f"the store gives {size:,} bytes of what it lists with {info.size:,}"
             raise ObjectError(FailureCode.STORE_ERROR, message)
         version, encoding = headers.get("x-amz-version-id"), headers.get("content-encoding")
-        return FetchedObject(data, size, etag, version, _parse_time(headers.get("last-modified")), encoding)
+        return FetchedObject(data, size, etag, version, parse_time(headers.get("last-modified")), encoding)
 
     def _is_as_listed(self, info: ObjectInfo, headers: Mapping[str, str], size: int) -> bool:
         """Whether a reply has the size that the listing tells: else it is a part of the object, or something else, such
@@ -399,79 +390,10 @@ class Bucket:
         return ObjectError(FailureCode.STORE_ERROR, f"the store answers {status} {code}")
 
     def _other_region(self, reply: Any) -> StoreError:
-        region, asked = _told_region(reply), self._client.meta.region_name
+        region, asked = told_region(reply), self._client.meta.region_name
         where = (
             f"is in region {region}, not {asked}; set AWS_DEFAULT_REGION={region}"
             if region
             else (f"is not in region {asked}; set AWS_DEFAULT_REGION to its region")
         )
         return StoreError(f"{self.url}: the bucket {self.bucket} {where}, and --endpoint-url, if any, to its address")
-
-
-def _told_region(reply: Any) -> str | None:
-    """The region that a reply to a request of another region names, or None."""
-    header = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
-    error = reply.get("Error", {})
-    text = REGION_TEXT.search(f"{error.get('Endpoint', '')} {error.get('Message', '')}")
-    region = str(header or error.get("Region") or (text and next(filter(None, text.groups()))) or "")
-    return region if re.fullmatch("[a-z0-9-]+", region) else None
-
-
-def _note_what_boto_leaves_out(http_response: Any, parsed: dict[str, Any], **_: Any) -> None:
-    """Complete a parsed listing by its XML: IsTruncated is true where that says so in any way, and of an XML that is no
-    listing, such as one of versions, nothing is left."""
-    if http_response.status_code != 200:
-        return
-    root = ROOT.match(http_response.content)
-    if root is None or not LISTING_ROOT.fullmatch(root[1]):
-        parsed.clear()
-    elif _goes_on(http_response.content):
-        parsed["IsTruncated"] = True
-
-
-def _goes_on(xml: bytes) -> bool:
-    """Whether a listing says that it is not the end. A NextMarker does where there is no IsTruncated; beside one that
-    says no, some stores write the last key there."""
-    truncated = TRUNCATED.search(xml)
-    return not truncated[1].lower().startswith((b"false", b"0")) if truncated else bool(NEXT_MARKER.search(xml))
-
-
-def _parse_time(value: Any) -> datetime | None:
-    """Parse a reply's time as one in UTC; None where it is none. boto3's own parser guesses the format each time, which
-    is most of the cost of a listing."""
-    time = None
-    with suppress(ValueError, TypeError):
-        time = parsedate_to_datetime(value) if value[3:4] == "," else datetime.fromisoformat(value)
-    if time is None:
-        with suppress(ValueError, TypeError, OverflowError, RuntimeError):
-            time = parse_timestamp(value)
-    with suppress(OverflowError):  # at either end of the calendar
-        return time and (time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC))
-    return None
-
-
-def _told_size(headers: Mapping[str, str], info: ObjectInfo) -> int | None:
-    """The size of an object as the reply says it, or None. A reply that says nothing of its length ends where the
-    connection does: then the listing tells whether that is all."""
-    length = headers.get("content-length", "")
-    if length.isdecimal():
-        return int(length)
-    return None if "transfer-encoding" in headers or "content-encoding" in headers else info.size
-
-
-def _info(listed: Any) -> ObjectInfo:
-    """The object of an entry of a listing, in which S3 calls all but the key optional."""
-    size, restore = listed.get("Size"), listed.get("RestoreStatus")
-    return ObjectInfo(
-        key=listed["Key"],
-        size=size if size is not None and 0 <= size <= MAX_SIZE else None,
-        etag=_bare_etag(listed.get("ETag")),
-        last_modified=listed.get("LastModified"),
-        storage_class=listed.get("StorageClass"),
-        restored=restore and "RestoreExpiryDate" in restore,
-    )
-
-
-def _bare_etag(told: str | None) -> str | None:
-    """An ETag without quotes, and without the mark W/ that proxies put before it. None where there is none."""
-    return (told or "").strip().removeprefix("W/").strip('"') or None
