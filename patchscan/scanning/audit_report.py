@@ -384,7 +384,8 @@ def _read_all_labels(data: bytes) -> tuple[Sequence[str], dict[str, dict[str, st
     try:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         columns = list(reader.fieldnames or ())
-        columns.index("key"), columns.index("label")
+        if not {"key", "label"} <= set(columns):
+            raise ValueError("it lacks a column")
         return columns, {row["key"]: row for row in reader if row["label"]}
     except (ValueError, csv.Error) as error:
         raise AuditError(
