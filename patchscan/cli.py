@@ -33,6 +33,8 @@ from patchscan.training import commands as training_commands
 TYPER_CTRL_C = 130  # typer's exit code for Ctrl-C
 # Seconds that an interrupted command has to undo what must not be left, as a model's version that is half registered.
 END_AFTER_S = 10
+# What a failing or far disk, or a machine short of memory or files, says of a path that is right.
+MAY_PASS = frozenset((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE))
 HEADINGS = ("Data", "Train", "Judge", "Serve", "Scan", "Cluster", INTERNAL_STEPS)
 
 
@@ -77,9 +79,9 @@ for package in (
 
 def main() -> None:
     """Run one command. A UserError ends it with one line on standard error and the error's exit code, a path that the
-    system does not let it use with one line and 2; Ctrl-C and SIGTERM end it within END_AFTER_S seconds with
-    EXIT_INTERRUPTED, unless the command has installed signal handlers of its own. Any other exception is a bug: its
-    traceback is printed, and the exit code is EXIT_BUG."""
+    system does not let it use with one line and 2 (EXIT_INTERRUPTED where that may pass); Ctrl-C and SIGTERM end it
+    within END_AFTER_S seconds with EXIT_INTERRUPTED, unless the command has installed signal handlers of its own. Any
+    other exception is a bug: its traceback is printed, and the exit code is EXIT_BUG."""
     for number in STOP_SIGNALS:
         # A shell script ignores Ctrl-C for the commands it runs in the background: leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -108,7 +110,8 @@ def main() -> None:
         if what_to_install := missing_library(error):
             _exit_with(what_to_install, UserError.exit_code)
         if what_failed := _unusable_path(error):
-            _exit_with(what_failed, UserError.exit_code)
+            may_pass = isinstance(error, OSError) and error.errno in MAY_PASS
+            _exit_with(what_failed, EXIT_INTERRUPTED if may_pass else UserError.exit_code)
         if not user_error:
             _exit_with_traceback(error)
         _exit_with(str(user_error), user_error.exit_code)

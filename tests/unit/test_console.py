@@ -189,6 +189,12 @@ def test_a_path_that_cannot_be_used_is_one_line(
     assert capsys.readouterr().err == f"patchscan: cannot use {tmp_path / place}: {why}\n"
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
+def test_a_disk_or_machine_that_fails_is_no_fault_of_the_path(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Job ends for good with 2, and is tried again with 75."""
+    assert end_with(OSError(number, os.strerror(number), "/data/1.png"), monkeypatch) == 75
+
+
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ConnectionError(), OSError(9, "Bad", 7)])
 def test_a_systems_error_about_no_path_is_a_bug(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
     assert end_with(error, monkeypatch) == EXIT_BUG
