@@ -144,8 +144,6 @@ def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
             pixel = max(pixel, _DECODER_BYTES.get(image.format or "", 0))
             if source.format == "JPEG" and segments.has_several_scans(source.data):
                 pixel += 2 * len(image.getbands())
-            if source.lacks_end:  # decoded twice, to compare
-                pixel *= 2
             packed = source.tiff.unpacking_bytes() if source.tiff else 0
             # The encoded image is copied without its metadata, and by some decoders.
             return image.width * image.height * pixel + packed + len(data)

@@ -2,6 +2,7 @@
 pixels are there where the end marker is missing. Markers are explained in ITU-T T.81, annex B.
 """
 
+import hashlib
 import random
 import re
 from collections.abc import Callable, Container, Iterator
@@ -126,17 +127,21 @@ def completed(data: bytes, decode_with: Callable[[bytes], Image.Image]) -> Image
     if not has_all_scans(data):
         return None
     data = data.rstrip(b"\xff")  # half an end marker would make a marker of what is appended
-    first = decode_with(data + END)
-    for filler in (bytes(4096), _NOISE_IN_INTERVALS):  # after the last pixel, bytes are skipped up to the end marker
-        if not _same(first, decode_with(data + filler + END)):
-            return None
-    return first
+    # After the last pixel, bytes are skipped up to the end marker. One picture is in memory at a time: two of the
+    # largest are more than a decoder's process may take.
+    filled = {_digest(decode_with(data + filler + END)) for filler in (bytes(4096), _NOISE_IN_INTERVALS)}
+    if len(filled) > 1:
+        return None
+    image = decode_with(data + END)
+    return image if _digest(image) in filled else None
 
 
-def _same(first: Image.Image, second: Image.Image) -> bool:
-    """Compare in bands, because the bytes of a whole image would take as much memory again."""
-    boxes = [(0, top, first.width, min(top + 64, first.height)) for top in range(0, first.height, 64)]
-    return all(first.crop(box).tobytes() == second.crop(box).tobytes() for box in boxes)
+def _digest(image: Image.Image) -> bytes:
+    """Of the pixels, in bands: the bytes of a whole image would take as much memory again."""
+    digest = hashlib.blake2b()
+    for top in range(0, image.height, 64):
+        digest.update(image.crop((0, top, image.width, min(top + 64, image.height))).tobytes())
+    return digest.digest()
 
 
 def _first(data: bytes, markers: Container[int]) -> bytes:

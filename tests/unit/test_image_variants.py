@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 import zlib
 from typing import Any, Literal
 
@@ -663,7 +664,24 @@ def test_a_jpeg_that_ends_in_grey_or_before_something_else_is_whole() -> None:
         whole = file.getvalue()
         for more in (b"", b"\xff\xda\0\x0c", b"\0\0\0\x18ftypmp42\xff\xda\0\4\xff\xd8", bytes(999)):
             assert np.array_equal(decode(whole + more).rgb, np.asarray(Image.open(file)))
-            assert decoded_bytes(whole + more) - len(more) == decoded_bytes(whole)  # decoded once
+
+
+def test_of_a_jpeg_that_is_decoded_again_one_picture_is_in_memory() -> None:
+    """Two of 64 megapixels are more than the child process may take."""
+    pictures: list[weakref.ref[Image.Image]] = []
+
+    def decode_with(data: bytes) -> Image.Image:
+        assert all(picture() is None for picture in pictures)
+        picture = Image.open(io.BytesIO(data))
+        pictures.append(weakref.ref(picture))
+        return picture
+
+    whole = encoded("JPEG", quality=90)
+    found = segments.completed(whole[:-2], decode_with)
+    assert found is not None
+    assert np.array_equal(np.asarray(found), decode(whole).rgb)
+    assert decoded_bytes(whole[:-2]) == decoded_bytes(whole) - 2
+    assert len(pictures) == 3
 
 
 def test_a_jpeg_whose_pixels_end_in_zeros_is_whole() -> None:
