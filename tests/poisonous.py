@@ -43,3 +43,14 @@ def takes_more_than_is_reckoned(data: bytes, limits: Limits) -> str:
     except MemoryError:
         raise ImageError(ErrorCode.TRUNCATED, "the TIFF data is damaged or cut short") from None
     return "decoded"
+
+
+def takes_more_and_leaves_a_circle(data: bytes, limits: Limits) -> str:
+    """The same, of which the most part stays in memory until Python looks for circles."""
+    held: list[object] = [bytearray(decoded_bytes(data))]
+    held.append(held)
+    try:
+        bytearray(decoded_bytes(data) // 2 + decoders.SPARE_MEMORY)
+    except MemoryError:
+        raise ImageError(ErrorCode.TRUNCATED, "the TIFF data is damaged or cut short") from None
+    return "decoded"

@@ -295,6 +295,7 @@ class _Image:
         code = result.code if isinstance(result, ImageError) else None
         if code == ErrorCode.DECODER_DIED or (code == ErrorCode.TRUNCATED and may_lack_memory(self.data)):
             # Decoders differ in what they hold: it may be more than is reckoned.
+            gc.collect()  # what the first try raised may hold its pixels
             return self.limited(min(most + needed, left), lambda: work(self.data, self.limits))
         return result
 

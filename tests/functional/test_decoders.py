@@ -33,6 +33,7 @@ from tests.poisonous import (
     SPIN,
     bmp,
     memory_of_the_child,
+    takes_more_and_leaves_a_circle,
     takes_more_than_is_reckoned,
     threads_of_a_product,
 )
@@ -142,7 +143,8 @@ def test_an_image_that_takes_more_than_is_reckoned_is_not_told_of_as_damaged(poo
     whole, other = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (6000, 6000), "red").save(whole, "TIFF", compression="tiff_deflate", strip_size=10**9)
     Image.new("RGB", (6000, 6000), "red").save(other, "PNG", compress_level=1)
-    assert pool.run(takes_more_than_is_reckoned, whole.getvalue(), Limits()) == "decoded"
+    for work in (takes_more_than_is_reckoned, takes_more_and_leaves_a_circle):
+        assert pool.run(work, whole.getvalue(), Limits()) == "decoded"
     with pytest.raises(ImageError, match="damaged"):  # its decoder tells what it lacks
         pool.run(takes_more_than_is_reckoned, other.getvalue(), Limits())
 
