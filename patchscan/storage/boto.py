@@ -33,7 +33,10 @@ BUSY_CODES = {
     "TooManyRequestsException",
 }
 BUSY_STATUS = {408, 425, 429}
-NO_ADDRESS = "its server's address is none; write --endpoint-url (or AWS_ENDPOINT_URL) as http://HOST:PORT"
+NO_ADDRESS = (
+    "its server's address is none that boto3 takes; write --endpoint-url (or AWS_ENDPOINT_URL) as http://HOST:PORT, "
+    "with no underscore in HOST"
+)
 # What is wrong with a connection by TLS that no further try can have.
 TLS_ERROR = re.compile(r"\[SSL: (CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER)")
 TLS_ADVICE = {

@@ -520,6 +520,7 @@ def test_what_may_pass_is_tried_again(store: Store, error: Exception) -> None:
     [
         ("photos", "localhost:9000", "write --endpoint-url .* as http://HOST:PORT"),
         ("photos", "http://ho st", "write --endpoint-url"),
+        ("photos", "http://minio_server:9000", "no underscore"),
         ("photos", "http://127.0.0.1:99999", "write --endpoint-url"),
         ("photos", "ftp://127.0.0.1", "write --endpoint-url"),
         ("ph otos", "http://127.0.0.1:9", "no bucket can have the name ph otos"),
