@@ -10,7 +10,8 @@
 #   MIN_METRIC                                 what the model must reach to be published; empty: nothing
 #   RUN MODEL_STORE VERSIONS REPORT            where the run, archive, its copy by digest and the report go
 #   NODES GPUS                                 processes that train together, 1 and 1 unless set
-#   WORK                                       scratch folder, /data unless set
+#   WORK                                       folder for the data and what is made of it, /data unless set; a volume may
+#                                              be mounted there, and hold RUN, MODEL_STORE and so on in other folders
 #
 # Killed at any moment, the same call goes on: the checkpoint is in RUN. The exit code is that of the step that failed:
 # 2 where a setting is wrong and trying again cannot help, 3 where the model is not good enough, 75 where it was
@@ -20,6 +21,7 @@ trap : TERM  # the step under way receives it too and ends in order; without thi
 
 recipe=$1
 work=${WORK:-/data}
+scratch=$work/.job  # what each Job makes anew; a name that no setting has, such as RUN=/data/run
 steps=
 
 step() {  # step NAME COMMAND...: run a step and note how long it took
@@ -31,7 +33,8 @@ step() {  # step NAME COMMAND...: run a step and note how long it took
 }
 
 check() {
-  python -m patchscan.training.device "$DEVICE"
+  is_copied && listed=$data || listed=$DATA
+  python -m patchscan.training.settings "$recipe" "$listed" "$work/set"
   case ${ENGINE:-torch} in
     torch | onnx | openvino) ;;
     *) echo "patchscan: ENGINE $ENGINE: there are torch, onnx and openvino" >&2 && exit 2 ;;
@@ -40,14 +43,21 @@ check() {
   [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC" --generators "$SEEN,$UNSEEN"
 }
 
+is_copied() {  # whether the copy of the data is whole
+  [ "$training" = "$(cat "$work/set-for" 2> /dev/null)" ]
+}
+
 fetch_data() {
   case $DATA in s3://*) ;; *) return ;; esac
   # A volume keeps it between pods. Once it is whole it stays as it is, since a run goes on with the data it began with.
-  training="$DATA for $RUN"
-  if [ "$training" = "$(cat "$work/set-for" 2> /dev/null)" ]; then
+  if is_copied; then
     return
   fi
   rm -f "$work/set-for"
+  if [ -e "$work/set" ] && [ ! -e "$work/set-of" ]; then
+    echo "patchscan: $work/set is no copy that a Job has made: move it, or set DATA to it" >&2
+    exit 2
+  fi
   # The volume may also hold the copy of another training.
   kept=$(cat "$work/set-of" 2> /dev/null || echo "$DATA")
   if [ "$kept" != "$DATA" ]; then
@@ -62,7 +72,7 @@ fetch_data() {
 }
 
 train() {
-  if [ -f "$work/run/card.json" ] || [ "${NODES:-1}${GPUS:-1}" = 11 ]; then
+  if [ -f "$scratch/run/card.json" ] || [ "${NODES:-1}${GPUS:-1}" = 11 ]; then
     # Also where all was trained and pod 0 comes again to publish: the other nodes have ended and do not come.
     set -- patchscan train
   else
@@ -75,32 +85,32 @@ train() {
 }
 
 fetch_run() {
-  rm -rf "$work/run"  # a volume may hold another run's
+  rm -rf "$scratch/run"  # a volume may hold another run's
   case $RUN in
-    s3://*) patchscan copy "$RUN" "$work/run" ;;
-    *) mkdir -p "$work/run" && cp -r "$RUN/." "$work/run" ;;
+    s3://*) patchscan copy "$RUN" "$scratch/run" ;;
+    *) mkdir -p "$scratch/run" && cp -r "$RUN/." "$scratch/run" ;;
   esac
 }
 
 evaluate() {
-  patchscan evaluate --run "$work/run" --data "$data" --out "$work/report" --device "$DEVICE"
+  patchscan evaluate --run "$scratch/run" --data "$data" --out "$scratch/report" --device "$DEVICE"
   # Evaluating calibrated the card: the run that others will archive must hold that one.
-  mkdir -p "$work/calibrated"
-  cp "$work/run/card.json" "$work/calibrated/"
-  patchscan copy "$work/calibrated" "$RUN"
-  patchscan copy "$work/report" "$REPORT"
-  [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC" "$work/run"
+  mkdir -p "$scratch/calibrated"
+  cp "$scratch/run/card.json" "$scratch/calibrated/"
+  patchscan copy "$scratch/calibrated" "$RUN"
+  patchscan copy "$scratch/report" "$REPORT"
+  [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC" "$scratch/run"
 }
 
 archive() {
-  rm -rf "$work/store"
-  patchscan archive "$work/run" --model-store "$work/store" --engine "${ENGINE:-torch}"
-  patchscan verify "$work"/store/*.mar
+  rm -rf "$scratch/store"
+  patchscan archive "$scratch/run" --model-store "$scratch/store" --engine "${ENGINE:-torch}"
+  patchscan verify "$scratch"/store/*.mar
 }
 
 publish() {
-  patchscan copy "$work/store" "$VERSIONS/$(sha256sum "$work"/store/*.mar | cut -c1-12)"
-  patchscan copy "$work/store" "$MODEL_STORE"
+  patchscan copy "$scratch/store" "$VERSIONS/$(sha256sum "$scratch"/store/*.mar | cut -c1-12)"
+  patchscan copy "$scratch/store" "$MODEL_STORE"
 }
 
 case $DATA in
@@ -108,7 +118,13 @@ case $DATA in
   *) data=$DATA ;;  # a folder that is mounted
 esac
 echo "train $recipe on $DATA ($DEVICE), run $RUN: check, copy, train, evaluate, archive, verify, publish to $MODEL_STORE"
+training="$DATA for $RUN"
 step check check
+mkdir -p "$scratch"
+if [ "${NODES:-1}" = 1 ]; then  # another Job on this volume would replace what this one reads
+  exec 9> "$scratch/lock"
+  flock -n 9 || { echo "another Job works in $work: waiting until it has ended" && flock 9; } || exit 75
+fi
 step copy fetch_data
 if [ "${NODES:-1}${GPUS:-1}" != 11 ]; then
   code=0

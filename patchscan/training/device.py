@@ -1,14 +1,9 @@
-"""The device that a training is to run on, checked in seconds before anything is copied or read, and its precision.
+"""The device that a training is to run on, checked in seconds before anything is copied or read, and its precision."""
 
-python -m patchscan.training.device cuda
-"""
-
-import sys
 from typing import Literal
 
 import torch
 
-from patchscan.common.console import say
 from patchscan.common.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
@@ -43,11 +38,3 @@ def choose_precision(asked: Precision | None, device: torch.device) -> Precision
             "this CPU does not compute in bfloat16 (lscpu lists neither avx512_bf16 nor amx_bf16): use --precision fp32"
         )
     return asked or ("bf16" if device.type == "cuda" else "fp32")
-
-
-if __name__ == "__main__":
-    try:
-        check_device(sys.argv[1])
-    except DeviceError as error:
-        say(f"patchscan: {error}", error=True)
-        sys.exit(error.exit_code)

@@ -33,7 +33,7 @@ from patchscan.training.batches import (
 )
 from patchscan.training.checkpoint import RunStore, write_weights
 from patchscan.training.data import TrainingData
-from patchscan.training.device import Precision, choose_precision
+from patchscan.training.device import DeviceError, Precision, choose_precision
 from patchscan.training.distributed import Interrupt, Ranks
 from patchscan.training.features import feature_rows, write_features
 from patchscan.training.learner import Learner
@@ -77,6 +77,11 @@ def train(
         images = ranks.rank_zero_first(lambda: TrainingData.load(recipe, data, index, protocol, extra))
         with deaths_of_loaders_told():
             return Trainer(recipe, ranks, chosen, store, images, workers).run()
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"the device has too little memory for batch_size {recipe.batch_size}, or another program uses it: take a "
+            f"smaller one in the recipe, or a larger device ({str(error).splitlines()[0]})"
+        ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -296,3 +296,14 @@ def test_a_process_of_several_that_cannot_join_is_one_line(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(DeviceError, match=r"this machine has 1 GPUs, .* lower --nproc-per-node"):
         Ranks.join("cuda")
+
+
+def test_a_batch_that_the_device_has_no_memory_for_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nProcess 7 has 70 GiB in use.")
+
+    monkeypatch.setattr("patchscan.training.train.TrainingData.load", fill)
+    with pytest.raises(
+        DeviceError, match=r"too little memory for batch_size 32, .* \(CUDA out of memory.*2.00 GiB\.\)$"
+    ):
+        train.train(load_recipe("ssp"), "data", str(tmp_path / "run"), device="cpu")

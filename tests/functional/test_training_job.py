@@ -1,11 +1,14 @@
 """The script of every training Job, on a bucket: what it publishes, and how it ends where it cannot go on."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +64,7 @@ def commands(forked_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def environment(work: Path, **settings: str) -> dict[str, str]:
     where = {name: f"s3://models/{work.name}/{name.lower()}" for name in ("RUN", "MODEL_STORE", "VERSIONS", "REPORT")}
-    fixed = {"DATA": "s3://data/set", "SEEN": "gan", "UNSEEN": "none", "EPOCHS": "2", "DEVICE": "cpu", "LOADERS": "0"}
+    fixed = {"DATA": "s3://data/set", "SEEN": "gan", "UNSEEN": "", "EPOCHS": "2", "DEVICE": "cpu", "LOADERS": "0"}
     return {**os.environ, "OMP_NUM_THREADS": "1", "WORK": str(work), **where, **fixed, **settings}
 
 
@@ -103,6 +106,16 @@ def test_it_publishes_a_calibrated_archive_and_puts_the_calibrated_card_back(
         ("DEVICE", "cuda", "device cuda cannot be used: "),
         ("DEVICE", "cuda:3", "device cuda:3 cannot be used: "),
         ("DEVICE", "gpu", "device gpu cannot be used: "),
+        ("DEVICE", "cpu\n", "DEVICE 'cpu\\n': it begins or ends with white space"),
+        ("SEEN", "gan,gam", "SEEN: s3://data/set holds no generator gam; there are gan"),
+        ("UNSEEN", "adn", "UNSEEN: s3://data/set holds no generator adn; there are gan"),
+        ("DATA", "s3://data/sett", "s3://data/sett is in no layout that can be read"),
+        ("EPOCHS", "1e3", "EPOCHS 1e3: it must be a whole number of at least 1"),
+        ("EPOCHS", "", "EPOCHS is empty"),
+        ("LOADERS", "-1", "LOADERS -1: it must be a whole number of at least 0"),
+        ("GPUS", "3", "NODES 1 with GPUS 3: the recipe's batch of 8 cannot be divided by 3"),
+        ("WEIGHTS", "imagnet", "WEIGHTS imagnet: there is no such file"),
+        ("RUN", "", "RUN is empty"),
         ("ENGINE", "onx", "ENGINE onx: there are torch, onnx and openvino"),
         ("MODEL_STORE", "s3://modles/store", "s3://modles/store: there is no bucket modles"),
         ("REPORT", "s3:/models/reports", "s3:/models/reports: "),
@@ -122,13 +135,17 @@ def test_what_would_fail_in_the_end_is_one_line_before_anything_is_copied(
     assert not (tmp_path / "set").exists()
 
 
+CHECKED = """\
+#!/bin/sh
+[ "$2" = patchscan.training.settings ] || exec {python} "$@"
+"""
 STUB = """\
 #!/bin/sh
 echo "$*" >> "$WORK/calls"
 case $1 in
   copy) [ "$2" != "${AWAY:-}" ] || exit 75; mkdir -p "$3" ;;
-  evaluate) mkdir -p "$WORK/report" ;;
-  archive) mkdir -p "$WORK/store" && echo archive > "$WORK/store/tiny.mar" ;;
+  evaluate) mkdir -p "$WORK/.job/report" ;;
+  archive) mkdir -p "$WORK/.job/store" && echo archive > "$WORK/.job/store/tiny.mar" ;;
 esac
 """
 
@@ -146,25 +163,58 @@ def test_a_model_that_is_not_good_enough_is_not_published(bound: str, code: int,
     done, calls = rehearse(tmp_path, MIN_METRIC=bound)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith(words)
-    assert (f"copy {tmp_path}/report {tmp_path}/REPORT" in calls) == (code != 2), "the report is there to look at"
+    assert (f"copy {tmp_path}/.job/report {tmp_path}/REPORT" in calls) == (code != 2), "the report is there to look at"
     assert bool(calls) == (code != 2), "a wrong setting ends the Job before it trains"
     assert any(call.endswith(f"{tmp_path}/MODEL_STORE") for call in calls) == (code == 0)
 
 
 def test_a_volume_with_a_copy_of_other_data_gets_this_trainings(tmp_path: Path) -> None:
-    for data in ("s3://one", "s3://one", "s3://two"):
-        (tmp_path / "set").mkdir(exist_ok=True)
-        (tmp_path / "set/kept").touch()
+    for data, kept in (("s3://one", False), ("s3://one", True), ("s3://two", False)):
         done, _ = rehearse(tmp_path, DATA=data)
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / "set/kept").exists() == (data == "s3://one")
+        assert (tmp_path / "set/kept").exists() == kept
+        (tmp_path / "set/kept").touch()
     assert f"{tmp_path}/set holds a copy of s3://one: s3://two replaces it" in done.stdout
+
+
+def test_a_folder_that_no_job_has_copied_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    done, calls = rehearse(tmp_path, DATA="s3://one")
+    assert done.returncode == 2
+    assert done.stderr == f"patchscan: {tmp_path}/set is no copy that a Job has made: move it, or set DATA to it\n"
+    assert calls == []
+
+
+def test_run_and_stores_may_be_folders_of_the_volume_that_the_job_works_on(tmp_path: Path) -> None:
+    """RUN=/data/run is what comes to mind first: nothing that is there may be removed."""
+    where = {"RUN": "run", "MODEL_STORE": "store", "VERSIONS": "versions", "REPORT": "report"}
+    for folder in where.values():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "kept").touch()
+    shutil.copy(ROOT / "model_store/ssp-lite/card.json", tmp_path / "run")
+    done, _ = rehearse(tmp_path, **{name: str(tmp_path / folder) for name, folder in where.items()})
+    assert done.returncode == 0, done.stderr
+    assert [folder for folder in where.values() if not (tmp_path / folder / "kept").exists()] == []
+    assert (tmp_path / "run/card.json").exists()
+
+
+def test_a_second_job_on_a_volume_waits_for_the_first(tmp_path: Path) -> None:
+    (tmp_path / ".job").mkdir()
+    with (tmp_path / ".job/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        timer = threading.Timer(3, fcntl.flock, (lock, fcntl.LOCK_UN))
+        timer.start()
+        done, calls = rehearse(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"another Job works in {tmp_path}: waiting until it has ended\n" in done.stdout
+    assert calls
 
 
 def test_a_run_keeps_the_data_on_its_volume_and_the_next_run_takes_what_is_new(tmp_path: Path) -> None:
     """A run refuses to go on with other data. The next one's copy is indexed, also where it was interrupted before."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set/index.parquet").touch()
+    (tmp_path / "set-of").write_text("s3://one\n")
     shutil.copytree(ROOT / "model_store/ssp-lite", tmp_path / "RUN2")
     steps, before = [], 0
     for run, away in (("RUN", "s3://one"), ("RUN", ""), ("RUN", ""), ("RUN2", "")):
@@ -196,6 +246,8 @@ def rehearse(folder: Path, **settings: str) -> tuple[subprocess.CompletedProcess
     (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin/patchscan").write_text(STUB)
     (folder / "bin/patchscan").chmod(0o755)
+    (folder / "bin/python").write_text(CHECKED.format(python=sys.executable))
+    (folder / "bin/python").chmod(0o755)
     (folder / "RUN").mkdir(exist_ok=True)
     shutil.copy(ROOT / "model_store/ssp-lite/card.json", folder / "RUN")
     where = {name: str(folder / name) for name in ("RUN", "MODEL_STORE", "VERSIONS", "REPORT")}

@@ -1,0 +1,107 @@
+"""Check a training Job's settings in seconds, before its data is copied: whatever would end the training at its start.
+
+    DATA=s3://data/genimage SEEN=biggan DEVICE=cuda ... python -m patchscan.training.settings ssp DATA COPY
+
+Settings are the environment variables of training/job.sh. DATA is what lists the images: the setting of that name or,
+once it is whole, its copy in the folder COPY. Weights that come with the data may lie there.
+"""
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from patchscan.common.console import say
+from patchscan.common.errors import UserError
+from patchscan.dataset.layout import CLASSES, SPLITS, find_files
+from patchscan.training.device import DeviceError, check_device
+from patchscan.training.recipe import Recipe, load_recipe
+
+# Settings that may not be empty.
+NEEDED = ("DATA", "SEEN", "EPOCHS", "DEVICE", "LOADERS", "RUN", "MODEL_STORE", "VERSIONS", "REPORT")
+# Those that may, or need not be there.
+OPTIONAL = ("UNSEEN", "WEIGHTS", "ENGINE", "MIN_METRIC", "NODES", "GPUS", "SERVICE")
+
+
+class SettingError(UserError):
+    """A setting cannot be what was meant; the message names it."""
+
+
+def check_settings(recipe: str, settings: Mapping[str, str], data: str, copy: Path) -> None:
+    """Check the settings of a training with this recipe on `data`, which lies in the folder `copy` or will go there.
+
+    Raises SettingError, RecipeError, DeviceError, LayoutError, StoreError; OutageError where the data's store does not
+    answer.
+    """
+    for name in (*NEEDED, *OPTIONAL):
+        value = settings.get(name, "")
+        if value != value.strip():
+            raise SettingError(f"{name} {value!r}: it begins or ends with white space, such as a line break")
+        if name in NEEDED and not value:
+            raise SettingError(f"{name} is empty")
+    epochs, nodes = _number(settings, "EPOCHS", 1), _number(settings, "NODES", 1)
+    gpus, _ = _number(settings, "GPUS", 1), _number(settings, "LOADERS", 0)
+    weights = settings.get("WEIGHTS") or None
+    chosen = load_recipe(
+        recipe, seen=_names(settings, "SEEN"), unseen=_names(settings, "UNSEEN"), weights=weights, epochs=epochs
+    )
+    if chosen.batch_size % (nodes * gpus):
+        raise SettingError(
+            f"NODES {nodes} with GPUS {gpus}: the recipe's batch of {chosen.batch_size} cannot be divided by "
+            f"{nodes * gpus}"
+        )
+    check_device(settings["DEVICE"])
+    if settings["DEVICE"] == "cuda" and (found := torch.cuda.device_count()) < gpus:
+        raise DeviceError(f"GPUS {gpus}: this pod has {found}; set its limit of nvidia.com/gpu to the same number")
+    _check_weights(chosen, None if data == str(copy) else copy)
+    _check_generators(chosen, data)
+
+
+def _number(settings: Mapping[str, str], name: str, least: int) -> int:
+    text = settings.get(name) or "1"
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise SettingError(f"{name} {text}: it must be a whole number of at least {least}")
+    return int(text)
+
+
+def _names(settings: Mapping[str, str], name: str) -> list[str]:
+    return [one.strip() for one in settings.get(name, "").split(",") if one.strip()]
+
+
+def _check_weights(recipe: Recipe, later: Path | None) -> None:
+    """Raise SettingError where the file of the initial weights is not there, and not in the folder that comes later."""
+    if recipe.weights in ("imagenet", "none"):
+        return
+    file = Path(recipe.weights)
+    if not file.is_file() and not (later and file.is_relative_to(later)):
+        raise SettingError(f"WEIGHTS {recipe.weights}: there is no such file; write imagenet, none or a file's path")
+
+
+def _check_generators(recipe: Recipe, data: str) -> None:
+    """Raise SettingError where the data lacks a generator that is to be trained on or kept for the evaluation."""
+    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for file in find_files(data).files:
+        found[file.generator].add((file.split, file.label))
+    for name, generators in (("SEEN", recipe.seen), ("UNSEEN", recipe.unseen)):
+        for generator in generators:
+            if generator not in found:
+                raise SettingError(
+                    f"{name}: {data} holds no generator {generator}; there are {', '.join(sorted(found))}"
+                )
+    for generator in recipe.seen:
+        missing = [
+            f"{split}/{label}" for split in SPLITS for label in CLASSES if (split, label) not in found[generator]
+        ]
+        if missing:
+            raise SettingError(f"SEEN: {generator} in {data} has no images in {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    try:
+        check_settings(sys.argv[1], os.environ, sys.argv[2], Path(sys.argv[3]))
+    except UserError as error:
+        say(f"patchscan: {' '.join(str(error).split())}", error=True)
+        sys.exit(error.exit_code)
