@@ -20,7 +20,7 @@ from typing import Any
 from patchscan.common.errors import UserError
 from patchscan.scanning.listing import Filters
 from patchscan.storage import open_store
-from patchscan.storage.store import Store, is_bucket, split_url
+from patchscan.storage.store import Store, check_address, is_bucket, split_url
 
 PLAN_FILE = "plan.json"
 SUCCESS_FILE = "_SUCCESS"
@@ -177,5 +177,6 @@ def delete_all(out: Store, prefix: str) -> None:
 
 
 def absolute_url(url: str) -> str:
-    """Return an s3:// URL unchanged, a folder as its absolute path."""
+    """Return an s3:// URL unchanged, a folder as its absolute path. Raises StoreError as `check_address` does."""
+    check_address(url)
     return url if "://" in url else str(Path(url).resolve())

@@ -1,13 +1,14 @@
 """Read and write objects in an S3 bucket or a local folder, through one protocol: `Store`."""
 
-from patchscan.storage.store import Store, StoreError, is_bucket
+from patchscan.storage.store import Store, StoreError, check_address, is_bucket
 
 
 def open_store(url: str, *, endpoint_url: str | None = None, requester_pays: bool = False, threads: int = 32) -> Store:
     """Open the store at `s3://bucket/prefix` or at a folder's path. It serves up to `threads` calls at once.
 
-    Raises StoreError where `url` is neither.
+    Raises StoreError where `url` is neither, or empty.
     """
+    check_address(url)
     from patchscan.storage.folder import Folder
 
     if is_bucket(url):

@@ -46,6 +46,13 @@ TLS_ADVICE = {
     ),
     "WRONG_VERSION_NUMBER": "there is no TLS at the store's address; write it with http://, or with another port",
 }
+# What http.client says of a header that it cannot send: an access key, token or region with a line break, as
+# `echo KEY | base64` puts into a Secret.
+HEADER_ERROR = "Invalid header value"
+HEADER_ADVICE = (
+    "no request can be sent: the access key, the session token or the region ends in a line break; write it without "
+    "(in a Secret: `echo -n`)"
+)
 NETWORK_ERRORS = (
     boto_errors.HTTPClientError,
     boto_errors.ConnectionError,
@@ -103,8 +110,10 @@ def call_boto(
         raise OutageError(f"{other_side} does not answer ({error}); run the same command again") from None
 
 
-def tls_advice(error: Exception) -> str | None:
-    """What to do about an error that says why no connection by TLS can be made to an address; else None."""
+def connection_advice(error: Exception) -> str | None:
+    """What to do about an error that says why no request can be sent to an address, now or later; else None."""
+    if isinstance(error, boto_errors.HTTPClientError) and HEADER_ERROR in str(error):
+        return HEADER_ADVICE
     found = TLS_ERROR.search(str(error)) if isinstance(error, boto_errors.SSLError) else None
     return TLS_ADVICE[found[1]] if found else None
 

@@ -23,10 +23,10 @@ from patchscan.storage.boto import (
     NETWORK_ERRORS,
     NO_ADDRESS,
     call_boto,
+    connection_advice,
     make_client,
     network_error,
     status_and_code,
-    tls_advice,
 )
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, Repetition
 from patchscan.storage.object_reader import ObjectReader
@@ -340,7 +340,7 @@ class Bucket:
         if isinstance(inner, RecursionError):
             # The store redirects without naming a region. boto3 asks for it, is redirected, asks for it, and so on.
             return self._other_region({})
-        if advice := tls_advice(error):
+        if advice := connection_advice(error):
             return StoreError(f"{self.url}: {advice}")
         if isinstance(error, NETWORK_ERRORS):
             return network_error(error)

@@ -15,10 +15,10 @@ from patchscan.storage.boto import (
     BUSY_STATUS,
     NETWORK_ERRORS,
     call_boto,
+    connection_advice,
     make_client,
     network_error,
     status_and_code,
-    tls_advice,
 )
 from patchscan.storage.store import StoreError
 
@@ -83,7 +83,7 @@ class Queue:
 
     def _translate(self, error: Exception) -> Exception:
         """Turn boto3's error into ours, without its text, which can contain keys and host names."""
-        if advice := tls_advice(error):
+        if advice := connection_advice(error):
             return StoreError(f"{self.url}: {advice}")
         if isinstance(error, NETWORK_ERRORS):
             return network_error(error)

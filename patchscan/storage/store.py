@@ -157,6 +157,15 @@ def is_bucket(url: str | Path) -> bool:
     return str(url).startswith(SCHEME)
 
 
+def check_address(url: str) -> None:
+    """Raise StoreError for an address that nobody can mean: an empty one, which pathlib takes for the working folder, or
+    one with a line break at its end. A setting of a cluster that was left empty or written with `|` is such a one."""
+    if not url:
+        raise StoreError("an address is empty: give an s3://bucket/prefix URL or a folder, such as . for this one")
+    if url.endswith(("\n", "\r")):
+        raise StoreError(f"the address {url!r} ends in a line break")
+
+
 def split_url(url: str) -> tuple[str, str]:
     """`s3://bucket/some/prefix` to (bucket, prefix). Raises StoreError where no bucket is named."""
     bucket, _, prefix = url.removeprefix(SCHEME).partition("/")

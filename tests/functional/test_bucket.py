@@ -539,6 +539,21 @@ def test_a_misspelt_address_or_bucket_is_told_as_that(stub: StubStore, bucket: s
         list_it()
 
 
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"])
+def test_credentials_with_a_line_break_are_told_at_once(
+    name: str, stub: StubStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `echo KEY | base64` puts them into a Secret."""
+    given = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    for variable, value in (given | {name: given.get(name, "token") + "\n"}).items():
+        monkeypatch.setenv(variable, value)
+    address = f"http://127.0.0.1:{stub.server_port}"
+    opened = Bucket("s3://photos", endpoint_url=address, requester_pays=False, threads=2)
+    with pytest.raises(StoreError, match="ends in a line break") as caught:
+        list(opened.objects())
+    assert "Credential=" not in str(caught.value)
+
+
 def test_a_certificate_that_is_not_trusted_is_no_outage(store: Store) -> None:
     failed = OSError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed (_ssl.c:1006)")
     assert isinstance(store, Bucket)

@@ -1,6 +1,7 @@
 """Everything in a scanned folder gets a row, whatever it is."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from patchscan.cli import app
 from patchscan.common.errors import UserError
 from patchscan.dataset.index import default_index_path, load_index
 from patchscan.dataset.layout import UNREADABLE, LayoutError, find_files
@@ -200,6 +203,26 @@ def test_a_scanned_folder_that_cannot_be_listed_ends_the_scan(as_nobody: Path) -
         with pytest.raises(StoreError):
             list(open_store(str(url)).objects())
     (as_nobody / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "words"),
+    [
+        ("", "out", "an address is empty"),
+        ("in", "", "an address is empty"),
+        ("in", "out\n", r"the address 'out\\n' ends in a line break"),
+        ("s3://photos\n", "out", r"the address 's3://photos\\n' ends in a line break"),
+    ],
+)
+def test_an_address_that_nobody_can_mean_is_no_folder(
+    source: str, out: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a setting that was left empty: the working folder would be scanned, or filled with results."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["scan", source, "--out", out, "--run", "ssp-lite"])
+    assert isinstance(done.exception, StoreError)
+    assert re.search(words, str(done.exception))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["../secret.png", "/etc/passwd", "a//b", "a\0b", "x" * 300, "good.png/"])
