@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import urllib3
+import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
@@ -67,7 +68,7 @@ class JobGoneError(Exception):
 class Job:
     """A Job as last read from the cluster. `failed_indexes` have failed for good, `failed_pods` counts pods;
     `condition` is Complete, Failed, Suspended or None; `created_at` is ISO 8601, UTC; `template` is its pod template as
-    the API's JSON."""
+    the API's JSON; `indexed` says whether its pods have a completion index."""
 
     name: str
     uid: str
@@ -84,6 +85,7 @@ class Job:
     template: Body = field(repr=False)
     failed_pods: int = 0
     parallelism: int = 1
+    indexed: bool = False
 
     @property
     def reference(self) -> Body:
@@ -122,8 +124,10 @@ class Cluster:
             else:
                 config.load_kube_config(context=context, client_configuration=settings)
                 namespace = namespace or _default_namespace(context)
-        except (config.ConfigException, OSError) as error:
-            raise ClusterError(f"no cluster is configured: {error}; set KUBECONFIG or choose a --context") from error
+        except (config.ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, LookupError) as error:
+            # A kubeconfig that is no YAML, or has another form, fails anywhere in the client library.
+            why = " ".join(str(error).split())
+            raise ClusterError(f"no cluster is configured: {why}; set KUBECONFIG or choose a --context") from error
         return cls(client.ApiClient(settings), namespace, patience_s)
 
     # -- Jobs ------------------------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ class Cluster:
         body = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name},
+            "metadata": {"name": name, "labels": dict([PART_OF.split("=")])},
             "involvedObject": named | {"name": metadata["name"], "uid": metadata["uid"]},
             "type": "Warning" if warning else "Normal",
             "reason": reason,
@@ -368,6 +372,13 @@ def _translated_errors() -> Iterator[None]:
         yield
     except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
         raise TransientError(str(error)) from error
+    except ValueError as error:  # without its text, which can contain the token
+        what = (
+            "its answer is no JSON; does the kubeconfig name an API server?"
+            if isinstance(error, json.JSONDecodeError)
+            else "the address or token in the kubeconfig cannot be sent; does one end in a line break?"
+        )
+        raise ClusterError(f"the cluster's API server cannot be asked: {what}") from None
 
 
 def _error_for_reply(status: int, body: bytes) -> Exception:
@@ -382,6 +393,11 @@ def _error_for_reply(status: int, body: bytes) -> Exception:
         return TransientError(f"{status} {message}")
     if status == EXPIRED:
         return _ExpiredError(message)
+    if status == 401:
+        return ClusterError(
+            f"the cluster refuses (401): {message}; the credentials are wrong or have expired, or the kubeconfig's "
+            "program for them has failed: `kubectl auth whoami` says more"
+        )
     if status == 404:
         return _NotFoundError(f"the cluster says: {message}")
     if status == 409:
@@ -409,6 +425,7 @@ def _job(body: Body) -> Job:
         template=body["spec"]["template"],
         failed_pods=status.get("failed", 0),
         parallelism=body["spec"].get("parallelism", 1),
+        indexed=body["spec"].get("completionMode") == "Indexed",
     )
 
 

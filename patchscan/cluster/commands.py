@@ -87,7 +87,10 @@ def submit_scan(
 
     if (source is None) != (out is None):
         raise UserError("give SOURCE and --out together: each source has its own results")
-    chosen = parse_settings(settings or []) | ({"SOURCE": source, "RESULTS": out} if source and out else {})
+    chosen = parse_settings(settings or [])
+    if {"SOURCE", "RESULTS"} & chosen.keys():
+        raise UserError("give SOURCE and --out as such, not with --set: each source has its own results")
+    chosen |= {"SOURCE": source, "RESULTS": out} if source and out else {}
     created = submit_from_cron_job(Cluster.connect(namespace, context), cron_job, chosen)
     say(f"{created} is submitted; see: patchscan jobs logs --follow {created}")
 
@@ -115,7 +118,9 @@ def jobs_status(
     while True:
         found = job_statuses(cluster)
         if found != shown:
-            print(json.dumps([asdict(status) for status in found])) if as_json else _print_table(found)
+            print(json.dumps([asdict(status) for status in found])) if as_json else _print_table(
+                found, cluster.namespace
+            )
             sys.stdout.flush()
         if not watch:
             return
@@ -123,10 +128,10 @@ def jobs_status(
         time.sleep(WATCH_INTERVAL_S)
 
 
-def _print_table(statuses: "Sequence[JobStatus]") -> None:
+def _print_table(statuses: "Sequence[JobStatus]", namespace: str) -> None:
     """Print a line for each Job, and why it waits or failed below it. No name is cut: people copy them."""
     if not statuses:
-        say("there are no Jobs of patchscan in this namespace")
+        say(f"there are no Jobs of patchscan in the namespace {namespace}; another one: --namespace")
         return
     rows: list[tuple[str, ...]] = [
         ("job", "kind", "state", "done", "running", "pending", "failed", "created", "source")
@@ -236,6 +241,7 @@ def scan_coordinate(
         ConfigurationError,
         ShardsFailedError,
         WorkerSettings,
+        check_amounts,
         clean_up,
         work_shards,
     )
@@ -247,6 +253,7 @@ def scan_coordinate(
 
     signal.signal(signal.SIGTERM, _exit_interrupted)
     check_settings(os.environ)
+    check_amounts(worker_cpu, worker_memory)
     check_labels(labels, None)
     trust = options.read_c2pa_trust(c2pa_trust, None)
     cluster = Cluster.connect(patience_s=300)

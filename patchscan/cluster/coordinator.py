@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kubernetes.utils.quantity import parse_quantity
+
 from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError
 from patchscan.cluster.elastic import Elastic
-from patchscan.cluster.pods import Body, PodState, pod_state
+from patchscan.cluster.pods import Body, PodState, literal, pod_state
 from patchscan.cluster.status import QUEUE_LABEL, SOURCE_ANNOTATION, why_waiting
 from patchscan.common.console import ProgressReport, say
 from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
@@ -242,8 +244,8 @@ def worker_template(
     container = spec["containers"][0]
     container["name"] = "worker"
     container["args"] = [
-        *workers.command,
-        *("--plan", plan_url, "--within", shards.format_ranges(missing), "--index", "$(JOB_COMPLETION_INDEX)"),
+        *map(literal, [*workers.command, "--plan", plan_url, "--within", shards.format_ranges(missing)]),
+        *("--index", "$(JOB_COMPLETION_INDEX)"),
     ]
     amounts = {"cpu": workers.cpu, "memory": workers.memory}
     container["resources"] = {"requests": amounts, "limits": {"memory": workers.memory}}
@@ -266,11 +268,27 @@ def _job_error(job: Job, missing: list[int], failed_pods: list[PodState]) -> Exc
     counted = ([pod for pod in tries.get(index, []) if not pod.disrupted] for index in job.failed_indexes)
     given_up = [pods for pods in counted if pods]
     if given_up and all(_is_hopeless(pod) for pods in given_up for pod in pods):
-        remedy = ": raise WORKER_MEMORY" if given_up[0][-1].oom_killed else ", trying again cannot help"
-        return ConfigurationError(f"{text}so at every try{remedy}")
+        return ConfigurationError(f"{text}so at every try{_remedy(given_up[0][-1])}")
     return ShardsFailedError(f"{text}a rerun works on these only")
 
 
 def _is_hopeless(pod: PodState) -> bool:
     """Whether another try would end as this one did."""
-    return pod.oom_killed or pod.exit_code in HOPELESS_CODES
+    return pod.oom_killed or pod.over_limit or pod.exit_code in HOPELESS_CODES
+
+
+def _remedy(pod: PodState) -> str:
+    if pod.oom_killed:
+        return ": raise WORKER_MEMORY"
+    return ": raise that limit in the CronJob" if pod.over_limit else ", trying again cannot help"
+
+
+def check_amounts(cpu: str, memory: str) -> None:
+    """Raise ConfigurationError where these are no quantities of Kubernetes, or what nothing could run with."""
+    for name, text, least, example in (("WORKER_CPU", cpu, 0.001, "500m"), ("WORKER_MEMORY", memory, 2**26, "1Gi")):
+        try:
+            amount = parse_quantity(text)
+        except ValueError:
+            raise ConfigurationError(f"{name} {text!r} is no quantity; write it as {example}") from None
+        if amount < least:
+            raise ConfigurationError(f"{name} {text} is too little for a worker; write it as {example}")

@@ -9,6 +9,8 @@ Body = dict[str, Any]
 JOB_NAME = "batch.kubernetes.io/job-name"
 INDEX = "batch.kubernetes.io/job-completion-index"
 OOM_KILLED = "OOMKilled"
+EVICTED = "Evicted"
+LOST = "its node does not answer"
 # What a container waits for in an ordinary start.
 STARTING = ("ContainerCreating", "PodInitializing")
 # A line of a program's last words that begins so says why it ended; others are progress.
@@ -23,6 +25,7 @@ class PodState:
     `reason` says why it waits or failed, or that its node is lost, and is empty where there is nothing to say.
     `exit_code` and `oom_killed` are those of the container that failed; the exit code is None where none ran.
     `disrupted`: the cluster ended the pod (eviction, preemption, a lost node), so it does not count as a failure.
+    `over_limit`: the pod wrote more to the disk than its own limits allow, and was evicted for that.
     """
 
     name: str
@@ -32,6 +35,7 @@ class PodState:
     exit_code: int | None = None
     oom_killed: bool = False
     disrupted: bool = False
+    over_limit: bool = False
 
 
 def pod_state(pod: Body) -> PodState:
@@ -47,11 +51,25 @@ def pod_state(pod: Body) -> PodState:
         disruption = true_condition(status, "DisruptionTarget")
         by_cluster = _words(status) or _words(disruption)
         reasons = (by_cluster, _words_of_failure(pod, ended) if ended else "")
-        return PodState(name, number, "failed", "; ".join(filter(None, reasons)), code, oom, bool(disruption))
+        # The kubelet sets the condition where it evicts a pod because its node is short of something.
+        over_limit = status.get("reason") == EVICTED and not disruption
+        return PodState(
+            name, number, "failed", "; ".join(filter(None, reasons)), code, oom, bool(disruption), over_limit
+        )
     if phase == "pending":
         return PodState(name, number, phase, _why_pending(pod))
-    # A node that is lost cannot say that its pods have ended.
-    return PodState(name, number, phase, _words(status) if phase == "running" else "")
+    if phase == "succeeded":
+        return PodState(name, number, phase)
+    # A node that is lost cannot say that its pods have ended; "Unknown" is what some clusters call that.
+    return PodState(name, number, "running", _words(status) or _why_ended(pod) or LOST * (phase == "unknown"))
+
+
+def _why_ended(pod: Body) -> str:
+    """Why a pod that runs is being deleted; empty where it is not."""
+    if "deletionTimestamp" not in pod["metadata"]:
+        return ""
+    disruption = _words(true_condition(pod.get("status", {}), "DisruptionTarget"))
+    return f"it is being ended since {pod['metadata']['deletionTimestamp']}" + (f": {disruption}" if disruption else "")
 
 
 def why_not_ready(pod: Body) -> str:
@@ -110,6 +128,12 @@ def _memory_limit(pod: Body, container: str) -> str:
         if one["name"] == container:
             return str(one.get("resources", {}).get("limits", {}).get("memory", "that of its node"))
     return "unknown"
+
+
+def literal(text: str) -> str:
+    """The text as Kubernetes must be given it in arguments and variables: it reads `$(NAME)` there as a variable, and
+    `$$` as one `$`."""
+    return text.replace("$", "$$")
 
 
 def last_words(message: str | None) -> str:

@@ -45,7 +45,9 @@ def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versi
     if found is None:
         raise ClusterError(f"there is no Deployment {deployment} in {cluster.namespace}: first kubectl apply -k k8s/")
     if found["spec"].get("replicas", 1) == 0:
-        raise NothingServesError(f"nothing serves: kubectl scale deployment {deployment} --replicas=2 starts pods")
+        text = f"nothing serves: kubectl scale deployment {deployment} --replicas=2 starts pods"
+        cluster.record(found, "NothingServes", text, warning=True)
+        raise NothingServesError(text)
     if found["spec"].get("paused"):
         text = f"nothing is rolled out, {deployment} is paused: kubectl rollout resume deployment {deployment}"
         cluster.record(found, "Paused", text, warning=True)
@@ -56,17 +58,20 @@ def next_step(cluster: Cluster, deployment: str, model: str, store: Store, versi
     pods = cluster.labelled_pods(_selector(found))
     state = roll_out_state(found)
     if state == "under way":
-        return _with_reason(f"the roll-out of {current or 'a new template'} is under way", _why_not_ready(found, pods))
+        return _with_reason(
+            f"the roll-out of {current or 'a new template'} is under way", _why_not_ready(cluster, found, pods)
+        )
     if state == "failed" and current and current != good:
+        why = _why_not_ready(cluster, found, pods)  # before the pods go
         _change(cluster, found, archive=good, annotations={REJECTED_ANNOTATION: current})
-        raise _rejection(cluster, found, current, good, _why_not_ready(found, pods))
+        raise _rejection(cluster, found, current, good, why)
     served = current or _fetched_archive(pods)
     if state == "complete" and served and served != good:
         cluster.patch("Deployment", deployment, {"metadata": {"annotations": {GOOD_ANNOTATION: served}}})
         cluster.record(found, "RolledOut", f"archive {served} serves")
     wanted = keep_version(model, store, versions)
     if state == "failed" and wanted in (served, rejected):
-        raise _nothing_new(cluster, found, wanted, _why_not_ready(found, pods))
+        raise _nothing_new(cluster, found, wanted, _why_not_ready(cluster, found, pods))
     if wanted == served:
         return f"{wanted} serves"
     if wanted == rejected:
@@ -117,13 +122,19 @@ def _with_reason(text: str, why: str) -> str:
     return f"{text}: {why}" if why else text
 
 
-def _why_not_ready(found: Body, pods: list[Body]) -> str:
-    """Why a pod of this template is not ready, in the words of its container, or why there is no such pod; empty where
-    nothing says."""
-    mine = [pod for pod in pods if _archive(pod) == _archive(found["spec"]["template"])]
+def _why_not_ready(cluster: Cluster, found: Body, pods: list[Body]) -> str:
+    """Why a pod of this template is not ready, in the words of its container or of the pod's events, or why there is no
+    such pod; empty where nothing says."""
+    here = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    mine = [pod for pod in here if _archive(pod) == _archive(found["spec"]["template"])]
     for phase in ("failed", "pending", "running"):
-        for pod in mine:
-            if pod_state(pod).phase == phase and (why := why_not_ready(pod)):
+        of_phase = [pod for pod in mine if pod_state(pod).phase == phase]
+        for pod in of_phase:
+            if why := why_not_ready(pod):
+                return why
+        # A volume that cannot be mounted, for a Secret that is not there, is told by events alone.
+        for pod in of_phase if phase == "pending" else []:
+            if why := cluster.warning("Pod", pod["metadata"]["name"]):
                 return why
     refused = true_condition(found.get("status", {}), "ReplicaFailure")
     return f"the cluster refuses to create a pod: {refused.get('message', '')}" if refused else ""

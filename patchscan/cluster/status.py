@@ -82,7 +82,9 @@ def _reason(cluster: Cluster, job: Job, pods: list[PodState]) -> str:
         # if one did; where it is gone, what another failed of is not the reason.
         if named := FATAL_POD.search(job.message):
             failed = [pod for pod in failed if pod.name == named[1]]
-        return failed[-1].reason if failed and "deadline" not in job.message else job.message
+        if failed and "deadline" in job.message:
+            return f"{job.message}; before that: {failed[-1].reason}"
+        return failed[-1].reason if failed else job.message
     return why_waiting(cluster, job, pods)
 
 
@@ -117,7 +119,7 @@ def _source(job: Job, kind: str, config_map: Callable[[str], Body]) -> str:
     for container in job.template.get("spec", {}).get("containers", []) if name else []:
         for variable in container.get("env", []):
             if variable["name"] == name:
-                return str(variable.get("value", ""))
+                return str(variable.get("value", "")).replace("$$", "$")
         for origin in container.get("envFrom", []):
             if "configMapRef" in origin and (found := config_map(origin["configMapRef"]["name"]).get(name)):
                 return str(found)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError, Job
-from patchscan.cluster.pods import Body, container_statuses, pod_state
+from patchscan.cluster.pods import Body, container_statuses, literal, pod_state
 from patchscan.cluster.status import why_waiting
 from patchscan.common.retries import OutageError
 
@@ -38,6 +38,8 @@ def parse_settings(texts: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise ClusterError(f"--set {text}: write NAME=VALUE")
+        if name in found:
+            raise ClusterError(f"--set {name}: it is given twice")
         found[name] = value
     return found
 
@@ -114,14 +116,14 @@ def _change_settings(cluster: Cluster, pod: Body, settings: dict[str, str]) -> N
     for name in sorted(settings.keys() - known):
         if name in given:
             raise ClusterError(f"--set {name}: this Job does not read it, so it would change nothing")
-        similar = get_close_matches(name, known, 1)
+        similar = get_close_matches(name.upper(), known, 1)
         meant = f"; did you mean {similar[0]}?" if similar else f"; there are {', '.join(sorted(known))}"
         raise ClusterError(f"--set {name}: there is no such setting{meant}")
     for name in sorted(settings.keys() & TIED.keys()):
         raise ClusterError(f"--set {name}: change it in the manifest, together with {TIED[name]}")
     for container in containers:
         kept = [variable for variable in container.get("env", []) if variable["name"] not in settings]
-        container["env"] = kept + [{"name": name, "value": value} for name, value in settings.items()]
+        container["env"] = kept + [{"name": name, "value": literal(value)} for name, value in settings.items()]
 
 
 def _known_settings(containers: Sequence[Body]) -> set[str]:
@@ -152,7 +154,11 @@ def log_lines(
     """
     pod = _newest_pod(cluster, job, index, follow, tell)
     name, spec = pod["metadata"]["name"], pod["spec"]
-    containers = [c["name"] for c in [*spec.get("initContainers", []), *spec["containers"]]]
+    before = spec.get("initContainers", [])
+    # A sidecar, which another program has put into the pod, ends last.
+    sidecars = [one for one in before if one.get("restartPolicy") == "Always"]
+    ordered = [*(one for one in before if one not in sidecars), *spec["containers"], *sidecars]
+    containers = [one["name"] for one in ordered]
     for container in containers:
         if why := _why_no_log(cluster, name, container, follow, tell):
             if container == containers[0]:
@@ -192,6 +198,8 @@ def _why_no_pod(cluster: Cluster, job: str, found: Job | None, index: int | None
     of = "" if index is None else f" of index {index}"
     if found is None:
         raise ClusterError(f"there is no Job {job}; `patchscan jobs status` lists all Jobs")
+    if index is not None and not found.indexed:
+        raise ClusterError(f"the pods of Job {job} have no index: leave --index out")
     if index is not None and index >= found.completions:
         raise ClusterError(f"Job {job} has no pod of index {index}: its indexes are 0 to {found.completions - 1}")
     if found.finished:

@@ -17,7 +17,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- CardError, WeightsError, EngineError, CascadeError        run folders
     |   |-- LoaderDiedError            (75) a process that loads a training's images was killed
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
-    |   |-- RecipeError, DeviceError, DivergedError, EnsembleError    training
+    |   |-- RecipeError, SettingError, DeviceError, DivergedError, EnsembleError    training
     |   |-- ImportConfigError, GraphError                             somebody else's detector
     |   |   `-- UnfitGraphError        a graph that is not as its description says
     |   |-- EvaluationError, ExplainError, VideoError, BoundError, BandError, PowerError    evaluation

@@ -21,7 +21,7 @@ from patchscan.cluster.client import Cluster, ClusterError, Job, JobGoneError
 from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError, WorkerSettings
 from patchscan.cluster.elastic import next_parallelism
 from patchscan.cluster.status import job_statuses
-from patchscan.cluster.submitting import log_lines, submit_from_cron_job, submit_manifest
+from patchscan.cluster.submitting import log_lines, parse_settings, submit_from_cron_job, submit_manifest
 from patchscan.common import retries
 from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
@@ -330,6 +330,38 @@ def test_a_cause_that_cannot_heal_ends_the_scan_with_its_name(bench: Bench, code
     assert bench.tries.count(2) == WORKERS.retries + 1
 
 
+def test_a_disk_limit_that_is_too_small_for_ever_ends_the_scan(bench: Bench) -> None:
+    bench.trouble = lambda shard, attempt: (1, "") if shard == 2 else (0, "")
+    put = bench.api.put
+
+    def evict(kind: str, body: Body) -> Body:
+        if kind == "pods" and body["status"]["phase"] == "Failed":
+            message = 'Usage of EmptyDir volume "scratch" exceeds the limit "10Gi". '
+            body["status"] |= {"reason": "Evicted", "message": message}
+        return put(kind, body)
+
+    bench.api.put = evict  # type: ignore[method-assign]
+    with pytest.raises(ConfigurationError, match=r'exceeds the limit "10Gi"\..*: raise that limit in the CronJob'):
+        bench.work()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory", "words"),
+    [
+        ("1", "512m", "WORKER_MEMORY 512m is too little for a worker; write it as 1Gi"),
+        ("1", "1", "WORKER_MEMORY 1 is too little"),
+        ("1", "1GiB", "WORKER_MEMORY '1GiB' is no quantity; write it as 1Gi"),
+        ("1", "", "WORKER_MEMORY '' is no quantity"),
+        ("0", "1Gi", "WORKER_CPU 0 is too little"),
+        ("one", "1Gi", "WORKER_CPU 'one' is no quantity; write it as 500m"),
+    ],
+)
+def test_amounts_that_no_worker_can_run_with_start_none(cpu: str, memory: str, words: str) -> None:
+    coordinator.check_amounts("500m", "64Mi")
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        coordinator.check_amounts(cpu, memory)
+
+
 def test_memory_that_was_enough_at_one_try_is_no_cause_that_cannot_heal(bench: Bench) -> None:
     bench.trouble = lambda shard, attempt: (OOM_KILLED if attempt else 75, "") if shard == 2 else (0, "")
     with pytest.raises(ShardsFailedError, match="a rerun works on these only"):
@@ -447,7 +479,7 @@ def test_submit_scan_is_the_nightly_scan_with_another_source(bench: Bench) -> No
     ("wrong", "hint"),
     [
         ("WORKER_MEMRY", "did you mean WORKER_MEMORY"),
-        ("worker_memory", "there are .*WORKER_MEMORY"),
+        ("worker_memory", "did you mean WORKER_MEMORY"),
         ("NIGHT", "there are .*PARALLELISM"),
         ("JOB_NAME", "there are "),
     ],
@@ -473,6 +505,27 @@ def test_a_setting_that_the_scan_does_not_read_starts_none(bench: Bench) -> None
     with pytest.raises(ClusterError, match="--set EVENTS_FROM: this Job does not read it"):
         submit_from_cron_job(bench.cluster(), "patchscan-scan", {"EVENTS_FROM": "https://sqs.example.com/1/photos"})
     assert bench.api.all("jobs") == []
+
+
+def test_a_dollar_in_a_setting_stays_one(bench: Bench) -> None:
+    """Kubernetes reads `$(NAME)` in variables and arguments as a variable, and `$$` as one `$`."""
+    put_cron_job(bench)
+    name = submit_from_cron_job(bench.cluster(), "patchscan-scan", {"SOURCE": "s3://photos/a$$b/$(MODEL)"})
+    job = bench.cluster().job(name)
+    assert job
+    (source,) = [one for one in job.template["spec"]["containers"][0]["env"] if one["name"] == "SOURCE"]
+    assert source["value"] == "s3://photos/a$$$$b/$$(MODEL)"
+    (status,) = job_statuses(bench.cluster())
+    assert status.source == "s3://photos/a$$b/$(MODEL)"
+    body = coordinator.worker_job(bench.plan, "s3://out/a$$b/plan.json", [0], 1, WORKERS, job)
+    arguments = body["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "s3://out/a$$$$b/plan.json" in arguments
+    assert arguments[-1] == "$(JOB_COMPLETION_INDEX)"
+
+
+def test_a_setting_given_twice_starts_none() -> None:
+    with pytest.raises(ClusterError, match="--set MODEL: it is given twice"):
+        parse_settings(["MODEL=a", "MODEL=b"])
 
 
 def test_submitted_scans_are_removed_as_the_nights_are(bench: Bench) -> None:
@@ -558,6 +611,29 @@ def test_logs_of_a_pod_without_a_node_wait_and_say_so(bench: Bench, monkeypatch:
     assert told == ["waiting for train-0-0, container worker: no node takes it: no GPU"]
 
 
+def test_logs_of_a_sidecar_come_last(bench: Bench) -> None:
+    """One that a service mesh has put into the pod writes until the program has ended."""
+    job = bench.api.put("jobs", {"metadata": {"name": "train"}, "spec": {"template": {}}})
+    pod = job_pod(job, None, 0)
+    proxy = {"name": "proxy", "image": "x", "restartPolicy": "Always"}
+    spec = pod["spec"] | {"initContainers": [proxy, {"name": "prepare", "image": "x"}]}
+    ended = {"state": {"terminated": {"exitCode": 0}}}
+    started = [{"name": name, **ended} for name in ("proxy", "prepare")]
+    status = container_status("Succeeded", ended["state"]) | {"initContainerStatuses": started}
+    bench.api.put("pods", pod | {"spec": spec, "status": status})
+    for name in ("proxy", "prepare", "worker"):
+        bench.api.logs["train-0-0", name] = f"{name} says this"
+    lines = list(log_lines(bench.cluster(), "train", None, True))
+    assert [line for line in lines if line.startswith("==")] == ["== prepare", "== worker", "== proxy"]
+
+
+def test_logs_of_an_index_of_pods_without_any_wait_for_none(bench: Bench) -> None:
+    job = bench.api.put("jobs", {"metadata": {"name": "train"}, "spec": {"template": {}}})
+    bench.api.put("pods", job_pod(job, None, 0) | {"status": container_status("Running", {"running": {}})})
+    with pytest.raises(ClusterError, match="the pods of Job train have no index: leave --index out"):
+        list(log_lines(bench.cluster(), "train", 0, follow=True))
+
+
 def test_logs_that_are_not_there_say_why(bench: Bench) -> None:
     """A pod that waits, one that never started, and one whose log went with its node."""
     job = bench.api.put("jobs", {"metadata": {"name": "train"}, "spec": {"template": {}}})
@@ -640,6 +716,37 @@ def test_status_quotes_the_pod_that_ended_the_job_and_a_lost_node(bench: Bench) 
     lost = {"reason": "NodeLost", "message": "Node n1 is unresponsive"}
     bench.api.put("pods", job_pod(job, None, 1) | {"status": container_status("Running", {"running": {}}) | lost})
     assert job_statuses(bench.cluster())[0].reason == "train-0-1: NodeLost: Node n1 is unresponsive"
+
+
+def test_status_of_a_job_that_took_too_long_says_what_it_met_before(bench: Bench) -> None:
+    message = "Job was active longer than specified deadline"
+    job = put_job(bench, "a", "roll-out", {"conditions": [{"type": "Failed", "status": "True", "message": message}]})
+    assert job_statuses(bench.cluster())[0].reason == message
+    ended = {"terminated": {"exitCode": 75, "message": "patchscan: s3://models does not answer"}}
+    bench.api.put("pods", job_pod(job, None, 0) | {"status": container_status("Failed", ended)})
+    words = f"{message}; before that: exit code 75, patchscan: s3://models does not answer"
+    assert job_statuses(bench.cluster())[0].reason == words
+
+
+def test_a_kubeconfig_that_is_none_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    path = tmp_path / "config"
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    for content in (b"a: [b", b"- a", b"\xff\xfe\x00", b""):
+        path.write_bytes(content)
+        with pytest.raises(ClusterError, match=r"^no cluster is configured: .+; set KUBECONFIG"):
+            Cluster.connect()
+
+
+def test_credentials_that_cannot_be_sent_or_are_refused_say_so(bench: Bench) -> None:
+    bench.api.faults = [("GET", "/jobs", 401)]
+    with pytest.raises(ClusterError, match=r"\(401\): scripted fault; the credentials are wrong or have expired"):
+        bench.cluster().jobs()
+    api = bench.api.client()
+    api.configuration.api_key["BearerToken"] = "Bearer a-secret\n"
+    with pytest.raises(ClusterError, match="does one end in a line break") as caught:
+        Cluster(api, "default", patience_s=0.1).jobs()
+    assert "a-secret" not in str(caught.value)
 
 
 def test_status_names_the_queue_that_a_job_waits_in(bench: Bench) -> None:
@@ -786,4 +893,8 @@ def test_the_laptops_commands(bench: Bench) -> None:
     bench.api.put("configmaps", {"metadata": {"name": "patchscan-settings"}, "data": {"SOURCE": "s3://photos"}})
     assert {one.source for one in job_statuses(bench.cluster())} == {bench.plan.source.url, "s3://photos"}
     assert CliRunner().invoke(app, ["jobs", "cancel", "coordinator"]).exit_code == 0
-    assert CliRunner().invoke(app, ["jobs", "status"]).output == "there are no Jobs of patchscan in this namespace\n"
+    assert (
+        CliRunner()
+        .invoke(app, ["jobs", "status"])
+        .output.startswith("there are no Jobs of patchscan in the namespace default;")
+    )

@@ -207,6 +207,26 @@ def test_a_rejection_quotes_pods_that_run_and_those_that_the_cluster_refuses(ben
         bench.step()
 
 
+def test_a_rejection_quotes_the_event_of_a_pod_that_waits_for_its_volume(bench: Bench) -> None:
+    """The status of a pod whose Secret is not there says nothing; one that is being ended has nothing to say."""
+    bench.publish(b"first")
+    bench.step()
+    bench.pods_become("ready")
+    bench.step()
+    bad = bench.publish(b"second")
+    bench.step()
+    for name, state in (("serve-1", refused("patchscan: of the old node")), ("serve-2", PASSED)):
+        bench.put_pod(name, bad, state)
+    ended: Any = bench.api.get("pods", "serve-1")
+    ended["metadata"]["deletionTimestamp"] = "2026-11-27T02:00:00Z"
+    on = {"kind": "Pod", "name": "serve-2"}
+    event = {"metadata": {"name": "mount"}, "involvedObject": on, "type": "Warning", "reason": "FailedMount"}
+    bench.api.put("events", event | {"message": 'secret "patchscan-token" not found'})
+    bench.pods_become("stuck")
+    with pytest.raises(RejectedArchiveError, match='serves: FailedMount: secret "patchscan-token" not found'):
+        bench.step()
+
+
 def test_a_paused_deployment_is_told_and_left_alone(bench: Bench) -> None:
     bench.publish(b"first")
     body = bench.deployment()
@@ -248,6 +268,8 @@ def test_no_replicas_serve_nothing(bench: Bench) -> None:
     with pytest.raises(NothingServesError, match="nothing serves: kubectl scale"):
         bench.step()
     assert bench.serves is None
+    assert bench.events() == [("Warning", "NothingServes", 1)]
+    assert bench.api.all("events")[0]["metadata"]["labels"] == {"app.kubernetes.io/part-of": "patchscan"}
 
 
 def test_fresh_pods_that_serve_the_archive_are_not_replaced(bench: Bench) -> None:

@@ -153,6 +153,26 @@ CASES = [
         "",
     ),
     ({}, "pending", ""),
+    (
+        {"phase": "Unknown", "containerStatuses": [container(state={"running": {}})]},
+        "running",
+        "its node does not answer",
+    ),
+    (
+        {
+            "phase": "Pending",
+            "conditions": [
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "SchedulingGated",
+                    "message": "Scheduling is blocked",
+                }
+            ],
+        },
+        "pending",
+        "no node takes it: Scheduling is blocked",
+    ),
 ]
 
 
@@ -161,6 +181,25 @@ def test_a_pods_state_and_reason(status: Body, phase: str, reason: str) -> None:
     state = pod_state(pod(status, "1Gi"))
     assert (state.phase, state.reason, state.index) == (phase, reason, 7)
     assert state.oom_killed == ("OOMKilled" in reason)
+
+
+def test_a_pod_that_is_being_ended_says_so_and_why() -> None:
+    """On a node that is lost it stays so, and its Job waits for it."""
+    by = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "Taint manager"}
+    body = pod({"phase": "Running", "conditions": [by], "containerStatuses": [container(state={"running": {}})]})
+    body["metadata"]["deletionTimestamp"] = "2026-11-27T02:00:00Z"
+    state = pod_state(body)
+    assert state.phase == "running"
+    assert state.reason == "it is being ended since 2026-11-27T02:00:00Z: DeletionByTaintManager: Taint manager"
+
+
+@pytest.mark.parametrize("disrupted", [False, True])
+def test_an_eviction_is_the_pods_own_fault_unless_its_node_was_short(disrupted: bool) -> None:
+    words = 'Usage of EmptyDir volume "scratch" exceeds the limit "10Gi".'
+    status: Body = {"phase": "Failed", "reason": "Evicted", "message": words}
+    by = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+    state = pod_state(pod(status | ({"conditions": [by]} if disrupted else {})))
+    assert (state.over_limit, state.disrupted) == (not disrupted, disrupted)
 
 
 @pytest.mark.parametrize(

@@ -304,9 +304,9 @@ def test_default_deny_and_rights_are_narrow() -> None:
         if body["kind"] == "Role"
     }
     jobs = {("jobs", verb) for verb in ("create", "get", "list", "watch", "patch", "delete")}
-    own_events = {("events", verb) for verb in ("create", "get", "patch")}
-    assert rights["patchscan-scan"] == jobs | own_events | {("pods", "list"), ("events", "list")}
-    assert rights["patchscan-roll-out"] == own_events | {
+    events = {("events", verb) for verb in ("create", "get", "list", "patch")}
+    assert rights["patchscan-scan"] == jobs | events | {("pods", "list")}
+    assert rights["patchscan-roll-out"] == events | {
         ("deployments", "get"),
         ("deployments", "patch"),
         ("jobs", "list"),
