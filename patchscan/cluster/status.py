@@ -106,7 +106,10 @@ def why_waiting(cluster: Cluster, job: Job, pods: list[PodState]) -> str:
     if failed:
         return f"{len(failed)} pod{'s' if len(failed) > 1 else ''} failed, the last: {failed[-1].reason}"
     if running:
-        return ""
+        if len(running) >= min(job.parallelism, job.completions - job.succeeded - len(job.failed_indexes)):
+            return ""
+        refused = cluster.warning("Job", job.name)
+        return f"{len(running)} pods of at most {job.parallelism} at once: {refused}" if refused else ""
     # No pod, though the Job is not done: the cluster may refuse to create one, for a quota or its pod security.
     return cluster.warning("Job", job.name) or ("" if job.succeeded else "its first pod is not created yet")
 

@@ -18,6 +18,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- LoaderDiedError            (75) a process that loads a training's images was killed
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
     |   |-- RecipeError, SettingError, DeviceError, DivergedError, EnsembleError    training
+    |   |-- RunTakenError              two trainings write one run
     |   |-- ImportConfigError, GraphError                             somebody else's detector
     |   |   `-- UnfitGraphError        a graph that is not as its description says
     |   |-- EvaluationError, ExplainError, VideoError, BoundError, BandError, PowerError    evaluation

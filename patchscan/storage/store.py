@@ -158,8 +158,8 @@ def is_bucket(url: str | Path) -> bool:
 
 
 def check_address(url: str) -> None:
-    """Raise StoreError for an address that nobody can mean: an empty one, which pathlib takes for the working folder, or
-    one with a line break at its end. A setting of a cluster that was left empty or written with `|` is such a one."""
+    """Raise StoreError for an address that nobody can mean: an empty one, which pathlib takes for the working folder,
+    or one with a line break at its end. A cluster's setting that was left empty or written with `|` is such a one."""
     if not url:
         raise StoreError("an address is empty: give an s3://bucket/prefix URL or a folder, such as . for this one")
     if url.endswith(("\n", "\r")):

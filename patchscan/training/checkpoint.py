@@ -4,12 +4,14 @@ All files are written atomically.
 """
 
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write
 from patchscan.dataset.source import DataError
 from patchscan.detector.card import WEIGHTS_FILE
@@ -18,10 +20,16 @@ from patchscan.storage.store import Store, is_bucket
 from patchscan.training.run_log import LOG_FILE
 
 CHECKPOINT_FILE = "checkpoint.pt"
+# Holds the name of the training that writes the run: the one that came last.
+OWNER_FILE = "training-id"
 # What is in a checkpoint besides the learner's state.
 CHECKPOINT_KEYS = {"recipe", "data_digest", "rng", "epoch", "step", "best"}
 # The files that a resumed run reads or appends to.
 RESUME_FILES = (CHECKPOINT_FILE, WEIGHTS_FILE, LOG_FILE, "features_before.npz")
+
+
+class RunTakenError(UserError):
+    """Another training has begun to write the same run."""
 
 
 class RunStore:
@@ -30,6 +38,7 @@ class RunStore:
 
     def __init__(self, location: str):
         self.url = location
+        self._id = ""
         self._remote: Store | None = None
         if is_bucket(location):
             self._remote = open_store(location)
@@ -42,6 +51,21 @@ class RunStore:
             self.folder = Path(location)
             self.folder.mkdir(parents=True, exist_ok=True)
 
+    def own(self) -> None:
+        """Note that from now on this training writes the run; one that has written it so far ends at its next
+        checkpoint."""
+        self._id = uuid.uuid4().hex
+        with atomic_write(self.folder / OWNER_FILE) as file:
+            file.write_text(self._id)
+        self.push(OWNER_FILE)
+
+    def _check_owner(self) -> None:
+        """Raise RunTakenError where another training has come since; the weights and the card of two would mix."""
+        path = self.folder / OWNER_FILE
+        written = self._remote.read(OWNER_FILE) if self._remote else path.read_bytes() if path.exists() else None
+        if self._id and written is not None and written.decode() != self._id:
+            raise RunTakenError(f"another training writes {self.url}: give one of them another --run (in a Job: RUN)")
+
     def push(self, *names: str) -> None:
         """Upload these files (default: all files of the run) to the run's URL; does nothing for a folder."""
         if self._remote is not None:
@@ -50,7 +74,9 @@ class RunStore:
                 self._remote.write(name, (self.folder / name).read_bytes())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write and upload the checkpoint (tensors and plain values only), replacing the previous one, and the log."""
+        """Write and upload the checkpoint (tensors and plain values only), replacing the previous one, and the log.
+        Raises RunTakenError where another training has begun to write this run."""
+        self._check_owner()
         with atomic_write(self.folder / CHECKPOINT_FILE) as partial, partial.open("wb") as file:
             torch.save(state, file)
         self.push(CHECKPOINT_FILE, LOG_FILE)

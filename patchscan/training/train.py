@@ -66,7 +66,8 @@ def train(
     data: a folder or s3:// URL in GenImage's layout. extra: folders in the same layout to train on as well, see
     `select_extra_rows`. run: a folder or s3:// URL. precision: see `choose_precision`. Returns the run folder with
     model.safetensors, card.json and model.onnx. Raises DataError, DeviceError, RecipeError, WeightsError,
-    LoaderDiedError; SystemExit(75) after SIGTERM or Ctrl-C, once a checkpoint is saved from which the call continues.
+    LoaderDiedError, RunTakenError; SystemExit(75) after SIGTERM or Ctrl-C, once a checkpoint is saved from which the
+    call continues.
     """
     try:
         ranks = Ranks.join(device)
@@ -102,6 +103,8 @@ class Trainer:
         self.epoch = self.step = 0
         self.best: dict[str, Any] = {"epoch": -1, "mean_auc": -1.0}
         self._resume()
+        if ranks.world == 1:  # of several processes, one that is cut off may not end the others' training
+            store.own()
         self.learner.distribute()
 
     def run(self) -> Path:

@@ -749,6 +749,17 @@ def test_credentials_that_cannot_be_sent_or_are_refused_say_so(bench: Bench) -> 
     assert "a-secret" not in str(caught.value)
 
 
+def test_status_says_why_a_job_has_fewer_pods_than_it_may(bench: Bench) -> None:
+    job = put_job(bench, "scan", "scan-worker", {"active": 1})
+    bench.api.put("jobs", job | {"spec": job["spec"] | {"parallelism": 2, "completions": 4}})
+    bench.api.put("pods", job_pod(job, 0, 0) | {"status": container_status("Running", {"running": {}})})
+    assert job_statuses(bench.cluster())[0].reason == ""
+    event = {"metadata": {"name": "e"}, "involvedObject": {"kind": "Job", "name": "scan"}, "type": "Warning"}
+    bench.api.put("events", event | {"reason": "FailedCreate", "message": "exceeded quota"})
+    (status,) = job_statuses(bench.cluster())
+    assert (status.state, status.reason) == ("running", "1 pods of at most 2 at once: FailedCreate: exceeded quota")
+
+
 def test_status_names_the_queue_that_a_job_waits_in(bench: Bench) -> None:
     job = put_job(bench, "a", "scan-worker", {"conditions": [{"type": "Suspended", "status": "True"}]})
     job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "patchscan"

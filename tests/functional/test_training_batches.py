@@ -25,7 +25,7 @@ from patchscan.detector.detector import Detector
 from patchscan.training import distributed, learner, train
 from patchscan.training.augment import deliver
 from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, LoaderDiedError, is_kind
-from patchscan.training.checkpoint import RunStore
+from patchscan.training.checkpoint import RunStore, RunTakenError
 from patchscan.training.data import TrainingData
 from patchscan.training.device import DeviceError
 from patchscan.training.distributed import Ranks
@@ -296,6 +296,24 @@ def test_a_process_of_several_that_cannot_join_is_one_line(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(DeviceError, match=r"this machine has 1 GPUs, .* lower --nproc-per-node"):
         Ranks.join("cuda")
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_of_two_trainings_of_one_run_the_first_ends_at_its_next_checkpoint(
+    bucket: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bucket:
+        monkeypatch.setattr("patchscan.training.checkpoint.is_bucket", lambda _: True)
+    first, second = RunStore(str(tmp_path)), RunStore(str(tmp_path))
+    for store in (first, second):
+        (store.folder / "log.jsonl").touch()
+    first.own()
+    first.save_checkpoint({"step": 1})
+    second.own()
+    with pytest.raises(RunTakenError, match=r"another training writes .*: give one of them another --run"):
+        first.save_checkpoint({"step": 2})
+    second.save_checkpoint({"step": 3})
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True) == {"step": 3}
 
 
 def test_a_batch_that_the_device_has_no_memory_for_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -324,6 +324,13 @@ def test_why_a_serving_pod_failed_is_in_its_status() -> None:
         assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", container["name"]
 
 
+def test_a_roll_out_does_not_begin_with_the_scan_of_events() -> None:
+    """It waits for scans that run, and would find that one every time."""
+    jobs = {body["metadata"]["name"]: body["spec"] for body in rendered(K8S) if body["kind"] == "CronJob"}
+    minutes = {name: jobs[f"patchscan-{name}"]["schedule"].split()[0] for name in ("events", "roll-out")}
+    assert minutes == {"events": "*/5", "roll-out": "2-59/5"}
+
+
 def test_roll_outs_never_go_below_capacity() -> None:
     deployment = next(body for body in rendered(K8S) if body["kind"] == "Deployment")
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
