@@ -39,7 +39,6 @@ check() {
     torch | onnx | openvino) ;;
     *) echo "patchscan: ENGINE $ENGINE: there are torch, onnx and openvino" >&2 && exit 2 ;;
   esac
-  python -m patchscan.storage.reach "$RUN" "$MODEL_STORE" "$VERSIONS" "$REPORT"
   [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC" --generators "$SEEN,$UNSEEN"
 }
 

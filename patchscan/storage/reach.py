@@ -1,16 +1,11 @@
-"""Check that results can be put where they are to go, before hours of work for them: the first step of a training Job.
-
-    python -m patchscan.storage.reach s3://models/store /runs/ssp
+"""Check that results can be put where they are to go, before hours of work for them: a training Job does.
 
 Nothing is written to a bucket, so that a right to write that is missing is not found.
 """
 
 import os
-import sys
 from pathlib import Path
 
-from patchscan.common.console import say
-from patchscan.common.errors import UserError
 from patchscan.storage import open_store
 from patchscan.storage.store import AccessDeniedError, StoreError, is_bucket
 
@@ -31,12 +26,3 @@ def check_reach(url: str) -> None:
             raise StoreError(f"{url}: {error.strerror}; give an s3:// URL or a folder that can be made") from None
         if not os.access(url, os.W_OK):
             raise StoreError(f"{url}: this folder cannot be written to")
-
-
-if __name__ == "__main__":
-    try:
-        for place in sys.argv[1:]:
-            check_reach(place)
-    except UserError as failure:
-        say(f"patchscan: {failure}", error=True)
-        sys.exit(failure.exit_code)

@@ -6,6 +6,7 @@ Settings are the environment variables of training/job.sh. DATA is what lists th
 once it is whole, its copy in the folder COPY. Weights that come with the data may lie there.
 """
 
+import json
 import os
 import sys
 from collections import defaultdict
@@ -17,11 +18,14 @@ import torch
 from patchscan.common.console import say
 from patchscan.common.errors import UserError
 from patchscan.dataset.layout import CLASSES, SPLITS, find_files
+from patchscan.storage.reach import check_reach
+from patchscan.training.checkpoint import RunStore
 from patchscan.training.device import DeviceError, check_device
 from patchscan.training.recipe import Recipe, load_recipe
 
 # Settings that may not be empty.
-NEEDED = ("DATA", "SEEN", "EPOCHS", "DEVICE", "LOADERS", "RUN", "MODEL_STORE", "VERSIONS", "REPORT")
+PLACES = ("RUN", "MODEL_STORE", "VERSIONS", "REPORT")
+NEEDED = ("DATA", "SEEN", "EPOCHS", "DEVICE", "LOADERS", *PLACES)
 # Those that may, or need not be there.
 OPTIONAL = ("UNSEEN", "WEIGHTS", "ENGINE", "MIN_METRIC", "NODES", "GPUS", "SERVICE")
 
@@ -33,8 +37,8 @@ class SettingError(UserError):
 def check_settings(recipe: str, settings: Mapping[str, str], data: str, copy: Path) -> None:
     """Check the settings of a training with this recipe on `data`, which lies in the folder `copy` or will go there.
 
-    Raises SettingError, RecipeError, DeviceError, LayoutError, StoreError; OutageError where the data's store does not
-    answer.
+    Raises SettingError, RecipeError, DeviceError, LayoutError, DataError, StoreError; OutageError where a store does
+    not answer.
     """
     for name in (*NEEDED, *OPTIONAL):
         value = settings.get(name, "")
@@ -56,6 +60,9 @@ def check_settings(recipe: str, settings: Mapping[str, str], data: str, copy: Pa
     check_device(settings["DEVICE"])
     if settings["DEVICE"] == "cuda" and (found := torch.cuda.device_count()) < gpus:
         raise DeviceError(f"GPUS {gpus}: this pod has {found}; set its limit of nvidia.com/gpu to the same number")
+    for name in PLACES:
+        check_reach(settings[name])
+    _check_run(chosen, settings["RUN"])
     _check_weights(chosen, None if data == str(copy) else copy)
     _check_generators(chosen, data)
 
@@ -69,6 +76,19 @@ def _number(settings: Mapping[str, str], name: str, least: int) -> int:
 
 def _names(settings: Mapping[str, str], name: str) -> list[str]:
     return [one.strip() for one in settings.get(name, "").split(",") if one.strip()]
+
+
+def _check_run(recipe: Recipe, run: str) -> None:
+    """Raise SettingError where RUN holds a run that was begun with other settings, DataError where its checkpoint is
+    damaged."""
+    begun = RunStore(run).load_checkpoint()
+    if begun is None or recipe.is_that_of(begun["recipe"]):
+        return
+    before, now = json.loads(begun["recipe"]), json.loads(recipe.model_dump_json())
+    changed = ", ".join(sorted(name for name, value in now.items() if before.get(name, value) != value))
+    raise SettingError(
+        f"RUN {run} was begun with another recipe ({changed} differ): take another RUN, or set them back"
+    )
 
 
 def _check_weights(recipe: Recipe, later: Path | None) -> None:

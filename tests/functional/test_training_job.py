@@ -89,6 +89,10 @@ def test_it_publishes_a_calibrated_archive_and_puts_the_calibrated_card_back(
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("published to s3://models")
+    again = settings | {"EPOCHS": "3"}
+    other = subprocess.run(job, env=again, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert other.returncode == 2
+    assert other.stderr.startswith(f"patchscan: RUN {settings['RUN']} was begun with another recipe (epochs differ): ")
     assert [
         step for step in ("check", "copy", "train", "evaluate", "archive", "publish") if f"{step} " not in last
     ] == []
