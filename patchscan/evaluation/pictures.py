@@ -17,12 +17,15 @@ MOMENTS = {"before": "before training", "after": "after training"}
 
 
 def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
-    """Draw AUC and accuracy of every model on every generator, with intervals."""
+    """Draw AUC and accuracy of every model on every generator, with intervals; a generator that no model has seen is
+    named as unseen."""
     drawings = {}
     for metric, title in (("auc", "AUC"), ("accuracy", "accuracy at the card's threshold")):
         names = list(
             dict.fromkeys(row["name"] for model in report["models"] for row in model["results"][protocol]["rows"])
         )
+        kinds = {(row["name"], row["kind"]) for model in report["models"] for row in model["results"][protocol]["rows"]}
+        unseen = {name for name, kind in kinds if kind == "unseen"} - {name for name, kind in kinds if kind == "seen"}
         rows = []
         for name in sorted(names, key=_place):
             values = {
@@ -31,7 +34,7 @@ def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
                 for row in model["results"][protocol]["rows"]
                 if row["name"] == name
             }
-            rows.append((name, values))
+            rows.append((f"{name} (unseen)" if name in unseen else name, values))
         drawings[f"{protocol}-{metric}"] = plots.forest(rows, f"{title}, 95 % interval", reference=0.5)
     return drawings
 

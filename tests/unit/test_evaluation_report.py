@@ -396,11 +396,13 @@ def test_the_same_share_is_rounded_alike_however_it_was_computed() -> None:
 def test_the_groups_stand_below_all_generators_whichever_model_has_them() -> None:
     names = (("a", "all unseen", "overall"), ("b", "all seen", "overall"))
     value = {"value": 0.5, "low": 0.4, "high": 0.6}
-    rows = [[{"name": name, "metrics": {"auc": value, "accuracy": value}} for name in one] for one in names]
+    kinds = {"a": "unseen", "b": "seen"}
+    measured = {"metrics": {"auc": value, "accuracy": value}}
+    rows = [[{"name": name, "kind": kinds.get(name, "group"), **measured} for name in one] for one in names]
     models = [{"name": str(number), "results": {"raw": {"rows": one}}} for number, one in enumerate(rows)]
     drawing = overview({"models": models}, "raw")["raw-auc"]
     shown = [label.get_text() for label in drawing.axes[0].get_yticklabels()]
-    assert shown == ["a", "b", "all seen", "all unseen", "overall"]
+    assert shown == ["a (unseen)", "b", "all seen", "all unseen", "overall"]
 
 
 def test_curves_of_many_generators_differ_and_their_names_cover_none() -> None:
