@@ -1,6 +1,7 @@
 """Read a YAML file into a pydantic model; an error names file and line."""
 
 from collections.abc import Iterable
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,8 +14,11 @@ from patchscan.common.errors import UserError
 Model = TypeVar("Model", bound=BaseModel)
 
 
+MAX_MERGED = 10_000  # keys that `<<` may bring into one mapping: merged again and again they would fill the memory
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML's own loader takes the last."""
+    """Refuses a key that stands twice in a mapping, of which YAML's own loader takes the last, and endless merges."""
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -24,6 +28,11 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"{key.value} stands here twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_MERGED:
+            raise yaml.MarkedYAMLError(problem=f"over {MAX_MERGED:,} keys are merged", problem_mark=node.start_mark)
 
 
 def read_yaml(
@@ -57,6 +66,8 @@ def read_yaml(
         hint = f"; did you mean {similar[0]}?" if similar else ""
         what = ".".join(map(str, first["loc"])) or "the file"
         why = "keys and values are needed here" if first["type"] == "model_type" else first["msg"]
+        if first["type"] == "string_type" and isinstance(first["input"], bool | int | float | date):
+            why += ": put it in quotes"
         raise error_type(f"{path}{where}: {what}: {why.removeprefix('Value error, ')}{hint}") from error
 
 

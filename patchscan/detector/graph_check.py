@@ -89,7 +89,9 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
         raise GraphError(f"{path} has more than {MAX_NODES:,} nodes, its functions put where they are called")
     for tensor in _tensors(model.graph, nodes):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-            raise GraphError(f"{path} keeps weights in another file: save it as one (onnx.save, save_as_external_data)")
+            raise GraphError(
+                f"{path} keeps weights in another file: make one of both (onnx.save(onnx.load(THEIRS), ONE_FILE))"
+            )
     never = _never_true(model.graph, nodes)
     for node in nodes:
         _check_operator(path, node, _name(node) in functions, never)

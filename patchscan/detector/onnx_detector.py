@@ -21,11 +21,11 @@ def open_session(graph: bytes) -> "InferenceSession":
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, too
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own, which are not named in Python
-        raise CardError(f"ONNX Runtime cannot run this model: {error}") from error
+        raise CardError(f"ONNX Runtime cannot run this model: {' '.join(str(error).split())}") from error
 
 
 class OnnxDetector(GraphDetector):

@@ -7,9 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from patchscan.detector.graph_check import GraphError
+from patchscan.detector.graph_detector import GRAPH_FILE
 from patchscan.detector.presets import Filter
 from patchscan.training.import_config import ImportConfig, ImportConfigError, Input, Output
 
+ONNX_FOLDER = "onnx"  # of exports that hold several files
 # Pillow's numbers of filters.
 _RESAMPLE: list[Filter] = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 # The image processors of transformers that are known here, and what a `size` of one number means to each.
@@ -45,6 +48,20 @@ def read_export(folder: Path) -> ImportConfig:
     except (AttributeError, TypeError, OverflowError) as error:
         why = f"a value is of another kind than it should be ({error})"
     raise ImportConfigError(f"{folder}: {why}; describe the detector in YAML, with --config")
+
+
+def find_export(model: Path) -> tuple[Path, Path]:
+    """Return the folder of an export and the ONNX file in it, or in its folder `onnx`; `model` is either of the two.
+    Raises GraphError."""
+    if not model.is_dir():
+        folder = model.parent
+        return (folder.resolve().parent if folder.resolve().name == ONNX_FOLDER else folder), model
+    for file in (model / GRAPH_FILE, model / ONNX_FOLDER / GRAPH_FILE):
+        if file.is_file():
+            return model, file
+    found = [str(file) for folder in (model, model / ONNX_FOLDER) for file in sorted(folder.glob("*.onnx"))]
+    what = f"name one of {', '.join(found)}" if found else "export the model to ONNX first (optimum-cli export onnx)"
+    raise GraphError(f"{model} holds no {GRAPH_FILE}: {what}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -84,7 +101,7 @@ def _name_of(given: dict[str, Any]) -> str:
 
 
 def _views(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    size = given["size"]
+    size = _of_list(given["size"])
     if isinstance(size, int):
         if not name:
             raise ValueError(f"whether size {size} is of both sides or the shorter one is not said")
@@ -112,7 +129,13 @@ def _convnext(side: int, share: float) -> dict[str, Any]:
     return {"views": "crop", "resize": int(side / share), "size": side}
 
 
+def _of_list(size: Any) -> Any:
+    """A size, with a list of two numbers as the height and width that it means to transformers."""
+    return {"height": size[0], "width": size[1]} if isinstance(size, list) and len(size) == 2 else size
+
+
 def _side(what: str, size: Any) -> int:
+    size = _of_list(size)
     height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
     if height != width:
         raise ValueError(f"its {what} is {width} x {height}, not a square")
@@ -138,7 +161,12 @@ def _output_of(config: dict[str, Any]) -> Output:
     if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
         raise ValueError(f"id2label is {labels}, not a label for each class")
     each_alone = config.get("problem_type") == "multi_label_classification"
-    return Output(kind="sigmoid" if each_alone else "logits", ai=_ai_class(labels))
+    if labels.keys() != {str(number) for number in range(len(labels))}:
+        raise ValueError(f"the classes of id2label, {', '.join(labels)}, are not numbered from 0")
+    ai = _ai_class(labels)
+    if len(labels) < 2:
+        raise ValueError("it has one label, not classes")
+    return Output(kind="sigmoid" if each_alone else "logits", ai=ai, classes=len(labels))
 
 
 def _ai_class(labels: dict[str, str]) -> int:

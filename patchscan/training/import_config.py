@@ -14,7 +14,9 @@ from patchscan.detector.graph_check import GraphError
 from patchscan.detector.presets import IMAGENET_MEAN, IMAGENET_STD, Filter, MemberPreset, PatchPreset, WholeImagePreset
 
 Triple = tuple[float, float, float]
+Kind = Literal["logits", "sigmoid", "probabilities"]
 MAX_NAME = 100
+SMALLEST = 1e-30  # of a divisor in float32
 
 
 def _one_line(text: str) -> str:
@@ -76,10 +78,13 @@ class Input(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if min(self.std) <= 0 or self.scale <= 0:
+        if min(*self.std, self.scale) < SMALLEST:
             raise ValueError("std and scale must be positive")
-        if max(self.mean) > 255 * self.scale * (1 + 1e-6):
-            raise ValueError(f"mean is above the largest value of a pixel, {255 * self.scale:g}: scale comes before it")
+        largest = 255 * self.scale
+        if max(self.mean) > largest * (1 + 1e-6):
+            raise ValueError(f"mean is above the largest value of a pixel, {largest:g}: scale comes before it")
+        if max(self.std) > 2 * largest:
+            raise ValueError(f"std is far above the largest value of a pixel, {largest:g}: scale comes before it")
         self.preset()
         return self
 
@@ -137,11 +142,12 @@ class Head(_Part):
 class Output(_Part):
     """What the graph gives: `logits` (before softmax, or, a single one, before the logistic function), `sigmoid`
     (logits, each before a logistic function of its own), `probabilities`, or, with `head`, a vector. `ai` is the index
-    of the class AI; of a single output, `positive` says what it means."""
+    of the class AI, of as many as `classes`, where that is told; of a single output, `positive` says what it means."""
 
     name: str | None = None
-    kind: Literal["logits", "sigmoid", "probabilities"] = "logits"
+    kind: Kind = "logits"
     ai: int = Field(default=1, ge=0)
+    classes: int | None = Field(default=None, ge=2)
     positive: Literal["ai", "real"] = "ai"
     head: Head | None = None
 

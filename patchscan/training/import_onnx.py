@@ -2,6 +2,7 @@
 of ours."""
 
 import zipfile
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,20 @@ from patchscan.detector.graph_check import GraphError, parse_graph, read_graph
 from patchscan.detector.graph_detector import GRAPH_FILE, seal
 from patchscan.detector.onnx_detector import OnnxDetector, open_session
 from patchscan.detector.presets import noise_picture
-from patchscan.training.hugging_face import read_export
+from patchscan.training.hugging_face import find_export, read_export
 from patchscan.training.import_config import (
     ImportConfig,
     Input,
+    Kind,
     LinearHead,
     UnfitGraphError,
     naming_line,
     read_config,
 )
-from patchscan.training.onnx_graph import wrap, wrap_answers
+from patchscan.training.onnx_graph import answer_shape, wrap, wrap_answers
 
-LARGEST_ERROR = 1e-3  # of a probability
+LARGEST_ERROR = 1e-3  # of a probability, and of an answer as a share of the largest
+LEAST_DIFFERENCE = 1e-4  # of logits that are not the same
 
 
 def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
@@ -34,7 +37,7 @@ def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
 
     Nothing is calibrated until `evaluate` has done it. Raises ImportConfigError and GraphError.
     """
-    folder, file = (model, model / GRAPH_FILE) if model.is_dir() else (model.parent, model)
+    folder, file = find_export(model)
     described = read_config(config) if config else read_export(folder)
     head = described.output.head.read(config.parent if config else folder) if described.output.head else None
     with naming_line(config):
@@ -75,8 +78,19 @@ def write_run(
     )
     pictures = _test_crops(card)
     _try(card, wrapped, file, pictures)
-    answers = wrap_answers(file, parse_graph(file, data), described.input, described.output.name)
-    _check_answers(file, answers, pictures, described.output.kind == "probabilities" and not head)
+    theirs = parse_graph(file, data)
+    shape = answer_shape(file, theirs, described.output)
+    session = open_session(wrap_answers(file, theirs, described.input, described.output.name))
+
+    def answer(crops: np.ndarray) -> np.ndarray:
+        values: np.ndarray = session.run(None, {"crops": crops})[0]
+        return values
+
+    _check_answers(
+        file, [answer(crops) for crops in pictures], pictures, shape, None if head else described.output.kind
+    )
+    if described.input.views == "grid":
+        _check_crops_apart(file, answer, pictures)
     run.mkdir(parents=True, exist_ok=True)
     with atomic_write(run / GRAPH_FILE) as out:
         out.write_bytes(seal(wrapped, digest))
@@ -115,23 +129,47 @@ def _try(card: Card, graph: bytes, file: Path, pictures: list[np.ndarray]) -> No
     try:
         logits = [OnnxDetector(card, graph).logits([crops])[0] for crops in pictures]
     except Exception as error:  # ONNX Runtime raises its own
-        raise GraphError(f"{file} fails on a test picture: {error}") from error
+        raise GraphError(f"{file} fails on a test picture: {' '.join(str(error).split())}") from error
     if not np.isfinite(logits).all():
         raise GraphError(f"{file} gives {logits} for test pictures, not finite numbers")
 
 
-def _check_answers(file: Path, graph: bytes, pictures: list[np.ndarray], are_probabilities: bool) -> None:
-    """Raise GraphError where the answers to the pictures, by a graph of `wrap_answers`, are not as described."""
-    session = open_session(graph)
-    answers = [session.run(None, {"crops": crops})[0] for crops in pictures]
+def _check_answers(
+    file: Path, answers: list[np.ndarray], pictures: list[np.ndarray], shape: list[int], kind: Kind | None
+) -> None:
+    """Raise GraphError where the answers to the pictures' crops are not of `shape`, as `answer_shape` returns it, or
+    not of this kind; None is a vector."""
     for crops, answer in zip(pictures, answers, strict=True):
-        if len(answer) != len(crops):
-            raise GraphError(
-                f"{file} gives an answer of shape {list(answer.shape)} to {len(crops)} at a time: not rows"
-            )
+        given = list(answer.shape)
+        if given[:1] != [len(crops)]:
+            raise GraphError(f"{file} gives an answer of shape {given} to {len(crops)} at a time: not rows")
+        if len(given) != len(shape) or any(
+            side not in (0, got) for side, got in zip(shape[1:], given[1:], strict=True)
+        ):
+            raise GraphError(f"{file} says that its output is {shape} (0: any), but gives {given}: export it again")
         wrong = answer[(answer < -LARGEST_ERROR) | (answer > 1 + LARGEST_ERROR)]
-        if are_probabilities and wrong.size:
+        if kind == "probabilities" and wrong.size:
             why = f"{file} gives {wrong[0]:.3g}, which is no probability: is it of kind: logits?"
             raise UnfitGraphError(why, "output", "kind")
-    if all(np.array_equal(answers[0], answer) for answer in answers):
+    if kind in ("logits", "sigmoid") and all(map(_add_up_to_one, answers)):
+        why = f"{file} gives numbers that add up to 1, which are probabilities already: say kind: probabilities"
+        raise UnfitGraphError(why, "output", "kind")
+    # Logits that differ by rounding alone are the same; probabilities may all be next to 0.
+    atol = LEAST_DIFFERENCE if kind in ("logits", "sigmoid") else 0
+    if all(np.allclose(answers[0][0], answer[0], rtol=0, atol=atol) for answer in answers):
         raise GraphError(f"{file} gives the same answer to {len(pictures)} pictures of grey and of noise")
+
+
+def _add_up_to_one(answer: np.ndarray) -> bool:
+    """Whether each row, of several numbers, is of probabilities that exclude each other."""
+    several = answer.ndim == 2 and answer.shape[1] > 1
+    return several and bool((answer >= 0).all() and (abs(answer.sum(axis=1) - 1) < LARGEST_ERROR).all())
+
+
+def _check_crops_apart(file: Path, answer: Callable[[np.ndarray], np.ndarray], pictures: list[np.ndarray]) -> None:
+    """Raise GraphError where a crop gets another answer among other crops than alone."""
+    crops = [one[:1] for one in pictures]
+    together, alone = answer(np.concatenate(crops)), np.concatenate([answer(one) for one in crops])
+    if together.shape != alone.shape or abs(together - alone).max() > LARGEST_ERROR * abs(alone).max():
+        why = "gives a crop another answer beside others than alone, so that views: grid would not score as it does"
+        raise UnfitGraphError(f"{file} {why}: describe it with views: crop or squash", "input", "views")

@@ -12,10 +12,12 @@ from patchscan.training.import_config import Input, LinearHead, Output, UnfitGra
 
 REDUCE_AXES_AS_INPUT = 18  # from this opset on
 OUR_NAMES, OUR_PREFIX = {"crops", "logit", "features", "answers"}, "patchscan:"
-PIXEL_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8}
+PIXEL_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8}
 ANSWER_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 # What ends a graph whose answers are probabilities, and what may come after it.
-PROBABILITIES, SHAPING = {"Softmax", "Sigmoid"}, {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+PROBABILITIES = {"Softmax", "Sigmoid", "HardSigmoid", "QLinearSoftmax", "QLinearSigmoid"}
+SHAPING = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Gather", "Slice", "Split"}
+SHAPING |= {"Concat", "Clip", "QuantizeLinear", "DequantizeLinear"}
 
 
 class _Builder:
@@ -49,8 +51,9 @@ def wrap(path: Path, model: onnx.ModelProto, given: Input, wanted: Output, head:
     if not head and wanted.kind != "probabilities" and _ends_in_probabilities(model.graph, result.name):
         why = f"{path}: its output {result.name} is of probabilities already: say kind: probabilities"
         raise UnfitGraphError(why, "output", "kind")
+    shape = answer_shape(path, model, wanted)
     after = _builder_after(model)
-    _add_logit(after, path, result, wanted, head)
+    _add_logit(after, path, result.name, shape, wanted, head)
     return _assemble(model, given, source, after, helper.make_tensor_value_info("logit", TensorProto.DOUBLE, []))
 
 
@@ -125,7 +128,9 @@ def _only_input(path: Path, graph: onnx.GraphProto, given: Input) -> onnx.ValueI
         raise GraphError(f"{path} has {len(inputs)} inputs ({', '.join(one.name for one in inputs)}); one is taken")
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type not in PIXEL_TYPES:
-        raise GraphError(f"{path}: its input {inputs[0].name} is not of numbers that pixels can be")
+        kind = TensorProto.DataType.Name(tensor.elem_type)
+        why = "FLOAT, FLOAT16, DOUBLE and UINT8 are taken: export it with one of these"
+        raise GraphError(f"{path}: its input {inputs[0].name} is of type {kind}; {why}")
     untouched = (given.scale, given.mean, given.std) == (1, (0, 0, 0), (1, 1, 1))
     if tensor.elem_type == TensorProto.UINT8 and not untouched:
         why = "takes whole numbers, which are pixels as they are: say scale: 1, mean: [0, 0, 0], std: [1, 1, 1]"
@@ -170,23 +175,40 @@ def _output(path: Path, graph: onnx.GraphProto, name: str | None) -> onnx.ValueI
 
 def _ends_in_probabilities(graph: onnx.GraphProto, name: str) -> bool:
     """Whether the output of this name comes out of a softmax or a logistic function."""
+    constants = {one.name for one in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     for node in reversed(graph.node):
         if name not in node.output:
             continue
-        if node.op_type not in SHAPING or not node.input:
+        if node.op_type == "Sub" and node.input[0] in constants:  # 1 less the probability of the other class
+            name = node.input[1]
+        elif node.op_type in SHAPING and node.input:
+            name = node.input[0]
+        else:
             return node.op_type in PROBABILITIES
-        name = node.input[0]
     return False
 
 
-def _add_logit(
-    builder: _Builder, path: Path, result: onnx.ValueInfoProto, wanted: Output, head: LinearHead | None
-) -> None:
-    shape = [one.dim_value for one in result.type.tensor_type.shape.dim]
+def answer_shape(path: Path, model: onnx.ModelProto, wanted: Output) -> list[int]:
+    """Return the shape that the output is declared to have, 0 for any length. Raises GraphError where it is neither a
+    number nor a row for each picture."""
+    result = _output(path, model.graph, wanted.name)
+    shape: list[int] = [one.dim_value for one in result.type.tensor_type.shape.dim]
     if len(shape) not in (1, 2):
-        raise GraphError(
-            f"{path}: its output {result.name} is {shape} (0: any), not a number or a row for each picture"
-        )
+        why = f"its output {result.name} is {shape} (0: any), not a number or a row for each picture"
+        raise GraphError(f"{path}: {why}")
+    if len(shape) == 2 and wanted.classes:
+        if shape[1] not in (0, wanted.classes):
+            why = f"{path} has {shape[1]} classes, but {wanted.classes} are described"
+            raise UnfitGraphError(why, "output", "classes")
+        shape[1] = wanted.classes
+    return shape
+
+
+def _add_logit(
+    builder: _Builder, path: Path, value: str, shape: list[int], wanted: Output, head: LinearHead | None
+) -> None:
+    """Add what makes a logit of `value`, the graph's output, whose shape is `answer_shape`."""
     classes = shape[1] if len(shape) == 2 else 1
     named = wanted.model_fields_set
     if not head and classes == 1 and "ai" in named:
@@ -195,7 +217,7 @@ def _add_logit(
     if not head and classes > 1 and "positive" in named:
         why = f"{path} has {classes} classes: say `ai`, the number of the one that means AI, not `positive`"
         raise UnfitGraphError(why, "output", "positive")
-    value = builder.node("Cast", result.name, to=TensorProto.DOUBLE)
+    value = builder.node("Cast", value, to=TensorProto.DOUBLE)
     if head:
         value = _apply_head(builder, path, value, classes, head)
     elif classes == 1:
@@ -221,7 +243,10 @@ def _apply_head(builder: _Builder, path: Path, value: str, length: int, head: Li
 def _class_logit(builder: _Builder, path: Path, value: str, classes: int, wanted: Output) -> str:
     """The log odds of the class AI against all others, (count,)."""
     if classes == 0:
-        raise GraphError(f"{path}: how many classes its output has is not stated: export it with a fixed number")
+        why = (
+            f"{path}: how many classes its output has is not stated: say it (classes), or export it with a fixed number"
+        )
+        raise UnfitGraphError(why, "output")
     if wanted.ai >= classes:
         why = f"{path} has {classes} classes, numbered from 0: there is no class {wanted.ai}"
         raise UnfitGraphError(why, "output", "ai")

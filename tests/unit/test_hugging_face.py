@@ -56,6 +56,7 @@ def halved_twice(pixels: np.ndarray) -> np.ndarray:
     ("preprocessor", "to", "box", "then"),
     [
         ({"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}, (32, 32), None, halved),
+        ({"image_processor_type": "ViTImageProcessor", "size": [32, 32]}, (32, 32), None, halved),
         (
             {"image_processor_type": "ViTImageProcessorFast", "size": {"height": 32, "width": 32}},
             (32, 32),
@@ -222,6 +223,8 @@ def test_what_its_files_do_not_say_is_not_guessed(missing: str, tmp_path: Path) 
         ({"0": "LABEL_0", "1": "LABEL_1"}, None),
         ({"0": "not_ai", "1": "dalle"}, None),
         ({"0": "fake", "1": "deepfake"}, None),
+        ({"1": "fake", "2": "real"}, None),
+        ({"0": "fake"}, None),
         ({"0": 1}, None),
         (["fake"], None),
     ],
@@ -231,7 +234,9 @@ def test_the_label_that_says_so_is_ai(labels: Any, ai: int | None, tmp_path: Pat
     if ai is not None:
         assert read_export(folder).output.ai == ai
         return
-    with pytest.raises(ImportConfigError, match=r"is not clear|not a label for each class"):
+    with pytest.raises(
+        ImportConfigError, match=r"is not clear|not a label for each class|not numbered from 0|one label"
+    ):
         read_export(folder)
 
 

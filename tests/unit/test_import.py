@@ -118,6 +118,22 @@ def with_another_output() -> onnx.ModelProto:
     return model
 
 
+def declared(model: onnx.ModelProto, classes: int | None) -> onnx.ModelProto:
+    """A model that says that it has so many classes; its last node hides how many there are."""
+    model.graph.node[-1].output[0] = "scores"
+    model.graph.node.append(helper.make_node("Shape", ["scores"], ["shape"]))
+    model.graph.node.append(helper.make_node("Reshape", ["scores", "shape"], ["y"]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, classes]))
+    return model
+
+
+def taking(kind: int) -> onnx.ModelProto:
+    """A model whose input is of this type of numbers."""
+    model = of_bytes()
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    return model
+
+
 AS_THEY_ARE = {"scale": 1, "mean": [0, 0, 0], "std": [1, 1, 1]}
 GRID = {"views": "grid", "count": 4, "resize": None}
 
@@ -130,6 +146,8 @@ GRID = {"views": "grid", "count": 4, "resize": None}
         (graph(2), {"channels": "bgr"}, {}, lambda rgb: [normalised(middle(rgb, 24)[..., ::-1])]),
         (channels_last(), {"layout": "nhwc"}, {}, lambda rgb: [normalised(middle(rgb, 24)).transpose(1, 2, 0)]),
         (of_bytes(), AS_THEY_ARE, {}, lambda rgb: [middle(rgb, 24).transpose(2, 0, 1)]),
+        (taking(TensorProto.DOUBLE), {}, {}, lambda rgb: [normalised(middle(rgb, 24)).astype(np.float64)]),
+        (declared(graph(2), None), {}, {"classes": 2}, lambda rgb: [normalised(middle(rgb, 24))]),
         (with_another_output(), {}, {"name": "y"}, lambda rgb: [normalised(middle(rgb, 24))]),
         (graph(2, last="Gelu", domain="com.microsoft"), {}, {}, lambda rgb: [normalised(middle(rgb, 24))]),
         (
@@ -190,7 +208,21 @@ def test_an_export_is_read_as_it_lies(tmp_path: Path) -> None:
     y = theirs(model, picture(1, 40, 40))
     detector = load_detector(tmp_path / "run")
     assert detector.logits([detector.prepare(png(1, 40, 40)).crops.pixels]) == pytest.approx([y[0] - y[1]], abs=1e-5)
+    (folder / "onnx").mkdir()
+    (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
+    for named in (folder, folder / "onnx" / "model.onnx"):
+        assert import_onnx(named, tmp_path / "again").name == "export"
+    (folder / "onnx" / "model.onnx").rename(folder / "onnx" / "model_int8.onnx")
+    with pytest.raises(GraphError, match=r"holds no model.onnx: name one of .*export/onnx/model_int8.onnx"):
+        import_onnx(folder, tmp_path / "other")
+    (folder / "onnx" / "model_int8.onnx").write_bytes(graph(3).SerializeToString())
+    with pytest.raises(GraphError, match="has 3 classes, but 2 are described"):
+        import_onnx(folder / "onnx" / "model_int8.onnx", tmp_path / "other")
+    (folder / "onnx" / "model_int8.onnx").unlink()
+    with pytest.raises(GraphError, match=r"holds no model.onnx: export the model to ONNX first"):
+        import_onnx(folder, tmp_path / "other")
     (folder / "config.json").write_text(json.dumps({"id2label": {"0": "cat", "1": "dog"}}))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ImportConfigError, match="which of the labels cat, dog means AI is not clear"):
         import_onnx(folder, tmp_path / "other")
 
@@ -277,6 +309,45 @@ def over_the_batch() -> onnx.ModelProto:
     """Probabilities over the pictures, not over the classes: 1 for each that is alone."""
     model = graph(2, last="Softmax")
     model.graph.node[-1].attribute.append(helper.make_attribute("axis", 0))
+    return model
+
+
+def probabilities(classes: int, then: list[str]) -> onnx.ModelProto:
+    """Probabilities with these operators behind them: the one of class 1, 1 less each, or quantised."""
+    model = graph(classes, last="Sigmoid" if classes == 1 else "Softmax")
+    names = ["y", *(f"then{number}" for number in range(len(then)))]
+    inputs = {"Gather": ["{}", "one"], "Sub": ["1.0", "{}"]}
+    for operator, before, after in zip(then, names, names[1:], strict=False):
+        given = [name.format(before) for name in inputs.get(operator, ["{}", "step", "zero"])]
+        attributes: dict[str, Any] = {"axis": 1} if operator == "Gather" else {}
+        model.graph.node.append(helper.make_node(operator, given, [after], **attributes))
+    constants = {"one": np.int64(1), "1.0": np.float32(1), "step": np.float32(1 / 255), "zero": np.uint8(0)}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
+    shape = [None] if then == ["Gather"] else [None, classes]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, shape))
+    return model
+
+
+def softmax_by_hand() -> onnx.ModelProto:
+    model = graph(2, last="Exp")
+    model.graph.node.append(helper.make_node("ReduceL1", ["y"], ["sum"], axes=[1]))
+    model.graph.node.append(helper.make_node("Div", ["y", "sum"], ["share"]))
+    model.graph.output[0].name = "share"
+    return model
+
+
+def normalised_over_the_batch() -> onnx.ModelProto:
+    """Less the batch's mean, as it is in training: a picture that is alone has nothing left."""
+    model = graph(2)
+    model.graph.node[0].input[0] = "centred"
+    model.graph.node.insert(0, helper.make_node("Sub", ["x", "mean"], ["centred"]))
+    model.graph.node.insert(0, helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0, 2, 3]))
+    return model
+
+
+def future() -> onnx.ModelProto:
+    model = graph(2)
+    model.ir_version = 99
     return model
 
 
@@ -369,6 +440,18 @@ def hidden_in_a_function() -> onnx.ModelProto:
         (over_the_batch(), "{kind: probabilities}", "gives the same answer to 4 pictures"),
         (graph(2, last="Softmax"), "{}", "say kind: probabilities"),
         (graph(2), "{kind: probabilities}", "is no probability: is it of kind: logits"),
+        (declared(graph(2), 1), "{}", r"its output is \[0, 1\] \(0: any\), but gives \[1, 2\]"),
+        (declared(graph(3), 2), "{}", r"its output is \[0, 2\] \(0: any\), but gives \[1, 3\]"),
+        (declared(graph(2), None), "{}", r"theirs.yaml, line 8: .* is not stated: say it \(classes\)"),
+        (declared(graph(3), None), "{classes: 2}", r"its output is \[0, 2\] \(0: any\), but gives \[1, 3\]"),
+        (graph(2), "{classes: 3}", "theirs.yaml, line 8: .* has 2 classes, but 3 are described"),
+        (probabilities(2, ["Gather"]), "{}", "say kind: probabilities"),
+        (probabilities(1, ["Sub"]), "{}", "say kind: probabilities"),
+        (probabilities(2, ["QuantizeLinear", "DequantizeLinear"]), "{}", "say kind: probabilities"),
+        (softmax_by_hand(), "{}", "add up to 1, .*: say kind: probabilities"),
+        (normalised_over_the_batch(), "{}", "gives the same answer to 4 pictures"),
+        (future(), "{}", r"fails on a test picture: ONNX Runtime cannot run this model: [^\n]*99[^\n]*$"),
+        (taking(TensorProto.INT8), "{}", "input x is of type INT8; FLOAT, FLOAT16, DOUBLE and UINT8 are taken"),
         (graph(1), "{ai: 0}", "say `positive: ai` or `positive: real`, not `ai`"),
         (graph(2), "{positive: real}", "has 2 classes: say `ai`"),
     ],
@@ -406,6 +489,12 @@ def test_a_graph_is_bounded(limit: str, least: int, why: str, tmp_path: Path, mo
         (graph(2), "output: {}", "output:\n  ai: 2", r"theirs.yaml, line 9: .*theirs.onnx has 2 classes"),
         (graph(2), "output: {}", "output:\n  name: z", r"theirs.yaml, line 9: .*theirs.onnx has the outputs y"),
         (graph(2), "output: {}", "output: {kind: probabilities}", r"theirs.yaml, line 8: .*is no probability"),
+        (
+            normalised_over_the_batch(),
+            "resize: 20",
+            "views: grid\n  count: 4",
+            "theirs.yaml, line 4: .*another answer beside others than alone",
+        ),
         (graph(2), "size: 16", "size: 18", r"theirs.yaml, line 3: .*its input is \[0, 3, 16, 16\]"),
         (graph(2), "resize: 20", "layout: nhwc", r"theirs.yaml, line 3: .*layout say \[0, 16, 16, 3\]"),
         (whole_numbers(), "", "", r"theirs.yaml, line 2: .*takes whole numbers"),
@@ -428,6 +517,10 @@ def test_what_is_no_onnx_file_is_said_in_one_line(data: bytes, tmp_path: Path) -
         import_onnx(file, tmp_path / "run", config)
 
 
+# Each mapping holds the one before it four times.
+MERGES = "\n".join(["a: &a0 {k: v}", *(f"a{n}: &a{n} {{<<: [{f'*a{n - 1}, ' * 4}]}}" for n in range(1, 12))])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
@@ -447,6 +540,15 @@ def test_what_is_no_onnx_file_is_said_in_one_line(data: bytes, tmp_path: Path) -
         ("name: theirs", 'name: "a\\nb"', "line 1: name: this must be one line of 1 to 100 characters"),
         ("size: 16", "size: 5", "a side must be 8 to 1024 pixels"),
         ("name: theirs", "name: [", "is not YAML"),
+        (
+            "name: theirs",
+            "name: theirs\nversion: 1.0",
+            "line 2: version: Input should be a valid string: put it in quotes",
+        ),
+        ("name: theirs", "name: no", "line 1: name: Input should be a valid string: put it in quotes"),
+        ("std: [0.2, 0.3, 0.4]", "std: [58.4, 57.1, 57.4]", "std is far above the largest value of a pixel, 1"),
+        ("size: 16", "size: 16\n  scale: 1.0e-310", "std and scale must be positive"),
+        ("name: theirs", MERGES, "line 8 is not YAML: over 10,000 keys are merged"),
         (
             "output: {}",
             "output: {kind: softmax}",
