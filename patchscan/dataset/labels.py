@@ -13,6 +13,7 @@ import pandas as pd
 
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError
+from patchscan.dataset.layout import MEANS, POOLED
 from patchscan.dataset.source import DataSource, UnreadableError
 from patchscan.storage import open_store
 from patchscan.storage.store import FailureCode, is_bucket, split_url
@@ -54,6 +55,8 @@ def read_labels(url: str, endpoint_url: str | None = None) -> Labels:
                     f"{url}, line {number}: needs columns `key` and `label`, the label `ai`, `real` or `{CANNOT_TELL}`"
                     "; what a review page saved gets its keys from `patchscan audit-report`"
                 )
+            if row.get("generator") in (*POOLED, *MEANS):
+                raise LabelError(f"{url}, line {number}: reports have a row {row['generator']} of their own")
             known.pop(key, None)
             cannot_tell.discard(key)
             if label == CANNOT_TELL:

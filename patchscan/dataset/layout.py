@@ -37,6 +37,10 @@ LABEL_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".parquet"}
 
 UNREADABLE = -1
 
+# The rows of reports that are about several generators: no generator can be called so.
+POOLED = ("all seen", "all unseen", "overall")
+MEANS = ("mean of seen", "mean of unseen", "mean of the kinds")
+
 # The folder names of GenImage's downloads, simplified by `_simplify`, and the generators' names.
 _GENERATORS = {
     "adm": "adm",

@@ -1,5 +1,6 @@
 """Where the images of a data set come from, so that images of one source are not counted as independent."""
 
+import csv
 from pathlib import Path
 
 import pandas as pd
@@ -40,7 +41,7 @@ def add_sources(images: pd.DataFrame, data: str | Path, file: Path | None) -> pd
     source and a collection of their own. Raises SourcesError.
     """
     known = {} if file is None else _read(file)
-    name, paths = Path(str(data)).name, images.path
+    name, paths = Path(data).resolve().name, images.path
     if known and (matched := originals(data)):
         name, paths = matched[0], images.path.map(lambda path: matched[1].get(path, path))
     found = [known.get(f"{name}/{path}") or known.get(path) for path in paths]
@@ -56,11 +57,20 @@ def add_sources(images: pd.DataFrame, data: str | Path, file: Path | None) -> pd
 
 
 def _read(file: Path) -> dict[str, str]:
+    known: dict[str, str] = {}
     try:
-        table = pd.read_csv(file, dtype=str)
-    except (OSError, ValueError) as error:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines)
+            if not {"file", "source"} <= set(rows.fieldnames or ()):
+                raise SourcesError(f"{file} needs the columns `file` and `source`")
+            for row in rows:
+                path, source = (row["file"] or "").removeprefix("./"), row["source"]
+                if None in row:
+                    raise SourcesError(
+                        f"{file}, line {rows.line_num}: more values than columns; quote those with commas"
+                    )
+                if source and known.setdefault(path, source) != source:
+                    raise SourcesError(f"{file}, line {rows.line_num}: {path} has another source further up")
+    except (OSError, ValueError, csv.Error) as error:
         raise SourcesError(f"cannot read {file}: {error}") from error
-    if not {"file", "source"} <= set(table.columns):
-        raise SourcesError(f"{file} needs the columns `file` and `source`")
-    table = table.dropna(subset=["file", "source"])
-    return dict(zip(table.file, table.source, strict=True))
+    return known

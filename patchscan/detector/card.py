@@ -24,6 +24,10 @@ SCORING = 4
 # Of p_ai: what another draw of patches may change on 95 % of images without a warning.
 NOTABLE_DRAWS = 0.02
 
+MAX_NAME_BYTES = 200
+# What reports read of each row of a card's robustness.
+ROBUSTNESS_ROW = {"family", "level", "label", "group", "auc", "auc_change", "fake_detection", "real_detection"}
+
 NOT_CALIBRATED = (
     "This model's threshold was never calibrated: it calls an image AI from p_ai 0.5 up, however often that is wrong. "
     "`patchscan evaluate` measures the error rates and calibrates the threshold on the generators it was trained on."
@@ -32,6 +36,13 @@ NOT_CALIBRATED = (
 
 class CardError(UserError):
     """card.json is missing, malformed or does not belong to the weights beside it."""
+
+
+def check_name(name: str) -> str:
+    """Return a model's name if files can be called by it. Raises ValueError."""
+    if not (name.strip() and name.isprintable() and "/" not in name and len(name.encode()) <= MAX_NAME_BYTES):
+        raise ValueError(f"a model's name is one line of at most {MAX_NAME_BYTES} bytes without a slash, not {name!r}")
+    return name
 
 
 class NotFiniteError(UserError):
@@ -175,6 +186,19 @@ class Card:
                 raise ValueError(f"{one.name} is not a {cast('type', kind).__name__}")
         if not all(isinstance(text, str) for text in (self.decision.chosen_by, *self.all_warnings)):
             raise ValueError("warnings must be texts")
+        check_name(self.name)
+        for key in ("seen", "unseen"):
+            names = self.training.get(key, [])
+            if not (isinstance(names, list) and all(isinstance(one, str) for one in names)):
+                raise ValueError(f"training: {key} is not a list of generators")
+        recipe, protocol = self.training.get("recipe", {}), self.training.get("protocol", "raw")
+        if not (isinstance(recipe, dict) and isinstance(protocol, str)):
+            raise ValueError("training: recipe is not a dict, or protocol not a str")
+        for bounds in self.evidence.values():
+            if not all(math.isfinite(bounds[key]) for key in ("lower", "upper", "ai", "real")):
+                raise ValueError("evidence has bounds that are not finite")
+        if self.robustness and not all(row.keys() >= ROBUSTNESS_ROW for row in self.robustness["rows"]):
+            raise ValueError("robustness has a row that lacks a figure")
 
     @classmethod
     def read(cls, folder: Path) -> "Card":

@@ -105,12 +105,16 @@ def cost(
 ) -> dict[str, Any]:
     """Return what the cascade costs: by class, the share of scored images that the second detector is asked about, and
     the seconds of a core that the models take for an image: the first, the second, and both as a cascade. They are
-    measured here on TIMED_IMAGES images, with `engine` (None: see `choose_engine`)."""
+    measured here on TIMED_IMAGES images, with `engine` (None: see `choose_engine`). A class of which nothing was scored
+    is left out; where both are, the result is empty."""
     table = cascade.tables[protocol]
     table = table[usable(table)]
+    if table.empty:
+        return {}
     images = [read(path) for path in evenly_spread(table, TIMED_IMAGES).path]
     first_s, second_s = (_seconds(run, images, engine) for run in runs)
-    asked = {name: float(table[BY_SECOND][table.label == label].mean()) for label, name in ((0, "real"), (1, "ai"))}
+    parts = {name: table[BY_SECOND][table.label == label] for label, name in ((0, "real"), (1, "ai"))}
+    asked = {name: float(part.mean()) for name, part in parts.items() if len(part)}
     return {
         "asked": asked,
         "first_s": first_s,
@@ -130,11 +134,15 @@ def _seconds(run: Path, images: list[bytes], engine: Engine | None) -> float:
 
 def cost_finding(cascade: Cascade, found: Mapping[str, Any]) -> str:
     """Return the finding about a cascade's cost."""
-    asked, real, ai = found["asked"], *(found["cascade_s"][name] * 1000 for name in ("real", "ai"))
     first, then = cascade.first.name, cascade.then.name
+    called = {"real": ("the real", "a real"), "ai": ("the AI", "an AI")}
+    shares = " and ".join(f"{share:.1%} of {called[name][0]}" for name, share in found["asked"].items())
+    times = " and ".join(
+        f"{called[name][1]} image {'takes ' * (not number)}{seconds * 1000:.1f} ms{' of a core' * (not number)}"
+        for number, (name, seconds) in enumerate(found["cascade_s"].items())
+    )
     return (
         f"{cascade.card.name}: {first} settles what it gives a p_ai below {cascade.low:g} or from {cascade.high:g} up, "
-        f"and {then} is asked about {asked['real']:.1%} of the real and {asked['ai']:.1%} of the AI images. For the "
-        f"models a real image takes {real:.1f} ms of a core and an AI image {ai:.1f} ms; {then} alone takes "
+        f"and {then} is asked about {shares} images. For the models {times}; {then} alone takes "
         f"{found['second_s'] * 1000:.1f} ms."
     )

@@ -14,6 +14,7 @@ from patchscan.common.console import printable, say
 from patchscan.common.errors import UserError
 from patchscan.dataset.index import QUARANTINE_FILE, data_digest, default_index_path, load_index
 from patchscan.dataset.labels import key_root, labelled_images
+from patchscan.dataset.layout import MEANS, POOLED
 from patchscan.dataset.matched import originals
 from patchscan.dataset.source import DataSource
 from patchscan.dataset.sources import SOURCE_COLUMNS, add_sources, find_sources
@@ -107,6 +108,8 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
         name: add_sources(table, data[name], options.sources or find_sources(data[name]))
         for name, table in listed.items()
     }
+    for name, table in images.items():
+        tell_unknown_sources(table, data[name], options.sources or find_sources(data[name]))
     reads = {name: DataSource(where).read for name, where in data.items()}
     (out / "scores").mkdir(parents=True, exist_ok=True)
     models = [_evaluate(run, card, reads, images, out, options) for run, card in zip(runs, cards, strict=True)]
@@ -139,15 +142,29 @@ def _labelled(
 
 
 def _check_groups(groups: Mapping[str, list[str]], images: Mapping[str, pd.DataFrame]) -> None:
-    """Raise EvaluationError for a generator of a group that no data set has: a mean over the others would be taken for
-    the group's."""
+    """Raise EvaluationError for a generator of a group that no data set has, because a mean over the others would be
+    taken for the group's, and for a generator or group that is called as another row of the report."""
     known = {str(generator) for table in images.values() for generator in table.generator.unique()}
+    if taken := known & {*POOLED, *MEANS}:
+        raise EvaluationError(
+            f"reports have a row {min(taken)} of their own: give that generator's folder another name"
+        )
     for name, generators in groups.items():
+        if name in known | {*POOLED, *MEANS}:
+            raise EvaluationError(f"the report has a row {name} without --group: give the group another name")
         if missing := set(generators) - known:
             raise EvaluationError(
                 f"the group {name}: there are no images of {', '.join(sorted(missing))}; "
                 f"these data have {', '.join(sorted(known))}"
             )
+
+
+def tell_unknown_sources(images: pd.DataFrame, data: str | Path, file: Path | None) -> None:
+    """Tell where the `file` of sources names none of the images (columns path, source_known) of `data`."""
+    if file is not None and not images.source_known.any():
+        like = printable(images.path.iloc[0])
+        why = f"its column `file` needs paths below the data folder, such as {like}, so each image counts as a source"
+        say(f"{file} names no source of the {len(images):,} images of {data}: {why}", error=True)
 
 
 def _cannot_be_read(label_info: dict[str, Any]) -> str:
@@ -179,7 +196,8 @@ def _add_cost(
     found = cost(joined, (runs[0], runs[1]), reads[name], name, engine)
     report["cascade"] = {"first": cascade.first.name, "then": cascade.then.name, **found}
     report["cascade"] |= {"low": cascade.low, "high": cascade.high}
-    report["findings"]["models"].append(cost_finding(cascade, found))
+    if found:
+        report["findings"]["models"].append(cost_finding(cascade, found))
 
 
 def validation_images(data: str | Path, limit: int | None = None, index_file: Path | None = None) -> pd.DataFrame:

@@ -29,11 +29,12 @@ def _model_findings(model: dict[str, Any], protocol: str) -> list[str]:
     group = "unseen" if point["groups"]["unseen"]["fake_detection"]["value"] is not None else "seen"
     precision = point["groups"][group]["precision"][1]
     if precision["value"] is not None:
+        false = {"value": 1 - precision["value"], "low": 1 - precision["high"], "high": 1 - precision["low"]}
         found, alarms = point["groups"][group]["fake_detection"], point["groups"][group]["false_alarms"]
         sentences.append(
             f"At its threshold {model['name']} finds {_percent(found)} of {group} generators' images and calls "
             f"{_percent(alarms)} of the real images in those data AI: where 1 % of all images are AI, "
-            f"{show(1 - precision['value'], '%')} of its alarms would be false."
+            f"{_interval(false, '%')} of its alarms would be false."
         )
     return sentences
 
@@ -69,6 +70,7 @@ OUTCOMES = {
     "guessing": "is not shown to differ from guessing on",
     "worse": "is worse than guessing (it takes real images for AI and AI images for real) on",
     "unknown": "was scored on one class only, so no AUC can be computed, on",
+    "nothing": "has no score of any image of",
 }
 
 
@@ -78,7 +80,9 @@ def _generator_findings(model: str, rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         auc = row["metrics"]["auc"]
         figures = f", AUC {_interval(auc, '3')}" if auc["value"] is not None else ""
-        by_outcome[_outcome(auc)].append(f"{row['name']} ({row['kind']}){figures}")
+        by_outcome[_outcome(auc) if row["counts"]["scored"] else "nothing"].append(
+            f"{row['name']} ({row['kind']}){figures}"
+        )
     return [f"{model} {OUTCOMES[outcome]} {'; '.join(names)}." for outcome, names in by_outcome.items() if names]
 
 

@@ -150,7 +150,8 @@ def bootstrap_estimate(name: str, value: float, drawn: np.ndarray) -> Estimate:
     if name == "ece":
         # The ECE of a resample is biased upwards, so the interval is reflected at the estimate (basic bootstrap).
         return Estimate(value, max(0.0, 2 * value - high), max(value, min(1.0, 2 * value - low)), "basic bootstrap")
-    return Estimate(value, low, high, "bootstrap")
+    # Resamples repeat images, which ties them: the precision at the ends of the order is then beside the interval.
+    return Estimate(value, min(low, value), max(high, value), "bootstrap")
 
 
 def from_counts(scored: Scored, counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from patchscan.dataset.layout import POOLED
 from patchscan.detector.card import Card
 from patchscan.evaluation.calibration import Target, conformal_bound, cross_fitted, decide
 from patchscan.evaluation.metrics import Scored, confusion, measure
@@ -14,7 +15,7 @@ from patchscan.reporting.statistics import complement, precision_at, proportion_
 
 PREVALENCES = (0.001, 0.01, 0.1, 0.5)
 THRESHOLD_FPRS = (0.01, 0.05, 0.1)
-GROUPS = ("all seen", "all unseen", "overall")
+GROUPS = POOLED
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from patchscan.dataset.layout import MEANS
 from patchscan.detector.answer import TIERS, Tier
 from patchscan.evaluation.metrics import RESAMPLES, bootstrap_estimate, calibration_error
 from patchscan.evaluation.results import Evaluated, kind_of
@@ -62,10 +63,10 @@ def _of_data(name: str, table: pd.DataFrame, seen: set[str], groups: Mapping[str
 
 def _means(names: list[str], seen: set[str], groups: Mapping[str, list[str]], both: bool) -> Mapping[str, list[str]]:
     """Which means over rows are shown, by name."""
+    of_seen, of_unseen, of_kinds = MEANS
     if not both:
-        return {"mean of the kinds": names}
-    by_use = {"mean of seen": [one for one in names if one in seen],
-              "mean of unseen": [one for one in names if one not in seen]}  # fmt: skip
+        return {of_kinds: names}
+    by_use = {of_seen: [one for one in names if one in seen], of_unseen: [one for one in names if one not in seen]}
     return by_use | dict(groups)
 
 

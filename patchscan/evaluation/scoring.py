@@ -105,11 +105,14 @@ def scores_key(card: Card, images: pd.DataFrame, engine: Engine, delivered: Tier
 
 
 def read_scores(path: Path, key: str) -> pd.DataFrame | None:
-    """Read what `score_images` returned from the table at `path`, if it exists, has this key, and all its images could
-    be read; otherwise None."""
+    """Read what `score_images` returned from the table at `path`, if it exists, is whole, has this key, and all its
+    images could be read; otherwise None."""
     if not path.exists():
         return None
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError):  # damaged, perhaps by a disk
+        return None
     if (table.schema.metadata or {}).get(_KEY) != key.encode():
         return None  # perhaps of an older version, with other columns
     scores = table.select(SCORE_COLUMNS).to_pandas()

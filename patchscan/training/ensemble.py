@@ -9,7 +9,7 @@ import torch
 
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write, sha256_of
-from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card
+from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card, check_name
 from patchscan.detector.detector import Detector
 from patchscan.detector.ensemble_graph import join_graphs
 from patchscan.detector.graph_detector import GRAPH_FILE, seal
@@ -39,6 +39,10 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
         raise EnsembleError("an ensemble needs at least two runs: repeat --run")
     if out.resolve() in {run.resolve() for run in runs}:
         raise EnsembleError(f"{out} is a member's own folder, which would be lost: choose another --out")
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise EnsembleError(str(error)) from error
     cards = [Card.read(run) for run in runs]
     if any("+" in card.architecture or isinstance(card.preset, EnsemblePreset) for card in cards):
         raise EnsembleError("an ensemble cannot contain another ensemble: give --run its members instead")

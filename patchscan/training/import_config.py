@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from patchscan.common.errors import UserError
 from patchscan.common.yaml_file import read_yaml, where_in
+from patchscan.detector.card import check_name
 from patchscan.detector.graph_check import GraphError
 from patchscan.detector.presets import IMAGENET_MEAN, IMAGENET_STD, Filter, MemberPreset, PatchPreset, WholeImagePreset
 
@@ -26,6 +27,7 @@ def _one_line(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_one_line)]
+FileName = Annotated[Name, AfterValidator(check_name)]
 
 
 class UnfitGraphError(GraphError):
@@ -165,7 +167,7 @@ class ImportConfig(_Part):
     """A detector that somebody else trained: its input, its output, and what is known of it. `seen` are generators of
     the user's data, by their folders' names, that it was trained on or may be calibrated on."""
 
-    name: Name
+    name: FileName
     version: Name = "1.0"
     input: Input
     output: Output = Output()

@@ -322,6 +322,11 @@ def test_video_is_sampled_evenly_and_scored(report: Path, runs: list[Path], tmp_
             ["evaluate", "--run", "{run}", "--data", "{data}", "--out", "{out}", "--group", "two=smooth,othr"],
             "the group two: there are no images of othr; these data have other, smooth",
         ),
+        (
+            ["evaluate", "--run", "{run}", "--data", "{data}", "--out", "{out}", "--group", "smooth=smooth,other"],
+            "the report has a row smooth without --group",
+        ),
+        (["evaluate", "--run", "{run}", "--data", "{taken}", "--out", "{out}"], "reports have a row all seen of their"),
         (["explain", "{data}/other/val/ai/cut.png", "--run", "{run}", "--out", "{out}/why.png"], "truncated"),
         (["explain", "{data}/nowhere.png", "--run", "{run}", "--out", "{out}/why.png"], "cannot read"),
         (["scan-video", "{data}/other/val/ai/cut.png", "--run", "{run}", "--out", "{out}"], "damaged"),
@@ -332,6 +337,8 @@ def test_what_a_user_got_wrong_is_one_clear_line(
     arguments: list[str], says: str, data: Path, runs: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
+    shutil.copytree(data / "other", tmp_path / "taken" / "all seen")
     places = {"run": runs[0], "data": data, "empty": tmp_path / "empty", "out": tmp_path / "out"}
+    places["taken"] = tmp_path / "taken"
     with pytest.raises(UserError, match=says):
         CliRunner().invoke(app, [one.format(**places) for one in arguments], catch_exceptions=False)

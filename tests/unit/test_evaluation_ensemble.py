@@ -146,6 +146,8 @@ def test_an_ensembles_card(joined: Path) -> None:
 def test_what_cannot_be_joined(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(EnsembleError, match="two runs"):
         build_ensemble(runs[:1], tmp_path / "one", "one")
+    with pytest.raises(EnsembleError, match="a model's name is one line of at most 200 bytes without a slash"):
+        build_ensemble(runs[:2], tmp_path / "two", "one/two")
     before = Card.read(runs[1])
     with pytest.raises(EnsembleError, match="a member's own folder, which would be lost"):
         build_ensemble(runs[:2], runs[1].parent / "." / runs[1].name, "two")

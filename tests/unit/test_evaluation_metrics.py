@@ -138,6 +138,13 @@ def test_no_images_define_nothing() -> None:
     assert {estimate.value for estimate in ours.values()} == {None}
 
 
+def test_the_interval_of_a_detector_that_is_always_wrong_holds_its_value() -> None:
+    """Images that a resample repeats are tied, and all its average precisions lie above the data's own."""
+    found = measure(scored(np.repeat([1, 0], 8), np.arange(16.0)))["average_precision"]
+    value, low, high = found.bounds
+    assert low <= value < high
+
+
 def test_perfect_separation_gives_no_false_certainty() -> None:
     label = np.repeat([1, 0], 3)
     ours = measure(scored(label, np.where(label == 1, 5.0, -5.0)))

@@ -324,6 +324,19 @@ def test_poor_data_are_reported_and_drawn(kind: str, tmp_path: Path, monkeypatch
         assert row["counts"]["scored"] + row["counts"]["rejected"] + row["counts"]["not_finite"] == len(POOR[kind])
 
 
+def test_findings_tell_one_class_from_no_score_and_how_sure_the_alarms_are() -> None:
+    parts = [
+        table({"sd": (9, 9), "gan": (9, 0), "other": (9, 9)}, 1.0),
+        POOR["nothing scored"].assign(generator="lost"),
+    ]
+    said = " ".join(
+        build_report([evaluated("m", pd.concat(parts, ignore_index=True))], {"name": "x"})["findings"]["models"]
+    )
+    assert "m was scored on one class only, so no AUC can be computed, on gan (unseen)." in said
+    assert "m has no score of any image of lost (unseen)." in said
+    assert re.search(r"[0-9]+\s% \([0-9]+\s% to [>0-9\s]+%\) of its alarms would be false", said)
+
+
 def test_an_empty_cell_of_the_markdown_tables_has_its_reason() -> None:
     parts = {"sd": (9, 9), "gan": (9, 0), "photos": (0, 9), "lost": (4, 4)}
     scores = table(parts, 1.0)
@@ -353,6 +366,9 @@ def test_scores_tables_are_reused_only_under_their_key(tmp_path: Path) -> None:
     assert read_scores(tmp_path / "missing.parquet", "one key") is None
     write_scores(tmp_path / "older.parquet", scores.drop(columns=["tier", "graphic"]), "its key")
     assert read_scores(tmp_path / "older.parquet", "one key") is None
+    for damaged in (b"", (tmp_path / "scores.parquet").read_bytes()[:-9]):
+        (tmp_path / "damaged.parquet").write_bytes(damaged)
+        assert read_scores(tmp_path / "damaged.parquet", "one key") is None
 
 
 def keys_of(value: Any) -> set[str]:

@@ -540,6 +540,7 @@ MERGES = "\n".join(["a: &a0 {k: v}", *(f"a{n}: &a{n} {{<<: [{f'*a{n - 1}, ' * 4}
         ("name: theirs", 'name: "a\\nb"', "line 1: name: this must be one line of 1 to 100 characters"),
         ("size: 16", "size: 5", "a side must be 8 to 1024 pixels"),
         ("name: theirs", "name: [", "is not YAML"),
+        ("name: theirs", "name: us/theirs", "line 1: name: a model's name is one line .* without a slash"),
         (
             "name: theirs",
             "name: theirs\nversion: 1.0",

@@ -208,6 +208,7 @@ UNUSABLE_LABELS = {
     "empty": (b"", "no labels"),
     "header": (b"key,label\n", "no labels"),
     "other columns": (b"name,class\na.png,ai\n", "line 2"),
+    "a name of reports": (b"key,label,generator\na.png,ai,overall\n", "line 2: reports have a row overall"),
     "a field without end": (b'key,label\n"' + b"x" * 200_000, "not a CSV"),
 }
 

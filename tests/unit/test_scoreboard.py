@@ -15,6 +15,7 @@ from patchscan.detector.answer import TIERS
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target
+from patchscan.evaluation.evaluate import tell_unknown_sources
 from patchscan.evaluation.findings import scoreboard_findings
 from patchscan.evaluation.markdown import results_tables
 from patchscan.evaluation.results import Evaluated
@@ -227,7 +228,34 @@ def test_crops_of_a_matched_version_have_the_sources_of_their_originals(named: b
     assert (found[found.source_known].collection == "owner/set").all()
 
 
-def test_a_file_of_sources_without_its_columns_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "sources.csv").write_text("file,origin\n")
-    with pytest.raises(SourcesError, match="columns"):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("file,origin\n", "columns"),
+        ("", "columns"),
+        ("file,source\na,one, two\n", "line 2: more values than columns"),
+        ("file,source\na,one\nb,two\na,three\n", "line 4: a has another source further up"),
+        ("file,source\n\xe9,one\n", "cannot read .*sources.csv: 'utf-8'"),
+    ],
+)
+def test_a_file_of_sources_that_cannot_be_relied_on_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "sources.csv").write_bytes(text.encode("latin1"))
+    with pytest.raises(SourcesError, match=why):
         add_sources(pd.DataFrame({"path": ["a"]}), tmp_path, find_sources(tmp_path))
+
+
+def test_sources_are_read_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photographer may be called NA; the data folder may be the one that a person is in."""
+    (tmp_path / "sources.csv").write_text("\ufefffile,source\n./a,NA\nb,\nc,owner/set/3\nc,owner/set/3\nd\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    found = add_sources(pd.DataFrame({"path": ["a", "b", "c", "d"]}), ".", tmp_path / "sources.csv")
+    assert found.source.tolist() == ["NA", f"{tmp_path.name}/b", "owner/set/3", f"{tmp_path.name}/d"]
+    assert found.source_known.tolist() == [True, False, True, False]
+
+
+def test_a_file_that_names_none_of_the_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sources.csv"
+    for named, told in (("elsewhere/a", True), ("a", False)):
+        file.write_text(f"file,source\n{named},owner\n")
+        tell_unknown_sources(add_sources(pd.DataFrame({"path": ["a"]}), tmp_path, file), tmp_path, file)
+        assert ("sources.csv names no source of the 1 images" in capsys.readouterr().err) == told
