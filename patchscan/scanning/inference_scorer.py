@@ -15,6 +15,7 @@ import numpy as np
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from patchscan.common.console import printable
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.detector.answer import JSON_LENGTH, Answer, EngineUsed
 from patchscan.detector.decoders import decoder_pool
@@ -58,7 +59,7 @@ class InferenceScorer:
         retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"the server at {settings.url}")
         try:
             about, _ = retries.call(lambda: self._call("GET", f"{prefix}/v2"))
-            self._binary = "binary_tensor_data" in (about.get("extensions") or ())
+            self._binary = "binary_tensor_data" in _list(about, "extensions")
             self._check_tensors(retries.call(lambda: self._call("GET", self._path))[0])
             self._version = retries.call(lambda: self._infer(self._picture(0)))[0][1]
             for picture in map(self._picture, range(2)):
@@ -90,7 +91,7 @@ class InferenceScorer:
 
     def _check_tensors(self, about: dict[str, Any]) -> None:
         for kind, name in (("inputs", "crops"), ("outputs", "logit")):
-            if name not in [tensor.get("name") for tensor in about.get(kind) or ()]:
+            if name not in [tensor.get("name") for tensor in _list(about, kind) if isinstance(tensor, dict)]:
                 raise ScorerError(
                     f"{self.settings.model} at {self.settings.url} has no {name} among its {kind}: serve the run "
                     "folder's model.onnx, which takes crops and gives a logit"
@@ -128,7 +129,7 @@ class InferenceScorer:
             (logit,) = (output for output in reply["outputs"] if output["name"] == "logit")
             (value,) = np.ravel(logit["data"])
             return float(value), reply.get("model_version")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ScorerError(f"{self.settings.model} at {self.settings.url} answers no logit of one number") from error
 
     def _call(
@@ -149,7 +150,7 @@ class InferenceScorer:
             return {}
         try:
             content = json.loads(reply.data)
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):
             raise ScorerError(f"{self.settings.url} does not speak the Open Inference Protocol, version 2")
@@ -163,4 +164,11 @@ class InferenceScorer:
             return ScorerError(f"{at} refuses the token; pass the right one with --token-file")
         if reply.status == 404:
             return ScorerError(f"{at} serves no model {model}, or does not speak the Open Inference Protocol")
-        return RefusedRequestError(f"the server answers {reply.status} {reply.data[:200].decode(errors='replace')}")
+        said = " ".join(reply.data[:200].decode(errors="replace").split())
+        return RefusedRequestError(f"the server answers {reply.status} {printable(said)}")
+
+
+def _list(about: dict[str, Any], key: str) -> list[Any]:
+    """What a server says under this key; nothing where that is no list."""
+    found = about.get(key)
+    return found if isinstance(found, list) else []

@@ -221,6 +221,10 @@ def _outputs(asked: dict[str, Any], available: tuple[str, ...]) -> dict[str, boo
     outputs = asked.get("outputs") or [{"name": name} for name in available]
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         raise RequestError("outputs must be a list of tensors")
+    if any(
+        isinstance(output.get("parameters"), dict) and "classification" in output["parameters"] for output in outputs
+    ):
+        raise RequestError("outputs are answered as they are: classification is not spoken")
     wanted = {str(output.get("name")): _flag(output, "binary_data", everything) for output in outputs}
     if unknown := sorted(wanted.keys() - set(available)):
         named = ", ".join(unknown)[:MAX_QUOTED]

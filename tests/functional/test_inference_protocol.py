@@ -107,6 +107,7 @@ TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1]}
         (json.dumps({"inputs": [TENSOR | {"data": ["?"]}]}).encode(), None, "not valid base64"),
         (images(b"x", outputs=[{"name": "y"}]), None, "there is no output y"),
         (images(b"x", outputs=[1]), None, "outputs must be"),
+        (images(b"x", outputs=[{"name": "p_ai", "parameters": {"classification": 2}}]), None, "classification is not"),
         (images(b"x", id=1), None, "id must be a string"),
         (images(b"x") + b"more", str(len(images(b"x"))), "has no binary_data_size"),
         (*raw(TENSOR, b"\xff\xff\xff\xff"), "is shorter"),

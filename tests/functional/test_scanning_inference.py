@@ -32,9 +32,10 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, graph: bytes, binary: bool = True):
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        self.extensions: list[str] | None = ["binary_tensor_data"] if binary else []
+        self.extensions: Any = ["binary_tensor_data"] if binary else []
         self.version, self.outputs = "3", ["logit"]
         self.fault: tuple[int, str] | None = None
+        self.described: dict[str, Any] = {}
         self.seen: list[dict[str, str]] = []
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -63,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         outputs = [{"name": name} for name in self.server.outputs]
         about = {
             "/v2": {"name": "theirs", "extensions": self.server.extensions},
-            "/v2/models/theirs": {"name": "theirs", "inputs": [{"name": "crops"}], "outputs": outputs},
+            "/v2/models/theirs": {"name": "theirs", "inputs": [{"name": "crops"}], "outputs": outputs}
+            | self.server.described,
             "/v2/models/theirs/ready": {},
         }
         self._reply(*((200, json.dumps(about[self.path])) if self.path in about else (404, "{}")))
@@ -93,6 +95,11 @@ def server(run: Path) -> Iterator[Server]:
     with Server((run / "model.onnx").read_bytes()) as one:
         yield one
         one.shutdown()
+
+
+def logit(data: str) -> str:
+    """An answer whose logit is this JSON."""
+    return f'{{"outputs": [{{"name": "logit", "datatype": "FP64", "shape": [1], "data": [{data}]}}]}}'
 
 
 def connect(server: Server, run: Path, model: str = "theirs", token_file: Path | None = None) -> InferenceScorer:
@@ -142,7 +149,21 @@ def test_another_model_is_refused_before_anything_is_scored(server: Server, tmp_
             ScorerError,
             "refuses a test picture: the server answers 400 bad shape",
         ),
+        (
+            "fault",
+            (400, "<html>\n<h1>bad\x1b[2J</h1>"),
+            "theirs",
+            ScorerError,
+            r"answers 400 <html> <h1>bad\\x1b\[2J</h1>$",
+        ),
         ("fault", (200, "{}"), "theirs", ScorerError, "answers no logit of one number"),
+        ("fault", (200, logit("1" + "0" * 400)), "theirs", ScorerError, "answers no logit of one number"),
+        ("fault", (200, logit("[1, 2]")), "theirs", ScorerError, "answers no logit of one number"),
+        ("fault", (200, logit("null")), "theirs", ScorerError, "answers no logit of one number"),
+        ("fault", (200, logit("NaN")), "theirs", ScorerError, "is nan, not"),
+        ("fault", (200, "[" * 100_000), "theirs", ScorerError, "does not speak the Open Inference Protocol"),
+        ("described", {"inputs": 5, "outputs": [5]}, "theirs", ScorerError, "has no crops among its inputs"),
+        ("extensions", 5, "ours", ScorerError, "serves no model ours"),
         ("fault", (200, "<html>"), "theirs", ScorerError, "does not speak the Open Inference Protocol"),
         ("fault", (503, "{}"), "theirs", OutageError, "no server answers for theirs"),
     ],
