@@ -15,7 +15,7 @@ from patchscan.common.console import ProgressReport
 from patchscan.common.processes import available_cpus
 from patchscan.dataset.audit import audit
 from patchscan.dataset.index import data_digest, load_index
-from patchscan.dataset.source import DataSource
+from patchscan.dataset.source import DataError, DataSource
 from patchscan.detector.card import Card, CardError
 from patchscan.detector.graph_check import GraphError, parse_graph
 from patchscan.detector.onnx_detector import open_session
@@ -54,6 +54,11 @@ def train_probe(
         extract = _Extractor(backbone, graph, described)
     rows = load_index(data, index)
     names = sorted(seen or _complete(rows))
+    if not names:
+        raise DataError(
+            f"no generator of {data} has train and val images of both classes, which a probe needs; `patchscan split` "
+            "moves a part of val to train"
+        )
     train, val = (_limited(select_rows(rows, names, split), limit) for split in ("train", "val"))
     read = DataSource(data).read
     features, val_features = (extract(read, part, name) for part, name in ((train, "train"), (val, "val")))

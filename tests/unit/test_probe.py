@@ -1,5 +1,6 @@
 """`patchscan probe`: a linear head on somebody else's backbone, in one graph that is imported like any other."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,10 @@ def test_what_cannot_be_a_probe_is_one_line(
     with pytest.raises(UserError, match=why):
         train_probe(file, config, str(data), tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_data_without_a_generator_to_train_on_are_one_line(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "kept", tmp_path / "data" / "kept")
+    file, config = write(tmp_path, graph(5))
+    with pytest.raises(UserError, match=r"no generator of .* has train and val images of both classes"):
+        train_probe(file, config, str(tmp_path / "data"), tmp_path / "run")
