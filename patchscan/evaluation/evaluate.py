@@ -157,6 +157,8 @@ def _check_groups(groups: Mapping[str, list[str]], images: Mapping[str, pd.DataF
                 f"the group {name}: there are no images of {', '.join(sorted(missing))}; "
                 f"these data have {', '.join(sorted(known))}"
             )
+        if not any(set(generators) <= set(table.generator) for table in images.values()):
+            raise EvaluationError(f"the group {name}: no data set has all of {', '.join(generators)}")
 
 
 def tell_unknown_sources(images: pd.DataFrame, data: str | Path, file: Path | None) -> None:

@@ -59,6 +59,8 @@ def _kind_findings(model: str, data: dict[str, Any]) -> list[str]:
     if not known:
         return []
     worst = max(known, key=lambda name: known[name]["value"])
+    if not known[worst]["value"]:
+        return [f"[{data['name']}] {model} calls no real image of any kind AI, as stored."]
     share = show(known[worst]["value"], "%1")
     return [
         f"[{data['name']}] Of the kinds of real images {model} calls {worst} AI most often: {share} of them as stored."

@@ -25,7 +25,8 @@ def scoreboard(evaluated: Evaluated, groups: Mapping[str, list[str]]) -> list[di
     """Return one object per data set: name, whether it has AI images (`both_classes`), ai, real, sources, rows, and
     `estimated`, the share of each delivery that looks like each tier.
 
-    `groups` names means over generators, beside `mean of seen` and `mean of unseen`.
+    `groups` names means over generators, beside `mean of seen` and `mean of unseen`; a data set that lacks one of a
+    group's generators has no row of it.
     """
     if evaluated.deliveries is None:
         return []
@@ -47,8 +48,9 @@ def _of_data(name: str, table: pd.DataFrame, seen: set[str], groups: Mapping[str
         estimates = {tier: _estimates(values[one]) for tier, values in by_tier.items()}
         rows.append(_row(one, kind_of(one, seen) if both else "real", stored[stored.generator == one], estimates))
     for title, wanted in _means(names, seen, groups, both).items():
-        members = [one for one in wanted if one in names]
-        if len(members) > 1:
+        members = [one for one in names if one in wanted]
+        # A part of a group that was asked for would be taken for all of it; a mean of one is that one's own row.
+        if members and (len(members) == len(set(wanted)) if title in groups else len(members) > 1):
             means = {tier: _estimates(_mean([values[one] for one in members])) for tier, values in by_tier.items()}
             rows.append(_row(title, "group", stored[stored.generator.isin(members)], means))
     return {
@@ -65,7 +67,7 @@ def _means(names: list[str], seen: set[str], groups: Mapping[str, list[str]], bo
     """Which means over rows are shown, by name."""
     of_seen, of_unseen, of_kinds = MEANS
     if not both:
-        return {of_kinds: names}
+        return {of_kinds: names} | dict(groups)
     by_use = {of_seen: [one for one in names if one in seen], of_unseen: [one for one in names if one not in seen]}
     return by_use | dict(groups)
 

@@ -28,6 +28,7 @@ from patchscan.evaluation.tiers import deliver
 from tests import no_pictures
 
 PER_CLASS = 8
+EACH = ("--data", "{data}", "--data", "{more}")
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +327,10 @@ def test_video_is_sampled_evenly_and_scored(report: Path, runs: list[Path], tmp_
             ["evaluate", "--run", "{run}", "--data", "{data}", "--out", "{out}", "--group", "smooth=smooth,other"],
             "the report has a row smooth without --group",
         ),
+        (
+            ["evaluate", "--run", "{run}", *EACH, "--out", "{out}", "--group", "both=other,alone"],
+            "the group both: no data set has all of other, alone",
+        ),
         (["evaluate", "--run", "{run}", "--data", "{taken}", "--out", "{out}"], "reports have a row all seen of their"),
         (["explain", "{data}/other/val/ai/cut.png", "--run", "{run}", "--out", "{out}/why.png"], "truncated"),
         (["explain", "{data}/nowhere.png", "--run", "{run}", "--out", "{out}/why.png"], "cannot read"),
@@ -338,7 +343,8 @@ def test_what_a_user_got_wrong_is_one_clear_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     shutil.copytree(data / "other", tmp_path / "taken" / "all seen")
+    shutil.copytree(data / "other", tmp_path / "more" / "alone")
     places = {"run": runs[0], "data": data, "empty": tmp_path / "empty", "out": tmp_path / "out"}
-    places["taken"] = tmp_path / "taken"
+    places |= {name: tmp_path / name for name in ("taken", "more")}
     with pytest.raises(UserError, match=says):
         CliRunner().invoke(app, [one.format(**places) for one in arguments], catch_exceptions=False)

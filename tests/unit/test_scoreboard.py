@@ -83,6 +83,19 @@ def test_rows_name_seen_unseen_and_means_and_photographs_alone_have_false_alarms
     assert len(card_scoreboard([mix, alarms])) == 6 * len(TIERS)
 
 
+def test_a_group_has_a_row_where_all_its_members_are() -> None:
+    groups = {"solo": ["other"], "across": ["seen", "night"], "dark": ["night", "art"]}
+    mix, alarms = scoreboard(evaluated(deliveries()), groups)
+    assert [row["name"] for row in mix["rows"]] == ["seen", "other", "solo"]
+    assert [row["name"] for row in alarms["rows"]] == ["art", "night", "mean of the kinds", "dark"]
+
+
+def test_no_kind_is_called_ai_most_often_where_none_is() -> None:
+    table = deliveries()
+    _, alarms = scoreboard(evaluated(table.assign(logit=table.logit.where(table.data == "mix", -9.0))), {})
+    assert scoreboard_findings("m", alarms) == ["[alarms] m calls no real image of any kind AI, as stored."]
+
+
 def test_findings_tell_what_delivery_costs_and_which_kind_is_called_ai_most_often() -> None:
     table = deliveries()
     table.loc[(table.generator == "night") & (table.delivered == "native"), "logit"] = 9.0
