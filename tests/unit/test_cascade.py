@@ -15,7 +15,7 @@ from patchscan.cli import app
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.cascade import Cascade, CascadeError, log_odds, needed_band, parse_band
 from patchscan.evaluation.calibration import Target
-from patchscan.evaluation.cascade import BY_SECOND, BandError, choose_band, join
+from patchscan.evaluation.cascade import BY_SECOND, BandError, choose_band, cost, cost_finding, join
 from patchscan.evaluation.evaluate import EvaluationError, Options, evaluate
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import apply_decision
@@ -219,6 +219,19 @@ def test_the_band_asks_the_second_no_more_than_the_loss_needs() -> None:
     unseen = replace(first, card=replace(first.card, training={}))
     with pytest.raises(BandError, match="no generator in these data was seen"):
         choose_band(unseen, replace(then, card=replace(then.card, training={})), 0.01)
+
+
+def test_a_class_without_scores_costs_nothing_that_could_be_told() -> None:
+    first, then = evaluated("first", 1.0, 1), evaluated("then", 2.0, 2)
+    cascade = Cascade(first=first.card, then=then.card, low=0.0, high=1.0)
+    both = join(cascade, first, then)
+    none = replace(both, tables={"raw": both.tables["raw"].assign(logit=np.nan)})
+    assert cost(none, (Path("first"), Path("then")), str.encode, "raw", None) == {}
+    figures = {"asked": {"ai": 0.5}, "first_s": 0.001, "second_s": 0.004, "cascade_s": {"ai": 0.003}}
+    assert cost_finding(cascade, figures).endswith(
+        "then is asked about 50.0% of the AI images. For the models an AI image takes 3.0 ms of a core; then alone"
+        " takes 4.0 ms."
+    )
 
 
 def test_a_cascade_of_one_detector_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
