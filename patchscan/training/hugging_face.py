@@ -12,6 +12,7 @@ from patchscan.detector.graph_detector import GRAPH_FILE
 from patchscan.detector.presets import Filter
 from patchscan.training.import_config import ImportConfig, ImportConfigError, Input, Output
 
+CONFIG_FILE = "config.json"
 ONNX_FOLDER = "onnx"  # of exports that hold several files
 # Pillow's numbers of filters.
 _RESAMPLE: list[Filter] = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
@@ -30,7 +31,7 @@ def read_export(folder: Path) -> ImportConfig:
     The class whose label says so is AI. Raises ImportConfigError where a file is missing, no label, or more than one,
     says so, or it is not known how the pictures are prepared: then describe the detector in YAML.
     """
-    config, preprocessor = (_read_json(folder / name) for name in ("config.json", "preprocessor_config.json"))
+    config, preprocessor = (_read_json(folder / name) for name in (CONFIG_FILE, "preprocessor_config.json"))
     try:
         return ImportConfig(
             name=folder.resolve().name,
@@ -55,7 +56,9 @@ def find_export(model: Path) -> tuple[Path, Path]:
     Raises GraphError."""
     if not model.is_dir():
         folder = model.parent
-        return (folder.resolve().parent if folder.resolve().name == ONNX_FOLDER else folder), model
+        # Whoever exports into a folder `onnx` has config.json there.
+        is_below = folder.resolve().name == ONNX_FOLDER and not (folder / CONFIG_FILE).exists()
+        return (folder.resolve().parent if is_below else folder), model
     for file in (model / GRAPH_FILE, model / ONNX_FOLDER / GRAPH_FILE):
         if file.is_file():
             return model, file

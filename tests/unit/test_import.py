@@ -1,6 +1,7 @@
 """`patchscan import`: somebody else's ONNX file scores as its makers say, and one that reaches outside is refused."""
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -212,6 +213,9 @@ def test_an_export_is_read_as_it_lies(tmp_path: Path) -> None:
     (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
     for named in (folder, folder / "onnx" / "model.onnx"):
         assert import_onnx(named, tmp_path / "again").name == "export"
+    whole = shutil.copytree(folder, tmp_path / "onnx")
+    (whole / "onnx/model.onnx").rename(whole / "model.onnx")
+    assert import_onnx(whole / "model.onnx", tmp_path / "again").name == "onnx"
     (folder / "onnx" / "model.onnx").rename(folder / "onnx" / "model_int8.onnx")
     with pytest.raises(GraphError, match=r"holds no model.onnx: name one of .*export/onnx/model_int8.onnx"):
         import_onnx(folder, tmp_path / "other")
