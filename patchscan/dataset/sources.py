@@ -44,7 +44,8 @@ def add_sources(images: pd.DataFrame, data: str | Path, file: Path | None) -> pd
     name, paths = Path(data).resolve().name, images.path
     if known and (matched := originals(data)):
         name, paths = matched[0], images.path.map(lambda path: matched[1].get(path, path))
-    found = [known.get(f"{name}/{path}") or known.get(path) for path in paths]
+    called = Path(data).name  # by a link's name, perhaps
+    found = [known.get(f"{name}/{path}") or known.get(f"{called}/{path}") or known.get(path) for path in paths]
     sources = [source or f"{name}/{path}" for source, path in zip(found, paths, strict=True)]
     return images.assign(
         source=sources,
@@ -69,7 +70,7 @@ def _read(file: Path) -> dict[str, str]:
                     raise SourcesError(
                         f"{file}, line {rows.line_num}: more values than columns; quote those with commas"
                     )
-                if source and known.setdefault(path, source) != source:
+                if path and source and known.setdefault(path, source) != source:
                     raise SourcesError(f"{file}, line {rows.line_num}: {path} has another source further up")
     except (OSError, ValueError, csv.Error) as error:
         raise SourcesError(f"cannot read {file}: {error}") from error

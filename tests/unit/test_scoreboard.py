@@ -259,11 +259,21 @@ def test_a_file_of_sources_that_cannot_be_relied_on_is_refused(text: str, why: s
 
 def test_sources_are_read_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A photographer may be called NA; the data folder may be the one that a person is in."""
-    (tmp_path / "sources.csv").write_text("\ufefffile,source\n./a,NA\nb,\nc,owner/set/3\nc,owner/set/3\nd\n", "utf-8")
+    lines = "\ufefffile,source\n./a,NA\nb,\nc,owner/set/3\nc,owner/set/3\nd\n,x\n,y\n"
+    (tmp_path / "sources.csv").write_text(lines, "utf-8")
     monkeypatch.chdir(tmp_path)
     found = add_sources(pd.DataFrame({"path": ["a", "b", "c", "d"]}), ".", tmp_path / "sources.csv")
     assert found.source.tolist() == ["NA", f"{tmp_path.name}/b", "owner/set/3", f"{tmp_path.name}/d"]
     assert found.source_known.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("named", ["genmix", "genmix-2026"])
+def test_a_link_to_the_data_and_what_it_leads_to_are_both_their_name(named: str, tmp_path: Path) -> None:
+    (tmp_path / "genmix-2026").mkdir()
+    (tmp_path / "genmix").symlink_to("genmix-2026")
+    (tmp_path / "sources.csv").write_text(f"file,source\n{named}/a,owner\n")
+    found = add_sources(pd.DataFrame({"path": ["a"]}), tmp_path / "genmix", tmp_path / "sources.csv")
+    assert found.source.tolist() == ["owner"]
 
 
 def test_a_file_that_names_none_of_the_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
