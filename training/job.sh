@@ -122,7 +122,13 @@ step check check
 mkdir -p "$scratch"
 if [ "${NODES:-1}" = 1 ]; then  # another Job on this volume would replace what this one reads
   exec 9> "$scratch/lock"
-  flock -n 9 || { echo "another Job works in $work: waiting until it has ended" && flock 9; } || exit 75
+  code=0
+  flock -n 9 || code=$?
+  case $code in
+    0) ;;
+    1) echo "another Job works in $work: waiting until it has ended" && flock 9 || exit 75 ;;
+    *) echo "the volume of $work has no locks: no other Job may work there" ;;
+  esac
 fi
 step copy fetch_data
 if [ "${NODES:-1}${GPUS:-1}" != 11 ]; then

@@ -214,6 +214,17 @@ def test_a_second_job_on_a_volume_waits_for_the_first(tmp_path: Path) -> None:
     assert calls
 
 
+def test_a_volume_without_locks_is_worked_on(tmp_path: Path) -> None:
+    """Lustre, for one, is often mounted so: to wait there would be to wait for ever."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/flock").write_text("#!/bin/sh\nexit 65\n")
+    (tmp_path / "bin/flock").chmod(0o755)
+    done, calls = rehearse(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"the volume of {tmp_path} has no locks: no other Job may work there\n" in done.stdout
+    assert calls
+
+
 def test_a_run_keeps_the_data_on_its_volume_and_the_next_run_takes_what_is_new(tmp_path: Path) -> None:
     """A run refuses to go on with other data. The next one's copy is indexed, also where it was interrupted before."""
     (tmp_path / "set").mkdir()
