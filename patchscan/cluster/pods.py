@@ -51,8 +51,9 @@ def pod_state(pod: Body) -> PodState:
         disruption = true_condition(status, "DisruptionTarget")
         by_cluster = _words(status) or _words(disruption)
         reasons = (by_cluster, _words_of_failure(pod, ended) if ended else "")
-        # The kubelet sets the condition where it evicts a pod because its node is short of something.
-        over_limit = status.get("reason") == EVICTED and not disruption
+        # The kubelet sets the condition where it evicts a pod because its node is short of something, but not where it
+        # does not let one begin for that.
+        over_limit = status.get("reason") == EVICTED and not disruption and "exceed" in status.get("message", "")
         return PodState(
             name, number, "failed", "; ".join(filter(None, reasons)), code, oom, bool(disruption), over_limit
         )

@@ -202,6 +202,11 @@ def test_an_eviction_is_the_pods_own_fault_unless_its_node_was_short(disrupted: 
     assert (state.over_limit, state.disrupted) == (not disrupted, disrupted)
 
 
+def test_a_pod_that_a_short_node_does_not_let_begin_has_no_fault() -> None:
+    words = "Pod was rejected: The node had condition: [DiskPressure]. "
+    assert not pod_state(pod({"phase": "Failed", "reason": "Evicted", "message": words})).over_limit
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [
