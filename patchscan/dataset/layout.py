@@ -99,8 +99,9 @@ def check_folder(data: str | Path) -> None:
         raise LayoutError(f"{data} is not a folder: give the folder that holds <generator>/{{train,val}}/{{ai,nature}}")
 
 
-def find_files(data: str | Path) -> Layout:
-    """Find every file of a data set, sorted by path; hidden files are left out.
+def find_files(data: str | Path, name: str = "") -> Layout:
+    """Find every file of a data set, sorted by path; hidden files are left out. `name` is what its folder will be
+    called, where that is not its name now: files without a generator's folder have it.
 
     `data` is a folder or an s3:// URL, and the layout GenImage's, <generator>/{train,val}/{ai,nature}, or one that
     `classify_path` knows besides. Raises LayoutError where there is no such folder or no file, StoreError where the
@@ -108,7 +109,7 @@ def find_files(data: str | Path) -> Layout:
     """
     check_folder(data)
     listed = _in_bucket(str(data)) if is_bucket(data) else _in_folder(Path(data))
-    name = Path(data).resolve().name
+    name = name or Path(data).resolve().name
     files, without_split, test, outside, others, beside = [], list[str](), 0, list[str](), list[str](), list[str]()
     for path, size, modified_ns in listed:
         place = classify_path(path, name)

@@ -19,6 +19,7 @@ from patchscan.common.console import say
 from patchscan.common.errors import UserError
 from patchscan.dataset.layout import CLASSES, SPLITS, find_files
 from patchscan.storage.reach import check_reach
+from patchscan.storage.store import is_bucket
 from patchscan.training.checkpoint import RunStore
 from patchscan.training.device import DeviceError, check_device
 from patchscan.training.recipe import Recipe, load_recipe
@@ -64,7 +65,7 @@ def check_settings(recipe: str, settings: Mapping[str, str], data: str, copy: Pa
         check_reach(settings[name])
     _check_run(chosen, settings["RUN"])
     _check_weights(chosen, None if data == str(copy) else copy)
-    _check_generators(chosen, data)
+    _check_generators(chosen, data, copy.name if is_bucket(data) else "")
 
 
 def _number(settings: Mapping[str, str], name: str, least: int) -> int:
@@ -100,16 +101,17 @@ def _check_weights(recipe: Recipe, later: Path | None) -> None:
         raise SettingError(f"WEIGHTS {recipe.weights}: there is no such file; write imagenet, none or a file's path")
 
 
-def _check_generators(recipe: Recipe, data: str) -> None:
-    """Raise SettingError where the data lacks a generator that is to be trained on or kept for the evaluation."""
+def _check_generators(recipe: Recipe, data: str, name: str) -> None:
+    """Raise SettingError where the data, in a folder of this name, lack a generator that is to be trained on or kept
+    for the evaluation."""
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for file in find_files(data).files:
+    for file in find_files(data, name).files:
         found[file.generator].add((file.split, file.label))
-    for name, generators in (("SEEN", recipe.seen), ("UNSEEN", recipe.unseen)):
+    for setting, generators in (("SEEN", recipe.seen), ("UNSEEN", recipe.unseen)):
         for generator in generators:
             if generator not in found:
                 raise SettingError(
-                    f"{name}: {data} holds no generator {generator}; there are {', '.join(sorted(found))}"
+                    f"{setting}: {data} holds no generator {generator}; there are {', '.join(sorted(found))}"
                 )
     for generator in recipe.seen:
         missing = [

@@ -113,6 +113,8 @@ def test_it_publishes_a_calibrated_archive_and_puts_the_calibrated_card_back(
         ("DEVICE", "cpu\n", "DEVICE 'cpu\\n': it begins or ends with white space"),
         ("SEEN", "gan,gam", "SEEN: s3://data/set holds no generator gam; there are gan"),
         ("UNSEEN", "adn", "UNSEEN: s3://data/set holds no generator adn; there are gan"),
+        # Without generators' folders they are called as the folder that they are copied to.
+        ("DATA", "s3://data/set/gan", "SEEN: s3://data/set/gan holds no generator gan; there are set"),
         ("DATA", "s3://data/sett", "s3://data/sett is in no layout that can be read"),
         ("EPOCHS", "1e3", "EPOCHS 1e3: it must be a whole number of at least 1"),
         ("EPOCHS", "", "EPOCHS is empty"),
