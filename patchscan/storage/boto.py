@@ -110,16 +110,15 @@ def call_boto(
         raise OutageError(f"{other_side} does not answer ({error}); run the same command again") from None
 
 
-def connection_advice(error: Exception) -> str | None:
-    """What to do about an error that says why no request can be sent to an address, now or later; else None."""
+def connection_error(url: str, error: Exception) -> StoreError | TransientError | None:
+    """Turn an error of the connection to a service, which messages call `url`, into ours, without its text, which can
+    contain keys, signed URLs and host names: a StoreError where no further try can help. None for any other error."""
     if isinstance(error, boto_errors.HTTPClientError) and HEADER_ERROR in str(error):
-        return HEADER_ADVICE
-    found = TLS_ERROR.search(str(error)) if isinstance(error, boto_errors.SSLError) else None
-    return TLS_ADVICE[found[1]] if found else None
-
-
-def network_error(error: Exception) -> TransientError:
-    """An error of the network, without its text, which can contain keys, signed URLs and host names."""
+        return StoreError(f"{url}: {HEADER_ADVICE}")
+    if isinstance(error, boto_errors.SSLError) and (found := TLS_ERROR.search(str(error))):
+        return StoreError(f"{url}: {TLS_ADVICE[found[1]]}")
+    if not isinstance(error, NETWORK_ERRORS):
+        return None
     is_unknown = isinstance(error, boto_errors.EndpointConnectionError)
     return TransientError(type(error).__name__ + (" (are its address and region right?)" if is_unknown else ""))
 

@@ -20,12 +20,10 @@ from patchscan.storage.boto import (
     BUSY_CODES,
     BUSY_STATUS,
     CALL_ERRORS,
-    NETWORK_ERRORS,
     NO_ADDRESS,
     call_boto,
-    connection_advice,
+    connection_error,
     make_client,
-    network_error,
     status_and_code,
 )
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, Repetition
@@ -340,10 +338,8 @@ class Bucket:
         if isinstance(inner, RecursionError):
             # The store redirects without naming a region. boto3 asks for it, is redirected, asks for it, and so on.
             return self._other_region({})
-        if advice := connection_advice(error):
-            return StoreError(f"{self.url}: {advice}")
-        if isinstance(error, NETWORK_ERRORS):
-            return network_error(error)
+        if translated := connection_error(self.url, error):
+            return translated
         if isinstance(error, OSError) and error.errno in DISK_FULL:  # of this machine, while a download is written
             return OutageError(TEMPORARY_FULL)
         if isinstance(error, boto_errors.NoCredentialsError):

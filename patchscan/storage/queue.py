@@ -13,11 +13,9 @@ from patchscan.common.retries import Retries, TransientError
 from patchscan.storage.boto import (
     BUSY_CODES,
     BUSY_STATUS,
-    NETWORK_ERRORS,
     call_boto,
-    connection_advice,
+    connection_error,
     make_client,
-    network_error,
     status_and_code,
 )
 from patchscan.storage.store import StoreError
@@ -83,10 +81,8 @@ class Queue:
 
     def _translate(self, error: Exception) -> Exception:
         """Turn boto3's error into ours, without its text, which can contain keys and host names."""
-        if advice := connection_advice(error):
-            return StoreError(f"{self.url}: {advice}")
-        if isinstance(error, NETWORK_ERRORS):
-            return network_error(error)
+        if translated := connection_error(self.url, error):
+            return translated
         if not isinstance(error, boto_errors.ClientError):
             why = type(error).__name__
             return StoreError(f"{self.url}: {why}; check credentials and region (docs/scan.md), and run again")
