@@ -11,6 +11,8 @@ from patchscan.common.shipped import find_run
 from patchscan.dataset.commands import INDEX
 from patchscan.detector.answer import TIERS, Engine
 
+Run = Annotated[Path, typer.Option(parser=find_run, metavar="RUN", help="Run folder, or starter, ssp-lite.")]
+
 
 def add_to(app: typer.Typer) -> None:
     """Register this package's commands."""
@@ -171,7 +173,7 @@ def _group(text: str) -> tuple[str, list[str]]:
 
 def explain(
     image: Annotated[Path, typer.Argument(help="The image file.")],
-    run: Annotated[Path, typer.Option(parser=find_run, metavar="RUN", help="Run folder, or starter, ssp-lite.")],
+    run: Run,
     out: Annotated[Path, typer.Option(help="The picture to write, a PNG file.")] = Path("explanation.png"),
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
@@ -230,7 +232,7 @@ def power(
 
 def scan_video(
     video: Annotated[Path, typer.Argument(help="The video file.")],
-    run: Annotated[Path, typer.Option(parser=find_run, metavar="RUN", help="Run folder, or starter, ssp-lite.")],
+    run: Run,
     out: Annotated[Path, typer.Option(help="Folder for video.json, video.png and report.html.")],
     frames: Annotated[int, typer.Option(min=2, help="How many frames to score, evenly spread over the video.")] = 60,
     device: Annotated[str, typer.Option(help="Where to score: cpu, cuda, cuda:1.")] = "cpu",

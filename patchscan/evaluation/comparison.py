@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from patchscan.dataset.layout import POOLED
 from patchscan.dataset.sources import SOURCE_COLUMNS
-from patchscan.evaluation.results import GROUPS, Evaluated, group_rows
+from patchscan.evaluation.results import Evaluated, group_rows
 from patchscan.evaluation.scoring import cluster_of, usable
 from patchscan.reporting.statistics import (
     Difference,
@@ -31,7 +32,7 @@ def compare(models: list[Evaluated], protocol: str) -> dict[str, Any]:
     """
     pairs = [row for first, second in combinations(models, 2) for row in _pair(first, second, protocol)]
     for test, pooled in product(("accuracy", "auc"), (False, True)):
-        results = [row[test] for row in pairs if row[test] is not None and (row["generator"] in GROUPS) == pooled]
+        results = [row[test] for row in pairs if row[test] is not None and (row["generator"] in POOLED) == pooled]
         for result, p_value in zip(results, holm([result["p_value"] for result in results]), strict=True):
             result["p_corrected"] = p_value
     return {"pairs": pairs, "friedman": _friedman(models, protocol)}
@@ -42,7 +43,7 @@ def _pair(first: Evaluated, second: Evaluated, protocol: str) -> list[dict[str, 
     names = sorted(both.generator.unique())
     seen, unseen = first.seen & second.seen, set(names) - (first.seen | second.seen)
     parts = {name: both[both.generator == name] for name in names}
-    for group, members in zip(GROUPS, (seen.intersection(names), unseen, names), strict=True):
+    for group, members in zip(POOLED, (seen.intersection(names), unseen, names), strict=True):
         if len(members) > 1 and (group == "overall" or len(members) < len(names)):  # no test twice
             parts[group] = both[both.generator.isin(members)]
     return [

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from patchscan.dataset.layout import POOLED
 from patchscan.detector.answer import TIERS
 from patchscan.evaluation.metrics import confusion
-from patchscan.evaluation.results import GROUPS, Evaluated, group_rows, split_seen, to_scored
+from patchscan.evaluation.results import Evaluated, group_rows, split_seen, to_scored
 from patchscan.evaluation.scoring import usable
 from patchscan.reporting import plots
 
@@ -41,7 +42,7 @@ def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
 
 def _place(name: str) -> int:
     """Where a row stands: the groups below all generators, also where the first model lacks one."""
-    return GROUPS.index(name) if name in GROUPS else -1
+    return POOLED.index(name) if name in POOLED else -1
 
 
 def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure]:

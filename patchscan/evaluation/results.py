@@ -15,7 +15,6 @@ from patchscan.reporting.statistics import complement, precision_at, proportion_
 
 PREVALENCES = (0.001, 0.01, 0.1, 0.5)
 THRESHOLD_FPRS = (0.01, 0.05, 0.1)
-GROUPS = POOLED
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,13 @@ def group_rows(evaluated: Evaluated, table: pd.DataFrame) -> dict[str, pd.DataFr
     parts = split_seen(evaluated, table)
     names = sorted(table.generator.unique(), key=lambda name: (name not in evaluated.seen, name))
     groups = {name: table[table.generator == name] for name in names}
-    pooled = dict(zip(GROUPS, (parts["seen"], parts["unseen"], table), strict=True))
+    pooled = dict(zip(POOLED, (parts["seen"], parts["unseen"], table), strict=True))
     return groups | {name: part for name, part in pooled.items() if part.generator.nunique() > 1 or name == "overall"}
 
 
 def kind_of(name: str, seen: set[str]) -> str:
     """Return what a row is about: a `group`, a `seen` or an `unseen` generator."""
-    if name in GROUPS:
+    if name in POOLED:
         return "group"
     return "seen" if name in seen else "unseen"
 
