@@ -7,6 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
+from patchscan.common.console import say
 from patchscan.dataset.index import data_digest, load_index
 from patchscan.dataset.matched import matched_version, protocol_of
 from patchscan.dataset.source import DataError, DataSource
@@ -50,7 +51,8 @@ class TrainingData:
         table = load_index(data, index)
         train = select_rows(table, recipe.seen, "train")
         val = select_rows(table, recipe.seen, "val")
-        added = [select_extra_rows(folder, recipe, number) for number, folder in enumerate(extra)]
+        held_out = set(table.sha256[table.split == "val"])
+        added = [select_extra_rows(folder, recipe, number, held_out) for number, folder in enumerate(extra)]
         train = pd.concat([train, *added], ignore_index=True)
         return cls(JoinedSource(data, extra), protocol_of(data), train, val, data_digest(pd.concat([train, val])))
 
@@ -68,9 +70,10 @@ class JoinedSource(DataSource):
         return self._extra[first].read(rest) if first in self._extra else super().read(path)
 
 
-def select_extra_rows(folder: str, recipe: Recipe, number: int) -> pd.DataFrame:
+def select_extra_rows(folder: str, recipe: Recipe, number: int, held_out: set[str]) -> pd.DataFrame:
     """Return the index rows of extra folder `number`, in GenImage's layout, with a column `label` and paths that
     JoinedSource reads: its train images, or all where it has none, of all generators but the recipe's unseen ones.
+    Copies of the validation images, whose SHA-256 are `held_out`, are left out and told of on standard error.
 
     A generator of the folder may have real images only: it is then a kind of real image (`is_kind`).
     """
@@ -78,6 +81,10 @@ def select_extra_rows(folder: str, recipe: Recipe, number: int) -> pd.DataFrame:
     rows = index[~index.generator.isin(recipe.unseen)]
     if (rows.split == "train").any():
         rows = rows[rows.split == "train"]
+    copies = rows.sha256.isin(held_out)
+    if copies.any():
+        say(f"--extra {folder}: {copies.sum():,} images are also val images of --data: left out", error=True)
+        rows = rows[~copies]
     return rows.assign(path=f"extra-{number}/" + rows.path, label=rows["class"].map(LABELS))
 
 

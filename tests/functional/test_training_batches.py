@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from patchscan.cli import app
 from patchscan.common import processes
 from patchscan.common.errors import EXIT_INTERRUPTED
+from patchscan.common.files import sha256_of
 from patchscan.dataset.source import DataError
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
@@ -161,6 +162,21 @@ def test_of_an_extra_data_set_the_train_images_are_taken(recipe: Recipe, folders
     another = str(shutil.copytree(folders[0], f"{folders[0]}-2"))
     joined = TrainingData.load(recipe, folders[0], None, "raw", [another])
     assert (len(joined.train), len(joined.val)) == (2 * 12, 4)
+
+
+def test_copies_of_val_images_among_extra_ones_are_not_trained_on(
+    recipe: Recipe, folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, _ = folders
+    held_out = sorted(path for path in Path(data).rglob("val/*/*") if path.is_file())
+    extra = tmp_path / "more" / "seen" / "train" / "nature"
+    extra.mkdir(parents=True)
+    for number, image in enumerate([*held_out, min(Path(data).rglob("train/nature/*"))]):
+        shutil.copy(image, extra / f"{number}{image.suffix}")
+    joined = TrainingData.load(recipe, data, None, "raw", [str(tmp_path / "more")])
+    assert not set(joined.train.sha256) & {sha256_of(image) for image in held_out}
+    assert len(joined.train) == 12 + 1
+    assert f"{len(held_out)} images are also val images" in capsys.readouterr().err
 
 
 def test_a_row_drawn_twice_in_an_epoch_gets_another_crop(recipe: Recipe, folders: tuple[str, str]) -> None:
