@@ -2,15 +2,12 @@
 encoded."""
 
 import html
-import io
 import re
 import unicodedata
 import zlib
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
-
-from PIL import Image
 
 from patchscan.detector import gif, iso_media, png, webp
 from patchscan.detector.segments import MARKER
@@ -139,7 +136,7 @@ def _readers(data: bytes, image_format: str) -> list[Iterator[tuple[str, Any]]]:
         return [_exif_texts(data)]
     if image_format == "WEBP":
         return [_webp_exif_texts(data)]
-    return [_opened_exif_texts(data, image_format)] if image_format in ("AVIF", "HEIF") else []
+    return [_iso_exif_texts(data)] if image_format in ("AVIF", "HEIF") else []
 
 
 def _xmp_packets(data: bytes, texts: list[tuple[str, str]]) -> list[bytes]:
@@ -347,10 +344,8 @@ def _webp_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
             yield from _exif_texts(data[start + 8 : end])
 
 
-def _opened_exif_texts(data: bytes, image_format: str) -> Iterator[tuple[str, Any]]:
-    data = iso_media.with_known_brand(data, image_format)
-    with Image.open(io.BytesIO(data)) as image:
-        yield from _exif_texts(image.info.get("exif", b""))
+def _iso_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+    yield from _exif_texts(iso_media.exif(data))
 
 
 def _png_exif_texts(chunks: list[tuple[bytes, bytes]]) -> Iterator[tuple[str, Any]]:
