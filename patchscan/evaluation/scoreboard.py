@@ -13,7 +13,7 @@ import pandas as pd
 
 from patchscan.dataset.layout import MEANS
 from patchscan.detector.answer import TIERS, Tier
-from patchscan.evaluation.metrics import RESAMPLES, bootstrap_estimate, calibration_error
+from patchscan.evaluation.metrics import RESAMPLES, bootstrap_estimate, calibration_error, joined_strata
 from patchscan.evaluation.results import Evaluated, kind_of
 from patchscan.evaluation.scoring import stratum, usable
 
@@ -95,15 +95,17 @@ def source_counts(images: pd.DataFrame, resamples: int = RESAMPLES) -> np.ndarra
     """How often each image is drawn in each bootstrap sample, float (resamples, images).
 
     Within each generator and class collections are drawn with replacement, then within each drawn collection its
-    sources; the images of one source go together. Of a class with a single collection the sources alone are drawn, so
-    its interval covers other images of that collection and no other collections.
+    sources; the images of one source go together. Generators that share a collection are drawn from
+    together. Of a class with a single collection the sources alone are drawn, so its interval covers other images of
+    that collection and no other collections.
     """
     rng = np.random.default_rng(0)
     counts = np.zeros((resamples, len(images)))
-    groups, sources = stratum(images), images.source.to_numpy(dtype=str)
+    collection_of, sources = (images[name].to_numpy(dtype=str) for name in ("collection", "source"))
+    groups = joined_strata(stratum(images), collection_of)
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
-        collections, collection = np.unique(images.collection.to_numpy(dtype=str)[members], return_inverse=True)
+        collections, collection = np.unique(collection_of[members], return_inverse=True)
         drawn = rng.multinomial(len(collections), np.full(len(collections), 1 / len(collections)), size=resamples)
         for number, times in enumerate(drawn.T):
             inside = members[collection == number]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 LEVEL = 0.95
 # The half-width of a normal interval in standard deviations: 1.96.
@@ -60,8 +60,9 @@ def proportion(hit: np.ndarray, cluster: np.ndarray | None = None) -> Estimate:
     """Estimate the share of `hit` (bool, (n,)) with Wilson's interval; undefined for no images.
 
     Images of one `cluster` (n,), such as one photographer's, are alike and tell less than as many others. The interval
-    is then that of so few independent images as have the same variance between clusters (the design effect; Korn and
-    Graubard, Survey Methodology 1998), and where all images are hits, or none is, that of one image a cluster.
+    is then that of so few independent images as have the same variance between clusters (the design effect), and of
+    fewer where there are few clusters to tell that variance from (Korn and Graubard, Survey Methodology 1998); where
+    all images are hits, or none is, that of one image a cluster.
     """
     n = len(hit)
     clusters = n if cluster is None else len(np.unique(cluster))
@@ -77,8 +78,11 @@ def proportion_among(hit: np.ndarray, among: np.ndarray, cluster: np.ndarray | N
 
 
 def _design_effect(values: np.ndarray, cluster: np.ndarray | None) -> float:
-    """How many times as many images of clusters (n,) are needed as independent ones, for the same variance of the mean
-    of `values` (n,); at least 1, and where all values are equal as many as a cluster has on average."""
+    """How many times as many images of clusters (n,) are needed as independent ones, for an interval of the mean of
+    `values` (n,) that is as wide; at least 1, and where all values are equal as many as a cluster has on average.
+
+    The variance between the clusters is estimated, so the interval is Student's: the effect is greater by the square of
+    its quantile over the normal one (Korn and Graubard)."""
     clusters = len(values) if cluster is None else len(np.unique(cluster))
     if clusters == len(values):
         return 1.0
@@ -86,7 +90,13 @@ def _design_effect(values: np.ndarray, cluster: np.ndarray | None) -> float:
     if clusters == 1 or not excess.any():
         return len(values) / clusters
     sums = _sums(excess, cluster)
-    return max(1.0, float((sums**2).sum() / (excess**2).sum() * clusters / (clusters - 1)))
+    effect = max(1.0, float((sums**2).sum() / (excess**2).sum() * clusters / (clusters - 1)))
+    return effect * (_quantile(clusters - 1) / NORMAL_QUANTILE) ** 2
+
+
+def _quantile(freedom: float) -> float:
+    """The half-width of an interval in standard errors that have so many degrees of freedom (Student's t)."""
+    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
 
 
 def _sums(values: np.ndarray, cluster: np.ndarray | None) -> np.ndarray:
@@ -124,7 +134,7 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(values))
     if len(values) == 1:
         return Estimate(mean, None, None, method)
-    half = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2) * np.std(values, ddof=1) / len(values) ** 0.5)
+    half = float(_quantile(len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
     return Estimate(mean, max(0.0, mean - half), mean + half, method)
 
 
@@ -206,11 +216,31 @@ def _influence(label: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return influence
 
 
-def _clustered_variance(influence: np.ndarray, cluster: np.ndarray) -> float:
-    """The variance of a sum over images (n,), with those of one cluster (n,) taken together, of whichever class: of an
-    AUC, or of a difference of AUCs (Obuchowski, Biometrics 1997). NaN for a single cluster."""
-    sums = _sums(influence, cluster)
-    return float((sums**2).sum() * len(sums) / (len(sums) - 1)) if len(sums) > 1 else np.nan
+def _clustered(
+    label: np.ndarray, influence: np.ndarray, variance: float, cluster: np.ndarray | None
+) -> tuple[float, float]:
+    """The variance of a sum of influences (n,), of an AUC or of a difference of AUCs, with those of one cluster (n,)
+    taken together, of whichever class (Obuchowski, Biometrics 1997), and its degrees of freedom (Satterthwaite's). At
+    least `variance`, that of independent images, which it is where there are no clusters of several images."""
+    clusters = len(label) if cluster is None else len(np.unique(cluster))
+    if cluster is None or clusters == len(label):
+        return variance, math.inf
+    sums, parts, freedoms = [], [], []
+    for one in (0, 1):
+        inside = label == one
+        units = len(np.unique(cluster[inside]))
+        # A class of one cluster tells nothing of other clusters: its images count as independent.
+        by_cluster = _sums(np.where(inside, influence, 0.0), cluster) if units > 1 else np.zeros(clusters)
+        own, units = (by_cluster, units) if units > 1 else (influence[inside], int(inside.sum()))
+        sums.append(by_cluster)
+        parts.append(float((own**2).sum()) * units / max(units - 1, 1))
+        freedoms.append(max(units - 1, 1))
+    both = 2 * float(sums[0] @ sums[1]) * clusters / max(clusters - 1, 1)  # of clusters that hold both classes
+    spread = sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True))
+    freedom = sum(parts) ** 2 / spread if spread > 0 else math.inf
+    if both:  # then the classes are not two samples
+        freedom = min(freedom, clusters - 1)
+    return float(np.fmax(variance, sum(parts) + both)), freedom
 
 
 def auc_interval(label: np.ndarray, score: np.ndarray, cluster: np.ndarray | None = None) -> Estimate:
@@ -230,12 +260,10 @@ def auc_interval(label: np.ndarray, score: np.ndarray, cluster: np.ndarray | Non
             for one in (1, 0)
         ]
         return newcombe_auc(value, units[0], units[1])
-    method = "delong"
-    if cluster is not None and len(np.unique(cluster)) < len(label):
-        method = "delong, by source"
-        variance = float(np.fmax(variance, _clustered_variance(_influence(label, score[None])[0], cluster)))
+    variance, freedom = _clustered(label, _influence(label, score[None])[0], variance, cluster)
+    method = "delong" if math.isinf(freedom) else "delong, by source"
     odds = np.log(value / (1 - value))
-    arm = NORMAL_QUANTILE * np.sqrt(variance) / (value * (1 - value))
+    arm = _quantile(freedom) * np.sqrt(variance) / (value * (1 - value))
     low, high = 1 / (1 + np.exp(-(odds - arm))), 1 / (1 + np.exp(-(odds + arm)))
     return Estimate(value, float(low), float(high), method)
 
@@ -278,15 +306,14 @@ def auc_difference(
     auc, covariance = delong_components(label, scores)
     value = float(auc[0] - auc[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if cluster is not None and len(np.unique(cluster)) < len(label):
-        influence = _influence(label, scores)
-        variance = float(np.fmax(variance, _clustered_variance(influence[0] - influence[1], cluster)))
+    influence = _influence(label, scores)
+    variance, freedom = _clustered(label, influence[0] - influence[1], variance, cluster)
     if not variance > 1e-12:
         # Both order the images the same way (or there is one image per class): no evidence of a difference.
         return Difference(value, value, value, 1.0) if abs(value) < 1e-12 else None
     error = np.sqrt(variance)
-    arm = NORMAL_QUANTILE * error
-    p_value = float(2 * ndtr(-abs(value) / error))
+    arm = _quantile(freedom) * error
+    p_value = float(2 * stdtr(freedom, -abs(value) / error))
     return Difference(value, max(-1.0, value - arm), min(1.0, value + arm), p_value)
 
 

@@ -199,6 +199,17 @@ def test_intervals_count_sources_where_images_of_one_are_alike() -> None:
     assert high - low > 1.5 * (near_high - near_low)
 
 
+def test_a_source_beside_several_generators_is_drawn_as_one() -> None:
+    """Each of 12 photographers beside each of 4 generators: their images are in a sample for all of these, or none."""
+    source, generator = np.repeat(np.arange(12), 40), np.tile(np.repeat(np.arange(4), 10), 12)
+    counts = next(resampled_counts(generator, seed=0, resamples=200, cluster=source))
+    assert (counts == counts[:, np.arange(480) // 40 * 40]).all()
+    assert (counts.sum(axis=1) == 480).all()
+    # Generators that share no source keep their sizes.
+    apart = next(resampled_counts(generator, seed=0, resamples=200, cluster=source + 12 * generator))
+    assert all((apart[:, generator == one].sum(axis=1) == 120).all() for one in range(4))
+
+
 def test_sources_of_one_image_each_change_nothing() -> None:
     one = replace(clustered(np.random.default_rng(0)), cluster=None)
     alone = replace(one, cluster=np.arange(len(one)))

@@ -6,10 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from MLstatkit import Delong_test
 from scipy import stats
+from scipy.special import ndtr
 from sklearn.metrics import roc_auc_score
 
 from patchscan.reporting.statistics import (
     Estimate,
+    _clustered,
+    _influence,
     accuracy_difference,
     auc_difference,
     auc_interval,
@@ -21,6 +24,7 @@ from patchscan.reporting.statistics import (
     newcombe_auc,
     population_count,
     precision_at,
+    proportion,
     wilson,
 )
 from patchscan.training import validation
@@ -208,6 +212,47 @@ def test_clustered_test_of_accuracy_is_right_as_often_as_it_says() -> None:
         wrong, images = wrong + (clustered.p_value < 0.05), images + (alone.p_value < 0.05)
         assert clustered.low <= clustered.value <= clustered.high
     assert wrong / 400 <= 0.075 < images / 400
+
+
+def few_sources(rng: np.random.Generator, real: int, ai: int, each: int = 12) -> tuple[np.ndarray, ...]:
+    """Label, score and source of images of so many sources, half of whose variance is between the sources."""
+    source = np.repeat(np.arange(real + ai), each)
+    label = (source >= real).astype(int)
+    score = 1.7 * label + rng.normal(size=real + ai)[source] + rng.normal(size=len(source))
+    return label, score, source
+
+
+def test_intervals_of_few_sources_hold_as_often_as_they_say() -> None:
+    """Three sources of a class, and of the other three or many: with the normal quantile, or with the variance between
+    all sources together, 75 to 85 % hold."""
+    rng = np.random.default_rng(8)
+    truth, threshold = float(ndtr(1.7 / 2)), 1.0
+    for real, ai in ((3, 3), (3, 30), (30, 3)):
+        auc = rate = 0
+        for _ in range(300):
+            label, score, source = few_sources(rng, real, ai)
+            found = auc_interval(label, score, cluster=source)
+            assert found.method == "delong, by source"
+            auc += found.bounds[1] <= truth <= found.bounds[2]
+            alarms = proportion(score[label == 0] > threshold, source[label == 0])
+            rate += alarms.bounds[1] <= ndtr(-threshold / 2**0.5) <= alarms.bounds[2]
+        assert min(auc, rate) / 300 >= 0.88, (real, ai)
+
+
+def test_the_variance_by_source_is_obuchowskis() -> None:
+    """By hand, from the formula of the paper: sources that hold both classes, one class, and one image."""
+    label = np.array([1, 1, 0, 0, 1, 0, 0, 1, 1, 0])
+    score = np.array([2.0, 1.5, 1.0, -0.5, 0.2, 0.4, -1.0, 1.1, 0.9, 0.3])
+    source = np.array([0, 0, 0, 0, 1, 1, 2, 3, 3, 4])
+    ai, real = score[label == 1], score[label == 0]
+    wins = (ai[:, None] > real) + 0.5 * (ai[:, None] == real)
+    auc, m, n = wins.mean(), len(ai), len(real)
+    over = [(wins.mean(axis=1) - auc)[source[label == 1] == one].sum() for one in range(5)]
+    under = [(wins.mean(axis=0) - auc)[source[label == 0] == one].sum() for one in range(5)]
+    s10, s01 = 3 / 2 / m * np.square(over).sum(), 4 / 3 / n * np.square(under).sum()  # of 3 and 4 of the sources
+    expected = s10 / m + s01 / n + 2 * 5 / 4 * np.dot(over, under) / (m * n)
+    found, _ = _clustered(label, _influence(label, score[None])[0], 0.0, source)
+    assert found == pytest.approx(expected)
 
 
 def test_sign_flips_by_hand() -> None:

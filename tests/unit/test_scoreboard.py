@@ -188,6 +188,22 @@ def test_collections_are_drawn_and_then_their_sources() -> None:
     assert (counts[:, 4:].sum(axis=1) == 0).mean() == pytest.approx(0.25, abs=0.03)
 
 
+def test_a_collection_beside_several_generators_is_drawn_as_one() -> None:
+    """The photographs of one collection are alike, whichever generator they stand beside: otherwise the mean over the
+    generators, and a threshold from all photographs, would look surer than they are."""
+    images = pd.DataFrame(
+        {
+            "generator": np.repeat(["g", "h"], 6),
+            "label": 0,
+            "collection": ["a", "a", "b", "b", "c", "c"] * 2,
+            "source": ["a1", "a1", "b1", "b1", "c1", "c1"] * 2,
+        }
+    )
+    counts = source_counts(images, resamples=300)
+    assert (counts[:, :6] == counts[:, 6:]).all()
+    assert (counts.sum(axis=1) == 12).all()
+
+
 def test_weighted_auc_is_that_of_repeated_images() -> None:
     rng = np.random.default_rng(0)
     ai, real = rng.integers(0, 9, 40).astype(float), rng.integers(0, 7, 30).astype(float)
