@@ -55,6 +55,11 @@ def fit_temperature(logit: np.ndarray, label: np.ndarray) -> tuple[float, float]
     return float(unit / best.x[0]), float(best.x[1])
 
 
+def enough(count: int, share: float) -> bool:
+    """Return whether of so many values `conformal_bound` can promise this share."""
+    return count >= 1 / share - 1
+
+
 def conformal_bound(values: np.ndarray, share: float) -> float:
     """Return the bound that, on average, at most `share` of further values like these will reach (split conformal
     prediction; Vovk et al. 2005).
@@ -119,7 +124,7 @@ def _fit(logit: np.ndarray, label: np.ndarray, target: Target, basis: str) -> De
     short = [
         f"{len(values)} {name} images are too few to promise {share:.1%}"
         for name, values, share in (("real", real, target.max_fpr), ("AI", ai, target.max_fnr))
-        if len(values) < 1 / share - 1
+        if not enough(len(values), share)
     ]
     text = (
         f"temperature and bias by maximum likelihood, threshold at a false-positive rate of {target.max_fpr:.1%}, "

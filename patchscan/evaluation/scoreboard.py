@@ -13,6 +13,7 @@ import pandas as pd
 
 from patchscan.dataset.layout import MEANS
 from patchscan.detector.answer import TIERS, Tier
+from patchscan.evaluation.calibration import enough
 from patchscan.evaluation.metrics import RESAMPLES, bootstrap_estimate, calibration_error, joined_strata
 from patchscan.evaluation.results import Evaluated, kind_of
 from patchscan.evaluation.scoring import stratum, usable
@@ -193,21 +194,28 @@ def _estimates(values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def bounds_by_tier(evaluated: Evaluated) -> list[dict[str, Any]]:
     """What the decision promises of each tier and what was measured: tier, `covered`, `promised` (None where it was not
-    fitted here), and for seen and unseen photographs that look like it how many there are and the share called AI."""
+    fitted here to images that look like the tier, or to too few), and for seen and unseen photographs that look like it
+    how many there are and the share called AI."""
     table = evaluated.deliveries
     if table is None:
         return []
-    real = table[usable(table) & (table.label == 0)]
+    good = table[usable(table)]
+    real = good[good.label == 0]
     called = real.measured_ai & ~real.measured_uncertain
     seen = real.generator.isin(evaluated.seen)
     decision = evaluated.card.decision
+    fitted_on = good[(good.data == evaluated.calibrated_on) & good.generator.isin(evaluated.seen)]
+    by_tier = fitted_on.delivered.nunique() > 1  # of one delivery all images are fitted together
     rows = []
     for tier in TIERS:
+        alike = fitted_on[fitted_on.tier == tier]
+        photographs = int((alike.label == 0).sum())
+        holds = by_tier and alike.label.nunique() == 2 and enough(photographs, evaluated.target.max_fpr)
         row: dict[str, Any] = {
             "tier": tier,
             "covered": decision.covers(tier),
             "threshold": decision.of(tier).threshold,
-            "promised": evaluated.target.max_fpr if evaluated.calibrated_on else None,
+            "promised": evaluated.target.max_fpr if holds else None,
         }
         for group, inside in (("seen", seen), ("unseen", ~seen)):
             here = inside & (real.tier == tier)

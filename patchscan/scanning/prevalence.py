@@ -12,6 +12,10 @@ ASSUMPTIONS = (
         "The detector's error rates on this bucket are those it showed on the images it was evaluated on; other "
         "content, other generators or other compression change them, and with them this estimate."
     ),
+    (
+        "The intervals count the evaluated images as independent; where several come from one source, they are too "
+        "narrow."
+    ),
     "Images without a score are left out; the estimate says nothing about images that are not in the bucket.",
 )
 ONLY_SEEN = (

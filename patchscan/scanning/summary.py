@@ -205,11 +205,14 @@ def provenance(table: ScanTable) -> list[dict[str, Any]]:
 
 def flagged(table: ScanTable, decision: Decision) -> tuple[int, int]:
     """How many images this scan's model has scored at or over the threshold of their tier, abstain band or not, and how
-    many it has scored."""
+    many it has scored. As in the rates that evaluation measures, a graphic (out of domain in a tier that the model
+    covers) is not over it."""
+    covered = ", ".join(f"'{tier}'" for tier in TIERS if decision.covers(tier))
+    graphic = f"coalesce(reason = 'out_of_domain' AND tier IN ({covered}), false)"
     thresholds = [decision.of(tier).threshold for tier in TIERS]
     threshold = f"CASE tier {' '.join(f'WHEN {tier!r} THEN ?' for tier in TIERS)} END"
     counted = table.query_one(
-        f"SELECT count(*) FILTER (p_ai >= {threshold}) AS over, count(p_ai) AS n FROM rows WHERE NOT other_model",
+        f"SELECT count(*) FILTER (p_ai >= {threshold} AND NOT {graphic}) AS over, count(p_ai) AS n FROM rows WHERE NOT other_model",
         *thresholds,
     )
     return counted["over"], counted["n"]

@@ -9,8 +9,10 @@ from html import unescape
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import duckdb
 import numpy as np
 import pytest
 import typer
@@ -25,7 +27,7 @@ from patchscan.cli import app
 from patchscan.common.errors import UserError
 from patchscan.common.retries import Retries
 from patchscan.dataset.labels import LabelError, read_labels
-from patchscan.detector.card import Card
+from patchscan.detector.card import Card, Decision
 from patchscan.reporting.pages import Figures, show
 from patchscan.scanning import alerts, commands, drift, labels, report, steps
 from patchscan.scanning.listing import Filters
@@ -34,6 +36,8 @@ from patchscan.scanning.plan import ScanSource
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.prevalence import ONLY_SEEN, Rates, estimate, rogan_gladen
 from patchscan.scanning.provenance import provenance
+from patchscan.scanning.summary import flagged
+from patchscan.scanning.table import ScanTable
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from tests.chromium import CHROMIUM, chromium
@@ -110,6 +114,20 @@ def test_a_card_that_knows_no_unseen_generator_is_said_to_find_fewer_of_them() -
 
 def test_a_card_without_error_rates_gives_no_range() -> None:
     assert estimate(300, 1000, card())["high"] is None
+
+
+def test_the_corrected_share_counts_graphics_as_evaluation_does() -> None:
+    """The rates were measured with graphics not called AI, so a bucket of screenshots is not a bucket of AI images.
+    In a tier that the model does not cover all are out of domain; there the score counts, as in the rates."""
+    database = duckdb.connect()
+    database.execute(
+        "CREATE TABLE rows AS SELECT * FROM (VALUES ('native', 0.9, NULL), ('native', 0.9, 'out_of_domain'),"
+        " ('web', 0.9, 'abstain_band'), ('hard', 0.9, 'out_of_domain'), ('web', 0.2, NULL)) AS r(tier, p_ai, reason),"
+        " (VALUES (false)) AS o(other_model)"
+    )
+    table = SimpleNamespace(query_one=lambda query, *values: database.sql(query, params=values).df().iloc[0])
+    found = flagged(cast(ScanTable, table), Decision(threshold=0.8, abstain_high=0.8, tiers={"hard": None}))
+    assert tuple(found) == (3, 5)
 
 
 def test_drift_is_told_from_none_and_agrees_with_scipy() -> None:

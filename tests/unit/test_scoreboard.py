@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,19 @@ def test_false_alarms_count_verdicts_and_not_what_is_uncertain() -> None:
     bounds = {row["tier"]: row for row in bounds_by_tier(evaluated(deliveries(), Decision(tiers={"hard": None})))}
     assert (bounds["hard"]["covered"], bounds["hard"]["seen"]["called_ai"]) == (False, 0.0)
     assert bounds["web"]["seen"]["images"] == 60
+
+
+def test_a_share_is_promised_only_of_tiers_with_enough_photographs_to_fit_to() -> None:
+    """5 % takes 19 photographs. Without AI images a tier has the numbers of native, which were fitted to others."""
+    table = deliveries()
+    few = (table.tier == "hard") & (table.label == 0) & ~table.path.isin([f"seen/0/{number}" for number in range(18)])
+    table = table[~few & ~((table.tier == "web") & (table.label == 1))]
+    fitted = replace(evaluated(table), calibrated_on="mix")
+    promised = {row["tier"]: row["promised"] for row in bounds_by_tier(fitted)}
+    assert promised == {"native": 0.05, "web": None, "hard": None, "enlarged": 0.05}
+    stored = replace(fitted, deliveries=fitted.deliveries[fitted.deliveries.delivered == "native"])  # type: ignore[index]
+    assert {row["promised"] for row in bounds_by_tier(stored)} == {None}, "all images were fitted together"
+    assert {row["promised"] for row in bounds_by_tier(replace(fitted, calibrated_on=None))} == {None}
 
 
 def test_images_of_one_source_widen_the_interval() -> None:
