@@ -115,6 +115,11 @@ def _fit_covered(
     return _fit(logit, label, target, f"{counts} {basis}")
 
 
+def _per_cent(share: float) -> str:
+    """A share with one decimal, or as many as it has: 0.05 % is not 0.1 %."""
+    return max(f"{share:.1%}", f"{share * 100:g}%", key=len)
+
+
 def _fit(logit: np.ndarray, label: np.ndarray, target: Target, basis: str) -> Decision:
     temperature, bias = fit_temperature(logit, label)
     p_ai = expit(logit / temperature + bias)
@@ -122,13 +127,14 @@ def _fit(logit: np.ndarray, label: np.ndarray, target: Target, basis: str) -> De
     threshold = conformal_bound(real, target.max_fpr)
     low = min(threshold, -conformal_bound(-ai, target.max_fnr))
     short = [
-        f"{len(values)} {name} images are too few to promise {share:.1%}"
+        f"{len(values)} {name} images are too few to promise {_per_cent(share)}"
         for name, values, share in (("real", real, target.max_fpr), ("AI", ai, target.max_fnr))
         if not enough(len(values), share)
     ]
     text = (
-        f"temperature and bias by maximum likelihood, threshold at a false-positive rate of {target.max_fpr:.1%}, "
-        f"'real' only where at most {target.max_fnr:.1%} of AI images score as low, on {basis}"
+        f"temperature and bias by maximum likelihood, threshold at a false-positive rate of "
+        f"{_per_cent(target.max_fpr)}, "
+        f"'real' only where at most {_per_cent(target.max_fnr)} of AI images score as low, on {basis}"
     )
     return Decision(
         temperature=temperature,

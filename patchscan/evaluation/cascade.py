@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from patchscan.common.console import sentence
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import Engine
 from patchscan.detector.card import Card
@@ -16,6 +17,7 @@ from patchscan.detector.engines import load_detector
 from patchscan.detector.prepared import Prepared
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import evenly_spread, usable
+from patchscan.reporting.pages import show
 
 # The ends of the bands that are tried: as far from 0 as from 1.
 ENDS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -132,17 +134,20 @@ def _seconds(run: Path, images: list[bytes], engine: Engine | None) -> float:
     return (detector.model_s - before) / len(crops)
 
 
-def cost_finding(cascade: Cascade, found: Mapping[str, Any]) -> str:
-    """Return the finding about a cascade's cost."""
+def cost_finding(cascade: Cascade, found: Mapping[str, Any], chosen: bool) -> str:
+    """Return the finding about a cascade's cost; `chosen`: its band was, on these images."""
     first, then = cascade.first.name, cascade.then.name
     called = {"real": ("the real", "a real"), "ai": ("the AI", "an AI")}
-    shares = " and ".join(f"{share:.1%} of {called[name][0]}" for name, share in found["asked"].items())
+    shares = " and ".join(
+        f"{sentence(show(share, '%1'))} of {called[name][0]}" for name, share in found["asked"].items()
+    )
     times = " and ".join(
         f"{called[name][1]} image {'takes ' * (not number)}{seconds * 1000:.1f} ms{' of a core' * (not number)}"
         for number, (name, seconds) in enumerate(found["cascade_s"].items())
     )
+    doubt = " The band was chosen on the seen generators' images here: the cascade's seen figures may be too good."
     return (
         f"{cascade.card.name}: {first} settles what it gives a p_ai below {cascade.low:g} or from {cascade.high:g} up, "
         f"and {then} is asked about {shares} images. For the models {times}; {then} alone takes "
-        f"{found['second_s'] * 1000:.1f} ms."
+        f"{found['second_s'] * 1000:.1f} ms.{doubt * chosen}"
     )

@@ -239,7 +239,7 @@ def scan_video(
 ) -> None:
     """Score frames of a video and draw the score over time.
 
-    Neighbouring frames are similar, so the interval of the mean is computed by resampling blocks of frames.
+    Neighbouring frames are similar, so the interval of the mean is computed from blocks of frames.
 
     \b
     Example:

@@ -117,7 +117,7 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
     joined = [] if cascade is None else [join(cascade, *models)]
     report = build_report([*models, *joined], _describe(data, images, label_info), options.groups, runs)
     if cascade is not None:
-        _add_cost(report, cascade, joined[0], runs, reads, options.engine)
+        _add_cost(report, cascade, joined[0], runs, reads, options)
     if not labels:  # what those images measure is not what the card's figures are about
         _write_cards(runs, models, report["models"][: len(runs)])
     write_report(report, [*models, *joined], [*runs, *(out for _ in joined)], out)
@@ -191,15 +191,15 @@ def _add_cost(
     joined: Evaluated,
     runs: list[Path],
     reads: Mapping[str, Read],
-    engine: Engine | None,
+    options: Options,
 ) -> None:
     """Add what the cascade costs to the report, and a finding that says it."""
     name = next(iter(joined.tables))
-    found = cost(joined, (runs[0], runs[1]), reads[name], name, engine)
+    found = cost(joined, (runs[0], runs[1]), reads[name], name, options.engine)
     report["cascade"] = {"first": cascade.first.name, "then": cascade.then.name, **found}
     report["cascade"] |= {"low": cascade.low, "high": cascade.high}
     if found:
-        report["findings"]["models"].append(cost_finding(cascade, found))
+        report["findings"]["models"].append(cost_finding(cascade, found, options.when_loss is not None))
 
 
 def validation_images(data: str | Path, limit: int | None = None, index_file: Path | None = None) -> pd.DataFrame:

@@ -106,7 +106,7 @@ def _comparison_findings(comparison: dict[str, Any] | None) -> list[str]:
     sentences = [_pair_finding(rows, test) for (_, _, test), rows in measured.items()]
     friedman = comparison["friedman"]
     if friedman:
-        verb = "rank differently" if friedman["p_value"] < SIGNIFICANT else "cannot be ranked"
+        verb = "rank differently" if friedman["p_value"] < SIGNIFICANT else "are not shown to rank differently"
         sentences.append(
             f"Across {friedman['generators']} generators the {friedman['models']} models {verb} by AUC "
             f"(Friedman, p {_p(friedman['p_value'])})."

@@ -1,7 +1,7 @@
 """Write a report's main figures as Markdown tables, for a page or an issue."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any
 
@@ -48,7 +48,7 @@ def _accuracy_cell(rows: Sequence[Row], name: str) -> str:
     if row is None or row["metrics"]["accuracy"]["value"] is None:
         return show(None)
     accuracy = row["metrics"]["accuracy"]
-    value, low, high = (f"{accuracy[key] * 100:.2f}" for key in ("value", "low", "high"))
+    value, low, high = (_percent(accuracy[key], "2") for key in ("value", "low", "high"))
     return f"{value}{'*' if row['kind'] == 'unseen' else ''} [{low}, {high}]"
 
 
@@ -125,8 +125,8 @@ def _scoreboard_table(figure: str, rows: list[Row], style: str, photographs: int
     needed = 1 / LOW_FPRS.get(figure, 1)
     if photographs < needed:
         return [f"Not given: these data have {photographs:,} photographs, and at least {needed:,.0f} are needed."]
-    scale = 1 if figure in ("auc", "ece") else 100
-    lines = ([row["name"], *(_interval(one[figure], style, scale) for one in row["tiers"].values())] for row in rows)
+    form = show if figure in ("auc", "ece") else _percent
+    lines = ([row["name"], *(_interval(one[figure], style, form) for one in row["tiers"].values())] for row in rows)
     return [_table(["", *rows[0]["tiers"]], lines), *_reasons((row["name"], _why_empty(row)) for row in missing)]
 
 
@@ -140,12 +140,17 @@ def _why_empty(row: Row) -> str:
     return "no image of one of the classes was scored"
 
 
-def _interval(estimate: Row, style: str, scale: int = 1) -> str:
+def _percent(share: float, decimals: str) -> str:
+    """A share in per cent, without the sign: `< 1` and `> 99` where it is not 0 or all."""
+    return show(share, f"%{decimals}").removesuffix("\u00a0%")
+
+
+def _interval(estimate: Row, style: str, form: Callable[[float, str], str] = show) -> str:
     """An estimate, and its interval where it has one of more than a point."""
     if estimate["value"] is None:
         return show(None)
     value, low, high = (
-        None if estimate[key] is None else show(estimate[key] * scale, style) for key in ("value", "low", "high")
+        None if estimate[key] is None else form(estimate[key], style) for key in ("value", "low", "high")
     )
     return f"{value}" if low in (None, high) else f"{value} ({low} to {high})"
 

@@ -14,8 +14,9 @@ class PowerError(UserError):
 
 
 def images_needed(limit: float, true: float, power: float = 0.8) -> int:
-    """Return the least number of independent images with which the 95 % Wilson interval of a rate lies wholly below
-    `limit` with a chance of `power`, where the rate truly is `true`; wholly above `limit` where `true` is greater.
+    """Return a number of independent images with which the 95 % Wilson interval of a rate lies wholly below `limit`
+    with a chance of `power`, where the rate truly is `true`; wholly above `limit` where `true` is greater. One fewer
+    does not; since the chance rises in a saw-tooth, some other numbers near it have a little more or less.
 
     All are shares within 0..1. Raises PowerError where more than MOST_IMAGES would be needed.
     """

@@ -21,12 +21,12 @@ from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Decision
 from patchscan.detector.engines import load_any
 from patchscan.reporting import plots
-from patchscan.reporting.pages import render, write_json, write_text
+from patchscan.reporting.pages import render, show, write_json, write_text
+from patchscan.reporting.statistics import half_width
 
 SCHEMA = "patchscan-video/1"
 BATCH = 16
-BLOCKS = 10
-RESAMPLES = 2000
+BLOCKS, LEAST_FRAMES = 5, 20
 WARNING = (
     "The model was trained on still images. Video is compressed more strongly than most photographs, which can remove "
     "or imitate a generator's traces. Take this as a hint where to look, not as a verdict on the video."
@@ -99,15 +99,15 @@ def _count_frames(video: Path) -> int:
 
 
 def interval_of_mean(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean of a series of correlated values, by the moving-block bootstrap (Kunsch,
-    Annals of Statistics 1989) with BLOCKS blocks; None for fewer than 2 * BLOCKS values."""
-    if len(values) < 2 * BLOCKS:
+    """Return the 95 % interval of the mean of a series of correlated shares, within 0..1, by Student's t of the means
+    of BLOCKS blocks (batch means; Schmeiser, Operations Research 1982); None for fewer than LEAST_FRAMES values."""
+    if len(values) < LEAST_FRAMES:
         return None
-    length = len(values) // BLOCKS
-    starts = np.random.default_rng(0).integers(0, len(values) - length + 1, (RESAMPLES, BLOCKS))
-    means = values[starts[..., None] + np.arange(length)].mean(axis=(1, 2))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    # Few blocks are long ones, whose means are nearly independent: a bootstrap of ten short ones is far too narrow.
+    blocks = [float(block.mean()) for block in np.array_split(values, BLOCKS)]
+    half = half_width(blocks)
+    mean = float(values.mean())
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def score_video(detector: BaseDetector, video: Path, numbers: list[int]) -> list[dict[str, Any]]:
@@ -145,13 +145,14 @@ def summarise(rows: list[dict[str, Any]], decision: Decision) -> dict[str, Any]:
     if mean is None:
         finding = "No frame could be scored."
     elif bounds is None:
-        finding = f"Mean p_ai {mean:.3f} over {len(scored)} frames, too few for an interval."
+        finding = f"Mean p_ai {show(mean, '3')} over {len(scored)} frames, too few for an interval."
     else:
         low, high = bounds
         where = "above" if low > decision.threshold else "below" if high < decision.threshold else "on both sides of"
+        bottom, top, threshold = (show(value, "3") for value in (low, high, decision.threshold))
         finding = (
-            f"Mean p_ai {mean:.3f}, 95 % interval {low:.3f} to {high:.3f} over {len(scored)} frames: "
-            f"{where} the threshold of {decision.threshold:.3f}."
+            f"Mean p_ai {show(mean, '3')}, 95 % interval {bottom} to {top} over {len(scored)} frames: "
+            f"{where} the threshold of {threshold}."
         )
     low_end, high_end = bounds or (None, None)
     return {

@@ -260,8 +260,10 @@ def risk_coverage(groups: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict
         order = np.argsort(-confidence, kind="stable")
         count = np.arange(1, len(right) + 1)
         risk = np.cumsum(~right[order]) / count
+        last = np.append(np.diff(confidence[order]) != 0, True)  # images of equal confidence come in no order
         # A rate over fewer than 20 images is mostly noise, so the curve starts there.
-        axis.plot((count / len(right))[19:], risk[19:], label=shown(name), **_look(number))
+        drawn = last & (count >= 20)
+        axis.plot((count / len(right))[drawn], risk[drawn], label=shown(name), **_look(number))
         if name in chosen:
             axis.plot(*chosen[name], marker="o", color=_look(number)["color"], markersize=7, linestyle="none")
     axis.set(xlabel="coverage (share of images decided)", ylabel="risk (error among the decided)", xlim=(0, 1.01))

@@ -134,8 +134,13 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(values))
     if len(values) == 1:
         return Estimate(mean, None, None, method)
-    half = float(_quantile(len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    half = half_width(values)
     return Estimate(mean, max(0.0, mean - half), mean + half, method)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return the half-width of Student's t interval of the mean of two values or more."""
+    return float(_quantile(len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def mean_of_rates(first: Estimate, second: Estimate) -> Estimate:
@@ -163,7 +168,7 @@ def difference_of_rates(first: Estimate, second: Estimate) -> Estimate:
 def precision_at(prevalence: float, recall: Estimate, false_positive_rate: Estimate) -> Estimate:
     """Estimate the share of alarms that are right if `prevalence` of all images are AI (Bayes' theorem).
 
-    The interval combines the worse ends of both rates, and the better ends, so it covers at least 95 %.
+    The interval combines the worse ends of both rates, and the better ends. It holds as often as theirs, or more often.
     """
     if None in (recall.value, false_positive_rate.value):
         return undefined("wilson bounds")

@@ -201,7 +201,8 @@ def _estimate(part: Sequence[np.ndarray], whole: Sequence[np.ndarray]) -> Estima
 
 def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> Estimate:
     """Estimate how far two reviewers agree beyond chance on the same images (Cohen, 1960), with its asymptotic
-    interval; undefined where both gave one and the same label to all."""
+    interval; undefined where both gave one and the same label to all, without bounds where its error is 0, as where
+    they agree on all."""
     names = sorted({*first, *second})
     if len(names) < 2:
         return undefined("cohen")
@@ -211,7 +212,9 @@ def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> Estimate:
     table = np.zeros((len(names), len(names)))
     for one, other in zip(first, second, strict=True):
         table[place[one], place[other]] += 1
-    found = cohens_kappa(table)
-    spread = NORMAL_QUANTILE * float(found.std_kappa)
-    value = float(found.kappa)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = cohens_kappa(table)
+    value, spread = float(found.kappa), NORMAL_QUANTILE * float(found.std_kappa)
+    if not spread > 0:
+        return Estimate(value, None, None, "cohen")
     return Estimate(value, max(-1.0, value - spread), min(1.0, value + spread), "cohen")

@@ -229,7 +229,8 @@ def _whatever(sample: Sample, labels: Mapping[int, Label]) -> dict[str, dict[str
                 for number, label in labels.items()
             }
             found = estimates(sample, decided)
-            for name, one in {"prevalence": found.prevalence, **(vars(found.rates) if found.rates else {})}.items():
+            shares = {"prevalence": found.prevalence, "labels_only": found.labels_only}
+            for name, one in (shares | (vars(found.rates) if found.rates else {})).items():
                 if one.value is not None:
                     _, low, high = one.bounds
                     now = ranges.setdefault(name, {"low": low, "high": high})
@@ -288,7 +289,8 @@ def _findings(report: dict[str, Any]) -> list[str]:
 
 def _threshold_finding(report: dict[str, Any]) -> str:
     most = report["max_fpr"]
-    asked = f"at or below {most:.1%} of this bucket's real images, even at the upper end of the interval"
+    share = sentence(pages.show(most, "share"))
+    asked = f"at or below {share} of this bucket's real images, even at the upper end of the interval"
     for one in report["thresholds"]:
         if one["fpr"]["value"] is not None and one["fpr"]["high"] <= most:
             where = "the scan's own threshold" if one["own"] else f"p_ai {pages.show(one['p_ai'], '3')}"
@@ -301,9 +303,9 @@ def _threshold_finding(report: dict[str, Any]) -> str:
 
 def _against_card(name: str, card: float, here: dict[str, Any]) -> str:
     if here["value"] is None:
-        return f"{name} {card:.1%}, here unknown"
+        return sentence(f"{name} {pages.show(card, '%1')}, here unknown")
     place = "within" if here["low"] <= card <= here["high"] else "below" if card < here["low"] else "above"
-    return f"{name} {card:.1%}, {place} the interval measured here"
+    return sentence(f"{name} {pages.show(card, '%1')}, {place} the interval measured here")
 
 
 def _percent(estimate: dict[str, Any]) -> str:

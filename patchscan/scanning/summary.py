@@ -212,7 +212,8 @@ def flagged(table: ScanTable, decision: Decision) -> tuple[int, int]:
     thresholds = [decision.of(tier).threshold for tier in TIERS]
     threshold = f"CASE tier {' '.join(f'WHEN {tier!r} THEN ?' for tier in TIERS)} END"
     counted = table.query_one(
-        f"SELECT count(*) FILTER (p_ai >= {threshold} AND NOT {graphic}) AS over, count(p_ai) AS n FROM rows WHERE NOT other_model",
+        f"SELECT count(*) FILTER (p_ai >= {threshold} AND NOT {graphic}) AS over, count(p_ai) AS n FROM rows"
+        " WHERE NOT other_model",
         *thresholds,
     )
     return counted["over"], counted["n"]

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 import shutil
 import time
 from html import unescape
@@ -16,7 +17,7 @@ from PIL import Image
 
 from patchscan.dataset import labels as by_key
 from patchscan.reporting import survey
-from patchscan.reporting.pages import Figures
+from patchscan.reporting.pages import Figures, render
 from patchscan.scanning import audit_report, audit_sample
 from patchscan.scanning.audit_report import Labels, build_report, estimates, read_labels
 from patchscan.scanning.audit_sample import AuditError, allocate, draw, systematic
@@ -173,6 +174,15 @@ def test_kappa_is_that_of_scikit_learn() -> None:
     assert survey.cohen_kappa(["ai"], ["ai"]).value is None
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "kappa"), [("ai real ai", "ai real ai", 1.0), ("ai ai ai ai", "ai real ai ai", 0.0)]
+)
+def test_kappa_without_an_error_to_compute_has_no_interval(first: str, second: str, kappa: float) -> None:
+    """Three images on which two agree do not show that they always do: 1.00 (1.00 to 1.00) would say so."""
+    found = survey.cohen_kappa(first.split(), second.split())
+    assert (found.value, found.low, found.high) == (pytest.approx(kappa), None, None)
+
+
 def label_all(sample: dict[str, Any], reviewer: str = "me", **changed: str) -> Labels:
     """Labels that agree with the verdict, but for those that are named by `image<number>`."""
     given = {row["number"]: "ai" if row["verdict"] == "ai" else "real" for row in sample["rows"]}
@@ -187,7 +197,8 @@ def test_images_that_nobody_could_tell_widen_the_range_and_not_the_estimate(audi
     assert report["rates"]["fpr"]["value"] == 0
     assert report["counts"]["cannot_tell"] == 1
     assert report["whatever"]["fpr"]["high"] > report["rates"]["fpr"]["high"]
-    assert report["whatever"]["prevalence"]["low"] < report["prevalence"]["low"] + 1e-9
+    for name in ("prevalence", "labels_only"):
+        assert report["whatever"][name]["low"] < report[name]["low"] + 1e-9
     assert any("undecided" in one for one in report["warnings"])
     assert build_report(audited, [label_all(audited)], 0.05)["whatever"] is None
 
@@ -199,6 +210,10 @@ def test_two_reviewers_who_disagree_leave_an_image_undecided(audited: dict[str, 
     assert report["agreement"]["both"] == len(audited["rows"])
     assert report["agreement"]["same"] == len(audited["rows"]) - 1
     assert 0.5 < report["agreement"]["kappa"]["value"] < 1
+    same = build_report(audited, [label_all(audited), label_all(audited, "you")], 0.0005)
+    page = render("patchscan.scanning", "audit.html", same)
+    assert re.search(r"Cohen's kappa is\s+<span[^>]*>1.00</span> \(no interval\)", page)
+    assert "at or below 0.05 % of this bucket's real images" in same["findings"][-1]
 
 
 def test_a_stratum_without_labels_is_joined_to_its_neighbour(audited: dict[str, Any]) -> None:

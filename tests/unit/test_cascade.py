@@ -228,8 +228,10 @@ def test_a_class_without_scores_costs_nothing_that_could_be_told() -> None:
     none = replace(both, tables={"raw": both.tables["raw"].assign(logit=np.nan)})
     assert cost(none, (Path("first"), Path("then")), str.encode, "raw", None) == {}
     figures = {"asked": {"ai": 0.5}, "first_s": 0.001, "second_s": 0.004, "cascade_s": {"ai": 0.003}}
-    assert cost_finding(cascade, figures).endswith(
-        "then is asked about 50.0% of the AI images. For the models an AI image takes 3.0 ms of a core; then alone"
+    chosen = cost_finding(cascade, figures, True).removeprefix(cost_finding(cascade, figures, False))
+    assert "chosen on the seen generators' images here" in chosen
+    assert cost_finding(cascade, figures, False).endswith(
+        "then is asked about 50.0 % of the AI images. For the models an AI image takes 3.0 ms of a core; then alone"
         " takes 4.0 ms."
     )
 

@@ -10,6 +10,7 @@ from scipy.special import ndtr
 from sklearn import metrics as sk
 
 from patchscan.evaluation.metrics import RESAMPLED, Scored, confusion, from_counts, measure, resampled_counts
+from patchscan.reporting.plots import risk_coverage
 from patchscan.reporting.statistics import proportion, wilson
 
 RATES = ("accuracy", "balanced_accuracy", "fake_detection", "real_detection", "precision_ai", "precision_real")
@@ -208,6 +209,14 @@ def test_a_source_beside_several_generators_is_drawn_as_one() -> None:
     # Generators that share no source keep their sizes.
     apart = next(resampled_counts(generator, seed=0, resamples=200, cluster=source + 12 * generator))
     assert all((apart[:, generator == one].sum(axis=1) == 120).all() for one in range(4))
+
+
+def test_risk_over_coverage_is_drawn_where_confidence_changes() -> None:
+    """Of images that are equally sure, none are the surest 20: their order in the table is not the model's."""
+    confidence, right = np.repeat([1.0, 0.5], 50), np.repeat([False, True, False, True], 25)
+    drawing = risk_coverage({"some": (confidence, right)}, {})
+    x, y = drawing.axes[0].lines[0].get_data()
+    assert (list(x), list(y)) == ([0.5, 1.0], [0.5, 0.5])
 
 
 def test_sources_of_one_image_each_change_nothing() -> None:

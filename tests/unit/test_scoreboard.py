@@ -18,7 +18,7 @@ from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target
 from patchscan.evaluation.evaluate import tell_unknown_sources
 from patchscan.evaluation.findings import scoreboard_findings
-from patchscan.evaluation.markdown import results_tables
+from patchscan.evaluation.markdown import _interval, _percent, results_tables
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoreboard import bounds_by_tier, card_scoreboard, scoreboard, source_counts, weighted_auc
 from patchscan.evaluation.scoring import apply_decision
@@ -89,6 +89,16 @@ def test_a_group_has_a_row_where_all_its_members_are() -> None:
     mix, alarms = scoreboard(evaluated(deliveries()), groups)
     assert [row["name"] for row in mix["rows"]] == ["seen", "other", "solo"]
     assert [row["name"] for row in alarms["rows"]] == ["art", "night", "mean of the kinds", "dark"]
+
+
+def test_markdown_says_neither_all_nor_none_where_it_is_not() -> None:
+    """997 and 3 of 1,000 are not 100 and 0 %, and 99,999 of 100,000 no accuracy of 100.00 %."""
+    assert (_percent(0.997, "0"), _percent(0.003, "0"), _percent(1.0, "0"), _percent(0.0, "0")) == (
+        "> 99", "< 1", "100", "0"
+    )  # fmt: skip
+    assert (_percent(0.99999, "2"), _percent(0.98765, "2")) == ("> 99.99", "98.77")
+    estimate = {"value": 0.997, "low": 0.9, "high": 0.9999}
+    assert _interval(estimate, "0", _percent) == "> 99 (90 to > 99)"
 
 
 def test_no_kind_is_called_ai_most_often_where_none_is() -> None:
