@@ -215,8 +215,8 @@ def test_risk_over_coverage_is_drawn_where_confidence_changes() -> None:
     """Of images that are equally sure, none are the surest 20: their order in the table is not the model's."""
     confidence, right = np.repeat([1.0, 0.5], 50), np.repeat([False, True, False, True], 25)
     drawing = risk_coverage({"some": (confidence, right)}, {})
-    x, y = drawing.axes[0].lines[0].get_data()
-    assert (list(x), list(y)) == ([0.5, 1.0], [0.5, 0.5])
+    line = drawing.axes[0].lines[0]
+    assert np.asarray(line.get_xydata()).tolist() == [[0.5, 0.5], [1.0, 0.5]]
 
 
 def test_sources_of_one_image_each_change_nothing() -> None:

@@ -222,13 +222,14 @@ def few_sources(rng: np.random.Generator, real: int, ai: int, each: int = 12) ->
     return label, score, source
 
 
+@pytest.mark.slow
 def test_intervals_of_few_sources_hold_as_often_as_they_say() -> None:
     """Three sources of a class, and of the other three or many: with the normal quantile, or with the variance between
     all sources together, 75 to 85 % hold."""
     rng = np.random.default_rng(8)
     truth, threshold = float(ndtr(1.7 / 2)), 1.0
     for real, ai in ((3, 3), (3, 30), (30, 3)):
-        auc = rate = 0
+        auc, rate = 0.0, 0.0
         for _ in range(300):
             label, score, source = few_sources(rng, real, ai)
             found = auc_interval(label, score, cluster=source)

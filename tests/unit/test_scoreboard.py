@@ -180,9 +180,10 @@ def test_a_share_is_promised_only_of_tiers_with_enough_photographs_to_fit_to() -
     few = (table.tier == "hard") & (table.label == 0) & ~table.path.isin([f"seen/0/{number}" for number in range(18)])
     table = table[~few & ~((table.tier == "web") & (table.label == 1))]
     fitted = replace(evaluated(table), calibrated_on="mix")
+    assert fitted.deliveries is not None
     promised = {row["tier"]: row["promised"] for row in bounds_by_tier(fitted)}
     assert promised == {"native": 0.05, "web": None, "hard": None, "enlarged": 0.05}
-    stored = replace(fitted, deliveries=fitted.deliveries[fitted.deliveries.delivered == "native"])  # type: ignore[index]
+    stored = replace(fitted, deliveries=fitted.deliveries[fitted.deliveries.delivered == "native"])
     assert {row["promised"] for row in bounds_by_tier(stored)} == {None}, "all images were fitted together"
     assert {row["promised"] for row in bounds_by_tier(replace(fitted, calibrated_on=None))} == {None}
 
