@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import partial
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import botocore.loaders
 import botocore.session
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 LISTING_THREADS = 16
+NOT_IMPLEMENTED = 501
 # Bytes of a download that are held at once.
 PIECE = 2**20
 # What every reply to ListObjectsV2 has some of; boto3 turns any other XML, such as a web page, into an empty reply.
@@ -68,6 +70,8 @@ ERROR_CLASSES: dict[FailureCode, type[StoreError]] = {
     FailureCode.ACCESS_DENIED: AccessDeniedError,
     FailureCode.ARCHIVED: UnusableNameError,
 }
+# AWS's own hosts, in all its partitions that take requests from outside.
+AWS_HOST = re.compile(r"\.(amazonaws\.(com|com\.cn|eu)|api\.aws)$")
 # How the names of S3's directory buckets end; they refuse to list optional attributes.
 DIRECTORY_BUCKET = "--x-s3"
 # Codes about credentials that are wrong or have ended, as S3, STS and other stores spell them: ExpiredToken,
@@ -116,6 +120,10 @@ class Bucket:
             # compose its user agent.
             parameter_validation=False,
         )
+        if not AWS_HOST.search(urlsplit(self._client.meta.endpoint_url).hostname or ""):
+            # Other stores may refuse the checksums that boto3 adds to what it sends, or store them as a part of it.
+            settings: Any = self._client.meta.config
+            settings.request_checksum_calculation = settings.response_checksum_validation = "when_required"
         self._client.meta.events.register("before-send.s3", self._count)
         self._client.meta.events.register("after-call.s3.ListObjectsV2", note_what_boto_leaves_out)
         self._reader = ObjectReader(
@@ -297,14 +305,21 @@ class Bucket:
         self._call(partial(self._client.put_object, Bucket=self.bucket, Key=self._key(name), Body=data))
 
     def write_new(self, name: str, data: bytes) -> bool:
-        """Write a result unless it exists (If-None-Match: *). On a store that ignores the condition this always returns
-        True; `history.honours_conditional_writes` detects such stores."""
+        """Write a result unless it exists (If-None-Match: *). On a store that ignores the condition, or does not take
+        it, this always returns True; `history.honours_conditional_writes` detects such stores."""
+        send = partial(self._client.put_object, Bucket=self.bucket, Key=self._key(name), Body=data)
         tries = 0
 
         def put() -> bool:
             nonlocal tries
             tries += 1
-            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+            try:
+                send(IfNoneMatch="*")
+            except boto_errors.ClientError as error:
+                status, code = status_and_code(error)
+                if status != NOT_IMPLEMENTED and code != "NotImplemented":
+                    raise
+                send()
             return True
 
         # A try that seemed to fail may have written the object: then the next one finds it there.
@@ -360,7 +375,7 @@ class Bucket:
         status, code = status_and_code(error)
         if code.replace("_", "").lower() == "invalidobjectstate":
             return ObjectError(FailureCode.ARCHIVED, "the object is in cold storage; restore it first")
-        if (status >= 500 and status != 501) or status in BUSY_STATUS or code in BUSY_CODES:
+        if (status >= 500 and status != NOT_IMPLEMENTED) or status in BUSY_STATUS or code in BUSY_CODES:
             return TransientError(f"{status} {code}")
         if error.operation_name not in OPERATIONS:
             why = f"{error.operation_name}: {code}"

@@ -14,9 +14,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import urllib3
 from botocore import exceptions as boto_errors
+from botocore.awsrequest import AWSResponse
 
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError, Retries, TransientError
+from patchscan.scanning.history import honours_conditional_writes
 from patchscan.scanning.listing import Filters, ListingJoin
 from patchscan.storage import key_ranges
 from patchscan.storage.bucket import Bucket
@@ -55,13 +57,13 @@ class StubStore(ThreadingHTTPServer):
         self.headers: dict[str, str] = {}
         self.body = b"abc"
         self.status = 200
-        self.refuses_what_is_optional = False
+        self.refused: set[str] = set()  # headers that it does not know
         store = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 query = parse_qs(urlsplit(self.path).query)
-                if store.refuses_what_is_optional and "x-amz-optional-object-attributes" in self.headers:
+                if any(name in self.headers for name in store.refused):
                     self.reply(b"<Error><Code>NotImplemented</Code></Error>", {}, 501)
                 elif store.status != 200 or "list-type" not in query:
                     self.reply(store.body, store.headers)
@@ -70,7 +72,7 @@ class StubStore(ThreadingHTTPServer):
                 else:
                     self.reply(store.pages[query.get("continuation-token", [""])[0]], {})
 
-            do_HEAD = do_PUT = do_GET
+            do_HEAD = do_PUT = do_DELETE = do_GET
 
             def reply(self, data: bytes, headers: dict[str, str], status: int | None = None) -> None:
                 self.send_response(status or store.status)
@@ -105,7 +107,7 @@ def entries(*keys: str) -> list[str]:
 
 
 def test_a_store_that_refuses_what_is_optional_is_listed_without(stub: StubStore, store: Store) -> None:
-    stub.refuses_what_is_optional = True
+    stub.refused = {"x-amz-optional-object-attributes"}
     stub.pages = {"": listing(*entries("pa", "pb"))}
     assert [info.key for info in store.objects()] == ["pa", "pb"]
 
@@ -629,6 +631,44 @@ def test_a_new_object_is_ours_also_where_the_reply_was_lost(
     monkeypatch.setattr(store._client, "put_object", put)
     stub.body = there
     assert store.write_new("history/000001.json", b"claim") is ours
+
+
+def test_a_store_that_refuses_conditions_is_written_to_without(stub: StubStore, store: Store) -> None:
+    stub.refused, stub.body = {"If-None-Match"}, b""
+    assert store.write_new("history/000001.json", b"claim")
+    assert not honours_conditional_writes(store)
+
+
+class NoBody(BytesIO):
+    """The body of a reply, as botocore reads it."""
+
+    def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
+        yield b""
+
+
+@pytest.mark.parametrize(
+    ("host", "is_aws"),
+    [
+        ("https://s3.eu-west-1.amazonaws.com", True),
+        ("https://s3.cn-north-1.amazonaws.com.cn", True),
+        ("https://s3.us-west-004.backblazeb2.com", False),
+        ("https://storage.googleapis.com", False),
+        ("https://amazonaws.com.example.org", False),
+        ("http://127.0.0.1:9000", False),
+    ],
+)
+def test_only_aws_is_sent_checksums_that_others_refuse_or_store(stub: StubStore, host: str, is_aws: bool) -> None:
+    bucket = Bucket("s3://b/p", endpoint_url=host, requester_pays=False, threads=2)
+    sent: list[str] = []
+
+    def answer(request: Any, **_: Any) -> AWSResponse:
+        sent.extend(name.lower() for name in request.headers)
+        return AWSResponse(request.url, 200, {}, NoBody())
+
+    bucket._client.meta.events.register("before-send.s3.PutObject", answer)
+    bucket.write("a.json", b"{}")
+    bucket.upload("b.mar", BytesIO(b"archive"))
+    assert any("checksum" in name or "trailer" in name for name in sent) is is_aws
 
 
 class FullDisk(BytesIO):
