@@ -56,7 +56,8 @@ PROVENANCE = {
     "generator's text": "coalesce(split_part(provenance.generator, ':', 1), 'none')",
     "watermark": "watermark",
 }
-VERDICTS = {"verdict": "verdict"}
+# A scan of named objects keeps the rows of others, also those that another model has made.
+VERDICTS = {"verdict": "CASE WHEN NOT other_model THEN verdict END"}
 KINDS = ("storage", "provenance", "verdicts")
 # Where two lists of authorities judged the signers, who is trusted is not the files' doing.
 ANY_SIGNER = (

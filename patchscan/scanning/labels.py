@@ -16,13 +16,17 @@ from patchscan.scanning.table import ScanTable
 from patchscan.storage.store import Store
 
 FOLDERS = "folders"
-# Why a labelled image is unavailable that has no row.
-NOT_SCANNED = "not_scanned"
+# Why a labelled image is unavailable that has no row, or only one of another model than the scan's.
+NOT_SCANNED, OTHER_MODEL = "not_scanned", "other_model"
 # GenImage's layout: .../<generator>/<split>/<class>/file, or just .../<class>/file.
 FOLDER_LABEL = re.compile(
     rf"(?:^|/)(?:(?P<generator>[^/]+)/(?:train|val|test)/)?(?P<label>{'|'.join(AI_NAMES + REAL_NAMES)})/[^/]+$",
     re.IGNORECASE,
 )
+
+
+class NotScoredError(LabelError):
+    """Objects have labels, and none of them a score of the scan's model."""
 
 
 def from_key(key: str) -> tuple[int, str] | None:
@@ -60,32 +64,37 @@ def _no_labels(source: str) -> LabelError:
 
 def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the labelled rows as evaluation's scores table (path, generator, label, logit, small, status, error_code),
-    and what its report says of the labels; an image is unavailable if its row failed, or there is none.
+    and what its report says of the labels; an image is unavailable if its row failed, another model scored it, or there
+    is none.
 
-    `source` is `folders`, or the path or URL of a CSV. Raises LabelError where no object with a label was scored.
+    `source` is `folders`, or the path or URL of a CSV. Raises NotScoredError, and LabelError where no object has a
+    label.
     """
     known = None if source == FOLDERS else read_labels(source, endpoint_url)
     records: list[dict[str, Any]] = []
     by_key: dict[str, tuple[int, str]] = {} if known is None else dict(known.by_key)
-    failed: dict[str, str] = {}
+    without: dict[str, str] = {}
+    found = 0
     for row in table.stream(
         "SELECT key, etag, logit, coalesce(reason = 'small_image', false) AS small,"
-        " coalesce(reason = 'out_of_domain', false) AS graphic, tier, status, error_code"
+        " coalesce(reason = 'out_of_domain', false) AS graphic, tier, status,"
+        f" CASE WHEN status = 'scored' AND other_model THEN '{OTHER_MODEL}' ELSE error_code END AS error_code"
         " FROM rows ORDER BY key, version_id"
     ):
         label = from_key(row["key"]) if known is None else by_key.get(row["key"])
         if label:
+            found += 1
             by_key[row["key"]] = label
-            if row["status"] == "failed":
-                failed[row["key"]] = row["error_code"]
+            if row["status"] == "failed" or row["error_code"] == OTHER_MODEL:
+                without[row["key"]] = row["error_code"]
             else:
                 records.append({"label": label[0], "generator": label[1], **row})
-    if not records:
+    if not found:
         raise _no_labels(source)
     if not any(record["status"] == "scored" for record in records):
-        raise LabelError(f"none of the {len(records):,} objects that have a label from {source} was scored")
+        raise NotScoredError(f"none of the {found:,} objects that have a label from {source} has a score of this model")
     scores = pd.DataFrame(records).rename(columns={"key": "path"}).assign(split="scan")
-    unavailable = {key: failed.get(key, NOT_SCANNED) for key in by_key.keys() - set(scores.path)}
+    unavailable = {key: without.get(key, NOT_SCANNED) for key in by_key.keys() - set(scores.path)}
     return scores, describe_labels(source, Labels(by_key, known.cannot_tell if known else 0), unavailable)
 
 

@@ -85,10 +85,14 @@ def _base(plan: Plan) -> str:
 
 
 def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Path) -> dict[str, Any]:
-    """Write evaluation's report beside the scan's. Returns where it is and how many objects have labels."""
-    from patchscan.scanning.labels import evaluate, scores_table
+    """Write evaluation's report beside the scan's. Returns where it is and how many objects have labels. Where none of
+    these has a score there is none: a scan must be complete without it."""
+    from patchscan.scanning.labels import NotScoredError, evaluate, scores_table
 
-    scores, said = scores_table(table, labels, plan.source.endpoint_url)
+    try:
+        scores, said = scores_table(table, labels, plan.source.endpoint_url)
+    except NotScoredError as error:
+        return {"labels": labels, "labelled": 0, "report": None, "findings": [str(error)]}
     files, where = scratch / "evaluation", f"scans/{plan.scan}/evaluation"
     found = evaluate(scores, said, Card.from_dict(plan.card), plan.source.url, files)
     for path in sorted(files.rglob("*")):
@@ -162,6 +166,10 @@ def _whole_text(whole: dict[str, Any] | None) -> list[str]:
     return [f"of all {whole['objects']:,} objects, by a sample of {whole['sampled']:,}, 95 % intervals: {told}"]
 
 
+def _not_evaluated_text(evaluation: dict[str, Any] | None) -> list[str]:
+    return evaluation["findings"] if evaluation and evaluation["report"] is None else []
+
+
 def _left_out_text(totals: dict[str, Any]) -> str:
     told = (("filtered", "left out by prefix or filters"), ("duplicates", "listed twice"))
     return "".join(f", {totals[name]:,} {words}" for name, words in told if totals.get(name))
@@ -178,6 +186,7 @@ def summary_text(report: Report) -> str:
         + _left_out_text(totals),
         f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
         *_whole_text(report["whole"]),
+        *_not_evaluated_text(report["evaluation"]),
         # Those carried over were told of when they were new.
         *(
             f"{row['status']} {row['code']}: {row['new']:,}, e.g. {row['examples'][0]['key']}"

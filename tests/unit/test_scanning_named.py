@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from patchscan.scanning import report, steps
+from patchscan.scanning import labels, report, steps
 from patchscan.scanning.history import LONGEST_PLANNING, PLANNING_FILE, last_complete
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, ScanSource, ShardSize, is_complete
 from patchscan.scanning.planning import ScanRequest, ScanUnderWayError, plan_named, plan_scan
+from patchscan.scanning.table import ScanTable
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
@@ -107,6 +108,24 @@ def test_named_objects_alone_are_scored_and_all_other_rows_are_kept(photos: Path
     told = full(photos, out, scorer)  # the night's scan
     assert (scorer.scored, told["totals"]["deleted"], told["named"]) == (0, 1, None)
     assert newest_table(out) == {key: row for key, row in after.items() if key != "2.png"}
+
+
+@pytest.mark.slow
+def test_rows_of_another_model_are_not_judged_as_this_ones(photos: Path, tmp_path: Path) -> None:
+    out, renewed = open_store(str(tmp_path / "out")), StubScorer(card("2"))
+    full(photos, out)
+    named(photos, out, ["0.png", "1.png"], renewed)
+    (told,) = named(photos, out, ["2.png"], renewed)
+    assert told["named"]["other_model"] == 5
+    (verdicts,) = told["changes"]["verdicts"]
+    assert (verdicts["before"], verdicts["new"]) == (2, 0)  # 2.png has been scored before, by the other model
+
+    (tmp_path / "labels.csv").write_text("key,label\n0.png,ai\n2.png,real\n3.png,ai\n4.png,real\n")
+    plan = last_complete(out)
+    assert plan
+    scores, said = labels.scores_table(ScanTable(out, plan, tmp_path), str(tmp_path / "labels.csv"))
+    assert list(scores.path) == ["0.png", "2.png"]
+    assert said["unavailable_keys"] == {"3.png": "other_model", "4.png": "other_model"}
 
 
 def test_names_of_what_is_scored_already_make_no_scan(photos: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from patchscan.reporting.pages import Figures, show
 from patchscan.scanning import alerts, commands, drift, labels, report, steps
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.options import AlertKind
-from patchscan.scanning.plan import ScanSource
+from patchscan.scanning.plan import ScanSource, is_complete
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.prevalence import ONLY_SEEN, Rates, estimate, rogan_gladen
 from patchscan.scanning.provenance import provenance
@@ -286,14 +286,18 @@ def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_
     assert end.value.exit_code == 3
 
 
-def test_labels_none_of_whose_objects_was_scored_are_one_line(tmp_path: Path) -> None:
+def test_a_scan_is_complete_also_where_no_object_with_a_label_was_scored(tmp_path: Path) -> None:
     photos, out, scorer = tmp_path / "photos", open_store(str(tmp_path / "out")), StubScorer()
     (photos / "ai").mkdir(parents=True)
     (photos / "ai" / "a.png").write_text("no image")
     made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
     Worker(made, out, scorer, WorkSettings(threads=1)).work(0)
-    with pytest.raises(LabelError, match="none of the 1 objects"):
-        report.reduce(out, made, "folders")
+    found = report.reduce(out, made, "folders")
+    why = "none of the 1 objects that have a label from folders has a score of this model"
+    assert is_complete(out, made.scan)
+    assert found["evaluation"] == {"labels": "folders", "labelled": 0, "report": None, "findings": [why]}
+    assert why in report.summary_text(found)
+    assert why in (out.read("report.html") or b"").decode()
 
 
 class Receiver(HTTPServer):
