@@ -127,9 +127,6 @@ class Gate:
         self._ready: tuple[float, list[str]] = (0.0, ["starting"])
         self._questions: dict[str, asyncio.Task[Any]] = {}  # to TorchServe, under way
         self._runners: list[web.BaseRunner] = []
-        self._idle_since: dict[int, float] = {}  # connections without a request, by id
-        self._active: set[int] = set()  # connections that have sent a request, by id
-        self._closer: asyncio.Task[None] | None = None
         self._registry = CollectorRegistry()
         self._requests = Counter("patchscan_requests", "Replies by status", ["code"], registry=self._registry)
         self._seconds = Histogram("patchscan_request_seconds", "Request to reply", registry=self._registry)
@@ -145,9 +142,7 @@ class Gate:
         self._add_routes(app.router)
         metrics_app = web.Application(middlewares=[errors_in_json])
         metrics_app.router.add_get("/metrics", self._metrics)
-        ports = await self._listen(app, inference), await self._listen(metrics_app, metrics)
-        self._closer = asyncio.create_task(self._close_idle(self._runners[0]))
-        return ports
+        return await self._listen(app, inference), await self._listen(metrics_app, metrics)
 
     def _add_routes(self, router: web.UrlDispatcher) -> None:
         for path, handler in (("/ping", self._readyz), ("/readyz", self._readyz), ("/livez", self._livez)):
@@ -168,7 +163,7 @@ class Gate:
         runner = Runner(
             app,
             access_log=None,
-            keepalive_timeout=IDLE_TIMEOUT_S,
+            keepalive_timeout=IDLE_TIMEOUT_S,  # for the header of each request, the first one too
             shutdown_timeout=DRAIN_TIMEOUT_S,
             auto_decompress=False,  # the limits count bytes as they come
         )
@@ -186,8 +181,6 @@ class Gate:
         self.draining = True
         for runner in self._runners:
             await runner.cleanup()
-        if self._closer:
-            self._closer.cancel()
         await self._http.close()
 
     async def _expect(self, request: web.Request) -> None:
@@ -396,8 +389,7 @@ class Gate:
 
     @web.middleware
     async def _measure(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Count and time each request, and note that its connection has sent one."""
-        self._active.add(id(request.protocol))
+        """Count and time each request."""
         started, code = time.perf_counter(), 500
         self._in_flight.inc()
         try:
@@ -411,20 +403,6 @@ class Gate:
             self._in_flight.dec()
             self._requests.labels(str(code)).inc()
             self._seconds.observe(time.perf_counter() - started)
-
-    async def _close_idle(self, runner: web.BaseRunner) -> None:
-        """Close connections whose first request header does not arrive in time; aiohttp has no limit for it."""
-        while True:
-            await asyncio.sleep(1)
-            server = runner.server
-            assert isinstance(server, web.Server)
-            now = time.monotonic()
-            connections = {id(connection): connection for connection in server.connections}
-            self._active &= connections.keys()
-            self._idle_since = {key: self._idle_since.get(key, now) for key in connections.keys() - self._active}
-            for key, since in self._idle_since.items():
-                if now - since > IDLE_TIMEOUT_S:
-                    connections[key].force_close()
 
 
 def _content(reply: Reply) -> dict[str, Any]:

@@ -17,9 +17,10 @@ BaseHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 def refusal(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.HTTPException:
     """Build the exception for aiohttp to answer with: an error object like the handler's; closes the connection."""
     text = json.dumps({"error": {"code": code, "message": message}})
-    headers = {"Connection": "close", **({"WWW-Authenticate": "Bearer"} if status == 401 else {}), **(headers or {})}
+    headers = {**({"WWW-Authenticate": "Bearer"} if status == 401 else {}), **(headers or {})}
     error = web.HTTPException(text=text, content_type="application/json", headers=headers)
     error.set_status(status)
+    error.force_close()
     return error
 
 

@@ -149,6 +149,22 @@ def test_a_bug_of_the_gate_is_told_in_json(path: str, tmp_path: Path, monkeypatc
     with_gate(tmp_path, test)
 
 
+@pytest.mark.parametrize(
+    "head", [b"", b"Authorization: Bearer bad\r\n", b"Authorization: Bearer good\r\nExpect: x\r\n"]
+)
+def test_a_refusal_ends_its_connection(head: bytes, tmp_path: Path) -> None:
+    """It says so, and a client that sends more on it must not be answered."""
+
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(POST + head + b"Content-Length: 3\r\n\r\nabc" + GET + b"\r\n")
+        answers = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert answers.count(b"HTTP/1.1 ") == answers.lower().count(b"connection: close\r\n") == 1
+
+    with_gate(tmp_path, test)
+
+
 def test_a_client_of_http_1_0_is_sent_no_100_continue(tmp_path: Path) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
         head = b"POST /predictions/m HTTP/1.0\r\nAuthorization: Bearer good\r\nExpect: 100-continue\r\n"
