@@ -77,16 +77,15 @@ def scores_table(table: ScanTable, source: str, endpoint_url: str | None = None)
     found = 0
     for row in table.stream(
         "SELECT key, etag, logit, coalesce(reason = 'small_image', false) AS small,"
-        " coalesce(reason = 'out_of_domain', false) AS graphic, tier, status,"
-        f" CASE WHEN status = 'scored' AND other_model THEN '{OTHER_MODEL}' ELSE error_code END AS error_code"
-        " FROM rows ORDER BY key, version_id"
+        " coalesce(reason = 'out_of_domain', false) AS graphic, tier, status, error_code,"
+        " status = 'scored' AND other_model AS is_others FROM rows ORDER BY key, version_id"
     ):
         label = from_key(row["key"]) if known is None else by_key.get(row["key"])
         if label:
             found += 1
             by_key[row["key"]] = label
-            if row["status"] == "failed" or row["error_code"] == OTHER_MODEL:
-                without[row["key"]] = row["error_code"]
+            if row.pop("is_others") or row["status"] == "failed":
+                without[row["key"]] = row["error_code"] or OTHER_MODEL
             else:
                 records.append({"label": label[0], "generator": label[1], **row})
     if not found:
