@@ -5,6 +5,7 @@ A line, or a message, is a key as it is, or JSON: an event notification of S3 it
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import unquote_plus
@@ -35,9 +36,10 @@ class EventReader:
         self._bucket, self._prefix = source.bucket, source.prefix
 
     def read_lines(self, lines: BinaryIO) -> None:
-        """Read UTF-8 lines, each a key or an event."""
+        """Read UTF-8 lines, each a key or an event; the first may begin with a byte order mark."""
         for number, line in enumerate(lines, start=1):
-            self._read(line.removesuffix(b"\n"), f"line {number}")
+            text = line.removeprefix(BOM_UTF8) if number == 1 else line
+            self._read(text.removesuffix(b"\n"), f"line {number}")
 
     def read_queue(self, queue: Queue, most: int) -> None:
         """Receive at most `most` messages. Those that cannot be read stay in the queue."""

@@ -81,7 +81,7 @@ def unfinished_plan(out: Store, entries: list[str], source: ScanSource) -> Plan 
     if scan is None:
         return None
     newest = Plan.read(out, scan)
-    if (newest.source.url, newest.source.manifest) != (source.url, source.manifest):
+    if (newest.source.url, newest.source.list_name) != (source.url, source.list_name):
         listed = f" by the manifest {newest.source.manifest}" if newest.source.manifest else " without a manifest"
         whose = newest.source.url + (listed if newest.source.manifest or source.manifest else "")
         raise PlanError(f"{out.url} holds scans of {whose}; give each source its own results folder")

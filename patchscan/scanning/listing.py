@@ -155,6 +155,10 @@ class ListingJoin:
             others = f"previous ANTI JOIN todo ON {self._same('previous')}"
             self._db.execute(f"CREATE OR REPLACE TABLE unchanged AS SELECT previous.* FROM {others}")
 
+    def previous_rows(self) -> int:
+        """How many rows the previous scan's table has."""
+        return self._number("SELECT count(*) FROM previous")
+
     def counts(self) -> dict[str, int]:
         """The counts of a plan: listed, listed_bytes, unchanged, deleted, filtered, unsampled, duplicates. What the
         filters leave out is not deleted, and of a part of the source nothing is."""
@@ -184,7 +188,8 @@ class ListingJoin:
         none_yet = True
         for table in self._batches("FROM unchanged ORDER BY key, version_id", UNCHANGED_PART):
             none_yet = False
-            yield table.cast(SCHEMA)
+            # The table of a later version may have more columns.
+            yield table.select(SCHEMA.names).cast(SCHEMA)
         if none_yet:
             yield SCHEMA.empty_table()
 

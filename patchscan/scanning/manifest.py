@@ -121,7 +121,7 @@ def _inventory(manifest: Any, bucket: str | None, endpoint_url: str | None) -> I
     for file in manifest["files"]:
         data = _read(store, file["key"], f"{store.url}/{file['key']}")
         for values in _inventory_records(data, kind, names):
-            current = str(values.get("IsLatest", values.get("is_latest", True))).lower() == "true"
+            current = str(values.get("IsLatest", values.get("is_latest"))).lower() != "false"
             deleted = str(values.get("IsDeleteMarker", values.get("is_delete_marker", False))).lower() == "true"
             if current and not deleted:
                 yield _info(_inventory_names(values, kind), f"{store.url}/{file['key']}")

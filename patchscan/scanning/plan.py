@@ -12,6 +12,7 @@ The results folder contains
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from patchscan.storage.store import Store, check_address, is_bucket, split_url
 PLAN_FILE = "plan.json"
 SUCCESS_FILE = "_SUCCESS"
 PLAN_FORMAT = 1
+# The folder of an S3 Inventory's manifest, named by its time: `.../2026-01-05T01-00Z/manifest.json`.
+INVENTORY_TIME = re.compile(r"/\d{4}-\d\d-\d\dT\d\d-\d\dZ(?=/manifest\.json$)")
 
 
 class PlanError(UserError):
@@ -49,6 +52,11 @@ class ScanSource:
     def prefix(self) -> str:
         """What all keys begin with: nothing in a folder."""
         return split_url(self.url)[1] if is_bucket(self.url) else ""
+
+    @property
+    def list_name(self) -> str | None:
+        """What names the list of objects from one scan to the next: of an inventory, not the time it was made."""
+        return self.manifest and INVENTORY_TIME.sub("", self.manifest)
 
     def identity(self, key: str, version_id: str | None) -> tuple[str, str | None]:
         """What tells a listed object from the others: of a manifest, which may list several versions of a key, the

@@ -148,7 +148,8 @@ def _check_results_outside_source(source: ScanSource, out: Store) -> None:
 
 
 def _at_source(plan: Plan, source: ScanSource, out: Store) -> Plan:
-    """The plan, written again where its store has moved."""
+    """The plan, written again where its store has moved. An inventory stays that which it was made from."""
+    source = replace(source, manifest=plan.source.manifest)
     if plan.source != source:
         plan = replace(plan, source=source)
         plan.write(out)
@@ -188,6 +189,8 @@ def _make(
                 retry_archived=request.retry_archived,
                 c2pa_trust=trust_digest(request.c2pa_trust),
             )
+            if keys is not None and join.previous_rows() < previous.listed:
+                raise PlanError(f"{before.url} has lost rows of its last scan, {previous.scan}: scan the whole source")
         counts, bytes_to_score = join.counts(), join.bytes_to_score()
         counts["filtered"] += outside
         to_score = counts["listed"] - counts["unchanged"]

@@ -73,6 +73,8 @@ class Folder:
             path = Path(failure.filename)
             if path == self.root:
                 raise StoreError(f"{self.url} cannot be listed: {failure.strerror}")
+            if failure.errno == errno.ENOENT:
+                continue  # it was removed meanwhile
             yield ObjectInfo(key=f"{key_of(path.relative_to(self.root))}/")
 
     def look_up(self, key: str) -> ObjectInfo | None:

@@ -410,7 +410,9 @@ def test_objects_in_cold_storage_are_told_of_once(bucket: str, s3: EmbeddedS3) -
     assert (code, told["totals"]["scored"], told["totals"]["unchanged"], told["errors"]) == (0, 1, 2, [])
 
 
-def put_inventory(s3: EmbeddedS3, bucket: str, kind: str, listed: list[dict[str, Any]]) -> str:
+def put_inventory(
+    s3: EmbeddedS3, bucket: str, kind: str, listed: list[dict[str, Any]], time: str = "2026-01-05T01-00Z"
+) -> str:
     """Write an S3 Inventory of these objects in two data files, as S3 writes them; the address of its manifest.json.
 
     `listed` has the fields of an inventory in Parquet: key, version_id, is_latest, is_delete_marker, size, e_tag and
@@ -427,7 +429,7 @@ def put_inventory(s3: EmbeddedS3, bucket: str, kind: str, listed: list[dict[str,
             lines = io.StringIO(newline="")
             csv.writer(lines).writerows({**row, "key": quote_plus(row["key"])}.values() for row in part)
             body.write(gzip.compress(lines.getvalue().encode()))
-        keys.append(f"inv/data/{number}.{'csv.gz' if kind == 'CSV' else kind.lower()}")
+        keys.append(f"inv/data/{time}-{number}.{'csv.gz' if kind == 'CSV' else kind.lower()}")
         s3.client().put_object(Bucket=f"{bucket}-out", Key=keys[-1], Body=body.getvalue())
     names = {"e_tag": "ETag", "last_modified_date": "LastModifiedDate"}
     schema = ", ".join(names.get(name) or name.title().replace("_", "") for name in listed[0])
@@ -438,8 +440,9 @@ def put_inventory(s3: EmbeddedS3, bucket: str, kind: str, listed: list[dict[str,
         "fileSchema": schema if kind == "CSV" else "message s3.inventory { }",
         "files": [{"key": key} for key in keys],
     }
-    s3.client().put_object(Bucket=f"{bucket}-out", Key="inv/manifest.json", Body=json.dumps(manifest).encode())
-    return f"s3://{bucket}-out/inv/manifest.json"
+    key = f"inv/{time}/manifest.json"
+    s3.client().put_object(Bucket=f"{bucket}-out", Key=key, Body=json.dumps(manifest).encode())
+    return f"s3://{bucket}-out/{key}"
 
 
 @pytest.mark.parametrize("kind", ["CSV", "Parquet", "ORC"])
@@ -482,6 +485,25 @@ def test_an_inventory_says_what_is_scanned_and_at_which_version(bucket: str, s3:
         )
     again = scan(source, f"s3://{bucket}-out/x")
     assert again.unchanged == len(keys)
+
+
+def test_the_next_inventory_is_scanned_into_the_same_results(bucket: str, s3: EmbeddedS3) -> None:
+    listed = [
+        {"bucket": bucket, "key": one["Key"], "is_latest": None, "size": one["Size"], "e_tag": one["ETag"].strip('"')}
+        for one in s3.client().list_objects_v2(Bucket=bucket, Prefix="many/")["Contents"]
+    ]
+    first, second = (
+        ScanSource(
+            url=f"s3://{bucket}", manifest=put_inventory(s3, bucket, "CSV", listed[:end], f"2026-01-0{end}T01-00Z")
+        )
+        for end in (2, 3)
+    )
+    out = open_store(f"s3://{bucket}-out/x")
+    unfinished = plan_scan(ScanRequest(source=first, card=StubScorer().card), out)
+    assert plan_scan(ScanRequest(source=second, card=StubScorer().card), out) == unfinished
+    assert scan(second, f"s3://{bucket}-out/x").listed == 2
+    again = scan(second, f"s3://{bucket}-out/x")
+    assert (again.listed, again.unchanged) == (3, 2)
 
 
 def test_an_inventory_of_another_bucket_is_refused(bucket: str, s3: EmbeddedS3) -> None:

@@ -93,6 +93,13 @@ def test_a_line_that_cannot_be_read_is_told_with_its_number_and_costs_no_other(
     assert "about bucket films" in told[2]
 
 
+@pytest.mark.parametrize("line", ["2026/a.png", json.dumps({"key": "2026/a.png"})])
+def test_lines_may_begin_with_a_byte_order_mark(line: str) -> None:
+    reader = EventReader(ScanSource(url="s3://photos/2026/"))
+    reader.read_lines(io.BytesIO(f"\ufeff{line}\r\n2026/\ufeff.png\r\n".encode()))
+    assert (list(reader.keys), reader.outside) == (["2026/a.png", "2026/\ufeff.png"], 0)
+
+
 def test_an_event_of_a_bucket_says_nothing_about_a_folder(tmp_path: Path) -> None:
     reader = EventReader(ScanSource(url=str(tmp_path)))
     reader.read_lines(io.BytesIO(json.dumps(NOTIFICATION).encode() + b"\na.png\n"))

@@ -196,6 +196,15 @@ def test_a_closed_folder_of_a_data_set_is_not_left_out_in_silence(as_nobody: Pat
         closed.chmod(0o700)
 
 
+def test_a_folder_that_is_removed_while_its_parent_is_listed_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "sub").mkdir()
+    objects = open_store(str(tmp_path)).objects()
+    assert next(objects).key == "a.png"
+    (tmp_path / "sub").rmdir()
+    assert list(objects) == []
+
+
 def test_a_scanned_folder_that_cannot_be_listed_ends_the_scan(as_nobody: Path) -> None:
     (as_nobody / "closed/inner").mkdir(parents=True)
     (as_nobody / "closed").chmod(0o000)

@@ -64,6 +64,16 @@ def test_only_unchanged_rows_of_this_model_are_carried_over(
     assert counts["deleted"] == len(set(previous) - keys)
 
 
+def test_rows_of_a_later_version_are_carried_over_without_what_it_has_added(tmp_path: Path) -> None:
+    row = {"key": "a", "etag": "1", "status": "rejected", "digest": "now"}
+    later = rows.from_parquet(rows.to_parquet([row])).append_column("of_a_later_version", [[1]])
+    join = ListingJoin(tmp_path, Filters())
+    join.add_listing([ObjectInfo(key="a", etag="1")])
+    join.add_previous([rows.table_to_parquet(later)], "now")
+    (carried,) = join.unchanged()
+    assert (carried.schema, carried.to_pylist()[0]["key"]) == (rows.SCHEMA, "a")
+
+
 @pytest.mark.slow
 @settings(max_examples=25)
 @given(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from patchscan.scanning import labels, report, steps
 from patchscan.scanning.history import LONGEST_PLANNING, PLANNING_FILE, last_complete
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, ScanSource, ShardSize, is_complete
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
 from patchscan.scanning.planning import ScanRequest, ScanUnderWayError, plan_named, plan_scan
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -126,6 +126,21 @@ def test_rows_of_another_model_are_not_judged_as_this_ones(photos: Path, tmp_pat
     scores, said = labels.scores_table(ScanTable(out, plan, tmp_path), str(tmp_path / "labels.csv"))
     assert list(scores.path) == ["0.png", "2.png"]
     assert said["unavailable_keys"] == {"3.png": "other_model", "4.png": "other_model"}
+
+
+def test_rows_that_were_removed_are_not_dropped_from_the_table_in_silence(tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", open_store(str(tmp_path / "out"))
+    photos.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (photos / name).touch()
+    full(photos, out)
+    newest = last_complete(out)
+    assert newest
+    out.delete(f"scans/{newest.scan}/rows/part-00001.parquet")  # as a lifecycle rule does
+    with pytest.raises(PlanError, match="has lost rows of its last scan"):
+        named(photos, out, ["new.png"])
+    full(photos, out)
+    assert set(newest_table(out)) == {"a.png", "b.png", "c.png"}
 
 
 def test_names_of_what_is_scored_already_make_no_scan(photos: Path, tmp_path: Path) -> None:
