@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from patchscan.common.console import printable
+from patchscan.common.console import printable, say
 from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
 from patchscan.scanning import claims, prevalence, summary
@@ -20,7 +20,7 @@ from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, delete_all
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.thumbnails import PictureReader
 from patchscan.scanning.trust import describe_trust
-from patchscan.storage.store import Store
+from patchscan.storage.store import Store, StoreError
 
 Report = dict[str, Any]
 
@@ -45,10 +45,8 @@ def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tupl
     report["alerts"] = find_alerts(report)
     if not report["totals"]["adds_up"]:
         raise PlanError(f"the rows of scan {plan.scan} do not add up to what was listed: {report['totals']}")
-    reader = PictureReader(plan.source.open())
-    pictures = [reader.thumbnail(row) for row in report["most_suspicious"]]
     examples = report["changes"]["examples"] if report["changes"] else []
-    changed = [reader.thumbnail(row) for row in examples]
+    pictures, changed = _thumbnails(plan, report["most_suspicious"], examples)
     drawing = plots.data_uri(plots.png(_histogram(report)))
     page = pages.render(
         "patchscan.scanning", "scan.html", report, pictures=pictures, changed=changed, histogram=drawing
@@ -60,6 +58,17 @@ def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tupl
     delete_all(out, f"{folder}progress/")
     out.write(f"{folder}{SUCCESS_FILE}", json.dumps(report["totals"]).encode())
     return report
+
+
+def _thumbnails(plan: Plan, *shown: list[dict[str, Any]]) -> list[list[str | None]]:
+    """The thumbnails of each list of rows, None for what can no longer be read. Where the source itself cannot be read,
+    as when it is gone or on a machine that has no credentials for it, a report without pictures is better than none."""
+    try:
+        reader = PictureReader(plan.source.open())
+        return [[reader.thumbnail(row) for row in rows] for rows in shown]
+    except StoreError as error:
+        say(f"patchscan: the report has no pictures: {error}", error=True)
+        return [[None] * len(rows) for rows in shown]
 
 
 def _earlier(plan: Plan, out: Store, compare_with: tuple[Store, Plan] | None, scratch: Path) -> Earlier | None:

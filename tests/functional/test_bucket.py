@@ -15,6 +15,7 @@ import pytest
 import urllib3
 from botocore import exceptions as boto_errors
 from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
 
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError, Retries, TransientError
@@ -663,9 +664,10 @@ def test_only_aws_is_sent_checksums_that_others_refuse_or_store(stub: StubStore,
 
     def answer(request: Any, **_: Any) -> AWSResponse:
         sent.extend(name.lower() for name in request.headers)
-        return AWSResponse(request.url, 200, {}, NoBody())
+        return AWSResponse(request.url, 200, HTTPHeaders(), NoBody())
 
-    bucket._client.meta.events.register("before-send.s3.PutObject", answer)
+    events: Any = bucket._client.meta.events
+    events.register("before-send.s3.PutObject", answer)
     bucket.write("a.json", b"{}")
     bucket.upload("b.mar", BytesIO(b"archive"))
     assert any("checksum" in name or "trailer" in name for name in sent) is is_aws

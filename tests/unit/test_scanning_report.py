@@ -40,6 +40,8 @@ from patchscan.scanning.summary import flagged
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
+from patchscan.storage.folder import Folder
+from patchscan.storage.store import StoreError
 from tests.chromium import CHROMIUM, chromium
 from tests.scan_kit import StubScorer, card, image
 
@@ -284,6 +286,25 @@ def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_
     with pytest.raises(typer.Exit) as end:
         steps.exit_with(steps.complete_scan(out, made, fail_on=[AlertKind.EMPTY]))
     assert end.value.exit_code == 3
+
+
+def test_a_report_is_written_again_where_the_source_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out, scorer = tmp_path / "photos", open_store(str(tmp_path / "out")), StubScorer()
+    photos.mkdir()
+    light = np.random.default_rng(0).integers(200, 250, (48, 48, 3)).astype(np.uint8)
+    Image.fromarray(light).save(photos / "a.png")
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
+    Worker(made, out, scorer, WorkSettings(threads=1)).work(0)
+
+    def refused(*_: object) -> None:
+        raise StoreError("s3://photos: there are no credentials")
+
+    monkeypatch.setattr(Folder, "fetch", refused)
+    assert len(report.reduce(out, made)["most_suspicious"]) == 1
+    assert "no longer readable as it was scored" in (out.read("report.html") or b"").decode()
+    assert "the report has no pictures: s3://photos: there are no credentials" in capsys.readouterr().err
 
 
 def test_a_scan_is_complete_also_where_no_object_with_a_label_was_scored(tmp_path: Path) -> None:
