@@ -4,8 +4,9 @@ refuses one before the gate sees it."""
 import json
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
 
 # What begins the paths whose errors are of another form than TorchServe's.
 PROTOCOLS = ("/v2", "/v1")
@@ -65,6 +66,23 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
+    _newest_body: StreamReader = EMPTY_PAYLOAD
+
+    def data_received(self, data: bytes) -> None:
+        """Note the body of the newest request."""
+        super().data_received(data)
+        if self._messages:
+            self._newest_body = self._messages[-1][1]
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes None for False
+        """Return whether the connection stays open for an answer: its client has sent a whole request and says that it
+        will send no more, as `nc -N` does. aiohttp would close it at once."""
+        is_answering = self._waiter is None or self._waiter.done()
+        if is_answering and self._newest_body.is_eof():
+            self.close()  # after the answer
+            return True
+        return False
+
     def handle_error(
         self,
         request: web.BaseRequest,

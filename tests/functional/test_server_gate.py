@@ -165,6 +165,34 @@ def test_a_refusal_ends_its_connection(head: bytes, tmp_path: Path) -> None:
     with_gate(tmp_path, test)
 
 
+@pytest.mark.parametrize(("body", "delay_s", "answers"), [(b"abc", 0.0, 1), (b"abc", 0.3, 1), (b"ab", 0.0, 0)])
+def test_a_client_that_sends_no_more_is_answered(body: bytes, delay_s: float, answers: int, tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.delay_s = delay_s
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(POST + b"Authorization: Bearer good\r\nContent-Length: 3\r\n\r\n" + body)
+        writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        assert (answer.count(b"HTTP/1.1 200 OK"), len(upstream.seen)) == (answers, answers)
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize("sent", [b"", GET, GET + b"\r\n"])
+def test_a_connection_without_a_request_ends_with_its_client(sent: bytes, tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(sent)
+        if sent.endswith(b"\r\n\r\n"):
+            await reader.readuntil(b"}")
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+    with_gate(tmp_path, test)
+
+
 def test_a_client_of_http_1_0_is_sent_no_100_continue(tmp_path: Path) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
         head = b"POST /predictions/m HTTP/1.0\r\nAuthorization: Bearer good\r\nExpect: 100-continue\r\n"
