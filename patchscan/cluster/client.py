@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote
 
 import urllib3
 import yaml
@@ -39,6 +41,9 @@ PATHS = {
     "ServiceAccount": ("api/v1", "serviceaccounts"),
     "Deployment": ("apis/apps/v1", "deployments"),
 }
+# What objects of these kinds, and namespaces, may be called. An address with another name, or an empty one, is that of
+# something else, such as all objects of the kind.
+NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 ANSWER_S = 30
 # The server ends a watch after so many seconds; a new one is started from the Job's state at that time. So `follow`
 # yields a state at least that often, and who follows can say what it waits for.
@@ -120,14 +125,18 @@ class Cluster:
         try:
             if "KUBERNETES_SERVICE_HOST" in os.environ and NAMESPACE_FILE.exists():
                 config.load_incluster_config(client_configuration=settings)
-                namespace = namespace or NAMESPACE_FILE.read_text().strip()
+                namespace = NAMESPACE_FILE.read_text().strip() if namespace is None else namespace
             else:
                 config.load_kube_config(context=context, client_configuration=settings)
-                namespace = namespace or _default_namespace(context)
+                namespace = _default_namespace(context) if namespace is None else namespace
         except (config.ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, LookupError) as error:
             # A kubeconfig that is no YAML, or has another form, fails anywhere in the client library.
             why = " ".join(str(error).split())
             raise ClusterError(f"no cluster is configured: {why}; set KUBECONFIG or choose a --context") from error
+        _check_name("namespace", namespace)
+        # The client library takes a proxy's address from the environment or the kubeconfig, but does not log in there.
+        if settings.proxy and (login := urllib3.util.parse_url(settings.proxy).auth):
+            settings.proxy_headers = urllib3.make_headers(proxy_basic_auth=unquote(login))
         return cls(client.ApiClient(settings), namespace, patience_s)
 
     # -- Jobs ------------------------------------------------------------------------------------------------------
@@ -247,7 +256,7 @@ class Cluster:
         except ClusterError:
             return ""
         warnings = [event for event in found if event.get("type") == "Warning"]
-        newest = max(warnings, key=lambda event: event.get("lastTimestamp") or "", default={})
+        newest = max(warnings, key=_time_of_event, default={})
         return ": ".join(newest[name] for name in ("reason", "message") if newest.get(name))[:WORDS]
 
     def record(self, on: Body, reason: str, message: str, warning: bool = False) -> None:
@@ -285,9 +294,15 @@ class Cluster:
 
     # -- requests --------------------------------------------------------------------------------------------
 
-    def _path(self, kind: str, name: str = "") -> str:
+    def _path(self, kind: str, name: str | None = None) -> str:
+        """The address of the object of this name, or of all of a kind. Raises ClusterError for a name that none can
+        have."""
         group, plural = PATHS[kind]
-        return f"/{group}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
+        folder = f"/{group}/namespaces/{self.namespace}/{plural}"
+        if name is None:
+            return folder
+        _check_name(kind, name)
+        return f"{folder}/{name}"
 
     def _list(self, kind: str, labels: str = "", fields: str = "") -> list[Body]:
         """Objects of a kind, page by page. A page that comes so late that the server has forgotten the first one (410)
@@ -351,6 +366,12 @@ class Cluster:
         if not 200 <= reply.status < 300:
             raise _error_for_reply(reply.status, reply.read())
         return reply
+
+
+def _check_name(kind: str, name: str) -> None:
+    """Raise ClusterError where no object of this kind can have the name."""
+    if not NAME.fullmatch(name):
+        raise ClusterError(f"{name!r} is no name of a {kind}: small letters, digits, - and .")
 
 
 class _NotFoundError(ClusterError):
@@ -431,6 +452,12 @@ def _job(body: Body) -> Job:
 
 def _oldest_first(pods: Iterable[Body]) -> list[Body]:
     return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+
+def _time_of_event(event: Body) -> str:
+    """When an event was last seen. Those of the newer events API, as the scheduler's, have no lastTimestamp."""
+    times = (event.get("lastTimestamp"), (event.get("series") or {}).get("lastObservedTime"), event.get("eventTime"))
+    return str(next(filter(None, times), ""))
 
 
 def _default_namespace(context: str | None) -> str:

@@ -17,6 +17,8 @@ from patchscan.cluster.status import why_waiting
 from patchscan.common.retries import OutageError
 
 POLL_S = 2.0
+# A Job's name becomes a label of its pods. A CronJob's may have 52 characters.
+LONGEST_JOB_NAME = 63
 # Settings of the S3 client, which reads them from the environment by itself.
 LIBRARY_SETTINGS = ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 # In a container's arguments, Kubernetes' form and those of a shell.
@@ -92,7 +94,7 @@ def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, st
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": f"{cron_job}-{datetime.now(UTC):%Y%m%d%H%M%S}",
+            "name": _job_name(cron_job),
             "labels": metadata.get("labels", {}),
             "annotations": {**metadata.get("annotations", {}), "cronjob.kubernetes.io/instantiate": "manual"},
             "ownerReferences": [owner],
@@ -104,6 +106,12 @@ def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, st
         return cluster.create_job(body).name
     except AlreadyExistsError as error:
         raise ClusterError("another scan was submitted in the same second; run the command again") from error
+
+
+def _job_name(cron_job: str) -> str:
+    """A name for a Job of a CronJob, with the time: as much of the CronJob's as a Job's name has room for."""
+    time_now = f"{datetime.now(UTC):%Y%m%d%H%M%S}"
+    return f"{cron_job[: LONGEST_JOB_NAME - 1 - len(time_now)].rstrip('-.')}-{time_now}"
 
 
 def _change_settings(cluster: Cluster, pod: Body, settings: dict[str, str]) -> None:

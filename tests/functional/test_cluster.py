@@ -1,5 +1,6 @@
 """Scans by an Indexed Job, on an API server over HTTP whose pods work real shards; and what a laptop submits."""
 
+import base64
 import io
 import json
 import re
@@ -475,6 +476,17 @@ def test_submit_scan_is_the_nightly_scan_with_another_source(bench: Bench) -> No
     assert any(one["name"] == "JOB_NAME" for one in container["env"])
 
 
+def test_submit_scan_shortens_a_name_that_a_job_has_no_room_for(bench: Bench) -> None:
+    put_cron_job(bench)
+    (cron_job,) = bench.api.all("cronjobs")
+    for length in (36, 48, 49, 52):
+        name = f"{'a' * (length - 5)}-scan"
+        bench.api.put("cronjobs", cron_job | {"metadata": cron_job["metadata"] | {"name": name}})
+        submitted = submit_from_cron_job(bench.cluster(), name, {})
+        assert re.fullmatch(r"a+(-scan|-sca|)-\d{14}", submitted)
+        assert len(submitted) <= 63
+
+
 @pytest.mark.parametrize(
     ("wrong", "hint"),
     [
@@ -570,6 +582,19 @@ def test_logs_and_cancelling(bench: Bench) -> None:
         list(log_lines(bench.cluster(), "other", None, follow=True))
     assert bench.cluster().delete_job(name)
     assert not bench.cluster().delete_job(name)
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_a_name_that_no_job_can_have_is_that_of_no_other_object(bench: Bench) -> None:
+    """An empty name, as of a variable that is not set, made the address of all Jobs: all were deleted."""
+    for name in ("", " ", "..", "scan/status", "scan?limit=1", "Scan"):
+        for command in (["jobs", "cancel", name], ["jobs", "logs", name], ["submit", "scan", "--cron-job", name]):
+            result = CliRunner().invoke(app, command)
+            assert isinstance(result.exception, ClusterError), result.output
+            assert f"{name!r} is no name of a" in str(result.exception)
+        result = CliRunner().invoke(app, ["jobs", "cancel", "scan", "--namespace", name])
+        assert f"{name!r} is no name of a namespace" in str(result.exception)
+    assert bench.api.requests == []
 
 
 def test_logs_of_a_queued_index_wait_and_say_for_what(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -738,6 +763,18 @@ def test_a_kubeconfig_that_is_none_is_one_line(tmp_path: Path, monkeypatch: pyte
             Cluster.connect()
 
 
+def test_a_proxy_is_told_the_password_in_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client library sent none, and the proxy refused every request (407)."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    cluster = {"server": "https://cluster.test", "proxy-url": "http://me:p%40ss@proxy.test:3128"}
+    parts = {"users": [{"name": "me", "user": {}}], "clusters": [{"name": "c", "cluster": cluster}]}
+    contexts = [{"name": "x", "context": {"cluster": "c", "user": "me"}}]
+    (tmp_path / "config").write_text(yaml.safe_dump(parts | {"contexts": contexts, "current-context": "x"}))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    pools = Cluster.connect()._api.rest_client.pool_manager
+    assert pools.proxy_headers == {"proxy-authorization": "Basic " + base64.b64encode(b"me:p@ss").decode()}
+
+
 def test_credentials_that_cannot_be_sent_or_are_refused_say_so(bench: Bench) -> None:
     bench.api.faults = [("GET", "/jobs", 401)]
     with pytest.raises(ClusterError, match=r"\(401\): scripted fault; the credentials are wrong or have expired"):
@@ -758,6 +795,12 @@ def test_status_says_why_a_job_has_fewer_pods_than_it_may(bench: Bench) -> None:
     bench.api.put("events", event | {"reason": "FailedCreate", "message": "exceeded quota"})
     (status,) = job_statuses(bench.cluster())
     assert (status.state, status.reason) == ("running", "1 pods of at most 2 at once: FailedCreate: exceeded quota")
+    # The newest is quoted, also of those that the newer events API made.
+    bench.api.put("events", bench.api.all("events")[0] | {"lastTimestamp": "2026-11-27T01:00:00Z"})
+    newer = event | {"reason": "PolicyViolation", "message": "no image of others", "lastTimestamp": None}
+    newer |= {"metadata": {"name": "f"}, "eventTime": "2026-11-27T02:00:00.000000Z"}
+    bench.api.put("events", newer)
+    assert job_statuses(bench.cluster())[0].reason.endswith("PolicyViolation: no image of others")
 
 
 def test_status_names_the_queue_that_a_job_waits_in(bench: Bench) -> None:
