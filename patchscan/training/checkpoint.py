@@ -17,9 +17,9 @@ from patchscan.dataset.source import DataError
 from patchscan.detector.card import WEIGHTS_FILE
 from patchscan.storage import open_store
 from patchscan.storage.store import Store, is_bucket
+from patchscan.training.run_folder import CHECKPOINT_FILE
 from patchscan.training.run_log import LOG_FILE
 
-CHECKPOINT_FILE = "checkpoint.pt"
 # Holds the name of the training that writes the run: the one that came last.
 OWNER_FILE = "training-id"
 # What is in a checkpoint besides the learner's state.

@@ -18,6 +18,7 @@ from patchscan.detector.onnx_detector import OnnxDetector
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import EnsemblePreset, noise_picture, with_fixed_count
 from patchscan.training.checkpoint import write_weights
+from patchscan.training.run_folder import check_free
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between a joined graph and its members
 
@@ -33,12 +34,13 @@ def build_ensemble(runs: list[Path], out: Path, name: str) -> Card:
     has seen it. Members of one preset share the crops; of several, a member with a `max_count` of patches takes
     `count`. Where a member is an imported detector, the members' graphs are joined. Raises EnsembleError for fewer than
     two runs or an ensemble among them, GraphError for graphs that cannot be joined, and what loading a run raises.
-    `out` may not be a member's folder.
+    `out` may not be a member's folder, nor a trained run (RunFolderError).
     """
     if len(runs) < 2:
         raise EnsembleError("an ensemble needs at least two runs: repeat --run")
     if out.resolve() in {run.resolve() for run in runs}:
         raise EnsembleError(f"{out} is a member's own folder, which would be lost: choose another --out")
+    check_free(out)
     try:
         check_name(name)
     except ValueError as error:

@@ -26,6 +26,7 @@ from patchscan.training.import_config import (
     read_config,
 )
 from patchscan.training.onnx_graph import answer_shape, wrap, wrap_answers
+from patchscan.training.run_folder import check_free
 
 LARGEST_ERROR = 1e-3  # of a probability, and of an answer as a share of the largest
 LEAST_DIFFERENCE = 1e-4  # of logits that are not the same
@@ -35,9 +36,10 @@ def import_onnx(model: Path, run: Path, config: Path | None = None) -> Card:
     """Write a run folder (card.json, model.onnx) from an ONNX file, a .pt2 file of torch.export or a TorchScript file
     and a page of YAML, or from the folder of a Hugging Face export (config.json, preprocessor_config.json, model.onnx).
 
-    Nothing is calibrated until `evaluate` has done it. Raises ImportConfigError and GraphError.
+    Nothing is calibrated until `evaluate` has done it. Raises ImportConfigError, GraphError and RunFolderError.
     """
     folder, file = find_export(model)
+    check_free(run, file)
     described = read_config(config) if config else read_export(folder)
     head = described.output.head.read(config.parent if config else folder) if described.output.head else None
     with naming_line(config):

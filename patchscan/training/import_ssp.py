@@ -9,6 +9,7 @@ from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.presets import PatchPreset
 from patchscan.training.checkpoint import write_weights
 from patchscan.training.pretrained import load_state, read_state_dict
+from patchscan.training.run_folder import check_free
 
 # The authors choose among 64 crops; the study that this project follows chooses among 30.
 OFFICIAL_PRESET = PatchPreset(rule="simplest", candidates=64)
@@ -17,8 +18,10 @@ OFFICIAL_PRESET = PatchPreset(rule="simplest", candidates=64)
 def import_official(checkpoint: Path, run: Path, trained_on: str) -> Card:
     """Write a run folder from a published checkpoint (github.com/bcmi/SSP-AI-Generated-Image-Detection).
 
-    `trained_on` says in words what the authors trained it on. Raises WeightsError if the file is no such checkpoint.
+    `trained_on` says in words what the authors trained it on. Raises WeightsError if the file is no such checkpoint,
+    RunFolderError if `run` is a trained run.
     """
+    check_free(run)
     model = SSP()
     load_official_ssp(model, checkpoint)
     run.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from patchscan.training.data import LABELS, select_rows
 from patchscan.training.import_config import ImportConfig, ImportConfigError, LinearHead, naming_line, read_config
 from patchscan.training.import_onnx import read_model, write_run
 from patchscan.training.onnx_graph import wrap_features
+from patchscan.training.run_folder import check_free
 
 # Inverse strengths of the regularisation that are tried on the val split.
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))
@@ -43,9 +44,10 @@ def train_probe(
     (default: all that have train and val images of both classes). The strength of its regularisation is chosen on their
     val split.
 
-    `limit`: most train images and most val images of each generator and class. Raises ImportConfigError, GraphError and
-    DataError.
+    `limit`: most train images and most val images of each generator and class. Raises ImportConfigError, GraphError,
+    RunFolderError and DataError.
     """
+    check_free(run, backbone)
     described = read_config(config)
     if described.output.head:
         raise ImportConfigError(f"{config} has a head: a probe trains its own")

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from handlers.image_detector import ImageDetector
 from patchscan.cli import app
 from patchscan.common.errors import UserError
+from patchscan.common.shipped import shipped
 from patchscan.detector import graph_check
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import NOT_CALIBRATED, Card, CardError
@@ -35,6 +36,9 @@ from patchscan.serving.verify import VerifyError, verify
 from patchscan.training.ensemble import build_ensemble
 from patchscan.training.import_config import ImportConfigError, read_config
 from patchscan.training.import_onnx import import_onnx
+from patchscan.training.import_ssp import import_official
+from patchscan.training.probe import train_probe
+from patchscan.training.run_folder import RunFolderError
 from tests.import_kit import CONFIG, graph, imported_run, write
 from tests.serving_kit import picture, png, rewritten
 
@@ -229,6 +233,35 @@ def test_an_export_is_read_as_it_lies(tmp_path: Path) -> None:
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ImportConfigError, match="which of the labels cat, dog means AI is not clear"):
         import_onnx(folder, tmp_path / "other")
+
+
+def test_no_file_or_training_is_written_over(tmp_path: Path) -> None:
+    """The export's own model.onnx was replaced, and so was the card of a run that took hours to train."""
+    file, config = write(tmp_path, graph(2))
+    own = file.rename(tmp_path / "model.onnx")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for run in (tmp_path, tmp_path / "run" / "..", tmp_path / "link"):
+        with pytest.raises(RunFolderError, match="would be replaced by what is made of it"):
+            import_onnx(own, run, config)
+        with pytest.raises(RunFolderError, match="would be replaced by what is made of it"):
+            train_probe(own, config, "data", run)
+    trained = shutil.copytree(shipped("model_store") / "ssp-lite", tmp_path / "trained")
+    (tmp_path / "under-way").mkdir()
+    (tmp_path / "under-way" / "checkpoint.pt").touch()
+    for run in (trained, tmp_path / "under-way"):
+        before = {path.name: path.read_bytes() for path in run.iterdir()}
+        for write_run in (
+            lambda run=run: import_onnx(own, run, config),
+            lambda run=run: train_probe(own, config, "data", run),
+            lambda run=run: build_ensemble([trained, tmp_path / "other"], run, "both"),
+            lambda run=run: import_official(own, run, "photos"),
+        ):
+            with pytest.raises(UserError, match="would be lost"):
+                write_run()
+        assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    import_onnx(own, tmp_path / "run", config)
+    import_onnx(own, tmp_path / "run", config)  # an imported one is made again from its file
 
 
 def test_generators_that_it_may_be_calibrated_on_are_on_its_card(tmp_path: Path) -> None:
