@@ -37,9 +37,10 @@ def index(
 ) -> None:
     """Decode every image once and write index.parquet; quarantine what cannot be read; find duplicates.
 
-    Beside the index it writes quarantine.parquet (path, code, message) and duplicates.parquet. An interrupted run
-    continues when the command is run again; later runs read only files that are new or changed. Where DATA cannot be
-    written, the index lies in ~/.cache/patchscan, and other commands find it there.
+    Beside the index it writes quarantine.parquet (path, code, message) and duplicates.parquet; for --out sd.parquet,
+    sd.quarantine.parquet and sd.duplicates.parquet. An interrupted run continues when the command is run again; later
+    runs read only files that are new or changed. Where DATA cannot be written, the index lies in ~/.cache/patchscan,
+    and other commands find it there.
 
     \b
     Examples:

@@ -39,6 +39,7 @@ from patchscan.storage.store import is_bucket
 INDEX_FILE = "index.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
+PARTS_FOLDER = "index.parts"
 PART_SECONDS = 5.0
 CHUNK = 512  # files that threads take before the next ones are handed out
 
@@ -91,14 +92,14 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
     """Index the data set under `data`, a folder or an s3:// URL, into the local file `out` (by default that of
     `default_index_path`), `workers` files at once.
 
-    Writes quarantine.parquet (path, code, message, ...) and duplicates.parquet beside it. After an interruption, even a
-    SIGKILL, the same call continues where it stopped. Raises LayoutError where `data` is not in GenImage's layout,
-    DataError where a file cannot be read, IndexFileError where the index cannot be written.
+    Writes quarantine.parquet (path, code, message, ...) and duplicates.parquet beside it (see `companion`). After an
+    interruption, even a SIGKILL, the same call continues where it stopped. Raises LayoutError where `data` is not in
+    GenImage's layout, DataError where a file cannot be read, IndexFileError where the index cannot be written.
     """
     started = time.monotonic()
     check_folder(data)  # before a misspelt one is made, for the index
     out = out or default_index_path(data)
-    parts = out.with_name("index.parts")
+    parts = companion(out, PARTS_FOLDER)
     try:
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -160,6 +161,12 @@ def default_index_path(data: str | Path) -> Path:
     return cached
 
 
+def companion(index: Path, name: str) -> Path:
+    """Return the path of a file that goes with an index: `name` beside an index.parquet, `sd.<name>` beside a
+    sd.parquet, so that the indexes of several data sets may lie in one folder."""
+    return index.with_name(name if index.name == INDEX_FILE else f"{index.stem}.{name}")
+
+
 def load_index(data: str | Path, index: Path | None = None) -> pd.DataFrame:
     """Load the table of `index` (by default that of `default_index_path`), one row for each readable image. Builds a
     missing one.
@@ -200,7 +207,7 @@ def _attribute(column: str) -> str:
 def _read_facts(out: Path, parts: Path) -> pa.Table:
     """What is known of each file, by SAME_FILE, from the last finished index and the parts of an unfinished one. Raises
     IndexFileError where there is another file in the index's place."""
-    files = [out, out.with_name(QUARANTINE_FILE), *sorted(parts.glob("*.parquet"))]
+    files = [out, companion(out, QUARANTINE_FILE), *sorted(parts.glob("*.parquet"))]
     tables = [RECORD.empty_table()]
     for file in filter(Path.exists, files):
         try:
@@ -265,8 +272,8 @@ def _write_index(records: pa.Table, out: Path) -> tuple[pd.DataFrame, pd.DataFra
     table = records.filter(readable).select(INDEX_COLUMNS)
     quarantine = records.filter(pc.invert(readable)).select(QUARANTINE_COLUMNS)
     duplicates = find_duplicates(table.to_pandas())
-    write_parquet(quarantine, out.with_name(QUARANTINE_FILE))
-    write_parquet(pa.Table.from_pandas(duplicates, preserve_index=False), out.with_name(DUPLICATES_FILE))
+    write_parquet(quarantine, companion(out, QUARANTINE_FILE))
+    write_parquet(pa.Table.from_pandas(duplicates, preserve_index=False), companion(out, DUPLICATES_FILE))
     write_parquet(table, out)
     return table.to_pandas(), quarantine.to_pandas(), duplicates
 

@@ -85,6 +85,13 @@ def _simplify(folder: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name)
 
 
+def data_name(data: str | Path) -> str:
+    """Return what a data set is called: its folder's name, a link's own one; of `.` and `..` that of the folder that is
+    meant."""
+    name = Path(data).name
+    return name if is_bucket(data) or name not in ("", "..") else Path(data).resolve().name
+
+
 @dataclass(frozen=True)
 class Layout:
     """The files of a data set, and what a person should know about how its folders were read, a sentence each."""
@@ -176,7 +183,7 @@ def _is_beside_the_data(path: str) -> bool:
     list of labels is."""
     hidden = any(part.startswith(".") for part in path.split("/"))
     at_top = "/" not in path and PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES
-    return hidden or at_top or path.startswith("index.parts/")
+    return hidden or at_top or re.match(r"([^/]*\.)?index\.parts/", path) is not None
 
 
 def _without_pairs(files: list[SourceFile]) -> Iterator[str]:

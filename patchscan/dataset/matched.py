@@ -25,7 +25,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write
 from patchscan.common.processes import map_in_processes
 from patchscan.dataset.index import Index, build_index, data_digest, load_index, write_parquet
-from patchscan.dataset.layout import CLASSES
+from patchscan.dataset.layout import CLASSES, data_name
 from patchscan.dataset.source import DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.storage import open_store
@@ -35,6 +35,8 @@ SETTINGS_FILE = "protocol.json"
 CROPS_FILE = "crops.parquet"
 LEFT_OUT_FILE = "left_out.parquet"
 ORIGINAL_NAME = "source"  # the key in SETTINGS_FILE
+# Other keys that are there always.
+MADE_OF = {"size", "qualities", "seed", "source_digest"}
 
 # Corners of crops lie on this grid. A JPEG's blocks are 8 pixels wide at 4:4:4 and 16 at 4:2:0, so that a crop from a
 # multiple of 16 cuts no block under either. Lossless images are cut on it too, or the grid would be a clue.
@@ -58,9 +60,11 @@ class Settings:
     seed: int = 0
 
     @classmethod
-    def read(cls, file: Path) -> "Settings":
-        """Read the settings that a matched version was made with."""
-        used = json.loads(file.read_text())
+    def read(cls, out: Path) -> "Settings | None":
+        """Read the settings that a matched version was made with; None where the folder holds none."""
+        used = _settings_of(out)
+        if used is None:
+            return None
         return cls(size=used["size"], qualities=tuple(used["qualities"]), seed=used["seed"])
 
 
@@ -117,25 +121,32 @@ def matched_version(data: str | Path, out: Path | None = None, index: Path | Non
     if out is None and is_bucket(data):
         raise ProtocolError(f"build the matched version of {data} with `patchscan match {data} OUT`, then name OUT")
     out = out or Path(data).resolve().with_name(Path(data).resolve().name + "-matched")
-    file = out / SETTINGS_FILE
-    build_matched(data, out, Settings.read(file) if file.exists() else Settings(), index)
+    build_matched(data, out, Settings.read(out) or Settings(), index)
     return out
 
 
 def protocol_of(data: str | Path) -> str:
     """Return `matched` where `data` is a matched version (a folder, or its copy in a bucket), else `raw`."""
-    return "raw" if open_store(str(data)).read(SETTINGS_FILE) is None else "matched"
+    return "raw" if _settings_of(data) is None else "matched"
+
+
+def _settings_of(data: str | Path) -> dict[str, Any] | None:
+    """What the SETTINGS_FILE of a matched version says; None of other data, which may have a file of that name."""
+    try:
+        found = json.loads(open_store(str(data)).read(SETTINGS_FILE) or b"null")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= MADE_OF else None
 
 
 def originals(data: str | Path) -> tuple[str, dict[str, str]] | None:
     """Return, of a matched version, the name of the data set that it was made of, and the path in that of each crop's
     original by the crop's path; None for other data."""
-    store = open_store(str(data))
-    settings, crops = store.read(SETTINGS_FILE), store.read(CROPS_FILE)
+    settings, crops = _settings_of(data), open_store(str(data)).read(CROPS_FILE)
     if settings is None or crops is None:
         return None
     # Those of version 0.1 do not name it: by default it is the folder beside them.
-    name = json.loads(settings).get(ORIGINAL_NAME) or Path(str(data)).name.removesuffix("-matched")
+    name = settings.get(ORIGINAL_NAME) or data_name(data).removesuffix("-matched")
     table = pq.read_table(io.BytesIO(crops), columns=["path", "source"])
     return name, dict(zip(table["path"].to_pylist(), table["source"].to_pylist(), strict=True))
 
@@ -214,9 +225,10 @@ def _check_or_write_settings(out: Path, data: str | Path, settings: Settings, di
     if not is_bucket(data) and out.resolve().is_relative_to(Path(data).resolve()):
         raise ProtocolError(f"{out} lies within {data} and would become part of it: choose a folder outside")
     made_of = {"protocol": "matched", **asdict(settings), "source_digest": digest}
-    record = json.dumps({**made_of, ORIGINAL_NAME: Path(str(data)).name}, indent=1) + "\n"
+    record = json.dumps({**made_of, ORIGINAL_NAME: data_name(data)}, indent=1) + "\n"
     file = out / SETTINGS_FILE
-    if file.exists() and any(json.loads(file.read_text()).get(key) != json.loads(record)[key] for key in made_of):
+    there = _settings_of(out) or {}
+    if file.exists() and any(there.get(key) != json.loads(record)[key] for key in made_of):
         raise ProtocolError(f"{out} was made of other data or with other settings ({file}): choose another folder")
     if not file.exists() and out.exists() and any(out.iterdir()):
         raise ProtocolError(f"{out} is not empty and was not made by `patchscan match`: choose another folder")

@@ -12,9 +12,11 @@ import pandas as pd
 from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write, safe_path
-from patchscan.dataset.index import load_index
+from patchscan.dataset.index import INDEX_FILE, load_index
+from patchscan.dataset.layout import data_name
 from patchscan.dataset.source import DataSource
 from patchscan.dataset.sources import add_sources, find_sources
+from patchscan.storage.store import is_bucket
 
 GROUP = ["data", "generator", "class"]
 
@@ -29,18 +31,23 @@ def split(data: Sequence[str], out: Path, held_out: float = 1 / 3, sources: Path
 
     Whole collections of sources (see `add_sources`) are held out or not, in all data sets alike. Where the share cannot
     be met so, because one collection has most of a generator's images, single sources of that collection are. `sources`
-    is the file of sources, if it is neither in a data folder nor beside it. Returns the images: columns data, path,
+    is the file of sources, if it is neither in a data folder nor beside it. The index of a bucket is
+    `out`/<name>.index.parquet. Returns the images: columns data, path,
     generator, class, collection, before and after (`train` or `val`). An interrupted call continues when it is
     repeated. Raises SplitError, SourcesError, and what building an index raises.
     """
-    names = [Path(one).name for one in data]
+    names = [data_name(one) for one in data]
     if len(set(names)) < len(names):
         raise SplitError(f"two data sets have one name ({', '.join(names)}): they would share a folder of {out}")
-    if any(out.resolve() in (Path(one).resolve(), *Path(one).resolve().parents) for one in data):
-        raise SplitError(f"{out} holds one of the data sets: choose another folder")
+    for folder in (Path(one).resolve() for one in data if not is_bucket(one)):
+        if folder.is_relative_to(out.resolve()):
+            raise SplitError(f"{out} holds one of the data sets: choose another folder")
+        if out.resolve().is_relative_to(folder):
+            raise SplitError(f"{out} lies within {folder} and would become part of it: choose a folder outside")
     tables = []
     for name, one in zip(names, data, strict=True):
-        index = load_index(one).rename(columns={"split": "before"})
+        index_file = out / f"{name}.{INDEX_FILE}" if is_bucket(one) else None
+        index = load_index(one, index_file).rename(columns={"split": "before"})
         tables.append(add_sources(index, one, sources or find_sources(one)).assign(data=name))
     images = pd.concat(tables, ignore_index=True)
     held = choose_held_out(images[images.before == "val"], held_out)

@@ -146,6 +146,7 @@ def _data_sets(
     data: list[str], protocol: str, matched: Path | None, index: Path | None, labels: str | None
 ) -> dict[str, str | Path]:
     """The data sets to evaluate, by name. Raises BadParameter for options that do not go together."""
+    from patchscan.dataset.layout import data_name
     from patchscan.dataset.matched import matched_version, protocol_of
 
     if labels:
@@ -155,9 +156,9 @@ def _data_sets(
     if len(data) > 1:
         if protocol != "raw" or matched or index:
             raise typer.BadParameter("--protocol, --matched and --index take a single --data")
-        if len({Path(where).name for where in data}) < len(data):
+        if len({data_name(where) for where in data}) < len(data):
             raise typer.BadParameter("two --data folders have the same name: the report could not tell them apart")
-        return {Path(where).name: where for where in data}
+        return {data_name(where): where for where in data}
     sets: dict[str, str | Path] = {} if protocol == "matched" else {protocol_of(data[0]): data[0]}
     if protocol != "raw" or matched:
         sets["matched"] = matched_version(data[0], matched, index)

@@ -1,5 +1,6 @@
 """Evaluate run folders on a data set: score its images, calibrate the cards and write a report."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from patchscan.common.console import printable, say
 from patchscan.common.errors import UserError
-from patchscan.dataset.index import QUARANTINE_FILE, data_digest, default_index_path, load_index
+from patchscan.dataset.index import QUARANTINE_FILE, companion, data_digest, default_index_path, load_index
 from patchscan.dataset.labels import key_root, labelled_images
 from patchscan.dataset.layout import MEANS, POOLED
 from patchscan.dataset.matched import originals
@@ -97,6 +98,8 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
     if (options.when is not None or options.when_loss is not None) and len(runs) != 2:
         raise EvaluationError("a cascade is of two detectors: give --run twice, the one that looks at all images first")
     labels, label_info = options.labels, None
+    if not labels:
+        _check_cards_can_be_written(runs)
     if labels:
         data, options = {name: key_root(where) for name, where in data.items()}, replace(options, calibrate=False)
         listed, label_info = _labelled(data, labels, options.limit)
@@ -122,6 +125,13 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
         _write_cards(runs, models, report["models"][: len(runs)])
     write_report(report, [*models, *joined], [*runs, *(out for _ in joined)], out)
     return report
+
+
+def _check_cards_can_be_written(runs: Sequence[Path]) -> None:
+    """Raise EvaluationError where that cannot be done: it is, once all images are scored."""
+    for run in runs:
+        if not os.access(run, os.W_OK, effective_ids=True):
+            raise EvaluationError(f"{run} cannot be written, and its card is to hold what is measured: evaluate a copy")
 
 
 def _write_cards(runs: Sequence[Path], models: list[Evaluated], parts: list[dict[str, Any]]) -> None:
@@ -211,7 +221,7 @@ def validation_images(data: str | Path, limit: int | None = None, index_file: Pa
     """
     index_file = index_file or default_index_path(data)
     index = load_index(data, index_file)
-    quarantine = index_file.with_name(QUARANTINE_FILE)
+    quarantine = companion(index_file, QUARANTINE_FILE)
     columns = ["path", "generator", "split", "class", "sha256"]
     parts = [index[columns]]
     if quarantine.exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from patchscan.common.files import sha256_of
+from patchscan.dataset.split import split as divide
 from patchscan.detector.engines import load_detector
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
@@ -42,6 +43,13 @@ def s3(folder: Path, empty_s3: EmbeddedS3) -> Iterator[EmbeddedS3]:
         copy_tree(str(folder), URL)
         empty_s3.client().put_object(Bucket="data", Key="sets/mine-old/gan/train/ai/1.png", Body=b"other")
         yield empty_s3
+
+
+def test_a_bucket_is_divided_like_a_folder(s3: EmbeddedS3, tmp_path: Path) -> None:
+    """Its index needs a place, which no option of `split` named."""
+    images = divide([URL], tmp_path)
+    assert len(images) == len(list(tmp_path.glob("mine/**/*.png"))) == 76
+    assert (images[images.before == "val"].after == "val").any()
 
 
 def test_a_bucket_trains_the_same_weights_as_a_folder(s3: EmbeddedS3, folder: Path, tmp_path: Path) -> None:

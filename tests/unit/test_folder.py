@@ -16,7 +16,7 @@ from patchscan.cli import app
 from patchscan.common.errors import UserError
 from patchscan.dataset.index import default_index_path, load_index
 from patchscan.dataset.layout import UNREADABLE, LayoutError, find_files
-from patchscan.evaluation.evaluate import validation_images
+from patchscan.evaluation.evaluate import EvaluationError, Options, evaluate, validation_images
 from patchscan.scanning import report
 from patchscan.scanning.plan import ScanSource
 from patchscan.scanning.planning import ScanRequest, plan_scan
@@ -177,6 +177,21 @@ def test_the_index_of_a_data_set_that_cannot_be_written_lies_in_the_cache(
     data.chmod(0o500)
     assert default_index_path(data) == data / "index.parquet", "what is there is used"
     data.chmod(0o700)
+
+
+def test_a_run_folder_that_cannot_be_written_is_told_before_its_images_are_scored(as_nobody: Path) -> None:
+    run, data = as_nobody / "run", as_nobody / "data"
+    run.mkdir()
+    StubScorer().card.write(run)
+    (data / "gan/val/ai").mkdir(parents=True)
+    (data / "gan/val/ai/good.png").write_bytes(image(1))
+    run.chmod(0o500)
+    try:
+        with pytest.raises(EvaluationError, match="run cannot be written, and its card is to hold what is measured"):
+            evaluate([run], {"raw": data}, as_nobody / "report", Options())
+    finally:
+        run.chmod(0o700)
+    assert {path.name for path in as_nobody.iterdir()} == {"run", "data"}
 
 
 def test_a_closed_folder_of_a_data_set_is_not_left_out_in_silence(as_nobody: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,14 +252,15 @@ def test_no_file_or_training_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "under-way" / "checkpoint.pt").touch()
     for run in (trained, tmp_path / "under-way"):
         before = {path.name: path.read_bytes() for path in run.iterdir()}
-        for write_run in (
-            lambda run=run: import_onnx(own, run, config),
-            lambda run=run: train_probe(own, config, "data", run),
-            lambda run=run: build_ensemble([trained, tmp_path / "other"], run, "both"),
-            lambda run=run: import_official(own, run, "photos"),
-        ):
+        attempts: list[Callable[[], object]] = [
+            partial(import_onnx, own, run, config),
+            partial(train_probe, own, config, "data", run),
+            partial(build_ensemble, [trained, tmp_path / "other"], run, "both"),
+            partial(import_official, own, run, "photos"),
+        ]
+        for attempt in attempts:
             with pytest.raises(UserError, match="would be lost"):
-                write_run()
+                attempt()
         assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     import_onnx(own, tmp_path / "run", config)
     import_onnx(own, tmp_path / "run", config)  # an imported one is made again from its file

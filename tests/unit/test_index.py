@@ -35,6 +35,7 @@ from patchscan.dataset.layout import LayoutError, SourceFile, classify_path, fin
 from patchscan.dataset.source import DataSource, UnreadableError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.detector.images import ErrorCode, decode
+from patchscan.evaluation.evaluate import validation_images
 from patchscan.storage.store import FailureCode
 from tests.image_tree import picture, write
 from tests.poisonous import CRASH, POISONED, bmp
@@ -171,6 +172,7 @@ def test_images_of_every_name_are_told_where_they_are_left_out(tmp_path: Path, n
         "labels.csv",
         ".cache/a.png",
         "index.parts/1.parquet",
+        "sd.index.parts/1.parquet",
     ):
         write(tmp_path / path, picture(0)) if path.endswith("png") else written(tmp_path / path)
     (note,) = find_files(tmp_path).notes
@@ -424,6 +426,23 @@ def test_what_is_no_readable_file_is_quarantined(data: Path) -> None:
     assert r"my_gan/train/ai/caf\xe9.png" in set(built.table.path)
     (folder / "nothing").write_bytes(image)
     assert len(build_index(data, workers=1).table) == before + 3
+
+
+def test_two_indexes_in_one_folder_have_their_own_files(data: Path, tmp_path: Path) -> None:
+    """The quarantined files of the second were counted among the images of the first, and were not to be found."""
+    (data / "my_gan/val/ai/broken.png").write_bytes(b"no image")
+    other = tmp_path / "other"
+    for label in ("ai", "nature"):
+        write(other / "gan" / "val" / label / "1.png", picture(1))
+    (other / "gan/val/ai/bad.png").write_bytes(b"no image either")
+    built = {folder: build_index(folder, tmp_path / f"{folder.name}.parquet", workers=1) for folder in (data, other)}
+    for folder, index in built.items():
+        assert set(validation_images(folder, index_file=index.path).path) == {
+            file.path for file in find_files(folder).files if file.split == "val"
+        }
+        assert build_index(folder, index.path, workers=1).read == 0
+    files = {"data.parquet", "data.quarantine.parquet", "data.duplicates.parquet"}
+    assert files <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_an_index_that_cannot_be_written_says_what_to_do(data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from patchscan.dataset.matched import (
     Settings,
     build_matched,
     matched_version,
+    originals,
     plan_matched,
     protocol_of,
 )
@@ -116,6 +117,17 @@ def test_a_folder_of_other_settings_or_other_content_is_refused(
     with pytest.raises(ProtocolError, match="smaller --size"):
         build_matched(data, tmp_path / "large", Settings(size=512), workers=1)
     assert (protocol_of(out), protocol_of(data)) == ("matched", "raw")
+
+
+def test_another_programs_file_of_that_name_makes_no_matched_version(data: Path, tmp_path: Path) -> None:
+    """A data set with a protocol.json of its own was called matched, on the cards of models that it trained."""
+    for text in ("{}", '{"protocol": "HTTP"}', "[1]", "no JSON", "[" * 100_000):
+        (tmp_path / "protocol.json").write_text(text)
+        assert protocol_of(tmp_path) == "raw"
+        assert originals(tmp_path) is None
+        with pytest.raises(ProtocolError, match="made of other data or with other settings"):
+            build_matched(data, tmp_path, Settings(size=64), workers=1)
+        assert (tmp_path / "protocol.json").read_text() == text
 
 
 def test_the_matched_version_is_built_once_beside_the_data(tmp_path: Path) -> None:

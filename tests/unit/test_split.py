@@ -80,3 +80,15 @@ def test_a_folder_that_would_mix_or_hold_the_data_is_refused(data: Path, tmp_pat
         split([str(data / "one"), str(data / "one")], tmp_path / "all")
     with pytest.raises(SplitError, match="choose another folder"):
         split([str(data / "one")], data)
+    with pytest.raises(SplitError, match="would become part of it"):
+        split([str(data / "one")], data / "one" / "all")
+
+
+def test_a_data_set_may_be_named_by_where_one_is(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.` and `..` have no name for the folder of the copy."""
+    monkeypatch.chdir(data / "one" / "many")
+    by_name = split([str(data / "one")], tmp_path / "all")
+    assert split([".."], tmp_path / "again").equals(by_name)
+    monkeypatch.chdir(data / "one")
+    assert split(["."], tmp_path / "all").equals(by_name)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {"one"}
