@@ -17,7 +17,7 @@ import typer
 import typer.core
 
 from patchscan.cluster import commands as cluster_commands
-from patchscan.common.console import INTERNAL_STEPS, STOP_SIGNALS, end_at_once, say
+from patchscan.common.console import INTERNAL_STEPS, STOP_SIGNALS, end_at_once, open_closed_streams, say
 from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from patchscan.common.extras import missing_library
 from patchscan.common.files import DISK_FULL
@@ -82,6 +82,7 @@ def main() -> None:
     system does not let it use with one line and 2 (EXIT_INTERRUPTED where that may pass); Ctrl-C and SIGTERM end it
     within END_AFTER_S seconds with EXIT_INTERRUPTED, unless the command has installed signal handlers of its own. Any
     other exception is a bug: its traceback is printed, and the exit code is EXIT_BUG."""
+    open_closed_streams()
     for number in STOP_SIGNALS:
         # A shell script ignores Ctrl-C for the commands it runs in the background: leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -33,6 +33,19 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
+def open_closed_streams() -> None:
+    """Open standard input, output and error where the caller closed them (`2>&-`): to nowhere. The files that a command
+    opens would else get their numbers, and what the command or a library prints would be written into them."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """Within the block, the first SIGTERM or Ctrl-C sets `stop`, for work that then saves what is done and ends; the
@@ -103,11 +116,13 @@ def write_line(text: str, stream: TextIO) -> None:
 
 
 def say_table(table: "pd.DataFrame", *, index: bool = True, float_format: str | None = None) -> None:
-    """Print a table with the names of its rows and columns, a line for each row."""
+    """Print a table with the names of its rows and columns, a line for each row; nothing where there is none."""
 
     def cell(value: Any) -> Any:
         return printable(value) if isinstance(value, str) else value
 
+    if table.empty:
+        return
     shown = table.rename(index=cell, columns=cell).map(cell)
     for line in shown.to_string(index=index, float_format=float_format).split("\n"):
         say(line)

@@ -215,9 +215,6 @@ class Registry:
     def _manage(self, method: str, path: str, query: dict[str, Any]) -> Any:
         try:
             reply = self._management.request(method, path, params=query)
-        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            address = self._management.base_url
-            raise RegistryError(f"{address} is not an address such as http://127.0.0.1:8081") from error
         except httpx.HTTPError as error:
             raise ServerDownError(f"{self._management.base_url} does not answer ({error}): {START}") from error
         if reply.status_code == 405:
@@ -237,6 +234,9 @@ def _client(url: str, secret: bytes) -> httpx.Client:
     proxy that httpx does not know."""
     headers = {b"Authorization": b"Bearer " + secret}  # a token may be of any characters
     try:
+        address = httpx.URL(url)
+        if address.scheme not in ("http", "https") or not address.host:
+            raise httpx.InvalidURL(url)
         return httpx.Client(base_url=url, headers=headers, timeout=READY_TIMEOUT_S, trust_env=not is_loopback(url))
     except httpx.InvalidURL as error:
         raise RegistryError(f"{url} is not an address such as http://127.0.0.1:8081") from error

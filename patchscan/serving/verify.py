@@ -51,13 +51,19 @@ class Verified:
 def verify(mar: Path, expected_sha256: str | None = None) -> Verified:
     """Check digest, list of files, layout, code, weights and scores of an archive, in this order. Raises VerifyError.
 
-    The digest is compared with `expected_sha256`, otherwise with `<name>.mar.sha256` beside the archive if it exists.
+    The digest is compared with `expected_sha256` (64 hex digits, as `patchscan archive` or sha256sum print them),
+    otherwise with `<name>.mar.sha256` beside the archive if it exists.
     """
     if not mar.is_file():
         raise VerifyError(f"{mar} does not exist")
     sha256 = sha256_of(mar)
     digest_path = digest_file(mar)
-    if expected_sha256 is None and digest_path.exists():
+    if expected_sha256 is not None:
+        try:
+            expected_sha256 = digest_in(expected_sha256.lower().removeprefix("sha256:").encode())
+        except ValueError as error:
+            raise VerifyError(f"{expected_sha256!r} is no SHA-256, of 64 digits 0 to 9 and a to f") from error
+    elif digest_path.exists():
         try:
             expected_sha256 = digest_in(digest_path.read_bytes())
         except (OSError, ValueError) as error:

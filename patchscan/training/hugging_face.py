@@ -69,7 +69,7 @@ def find_export(model: Path) -> tuple[Path, Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ImportConfigError(f"{path} cannot be read ({error}): give --config, or an export's folder") from error
     if not isinstance(content, dict):
@@ -167,6 +167,9 @@ def _output_of(config: dict[str, Any]) -> Output:
     if labels.keys() != {str(number) for number in range(len(labels))}:
         raise ValueError(f"the classes of id2label, {', '.join(labels)}, are not numbered from 0")
     ai = _ai_class(labels)
+    numbers = config.get("label2id") or {}
+    if any(str(numbers.get(label, number)) != number for number, label in labels.items()):
+        raise ValueError(f"id2label and label2id contradict each other: {labels} and {numbers}")
     if len(labels) < 2:
         raise ValueError("it has one label, not classes")
     return Output(kind="sigmoid" if each_alone else "logits", ai=ai, classes=len(labels))

@@ -132,7 +132,7 @@ class Head(_Part):
     def read(self, folder: Path) -> LinearHead:
         """Read the file. Raises ImportConfigError."""
         try:
-            content = json.loads((folder / self.file).read_text("utf-8"))
+            content = json.loads((folder / self.file).read_text("utf-8-sig"))
             weights, bias = [float(one) for one in content["weights"]], float(content.get("bias", 0))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ImportConfigError(f"{folder / self.file} holds no weights and bias ({error})") from error

@@ -128,6 +128,8 @@ class Recipe(BaseModel):
             raise ValueError("delivery goes with a patch preset and without augment")
         if self.kinds_share and not self.balanced:
             raise ValueError("kinds_share needs balanced: true")
+        if both := set(self.seen) & set(self.unseen):
+            raise ValueError(f"seen and unseen both name {min(both)}, which is either trained on or kept")
         return self
 
     def is_that_of(self, saved: str) -> bool:

@@ -51,6 +51,12 @@ def test_verify_names_what_is_wrong(second: Path, tmp_path: Path) -> None:
             verify(rewritten(second, tmp_path / f"{number}.mar", change))
     with pytest.raises(UserError, match="not the expected archive"):
         verify(second, "0" * 64)
+    sha256 = verify(second).sha256
+    for written in (f"sha256:{sha256.upper()}", f"{sha256}  tiny.mar\n"):
+        assert verify(second, written).sha256 == sha256
+    for written in ("", "tiny.mar", sha256[:-1], "md5:0", "\udcff"):
+        with pytest.raises(UserError, match="is no SHA-256"):
+            verify(second, written)
     (tmp_path / "text.mar").write_text("no zip")
     with pytest.raises(UserError, match="not a model archive"):
         verify(tmp_path / "text.mar")

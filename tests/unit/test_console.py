@@ -5,6 +5,8 @@ import atexit
 import errno
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -352,3 +354,30 @@ def test_work_goes_on_where_nobody_reads_what_it_says() -> None:
     for _ in range(2):
         console.write_line("not read", stream)
     stream.close()
+
+
+def test_what_is_printed_to_closed_streams_goes_into_no_file(tmp_path: Path) -> None:
+    """As of some daemons. A command ended at `sys.stderr.isatty()`, or wrote into the file that it opened as 2."""
+    script = """
+import os, sys
+from patchscan.common.console import ProgressReport, open_closed_streams, say
+open_closed_streams()
+with open(sys.argv[1], "wb") as file, ProgressReport("task", 1) as progress:
+    file.write(b"kept")
+    os.write(2, b"a library's words")
+    say("said")
+    say("an error", error=True)
+    assert sys.stdin.read() == ""
+    assert sum(map(os.get_inheritable, range(3))) == 3 and not file.fileno() < 3
+"""
+    for closed in ("<&- >&- 2>&-", "2>&-", "<&- 2>&-", ">&-"):
+        stdin = "" if "<" in closed else "</dev/null"
+        command = ["sh", "-c", f'exec "$0" -c "$1" "$2" {stdin} {closed}', sys.executable, script, tmp_path / "file"]
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+        assert done.returncode == 0, closed
+        assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+def test_a_table_without_rows_is_no_word_about_pandas(capsys: pytest.CaptureFixture[str]) -> None:
+    say_table(pd.DataFrame({"generator": []}).groupby("generator").size().to_frame())
+    assert capsys.readouterr().out == ""

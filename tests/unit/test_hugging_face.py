@@ -240,6 +240,25 @@ def test_the_label_that_says_so_is_ai(labels: Any, ai: int | None, tmp_path: Pat
         read_export(folder)
 
 
+def test_labels_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
+    """Of a config edited in one place only, the wrong class may be AI."""
+    preprocessor = HALF | {"resample": 3, "size": {"height": 32, "width": 32}}
+    for numbers in ({"human": 0, "artificial": 1}, {"human": "0", "artificial": "1"}, {}, None):  # AutoTrain's are text
+        assert read_export(export(tmp_path, preprocessor, FAKE | {"label2id": numbers})).output.ai == 1
+    for numbers in ({"human": 1, "artificial": 0}, {"artificial": 2}):
+        with pytest.raises(ImportConfigError, match="id2label and label2id contradict each other"):
+            read_export(export(tmp_path, preprocessor, FAKE | {"label2id": numbers}))
+    with pytest.raises(ImportConfigError, match="of another kind"):
+        read_export(export(tmp_path, preprocessor, FAKE | {"label2id": ["human", "artificial"]}))
+
+
+def test_an_export_may_have_been_edited_on_windows(tmp_path: Path) -> None:
+    folder = export(tmp_path, HALF | {"resample": 3, "size": {"height": 32, "width": 32}})
+    for file in folder.iterdir():
+        file.write_text(file.read_text().replace(", ", ",\r\n"), "utf-8-sig")
+    assert read_export(folder).output.ai == 1
+
+
 def test_labels_that_do_not_exclude_each_other_are_logistic_each(tmp_path: Path) -> None:
     config = FAKE | {"problem_type": "multi_label_classification"}
     folder = export(tmp_path, HALF | {"resample": 3, "size": {"height": 32, "width": 32}}, config)

@@ -71,6 +71,9 @@ def test_overrides_are_checked_like_the_file() -> None:
         load_recipe("ssp", epochs=0)
     with pytest.raises(RecipeError, match="seed"):
         load_recipe("ssp", seed=2**63)
+    with pytest.raises(RecipeError, match="seen and unseen both name adm"):
+        load_recipe("ssp", seen=["biggan", "adm"])
+    assert load_recipe("ssp", seen=["adm"], unseen=["biggan"]).unseen == ["biggan"]
 
 
 def test_a_run_of_an_older_version_is_of_the_same_recipe_whatever_fields_came_and_went() -> None:

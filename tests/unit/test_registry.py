@@ -144,7 +144,7 @@ def test_a_key_file_of_another_form_is_one_line(text: str, tmp_path: Path) -> No
         Registry.connect("http://a", "http://b", keys, None, tmp_path)
 
 
-@pytest.mark.parametrize("address", ["http://[::1", "http://a:b:c", "http://a:x"])
+@pytest.mark.parametrize("address", ["http://[::1", "http://a:b:c", "http://a:x", "a:8080", "127.0.0.1:8080", "a", ""])
 def test_an_address_that_is_none_is_one_line(address: str, key_file: Path, tmp_path: Path) -> None:
     for management, inference in ((address, "http://b"), ("http://a", address)):
         with pytest.raises(UserError, match="is not an address"):
