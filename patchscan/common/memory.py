@@ -1,27 +1,15 @@
 """How much memory this process may still take: what its control groups and the machine have left."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from patchscan.common.cgroups import control_groups
 
 
 def available_memory() -> int:
     """Return the bytes that may still be taken before the kernel kills for memory: the least of what is free in the
     control groups of this process (version 1 or 2) and on the machine. Pages of files that can be dropped are free."""
     values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return min([int(values["MemAvailable"].split()[0]) * 1024, *map(_free, _memory_groups())])
-
-
-def _memory_groups() -> Iterator[Path]:
-    """The folders of this process's memory groups, up to the root. In a container they begin at its own root."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = CGROUPS / "memory" if controllers else CGROUPS
-        folder = root / path.lstrip("/")
-        yield from (parent for parent in (folder, *folder.parents) if parent.is_relative_to(root))
+    return min([int(values["MemAvailable"].split()[0]) * 1024, *map(_free, control_groups("memory"))])
 
 
 def _free(group: Path) -> int:

@@ -11,11 +11,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
 
+from patchscan.common.cgroups import control_groups
 from patchscan.common.errors import UserError
 
 # Items handed to a process at once.
 CHUNK = 32
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -80,10 +80,18 @@ def _run(function: Callable[[Item], Result], chunk: Sequence[Item]) -> list[Resu
 
 
 def available_cpus() -> int:
-    """Return how many CPUs this process may use: the smaller of its affinity and its cgroup's quota, at least 1."""
-    cpus = len(os.sched_getaffinity(0))
-    if CPU_QUOTA.exists():
-        limit, period = CPU_QUOTA.read_text().split()
-        if limit != "max":
-            cpus = min(cpus, max(1, int(int(limit) / int(period))))
-    return cpus
+    """Return how many CPUs this process may use: the smallest of its affinity and its control groups' quotas, at least
+    1."""
+    quotas = [quota for quota in map(_quota, control_groups("cpu")) if quota is not None]
+    return min([len(os.sched_getaffinity(0)), *quotas])
+
+
+def _quota(group: Path) -> int | None:
+    """The whole CPUs, at least 1, that a group may use, of version 2 or 1; None where it states no limit."""
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            limit, period = " ".join((group / file).read_text() for file in files).split()
+        except OSError:
+            continue
+        return None if limit in ("max", "-1") else max(1, int(limit) // int(period))
+    return None

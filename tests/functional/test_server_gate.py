@@ -15,6 +15,7 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
+from patchscan.common import cgroups
 from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
 from patchscan.common.tokens import read_key, read_tokens
@@ -670,13 +671,20 @@ exit 1
 
 def test_cpus_are_the_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
-    quota = tmp_path / "cpu.max"
-    monkeypatch.setattr("patchscan.common.processes.CPU_QUOTA", quota)
-    for text, cpus in (("250000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 16)):
-        quota.write_text(text)
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups, "OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/user.slice/a:b\n")
+    (tmp_path / "user.slice").mkdir()
+    for folder in (tmp_path, tmp_path / "user.slice"):
+        for text, cpus in (("250000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 16)):
+            (folder / "cpu.max").write_text(text)
+            assert available_cpus() == cpus
+    (tmp_path / "cpu").mkdir()  # version 1, as a container shows it: the path is the host's
+    (tmp_path / "own").write_text("4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n0::/\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    for text, cpus in (("250000\n", 2), ("50000\n", 1), ("-1\n", 16)):
+        (tmp_path / "cpu/cpu.cfs_quota_us").write_text(text)
         assert available_cpus() == cpus
-    quota.unlink()
-    assert available_cpus() == 16
 
 
 def test_everything_listens_on_loopback_unless_told_otherwise() -> None:
