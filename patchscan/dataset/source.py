@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +34,16 @@ class UnreadableError(DataError):
     def __reduce__(self) -> tuple[type[Self], tuple[FailureCode, str]]:
         """Lets a training's loader process send it."""
         return type(self), (self.code, str(self))
+
+
+@contextmanager
+def telling_of_changes(path: str) -> Iterator[None]:
+    """Within this context, which decodes the indexed image of this path, an ImageError becomes a DataError: it could be
+    decoded when it was indexed."""
+    try:
+        yield
+    except ImageError as error:
+        raise DataError(f"{path} changed since it was indexed ({error}); run `patchscan index` again") from error
 
 
 class DataSource:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from patchscan.dataset.source import telling_of_changes
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Card
 from patchscan.detector.images import decode
@@ -23,7 +24,8 @@ def measure_draws(
 
     Returns what the card stores: the digest of `card`, whose decision is used; the number of `images`, up to IMAGES,
     evenly spread; `p_ai_95`, by how much p_ai differs at most on 95 % of them; and `other_verdict`, the share with
-    another verdict. A preset without a draw, as patches on a grid, differs by nothing on no images.
+    another verdict. A preset without a draw, as patches on a grid, differs by nothing on no images. Raises DataError
+    for an image that was damaged since it was scored.
     """
     found = {"digest": card.digest, "images": 0, "p_ai_95": 0.0, "other_verdict": 0.0}
     if not draws_patches(card.preset) or not usable(scores).any():
@@ -43,7 +45,10 @@ def measure_draws(
 def _pairs(detector: BaseDetector, read: Callable[[str], bytes], paths: list[str]) -> Iterator[tuple[float, float]]:
     """The logits of each image's two draws."""
     for begin in range(0, len(paths), BATCH):
-        images = [decode(read(path), detector.limits).pillow for path in paths[begin : begin + BATCH]]
+        images = []
+        for path in paths[begin : begin + BATCH]:
+            with telling_of_changes(path):
+                images.append(decode(read(path), detector.limits).pillow)
         draws = [
             [detector.card.preset.crops(image, (seed_from_pixels(image) + number) % 2**32).pixels for image in images]
             for number in (0, 1)

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.common.processes import end_with_parent
-from patchscan.dataset.source import DataError, DataSource
-from patchscan.detector.images import ImageError, RGBImage, decode
+from patchscan.dataset.source import DataSource, telling_of_changes
+from patchscan.detector.images import RGBImage, decode
 from patchscan.detector.patches import seed_from_pixels
 from patchscan.detector.presets import PatchPreset, with_fixed_count
 from patchscan.training.augment import augment, deliver, random_region, stored
@@ -70,12 +70,9 @@ class CropDataset(Dataset[tuple[torch.Tensor, int]]):
         return torch.tensor(np.ascontiguousarray(crops)), self.labels[row]
 
     def _decode(self, row: int) -> tuple[bytes, RGBImage]:
-        path = self.paths[row]
-        try:
-            data = self.source.read(path)
+        with telling_of_changes(self.paths[row]):
+            data = self.source.read(self.paths[row])
             return data, decode(data)
-        except ImageError as error:
-            raise DataError(f"{path} changed since it was indexed ({error}); run `patchscan index` again") from error
 
     def _training_crops(self, row: int, random: np.random.RandomState) -> np.ndarray:
         recipe = self.recipe

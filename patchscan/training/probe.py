@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from patchscan.common.console import ProgressReport
 from patchscan.common.processes import available_cpus
 from patchscan.dataset.audit import audit
 from patchscan.dataset.index import data_digest, load_index
-from patchscan.dataset.source import DataError, DataSource
+from patchscan.dataset.source import DataError, DataSource, telling_of_changes
 from patchscan.detector.card import Card, CardError
 from patchscan.detector.graph_check import GraphError, parse_graph
 from patchscan.detector.onnx_detector import open_session
@@ -114,10 +115,10 @@ class _Extractor:
 
     def __call__(self, read: Callable[[str], bytes], rows: pd.DataFrame, task: str) -> np.ndarray:
         """Return the features of the images that `rows` names, float64 (rows, d). Raises GraphError where one is not
-        finite."""
+        finite, DataError where an image cannot be read."""
         found: list[np.ndarray] = []
         with ThreadPoolExecutor(available_cpus()) as pool, ProgressReport(f"features {task}", len(rows)) as progress:
-            for values in pool.map(lambda path: self._features(read(path)), rows.path):
+            for values in pool.map(partial(self._features, read), rows.path):
                 found.append(values)
                 progress.advance(1)
         features = np.stack(found)
@@ -125,8 +126,9 @@ class _Extractor:
             raise GraphError(f"{self._file} gives features that are not finite")
         return features
 
-    def _features(self, data: bytes) -> np.ndarray:
-        crops = prepare(data, self._preset).crops.pixels
+    def _features(self, read: Callable[[str], bytes], path: str) -> np.ndarray:
+        with telling_of_changes(path):
+            crops = prepare(read(path), self._preset).crops.pixels
         values: np.ndarray = self._session.run(None, {"crops": np.ascontiguousarray(crops)})[0]
         return values
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from patchscan.dataset.source import DataError
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Card
 from patchscan.detector.images import Limits
@@ -59,3 +60,11 @@ def test_without_a_draw_nothing_moves(preset: Preset) -> None:
     card, found = measured(preset, 5)
     assert (found["images"], found["p_ai_95"], found["other_verdict"]) == (0, 0.0, 0.0)
     assert len(card.all_warnings) == 1
+
+
+def test_an_image_that_was_damaged_since_it_was_scored_is_told_by_name() -> None:
+    """Its scores are kept from an earlier evaluation."""
+    card = Card(name="bright", version="1", architecture="x", preset=PatchPreset(), weights_sha256="0")
+    scores = pd.DataFrame({"path": ["a.png"], "tier": "native", "status": "scored", "logit": 0.0})
+    with pytest.raises(DataError, match=r"a.png changed since it was indexed"):
+        measure_draws(Brightness(card, Limits()), card, lambda path: b"", scores)

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from patchscan.cli import app
 from patchscan.common.errors import UserError
+from patchscan.dataset.index import load_index
+from patchscan.dataset.source import DataError
 from patchscan.detector.card import Card
 from patchscan.detector.engines import load_detector
 from patchscan.training.import_config import Input
@@ -118,6 +120,16 @@ def test_what_cannot_be_a_probe_is_one_line(
     config.write_text(config.read_text().replace("output: {}", change))
     with pytest.raises(UserError, match=why):
         train_probe(file, config, str(data), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_was_damaged_since_it_was_indexed_is_one_line(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "red", tmp_path / "data" / "red")
+    load_index(tmp_path / "data")
+    (tmp_path / "data/red/train/ai/3.png").write_bytes(b"")
+    file, config = write(tmp_path, graph(5))
+    with pytest.raises(DataError, match=r"red/train/ai/3.png changed since it was indexed .* index` again"):
+        train_probe(file, config, str(tmp_path / "data"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
