@@ -372,7 +372,14 @@ with open(sys.argv[1], "wb") as file, ProgressReport("task", 1) as progress:
 """
     for closed in ("<&- >&- 2>&-", "2>&-", "<&- 2>&-", ">&-"):
         stdin = "" if "<" in closed else "</dev/null"
-        command = ["sh", "-c", f'exec "$0" -c "$1" "$2" {stdin} {closed}', sys.executable, script, tmp_path / "file"]
+        command = [
+            "sh",
+            "-c",
+            f'exec "$0" -c "$1" "$2" {stdin} {closed}',
+            sys.executable,
+            script,
+            str(tmp_path / "file"),
+        ]
         done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
         assert done.returncode == 0, closed
         assert (tmp_path / "file").read_bytes() == b"kept"
