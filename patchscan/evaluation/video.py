@@ -27,6 +27,7 @@ from patchscan.reporting.statistics import half_width
 SCHEMA = "patchscan-video/1"
 BATCH = 16
 BLOCKS, LEAST_FRAMES = 5, 20
+ANSWERED = ("p_ai", "logit", "verdict", "reason", "tier")
 WARNING = (
     "The model was trained on still images. Video is compressed more strongly than most photographs, which can remove "
     "or imitate a generator's traces. Take this as a hint where to look, not as a verdict on the video."
@@ -39,7 +40,8 @@ class VideoError(UserError):
 
 @dataclass(frozen=True)
 class Frame:
-    """One sampled frame: `number` in decoding order, `second` since the video's start, `png` its pixels, lossless."""
+    """One sampled frame: `number` in decoding order, `second` since the file's start, as players count, `png` its
+    pixels, lossless."""
 
     number: int
     second: float
@@ -61,14 +63,16 @@ def sample_frames(video: Path, numbers: list[int]) -> Iterator[Frame]:
     raised if not even its first frame can be decoded."""
     wanted, decoded = set(numbers), 0
     with _open(video) as container:
+        # A broadcast's clock, or that of the recording that the file was cut from, does not begin at 0.
+        start = (container.start_time or 0) / av.time_base
         try:
-            for number, frame in enumerate(container.decode(video=0)):
+            for number, frame in enumerate(container.decode(_moving_pictures(container))):
                 decoded += 1
                 if number in wanted:
                     file = io.BytesIO()
                     image: Image.Image = frame.to_image()
                     image.save(file, "PNG", compress_level=1)
-                    yield Frame(number, float(frame.time or 0.0), file.getvalue())
+                    yield Frame(number, float(frame.time or start) - start, file.getvalue())
         except av.FFmpegError as error:
             if not decoded:
                 raise VideoError(f"{video} is damaged: no frame can be decoded") from error
@@ -76,20 +80,28 @@ def sample_frames(video: Path, numbers: list[int]) -> Iterator[Frame]:
 
 def _open(video: Path) -> Any:
     try:
-        container = av.open(str(video))
+        container = av.open(f"file:{video}")  # a name such as `12:30.mp4` would name a protocol
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"cannot read {video} as a video: {error.strerror or error}") from error
-    if not container.streams.video:
+    if _moving_pictures(container) is None:
         container.close()
         raise VideoError(f"{video} contains no video stream")
     return container
 
 
+def _moving_pictures(container: Any) -> Any:
+    """The first video stream, None where there is none: the cover of a song is a stream too."""
+    cover = av.stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if cover not in stream.disposition), None)
+
+
 def _count_frames(video: Path) -> int:
-    # Packets are counted, because containers state the number of frames wrongly or not at all.
+    # Packets are counted, because containers state the number of frames wrongly or not at all. Those that a cut has
+    # left in the file for the frames after them only give no frame.
     with _open(video) as container:
         try:
-            count = sum(packet.size > 0 for packet in container.demux(video=0))
+            packets = container.demux(_moving_pictures(container))
+            count = sum(packet.size > 0 and not packet.is_discard for packet in packets)
         except av.FFmpegError as error:
             raise VideoError(f"cannot read {video} as a video: {error.strerror}") from error
     if not count:
@@ -111,8 +123,8 @@ def interval_of_mean(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def score_video(detector: BaseDetector, video: Path, numbers: list[int]) -> list[dict[str, Any]]:
-    """Score the frames of these numbers: one row per frame with number, second, p_ai, logit, verdict and error code.
-    Frames that a damaged file no longer contains have no row."""
+    """Score the frames of these numbers: one row per frame with number, second, p_ai, logit, verdict with its reason,
+    tier and error code. Frames that a damaged file no longer contains have no row."""
     rows: list[dict[str, Any]] = []
     with ProgressReport("score frames", len(numbers), "frames") as progress:
         frames = sample_frames(video, numbers)
@@ -127,10 +139,9 @@ def _score(detector: BaseDetector, frames: list[Frame]) -> list[dict[str, Any]]:
     for frame, answer in zip(frames, detector.score([frame.png for frame in frames]), strict=True):
         row: dict[str, Any] = {"frame": frame.number, "second": frame.second}
         if isinstance(answer, Answer):
-            row |= {"p_ai": answer.p_ai, "logit": answer.logit, "verdict": answer.verdict, "tier": answer.tier}
-            row["error_code"] = None
+            row |= {name: getattr(answer, name) for name in ANSWERED} | {"error_code": None}
         else:
-            row |= dict.fromkeys(("p_ai", "logit", "verdict", "tier")) | {"error_code": str(answer.code)}
+            row |= dict.fromkeys(ANSWERED) | {"error_code": str(answer.code)}
         rows.append(row)
     return rows
 
@@ -154,6 +165,9 @@ def summarise(rows: list[dict[str, Any]], decision: Decision) -> dict[str, Any]:
             f"Mean p_ai {show(mean, '3')}, 95 % interval {bottom} to {top} over {len(scored)} frames: "
             f"{where} the threshold of {threshold}."
         )
+    without = sum(row["reason"] in ("out_of_domain", "small_image") for row in scored)
+    if without:
+        finding += f" {without} of these frames get no verdict: in images like them the model cannot tell AI from real."
     low_end, high_end = bounds or (None, None)
     return {
         "mean_p_ai": {"value": mean, "low": low_end, "high": high_end},
