@@ -219,8 +219,8 @@ def power(
     images = images_needed(limit, true, chance)
     side = "below" if true < limit else "above"
     say(
-        f"To show with a chance of {chance:.0%} that a rate which truly is {true:g} lies {side} {limit:g}, with its "
-        f"whole 95 % interval: {images:,} independent images."
+        f"To show with a chance of {chance * 100:g} % that a rate which truly is {true:g} lies {side} {limit:g}, with "
+        f"its whole 95 % interval: {images:,} independent images."
     )
     if per_source > 1:
         effect = design_effect(per_source, alike)

@@ -96,7 +96,8 @@ def render(package: str, template: str, report: Mapping[str, Any], **extra: Any)
     found = _templates(package).get_template(template)
     script = files("patchscan.reporting.templates").joinpath("sort.js").read_text(encoding="utf-8")
     values = {"script": script, "policy": script_policy(script)} | extra
-    return found.render(report=report, figures=Figures(report), **values)
+    page = found.render(report=report, figures=Figures(report), **values)
+    return page.encode("utf-8", "backslashreplace").decode()  # a file's name need not be UTF-8
 
 
 def script_policy(script: str) -> str:

@@ -105,7 +105,10 @@ def estimates(sample: Mapping[str, Any], labels: Mapping[int, Label]) -> Estimat
     counts = survey.possible_counts(strata)
     thresholds = []
     # Strata are in order of their scores, those that are called last: a threshold between two calls all that follow.
+    lowest_called = min((one.margin for one in strata if one.called), default=np.inf)
     for first, one in enumerate(strata[1:], 1):
+        if not one.called and one.margin > lowest_called:
+            continue  # uncertain whatever they score, as graphics are: no threshold begins with these
         own = one.called and not strata[first - 1].called
         found = survey.rates(strata, [index >= first for index in range(len(strata))], counts)
         called = sum(each.population for each in strata[first:])

@@ -31,7 +31,10 @@ CASE_FILE, PAGE_FILE, PICTURE_FILE = "case.json", "case.html", "views.png"
 LIBRARIES = ("patchscan", "numpy", "pillow", "pillow-heif", "onnxruntime", "openvino", "torch", "c2pa-python")
 MAX_TEXTS, MAX_TEXT = 100, 500
 # What is compared when a case is replayed; the rest are circumstances.
-REPLAYED = ("image", "provenance", "watermarks", "c2pa_trust", "texts", "answer", "weight", "model")
+REPLAYED = (
+    "image", "provenance", "watermarks", "c2pa_trust", "texts", "answer", "weight", "weight_in_words", "finding",
+    "model", "card_rates", "never_saw", "warnings",
+)  # fmt: skip
 # The scale of ENFSI's guideline for evaluative reporting (2015): from this likelihood ratio up, so much support.
 SUPPORT = (
     (1_000_000, "extremely strong"),

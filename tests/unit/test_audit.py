@@ -226,6 +226,26 @@ def test_a_stratum_without_labels_is_joined_to_its_neighbour(audited: dict[str, 
     assert estimates(audited, called).rates is None, "no label below the threshold"  # type: ignore[arg-type]
 
 
+def test_uncertain_images_of_any_score_make_no_threshold_above_the_scan_s_own() -> None:
+    """A quarter of the bucket are graphics with high scores: "from p_ai 0.98" would call fewer than the row says."""
+    places = ((False, -5.0), (False, -1.0), (False, 4.0), (True, 0.1), (True, 1.0))
+    sample = {
+        "strata": [
+            {"population": 100, "called": called, "margin": [margin, margin + 3], "mean_p_ai": 0.5}
+            for called, margin in places
+        ],
+        "rows": [{"number": number, "stratum": number % 5, "p_ai": 0.5} for number in range(50)],
+    }
+    labels = {number: "ai" if number % 3 else "real" for number in range(50)}
+    found = estimates(sample, labels).thresholds  # type: ignore[arg-type]
+    assert [(one.margin, one.called) for one in found] == [(-1.0, 400), (0.0, 200), (1.0, 100)]
+
+
+def test_a_reviewer_without_a_name_is_unnamed(audited: dict[str, Any]) -> None:
+    page = render("patchscan.scanning", "audit.html", build_report(audited, [label_all(audited, "")], 0.05))
+    assert "unnamed labelled" in page
+
+
 def test_the_report_keeps_the_labels_and_shows_what_it_says(
     scanned: Path, audited: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +317,7 @@ def test_the_page_tells_nothing_of_the_score_and_lets_only_its_script_run(
     assert "default-src 'none'" in page
     assert "script-src 'sha256-" in page
     assert page.count("<script") == 2
+    assert "<noscript>" in page
     assert "http://" not in page
     assert "https://" not in page
     assert sum(HOSTILE in row["key"] for row in audited["rows"]) > 3

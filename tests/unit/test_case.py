@@ -1,6 +1,7 @@
 """The report on one image, and its replay to the bit."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from io import BytesIO
@@ -14,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from patchscan.detector.card import Card
 from patchscan.detector.watermark import MESSAGES
 from patchscan.evaluation.evidence import Weight
+from patchscan.reporting import pages
 from patchscan.scanning.case import (
     CaseDiffersError,
     CaseError,
@@ -95,12 +97,29 @@ def test_a_replay_names_what_differs(made: Path, tmp_path: Path, capsys: pytest.
     assert CaseDiffersError.exit_code == 3
 
 
+def test_a_finding_or_an_error_rate_that_was_rewritten_differs(made: Path) -> None:
+    before = written(made)
+    changed = json.loads(json.dumps(before))
+    changed["finding"], changed["never_saw"] = "The image is AI-generated.", []
+    changed["card_rates"]["seen generators"]["fpr"] = 0.0
+    paths = {line.partition(":")[0] for line in differences(changed, before)}
+    assert paths == {"finding", "never_saw", "card_rates.seen generators.fpr"}
+
+
+def test_a_file_s_name_need_not_be_utf_8(made: Path, tmp_path: Path) -> None:
+    image = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(made / f"{HOSTILE}.png", image)
+    found = build_case(image, made / "run") | {"doubts": [], "picture_sha256": None}
+    pages.write_text(tmp_path / "case.html", pages.render("patchscan.scanning", "case.html", found, picture=None))
+    assert "caf\\udce9.png" in (tmp_path / "case.html").read_text()
+
+
 def test_another_card_is_another_case(made: Path, tmp_path: Path) -> None:
     shutil.copytree(STARTER, tmp_path / "run")
     replace(Card.read(STARTER), evidence={}).write(tmp_path / "run")
     before, now = written(made), build_case(made / f"{HOSTILE}.png", tmp_path / "run")
     paths = {line.partition(":")[0] for line in differences(before, now)}
-    assert paths == {"weight", *(f"weight.{name}" for name in before["weight"])}
+    assert paths == {"weight", "weight_in_words", *(f"weight.{name}" for name in before["weight"])}
     assert now["weight_in_words"].startswith("No likelihood ratio is stated: the model's card holds no bounds")
     assert changed_versions(before, now) == []
 

@@ -45,8 +45,10 @@ def test_sources_that_are_alike_count_as_one() -> None:
 
 
 def test_the_command_says_images_and_sources() -> None:
-    told = CliRunner().invoke(app, ["power", "--limit", "0.9", "--true", "0.95", "--per-source", "10", "--alike", "1"])
+    asked = ["power", "--limit", "0.9", "--true", "0.95", "--per-source", "10", "--alike", "1", "--chance"]
+    told = CliRunner().invoke(app, [*asked, "0.8"])
     assert told.exit_code == 0
     images = images_needed(0.9, 0.95)
     assert f"lies above 0.9, with its whole 95 % interval: {images:,} independent" in told.output
     assert f"{images * 10:,} images of {images:,} sources" in told.output
+    assert "with a chance of 99.9 %" in CliRunner().invoke(app, [*asked, "0.999"]).output
