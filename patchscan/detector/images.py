@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -105,8 +106,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
     """
     if not data:
         raise ImageError(ErrorCode.EMPTY, "the file holds no bytes")
-    if len(data) > limits.max_bytes:
-        raise ImageError(ErrorCode.TOO_LARGE, f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
+    _check_bytes(len(data), limits)
     source = _Source.of(data)
     with source.open() as image:
         _check_size(image.size, limits)
@@ -121,6 +121,13 @@ def decode(data: bytes, limits: Limits = Limits()) -> RGBImage:
             source.raise_if_unsupported(error, opened=True)
             raise ImageError(ErrorCode.TRUNCATED, f"the {image.format} data is damaged or cut short") from error
         return RGBImage(rgb, image.format or "", frames, quality, subsampling)
+
+
+def read_image(path: Path, limits: Limits = Limits()) -> bytes:
+    """Read an encoded image from a file, but none that `decode` would refuse for its bytes: a film, given by
+    mistake, may have more than the machine has memory. Raises OSError, and ImageError `too_large`."""
+    _check_bytes(path.stat().st_size, limits)
+    return path.read_bytes()
 
 
 def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:
@@ -263,6 +270,11 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     if kind == b"VP8 " and start[3:6] == b"\x9d\x01\x2a" and len(start) == 10:
         return int.from_bytes(start[6:8], "little") & 0x3FFF, int.from_bytes(start[8:10], "little") & 0x3FFF
     return None
+
+
+def _check_bytes(count: int, limits: Limits) -> None:
+    if count > limits.max_bytes:
+        raise ImageError(ErrorCode.TOO_LARGE, f"{count:,} bytes; the limit is {limits.max_bytes:,}")
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:

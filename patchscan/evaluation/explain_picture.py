@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.engines import load_any
+from patchscan.detector.images import ImageError, read_image
 from patchscan.detector.srm import srm_kernels
 from patchscan.evaluation.explain import ExplainError, Explanation, PatchView, View, WholeImageView, explain, is_shifted
 from patchscan.reporting import plots
@@ -25,9 +26,11 @@ def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") ->
     """Explain a file and write the picture to `out` (.png). Raises ExplainError if it cannot be read or scored."""
     detector = load_any(run, device)
     try:
-        data = image.read_bytes()
+        data = read_image(image, detector.limits)
     except OSError as error:
         raise ExplainError(f"cannot read {image}: {error.strerror}") from error
+    except ImageError as error:
+        raise ExplainError(f"the image cannot be scored: {error.code}: {error.message}") from error
     explanation = explain(detector, data, run=run)
     out.parent.mkdir(parents=True, exist_ok=True)
     plots.write_png(draw(explanation, detector, image.name), out)

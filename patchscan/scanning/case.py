@@ -17,7 +17,7 @@ from patchscan.common.errors import UserError
 from patchscan.detector.answer import ENGINES, Answer, Engine
 from patchscan.detector.card import Card
 from patchscan.detector.engines import load_detector
-from patchscan.detector.images import ImageError, decode
+from patchscan.detector.images import ImageError, decode, read_image
 from patchscan.detector.watermark import watermarks
 from patchscan.evaluation.evidence import Weight, weight_of
 from patchscan.reporting import pages, plots
@@ -113,11 +113,13 @@ def build_case(image: Path, run: Path, engine: Engine | None = None, trust: str 
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file. Raises CaseError."""
+    """Read an image or a case. Raises CaseError."""
     try:
-        return path.read_bytes()
+        return read_image(path)
     except OSError as error:
         raise CaseError(f"cannot read {path}: {error.strerror}") from error
+    except ImageError as error:
+        raise CaseError(f"{path} is too large: {error.message}") from error
 
 
 def versions() -> dict[str, str]:

@@ -164,6 +164,13 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
         case_command(tmp_path / "b.jpg", STARTER, tmp_path / "out")
 
 
+def test_a_film_given_by_mistake_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "film.jpg").open("wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(CaseError, match=r"film.jpg is too large: 4,398,046,511,104 bytes; the limit is 33,554,432"):
+        case_command(tmp_path / "film.jpg", STARTER, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("log10_lr", "unbounded", "says"),
     [

@@ -412,15 +412,19 @@ def test_keys_and_claims_cannot_inject_markup(finished: tuple[dict[str, Any], st
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_runs_only_the_reports_own_script(finished: tuple[dict[str, Any], str, Path], tmp_path: Path) -> None:
-    """Were a name ever not escaped, its script would not run; nor does a mark in one turn the text beside it."""
+    """Were a name ever not escaped, its script would not run; nor does a mark in one turn the text beside it, nor a
+    long word make the page wider than a phone."""
     file = tmp_path / "report.html"
-    file.write_text(finished[1].replace("</main>", "<script>document.title = 'taken'</script></main>"))
+    strange = f"<p>{'w' * 300}</p><script>document.title = 'taken'</script></main>"
+    file.write_text(finished[1].replace("</main>", strange))
     with chromium(tmp_path / "profile", tmp_path) as page:
         page.open(file)
         assert page.value("document.querySelectorAll('table.sortable th button').length") > 3
         assert page.value("document.title") != "taken"
         assert page.value("getComputedStyle(document.querySelector('[data-json]')).unicodeBidi") == "isolate"
         page.errors.clear()  # what was refused
+        page.size(390, 800)
+        assert page.value("document.documentElement.scrollWidth") <= 390, "nothing to scroll sideways"
 
 
 def test_a_labelled_scan_carries_the_evaluation(finished: tuple[dict[str, Any], str, Path]) -> None:
