@@ -25,6 +25,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- QualityError               (3) a trained model is not good enough to publish
     |   |-- ArchiveError, VerifyError, ServerError                    serving
     |   |-- RegistryError              versions of a served model
+    |   |   |-- AlreadyLoadedError     another `register` has loaded this version
     |   |   `-- ServerDownError        (75) the server does not answer
     |   |-- LabelError, AuditError, WebhookError, ScorerError, TrustError  scans
     |   |-- CaseError                  the report on one image

@@ -32,6 +32,10 @@ class RegistryError(UserError):
     """The server refused, or the new version failed; the message says which version still serves."""
 
 
+class AlreadyLoadedError(RegistryError):
+    """Somebody else has just registered this version: what is loaded, and its file in the store, are theirs."""
+
+
 class ServerDownError(RegistryError):
     """The server does not answer; run the same command again when it is back."""
 
@@ -79,7 +83,8 @@ class Registry:
 
         Raises VerifyError before the server is changed; RegistryError if the version is loaded already, the store has
         another archive of this version, or the version does not become ready or fails the smoke test. In the last two
-        cases it is removed again, but for files that were in the store before.
+        cases it is removed again, but for files that were in the store before; not so a version that another
+        `register` has loaded meanwhile.
         """
         verified = verify(mar)
         name, version = verified.card.name, verified.card.version
@@ -98,6 +103,8 @@ class Registry:
             self._manage("POST", "/models", query)
             self._wait_ready(name, version, workers)
             self._smoke_test(verified)
+        except AlreadyLoadedError:
+            raise
         except BaseException:  # whatever it is, the version is not left half registered
             with suppress(httpx.HTTPError):  # the first error, which is raised again, is the one to report
                 self._management.delete(f"/models/{name}/{version}")
@@ -155,15 +162,16 @@ class Registry:
                 self._store(verified, copy.name)
 
     def _store(self, verified: Verified, file_name: str) -> None:
-        """Copy a verified archive and its digest into the store, atomically."""
+        """Copy a verified archive and its digest into the store, atomically. Raises RegistryError where the file is no
+        longer the one that was verified."""
         self.model_store.mkdir(parents=True, exist_ok=True)
         target = self.model_store / file_name
-        if target.exists() and target.samefile(verified.mar):
-            write_digest(target, verified.sha256)
-        else:
+        if not (target.exists() and target.samefile(verified.mar)):
             with atomic_write(target) as file:
                 shutil.copyfile(verified.mar, file)
-                write_digest(target, verified.sha256)
+                if sha256_of(file) != verified.sha256:
+                    raise RegistryError(f"{verified.mar} was replaced after it was verified: run the command again")
+        write_digest(target, verified.sha256)
 
     def _wait_ready(self, name: str, version: str, workers: int) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -223,7 +231,8 @@ class Registry:
         if reply.status_code != 200:
             why = content.get("message") if isinstance(content, dict) else None
             told = why if isinstance(why, str) else reply.text
-            raise RegistryError(f"the management API answers {reply.status_code}: {told.strip()[:300]}")
+            kind = AlreadyLoadedError if reply.status_code == 409 else RegistryError
+            raise kind(f"the management API answers {reply.status_code}: {told.strip()[:300]}")
         if content is None:
             raise RegistryError(f"{self._management.base_url} is not TorchServe's management API")
         return content

@@ -12,7 +12,7 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import digest_in
 from patchscan.serving.archive import archive, digest_file
 from patchscan.serving.registry import Registry
-from patchscan.serving.verify import VerifyError, verify
+from patchscan.serving.verify import Verified, VerifyError, verify
 from tests.serving_kit import tiny_run
 
 
@@ -112,6 +112,40 @@ def test_whatever_the_server_answers_nothing_is_left_of_a_version(described: str
     with Registry(client, client, store) as made, pytest.raises(UserError, match="is not TorchServe's management API"):
         made.register(original, 1)
     assert (contents(store), deleted) == ({}, ["/models/tiny/1.0"])
+
+
+def test_a_version_that_somebody_else_registers_meanwhile_stays(original: Path, store: Path) -> None:
+    """Two `patchscan register` at once: both find no such version, and the server takes the faster one's."""
+    sent: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(f"{request.method} {request.url.path}")
+        if request.method == "GET":
+            return httpx.Response(200, json={"models": []})
+        return httpx.Response(409, json={"message": "Model version 1.0 is already registered for model tiny"})
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    with Registry(client, client, store) as made, pytest.raises(UserError, match="already registered"):
+        made.register(original, 1)
+    assert sent == ["GET /models", "POST /models"], "what the other one has loaded is not unloaded"
+    assert set(contents(store)) == {"tiny-1.0.mar", "tiny-1.0.mar.sha256"}
+
+
+def test_an_archive_that_is_replaced_after_it_was_verified_is_not_registered(
+    registry: Registry, original: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / "given.mar"
+    given.write_bytes(original.read_bytes())
+
+    def verified(mar: Path) -> Verified:
+        found = verify(mar)
+        given.write_bytes(b"what nobody has verified")
+        return found
+
+    monkeypatch.setattr("patchscan.serving.registry.verify", verified)
+    with pytest.raises(UserError, match="was replaced after it was verified"):
+        registry.register(given, 1)
+    assert contents(store) == {}
 
 
 def test_another_archive_of_this_version_is_not_replaced(registry: Registry, original: Path, store: Path) -> None:
