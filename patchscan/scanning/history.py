@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
-from patchscan.scanning.plan import Plan, PlanError, ScanSource, is_complete
+from patchscan.scanning.plan import Plan, PlanError, RemovedPlanError, ScanSource, is_complete
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
 
@@ -45,9 +45,13 @@ def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:
 
 
 def last_complete(out: Store) -> Plan | None:
-    """The plan of the newest complete scan, or None."""
-    scans = _newest_first(out, read_entries(out))
-    return next((Plan.read(out, scan) for scan in scans if is_complete(out, scan)), None)
+    """The plan of the newest complete scan, or None. One whose plan was removed, as by a lifecycle rule that has not
+    come to its newest files yet, is no longer complete."""
+    for scan in _newest_first(out, read_entries(out)):
+        if is_complete(out, scan):
+            with suppress(RemovedPlanError):
+                return Plan.read(out, scan)
+    return None
 
 
 def newest_scan(out: Store, endpoint_url: str | None) -> Plan:
@@ -76,20 +80,25 @@ def earlier_scan(out: Store, wanted: str, endpoint_url: str | None = None) -> tu
 
 def unfinished_plan(out: Store, entries: list[str], source: ScanSource) -> Plan | None:
     """The plan of the newest of these history entries, where it is unfinished. Raises PlanError where it is of another
-    source."""
+    source, RemovedPlanError where it is not there any more."""
     scan = next(_newest_first(out, entries), None)
     if scan is None:
         return None
     newest = Plan.read(out, scan)
-    if (newest.source.url, newest.source.list_name) != (source.url, source.list_name):
-        listed = f" by the manifest {newest.source.manifest}" if newest.source.manifest else " without a manifest"
-        whose = newest.source.url + (listed if newest.source.manifest or source.manifest else "")
-        raise PlanError(f"{out.url} holds scans of {whose}; give each source its own results folder")
+    check_source(out, newest, source)
     if is_complete(out, scan):
         return None
     if newest.conditional_writes or _is_settled(out, entries[-1], newest):
         return newest
     return unfinished_plan(out, entries, source)  # of the planner that has won
+
+
+def check_source(out: Store, newest: Plan, source: ScanSource) -> None:
+    """Raise PlanError where the scans of the results folder, the newest of which is given, are of another source."""
+    if (newest.source.url, newest.source.list_name) != (source.url, source.list_name):
+        listed = f" by the manifest {newest.source.manifest}" if newest.source.manifest else " without a manifest"
+        whose = newest.source.url + (listed if newest.source.manifest or source.manifest else "")
+        raise PlanError(f"{out.url} holds scans of {whose}; give each source its own results folder")
 
 
 def next_entry(entries: list[str]) -> str:

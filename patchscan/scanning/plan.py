@@ -34,6 +34,10 @@ class PlanError(UserError):
     """The results folder or the plan does not fit the command."""
 
 
+class RemovedPlanError(PlanError):
+    """A scan's folder was removed, as by a lifecycle rule, or never was."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScanSource:
     """Where the objects are. `manifest` is the path or URL of a file that lists the keys; None: the store is listed."""
@@ -137,11 +141,11 @@ class Plan:
 
     @classmethod
     def read(cls, out: Store, scan: str) -> "Plan":
-        """Read the plan of a scan. Raises PlanError."""
+        """Read the plan of a scan. Raises RemovedPlanError where there is none, PlanError."""
         name = f"scans/{scan}/{PLAN_FILE}"
         data = out.read(name)
         if data is None:
-            raise PlanError(f"{out.url}/{name} is missing: is this a results folder of `patchscan scan`?")
+            raise RemovedPlanError(f"{out.url}/{name} is missing: is this a results folder of `patchscan scan`?")
         values = json.loads(data)
         try:
             if values.get("format") == PLAN_FORMAT:

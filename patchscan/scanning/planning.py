@@ -18,6 +18,7 @@ from patchscan.detector.card import Card
 from patchscan.scanning import manifest, shards
 from patchscan.scanning.history import (
     announced,
+    check_source,
     claim,
     honours_conditional_writes,
     is_planned,
@@ -30,6 +31,7 @@ from patchscan.scanning.listing import Filters, ListingJoin
 from patchscan.scanning.plan import (
     Plan,
     PlanError,
+    RemovedPlanError,
     ScanSource,
     ShardSize,
     absolute_url,
@@ -84,7 +86,7 @@ def plan_scan(request: ScanRequest, out: Store) -> Plan:
     _check_results_outside_source(request.source, out)
     while True:
         entries = read_entries(out)
-        unfinished = unfinished_plan(out, entries, request.source)
+        unfinished = _unfinished_plan(out, entries, request.source)
         if unfinished and unfinished.named is None and request.is_continued_by(unfinished):
             if unfinished.sample != request.sample:
                 raise PlanError(
@@ -98,6 +100,16 @@ def plan_scan(request: ScanRequest, out: Store) -> Plan:
             if claim(out, entry, new):
                 return new
             delete_all(out, f"scans/{new.scan}/")
+
+
+def _unfinished_plan(out: Store, entries: list[str], source: ScanSource) -> Plan | None:
+    """What `history.unfinished_plan` returns; None also where the newest scan was removed: all is then planned anew."""
+    try:
+        return unfinished_plan(out, entries, source)
+    except RemovedPlanError:
+        if left := last_complete(out):
+            check_source(out, left, source)
+        return None
 
 
 def plan_estimate(request: ScanRequest, out: Store, scratch: Store, most: int) -> Plan:
@@ -123,7 +135,10 @@ def plan_named(request: ScanRequest, out: Store, keys: Iterable[str]) -> tuple[P
     while True:
         entries = read_entries(out)
         entry = next_entry(entries)
-        unfinished = unfinished_plan(out, entries, request.source)
+        try:
+            unfinished = unfinished_plan(out, entries, request.source)
+        except RemovedPlanError:
+            raise PlanError(f"{out.url} has lost its last scan: scan the whole source") from None
         if is_planned(out, entry) or (unfinished and unfinished.named is None):
             raise ScanUnderWayError(f"{out.url}: a scan of the whole source is under way; run again when it is done")
         if unfinished and request.is_continued_by(unfinished):

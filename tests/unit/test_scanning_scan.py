@@ -25,8 +25,8 @@ from patchscan.detector.images import decoded_bytes
 from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows, shards
 from patchscan.scanning.flow import ByteBudget
-from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
-from patchscan.scanning.planning import ScanRequest, _check_results_outside_source, plan_scan
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, delete_all, is_complete
+from patchscan.scanning.planning import ScanRequest, _check_results_outside_source, plan_named, plan_scan
 from patchscan.scanning.table import IncompleteScanError
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
@@ -114,6 +114,28 @@ def test_rows_that_were_removed_from_the_last_scan_are_made_again(photos: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("removed", ["", "plan.json"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_where_the_newest_scan_was_removed_the_next_begins_anew(
+    removed: str, finished: bool, photos: Path, tmp_path: Path
+) -> None:
+    """As by a lifecycle rule, which comes to a scan's plan before it comes to its newest files, after a month without a
+    scan."""
+    out = open_store(str(tmp_path / "out"))
+    newest = scan(photos, out)
+    if not finished:
+        (photos / "new.png").write_bytes(image(99))
+        newest = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card()), out)
+    delete_all(out, f"scans/{newest.scan}/{removed}")
+    with pytest.raises(PlanError, match="has lost its last scan: scan the whole source"):
+        plan_named(ScanRequest(source=ScanSource(url=str(photos)), card=card()), out, ["note.jpg"])
+    if not finished:
+        with pytest.raises(PlanError, match="holds scans of"):
+            plan_scan(ScanRequest(source=ScanSource(url=str(photos / "album 0")), card=card()), out)
+    again = scan(photos, out)
+    assert (again.listed, again.unchanged) == ((14, 0) if finished else (15, 14))
+
+
 def test_the_temporary_folder_may_have_a_quote_in_its_name(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
