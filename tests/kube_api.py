@@ -67,14 +67,16 @@ class KubeApi:
     """The server, as a context manager. `pod` runs each pod of an Indexed Job; without it Jobs stay as created.
 
     `faults` are (method, path part, status) that the next matching requests are answered with; `expire_watches` answers
-    so many watches with 410; `drop_watches` cuts so many of them off after their first event; `expire_lists` answers so
-    many further pages of lists with 410.
+    so many watches with 410; `drop_watches` cuts so many of them off after their first event, `cut_watches` ends so
+    many in order in the middle of it, as a proxy may; `expire_lists` answers so many further pages of lists with 410.
+    `lost_replies` are (method, path part) of requests that are done, and answered with 504.
     """
 
     def __init__(self, pod: Pod | None = None):
         self.pod = pod
         self.faults: list[tuple[str, str, int]] = []
-        self.expire_watches = self.drop_watches = self.expire_lists = 0
+        self.expire_watches = self.drop_watches = self.cut_watches = self.expire_lists = 0
+        self.lost_replies: list[tuple[str, str]] = []
         self.requests: list[str] = []
         self.logs: dict[tuple[str, str], str] = {}
         self._version = 100
@@ -396,6 +398,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._chunk({"type": "ERROR", "object": gone})
         else:
             for event in api.watch(kind, int(query["resourceVersion"]), float(query["timeoutSeconds"]), matches):
+                if api.cut_watches:
+                    api.cut_watches -= 1
+                    self._chunk(event, 40)
+                    break
                 self._chunk(event)
                 if api.drop_watches:
                     api.drop_watches -= 1
@@ -404,8 +410,8 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(BrokenPipeError):  # the client may have had what it waited for, and ended
             self.wfile.write(b"0\r\n\r\n")
 
-    def _chunk(self, event: Body) -> None:
-        line = json.dumps(event).encode() + b"\n"
+    def _chunk(self, event: Body, length: int | None = None) -> None:
+        line = (json.dumps(event).encode() + b"\n")[:length]
         self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
         self.wfile.flush()
 
@@ -469,6 +475,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(code, {"kind": "Status", "code": code, "reason": reason, "message": message, "metadata": {}})
 
     def _json(self, code: int, body: Body) -> None:
+        for method, part in self.server_api.lost_replies:
+            if method == self.command and part in self.path:
+                self.server_api.lost_replies.remove((method, part))
+                code, body = 504, {"kind": "Status", "message": "the reply was lost"}
+                break
         self._send(code, json.dumps(body), "application/json")
 
     def _send(self, code: int, text: str, kind: str) -> None:

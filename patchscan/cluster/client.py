@@ -11,7 +11,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,8 @@ PATHS = {
 # What objects of these kinds, and namespaces, may be called. An address with another name, or an empty one, is that of
 # something else, such as all objects of the kind.
 NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
+# An annotation of each Job that is created here: which call did.
+REQUEST_ANNOTATION = "patchscan/request"
 ANSWER_S = 30
 # The server ends a watch after so many seconds; a new one is started from the Job's state at that time. So `follow`
 # yields a state at least that often, and who follows can say what it waits for.
@@ -153,7 +156,16 @@ class Cluster:
 
     def create_job(self, body: Body) -> Job:
         """Create a Job. Raises AlreadyExistsError, ClusterError."""
-        return _job(self.create(body))
+        # A try whose reply was lost may have created it: then the next one finds it there.
+        mark = {REQUEST_ANNOTATION: uuid.uuid4().hex}
+        marked = body["metadata"] | {"annotations": (body["metadata"].get("annotations") or {}) | mark}
+        try:
+            return _job(self.create(body | {"metadata": marked}))
+        except AlreadyExistsError:
+            there = self.job(body["metadata"]["name"])
+            if there is None or not mark.items() <= there.annotations.items():
+                raise
+            return there
 
     def create(self, body: Body) -> Body:
         """Create an object of a kind in PATHS; returns it as the cluster stored it.
@@ -166,7 +178,18 @@ class Cluster:
 
     def delete_job(self, name: str) -> bool:
         """Delete a Job and its pods, which get SIGTERM. Returns whether the Job existed."""
-        return self._ask_or_none("DELETE", self._path("Job", name), {"propagationPolicy": "Background"}) is not None
+        path, tries = self._path("Job", name), 0
+
+        def delete() -> Body:
+            nonlocal tries
+            tries += 1
+            return self._once("DELETE", path, query={"propagationPolicy": "Background"})
+
+        try:
+            self._retried(delete)
+        except _NotFoundError:
+            return tries > 1  # a try whose reply was lost has deleted it
+        return True
 
     def patch_job(self, name: str, body: Body) -> None:
         """Merge `body` into a Job. Raises JobGoneError where it is deleted, ClusterError, OutageError."""
@@ -213,7 +236,10 @@ class Cluster:
             "timeoutSeconds": str(WATCH_S),
         }
         for line in self._stream(self._path("Job"), query, WATCH_S + ANSWER_S):
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                raise TransientError("the watch ended in the middle of a line") from None
             if event["type"] == "DELETED":
                 raise JobGoneError(job.name)
             if event["type"] == "ERROR":
@@ -332,9 +358,11 @@ class Cluster:
 
     def _ask(self, method: str, path: str, query: dict[str, str] | None = None, body: Body | None = None) -> Body:
         """Send a request, retried while the server is busy or unreachable, and return the answer's JSON."""
+        return self._retried(lambda: self._once(method, path, body, query))
 
+    def _retried(self, send: Callable[[], Body]) -> Body:
         try:
-            return self._retries.call(lambda: self._once(method, path, body, query))[0]
+            return self._retries.call(send)[0]
         except TransientError as error:
             raise OutageError(f"the cluster's API server does not answer: {error}") from error
 

@@ -3,17 +3,16 @@ model."""
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from patchscan.common.console import INTERNAL_STEPS, printable, say
-from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.common.errors import UserError
 from patchscan.scanning import options
 
 if TYPE_CHECKING:
@@ -251,7 +250,6 @@ def scan_coordinate(
     from patchscan.scanning.steps import check_labels, complete_scan, exit_with, make_plan
     from patchscan.storage import open_store
 
-    signal.signal(signal.SIGTERM, _exit_interrupted)
     check_settings(os.environ)
     check_amounts(worker_cpu, worker_memory)
     check_labels(labels, None)
@@ -286,6 +284,9 @@ def scan_coordinate(
         if options.make_scorer(server, model, token_file, None).card.digest == plan.digest:
             raise
         raise ShardsFailedError(f"{model} was replaced during the scan; the next try plans it anew") from error
+    except KeyboardInterrupt:
+        say("patchscan: the workers keep running, and the same command finds them again", error=True)
+        raise
     clean_up(cluster, plan)
     exit_with(complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on))
 
@@ -329,8 +330,3 @@ def _own_job(cluster: "Cluster", name: str) -> "Job":
     if found is None:
         raise ClusterError("scan-coordinate runs in a pod of a Job; from elsewhere: patchscan submit scan")
     return found
-
-
-def _exit_interrupted(number: int, frame: Any) -> None:
-    say("patchscan: interrupted; the workers keep running, and the same command finds them again", error=True)
-    sys.exit(EXIT_INTERRUPTED)

@@ -191,8 +191,10 @@ def keep_version(model: str, store: Store, versions: Store) -> str:
 
 
 def _is_kept(model: str, archive: str, versions: Store) -> bool:
-    """Whether this archive can be fetched by its name, and so be gone back to."""
-    return versions.read(f"{archive}/{model}.mar.sha256") is not None
+    """Whether this archive can be fetched by its name, and so be gone back to. A copy that was interrupted may have
+    left its digest alone."""
+    files = {f"{archive}/{model}.mar", f"{archive}/{model}.mar.sha256"}
+    return files <= set(versions.names(f"{archive}/"))
 
 
 def _archive(template: Body) -> str | None:

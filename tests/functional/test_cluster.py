@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,12 +28,13 @@ from patchscan.cluster.submitting import log_lines, parse_settings, submit_from_
 from patchscan.common import retries
 from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
-from patchscan.scanning.history import last_complete
+from patchscan.scanning.history import PLANNING_FILE, last_complete
 from patchscan.scanning.plan import Plan, ScanSource, ShardSize, is_complete, parse_plan_url
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.shards import parse_ranges
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
+from patchscan.storage.folder import Folder
 from patchscan.storage.store import Store
 from tests.c2pa_kit import CAPTURED, identity, sign
 from tests.kube_api import OOM_KILLED, KubeApi, container_status, job_pod, unschedulable
@@ -117,11 +120,11 @@ def test_a_job_of_pods_gives_the_rows_of_one_process(bench: Bench) -> None:
 
 def test_expired_and_broken_watches_and_a_busy_server_are_ridden_out(bench: Bench) -> None:
     bench.trouble = slow
-    bench.api.expire_watches, bench.api.drop_watches = 1, 2
+    bench.api.expire_watches, bench.api.drop_watches, bench.api.cut_watches = 1, 2, 1
     bench.api.faults = [("GET", "/jobs", 503), ("POST", "/jobs", 500), ("GET", "watch", 429), ("GET", "watch", 410)]
     bench.work()
     assert coordinator.unfinished_shards(bench.out, bench.plan) == []
-    assert bench.api.expire_watches == bench.api.drop_watches == 0
+    assert bench.api.expire_watches == bench.api.drop_watches == bench.api.cut_watches == 0
     assert bench.api.faults == []
     assert len(bench.worker_jobs()) == 1
 
@@ -555,6 +558,21 @@ def test_submitted_scans_are_removed_as_the_nights_are(bench: Bench) -> None:
     assert bench.api.all("jobs") == []
 
 
+def test_a_lost_reply_says_nothing_wrong_of_what_was_done(bench: Bench) -> None:
+    cluster = bench.cluster()
+    put_cron_job(bench)
+    bench.api.lost_replies = [("POST", "/jobs"), ("POST", "/jobs")]
+    trained = submit_manifest(cluster, str(K8S / "train/train-ssp.yaml"), None, {})
+    scan = submit_from_cron_job(cluster, "patchscan-scan", {})
+    assert [job.name for job in cluster.jobs("")] == [scan, trained]
+    bench.api.faults = [("POST", "/jobs", 503)]
+    with pytest.raises(ClusterError, match="there is a Job train-ssp already"):
+        submit_manifest(cluster, str(K8S / "train/train-ssp.yaml"), None, {})
+    bench.api.lost_replies = [("DELETE", "/jobs")]
+    assert cluster.delete_job(trained)
+    assert not cluster.delete_job(trained)
+
+
 def test_logs_and_cancelling(bench: Bench) -> None:
     bench.trouble = lambda shard, attempt: (0, f"shard {shard} says\nthis")
     bench.work()
@@ -839,6 +857,34 @@ def test_the_coordinators_command_is_a_whole_scan(bench: Bench) -> None:
     assert "12 objects listed = 12 scored" in done.output
     assert bench.tries == [2]
     assert bench.worker_jobs() == [], "a finished scan leaves no Job"
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_a_coordinator_that_is_ended_while_it_lists_is_no_longer_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scans of named objects would wait for it for a day."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt  # as every command handles it
+
+    over = threading.Event()
+
+    def listing(folder: Store) -> Iterator[Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        over.wait(60)
+        raise OutageError("the thread that lists would end with its process")
+
+    bench.cluster().create_job(coordinator_job())
+    bench.scorer.card = replace(bench.scorer.card, weights_sha256="b" * 64)  # all is planned anew
+    monkeypatch.setattr(Folder, "objects", listing)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        coordinate(bench)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert bench.out.read(PLANNING_FILE) is None
+    over.set()
 
 
 @pytest.mark.usefixtures("kubeconfig")

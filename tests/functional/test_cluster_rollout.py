@@ -347,6 +347,17 @@ def test_an_archive_that_is_not_its_digests_is_not_rolled_out(bench: Bench) -> N
         bench.step()
 
 
+def test_an_archive_whose_copy_was_interrupted_is_copied_again(bench: Bench) -> None:
+    """A training Job's last step copies archive and digest at once: killed in it, it has left the small one."""
+    archive = bench.publish(b"whole")
+    kept = bench.folder / "versions" / archive
+    kept.mkdir(parents=True)
+    (kept / "ssp.mar.sha256").write_bytes((bench.folder / "store/ssp.mar.sha256").read_bytes())
+    bench.step()
+    assert bench.serves == archive
+    assert (kept / "ssp.mar").read_bytes() == b"whole"
+
+
 def test_a_deployment_without_pods_yet_is_under_way(bench: Bench) -> None:
     body = bench.deployment()
     assert roll_out_state(body) == "complete"
