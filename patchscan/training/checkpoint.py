@@ -52,14 +52,16 @@ class RunStore:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def own(self) -> None:
-        """Note that from now on this training writes the run; one that has written it so far ends at its next
-        checkpoint."""
+        """Note that from now on this training writes the run; one that has written it so far ends when it next writes
+        to it."""
         self._id = uuid.uuid4().hex
+        if self._remote is not None:
+            self._remote.write(OWNER_FILE, self._id.encode())
+            return
         with atomic_write(self.folder / OWNER_FILE) as file:
             file.write_text(self._id)
-        self.push(OWNER_FILE)
 
-    def _check_owner(self) -> None:
+    def check_owner(self) -> None:
         """Raise RunTakenError where another training has come since; the weights and the card of two would mix."""
         path = self.folder / OWNER_FILE
         written = self._remote.read(OWNER_FILE) if self._remote else path.read_bytes() if path.exists() else None
@@ -67,8 +69,10 @@ class RunStore:
             raise RunTakenError(f"another training writes {self.url}: give one of them another --run (in a Job: RUN)")
 
     def push(self, *names: str) -> None:
-        """Upload these files (default: all files of the run) to the run's URL; does nothing for a folder."""
+        """Upload these files (default: all files of the run) to the run's URL; does nothing for a folder. Raises
+        RunTakenError where another training has begun to write this run."""
         if self._remote is not None:
+            self.check_owner()
             everything = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
             for name in names or everything:
                 self._remote.write(name, (self.folder / name).read_bytes())
@@ -76,7 +80,7 @@ class RunStore:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write and upload the checkpoint (tensors and plain values only), replacing the previous one, and the log.
         Raises RunTakenError where another training has begun to write this run."""
-        self._check_owner()
+        self.check_owner()
         with atomic_write(self.folder / CHECKPOINT_FILE) as partial, partial.open("wb") as file:
             torch.save(state, file)
         self.push(CHECKPOINT_FILE, LOG_FILE)

@@ -209,12 +209,14 @@ class Trainer:
         auc_fields = {f"auc_{generator}": auc for generator, auc in aucs.items()}
         self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **auc_fields)
         if mean > self.best["mean_auc"]:
+            self.store.check_owner()
             self.best = {"epoch": self.epoch, "mean_auc": mean}
             write_weights(self.store.folder, self.learner.averaged.state_dict())
             self.store.push(WEIGHTS_FILE)
 
     def _finish(self, before_batch: Callable[[], None]) -> None:
         folder = self.store.folder
+        self.store.check_owner()
         self.learner.averaged.load_state_dict(read_safetensors(folder / WEIGHTS_FILE))
         self._write_features("after", before_batch)
         build_card(self.recipe, self.data, folder / WEIGHTS_FILE, self.best, self.learner.precision).write(folder)

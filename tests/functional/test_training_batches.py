@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from patchscan.training.data import TrainingData
 from patchscan.training.device import DeviceError
 from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import Delivery, Recipe, RecipeError, load_recipe
+from patchscan.training.train import Trainer
 from tests.image_tree import picture, write
 from tests.serving_kit import png
 
@@ -330,6 +332,33 @@ def test_of_two_trainings_of_one_run_the_first_ends_at_its_next_checkpoint(
         first.save_checkpoint({"step": 2})
     second.save_checkpoint({"step": 3})
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True) == {"step": 3}
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_of_two_trainings_the_first_replaces_no_file_of_the_second(
+    bucket: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is at the end of an epoch, better than before, or at the end of all; checkpoints are written later."""
+    if bucket:
+        monkeypatch.setattr("patchscan.training.checkpoint.is_bucket", lambda _: True)
+    monkeypatch.setattr("patchscan.training.train.validation_aucs", lambda *_: {"sd": 0.9})
+    first, second = RunStore(str(tmp_path)), RunStore(str(tmp_path))
+    first.own()
+    second.own()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    trainer: Any = object.__new__(Trainer)
+    trainer.__dict__ |= {
+        "store": first,
+        "ranks": SimpleNamespace(device=torch.device("cuda")),
+        "learner": SimpleNamespace(averaged=torch.nn.Linear(1, 1)),
+        "log": SimpleNamespace(write=lambda *_, **__: None),
+        "best": {"epoch": -1, "mean_auc": -1.0},
+        **dict.fromkeys(("data", "recipe", "workers", "epoch"), 0),
+    }
+    for step in (trainer._validate, trainer._finish, *([lambda _: first.push()] if bucket else [])):
+        with pytest.raises(RunTakenError):
+            step(lambda: None)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_batch_that_the_device_has_no_memory_for_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
