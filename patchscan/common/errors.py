@@ -31,6 +31,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- CaseError                  the report on one image
     |   |   `-- CaseDiffersError       (3) a replay gives other figures
     |   |-- PlanError                  a scan's plan or its parts
+    |   |   |-- RemovedPlanError       a scan's folder was removed
     |   |   |-- ClaimLostError         (75) another scan began at the same time
     |   |   |-- ScanUnderWayError      (75) named objects wait for a scan of the whole source
     |   |   `-- IncompleteScanError    shards are missing
