@@ -19,6 +19,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
     |   |-- RecipeError, SettingError, DeviceError, DivergedError, EnsembleError    training
     |   |-- RunTakenError              two trainings write one run
+    |   |-- RunFolderError             a run folder that holds what would be lost
     |   |-- ImportConfigError, GraphError                             somebody else's detector
     |   |   `-- UnfitGraphError        a graph that is not as its description says
     |   |-- EvaluationError, ExplainError, VideoError, BoundError, BandError, PowerError    evaluation
@@ -28,6 +29,7 @@ Each package defines its own errors beside the code that raises them:
     |   |   |-- AlreadyLoadedError     another `register` has loaded this version
     |   |   `-- ServerDownError        (75) the server does not answer
     |   |-- LabelError, AuditError, WebhookError, ScorerError, TrustError  scans
+    |   |   `-- NotScoredError         labels of images without a score
     |   |-- CaseError                  the report on one image
     |   |   `-- CaseDiffersError       (3) a replay gives other figures
     |   |-- PlanError                  a scan's plan or its parts
