@@ -103,6 +103,7 @@ def test_a_scans_summary_has_as_many_lines_as_it_means_to() -> None:
     report = {
         "source": FORGED,
         "named": None,
+        "evaluation": None,
         "whole": None,
         "totals": dict.fromkeys(("listed", "scored", "rejected", "failed", "unchanged", "deleted"), 1),
         "verdicts": dict.fromkeys(("ai", "uncertain", "real"), 1),
