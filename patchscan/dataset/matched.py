@@ -29,7 +29,7 @@ from patchscan.dataset.layout import CLASSES, data_name
 from patchscan.dataset.source import DataSource
 from patchscan.detector.images import ImageError, decode
 from patchscan.storage import open_store
-from patchscan.storage.store import is_bucket
+from patchscan.storage.store import Store, is_bucket
 
 SETTINGS_FILE = "protocol.json"
 CROPS_FILE = "crops.parquet"
@@ -62,7 +62,7 @@ class Settings:
     @classmethod
     def read(cls, out: Path) -> "Settings | None":
         """Read the settings that a matched version was made with; None where the folder holds none."""
-        used = _settings_of(out)
+        used = _settings_of(open_store(str(out)))
         if used is None:
             return None
         return cls(size=used["size"], qualities=tuple(used["qualities"]), seed=used["seed"])
@@ -127,13 +127,13 @@ def matched_version(data: str | Path, out: Path | None = None, index: Path | Non
 
 def protocol_of(data: str | Path) -> str:
     """Return `matched` where `data` is a matched version (a folder, or its copy in a bucket), else `raw`."""
-    return "raw" if _settings_of(data) is None else "matched"
+    return "raw" if _settings_of(open_store(str(data))) is None else "matched"
 
 
-def _settings_of(data: str | Path) -> dict[str, Any] | None:
+def _settings_of(data: Store) -> dict[str, Any] | None:
     """What the SETTINGS_FILE of a matched version says; None of other data, which may have a file of that name."""
     try:
-        found = json.loads(open_store(str(data)).read(SETTINGS_FILE) or b"null")
+        found = json.loads(data.read(SETTINGS_FILE) or b"null")
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.keys() >= MADE_OF else None
@@ -142,7 +142,8 @@ def _settings_of(data: str | Path) -> dict[str, Any] | None:
 def originals(data: str | Path) -> tuple[str, dict[str, str]] | None:
     """Return, of a matched version, the name of the data set that it was made of, and the path in that of each crop's
     original by the crop's path; None for other data."""
-    settings, crops = _settings_of(data), open_store(str(data)).read(CROPS_FILE)
+    store = open_store(str(data))
+    settings, crops = _settings_of(store), store.read(CROPS_FILE)
     if settings is None or crops is None:
         return None
     # Those of version 0.1 do not name it: by default it is the folder beside them.
@@ -227,7 +228,7 @@ def _check_or_write_settings(out: Path, data: str | Path, settings: Settings, di
     made_of = {"protocol": "matched", **asdict(settings), "source_digest": digest}
     record = json.dumps({**made_of, ORIGINAL_NAME: data_name(data)}, indent=1) + "\n"
     file = out / SETTINGS_FILE
-    there = _settings_of(out) or {}
+    there = _settings_of(open_store(str(out))) or {}
     if file.exists() and any(there.get(key) != json.loads(record)[key] for key in made_of):
         raise ProtocolError(f"{out} was made of other data or with other settings ({file}): choose another folder")
     if not file.exists() and out.exists() and any(out.iterdir()):

@@ -32,9 +32,9 @@ def split(data: Sequence[str], out: Path, held_out: float = 1 / 3, sources: Path
     Whole collections of sources (see `add_sources`) are held out or not, in all data sets alike. Where the share cannot
     be met so, because one collection has most of a generator's images, single sources of that collection are. `sources`
     is the file of sources, if it is neither in a data folder nor beside it. The index of a bucket is
-    `out`/<name>.index.parquet. Returns the images: columns data, path,
-    generator, class, collection, before and after (`train` or `val`). An interrupted call continues when it is
-    repeated. Raises SplitError, SourcesError, and what building an index raises.
+    `out`/<name>.index.parquet. Returns the images: columns data, path, generator, class, collection, before and after
+    (`train` or `val`). An interrupted call continues when it is repeated. Raises SplitError, SourcesError, and what
+    building an index raises.
     """
     names = [data_name(one) for one in data]
     if len(set(names)) < len(names):

@@ -98,12 +98,11 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
     if (options.when is not None or options.when_loss is not None) and len(runs) != 2:
         raise EvaluationError("a cascade is of two detectors: give --run twice, the one that looks at all images first")
     labels, label_info = options.labels, None
-    if not labels:
-        _check_cards_can_be_written(runs)
     if labels:
         data, options = {name: key_root(where) for name, where in data.items()}, replace(options, calibrate=False)
         listed, label_info = _labelled(data, labels, options.limit)
     else:
+        _check_cards_can_be_written(runs)
         indexes = {next(iter(data)): options.index}
         listed = {name: validation_images(where, options.limit, indexes.get(name)) for name, where in data.items()}
     _check_groups(options.groups, listed)

@@ -96,9 +96,9 @@ def source_counts(images: pd.DataFrame, resamples: int = RESAMPLES) -> np.ndarra
     """How often each image is drawn in each bootstrap sample, float (resamples, images).
 
     Within each generator and class collections are drawn with replacement, then within each drawn collection its
-    sources; the images of one source go together. Generators that share a collection are drawn from
-    together. Of a class with a single collection the sources alone are drawn, so its interval covers other images of
-    that collection and no other collections.
+    sources; the images of one source go together, and so do generators that share a collection. Of a class with a
+    single collection the sources alone are drawn, so its interval covers other images of that collection and no other
+    collections.
     """
     rng = np.random.default_rng(0)
     counts = np.zeros((resamples, len(images)))
