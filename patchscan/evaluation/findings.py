@@ -11,11 +11,12 @@ SIGNIFICANT = 0.05
 def findings(report: dict[str, Any]) -> dict[str, list[str]]:
     """Return the sentences about each model under `models`, and those about pairs of models under `comparisons`."""
     several = len(report["protocols"]) > 1
+    about = _model_findings if len(report["models"]) == 1 else _short_findings
     models, comparisons = [], []
     for protocol in report["protocols"]:
         prefix = f"[{protocol}] " if several else ""
         for model in report["models"]:
-            models += [prefix + text for text in _model_findings(model, protocol)]
+            models += [prefix + text for text in about(model, protocol)]
         comparisons += [prefix + text for text in _comparison_findings(report["comparisons"].get(protocol))]
     for model in report["models"]:
         models += [text for data in model["scoreboard"] for text in scoreboard_findings(model["name"], data)]
@@ -78,14 +79,39 @@ OUTCOMES = {
 
 def _generator_findings(model: str, rows: list[dict[str, Any]]) -> list[str]:
     """One sentence for each outcome, naming the generators it holds for."""
-    by_outcome: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
-    for row in rows:
+
+    def with_auc(row: dict[str, Any]) -> str:
         auc = row["metrics"]["auc"]
-        figures = f", AUC {_interval(auc, '3')}" if auc["value"] is not None else ""
-        by_outcome[_outcome(auc) if row["counts"]["scored"] else "nothing"].append(
-            f"{row['name']} ({row['kind']}){figures}"
-        )
-    return [f"{model} {OUTCOMES[outcome]} {'; '.join(names)}." for outcome, names in by_outcome.items() if names]
+        return _named(row) if auc["value"] is None else f"{_named(row)}, AUC {_interval(auc, '3')}"
+
+    return [
+        f"{model} {OUTCOMES[outcome]} {'; '.join(map(with_auc, part))}." for outcome, part in _by_outcome(rows).items()
+    ]
+
+
+def _short_findings(model: dict[str, Any], protocol: str) -> list[str]:
+    """One sentence without figures, for a report of several models, whose tables have them: on how many generators the
+    model is better than guessing, and on which it is not."""
+    rows = [row for row in model["results"][protocol]["rows"] if row["kind"] != "group"]
+    those = _by_outcome(rows)
+    better = len(those.pop("better", []))
+    count = f"all {len(rows)}" if better == len(rows) else f"{better} of {len(rows)}"
+    parts = [f"{OUTCOMES['better']} {count} generators"]
+    parts += [f"{OUTCOMES[outcome]} {', '.join(map(_named, part))}" for outcome, part in those.items()]
+    return [f"{model['name']} {'; '.join(parts)}."]
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['name']} ({row['kind']})"
+
+
+def _by_outcome(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The generators' rows of each outcome that any has, in the order of OUTCOMES."""
+    outcomes = [_outcome(row["metrics"]["auc"]) if row["counts"]["scored"] else "nothing" for row in rows]
+    grouped = {
+        outcome: [row for row, one in zip(rows, outcomes, strict=True) if one == outcome] for outcome in OUTCOMES
+    }
+    return {outcome: part for outcome, part in grouped.items() if part}
 
 
 def _outcome(auc: dict[str, Any]) -> str:

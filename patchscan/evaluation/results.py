@@ -1,5 +1,6 @@
 """Compute one model's part of report.json from its scores: metrics per generator, operating points, calibration."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -41,6 +42,22 @@ class Evaluated:
 def protocol_title(name: str) -> str:
     """Return what a report calls one of its sets of images: `raw protocol`, or the name of one data set of several."""
     return f"{name} protocol" if name in ("raw", "matched") else name
+
+
+def side_by_side(report: Mapping[str, Any], protocol: str) -> dict[str, list[str | None]]:
+    """Return, for each generator and then each group, where in the report each model's row of it is, as a dotted path;
+    None for a model without one."""
+    results = [model["results"][protocol]["rows"] for model in report["models"]]
+    names = dict.fromkeys(row["name"] for rows in results for row in rows)
+    places: dict[str, list[str | None]] = {name: [None] * len(results) for name in sorted(names, key=_pooled_last)}
+    for model, rows in enumerate(results):
+        for number, row in enumerate(rows):
+            places[row["name"]][model] = f"models.{model}.results.{protocol}.rows.{number}"
+    return places
+
+
+def _pooled_last(name: str) -> int:
+    return POOLED.index(name) if name in POOLED else -1
 
 
 def seen_rows(card: Card, table: pd.DataFrame) -> pd.Series:

@@ -42,15 +42,15 @@ class Figures:
         key = "" if value is None else value
         return Markup('<td data-sort="{}">{}</td>').format(key, self.text(path, style))
 
-    def estimate(self, path: str, style: str = "3") -> Markup:
-        """Return a table cell for an estimate {value, low, high}: the value above its 95 % interval."""
+    def estimate(self, path: str, style: str = "3", mark: str = "") -> Markup:
+        """Return a table cell for an estimate {value, low, high}: the value and a mark above its 95 % interval."""
         estimate, interval = self.at(path), "no interval"
         if estimate["value"] is None:
             return self.cell(f"{path}.value", style)
         if estimate["low"] is not None:
             interval = self.text(f"{path}.low", style) + " to " + self.text(f"{path}.high", style)
-        return Markup('<td data-sort="{}">{}<small>{}</small></td>').format(
-            estimate["value"], self.text(f"{path}.value", style), interval
+        return Markup('<td data-sort="{}">{}{}<small>{}</small></td>').format(
+            estimate["value"], self.text(f"{path}.value", style), mark, interval
         )
 
 

@@ -204,11 +204,14 @@ def test_ratios_are_judged_where_the_card_bounds_them(three: tuple[dict[str, Any
 def test_findings_say_what_the_data_carry_and_no_more(three: tuple[dict[str, Any], str, Path]) -> None:
     findings = three[0]["findings"]
     blind = [text for text in findings["models"] if text.startswith("blind ")]
-    assert not any("better than guessing" in text for text in blind)
-    assert any("is not shown to differ from guessing on" in text for text in blind)
+    assert blind == [
+        (
+            "blind separates AI from real images better than guessing on 0 of 3 generators; "
+            "is not shown to differ from guessing on ldm (seen), sd (seen), gan (unseen)."
+        )
+    ]
     good = next(text for text in findings["models"] if text.startswith("good "))
-    assert "better than guessing on ldm (seen), AUC 0.9" in good
-    assert "gan (unseen), AUC 0.9" in good
+    assert good == "good separates AI from real images better than guessing on all 3 generators."
     told = next(text for text in findings["comparisons"] if text.startswith("AUC: good beats blind on "))
     assert "gan by 0." in told
     assert not any("blind beats" in text for text in findings["comparisons"])
@@ -322,6 +325,28 @@ def test_poor_data_are_reported_and_drawn(kind: str, tmp_path: Path, monkeypatch
         row = model["results"]["raw"]["rows"][-1]
         assert row["counts"]["images"] == len(POOR[kind])
         assert row["counts"]["scored"] + row["counts"]["rejected"] + row["counts"]["not_finite"] == len(POOR[kind])
+
+
+def test_the_findings_of_one_model_have_their_figures() -> None:
+    told = build_report([evaluated("good", table({"sd": (60, 60), "gan": (45, 45)}, 3.0))], {})["findings"]["models"]
+    assert re.search(r"better than guessing on sd \(seen\), AUC 0\.9.*; gan \(unseen\), AUC 0\.9", told[0])
+
+
+def test_several_models_stand_in_one_table_before_the_findings(tmp_path: Path) -> None:
+    scores = table({"sd": (30, 30), "ldm": (30, 30), "gan": (30, 30)}, 3.0)
+    models = [evaluated("theirs", scores, seen=[]), evaluated("ours", scores)]
+    _report, page = written(models, tmp_path)
+    first = page[page.index("<h2>Findings") : page.index('<ol class="findings">')]
+    assert first.count("&lt;b&gt;trained&lt;/b&gt; on little") == 1  # a warning of both models
+    assert "theirs, ours:" in first
+    rows = re.findall(r"<tr[^>]*><td>([^<]+)</td>(.*)</tr>", first)
+    assert [name for name, _ in rows] == ["gan", "ldm", "sd", "all seen", "all unseen", "overall", "theirs", "ours"]
+    cells = dict(rows)
+    assert cells["all seen"].startswith('<td data-sort="">–</td><td')  # the first model has seen nothing
+    assert (cells["gan"].count("*"), cells["sd"].count("*")) == (2, 1)
+    assert all("operating_points.0.groups.unseen.false_alarms.value" in cells[name] for name in ("theirs", "ours"))
+    written(models[1:], tmp_path)
+    assert "AUC of the models" not in (tmp_path / "report.html").read_text()
 
 
 def test_findings_tell_one_class_from_no_score_and_how_sure_the_alarms_are() -> None:
