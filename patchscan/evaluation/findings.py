@@ -6,6 +6,9 @@ from typing import Any
 from patchscan.reporting.pages import show
 
 SIGNIFICANT = 0.05
+TESTS = {"accuracy": "Accuracy", "auc": "AUC"}
+# More names than these are told as a number: the table of comparisons has them.
+LISTED = 5
 
 
 def findings(report: dict[str, Any]) -> dict[str, list[str]]:
@@ -126,10 +129,18 @@ def _comparison_findings(comparison: dict[str, Any] | None) -> list[str]:
     if comparison is None:
         return []
     measured: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row, test in product(comparison["pairs"], ("accuracy", "auc")):
+    for row, test in product(comparison["pairs"], TESTS):
         if row[test] is not None:
             measured.setdefault((row["first"], row["second"], test), []).append(row)
-    sentences = [_pair_finding(rows, test) for (_, _, test), rows in measured.items()]
+    sentences = [_pair_finding(rows, test) for (_, _, test), rows in measured.items() if _differs(rows, test)]
+    for test, title in TESTS.items():
+        alike = [
+            f"{first} and {second}"
+            for (first, second, one), rows in measured.items()
+            if one == test and not _differs(rows, test)
+        ]
+        if alike:
+            sentences.append(f"{title}: No difference shown on any images between {'; '.join(alike)}.")
     friedman = comparison["friedman"]
     if friedman:
         verb = "rank differently" if friedman["p_value"] < SIGNIFICANT else "are not shown to rank differently"
@@ -140,8 +151,12 @@ def _comparison_findings(comparison: dict[str, Any] | None) -> list[str]:
     return sentences
 
 
+def _differs(rows: list[dict[str, Any]], test: str) -> bool:
+    return any(row[test]["p_corrected"] < SIGNIFICANT for row in rows)
+
+
 def _pair_finding(rows: list[dict[str, Any]], test: str) -> str:
-    """Say on which images one model of a pair beats the other, by how much, and where no difference is shown."""
+    """Say on which images one model of a pair beats the other, by how much, and on how many no difference is shown."""
     first, second = rows[0]["first"], rows[0]["second"]
     better: dict[int, list[str]] = {1: [], -1: []}
     equal = []
@@ -160,8 +175,12 @@ def _pair_finding(rows: list[dict[str, Any]], test: str) -> str:
         if places
     ]
     if equal:
-        told.append(f"No difference shown between {first} and {second} on {', '.join(equal)}.")
-    return " ".join(["Accuracy:" if test == "accuracy" else "AUC:", *told])
+        told.append(f"No difference shown on {_listed(equal)}.")
+    return " ".join([f"{TESTS[test]}:", *told])
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= LISTED else f"the other {len(names)}"
 
 
 def _difference(value: float, low: float, high: float, test: str) -> str:

@@ -232,6 +232,23 @@ def test_each_comparison_is_told_once_for_each_protocol() -> None:
     assert len(set(told)) == len(told)
 
 
+def test_pairs_of_models_without_a_difference_are_told_together() -> None:
+    many = {f"g{number}": (20, 20) for number in range(7)}
+    first = table(many, 1.0)
+    better = first.assign(logit=first.logit.where(first.generator != "g0", (first.label * 2 - 1) * 9.0))
+    models = [evaluated(name, scores) for name, scores in (("one", first), ("two", first), ("three", better))]
+    told = build_report(models, {})["findings"]["comparisons"]
+    assert told[-1].startswith("Across 7 generators")
+    alike = [text for text in told if "on any images between" in text]
+    assert [text.partition(" on any images")[0] for text in alike] == [
+        "Accuracy: No difference shown",
+        "AUC: No difference shown",
+    ]
+    assert all("one and two" in text for text in alike)
+    beaten = next(text for text in told if text.startswith("AUC: three beats one on g0 by 0."))
+    assert beaten.endswith("No difference shown on the other 6.")
+
+
 @pytest.mark.slow
 def test_text_and_markdown_carry_the_same_accuracy(three: tuple[dict[str, Any], str, Path]) -> None:
     report, _, out = three
