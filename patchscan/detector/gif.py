@@ -5,7 +5,7 @@ from collections.abc import Iterator
 MAX_FRAMES = 10_000
 _MAX_BLOCKS = 1_000_000
 _IMAGE, _EXTENSION, _END = 0x2C, 0x21, 0x3B
-COMMENT = 0x21FE
+COMMENT, APPLICATION = 0x21FE, 0x21FF
 
 
 def count_frames(data: bytes) -> int:

@@ -1,5 +1,5 @@
 """Tell pixels from metadata in a HEIC or AVIF: hide metadata from the decoder, so that damaged ones cannot reject an
-image, and find its EXIF without one (ISO/IEC 14496-12 for the boxes, 23008-12 for the items).
+image, and find its EXIF and XMP without one (ISO/IEC 14496-12 for the boxes, 23008-12 for the items).
 """
 
 import io
@@ -28,6 +28,8 @@ _HIDDEN = b"free"
 # More items than any picture has; a file of millions would take seconds.
 _MAX_ITEMS = 10_000
 _MAX_PLACES = 16
+# Of metadata: bytes read of a place, and items of XMP (a map of brightness beside the picture has its own).
+_LONGEST, _MAX_XMP = 2**22, 16
 
 
 def pixels_only(data: bytes, name: str) -> bytes:
@@ -54,12 +56,21 @@ def with_known_brand(data: bytes, name: str) -> bytes:
 def exif(data: bytes) -> bytes:
     """Return the first EXIF of a file, without its header; empty where there is none. Raises struct.error and
     IndexError for a damaged file."""
+    content = next(_contents(data, b"Exif"), b"")
+    return content[4 + int.from_bytes(content[:4]) :]
+
+
+def xmp(data: bytes) -> Iterator[bytes]:
+    """Yield what a file holds as `mime` items: its XMP. Raises struct.error and IndexError for a damaged file."""
+    return islice(_contents(data, b"mime"), _MAX_XMP)
+
+
+def _contents(data: bytes, kind: bytes) -> Iterator[bytes]:
+    """The contents of the items of a type."""
     for meta in islice(_boxes(data, 0, len(data), b"meta"), 1):
         for at, number in islice(_items(data, *meta), _MAX_ITEMS):
-            if data[at : at + 4] == b"Exif":
-                content = _content(data, *meta, number)
-                return content[4 + int.from_bytes(content[:4]) :]
-    return b""
+            if data[at : at + 4] == kind:
+                yield _content(data, *meta, number)
 
 
 def unsupported(data: bytes, name: str) -> str | None:
@@ -92,7 +103,7 @@ def _content(data: bytes, meta: int, meta_end: int, number: int) -> bytes:
             if one == number:
                 idat = next(_boxes(data, meta + 4, meta_end, b"idat"), (0, 0))
                 kept = data[slice(*idat)] if method else data
-                return b"".join(kept[start : start + length] for start, length in spans)
+                return b"".join(kept[start : start + min(length, _LONGEST)] for start, length in spans)
     return b""
 
 

@@ -1,8 +1,6 @@
 """Read the texts that an image file holds beside its pixels: text chunks, comments, EXIF, IPTC and XMP, however
 encoded."""
 
-import html
-import re
 import unicodedata
 import zlib
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from typing import Any
 from patchscan.detector import gif, iso_media, png, webp
 from patchscan.detector.segments import MARKER
 from patchscan.detector.tiff import Tiff
+from patchscan.scanning import xmp
 
 # Longer texts are cut; what generators write begins, or ends, within this.
 MAX_TEXT_BYTES = 2**20
@@ -19,14 +18,13 @@ MAX_TEXTS, MAX_BYTES = 1000, 2**22  # of one file
 MAX_DAMAGED = 16  # packed texts that cannot be unpacked: up to where they are damaged each takes as long as another
 MAX_EXIF_BLOCKS = 4
 MAX_PROFILES = 8  # of ImageMagick, in a PNG
-# Of a JPEG, a PNG, and of a property in XMP: nothing else limits the time that a scan takes for them.
-MAX_SEGMENTS, MAX_CHUNKS, MAX_MENTIONS = 10_000, 100_000, 1000
-# A reference to no character. Python would make a number of it, and raises ValueError from 4,301 digits on.
-NO_CHARACTER = re.compile(r"&#\d{8,}+;?")
+# Of a JPEG and a PNG: nothing else limits the time that a scan takes for them.
+MAX_SEGMENTS, MAX_CHUNKS = 10_000, 100_000
 CODES = (b"ASCII\0\0\0", b"JIS\0\0\0\0\0", bytes(8))  # before a comment of EXIF, beside UNICODE
 SAMPLE_BYTES = 8192  # that tell the order of UTF-16's bytes
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"comf")  # the last as tEXt, in ComfyUI's animations
 XMP_CHUNK = "XML:com.adobe.xmp"
+XMP_PACKET = "\0XMP"  # all other XMP, of which only properties are texts; no chunk can have this keyword
 EXIF_IFD = 0x8769
 EXIF_TAGS = {
     0x010D: "DocumentName",
@@ -44,67 +42,28 @@ EXIF_TAGS = {
     0x9C9F: "XPSubject",
     0x9286: "UserComment",
 }
-IPTC_TAG, PHOTOSHOP_TAG = 33723, 34377
+XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG = 700, 33723, 34377
 # Data sets of record 2 of IPTC-IIM, in the image resource 0x0404 of Photoshop; named as the same texts elsewhere.
 IPTC_TEXTS = {65: "Software", 110: "Credit", 120: "Description"}
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
-EXIF, XMP, PHOTOSHOP, IPTC_RESOURCE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0", 0x0404
+EXIF, XMP, PHOTOSHOP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0"
+IPTC_RESOURCE, XMP_RESOURCE = 0x0404, 0x0424
+GIF_XMP = b"\x0bXMP DataXMP"
 # Of XMP that is longer than a segment: the GUID of the whole, its length, and where the part begins in it.
 EXTENDED_XMP, EXTENDED_XMP_HEAD = b"http://ns.adobe.com/xmp/extension/\0", 40
 END, APP1, APP13, COMMENT = 0xD9, 0xE1, 0xED, 0xFE
-# XMP is mostly UTF-8; of a packet in UTF-16 every second byte is zero, and in UTF-32 three of four. The words end
-# `xmpmeta`, `xapmeta` and `rdf:RDF`.
-WIDE_XMP = [
-    zeros.join(bytes([letter]) for letter in word) for word in (b"pmeta", b":RDF") for zeros in (b"\0", bytes(3))
-]
-
-
-class XmpProperty:
-    """A property of XMP, by the end of its name: an attribute, an element, or within elements of RDF in one. `value` is
-    the pattern of the beginning of its value, with one group (by default its text)."""
-
-    def __init__(self, name: str, value: str = ""):
-        # `+`: what is matched is not given back, or a file of beginnings would take long.
-        space, inside, longest = r"\s{0,99}+", r"(?:\s[^<>]{0,200}+)?+", "{1,65000}+"
-        attribute = rf"(?:\s{{1,99}}+rdf:resource)?{space}={space}"
-        element = rf"{inside}>{space}(?:<rdf:\w{{1,20}}+{inside}>{space}){{0,4}}+"
-        forms = ((rf'{attribute}"{space}', '"<'), (rf"{attribute}'{space}", "'<"), (element, "<"))
-        texts = (start + (value or f"([^{end}]{longest})") for start, end in forms)
-        self._name, self._pattern = name.encode(), re.compile(f"{name}(?:{'|'.join(texts)})".encode())
-
-    def find(self, packet: bytes) -> str | None:
-        """Return its value in bytes that hold XMP, or None."""
-        # Most files have no XMP, and the pattern alone takes four times as long to find that.
-        place = packet.find(self._name)
-        for _ in range(MAX_MENTIONS):
-            if place < 0:
-                return None
-            match = self._pattern.match(packet, place)
-            if match:
-                return match[match.lastindex or 0].decode(errors="replace")
-            place = packet.find(self._name, place + 1)
-        return None
-
-
-XMP_TEXTS = {
-    "CreatorTool": XmpProperty(":CreatorTool"),
-    "Credit": XmpProperty("photoshop:Credit"),
-    "Description": XmpProperty("dc:description"),
-    "UserComment": XmpProperty("exif:UserComment"),
-    "Software": XmpProperty("tiff:Software"),
-    "ImageDescription": XmpProperty("tiff:ImageDescription"),
-}
 
 
 def file_texts(data: bytes, image_format: str) -> list[tuple[str, str]]:
     """Return names and texts of an encoded image: a chunk's keyword, `Comment`, an EXIF tag's name, or one of
-    IPTC_TEXTS and XMP_TEXTS. Damaged metadata has no texts."""
+    IPTC_TEXTS and xmp.TEXTS. Damaged metadata has no texts."""
     return texts_and_xmp(data, image_format)[0]
 
 
-def texts_and_xmp(data: bytes, image_format: str) -> tuple[list[tuple[str, str]], list[bytes]]:
-    """Return what `file_texts` does, and bytes that hold all XMP of the file as UTF-8."""
+def texts_and_xmp(data: bytes, image_format: str) -> tuple[list[tuple[str, str]], bytes]:
+    """Return what `file_texts` does, and all XMP of the file as UTF-8."""
     texts: list[tuple[str, str]] = []
+    packets: list[bytes] = []
     left = MAX_BYTES
     for read in _readers(data, image_format):
         try:
@@ -113,14 +72,14 @@ def texts_and_xmp(data: bytes, image_format: str) -> tuple[list[tuple[str, str]]
                 left -= len(value) if isinstance(value, bytes | str | tuple) else 0
                 if len(texts) >= MAX_TEXTS or left < 0:
                     break
-                texts.append((name, decode_text(value)))
+                if name in (XMP_CHUNK, XMP_PACKET):
+                    packets.append(value.replace(b"\0", b""))  # of UTF-16 and UTF-32, the words in Western letters
+                if name != XMP_PACKET:
+                    texts.append((name, decode_text(value)))
         except Exception:  # noqa: BLE001,S112  hostile metadata makes a reader raise anything
             continue
-    packets = _xmp_packets(data, texts)
-    for packet in packets:
-        found = {name: one.find(packet) for name, one in XMP_TEXTS.items()}
-        texts += [(name, decode_text(_unescaped(value))) for name, value in found.items() if value]
-    return texts, packets
+    joined = b"\n".join(packets)
+    return texts + [(name, decode_text(text)) for name, text in xmp.texts(joined)], joined
 
 
 def _readers(data: bytes, image_format: str) -> list[Iterator[tuple[str, Any]]]:
@@ -131,26 +90,12 @@ def _readers(data: bytes, image_format: str) -> list[Iterator[tuple[str, Any]]]:
         chunks = _png_chunks(data)
         return [_png_texts(chunks), _png_exif_texts(chunks), _png_profile_texts(chunks)]
     if image_format == "GIF":
-        return [_gif_comments(data)]
+        return [_gif_texts(data)]
     if image_format == "TIFF":
         return [_exif_texts(data)]
     if image_format == "WEBP":
-        return [_webp_exif_texts(data)]
-    return [_iso_exif_texts(data)] if image_format in ("AVIF", "HEIF") else []
-
-
-def _xmp_packets(data: bytes, texts: list[tuple[str, str]]) -> list[bytes]:
-    """The file itself, and packets that are packed, or in UTF-16 or UTF-32 (as much of these as texts may hold)."""
-    packets = [data, *(text.encode() for name, text in texts if name == XMP_CHUNK)]
-    starts = [place for place in map(data.find, WIDE_XMP) if place >= 0]
-    if starts:
-        packets.append(data[min(starts) : min(starts) + MAX_BYTES].replace(b"\0", b""))
-    return packets
-
-
-def _unescaped(value: str) -> str:
-    """A value of XMP with its references as the characters they stand for."""
-    return html.unescape(NO_CHARACTER.sub("\ufffd", value))
+        return [_webp_texts(data)]
+    return [_iso_exif_texts(data), _iso_xmp(data)] if image_format in ("AVIF", "HEIF") else []
 
 
 def decode_text(value: Any) -> str:
@@ -268,7 +213,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _jpeg_readers(data: bytes) -> list[Iterator[tuple[str, Any]]]:
-    comments, exif, resources, extended = [], [], [], []
+    comments, exif, resources, packets, extended = [], [], [], [], []
     for kind, content in _jpeg_segments(data):
         if kind == COMMENT:
             comments.append(content)
@@ -276,18 +221,20 @@ def _jpeg_readers(data: bytes) -> list[Iterator[tuple[str, Any]]]:
             exif.append(content.removeprefix(EXIF).removeprefix(EXIF))
         elif kind == APP13 and content.startswith(PHOTOSHOP):
             resources.append(content.removeprefix(PHOTOSHOP))
+        elif kind == APP1 and content.startswith(XMP):
+            packets.append(content.removeprefix(XMP))
         elif kind == APP1 and content.startswith(EXTENDED_XMP):
             extended.append(content.removeprefix(EXTENDED_XMP))
     blocks = map(_exif_texts, _exif_blocks(exif))
     iptc = _iptc_texts(b"".join(resources)[:MAX_BYTES])
-    return [_jpeg_comments(comments), *blocks, iptc, _extended_xmp(extended)]
+    return [_jpeg_comments(comments), *blocks, iptc, _jpeg_xmp(packets, extended)]
 
 
-def _extended_xmp(parts: list[bytes]) -> Iterator[tuple[str, Any]]:
-    """The parts of XMP that goes on from segment to segment, in their order; what lies within one is found anyway."""
-    if len(parts) > 1:
-        parts.sort(key=lambda part: part[36:EXTENDED_XMP_HEAD])
-        yield XMP_CHUNK, b"".join(part[EXTENDED_XMP_HEAD:] for part in parts)[:MAX_TEXT_BYTES]
+def _jpeg_xmp(packets: list[bytes], extended: list[bytes]) -> Iterator[tuple[str, Any]]:
+    """Packets of a segment each, and the one whose parts lie in several, in their order."""
+    extended.sort(key=lambda part: part[36:EXTENDED_XMP_HEAD])
+    for packet in (*packets, b"".join(part[EXTENDED_XMP_HEAD:] for part in extended)[:MAX_TEXT_BYTES]):
+        yield XMP_PACKET, packet
 
 
 def _jpeg_comments(comments: list[bytes]) -> Iterator[tuple[str, Any]]:
@@ -317,8 +264,11 @@ def _iptc_texts(resources: bytes) -> Iterator[tuple[str, Any]]:
         name = resources[place + 6] + 1
         start = place + 6 + name + name % 2 + 4
         size = int.from_bytes(resources[start - 4 : start])
-        if int.from_bytes(resources[place + 4 : place + 6]) == IPTC_RESOURCE:
-            yield from _iim_texts(resources[start : start + size])
+        kind, content = int.from_bytes(resources[place + 4 : place + 6]), resources[start : start + size]
+        if kind == IPTC_RESOURCE:
+            yield from _iim_texts(content)
+        elif kind == XMP_RESOURCE:
+            yield XMP_PACKET, content[:MAX_TEXT_BYTES]
         place = start + size + size % 2
 
 
@@ -332,20 +282,29 @@ def _iim_texts(block: bytes) -> Iterator[tuple[str, Any]]:
         place += 5 + size
 
 
-def _gif_comments(data: bytes) -> Iterator[tuple[str, Any]]:
+def _gif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
     for kind, start, end in gif.parts(data):
         if kind == gif.COMMENT:
             yield "Comment", gif.content(data, start, end)
+        elif kind == gif.APPLICATION and data.startswith(GIF_XMP, start):
+            # It is not cut into blocks: its bytes are taken for the lengths of blocks, and some after it end these.
+            yield XMP_PACKET, data[start + len(GIF_XMP) : end][:MAX_TEXT_BYTES]
 
 
-def _webp_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
+def _webp_texts(data: bytes) -> Iterator[tuple[str, Any]]:
     for kind, start, end in webp.chunks(data):
         if kind == b"EXIF":
             yield from _exif_texts(data[start + 8 : end])
+        elif kind == b"XMP ":
+            yield XMP_PACKET, data[start + 8 : end][:MAX_TEXT_BYTES]
 
 
 def _iso_exif_texts(data: bytes) -> Iterator[tuple[str, Any]]:
     yield from _exif_texts(iso_media.exif(data))
+
+
+def _iso_xmp(data: bytes) -> Iterator[tuple[str, Any]]:
+    yield from ((XMP_PACKET, packet[:MAX_TEXT_BYTES]) for packet in iso_media.xmp(data))
 
 
 def _png_exif_texts(chunks: list[tuple[bytes, bytes]]) -> Iterator[tuple[str, Any]]:
@@ -365,6 +324,8 @@ def _exif_texts(block: bytes) -> Iterator[tuple[str, Any]]:
         for directory in (tiff.start, tiff.first.number(EXIF_IFD, 0)):
             values = tiff.values(directory, EXIF_TAGS, MAX_TEXT_BYTES)
             yield from ((name, values[tag]) for tag, name in EXIF_TAGS.items() if tag in values)
-        resources = tiff.values(tiff.start, (IPTC_TAG, PHOTOSHOP_TAG), MAX_BYTES)
-        for tag in sorted(resources):
-            yield from _iptc_texts(resources[tag])
+        blocks = tiff.values(tiff.start, (XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG), MAX_BYTES)
+        if XMP_TAG in blocks:
+            yield XMP_PACKET, blocks.pop(XMP_TAG)[:MAX_TEXT_BYTES]
+        for tag in sorted(blocks):
+            yield from _iptc_texts(blocks[tag])

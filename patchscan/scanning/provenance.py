@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from patchscan.scanning.c2pa_manifest import TERM, manifest
-from patchscan.scanning.file_texts import XmpProperty, texts_and_xmp
+from patchscan.scanning.file_texts import texts_and_xmp
+from patchscan.scanning.xmp import XmpProperty
 
 TYPE = pa.struct(
     [
@@ -108,12 +109,11 @@ def provenance(data: bytes, image_format: str, trust: str | None = None) -> Prov
     `digital_source_type`: the IPTC term in such a manifest, or in that of the picture it was made from, else in XMP;
     `generator`: a generator's own text.
     """
-    texts, packets = texts_and_xmp(data, image_format)
+    texts, xmp = texts_and_xmp(data, image_format)
     found: Provenance = dict.fromkeys(field.name for field in TYPE)
     found.update(manifest(data, image_format, trust))
     if found["digital_source_type"] is None:
-        terms = (XMP_TERM.find(packet) for packet in packets)
-        found["digital_source_type"] = next((term for term in terms if term), None)
+        found["digital_source_type"] = XMP_TERM.find(xmp)
     found["generator"] = _generator(texts)
     return found if any(found.values()) else None
 

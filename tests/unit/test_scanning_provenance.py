@@ -196,6 +196,7 @@ def test_a_manifest_does_not_change_the_verdict(sign: Sign, jpeg: bytes) -> None
 
 PARAMETERS = "a cat, für Elise\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"
 FOUND = f"Stable Diffusion web UI: {' '.join(PARAMETERS.split())}"[: 120 + len("Stable Diffusion web UI: ")]
+XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 TERM = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -258,11 +259,19 @@ def with_exif_in_segments(block: bytes) -> bytes:
 def iptc(number: int, text: bytes) -> bytes:
     """Photoshop's image resources: one without text, and IPTC-IIM with this data set."""
     block = b"\x1c\x02\x00\x00\x02\x00\x04\x1c\x02" + bytes([number]) + len(text).to_bytes(2) + text
-    resources = ((0x03ED, b"\0" * 3), (0x0404, block))
-    return b"".join(
-        b"8BIM" + kind.to_bytes(2) + b"\0\0" + len(data).to_bytes(4) + data + b"\0" * (len(data) % 2)
-        for kind, data in resources
-    )
+    return resource(0x03ED, b"\0" * 3) + resource(0x0404, block)
+
+
+def resource(kind: int, data: bytes) -> bytes:
+    """One of Photoshop's image resources."""
+    return b"8BIM" + kind.to_bytes(2) + b"\0\0" + len(data).to_bytes(4) + data + b"\0" * (len(data) % 2)
+
+
+def gif_with_xmp(xmp: bytes) -> bytes:
+    """As the XMP specification, part 3, puts it into a GIF: not in blocks, with bytes after it that lead to an end
+    wherever one begins to count."""
+    data, trailer = saved("GIF"), b"\1" + bytes(range(255, -1, -1)) + b"\0"
+    return data[:-1] + b"!\xff\x0bXMP DataXMP" + xmp + trailer + data[-1:]
 
 
 def profile(kind: str, content: bytes) -> dict[str, str]:
@@ -293,9 +302,13 @@ def box(kind: bytes, content: bytes) -> bytes:
 
 
 def iso_metadata(exif: bytes, iloc: bytes, types: bytes = b"Exif") -> bytes:
-    """The metadata of an AVIF whose item 7 is an EXIF, kept in `idat`: items of these types, placed as `iloc` says."""
+    """The metadata of an AVIF with items of these types; the last, number 7, is kept in `idat`, as `iloc` says."""
     kinds = [types[at : at + 4] for at in range(0, len(types), 4)]
-    items = b"".join(box(b"infe", struct.pack(">IHH4s", 2 << 24, 7, 0, kind)) for kind in kinds)
+    numbers = [number % 65536 for number in range(8 - len(kinds), 8)]
+    items = b"".join(
+        box(b"infe", struct.pack(">IHH4s", 2 << 24, number, 0, kind))
+        for number, kind in zip(numbers, kinds, strict=True)
+    )
     inside = box(b"iinf", struct.pack(">IH", 0, len(kinds) % 65536) + items) + box(b"iloc", iloc) + box(b"idat", exif)
     return box(b"ftyp", b"avif\0\0\0\0avif") + box(b"meta", bytes(4) + inside)
 
@@ -444,7 +457,7 @@ def test_a_mostly_chinese_prompt_is_read_in_either_order_of_its_bytes(order: str
         (with_xmp(XMP.encode("utf-32-le")), "JPEG"),
         (with_xmp(XMP.encode("utf-32-be")), "JPEG"),
         (png_texts(profile("xmp", XMP.encode())), "PNG"),
-        (png_texts(profile("APP1", b"http://ns.adobe.com/xap/1.0/\0" + XMP.encode())), "PNG"),
+        (png_texts(profile("APP1", XMP_HEAD + XMP.encode())), "PNG"),
         (with_xmp(XMP.replace("DigitalS", "digitalS").encode()), "JPEG"),
         (
             with_xmp(
@@ -459,12 +472,43 @@ def test_a_mostly_chinese_prompt_is_read_in_either_order_of_its_bytes(order: str
         (with_xmp(XMP.replace(f'="{TERM}"', f"><b>{TERM}").replace("<b>", "").encode()), "JPEG"),
         (with_xmp(XMP.replace('Type="', "Type rdf:resource='").encode()), "JPEG"),
         (saved("WEBP", xmp=XMP.encode()), "WEBP"),
+        (png_texts({"XML:com.adobe.xmp": XMP}), "PNG"),
         (png_texts({"XML:com.adobe.xmp": XMP}, packed=True), "PNG"),
         (png_texts({"XML:com.adobe.xmp": XMP}, packed=True, late=True), "PNG"),
+        (segments((0xE1, XMP_HEAD + XMP.encode()), late=True), "JPEG"),
+        (extended(XMP.encode(), 0), "JPEG"),
+        (segments((0xED, b"Photoshop 3.0\0" + resource(0x0424, XMP.encode()))), "JPEG"),
+        (saved("TIFF", tiffinfo=tiff_bytes(700, XMP.encode())), "TIFF"),
+        (saved("TIFF", big_tiff=True, tiffinfo=tiff_bytes(700, XMP.encode())), "TIFF"),
+        (gif_with_xmp(XMP.encode()), "GIF"),
+        (saved("AVIF", xmp=XMP.encode()), "AVIF"),
+        (saved("HEIF", xmp=XMP.encode()), "HEIF"),
+        (iso_metadata(XMP.encode(), places([(0, len(XMP))]), b"mimemime"), "AVIF"),
     ],
 )
 def test_a_source_type_is_found_however_xmp_is_stored(data: bytes, kind: str) -> None:
     assert claimed(data, kind, "digital_source_type") == "trainedAlgorithmicMedia"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (saved("JPEG") + XMP.encode(), "JPEG"),
+        (saved("JPEG", comment=XMP.encode()), "JPEG"),
+        (segments((0xE5, XMP_HEAD + XMP.encode())), "JPEG"),
+        (with_exif_in_segments(exif_of(0x927C, XMP, inner=True).tobytes()), "JPEG"),
+        (png_texts({"Comment": XMP}), "PNG"),
+        (saved("PNG") + XMP.encode(), "PNG"),
+        (saved("GIF", comment=XMP.encode()), "GIF"),
+        (saved("TIFF", tiffinfo={0x010E: XMP}), "TIFF"),
+        (saved("WEBP") + XMP.encode(), "WEBP"),
+        (saved("AVIF") + XMP.encode(), "AVIF"),
+        (saved("BMP") + XMP.encode(), "BMP"),
+    ],
+)
+def test_what_looks_like_xmp_counts_only_where_the_format_keeps_it(data: bytes, kind: str) -> None:
+    """A picture that is kept in another one's file, or a page that a caption quotes, has XMP of its own."""
+    assert provenance(data, kind) is None
 
 
 CAPTIONS = [
@@ -632,9 +676,9 @@ def test_a_text_that_only_begins_like_a_mark_takes_no_time(keyword: str, text: s
     ],
 )
 def test_xmp_that_only_begins_like_a_property_takes_no_time(xmp: str) -> None:
-    data = saved("JPEG") + (xmp * (2**22 // len(xmp))).encode()
+    data = saved("WEBP", xmp=(xmp * (2**22 // len(xmp))).encode())
     started = time.thread_time()
-    assert provenance(data, "JPEG") is None
+    assert provenance(data, "WEBP") is None
     assert time.thread_time() - started < 2
 
 
