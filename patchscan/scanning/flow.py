@@ -153,10 +153,10 @@ class Batcher:
                 while len(batch) < self._size:
                     batch.append(self._waiting.get_nowait())
             try:
-                logits = self._score([crops for crops, _ in batch])
+                answered = list(zip(batch, self._score([crops for crops, _ in batch]), strict=True))
             except Exception as error:  # noqa: BLE001  each waiting thread raises it for its own image
                 for _, future in batch:
                     future.set_exception(error)
             else:
-                for (_, future), logit in zip(batch, logits, strict=True):
+                for (_, future), logit in answered:
                     future.set_result(logit)

@@ -88,6 +88,14 @@ def test_a_batch_gives_each_image_its_own_logit_and_each_its_error() -> None:
         batcher.logit(np.array([13]))
 
 
+def test_an_answer_of_too_few_logits_is_an_error_and_keeps_no_image_waiting() -> None:
+    batcher, stop = Batcher(lambda crops: [], senders=1, size=4), threading.Event()
+    threading.Timer(2, stop.set).start()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="shorter"):
+            list(map_in_threads(batcher.logit, [np.zeros(1)], 1, stop, drain_s=0))
+
+
 def test_stopping_begins_no_item_and_gives_those_under_way() -> None:
     stop, begun = threading.Event(), []
 
