@@ -196,7 +196,7 @@ class Worker:
             except ObjectError as error:
                 return rows.failed(info, error.code, error.message, 1), 0
             except TransientError as error:
-                return _unavailable(info, error), 0
+                return rows.failed(info, FailureCode.UNAVAILABLE, str(error), error.attempts), 0
             return self._score(self._as_fetched(info, fetched), fetched, tries), len(fetched.data)
 
     def _score(self, info: ObjectInfo, fetched: FetchedObject, tries: int) -> Row:
@@ -208,13 +208,13 @@ class Worker:
         except ImageError as error:
             return rows.rejected(info, error.code, error.message, tries)
         except NotFiniteError as error:
-            return rows.failed(info, FailureCode.NOT_FINITE, str(error), 1)
+            return rows.failed(info, FailureCode.NOT_FINITE, str(error), tries)
         except RefusedRequestError as error:
-            return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), 1)
+            return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), tries)
         except TransientError as error:
             failing = (info.key, info.version_id)
             self._scorer_watch.raise_in_outage(failing, error, self._score_blank, self._probing)
-            return _unavailable(info, error)
+            return rows.failed(info, FailureCode.UNAVAILABLE, str(error), tries + error.attempts - 1)
 
     def _prepared_request(self, data: bytes) -> Callable[[], Answer]:
         """Return a function that asks the scorer about an image; it may be called again after a TransientError. What
@@ -312,10 +312,6 @@ class Shard:
         }
         found = {**self.failed, **self.done}
         return rows.to_parquet(list(found.values()), metadata={STATS_KEY: json.dumps(spent).encode()})
-
-
-def _unavailable(info: ObjectInfo, error: TransientError) -> Row:
-    return rows.failed(info, FailureCode.UNAVAILABLE, str(error), error.attempts)
 
 
 @cache

@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from patchscan.common.retries import OutageError, Retries, StoppedError, TransientError
+from patchscan.detector.card import NotFiniteError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.scanning import rows
-from patchscan.scanning.plan import Plan, ScanSource, ShardSize
+from patchscan.scanning.plan import Plan, ScanSource, ShardSize, read_parts
 from patchscan.scanning.planning import ScanRequest, plan_scan
-from patchscan.scanning.scorers import Select
+from patchscan.scanning.scorers import RefusedRequestError, Select
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.folder import Folder
@@ -241,3 +242,28 @@ def test_an_image_is_decoded_once_however_often_the_scorer_is_asked(
     assert data is not None
     (row,) = rows.from_parquet(data).to_pylist()
     assert (row["status"], row["attempts"], scorer.asked, decoded.count(alone)) == ("scored", tries, tries, 1)
+
+
+@pytest.mark.parametrize("fault", [NotFiniteError("NaN"), RefusedRequestError("the server answers 400"), None])
+def test_the_row_of_an_image_that_the_scorer_fails_counts_the_tries_to_read_it(
+    fault: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Folder.fetch
+    calls: list[object] = []
+
+    def fetch(self: Folder, info: ObjectInfo, limit: int) -> FetchedObject:
+        calls.append(info)
+        if len(calls) < 3:
+            raise TransientError("503 SlowDown")
+        return original(self, info, limit)
+
+    def answer(scorer: StubScorer, crops: Sequence[np.ndarray]) -> list[float]:
+        calls.append(crops)
+        raise fault or TransientError("503")
+
+    monkeypatch.setattr(Folder, "fetch", fetch)
+    monkeypatch.setattr(StubScorer, "logits", answer)
+    out = open_store(str(tmp_path / "out"))
+    plan = scan(photos(tmp_path / "photos", 1, 0), out, StubScorer())
+    (row,) = [row for data in read_parts(out, plan.scan) for row in rows.from_parquet(data).to_pylist()]
+    assert (row["status"], row["attempts"]) == ("failed", len(calls) - 1)
