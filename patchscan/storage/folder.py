@@ -126,7 +126,8 @@ class Folder:
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the results that begin with `prefix`."""
-        for path in _files(self.root, _raise_unless_missing):
+        # Only its folder is walked: beside it may lie the files of thousands of scans.
+        for path in _files(self.root / prefix.rpartition("/")[0], _raise_unless_missing):
             name = key_of(path.relative_to(self.root))
             if name.startswith(prefix) and not PARTIAL_NAME.fullmatch(path.name):
                 yield name

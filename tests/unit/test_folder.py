@@ -278,3 +278,22 @@ def test_a_result_that_cannot_be_removed_is_an_error_of_the_user(tmp_path: Path)
     assert not (tmp_path / "file").exists()
     with pytest.raises(StoreError, match="folder cannot be removed: "):
         store.delete("folder")
+
+
+def test_results_are_looked_for_in_their_own_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A results folder holds the files of all scans: a look at one of them, or at the history, walked through all."""
+    store, scandir, listed = open_store(str(tmp_path)), os.scandir, set()
+    names = {f"scans/{scan}/rows/{part}.parquet" for scan in (1, 2, 12) for part in "ab"} | {"history/1.json"}
+    for name in names:
+        store.write(name, b"")
+
+    def noted(folder: str) -> Iterator[os.DirEntry[str]]:
+        listed.add(str(folder).removeprefix(str(tmp_path)))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    assert set(store.names("scans/1/")) == {"scans/1/rows/a.parquet", "scans/1/rows/b.parquet"}
+    assert listed == {"/scans/1", "/scans/1/rows"}
+    assert set(store.names("scans/1")) == {name for name in names if name.startswith("scans/1")}
+    assert set(store.names("none/")) == set()
+    assert set(store.names("")) == names
