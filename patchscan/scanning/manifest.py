@@ -15,10 +15,9 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
 from patchscan.storage import open_store
-from patchscan.storage.store import ObjectInfo, Store, StoreError
+from patchscan.storage.store import MAX_SIZE, ObjectInfo, Store, StoreError, bare_etag
 
 BATCH = 10_000
-MAX_SIZE = 2**63 - 1  # that a table can hold
 # Our names for S3 Inventory's fields. Its CSV files have no header: its manifest gives the order of the columns.
 INVENTORY_FIELDS = {
     "Key": "key",
@@ -148,13 +147,13 @@ def _inventory_names(values: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _info(values: dict[str, Any], where: str) -> ObjectInfo:
     try:
-        modified, etag, key = values.get("last_modified"), _text(values, "etag"), _text(values, "key")
+        modified, key = values.get("last_modified"), _text(values, "key")
         if key is None:
             raise ValueError("there is no key")
         return ObjectInfo(
             key=key,
             size=_size(values.get("size")),
-            etag=etag and (etag.strip('"') or None),
+            etag=bare_etag(_text(values, "etag")),
             version_id=_text(values, "version_id"),
             last_modified=_parse_time(modified) if modified else None,
             storage_class=_text(values, "storage_class"),

@@ -30,7 +30,6 @@ from patchscan.storage.boto import (
 from patchscan.storage.key_ranges import PAGE, KeyRanges, Page, Repetition
 from patchscan.storage.object_reader import ObjectReader
 from patchscan.storage.replies import (
-    bare_etag,
     listed_info,
     note_what_boto_leaves_out,
     parse_time,
@@ -47,6 +46,7 @@ from patchscan.storage.store import (
     StoreError,
     UnorderedError,
     UnusableNameError,
+    bare_etag,
     split_url,
 )
 

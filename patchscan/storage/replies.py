@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.utils import parse_timestamp
 
-from patchscan.storage.store import ObjectInfo
+from patchscan.storage.store import MAX_SIZE, ObjectInfo, bare_etag
 
 # What boto3 leaves out of a listing: the name of its XML's first element, IsTruncated unless it is spelt `true`, and
 # how a listing of version 1 goes on.
@@ -19,8 +19,6 @@ ROOT = re.compile(PROLOG + rb"<(?:[\w.-]+:)?(\w+)", re.IGNORECASE | re.DOTALL)
 LISTING_ROOT = re.compile(rb"ListBucket\w*Result\w*")
 TRUNCATED = re.compile(rb"<(?:[\w.-]+:)?IsTruncated>\s*([^\s<]+)", re.IGNORECASE)
 NEXT_MARKER = re.compile(rb"<(?:[\w.-]+:)?NextMarker>\s*[^\s<]", re.IGNORECASE)
-# The largest size that a table can hold; no store has such an object.
-MAX_SIZE = 2**63 - 1
 # Where a reply names the region of its bucket, when the header x-amz-bucket-region and the field Region do not.
 REGION_TEXT = re.compile(
     r"expecting '([a-z0-9-]+)'|The ([a-z0-9-]+) location constraint|\bs3[.-]([a-z]+(?:-[a-z]+)+-[0-9]+)\."
@@ -89,8 +87,3 @@ def listed_info(listed: Any) -> ObjectInfo:
         storage_class=listed.get("StorageClass"),
         restored=restore and "RestoreExpiryDate" in restore,
     )
-
-
-def bare_etag(told: str | None) -> str | None:
-    """An ETag without quotes, and without the mark W/ that proxies put before it. None where there is none."""
-    return (told or "").strip().removeprefix("W/").strip('"') or None

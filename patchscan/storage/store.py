@@ -17,6 +17,8 @@ from patchscan.common.errors import UserError
 Result = TypeVar("Result")
 
 SCHEME = "s3://"
+# The largest size in bytes that a table can hold; no store has such an object.
+MAX_SIZE = 2**63 - 1
 # A download that is too large to be held in memory waits in a temporary file.
 TEMPORARY_FULL = "the disk of temporary files is full; free some space or set TMPDIR, and run the same command again"
 
@@ -84,6 +86,11 @@ class ObjectInfo:
     last_modified: datetime | None = None
     storage_class: str | None = None
     restored: bool | None = None
+
+
+def bare_etag(told: str | None) -> str | None:
+    """An ETag without quotes, and without the mark W/ that proxies put before it. None where there is none."""
+    return (told or "").strip().removeprefix("W/").strip('"') or None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The listing against the previous table: what is carried over, what is scored, and the counts, against plain sets."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -236,6 +237,14 @@ def test_a_date_range_includes_its_start_and_not_its_end() -> None:
     info = ObjectInfo(key="a", last_modified=datetime.fromisoformat(moment))
     assert Filters(since=moment).keep(info)
     assert not Filters(until=moment).keep(info)
+
+
+@pytest.mark.parametrize("written", ["e", '"e"', ' W/"e"', '"e" '])
+def test_an_etag_of_a_manifest_is_bare_as_a_listings(written: str, tmp_path: Path) -> None:
+    """Else each object is failed: it would have changed since it was listed."""
+    (tmp_path / "keys.jsonl").write_text(json.dumps({"key": "a", "etag": written}))
+    (found,) = manifest.objects(str(tmp_path / "keys.jsonl"), None, None)
+    assert found.etag == "e"
 
 
 def test_a_manifest_of_the_root_folder_is_not_looked_for_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
