@@ -198,22 +198,13 @@ def _make(
         if request.sample:
             join.sample(request.sample)
         if previous:
-            join.add_previous(
-                read_parts(before, previous.scan),
-                request.card.digest,
-                retry_archived=request.retry_archived,
-                c2pa_trust=trust_digest(request.c2pa_trust),
-            )
-            if keys is not None and join.previous_rows() < previous.listed:
-                raise PlanError(f"{before.url} has lost rows of its last scan, {previous.scan}: scan the whole source")
+            _add_previous(join, request, before, previous, named=keys is not None)
         counts, bytes_to_score = join.counts(), join.bytes_to_score()
         counts["filtered"] += outside
         to_score = counts["listed"] - counts["unchanged"]
         _check_number(request, to_score)
-        named = None
-        if keys is not None:
-            unchanged = found - counts["filtered"] - to_score
-            named = {"objects": found, "unchanged": unchanged, "missing": len(keys) - found}
+        unchanged = found - counts["filtered"] - to_score
+        named = {"objects": found, "unchanged": unchanged, "missing": len(keys) - found} if keys is not None else None
         is_needed = named is None or to_score > 0
         if most_to_score:
             join.sample(most_to_score)
@@ -262,6 +253,19 @@ def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> 
     else:
         read_listing(store, join.add_listing)
     return {"seconds": time.monotonic() - started, "requests": dict(store.requests)}, len(found), outside
+
+
+def _add_previous(join: ListingJoin, request: ScanRequest, before: Store, previous: Plan, *, named: bool) -> None:
+    """Add the rows of the previous scan, which are in `before`, to the join. Raises PlanError where a scan of named
+    objects would carry over a part of them alone, since the others were removed."""
+    join.add_previous(
+        read_parts(before, previous.scan),
+        request.card.digest,
+        retry_archived=request.retry_archived,
+        c2pa_trust=trust_digest(request.c2pa_trust),
+    )
+    if named and join.previous_rows() < previous.listed:
+        raise PlanError(f"{before.url} has lost rows of its last scan, {previous.scan}: scan the whole source")
 
 
 class _Inside:
