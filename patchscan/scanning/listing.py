@@ -103,14 +103,14 @@ class ListingJoin:
         self._db.execute("CREATE TABLE no_previous AS FROM no_rows")
         self._db.execute("CREATE VIEW previous AS FROM no_previous")
 
-    def add_listing(self, objects: Iterable[ObjectInfo]) -> None:
-        """Add the listing, in any order: what the filters keep, and each object once. Where the iterator raises an
-        error, nothing was added."""
+    def add_listing(self, objects: Iterable[ObjectInfo], prefix: str = "") -> None:
+        """Add the listing, in any order: of the keys that begin with `prefix` what the filters keep, and each object
+        once. Where the iterator raises an error, nothing was added."""
         objects = iter(objects)
         listing, left_out = self.scratch / "listing.parquet", self.scratch / "left-out.parquet"
         with pq.ParquetWriter(listing, LISTED) as kept, pq.ParquetWriter(left_out, IDENTITY) as others:
             while batch := list(islice(objects, BATCH)):
-                keep = [self.filters.keep(info) for info in batch]
+                keep = [info.key.startswith(prefix) and self.filters.keep(info) for info in batch]
                 kept.write_table(_table(compress(batch, keep), LISTED))
                 others.write_table(_table(compress(batch, (not one for one in keep)), IDENTITY))
         self._db.execute(f"CREATE VIEW listing AS FROM {quoted(listing)}")
@@ -161,7 +161,7 @@ class ListingJoin:
 
     def counts(self) -> dict[str, int]:
         """The counts of a plan: listed, listed_bytes, unchanged, deleted, filtered, unsampled, duplicates. What the
-        filters leave out is not deleted, and of a part of the source nothing is."""
+        prefix and the filters leave out is not deleted, and of a part of the source nothing is."""
         seen = "(SELECT key, version_id FROM listing UNION ALL FROM left_out)"
         unchanged = self._number("SELECT count(*) FROM unchanged")
         listed = self._number("SELECT count(*) FROM todo") + unchanged
@@ -185,13 +185,9 @@ class ListingJoin:
 
     def unchanged(self) -> Iterator[pa.Table]:
         """The rows carried over, ordered by key and version, in parts; one empty part where there are none."""
-        none_yet = True
-        for table in self._batches("FROM unchanged ORDER BY key, version_id", UNCHANGED_PART):
-            none_yet = False
-            # The table of a later version may have more columns.
-            yield table.select(SCHEMA.names).cast(SCHEMA)
-        if none_yet:
-            yield SCHEMA.empty_table()
+        tables = self._batches("FROM unchanged ORDER BY key, version_id", UNCHANGED_PART)
+        for table in chain([next(tables, SCHEMA.empty_table())], tables):
+            yield table.select(SCHEMA.names).cast(SCHEMA)  # the table of a later version may have more columns
 
     def sizes_to_score(self) -> Iterator[int | None]:
         """The sizes of the objects to score, in the order of `to_score`."""

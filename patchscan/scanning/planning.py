@@ -3,7 +3,7 @@
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -194,13 +194,12 @@ def _make(
     with tempfile.TemporaryDirectory(prefix="patchscan-plan-", ignore_cleanup_errors=True) as scratch:
         by_version = request.source.manifest is not None
         join = ListingJoin(Path(scratch), request.filters, by_version=by_version, part_only=keys is not None)
-        listing, found, outside = _list(request.source, keys, join)
+        listing, found = _list(request.source, keys, join)
         if request.sample:
             join.sample(request.sample)
         if previous:
             _add_previous(join, request, before, previous, named=keys is not None)
         counts, bytes_to_score = join.counts(), join.bytes_to_score()
-        counts["filtered"] += outside
         to_score = counts["listed"] - counts["unchanged"]
         _check_number(request, to_score)
         unchanged = found - counts["filtered"] - to_score
@@ -236,23 +235,20 @@ def _make(
     return plan
 
 
-def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> tuple[dict[str, Any], int, int]:
+def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> tuple[dict[str, Any], int]:
     """Add the source's objects, or those with these keys, to the join. Returns the seconds and requests that it took,
-    how many of the keys there are, and how many objects a manifest lists outside the source's prefix."""
+    and how many of the keys there are."""
     store = source.open()
     started = time.monotonic()
     found: list[ObjectInfo] = []
-    outside = 0
     if keys is not None:
         found = _look_up(store, keys)
         join.add_listing(found)
     elif source.manifest is not None:
-        inside = _Inside(manifest.objects(source.manifest, source.bucket, source.endpoint_url), source.prefix)
-        join.add_listing(inside)
-        outside = inside.left_out
+        join.add_listing(manifest.objects(source.manifest, source.bucket, source.endpoint_url), source.prefix)
     else:
         read_listing(store, join.add_listing)
-    return {"seconds": time.monotonic() - started, "requests": dict(store.requests)}, len(found), outside
+    return {"seconds": time.monotonic() - started, "requests": dict(store.requests)}, len(found)
 
 
 def _add_previous(join: ListingJoin, request: ScanRequest, before: Store, previous: Plan, *, named: bool) -> None:
@@ -266,21 +262,6 @@ def _add_previous(join: ListingJoin, request: ScanRequest, before: Store, previo
     )
     if named and join.previous_rows() < previous.listed:
         raise PlanError(f"{before.url} has lost rows of its last scan, {previous.scan}: scan the whole source")
-
-
-class _Inside:
-    """The objects whose keys begin with a prefix; `left_out` counts the others."""
-
-    def __init__(self, objects: Iterable[ObjectInfo], prefix: str):
-        self._objects, self._prefix = objects, prefix
-        self.left_out = 0
-
-    def __iter__(self) -> Iterator[ObjectInfo]:
-        for info in self._objects:
-            if info.key.startswith(self._prefix):
-                yield info
-            else:
-                self.left_out += 1
 
 
 def _look_up(store: Store, keys: Sequence[str]) -> list[ObjectInfo]:
