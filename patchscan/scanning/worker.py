@@ -113,8 +113,8 @@ class Worker:
     def work(self, index: int) -> None:
         """Write the part of shard `index`, unless it exists.
 
-        Raises StoppedError after `stop` was set or where no objects are left to it, and the errors that end a scan
-        (OutageError, ScorerError, StoreError); finished rows are saved as progress before.
+        Raises StoppedError after `stop` was set or where no objects are left to it, the errors that end a scan
+        (OutageError, ScorerError, StoreError), and what an observer raises; finished rows are saved as progress before.
         """
         folder = f"scans/{self.plan.scan}"
         part = f"{folder}/rows/part-{shards.name(index)}.parquet"
@@ -141,7 +141,7 @@ class Worker:
                 if shard.seconds_since_saved() > self.settings.save_every_s:
                     self.out.write(progress, shard.parquet())
             self._count_off(len(todo))
-        except (StoppedError, UserError):
+        except Exception:
             self.out.write(progress, shard.parquet())
             raise
         # Where conditional writes are ignored, another worker's part would be replaced.

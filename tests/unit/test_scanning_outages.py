@@ -1,5 +1,6 @@
 """Objects that fail for minutes are rows, and outages end the scan, with the times that a scan really has."""
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -14,6 +15,7 @@ from patchscan.common.retries import OutageError, Retries, StoppedError, Transie
 from patchscan.detector.card import NotFiniteError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.scanning import rows
+from patchscan.scanning.observers import Observer
 from patchscan.scanning.plan import Plan, ScanSource, ShardSize, read_parts
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.scorers import RefusedRequestError, Select
@@ -267,3 +269,24 @@ def test_the_row_of_an_image_that_the_scorer_fails_counts_the_tries_to_read_it(
     plan = scan(photos(tmp_path / "photos", 1, 0), out, StubScorer())
     (row,) = [row for data in read_parts(out, plan.scan) for row in rows.from_parquet(data).to_pylist()]
     assert (row["status"], row["attempts"]) == ("failed", len(calls) - 1)
+
+
+class FullDisk(Observer):
+    """Writes the stream of `--events` to a disk that becomes full."""
+
+    def row(self, row: rows.Row, fetched_bytes: int) -> None:
+        if row["key"] == "003.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_finished_rows_are_saved_whatever_ends_a_shard(tmp_path: Path) -> None:
+    out, scorer = open_store(str(tmp_path / "out")), StubScorer()
+    source = ScanSource(url=str(photos(tmp_path / "photos", 6, 0)))
+    plan = plan_scan(ScanRequest(source=source, card=scorer.card), out)
+    worker = Worker(plan, out, scorer, WorkSettings(threads=1))
+    worker.observers = [FullDisk()]
+    with pytest.raises(OSError, match="No space"):
+        worker.work(0)
+    saved = out.read(f"scans/{plan.scan}/progress/00000.parquet")
+    assert saved
+    assert rows.from_parquet(saved).column("key").to_pylist() == [f"{number:03d}.png" for number in range(4)]
