@@ -8,7 +8,9 @@ The results folder contains
     scans/<scan>/shards/        one listing for each shard (rows.LISTED)
     scans/<scan>/rows/          one Parquet part for each shard (rows.SCHEMA), and the rows carried over unchanged
     scans/<scan>/progress/      rows of unfinished shards
-    scans/<scan>/report.*       the reports; `_SUCCESS` is written last
+    scans/<scan>/report.*       the reports (beside them evaluation/, with labels); `_SUCCESS` is written last
+    report.*                    copies of the newest complete scan's reports
+    audits/                     samples of scans, people's labels of them, and what these tell
 """
 
 import json

@@ -83,7 +83,8 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """How TorchServe is reached. The token file is read for every request, so that a renewed token is used at once."""
+    """How a server and its model are reached. The token file is read for every request, so that a renewed token is used
+    at once."""
 
     url: str
     model: str
