@@ -177,11 +177,11 @@ def read_parts(out: Store, scan: str) -> Iterator[bytes]:
 
 
 def read_all(out: Store, prefix: str) -> Iterator[bytes]:
-    """Yield the contents of the Parquet files whose names begin with `prefix`, in the order of their names."""
+    """Yield the contents of the Parquet files whose names begin with `prefix`, in the order of their names, but of
+    those that are removed meanwhile, as by a lifecycle rule."""
     for name in sorted(name for name in out.names(prefix) if name.endswith(".parquet")):
-        data = out.read(name)
-        assert data is not None
-        yield data
+        if (data := out.read(name)) is not None:
+            yield data
 
 
 def delete_all(out: Store, prefix: str) -> None:

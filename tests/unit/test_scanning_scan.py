@@ -30,6 +30,7 @@ from patchscan.scanning.planning import ScanRequest, _check_results_outside_sour
 from patchscan.scanning.table import IncompleteScanError
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
+from patchscan.storage.folder import Folder
 from patchscan.storage.store import Store
 from tests.poisonous import ABORT, POISONED, bmp
 from tests.scan_kit import Crash, CrashingStore, StubScorer, card, image, scan_names, table_of
@@ -106,9 +107,24 @@ def test_a_second_scan_scores_only_what_changed(photos: Path, tmp_path: Path) ->
     assert json.loads(out.read("report.json") or b"")["scan"] == made.scan, "the newest report is an old one"
 
 
-def test_rows_that_were_removed_from_the_last_scan_are_made_again(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_rows_that_were_removed_from_the_last_scan_are_made_again(
+    meanwhile: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are removed `meanwhile`, between a listing of their names and the reading of their contents."""
     out = open_store(str(tmp_path / "out"))
-    shutil.rmtree(tmp_path / "out" / "scans" / scan(photos, out).scan / "rows")
+    folder, original = f"scans/{scan(photos, out).scan}/rows/", Folder.names
+
+    def names(self: Folder, prefix: str) -> Iterator[str]:
+        found = list(original(self, prefix))
+        if prefix == folder:
+            shutil.rmtree(tmp_path / "out" / folder, ignore_errors=True)
+        return iter(found)
+
+    if meanwhile:
+        monkeypatch.setattr(Folder, "names", names)
+    else:
+        shutil.rmtree(tmp_path / "out" / folder)
     assert totals(out, scan(photos, out))["scored"] == 12
     assert json.loads((tmp_path / "out" / "report.json").read_bytes())["changes"] is None
 
