@@ -18,8 +18,9 @@ from PIL import Image
 from patchscan.dataset import labels as by_key
 from patchscan.reporting import survey
 from patchscan.reporting.pages import Figures, render
-from patchscan.scanning import audit_report, audit_sample
-from patchscan.scanning.audit_report import Labels, build_report, estimates, read_labels
+from patchscan.scanning import audit_labels, audit_sample
+from patchscan.scanning.audit_labels import Labels, read_labels
+from patchscan.scanning.audit_report import build_report, estimates
 from patchscan.scanning.audit_sample import AuditError, allocate, draw, systematic
 from patchscan.scanning.evidence_commands import audit_report as report_command
 from patchscan.scanning.evidence_commands import audit_sample as sample_command
@@ -165,7 +166,7 @@ def test_kappa_is_that_of_scikit_learn() -> None:
     from sklearn.metrics import cohen_kappa_score
 
     rng = np.random.default_rng(0)
-    first = rng.choice(audit_report.LABELS, 80).tolist()
+    first = rng.choice(audit_labels.LABELS, 80).tolist()
     second = [one if rng.random() < 0.7 else "ai" for one in first]
     found = survey.cohen_kappa(first, second)
     assert found.value == pytest.approx(cohen_kappa_score(first, second))
@@ -268,7 +269,7 @@ def test_the_report_keeps_the_labels_and_shows_what_it_says(
     assert "Only 0 images were labelled AI" in told
     kept = by_key.read_labels(str(folder.parent / "labels.csv")).by_key
     assert kept == {row["key"]: (0, "all") for row in audited["rows"]}
-    later = audit_report.add_to_labels(
+    later = audit_labels.add_to_labels(
         (folder.parent / "labels.csv").read_bytes(), audited, {1: "ai", 2: "cannot_tell"}
     )
     (tmp_path / "later.csv").write_bytes(later)
@@ -423,7 +424,7 @@ SAMPLE = {"rows": [{"number": 1, "key": "a.png"}, {"number": 2, "key": "c,d.png"
 
 def test_all_labels_may_have_been_edited(tmp_path: Path) -> None:
     earlier = "\ufeffkey,label,generator\r\na.png,real,\r\n\r\nb.png,ai,flux\r\n".encode()
-    (tmp_path / "labels.csv").write_bytes(audit_report.add_to_labels(earlier, SAMPLE, {1: "ai", 2: "real"}))
+    (tmp_path / "labels.csv").write_bytes(audit_labels.add_to_labels(earlier, SAMPLE, {1: "ai", 2: "real"}))
     found = by_key.read_labels(str(tmp_path / "labels.csv")).by_key
     assert found == {"a.png": (1, "all"), "b.png": (1, "flux"), "c,d.png": (0, "all")}
 
@@ -431,11 +432,11 @@ def test_all_labels_may_have_been_edited(tmp_path: Path) -> None:
 @pytest.mark.parametrize("earlier", [b"name,class\n", b"key;label\na;ai\n", "key,label\n\u00fc,ai".encode("latin-1")])
 def test_all_labels_that_are_none_any_more_are_one_line(earlier: bytes) -> None:
     with pytest.raises(AuditError, match=r"audits/labels.csv .* mend or remove it"):
-        audit_report.add_to_labels(earlier, SAMPLE, {1: "ai"})
+        audit_labels.add_to_labels(earlier, SAMPLE, {1: "ai"})
 
 
 def test_labels_in_another_encoding_are_one_short_line(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes(b"number,label\n\xff" + b"x" * 10_000)
     with pytest.raises(AuditError, match="is not UTF-8 at byte 13; save it as UTF-8") as failure:
-        audit_report.read_labels(tmp_path / "labels.csv")
+        audit_labels.read_labels(tmp_path / "labels.csv")
     assert len(str(failure.value)) < 300

@@ -24,7 +24,7 @@ from patchscan.detector.card import Card
 from patchscan.detector.images import ErrorCode, ImageError, Limits, decode
 from patchscan.detector.models import build_model
 from patchscan.detector.presets import PatchPreset, WholeImagePreset
-from patchscan.scanning.audit_report import read_labels
+from patchscan.scanning.audit_labels import read_labels
 from patchscan.scanning.case import read_case
 from patchscan.scanning.file_texts import MAX_BYTES, MAX_TEXT_BYTES, file_texts
 from patchscan.scanning.manifest import ManifestError, objects
