@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from patchscan.reporting import survey
 from patchscan.scanning.audit_sample import AUDITS, AuditError, Sample
+from patchscan.storage.store import Store
 
 Label = Literal["ai", "real", "cannot_tell"]
 LABELS: tuple[Label, ...] = get_args(Label)
@@ -90,6 +91,20 @@ def agreement(first: Labels, second: Labels) -> dict[str, Any]:
         "kappa": asdict(kappa),
         "table": [[pairs[one, other] for other in LABELS] for one in LABELS],
     }
+
+
+def save_labels(out: Store, sample: Sample, reviewers: Sequence[Labels]) -> None:
+    """Write the labels into the results, beside the audit's sample and to those of all audits. Raises AuditError and
+    StoreError."""
+    folder = f"{AUDITS}/{sample['audit']}"
+    out.delete(f"{folder}/labels-2.json")  # of an earlier report with two reviewers
+    for number, one in enumerate(reviewers, 1):
+        labels = [
+            {"number": key, "label": label, "score_seen": key in one.score_seen} for key, label in one.by_number.items()
+        ]
+        saved = {"audit": one.audit, "reviewer": one.reviewer, "labels": labels}
+        out.write(f"{folder}/labels-{number}.json", json.dumps(saved, indent=1).encode())
+    out.write(ALL_LABELS, add_to_labels(out.read(ALL_LABELS), sample, combine(reviewers)[0]))
 
 
 def add_to_labels(earlier: bytes | None, sample: Sample, labels: Mapping[int, Label]) -> bytes:

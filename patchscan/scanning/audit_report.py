@@ -13,16 +13,7 @@ import numpy as np
 from patchscan.common.console import sentence
 from patchscan.reporting import pages, survey
 from patchscan.reporting.statistics import Estimate, undefined
-from patchscan.scanning.audit_labels import (
-    ALL_LABELS,
-    LABELS,
-    Label,
-    Labels,
-    add_to_labels,
-    agreement,
-    combine,
-    read_labels,
-)
+from patchscan.scanning.audit_labels import LABELS, Label, Labels, agreement, combine, read_labels, save_labels
 from patchscan.scanning.audit_sample import AUDITS, AuditError, Sample, read_sample, threshold_at
 from patchscan.storage.store import Store
 
@@ -285,15 +276,8 @@ def write_audit(out: Store, paths: Sequence[Path], max_fpr: float) -> dict[str, 
         raise AuditError("the files of labels are of different audits")
     sample = read_sample(out, audit)
     report = build_report(sample, reviewers, max_fpr)
+    save_labels(out, sample, reviewers)
     folder = f"{AUDITS}/{audit}"
-    out.delete(f"{folder}/labels-2.json")  # of an earlier report with two reviewers
-    for number, one in enumerate(reviewers, 1):
-        labels = [
-            {"number": key, "label": label, "score_seen": key in one.score_seen} for key, label in one.by_number.items()
-        ]
-        saved = {"audit": one.audit, "reviewer": one.reviewer, "labels": labels}
-        out.write(f"{folder}/labels-{number}.json", json.dumps(saved, indent=1).encode())
-    out.write(ALL_LABELS, add_to_labels(out.read(ALL_LABELS), sample, combine(reviewers)[0]))
     out.write(f"{folder}/report.json", json.dumps(report, indent=1, allow_nan=False).encode())
     out.write(f"{folder}/report.html", pages.render("patchscan.scanning", "audit.html", report).encode())
     return report
