@@ -201,7 +201,8 @@ class ProgressReport:
         left = ""
         if rate > 0 and self.total is not None and self.done < self.total:
             left = f"{format_duration((self.total - self.done) / rate)} left"
-        return f"{_format_rate(rate)} {self.unit}/s", left
+        # Training on a CPU takes many seconds for a batch: 0.04 must not show as 0.0.
+        return f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{rate:.2g} {self.unit}/s", left
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
@@ -219,8 +220,3 @@ def format_duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {name} {whole % size // smaller_size} {smaller}"
     return f"{whole} s"
-
-
-def _format_rate(per_second: float) -> str:
-    # Training on a CPU takes many seconds for a batch: 0.04 must not show as 0.0.
-    return f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"
