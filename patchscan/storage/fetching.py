@@ -6,15 +6,7 @@ from contextlib import suppress
 from functools import partial
 
 from patchscan.common.retries import Retries, TransientError, Watchdog
-from patchscan.storage.store import (
-    FailureCode,
-    FetchedObject,
-    NotAFileError,
-    ObjectError,
-    ObjectInfo,
-    Store,
-    StoreError,
-)
+from patchscan.storage.store import FailureCode, FetchedObject, ObjectError, ObjectInfo, Store, StoreError
 
 # After access was denied to so many objects in a row, one that could be read before is tried.
 DENIED = 20
@@ -50,8 +42,6 @@ class Fetcher:
         """
         try:
             fetched, tries = self._retries.call(lambda: self.store.fetch(info, limit))
-        except NotAFileError:
-            raise
         except ObjectError as error:
             self._raise_if_rights_ended(info, error)
             raise
