@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesHeaderParser
+from typing import Any
 
 from patchscan.serving.requests import RequestError
 
@@ -19,12 +20,23 @@ class _Part:
 
     @property
     def is_file(self) -> bool:
-        return self.headers.get_filename() is not None
+        return self._file_name is not None
 
     @property
     def is_left_empty(self) -> bool:
         """Whether it is what a browser sends for an input whose file nobody has chosen."""
-        return self.headers.get_filename() == "" and not self.body
+        return self._file_name == "" and not self.body
+
+    @property
+    def _file_name(self) -> Any:
+        """None where there is none. Not decoded, as `get_filename` does: a name may say that it is in any charset, and
+        in some Python raises what it likes."""
+        of_content = self.headers.get_param("name")
+        return self.headers.get_param("filename", of_content, "Content-Disposition")
+
+    def encoding(self, header: str) -> str:
+        """The value of a header that names an encoding, in lower case; empty where there is none."""
+        return str(self.headers.get(header, "")).strip().lower()
 
 
 def file_of_form(content_type: str, body: bytes) -> bytes:
@@ -36,8 +48,8 @@ def file_of_form(content_type: str, body: bytes) -> bytes:
         found = f"{len(files)} files" if files else f"{len(parts)} fields and no file"
         raise RequestError(f"the form holds {found}: send one file, or many images as a tar or zip")
     (part,) = files or parts
-    encodings = {part.headers.get("Content-Encoding"), part.headers.get("Content-Transfer-Encoding")}
-    if encodings - {None, "identity", "binary", "8bit", "7bit"}:
+    encodings = {part.encoding("Content-Encoding"), part.encoding("Content-Transfer-Encoding")}
+    if encodings - {"", "identity", "binary", "8bit", "7bit"}:
         raise RequestError("the form's file is encoded: send its bytes as they are")
     return part.body
 
@@ -47,7 +59,8 @@ def _parts(content_type: str, body: bytes) -> list[_Part]:
         raise RequestError("the form's Content-Type is too long")
     header = Message()
     header["Content-Type"] = content_type
-    boundary = header.get_boundary()
+    boundary = header.get_param("boundary")
+    boundary = boundary.rstrip() if isinstance(boundary, str) else None  # one in a charset of its own is none
     if not boundary:
         raise RequestError("the form's Content-Type has no boundary")
     # The line break before a boundary belongs to it; the first one may begin the body.

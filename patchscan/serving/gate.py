@@ -442,6 +442,8 @@ async def _body(request: web.Request) -> bytes:
         raise refusal(408, "slow", f"the body did not arrive in {BODY_TIMEOUT_S:.0f} s") from None
     except web.HTTPRequestEntityTooLarge:
         raise refusal(413, "too_large", f"the request is larger than {MAX_REQUEST_BYTES:,} bytes") from None
+    except ConnectionError:  # nobody reads this, but it is counted
+        raise refusal(400, "bad_request", "the client hung up within the body") from None
 
 
 def _checked_json(body: bytes) -> bytes:

@@ -180,6 +180,24 @@ def test_a_client_that_sends_no_more_is_answered(body: bytes, delay_s: float, an
     with_gate(tmp_path, test)
 
 
+@pytest.mark.parametrize("body", [b"Content-Length: 3\r\n\r\nab", b"Transfer-Encoding: chunked\r\n\r\n3\r\nab"])
+def test_a_client_that_hangs_up_within_its_body_is_no_fault_of_the_gate(
+    body: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(POST + b"Authorization: Bearer good\r\n" + body)
+        while not gate._pending_bytes:  # noqa: ASYNC110  the gate has no event for it
+            await asyncio.sleep(0.01)
+        writer.close()
+        while gate._pending_bytes:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        counted = {sample.labels["code"] for sample in next(iter(gate._requests.collect())).samples}
+        assert (counted, caplog.records) == ({"400"}, [])
+
+    with_gate(tmp_path, test)
+
+
 @pytest.mark.parametrize("sent", [b"", GET, GET + b"\r\n"])
 def test_a_connection_without_a_request_ends_with_its_client(sent: bytes, tmp_path: Path) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
@@ -353,6 +371,8 @@ IMAGE = b"image\r\n--x\r\n\r\n"
         [(FILE, IMAGE), ("", b"a title"), (NO_FILE, b""), (NO_FILE, b"")],
         [(NO_FILE, b""), ("", IMAGE)],
         [("; filename*=UTF-8''f%C3%BCr.png", IMAGE), ("", b"a title")],
+        *([(f"; filename*={charset}''x%ff", IMAGE), ("", b"a title")] for charset in ("undefined", "idna", "a\0b")),
+        [(f"{FILE}\r\nContent-Transfer-Encoding: Binary\r\nContent-Encoding: Identity", IMAGE)],
         [("", IMAGE)],
     ],
 )
@@ -386,6 +406,7 @@ def test_what_clients_call_a_form_is_read(tmp_path: Path) -> None:
         ([(NO_FILE, b"")], "0 fields and no file"),
         ([(f"{FILE}\r\nContent-Encoding: gzip", gzip.compress(bytes(10**6)))], "is encoded"),
         ([(f"{FILE}\r\nContent-Transfer-Encoding: base64", b"aW1hZ2U=")], "is encoded"),
+        ([(f"{FILE}\r\nContent-Encoding: \u00ff", b"image")], "is encoded"),
         ([("", b"")] * 101, "more than 100 fields"),
     ],
 )
@@ -403,7 +424,16 @@ def test_a_form_that_does_not_say_which_image_is_refused(
 @pytest.mark.parametrize(
     "cut", [b"", b"--xx", b"--xx\r\nno header", b"--xxy\r\n\r\nimage\r\n--xx--", b"no form at all"]
 )
-@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=xx", "multipart/form-data", "Multipart/Form-Data; x"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multipart/form-data; boundary=xx",
+        "multipart/form-data",
+        "Multipart/Form-Data; x",
+        "multipart/form-data; boundary*=undefined''xx",
+        "multipart/form-data; boundary*=unicode_escape''%5Cud800",
+    ],
+)
 def test_a_damaged_form_is_refused(tmp_path: Path, cut: bytes, kind: str) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
         status, answer = await post(url, headers=GOOD | {"Content-Type": kind}, data=cut)
