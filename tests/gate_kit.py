@@ -24,7 +24,7 @@ class Upstream:
     def __init__(self) -> None:
         self.delay_s = 0.0
         self.waiting: list[str] = []
-        self.running, self.starting, self.rounds = True, False, 0
+        self.running, self.starting, self.gone, self.rounds = True, False, False, 0
         self.answers = threading.Event()  # about models
         self.answers.set()
         self.seen: list[tuple[str, str, str]] = []
@@ -54,9 +54,11 @@ class Upstream:
             raise UserError("there is no key file yet")
         return f"its-{kind}-key"
 
-    def versions(self, model: str) -> dict[str, int]:
+    def versions(self, model: str) -> dict[str, int] | None:
         self.rounds += 1
         self.answers.wait(60)
+        if self.gone:
+            return None
         return {"1.0": 1, "2.0": 0} if model == "m" else {}
 
     def not_ready(self) -> list[str]:

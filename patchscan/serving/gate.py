@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as version_of
@@ -51,6 +51,8 @@ IDLE_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 125.0
 DRAIN_TIMEOUT_S = 60.0
 READY_CACHE_S = 1.0
+# What TorchServe has not said by then is left out: Prometheus gives up after 10 s.
+SCRAPE_TIMEOUT_S = 8.0
 OCTETS, JSON, FORM = "application/octet-stream", "application/json", "multipart/form-data"
 NPY = "application/x-npy"
 Result = TypeVar("Result")
@@ -328,6 +330,8 @@ class Gate:
         self._check(request)
         name, version = request.match_info["name"], request.match_info.get("version")
         known = await self._shared(name, partial(asyncio.to_thread, self.server.versions, name))
+        if known is None:
+            raise refusal(503, "unavailable", "TorchServe does not answer; try again", {"Retry-After": "1"})
         versions = {one: ready for one, ready in known.items() if version in (None, one)}
         if not versions:
             raise refusal(404, "not_found", f"there is no model {name}{f' {version}' if version else ''}")
@@ -374,16 +378,20 @@ class Gate:
         return web.json_response(about, status=200 if alive else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        """Answer with TorchServe's metrics and the gate's own."""
-        self._is_ready.set(not await self._waiting_for())
-        torchserve = await self._shared("/metrics", self._torchserve_metrics)
+        """Answer with TorchServe's metrics and the gate's own; these alone where TorchServe does not answer in time."""
+        ready, torchserve = False, b""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+                ready = not await self._waiting_for()
+                torchserve = await self._shared("/metrics", self._torchserve_metrics)
+        self._is_ready.set(ready)
         return web.Response(body=torchserve + generate_latest(self._registry), headers={"Content-Type": "text/plain"})
 
     async def _torchserve_metrics(self) -> bytes:
         """TorchServe's own metrics; empty where it does not answer."""
         try:
             async with self._http.get(self.server.addresses.metrics_url) as reply:
-                return await reply.read()
+                return await reply.read() if reply.status == 200 else b""
         except (aiohttp.ClientError, OSError, TimeoutError):
             return b""
 

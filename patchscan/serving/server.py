@@ -247,9 +247,11 @@ class TorchServe:
         described = self._management(f"/models/{model}")
         return ready_workers(described[0]) if described else 0
 
-    def versions(self, model: str) -> dict[str, int]:
-        """Return how many workers of each loaded version of a model are READY; {} if there is no such model."""
-        return {one["modelVersion"]: ready_workers(one) for one in self._management(f"/models/{model}/all") or []}
+    def versions(self, model: str) -> dict[str, int] | None:
+        """Return how many workers of each loaded version of a model are READY; {} if there is no such model, None if
+        TorchServe does not answer."""
+        described = self._management(f"/models/{model}/all")
+        return None if described is None else {one["modelVersion"]: ready_workers(one) for one in described}
 
     def not_ready(self) -> list[str]:
         """List the models whose default version has no READY worker; [`TorchServe`] if it does not answer."""
@@ -261,11 +263,14 @@ class TorchServe:
         return [name for name in names if not self._ready_workers(name)]
 
     def _management(self, path: str) -> Any:
+        """The management API's answer; [] if there is no such model, None if it does not answer."""
         try:
             headers = {"Authorization": f"Bearer {self.token('management')}"}
             reply = self._http.get(self.addresses.management_url + path, headers=headers)
         except (httpx.HTTPError, UserError):
             return None
+        if reply.status_code == 404:
+            return []
         return reply.json() if reply.status_code == 200 else None
 
     @property

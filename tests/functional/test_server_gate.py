@@ -345,6 +345,36 @@ def test_scrapes_at_once_share_one_of_torchserves(tmp_path: Path) -> None:
     with_gate(tmp_path, test)
 
 
+@pytest.mark.parametrize("fault", ["an error", "silence"])
+def test_a_scrape_tells_the_gates_own_numbers_whatever_torchserve_does(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "SCRAPE_TIMEOUT_S", 0.3)
+
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.reply = (500, {"code": 500})
+        if fault == "silence":
+            upstream.answers.clear()
+        metrics = f"http://127.0.0.1:{gate._runners[1].addresses[0][1]}/metrics"
+        async with aiohttp.ClientSession() as http, http.get(metrics) as reply:
+            told = await reply.text()
+        upstream.answers.set()
+        assert told.startswith("# HELP patchscan_requests_total")
+        assert f"patchscan_ready {0.0 if fault == 'silence' else 1.0}" in told
+
+    with_gate(tmp_path, test)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m", "/v2/models/m/ready", "/v1/models/m"])
+def test_of_a_torchserve_that_does_not_answer_no_model_is_said_to_be_missing(path: str, tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.gone = True
+        async with aiohttp.ClientSession() as http, http.get(url + path, headers=GOOD) as reply:
+            assert (reply.status, (await reply.json())["code"]) == (503, "unavailable")
+
+    with_gate(tmp_path, test)
+
+
 def form(*fields: tuple[str, bytes]) -> dict[str, Any]:
     """The headers and body of a form; a field's first part is the rest of its Content-Disposition."""
     parts = [
