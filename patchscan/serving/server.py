@@ -46,6 +46,8 @@ LIBC = ctypes.CDLL(None)
 LOGGED_ERROR = re.compile(r"^(?!nvidia-smi).*(?:ERROR|Error|failed:|Invalid configuration)")
 # The last line of a worker's traceback, as log4j2.xml lets it through.
 WORKER_ERROR = re.compile(r"MODEL_LOG ([\w.]*(?:Error|Exception)(?:: .*)?)$", re.MULTILINE)
+# Of an archive that TorchServe itself cannot read or unpack; it starts without that model.
+ARCHIVE_ERROR = re.compile(r"Failed to load model: (\S+)\.mar\n(?:\w+\.)*(.*)\n")
 
 
 class ServerError(UserError):
@@ -188,6 +190,7 @@ class TorchServe:
         _write_kill(self.folder)
         self._log = self.log_file.open("ab")
         self._log_before = self._log.tell()
+        self._awaited = self.models
         # Making a client takes longer than its request. TorchServe may close a connection that is kept.
         self._http = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
         self._process = subprocess.Popen(
@@ -223,7 +226,7 @@ class TorchServe:
                 f"metrics_config={HANDLERS / 'metrics.yaml'}",
                 f"max_request_size={MAX_REQUEST_BYTES}",
                 f"max_response_size={MAX_REQUEST_BYTES}",
-                "token_expiration_min=525600",
+                "token_expiration_min=52560000",  # 100 years, by a clock that may be set
                 "",
             ]
         )
@@ -231,16 +234,15 @@ class TorchServe:
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until the management API reports all workers of all models READY; /ping reports Healthy too early."""
         deadline = time.monotonic() + timeout_s
-        waiting = self.models
-        while waiting:
+        while self._awaited:
             if self._process.poll() is not None:
                 raise ServerError(f"TorchServe ended with {self._process.returncode}: {self._last_error()}")
             if failed := self._failed_load():
                 raise ServerError(failed)
             if time.monotonic() > deadline:
-                raise ServerError(f"{', '.join(waiting)} not READY after {timeout_s:.0f} s: {self._last_error()}")
-            waiting = [name for name in waiting if self._ready_workers(name) < self.workers]
-            time.sleep(0.2 if waiting else 0)
+                raise ServerError(f"{', '.join(self._awaited)} not READY after {timeout_s:.0f} s: {self._last_error()}")
+            self._awaited = [name for name in self._awaited if self._ready_workers(name) < self.workers]
+            time.sleep(0.2 if self._awaited else 0)
 
     def _ready_workers(self, model: str) -> int:
         """How many workers of the model's default version are READY; 0 also if TorchServe does not answer yet."""
@@ -254,13 +256,14 @@ class TorchServe:
         return None if described is None else {one["modelVersion"]: ready_workers(one) for one in described}
 
     def not_ready(self) -> list[str]:
-        """List the models whose default version has no READY worker; [`TorchServe`] if it does not answer."""
+        """List the models whose default version has no READY worker, also those that TorchServe has not loaded since it
+        started; [`TorchServe`] if it does not answer."""
         listed = self._management("/models?limit=1000")
         if listed is None:
             return ["TorchServe"]
         # Models that somebody registered as `a/b` are found by no path, and serve nobody.
         names = filter(NAME.fullmatch, (model["modelName"] for model in listed["models"]))
-        return [name for name in names if not self._ready_workers(name)]
+        return [name for name in sorted({*self._awaited, *names}) if not self._ready_workers(name)]
 
     def _management(self, path: str) -> Any:
         """The management API's answer; [] if there is no such model, None if it does not answer."""
@@ -313,10 +316,12 @@ class TorchServe:
         self._lock.close()
 
     def _failed_load(self) -> str | None:
-        """Return why a model cannot be loaded, once a worker has logged it; TorchServe itself would retry for long."""
+        """Return why a model cannot be loaded, once the log says it; TorchServe itself would retry for long, or go on
+        without the model."""
         log = self._log_text()
         failed, why = re.search(r"Load model failed: (\S+),", log), WORKER_ERROR.findall(log)
-        return f"{failed[1]} cannot be loaded: {why[-1][:1000]} (log: {self.log_file})" if failed and why else None
+        told = [(failed[1], why[-1])] if failed and why else ARCHIVE_ERROR.findall(log)
+        return f"{told[0][0]} cannot be loaded: {told[0][1][:1000]} (log: {self.log_file})" if told else None
 
     def _last_error(self) -> str:
         lines = [line for line in self._log_text().splitlines() if LOGGED_ERROR.search(line)]

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -707,26 +709,50 @@ def test_a_folder_of_any_name_is_told_to_java_as_it_reads_it() -> None:
     assert _escaped("a=/B\u00fcro\\x/\U0001f600 #1\n") == "a=/B\\u00fcro\\\\x/\\ud83d\\ude00 #1\n"
 
 
-def test_javas_own_error_is_told_and_no_lack_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LC_ALL", "C")
+@contextmanager
+def a_java_that(does: str, tmp_path: Path) -> Iterator[TorchServe]:
+    """A server of the model `m` that has been started with a shell script in Java's place."""
     java = tmp_path / "java"
-    java.write_text(
-        """#!/bin/sh
-test "$1" = -version && echo 'openjdk version "21"' && exit
-echo "Invalid configuration: in the locale $LC_ALL"
-echo 'nvidia-smi not available or failed: Cannot run program "nvidia-smi"'
-exit 1
-"""
-    )
+    java.write_text(f"""#!/bin/sh\ntest "$1" = -version && echo 'openjdk version "21"' && exit\n{does}\n""")
     java.chmod(0o755)
     server = TorchServe(tmp_path, [], folder=tmp_path / "scratch", java=java)
     server.models = ["m"]  # it has no archive, but there is nobody who would load it
     server.start()
     try:
-        with pytest.raises(UserError, match=r"TorchServe ended with 1: Invalid configuration: in the locale C\.UTF-8"):
-            server.wait_ready()
+        yield server
     finally:
         server.stop()
+
+
+def test_javas_own_error_is_told_and_no_lack_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    does = """
+echo "Invalid configuration: in the locale $LC_ALL"
+echo 'nvidia-smi not available or failed: Cannot run program "nvidia-smi"'
+exit 1"""
+    ended = r"TorchServe ended with 1: Invalid configuration: in the locale C\.UTF-8"
+    with a_java_that(does, tmp_path) as server, pytest.raises(UserError, match=ended):
+        server.wait_ready()
+
+
+def test_an_archive_that_torchserve_cannot_unpack_is_told_at_once_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log, as of an archive with a wrong byte; it goes on, and lists no model."""
+    does = """
+echo '2026-11-27T22:20:49,018 [WARN ] ModelServer Failed to load model: m.mar'
+echo 'java.util.zip.ZipException: invalid entry CRC (expected 0xc1c22fea but got 0x144b176c)'
+printf '\tat java.util.zip.ZipInputStream.read(Unknown Source)\n'
+exec sleep 60"""
+    with a_java_that(does, tmp_path) as server:
+        monkeypatch.setattr(server, "_management", lambda path: {"models": []} if "?" in path else [])
+        assert server.not_ready() == ["m"]
+        with pytest.raises(UserError, match=r"m cannot be loaded: ZipException: invalid entry CRC .* \(log:"):
+            server.wait_ready(timeout_s=30)
+        monkeypatch.setattr(server, "_ready_workers", lambda name: server.workers)
+        server.log_file.write_text("")
+        server.wait_ready()
+        assert server.not_ready() == [], "a model that was loaded may be removed again"
 
 
 def test_cpus_are_the_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
