@@ -185,6 +185,17 @@ def digest_file(mar: Path) -> Path:
     return mar.with_name(f"{mar.name}.sha256")
 
 
+def names_in(mar: Path) -> tuple[str, str]:
+    """Return the name and version that an archive's manifest states. Raises ArchiveError."""
+    try:
+        with zipfile.ZipFile(mar) as archive:
+            model = json.loads(archive.read(MANIFEST))["model"]
+            return str(model["modelName"]), str(model["modelVersion"])
+    except Exception as error:  # zipfile raises anything on damaged directories
+        why = type(error).__name__
+        raise ArchiveError(f"{mar} is not a model archive ({why}): remove it from the model store") from error
+
+
 def write_digest(mar: Path, sha256: str) -> None:
     """Write the digest beside the archive, in sha256sum's format."""
     with atomic_write(digest_file(mar)) as file:

@@ -6,7 +6,8 @@ served after a restart.
 
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ from patchscan.common.proxies import is_loopback
 from patchscan.common.tokens import read_key, read_tokens
 from patchscan.detector.card import Card
 from patchscan.serving import golden
-from patchscan.serving.archive import NAME, digest_file, write_digest
+from patchscan.serving.archive import NAME, digest_file, names_in, write_digest
 from patchscan.serving.server import ready_workers
 from patchscan.serving.verify import Verified, verify
 
@@ -83,8 +84,8 @@ class Registry:
 
         Raises VerifyError before the server is changed; RegistryError if the version is loaded already, the store has
         another archive of this version, or the version does not become ready or fails the smoke test. In the last two
-        cases it is removed again, but for files that were in the store before; not so a version that another
-        `register` has loaded meanwhile.
+        cases, and where the store cannot be written, it is removed again, but for files that were in the store before;
+        not so a version that another `register` has loaded meanwhile.
         """
         verified = verify(mar)
         name, version = verified.card.name, verified.card.version
@@ -97,40 +98,58 @@ class Registry:
                 f"{stored} is another archive: archive the new one with another --version, or remove it"
             )
         made = [path for path in (stored, digest_file(stored)) if not path.exists()]
-        self._store(verified, stored.name)
         try:
-            query = {"url": stored.name, "initial_workers": workers, "synchronous": "true"}
-            self._manage("POST", "/models", query)
-            self._wait_ready(name, version, workers)
-            self._smoke_test(verified)
+            with self._stored(verified, stored):
+                pass
+            self._load(verified, stored.name, workers)
         except AlreadyLoadedError:
             raise
-        except BaseException:  # whatever it is, the version is not left half registered
-            with suppress(httpx.HTTPError):  # the first error, which is raised again, is the one to report
-                self._management.delete(f"/models/{name}/{version}")
+        except BaseException:  # whatever it is, nothing is left of the version
             for path in made:
                 path.unlink(missing_ok=True)
             raise
         return name, version
 
+    def _load(self, verified: Verified, file_name: str, workers: int) -> None:
+        """Load and test a version whose file is in the store; it is unloaded again where that fails."""
+        name, version = verified.card.name, verified.card.version
+        try:
+            query = {"url": file_name, "initial_workers": workers, "synchronous": "true"}
+            self._manage("POST", "/models", query)
+            self._wait_ready(name, version, workers)
+            self._smoke_test(verified)
+        except AlreadyLoadedError:
+            raise
+        except BaseException:
+            with suppress(httpx.HTTPError):  # the first error, which is raised again, is the one to report
+                self._management.delete(f"/models/{name}/{version}")
+            raise
+
     def promote(self, name: str, version: str) -> None:
         """Test a loaded version and make it the default, now and after a restart. Raises RegistryError."""
         versions = [model.version for model in self.status() if model.name == name]
+        stored = self.model_store / f"{name}-{version}.mar"
         if version not in versions:
             known = ", ".join(versions) or "no version"
-            raise RegistryError(f"{name} {version} is not loaded; the server has {known} of {name}")
+            load = f"; load it with `patchscan register {stored}`" if stored.exists() else ""
+            raise RegistryError(f"{name} {version} is not loaded; the server has {known} of {name}{load}")
         self._keep_default(name)
-        verified = verify(self.model_store / f"{name}-{version}.mar")
+        verified = verify(stored)
+        if (verified.card.name, verified.card.version) != (name, version):
+            raise RegistryError(f"{stored} holds {verified.card.name} {verified.card.version}")
         self._smoke_test(verified)
-        self._manage("PUT", f"/models/{name}/{version}/set-default", {})
-        self._store(verified, f"{name}.mar")
+        with self._stored(verified, self.model_store / f"{name}.mar"):  # written before, named after
+            self._manage("PUT", f"/models/{name}/{version}/set-default", {})
 
     def rollback(self, name: str, to: str | None) -> str:
         """Promote the version `to`, by default the only other version that is loaded. Returns it. Raises
         RegistryError."""
         candidates = [model.version for model in self.status() if model.name == name and not model.default]
-        if to is None and len(candidates) != 1:
-            found = ", ".join(candidates) or "none"
+        if to is None and not candidates:
+            kept = self.model_store / f"{name}-VERSION.mar"
+            raise RegistryError(f"no other version of {name} is loaded: load one with `patchscan register {kept}`")
+        if to is None and len(candidates) > 1:
+            found = ", ".join(candidates)
             raise RegistryError(f"which version of {name}? loaded besides the default: {found}; choose one with --to")
         version = to or candidates[0]
         self.promote(name, version)
@@ -153,24 +172,33 @@ class Registry:
         return sorted(found, key=lambda model: (model.name, model.version))
 
     def _keep_default(self, name: str) -> None:
-        """Copy the default archive to its version's file name too, so that a rollback finds it."""
+        """Copy the default archive to its version's file name too, so that a rollback finds it. It is not verified
+        here: one of an older patchscan, with other code, is kept too."""
         default = self.model_store / f"{name}.mar"
-        if default.exists():
-            verified = verify(default)
-            copy = self.model_store / f"{name}-{verified.card.version}.mar"
-            if not copy.exists():
-                self._store(verified, copy.name)
+        if not default.exists():
+            return
+        _, version = names_in(default)
+        if not NAME.fullmatch(version):
+            raise RegistryError(f"{default} is of version {version!r}, which no file can be called by")
+        copy = self.model_store / f"{name}-{version}.mar"
+        if not copy.exists():
+            with atomic_write(copy) as file:
+                shutil.copyfile(default, file)
+            write_digest(copy, sha256_of(copy))
 
-    def _store(self, verified: Verified, file_name: str) -> None:
-        """Copy a verified archive and its digest into the store, atomically. Raises RegistryError where the file is no
-        longer the one that was verified."""
+    @contextmanager
+    def _stored(self, verified: Verified, target: Path) -> Iterator[None]:
+        """Copy a verified archive and its digest into the store, atomically, where the block succeeds; the copy is
+        written before the block. Raises RegistryError where the file is no longer the one that was verified."""
         self.model_store.mkdir(parents=True, exist_ok=True)
-        target = self.model_store / file_name
-        if not (target.exists() and target.samefile(verified.mar)):
+        if target.exists() and target.samefile(verified.mar):
+            yield
+        else:
             with atomic_write(target) as file:
                 shutil.copyfile(verified.mar, file)
                 if sha256_of(file) != verified.sha256:
                     raise RegistryError(f"{verified.mar} was replaced after it was verified: run the command again")
+                yield
         write_digest(target, verified.sha256)
 
     def _wait_ready(self, name: str, version: str, workers: int) -> None:

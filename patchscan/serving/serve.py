@@ -3,14 +3,13 @@
 import asyncio
 import json
 import signal
-import zipfile
 from pathlib import Path
 
 from patchscan.common.console import say
 from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
 from patchscan.common.tokens import read_tokens
-from patchscan.serving.archive import MANIFEST
+from patchscan.serving.archive import names_in
 from patchscan.serving.gate import Gate, Listen, Tokens
 from patchscan.serving.server import Addresses, TorchServe
 
@@ -53,7 +52,7 @@ def serve(
         java=java,
     )
     for name in models:  # `default_models` has already checked its archives
-        held = _model_name(model_store / f"{name}.mar")
+        held, _ = names_in(model_store / f"{name}.mar")
         if held != name:  # TorchServe loads it under that name, and would be waited for in vain
             raise UserError(f"{model_store}/{name}.mar holds the model {held}: copy it to {held}.mar to serve it")
     gate = Gate(server, Tokens(token_file or server.key_file))
@@ -62,15 +61,7 @@ def serve(
 
 def default_models(model_store: Path) -> list[str]:
     """List the models of a store: `<name>.mar` where `<name>` is the model's name, not `<name>-<version>.mar`."""
-    return [path.stem for path in sorted(model_store.glob("*.mar")) if _model_name(path) == path.stem]
-
-
-def _model_name(mar: Path) -> str:
-    try:
-        with zipfile.ZipFile(mar) as archive:
-            return str(json.loads(archive.read(MANIFEST))["model"]["modelName"])
-    except (zipfile.BadZipFile, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{mar} is not a model archive: remove it from the model store") from error
+    return [path.stem for path in sorted(model_store.glob("*.mar")) if names_in(path)[0] == path.stem]
 
 
 async def _run(server: TorchServe, gate: Gate, inference: Listen, metrics: Listen, drain_s: float) -> int:

@@ -698,7 +698,7 @@ def test_a_store_with_a_stranger_in_it_is_named(tmp_path: Path) -> None:
 
 def test_an_archive_under_another_name_than_its_models_is_told_before_the_start(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "ssp-1.0.mar", "w") as archive:
-        archive.writestr(MANIFEST, json.dumps({"model": {"modelName": "ssp"}}))
+        archive.writestr(MANIFEST, json.dumps({"model": {"modelName": "ssp", "modelVersion": "1.0"}}))
     command = [sys.executable, "-m", "patchscan", "serve", "ssp-1.0", "--model-store", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2

@@ -1,19 +1,22 @@
 """`patchscan register` against a management API that refuses: what it made is removed, and nothing else."""
 
+import errno
 import io
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from patchscan.common.errors import UserError
-from patchscan.common.files import digest_in
-from patchscan.serving.archive import archive, digest_file
+from patchscan.common.files import digest_in, sha256_of
+from patchscan.serving.archive import MANIFEST, archive, digest_file
 from patchscan.serving.registry import Registry
 from patchscan.serving.verify import Verified, VerifyError, verify
-from tests.serving_kit import tiny_run
+from tests.serving_kit import rewritten, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +156,109 @@ def test_another_archive_of_this_version_is_not_replaced(registry: Registry, ori
     with pytest.raises(UserError, match=r"tiny-1\.0\.mar is another archive"):
         registry.register(original, 1)
     assert contents(store) == {"tiny-1.0.mar": b"the only copy of something else"}
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_nothing_of_a_version(
+    registry: Registry, original: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was full when the digest was to be written, after the archive."""
+    monkeypatch.setattr("patchscan.serving.registry.write_digest", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        registry.register(original, 1)
+    assert contents(store) == {}
+
+
+def test_a_default_of_another_patchscan_is_kept_for_the_way_back(
+    registry: Registry, original: Path, store: Path
+) -> None:
+    """After an upgrade, the archive that is served has other code than the installed version's."""
+    manifest = zipfile.ZipFile(original).read(MANIFEST).replace(b'"1.0"', b'"0.9"')
+    old = rewritten(original, store / "tiny.mar", {"patchscan/detector/answer.py": b"", MANIFEST: manifest})
+    refused(registry, original)
+    kept = store / "tiny-0.9.mar"
+    assert kept.read_bytes() == old.read_bytes()
+    assert digest_in(digest_file(kept).read_bytes()) == sha256_of(old)
+    rewritten(original, old, {MANIFEST: manifest.replace(b"0.9", b"../x")})
+    with pytest.raises(UserError, match="no file can be called by"):
+        registry.register(original, 1)
+    assert not list(store.parent.glob("*.mar"))
+
+
+class Switching:
+    """A server with the versions 0.9, its default, and 1.0 of `tiny`, and a store with those archives. `sent` are the
+    requests that would change it."""
+
+    def __init__(self, original: Path, store: Path, monkeypatch: pytest.MonkeyPatch):
+        self.sent: list[str] = []
+        for name in ("tiny.mar", "tiny-0.9.mar", "tiny-1.0.mar"):
+            (store / name).write_bytes(original.read_bytes())
+        self.loaded = ["0.9", "1.0"]
+        client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(self._answer))
+        self.registry, self.status = Registry(client, client, store), 200
+        monkeypatch.setattr(self.registry, "_smoke_test", lambda verified: None)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        if request.method != "GET":
+            self.sent.append(f"{request.method} {request.url.path}")
+            return httpx.Response(self.status, json={})
+        if request.url.path == "/models":
+            return httpx.Response(200, json={"models": [{"modelName": "tiny"}]})
+        described = {"modelName": "tiny", "workers": [], "minWorkers": 1, "modelUrl": ""}
+        return httpx.Response(200, json=[described | {"modelVersion": version} for version in self.loaded])
+
+
+@pytest.fixture
+def switching(original: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Switching:
+    return Switching(original, store, monkeypatch)
+
+
+def test_a_version_serves_and_outlives_a_restart_or_neither(
+    switching: Switching, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old := store / "tiny.mar").write_bytes(rewritten(old, store / "x", {"note": b""}).read_bytes())
+    (store / "x").unlink()
+    before = contents(store)
+    with monkeypatch.context() as full:
+        full.setattr("patchscan.serving.registry.shutil.copyfile", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            switching.registry.promote("tiny", "1.0")
+    assert (switching.sent, contents(store)) == ([], before)
+    switching.status = 500
+    with pytest.raises(UserError, match="answers 500"):
+        switching.registry.promote("tiny", "1.0")
+    assert contents(store) == before
+    switching.status = 200
+    switching.registry.promote("tiny", "1.0")
+    assert switching.sent[1:] == ["PUT /models/tiny/1.0/set-default"]
+    assert digest_in(digest_file(old).read_bytes()) == sha256_of(old) == sha256_of(store / "tiny-1.0.mar")
+
+
+def test_an_archive_under_another_versions_name_is_not_promoted(
+    switching: Switching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(mar: Path) -> Verified:
+        found = verify(mar)
+        return replace(found, card=replace(found.card, name="tiny-1.0", version="3.0"))
+
+    monkeypatch.setattr("patchscan.serving.registry.verify", other)
+    with pytest.raises(UserError, match=r"tiny-1\.0\.mar holds tiny-1\.0 3\.0"):
+        switching.registry.promote("tiny", "1.0")
+    assert switching.sent == []
+
+
+def test_after_a_restart_the_way_back_is_told(switching: Switching, store: Path) -> None:
+    switching.loaded = ["0.9"]
+    with pytest.raises(UserError, match=r"no other version of tiny is loaded: .*register .*tiny-VERSION\.mar"):
+        switching.registry.rollback("tiny", None)
+    with pytest.raises(UserError, match=f"load it with `patchscan register {store}/tiny-1.0.mar`"):
+        switching.registry.rollback("tiny", "1.0")
+    switching.loaded = ["0.9", "1.0", "2.0"]
+    with pytest.raises(UserError, match=r"besides the default: 1\.0, 2\.0; choose one"):
+        switching.registry.rollback("tiny", None)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "  ", "no digest", "abc123  tiny.mar", "\xff", "0" * 65])
