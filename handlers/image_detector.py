@@ -4,6 +4,7 @@ TorchServe requires exactly one class in this file, and one answer per request o
 its own 4xx status; the other requests of its batch are answered normally.
 """
 
+import math
 import time
 from dataclasses import asdict
 from http import HTTPStatus
@@ -139,7 +140,8 @@ class ImageDetector:
             return 200, {"card": asdict(card), "digest": card.digest, "takes": takes, "engine": self.detector.engine}
         if isinstance(request, CutCrops):
             try:
-                logits = self._logits(request.crops, ends)
+                # Of an image whose logit is NaN or infinite JSON has no number, and the others are answered.
+                logits = [one if math.isfinite(one) else None for one in self._logits(request.crops, ends)]
                 about = {"version": card.version, "digest": card.digest, "engine": self.detector.engine}
                 return 200, {"logits": logits, **about}
             except BusyError as error:

@@ -45,6 +45,9 @@ def check_name(name: str) -> str:
     return name
 
 
+NOT_FINITE = "the model's output for this image is NaN or infinite: its weights may be damaged"
+
+
 class NotFiniteError(UserError):
     """The model's output for an image is NaN or infinite: no verdict can be made of it. The image is not at fault."""
 

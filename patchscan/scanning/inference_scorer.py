@@ -18,6 +18,7 @@ from urllib3.exceptions import HTTPError
 from patchscan.common.console import printable
 from patchscan.common.retries import OutageError, Retries, TransientError
 from patchscan.detector.answer import JSON_LENGTH, Answer, EngineUsed
+from patchscan.detector.card import NOT_FINITE, NotFiniteError
 from patchscan.detector.decoders import decoder_pool
 from patchscan.detector.engines import load_detector
 from patchscan.detector.prepared import build_answer
@@ -109,7 +110,10 @@ class InferenceScorer:
         return self.card.preset.crops(noise_picture(self.card.preset, seed), seed).pixels
 
     def _logit(self, crops: np.ndarray) -> float:
-        logit, version = self._infer(crops)
+        try:
+            logit, version = self._infer(crops)
+        except NotFiniteError:
+            return math.nan  # one of many images, perhaps
         if version != self._version:
             raise ScorerError(
                 f"the server now serves another version of {self.settings.model}; run the same command again"
@@ -158,6 +162,8 @@ class InferenceScorer:
 
     def _error(self, reply: urllib3.BaseHTTPResponse) -> Exception:
         at, model = self.settings.url, self.settings.model
+        if _code_of(reply) == NotFiniteError.code:
+            return NotFiniteError(NOT_FINITE)
         if is_transient(reply.status):
             return TransientError(f"the server answers {reply.status}")
         if reply.status in (401, 403):
@@ -166,6 +172,15 @@ class InferenceScorer:
             return ScorerError(f"{at} serves no model {model}, or does not speak the Open Inference Protocol")
         said = " ".join(reply.data[:200].decode(errors="replace").split())
         return RefusedRequestError(f"the server answers {reply.status} {printable(said)}")
+
+
+def _code_of(reply: urllib3.BaseHTTPResponse) -> str | None:
+    """The code beside an error's text, which our own server gives."""
+    try:
+        content = json.loads(reply.data)
+    except (ValueError, RecursionError):
+        return None
+    return content.get("code") if isinstance(content, dict) else None
 
 
 def _list(about: dict[str, Any], key: str) -> list[Any]:

@@ -7,6 +7,7 @@ cannot score any.
 
 import io
 import json
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -152,7 +153,7 @@ class TorchServeScorer:
         _check_digest(self.card, reply["digest"])
         if reply.get("engine") != self.engine:
             self.engine = None  # the server has workers of several kinds, as on nodes with other CPUs
-        return [float(logit) for logit in reply["logits"]]
+        return [math.nan if logit is None else float(logit) for logit in reply["logits"]]
 
     def has_room(self) -> bool:
         """Whether the server answers a small request just now. False where it is overloaded (503), away, or refuses."""

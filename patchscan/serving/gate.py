@@ -8,6 +8,7 @@ also answers the Open Inference Protocol (/v2) and version 1 of KServe's (/v1).
 import asyncio
 import hmac
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -25,6 +26,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from patchscan.common.errors import UserError
 from patchscan.common.tokens import read_tokens
 from patchscan.detector.answer import JSON_LENGTH
+from patchscan.detector.card import NOT_FINITE
 from patchscan.serving.forms import file_of_form
 from patchscan.serving.inference_protocol import (
     INPUTS,
@@ -272,7 +274,8 @@ class Gate:
             path = f"/predictions/{model}" + (f"/{version}" if version else "")
             if asked.crops is not None:
                 reply, headers = await self._ask(path, key, NPY, asked.crops)
-                answers, version = [{"logit": logit} for logit in reply["logits"]], reply["version"]
+                answers: list[dict[str, Any]] = [{"logit": _finite(logit)} for logit in reply["logits"]]
+                version = reply["version"]
             else:
                 answers, headers = await self._answers(path, key, asked.images)
                 version = answers[0]["version"]
@@ -428,6 +431,13 @@ def _problem(reply: Reply) -> dict[str, str] | None:
     return own if isinstance(own, dict) else None
 
 
+def _finite(logit: float | None) -> float:
+    """The logit; None, or NaN from an older archive, is refused as that of an image is."""
+    if logit is None or not math.isfinite(logit):
+        raise refusal(500, "not_finite", NOT_FINITE)
+    return logit
+
+
 def _refusal_of(reply: Reply, path: str) -> web.HTTPException:
     """A reply other than 200, to a request for this path, as an error of ours."""
     if own := _problem(reply):
@@ -436,6 +446,8 @@ def _refusal_of(reply: Reply, path: str) -> web.HTTPException:
         return refusal(404, "not_found", f"there is no model at {path}")
     if reply.status == 413:  # of many images, which went as a tar
         return refusal(413, "too_large", "the images are too large together; send fewer at once")
+    if _content(reply).get("type") == "InvalidKeyException":  # renewed by TorchServe's own API a moment ago
+        return refusal(503, "unavailable", "TorchServe has a new key; try again", {"Retry-After": "1"})
     if reply.status < 500:
         return refusal(reply.status, "bad_request", "TorchServe does not take this request")
     code, why = ("busy", "the server is busy") if reply.status == 503 else ("unavailable", "the model failed")

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import json
+import math
 import struct
 import tarfile
 import time
@@ -236,11 +237,22 @@ def test_one_image_goes_as_it_is_and_many_as_a_tar(tmp_path: Path) -> None:
     with_gate(tmp_path, test)
 
 
+@pytest.mark.parametrize("logit", [None, math.nan, math.inf])
+def test_crops_whose_logit_is_no_number_are_refused(logit: float | None, tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        upstream.reply = 200, {"logits": [0.5, logit], "version": "1.0"}
+        status, reply = await ask(f"{url}/v2/models/m/infer", data=crops([[[[1, 2, 3]]]]))
+        assert (status, reply["code"]) == (500, "not_finite")
+
+    with_gate(tmp_path, test)
+
+
 TWO = {"answers": [ANSWER | {"name": "0"}, {"name": "1", "error": {"code": "truncated", "message": "cut"}}]}
 
 
 TORCHSERVES = [
     ((404, {"code": 404, "type": "ModelNotFoundException"}), (404, {"code": "not_found"})),
+    ((400, {"code": 400, "type": "InvalidKeyException"}), (503, {"code": "unavailable"})),
     ((503, CRASH), (503, {"error": "the server is busy; try again", "code": "busy"})),
     ((500, CRASH), (500, {"error": "the model failed; try again", "code": "unavailable"})),
     ((507, {"code": 507, "type": "InternalServerException"}), (507, {"code": "unavailable"})),

@@ -1,6 +1,7 @@
 """Scans through a server of the Open Inference Protocol that is not ours: it serves a run folder's graph, no other."""
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -183,6 +184,8 @@ def test_what_happens_in_the_middle_of_a_scan(server: Server, run: Path) -> None
         server.fault = status, "{}"
         with pytest.raises(error):
             scorer.logits(crops)
+    server.fault = 500, '{"error": "its weights may be damaged", "code": "not_finite"}'  # as our own gate says it
+    assert math.isnan(scorer.logits(crops)[0])
     server.fault, server.version = None, "4"
     with pytest.raises(ScorerError, match="serves another version of theirs"):
         scorer.logits(crops)

@@ -106,6 +106,15 @@ def handler_of(model: torch.nn.Module) -> ImageDetector:
     return handler
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("logit", NO_NUMBERS)
+def test_crops_are_answered_in_json_that_every_client_reads(logit: float) -> None:
+    preset, body = card().preset, io.BytesIO()
+    np.save(body, np.zeros((3 * preset.count, preset.size, preset.size, 3), np.uint8))
+    (reply,) = handler_of(Fails(logit, {1})).handle([{"body": body.getvalue()}], Context())
+    assert reply["logits"] == [1.0, None, 1.0]
+
+
 class Slow(torch.nn.Module):
     """Takes three seconds of `clock` for each image."""
 
