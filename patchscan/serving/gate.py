@@ -69,7 +69,7 @@ class Tokens:
 
     def __init__(self, path: Path):
         self.path = path
-        self._read_at: tuple[int, int] | None = None
+        self._read_at: tuple[int, ...] | None = None
         self._tokens: list[bytes] = []
 
     def allow(self, header: str) -> bool:
@@ -79,10 +79,12 @@ class Tokens:
             stat = self.path.stat()
         except OSError as error:
             raise UserError(f"the token file {self.path} cannot be read ({type(error).__name__})") from error
-        if (stat.st_ino, stat.st_mtime_ns) != self._read_at:
+        # Not st_mtime alone, which `cp -p` sets; two writes in one tick of the clock differ in size, mostly.
+        seen = stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size
+        if seen != self._read_at:
             self._read_at = None  # until it has been read
             self._tokens = read_tokens(self.path)
-            self._read_at = (stat.st_ino, stat.st_mtime_ns)
+            self._read_at = seen
         kind, _, token = header.partition(" ")
         given = token.strip().encode("utf-8", "surrogateescape")  # a header may hold any bytes
         # All tokens are compared in constant time, so that the response time does not reveal which one matched.

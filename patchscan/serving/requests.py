@@ -38,6 +38,7 @@ NO_SPARSE = "a tar may not contain sparse files: make it without --sparse"
 _EXTENDED_TAR_HEADERS = frozenset(
     (tarfile.XGLTYPE, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 TOO_MANY = f"a tar or zip may contain {MAX_MEMBERS} files and {MAX_MEMBERS_BYTES:,} bytes unpacked"
 
 
@@ -125,14 +126,16 @@ def _kind(data: bytes) -> str | None:
 
 
 def from_base64(text: str) -> bytes:
-    """Decode an image in JSON: base64, with line breaks or not, or a data: URL. Raises RequestError."""
+    """Decode an image in JSON: base64 or base64url (RFC 4648), with line breaks and padding or not, or a data: URL.
+    Raises RequestError."""
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().replace(" ", "").endswith(";base64"):
             raise RequestError("the data: URL holds no base64")
     try:
         # Not text.split(): 45 MiB of short words would be a gigabyte of strings.
-        return base64.b64decode(text.encode("ascii").translate(None, string.whitespace.encode()), validate=True)
+        plain = text.encode("ascii").translate(_URL_SAFE, string.whitespace.encode())
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
     except ValueError as error:
         raise RequestError(f"the image is not valid base64: {error}") from error
 

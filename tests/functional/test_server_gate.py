@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import inspect
 import json
+import os
 import re
 import socket
 import subprocess
@@ -662,6 +663,17 @@ def test_token_files(tmp_path: Path) -> None:
     for unreadable in (path, tmp_path / "missing"):
         with pytest.raises(UserError, match="the token file"):
             Tokens(unreadable).allow("Bearer x")
+
+
+def test_a_token_file_that_keeps_its_time_is_read_again(tmp_path: Path) -> None:
+    """As one that `cp -p` or a backup has put there."""
+    path = tmp_path / "tokens"
+    path.write_text("old\n")
+    tokens, times = Tokens(path), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    assert tokens.allow("Bearer old")
+    path.write_text("newer\n")
+    os.utime(path, ns=times)
+    assert (tokens.allow("Bearer old"), tokens.allow("Bearer newer")) == (False, True)
 
 
 @pytest.mark.parametrize("text", ["8080", ":8080", "host:", "host:x", "host:70000"])
