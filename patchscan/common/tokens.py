@@ -13,8 +13,9 @@ ENCODING = "utf-8-sig"
 
 
 def read_tokens(path: Path) -> list[bytes]:
-    """Return the inference tokens in a file: TorchServe's key_file.json, or plain text with tokens separated by white
-    space. Raises UserError where it cannot be read or holds none."""
+    """Return the inference tokens in a file: TorchServe's key_file.json, or plain text with a token in each line.
+    Raises UserError where it cannot be read or holds none, or a line holds several words, of which each would be one:
+    a comment, for instance."""
     try:
         text = path.read_text(ENCODING).strip()
     except (OSError, ValueError) as error:
@@ -26,7 +27,12 @@ def read_tokens(path: Path) -> list[bytes]:
             raise UserError(f"the token file {path} is neither text nor TorchServe's key_file.json") from error
     if not text:
         raise UserError(f"the token file {path} is empty")
-    return [token.encode() for token in text.split()]
+    tokens = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(len(token.split()) > 1 for token in tokens):
+        raise UserError(
+            f"the token file {path} has a line with white space in it: it takes one token a line, no comments"
+        )
+    return [token.encode() for token in tokens]
 
 
 def read_key(path: Path, kind: str) -> str:

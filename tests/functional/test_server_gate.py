@@ -624,8 +624,13 @@ def test_a_request_that_torchserve_forgot_is_answered_all_the_same(
 
 def test_token_files(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
-    path.write_text("old\nnew\n")
-    assert read_tokens(path) == [b"old", b"new"]
+    for text in ("old\nnew\n", "\n old\t\r\n\r\nnew"):
+        path.write_text(text)
+        assert read_tokens(path) == [b"old", b"new"]
+    for text in ("# the old token\nold", "correct horse battery staple", "new\told"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="one token a line"):
+            read_tokens(path)
     path.write_text(json.dumps({"inference": {"key": "k"}, "management": {"key": "m"}}))
     assert read_tokens(path) == [b"k"]
     for key in ("old", "12345678", "nullify"):
