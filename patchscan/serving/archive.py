@@ -82,7 +82,9 @@ def archive(
         _run_archiver(card, engine, folder / "stage", folder)
         with atomic_write(mar) as file:
             _normalise(folder / mar.name, file)
-            write_digest(mar, sha256_of(file))
+            sha256 = sha256_of(file)
+            digest_file(mar).unlink(missing_ok=True)  # an archive without one is better than with another's
+        write_digest(mar, sha256)
     return mar
 
 

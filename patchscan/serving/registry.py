@@ -199,6 +199,7 @@ class Registry:
                 if sha256_of(file) != verified.sha256:
                     raise RegistryError(f"{verified.mar} was replaced after it was verified: run the command again")
                 yield
+                digest_file(target).unlink(missing_ok=True)  # an archive without one is better than with another's
         write_digest(target, verified.sha256)
 
     def _wait_ready(self, name: str, version: str, workers: int) -> None:

@@ -201,7 +201,8 @@ def _tar_members(data: bytes, max_bytes: int) -> Iterator[tuple[str, bytes]]:
         raise RequestError(NO_SPARSE)
     try:
         file = _TarBytes(data)
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        # Of a name that is not UTF-8, Python's own way makes half characters, which parsers of JSON refuse.
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as archive:
             for count, info in enumerate(archive, start=1):
                 if count > MAX_ENTRIES:
                     raise RequestError(TOO_MANY)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from patchscan.common import files
 from patchscan.common.errors import UserError
 from patchscan.common.files import digest_in, sha256_of
 from patchscan.serving.archive import MANIFEST, archive, digest_file
@@ -248,6 +249,27 @@ def test_an_archive_under_another_versions_name_is_not_promoted(
     with pytest.raises(UserError, match=r"tiny-1\.0\.mar holds tiny-1\.0 3\.0"):
         switching.registry.promote("tiny", "1.0")
     assert switching.sent == []
+
+
+@pytest.mark.parametrize("how", ["archive", "promote"])
+def test_an_archive_never_stands_beside_anothers_digest(
+    how: str, switching: Switching, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full when the archive, or its digest, was to be written out."""
+    mar = store / "tiny.mar"
+    digest_file(mar).write_text(f"{sha256_of(mar)}  tiny.mar\n")
+    if how == "archive":
+        sync = files._sync
+        monkeypatch.setattr(files, "_sync", lambda path: full_disk() if path.stat().st_size > 10_000 else sync(path))
+        with pytest.raises(OSError, match="No space left"):
+            archive(tiny_run(tmp_path / "run", seed=1), store)
+    else:
+        rewritten(mar, store / "x", {"note": b""}).replace(mar)
+        digest_file(mar).write_text(f"{sha256_of(mar)}  tiny.mar\n")
+        monkeypatch.setattr("patchscan.serving.registry.write_digest", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            switching.registry.promote("tiny", "1.0")
+    verify(mar)
 
 
 def test_after_a_restart_the_way_back_is_told(switching: Switching, store: Path) -> None:

@@ -141,6 +141,11 @@ def test_a_tar_whose_first_name_begins_like_an_image_is_a_tar(name: str) -> None
     assert caught.value.code == ErrorCode.NOT_AN_IMAGE
 
 
+def test_a_name_that_is_not_utf_8_is_one_that_json_holds() -> None:
+    asked = parse({"body": tar_of({"a\udcff.png": b"one", "\u00fc.png": b"two"})}, LIMIT)
+    assert asked == ManyImages([("a\\xff.png", b"one"), ("\u00fc.png", b"two")])
+
+
 def test_a_member_is_read_no_further_than_its_limit() -> None:
     for body in (zip_of({"a": bytes(10**6)}), tar_of({"a": bytes(10**6)})):
         request = parse({"body": body}, LIMIT)
