@@ -64,11 +64,11 @@ def differences(golden: dict[str, bytes], ask: Callable[[bytes], dict[str, Any]]
     """Compare the answers of `ask` with those stored in the archive; return a line for each difference.
 
     golden: the files of the golden folder by name. ask: returns the answer to an encoded image. Model and patch must be
-    equal, logits within `tolerance`.
+    equal, logits within `tolerance`. Raises KeyError where an image has no answer.
     """
-    found = []
-    for name, expected in json.loads(golden[ANSWERS]).items():
-        answer = ask(golden[name])
+    found, answers = [], json.loads(golden[ANSWERS])
+    for name in sorted(golden.keys() - {ANSWERS}):
+        expected, answer = answers[name], ask(golden[name])
         if answer.get("digest") != expected["digest"] or answer.get("patch") != expected["patch"]:
             found.append(f"{name}: answered by another model")
         elif not math.isclose(answer["logit"], expected["logit"], rel_tol=0, abs_tol=tolerance):

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -337,6 +338,16 @@ def test_another_server_at_the_address_is_one_line(status: int, content: str, tm
     client = httpx.Client(base_url="http://server", transport=transport)
     with Registry(client, client, tmp_path) as made, pytest.raises(UserError, match=r"management API"):
         made.status()
+
+
+def test_an_archive_without_the_answers_to_its_golden_images_is_refused(original: Path, tmp_path: Path) -> None:
+    """Nothing would be compared, neither here nor on a server."""
+    answers = json.loads(zipfile.ZipFile(original).read("golden/answers.json"))
+    del answers["noise.bmp"]
+    for text in ("{}", json.dumps(answers)):
+        mar = rewritten(original, tmp_path / "tiny.mar", {"golden/answers.json": text.encode()})
+        with pytest.raises(VerifyError, match="damaged answers: KeyError"):
+            verify(mar)
 
 
 def test_an_archive_with_files_that_its_directory_hides_is_refused(original: Path, tmp_path: Path) -> None:
