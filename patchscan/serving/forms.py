@@ -58,7 +58,8 @@ def _parts(content_type: str, body: bytes) -> list[_Part]:
     if len(content_type) > MAX_HEADER:
         raise RequestError("the form's Content-Type is too long")
     header = Message()
-    header["Content-Type"] = content_type
+    # Bytes that are not UTF-8 are half characters in it, which Python's parser cannot take beside others.
+    header["Content-Type"] = content_type.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     boundary = header.get_param("boundary")
     boundary = boundary.rstrip() if isinstance(boundary, str) else None  # one in a charset of its own is none
     if not boundary:

@@ -418,6 +418,17 @@ def test_a_form_is_the_file_that_it_holds(tmp_path: Path, fields: list[tuple[str
     with_gate(tmp_path, test)
 
 
+def test_a_form_of_any_content_type_is_its_file(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        asked = form((FILE, IMAGE))
+        kind = "Content-Type: multipart/form-data; boundary=xx; a=é".encode() + b"\xff"
+        head = b"Authorization: Bearer good\r\nContent-Length: %d\r\n%s" % (len(asked["data"]), kind)
+        assert (await post_raw(url, head, asked["data"]))[0] == 200
+        assert upstream.bodies == [IMAGE]
+
+    with_gate(tmp_path, test)
+
+
 def test_what_clients_call_a_form_is_read(tmp_path: Path) -> None:
     async def test(upstream: Upstream, gate: Gate, url: str) -> None:
         data = aiohttp.FormData()
