@@ -18,6 +18,7 @@ from PIL import Image
 
 from patchscan.detector.answer import MAX_CROPS
 from patchscan.detector.images import ErrorCode, ImageError, Limits, decode
+from patchscan.serving.forms import file_of_form
 from patchscan.serving.requests import (
     MAX_ENTRIES,
     MAX_MEMBERS,
@@ -74,6 +75,39 @@ def test_damaged_containers(which: bytes, place: float, value: int, keep: float)
     damaged[int(place * (len(damaged) - 1))] = value
     with contextlib.suppress(RequestError):
         parse({"body": damaged}, LIMIT)
+
+
+WORDS = [
+    "filename",
+    "boundary",
+    "name",
+    "*",
+    "*0",
+    "=",
+    "''",
+    "idna",
+    "undefined",
+    "%ff",
+    '"',
+    "; ",
+    "\u00e9",
+    "\udcff",
+    "=?",
+]
+PARAMETERS = st.lists(st.sampled_from(WORDS), max_size=8).map("".join)
+
+
+@settings(max_examples=200)
+@given(
+    kind=st.sampled_from(["multipart/form-data; boundary=xx; ", "multipart/form-data; boundary*=undefined''"]),
+    of_form=PARAMETERS,
+    of_part=st.sampled_from(["filename*=undefined''", "filename=", "\r\nContent-Encoding: ", ""]),
+    rest=PARAMETERS,
+)
+def test_forms_of_any_headers(kind: str, of_form: str, of_part: str, rest: str) -> None:
+    head = f"--xx\r\nContent-Disposition: form-data; {of_part}{rest}".encode("utf-8", "surrogateescape")
+    with contextlib.suppress(RequestError):
+        assert file_of_form(kind + of_form, head + b"\r\n\r\nimage\r\n--xx--") == b"image"
 
 
 def test_what_each_body_means() -> None:
