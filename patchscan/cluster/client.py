@@ -105,6 +105,17 @@ class Job:
         """Whether the Job is complete or has failed."""
         return self.condition in ("Complete", "Failed")
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the Job has patchscan's label, by which `Cluster.jobs` lists it."""
+        name, value = PART_OF.split("=")
+        return self.labels.get(name) == value
+
+    def check_ours(self) -> None:
+        """Raise ClusterError where the Job is not patchscan's."""
+        if not self.is_ours:
+            raise ClusterError(f"the Job {self.name} is not patchscan's, it lacks the label {PART_OF}: use kubectl")
+
 
 class Cluster:
     """One namespace of a cluster. Calls are retried while the API server is busy or unreachable, for `patience_s`

@@ -180,8 +180,12 @@ def jobs_cancel(job: JobName, namespace: Namespace = None, context: Context = No
     """
     from patchscan.cluster.client import Cluster, ClusterError
 
-    if not Cluster.connect(namespace, context).delete_job(job):
+    cluster = Cluster.connect(namespace, context)
+    found = cluster.job(job)
+    if found is None:
         raise ClusterError(f"there is no Job {job}; `patchscan jobs status` lists all Jobs")
+    found.check_ours()
+    cluster.delete_job(job)
     say(f"{job} is cancelled")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from patchscan.cluster.client import AlreadyExistsError, Cluster, ClusterError, Job
+from patchscan.cluster.client import PART_OF, AlreadyExistsError, Cluster, ClusterError, Job
 from patchscan.cluster.pods import Body, container_statuses, literal, pod_state
 from patchscan.cluster.status import why_waiting
 from patchscan.common.retries import OutageError
@@ -63,6 +63,8 @@ def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dic
     try:
         pod = job["spec"]["template"]["spec"]
         name = job["metadata"]["name"] = name or job["metadata"]["name"]
+        for labelled in (job, job["spec"]["template"]):  # `patchscan jobs` finds Jobs and pods by these
+            labelled["metadata"] = (labelled.get("metadata") or {}) | {"labels": _with_ours(labelled)}
         _change_settings(cluster, pod, settings)
     except (KeyError, TypeError, AttributeError) as error:
         raise ClusterError(
@@ -75,9 +77,15 @@ def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dic
     try:
         return cluster.create_job(job).name
     except AlreadyExistsError as error:
-        raise ClusterError(
-            f"there is a Job {name} already: give --name, or end it with `patchscan jobs cancel`"
-        ) from error
+        there = cluster.job(name)
+        also = ", or end it with `patchscan jobs cancel`" if there and there.is_ours else ""
+        raise ClusterError(f"there is a Job {name} already: give --name{also}") from error
+
+
+def _with_ours(labelled: Body) -> Body:
+    """The labels of a training's Job or pod template, with those that patchscan's manifests have."""
+    labels = (labelled.get("metadata") or {}).get("labels") or {}
+    return {"app.kubernetes.io/component": "train"} | labels | dict([PART_OF.split("=")])
 
 
 def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, str]) -> str:
@@ -189,6 +197,8 @@ def _newest_pod(cluster: Cluster, job: str, index: int | None, follow: bool, tel
     told = ""
     while True:
         found = cluster.job(job)  # before its pods: one that has ended by now has made them all
+        if found:
+            found.check_ours()
         pods = cluster.pods(job, index)
         if pods:
             return pods[-1]

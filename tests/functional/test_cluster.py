@@ -42,6 +42,8 @@ from tests.kube_objects import Body
 from tests.scan_kit import StubScorer, image, table_of
 
 K8S = Path(__file__).parents[2] / "k8s"
+PART_OF = {"app.kubernetes.io/part-of": "patchscan"}
+TRAINING = {"metadata": {"name": "train", "labels": PART_OF}, "spec": {"template": {}}}
 WORKERS = WorkerSettings(command=["patchscan", "scan-worker"], parallelism=3, retries=2)
 
 
@@ -91,7 +93,8 @@ class Bench:
 def coordinator_job() -> Body:
     """The Job that the CronJob of k8s/base makes."""
     cron_job = next(one for one in yaml.safe_load_all((K8S / "base/scan.yaml").read_text()) if one["kind"] == "CronJob")
-    return {"kind": "Job", "metadata": {"name": "coordinator"}, "spec": cron_job["spec"]["jobTemplate"]["spec"]}
+    template = cron_job["spec"]["jobTemplate"]
+    return {"kind": "Job", "metadata": template["metadata"] | {"name": "coordinator"}, "spec": template["spec"]}
 
 
 def put_cron_job(bench: Bench) -> None:
@@ -564,7 +567,7 @@ def test_a_lost_reply_says_nothing_wrong_of_what_was_done(bench: Bench) -> None:
     bench.api.lost_replies = [("POST", "/jobs"), ("POST", "/jobs")]
     trained = submit_manifest(cluster, str(K8S / "train/train-ssp.yaml"), None, {})
     scan = submit_from_cron_job(cluster, "patchscan-scan", {})
-    assert [job.name for job in cluster.jobs("")] == [scan, trained]
+    assert sorted(job.name for job in cluster.jobs("")) == [scan, trained]
     bench.api.faults = [("POST", "/jobs", 503)]
     with pytest.raises(ClusterError, match="there is a Job train-ssp already"):
         submit_manifest(cluster, str(K8S / "train/train-ssp.yaml"), None, {})
@@ -615,6 +618,32 @@ def test_a_name_that_no_job_can_have_is_that_of_no_other_object(bench: Bench) ->
     assert bench.api.requests == []
 
 
+@pytest.mark.usefixtures("kubeconfig")
+def test_a_job_of_the_same_name_that_is_not_patchscans_is_left_alone(bench: Bench) -> None:
+    """`jobs status` does not list it, so a name that was copied from there is not meant."""
+    for labels in ({}, {"app.kubernetes.io/part-of": "payroll"}):
+        bench.api.put("jobs", TRAINING | {"metadata": {"name": "train-ssp", "labels": labels}})
+        for command in ("cancel", "logs"):
+            result = CliRunner().invoke(app, ["jobs", command, "train-ssp"])
+            assert isinstance(result.exception, ClusterError), result.output
+            assert str(result.exception).startswith("the Job train-ssp is not patchscan's, it lacks the label app.kube")
+        with pytest.raises(ClusterError, match=r"there is a Job train-ssp already: give --name$"):
+            submit_manifest(bench.cluster(), str(K8S / "train-ssp.yaml"), None, {})
+    assert [job["metadata"]["name"] for job in bench.api.all("jobs")] == ["train-ssp"]
+
+
+def test_a_job_of_ones_own_manifest_is_listed_and_can_be_cancelled(
+    bench: Bench, tmp_path: Path, kubeconfig: None
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "{kind: Job, metadata: {name: mine}, spec: {template: {spec: {containers: [{name: train, image: x}]}}}}"
+    )
+    submit_manifest(bench.cluster(), str(tmp_path / "mine.yaml"), None, {})
+    assert [(one.job, one.kind) for one in job_statuses(bench.cluster())] == [("mine", "training")]
+    assert CliRunner().invoke(app, ["jobs", "cancel", "mine"]).exit_code == 0
+    assert bench.api.all("jobs") == []
+
+
 def test_logs_of_a_queued_index_wait_and_say_for_what(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchscan.cluster.submitting.POLL_S", 0.02)
     go_on = threading.Event()
@@ -640,7 +669,7 @@ def test_logs_of_a_queued_index_wait_and_say_for_what(bench: Bench, monkeypatch:
 
 def test_logs_of_a_pod_without_a_node_wait_and_say_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchscan.cluster.submitting.POLL_S", 0.02)
-    job = bench.api.put("jobs", {"metadata": {"name": "train"}, "spec": {"template": {}}})
+    job = bench.api.put("jobs", TRAINING)
     pod = job_pod(job, None, 0)
     bench.api.put("pods", pod | {"status": unschedulable("no GPU")})
     told: list[str] = []
@@ -656,7 +685,7 @@ def test_logs_of_a_pod_without_a_node_wait_and_say_so(bench: Bench, monkeypatch:
 
 def test_logs_of_a_sidecar_come_last(bench: Bench) -> None:
     """One that a service mesh has put into the pod writes until the program has ended."""
-    job = bench.api.put("jobs", {"metadata": {"name": "train"}, "spec": {"template": {}}})
+    job = bench.api.put("jobs", TRAINING)
     pod = job_pod(job, None, 0)
     proxy = {"name": "proxy", "image": "x", "restartPolicy": "Always"}
     spec = pod["spec"] | {"initContainers": [proxy, {"name": "prepare", "image": "x"}]}
@@ -671,7 +700,7 @@ def test_logs_of_a_sidecar_come_last(bench: Bench) -> None:
 
 
 def test_logs_of_an_index_of_pods_without_any_wait_for_none(bench: Bench) -> None:
-    job = bench.api.put("jobs", {"metadata": {"name": "train"}, "spec": {"template": {}}})
+    job = bench.api.put("jobs", TRAINING)
     bench.api.put("pods", job_pod(job, None, 0) | {"status": container_status("Running", {"running": {}})})
     with pytest.raises(ClusterError, match="the pods of Job train have no index: leave --index out"):
         list(log_lines(bench.cluster(), "train", 0, follow=True))
@@ -679,7 +708,7 @@ def test_logs_of_an_index_of_pods_without_any_wait_for_none(bench: Bench) -> Non
 
 def test_logs_that_are_not_there_say_why(bench: Bench) -> None:
     """A pod that waits, one that never started, and one whose log went with its node."""
-    job = bench.api.put("jobs", {"metadata": {"name": "train"}, "spec": {"template": {}}})
+    job = bench.api.put("jobs", TRAINING)
     evicted = {"phase": "Failed", "reason": "Evicted", "message": "low on disk"}
     ran = container_status("Failed", {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}})
     for status, follow, words in (
