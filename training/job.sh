@@ -39,7 +39,6 @@ check() {
     torch | onnx | openvino) ;;
     *) echo "patchscan: ENGINE $ENGINE: there are torch, onnx and openvino" >&2 && exit 2 ;;
   esac
-  [ -z "${MIN_METRIC:-}" ] || python -m patchscan.evaluation.quality "$MIN_METRIC" --generators "$SEEN,$UNSEEN"
 }
 
 is_copied() {  # whether the copy of the data is whole

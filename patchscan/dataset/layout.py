@@ -3,11 +3,12 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from patchscan.common.console import printable
 from patchscan.common.errors import UserError
 from patchscan.storage import open_store
 from patchscan.storage.folder import key_of
@@ -85,6 +86,21 @@ def _simplify(folder: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name)
 
 
+def generators_for_people(names: Iterable[str]) -> str:
+    """Return the generators that a message lists, sorted, with what to do about one that cannot be named in an option
+    such as --unseen, which takes names with commas between them."""
+    found = sorted(set(names))
+    return "; ".join([", ".join(map(printable, found)) or "none", *_not_in_lists(found)])
+
+
+def _not_in_lists(names: Iterable[str]) -> Iterator[str]:
+    if awkward := sorted(name for name in set(names) if "," in name or name != name.strip()):
+        yield (
+            f"{awkward[0]!r} has a comma, or begins or ends with a blank: options that take several generators cannot "
+            "name it before its folder is renamed"
+        )
+
+
 def data_name(data: str | Path) -> str:
     """Return what a data set is called: its folder's name, a link's own one; of `.` and `..` that of the folder that is
     meant."""
@@ -137,6 +153,7 @@ def find_files(data: str | Path, name: str = "") -> Layout:
         *_read_as_val(len(without_split), test),
         *_below_generators(without_split),
         *_without_pairs(files),
+        *_not_in_lists(file.generator for file in files),
     ]
     return Layout(sorted(files, key=lambda file: file.path), notes)
 

@@ -1,14 +1,12 @@
 """Decide whether a detector is good enough to publish: the quality gate of a training Job.
 
-    python -m patchscan.evaluation.quality auc:unseen:0.8,real_detection:seen:0.95 [RUN] [--generators adm,ldm]
+    python -m patchscan.evaluation.quality auc:unseen:0.8,real_detection:seen:0.95 RUN
 
 Each bound is METRIC:GROUP:LEAST. GROUP is seen, unseen, overall, or a generator's name; LEAST is compared with the
-metric's value that the evaluation wrote to RUN's card (of the matched images where they were scored). Without RUN, only
-the bounds themselves are checked, and their groups where the training's generators are given. Exit code 3 where a bound
-is not met.
+metric's value that the evaluation wrote to RUN's card (of the matched images where they were scored). Exit code 3 where
+a bound is not met.
 """
 
-import argparse
 import math
 import sys
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import Any
 
 from patchscan.common.console import say
 from patchscan.common.errors import UserError
+from patchscan.dataset.layout import CLASSES
 from patchscan.detector.card import Card
 
 # The metrics of a card of which more is better; each is between 0 and 1.
@@ -33,10 +32,8 @@ METRICS = (
     "tpr_at_fpr_1",
     "tpr_at_fpr_5",
 )
-
-
-# The groups that every evaluation has; the others are single generators.
-GROUPS = ("seen", "unseen", "overall")
+# Those that images of one class suffice for; the others need both.
+OF_ONE_CLASS = {"fake_detection": ("ai",), "real_detection": ("nature",), "accuracy": ()}
 
 
 class BoundError(UserError):
@@ -56,6 +53,11 @@ class Bound:
     metric: str
     group: str
     least: float
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of images without which the metric is not defined."""
+        return OF_ONE_CLASS.get(self.metric, CLASSES)
 
 
 def parse_bounds(text: str) -> list[Bound]:
@@ -77,15 +79,6 @@ def _parse_bound(text: str) -> Bound:
     if metric not in METRICS:
         raise BoundError(f"MIN_METRIC {text}: the metric must be one of {', '.join(METRICS)}")
     return bound
-
-
-def check_groups(bounds: list[Bound], generators: list[str]) -> None:
-    """Raise BoundError where a bound's group is none that a training with these generators has; with none given, any
-    may be."""
-    known = [*GROUPS, *generators]
-    for bound in bounds:
-        if generators and bound.group not in known:
-            raise BoundError(f"MIN_METRIC: there will be no group {bound.group}; there are {', '.join(known)}")
 
 
 def check_quality(card: Card, bounds: list[Bound]) -> list[str]:
@@ -119,23 +112,14 @@ def _value(rows: dict[str, Any], bound: Bound) -> float:
     return float(value)
 
 
-def main(arguments: list[str]) -> None:
-    """Check the bounds, and the run's card where there is one. Raises BoundError, QualityError, CardError."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("bounds")
-    parser.add_argument("run", nargs="?", type=Path)
-    parser.add_argument("--generators", default="")
-    given = parser.parse_args(arguments)
-    bounds = parse_bounds(given.bounds)
-    if given.run is None:
-        check_groups(bounds, [name.strip() for name in given.generators.split(",") if name.strip()])
-    else:
-        say("; ".join(check_quality(Card.read(given.run), bounds)))
+def main(bounds: str, run: str) -> None:
+    """Compare the run's card with the bounds. Raises BoundError, QualityError, CardError."""
+    say("; ".join(check_quality(Card.read(Path(run)), parse_bounds(bounds))))
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        main(*sys.argv[1:])
     except UserError as error:
         say(f"patchscan: {error}", error=True)
         sys.exit(error.exit_code)

@@ -79,6 +79,9 @@ def train(
     checked = load_recipe(
         recipe, seen=_names(seen), unseen=_names(unseen), weights=weights, epochs=epochs, seed=seed, notice=notice
     )
+    from patchscan.training.data import check_names
+
+    check_names(data, index, extra or (), _names(seen) or (), _names(unseen) or ())
     from patchscan.training.train import train as train_recipe
 
     train_recipe(

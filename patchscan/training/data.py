@@ -8,7 +8,8 @@ from typing import Literal
 import pandas as pd
 
 from patchscan.common.console import say
-from patchscan.dataset.index import data_digest, load_index
+from patchscan.dataset.index import data_digest, default_index_path, load_index
+from patchscan.dataset.layout import find_files, generators_for_people
 from patchscan.dataset.matched import matched_version, protocol_of
 from patchscan.dataset.source import DataError, DataSource
 from patchscan.storage.store import is_bucket
@@ -57,6 +58,30 @@ class TrainingData:
         return cls(JoinedSource(data, extra), protocol_of(data), train, val, data_digest(pd.concat([train, val])))
 
 
+def check_names(
+    data: str, index: Path | None, extra: Sequence[str], seen: Sequence[str], unseen: Sequence[str]
+) -> None:
+    """Raise DataError where a generator of `seen` is not in `data`, or one of `unseen` neither there nor in a folder of
+    `extra`: one that is misspelt would be trained on. Of data without an index the files are listed, and none is read.
+    """
+    if not seen and not unseen:
+        return
+    names = _generators(data, index)
+    anywhere = names.union(*(_generators(folder, None) for folder in extra))
+    for option, wanted, known in (("seen", seen, names), ("unseen", unseen, anywhere)):
+        for name in wanted:
+            if name not in known:
+                raise DataError(
+                    f"--{option}: the data have no generator {name}; there are {generators_for_people(known)}. One "
+                    "that came later is found by `patchscan index`"
+                )
+
+
+def _generators(data: str, index: Path | None) -> set[str]:
+    file = index or default_index_path(data)
+    return set(load_index(data, file).generator) if file.exists() else {one.generator for one in find_files(data).files}
+
+
 class JoinedSource(DataSource):
     """A data set and extra ones beside it, if any, whose paths begin with `extra-0/`, `extra-1/` and so on."""
 
@@ -97,9 +122,9 @@ def select_rows(index: pd.DataFrame, generators: list[str], split: str) -> pd.Da
     for generator in generators:
         classes = set(rows[rows.generator == generator]["class"])
         if classes != set(LABELS):
-            found = ", ".join(sorted(index.generator.unique())) or "none"
             raise DataError(
                 f"{generator}/{split} needs images in both ai/ and nature/, found {sorted(classes) or 'none'}; "
-                f"generators in this data: {found}. Choose among them with --seen and --unseen"
+                f"generators in this data: {generators_for_people(index.generator)}. Choose among them with --seen and "
+                "--unseen"
             )
     return rows.assign(label=rows["class"].map(LABELS))

@@ -17,7 +17,8 @@ import torch
 
 from patchscan.common.console import say
 from patchscan.common.errors import UserError
-from patchscan.dataset.layout import CLASSES, SPLITS, find_files
+from patchscan.dataset.layout import CLASSES, MEANS, POOLED, SPLITS, find_files, generators_for_people
+from patchscan.evaluation.quality import Bound, parse_bounds
 from patchscan.storage.reach import check_reach
 from patchscan.storage.store import is_bucket
 from patchscan.training.checkpoint import RunStore
@@ -31,6 +32,10 @@ NEEDED = ("DATA", "SEEN", "EPOCHS", "DEVICE", "LOADERS", *PLACES)
 OPTIONAL = ("UNSEEN", "WEIGHTS", "ENGINE", "MIN_METRIC", "NODES", "GPUS", "SERVICE")
 
 
+# The splits and classes that each generator has files of.
+Classes = dict[str, set[tuple[str, str]]]
+
+
 class SettingError(UserError):
     """A setting cannot be what was meant; the message names it."""
 
@@ -38,8 +43,8 @@ class SettingError(UserError):
 def check_settings(recipe: str, settings: Mapping[str, str], data: str, copy: Path) -> None:
     """Check the settings of a training with this recipe on `data`, which lies in the folder `copy` or will go there.
 
-    Raises SettingError, RecipeError, DeviceError, LayoutError, DataError, StoreError; OutageError where a store does
-    not answer.
+    Raises SettingError, BoundError, RecipeError, DeviceError, LayoutError, DataError, StoreError; OutageError where a
+    store does not answer.
     """
     for name in (*NEEDED, *OPTIONAL):
         value = settings.get(name, "")
@@ -65,7 +70,10 @@ def check_settings(recipe: str, settings: Mapping[str, str], data: str, copy: Pa
         check_reach(settings[name])
     _check_run(chosen, settings["RUN"])
     _check_weights(chosen, None if data == str(copy) else copy)
-    _check_generators(chosen, data, copy.name if is_bucket(data) else "")
+    bounds = parse_bounds(text) if (text := settings.get("MIN_METRIC")) else []
+    classes = _find_classes(data, copy.name if is_bucket(data) else "")
+    _check_generators(chosen, data, classes)
+    _check_bounds(bounds, chosen, data, classes)
 
 
 def _number(settings: Mapping[str, str], name: str, least: int) -> int:
@@ -101,17 +109,26 @@ def _check_weights(recipe: Recipe, later: Path | None) -> None:
         raise SettingError(f"WEIGHTS {recipe.weights}: there is no such file; write imagenet, none or a file's path")
 
 
-def _check_generators(recipe: Recipe, data: str, name: str) -> None:
-    """Raise SettingError where the data, in a folder of this name, lack a generator that is to be trained on or kept
-    for the evaluation."""
-    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+def _find_classes(data: str, name: str) -> Classes:
+    """List the data, in a folder of this name."""
+    found: Classes = defaultdict(set)
     for file in find_files(data, name).files:
         found[file.generator].add((file.split, file.label))
+    return found
+
+
+def _check_generators(recipe: Recipe, data: str, found: Classes) -> None:
+    """Raise SettingError where the data lack a generator that is to be trained on or kept for the evaluation, or have
+    one that no report could name."""
+    if taken := found.keys() & {*POOLED, *MEANS}:
+        raise SettingError(
+            f"DATA: reports have a row {min(taken)} of their own: give that generator's folder another name"
+        )
     for setting, generators in (("SEEN", recipe.seen), ("UNSEEN", recipe.unseen)):
         for generator in generators:
             if generator not in found:
                 raise SettingError(
-                    f"{setting}: {data} holds no generator {generator}; there are {', '.join(sorted(found))}"
+                    f"{setting}: {data} holds no generator {generator}; there are {generators_for_people(found)}"
                 )
     for generator in recipe.seen:
         missing = [
@@ -119,6 +136,24 @@ def _check_generators(recipe: Recipe, data: str, name: str) -> None:
         ]
         if missing:
             raise SettingError(f"SEEN: {generator} in {data} has no images in {', '.join(missing)}")
+    for generator in recipe.unseen:
+        if not any(("val", label) in found[generator] for label in CLASSES):
+            raise SettingError(f"UNSEEN: {generator} in {data} has no images in val, which the evaluation measures")
+
+
+def _check_bounds(bounds: list[Bound], recipe: Recipe, data: str, found: Classes) -> None:
+    """Raise SettingError where the evaluation of these data will not have what a bound asks for."""
+    groups = {"seen": set(recipe.seen), "unseen": found.keys() - set(recipe.seen), "overall": set(found)}
+    for bound in bounds:
+        members = groups.get(bound.group, {bound.group})
+        classes = {label for name in members & found.keys() for split, label in found[name] if split == "val"}
+        if not classes:
+            raise SettingError(
+                f"MIN_METRIC: {data} has no val images of {bound.group}; there are seen, unseen, overall, "
+                f"{generators_for_people(found)}"
+            )
+        if missing := [f"val/{label}" for label in bound.classes if label not in classes]:
+            raise SettingError(f"MIN_METRIC: {bound.metric} of {bound.group} needs images in {', '.join(missing)}")
 
 
 if __name__ == "__main__":

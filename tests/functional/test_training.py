@@ -351,4 +351,7 @@ def test_another_recipe_does_not_overwrite_a_run(data: Path, finished: Path) -> 
 def test_missing_generators_are_named(data: Path, tmp_path: Path) -> None:
     done = patchscan(*train(data, tmp_path), "--seen", "midjourney")
     assert done.returncode == 2
-    assert "generators in this data: seen_one, unseen_one" in done.stderr
+    assert "--seen: the data have no generator midjourney; there are seen_one, unseen_one" in done.stderr
+    done = patchscan(*train(data, tmp_path), "--unseen", "unseen_noe")
+    assert done.returncode == 2
+    assert "--unseen: the data have no generator unseen_noe; there are seen_one, unseen_one" in done.stderr

@@ -28,7 +28,7 @@ from patchscan.training import distributed, learner, train
 from patchscan.training.augment import deliver
 from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, LoaderDiedError, is_kind
 from patchscan.training.checkpoint import RunStore, RunTakenError
-from patchscan.training.data import TrainingData
+from patchscan.training.data import TrainingData, check_names
 from patchscan.training.device import DeviceError
 from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import Delivery, Recipe, RecipeError, load_recipe
@@ -157,6 +157,20 @@ def test_a_folder_that_is_named_twice_is_refused(recipe: Recipe, folders: tuple[
     for others in ([data], [extra, f"{data}/../extra"]):
         with pytest.raises(DataError, match="name one folder twice"):
             TrainingData.load(recipe, data, None, "raw", others)
+
+
+def test_a_name_that_is_nowhere_is_told_before_anything_is_read(folders: tuple[str, str]) -> None:
+    """A misspelt one of --unseen was trained on."""
+    data, extra = folders
+    check_names(data, None, [extra], ["one"], ["other"])
+    for seen, unseen, others, words in (
+        (["one"], ["othre"], [extra], "--unseen: the data have no generator othre; there are art, one, other, screens"),
+        (["noe"], [], [extra], "--seen: the data have no generator noe; there are one"),
+        (["one"], ["other"], [], "--unseen: the data have no generator other; there are one"),
+    ):
+        with pytest.raises(DataError, match=words):
+            check_names(data, None, others, seen, unseen)
+    assert not (Path(data) / "index.parquet").exists()
 
 
 def test_of_an_extra_data_set_the_train_images_are_taken(recipe: Recipe, folders: tuple[str, str]) -> None:

@@ -127,6 +127,7 @@ def test_it_publishes_a_calibrated_archive_and_puts_the_calibrated_card_back(
         ("REPORT", "s3:/models/reports", "s3:/models/reports: "),
         ("VERSIONS", "gs://models/versions", "gs://models/versions: only s3://bucket/prefix URLs and folders"),
         ("RUN", "/proc/run", "/proc/run: "),
+        ("MIN_METRIC", "auc:unseen:0.8", "MIN_METRIC: s3://data/set has no val images of unseen; there are seen, unse"),
     ],
 )
 def test_what_would_fail_in_the_end_is_one_line_before_anything_is_copied(
@@ -161,16 +162,13 @@ esac
     [
         ("auc:seen:0.5", 0, ""),
         ("auc:seen:1", 3, "patchscan: not published: auc of seen is 0.9"),
-        ("auc:seen:80", 2, "patchscan: MIN_METRIC auc:seen:80: write"),
-        ("auc:sean:0.8", 2, "patchscan: MIN_METRIC: there will be no group sean; there are seen, unseen, overall, "),
     ],
 )
 def test_a_model_that_is_not_good_enough_is_not_published(bound: str, code: int, words: str, tmp_path: Path) -> None:
     done, calls = rehearse(tmp_path, MIN_METRIC=bound)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith(words)
-    assert (f"copy {tmp_path}/.job/report {tmp_path}/REPORT" in calls) == (code != 2), "the report is there to look at"
-    assert bool(calls) == (code != 2), "a wrong setting ends the Job before it trains"
+    assert f"copy {tmp_path}/.job/report {tmp_path}/REPORT" in calls, "the report is there to look at"
     assert any(call.endswith(f"{tmp_path}/MODEL_STORE") for call in calls) == (code == 0)
 
 

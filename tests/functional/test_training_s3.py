@@ -15,7 +15,7 @@ from patchscan.storage.embedded_s3 import EmbeddedS3
 from tests.command import patchscan, start_patchscan
 from tests.image_tree import picture, write
 
-TRAIN = ["train", "ssp-lite", "--epochs", "1", "--seen", "gan", "--unseen", "none", "--device", "cpu", "--workers", "1"]
+TRAIN = ["train", "ssp-lite", "--epochs", "1", "--seen", "gan", "--unseen", "", "--device", "cpu", "--workers", "1"]
 URL = "s3://data/sets/mine"
 
 

@@ -192,6 +192,14 @@ def test_files_that_are_not_called_images_are_told_where_they_are_left_out(tmp_p
     assert note.endswith("such as train/human/1.img")
 
 
+def test_a_generator_that_no_list_with_commas_can_name_is_told(tmp_path: Path) -> None:
+    for generator in ("flux, dev", "flux"):
+        for label in ("ai", "nature"):
+            write(tmp_path / generator / "val" / label / "1.png", picture(0))
+    (note,) = find_files(tmp_path).notes
+    assert note.startswith("'flux, dev' has a comma, or begins or ends with a blank: options that take several")
+
+
 def test_classes_above_generators_above_splits(tmp_path: Path) -> None:
     for path in ("fake/sg/train/1.png", "fake/sg/test/2.png", "real/ffhq/train/3.png", "real/ffhq/val/4.png"):
         written(tmp_path / path)

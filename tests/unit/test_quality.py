@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from patchscan.evaluation.quality import Bound, BoundError, QualityError, check_groups, check_quality, parse_bounds
+from patchscan.evaluation.quality import Bound, BoundError, QualityError, check_quality, parse_bounds
 from tests.scan_kit import card
 
 
@@ -67,10 +67,3 @@ def test_the_matched_images_count_where_they_were_scored() -> None:
 def test_what_the_evaluation_does_not_have_is_said(text: str) -> None:
     with pytest.raises(BoundError, match=r"no group other; there are seen, unseen, sd|accuracy of seen is not defined"):
         check_quality(EVALUATED, parse_bounds(text))
-
-
-def test_a_group_that_no_generator_gives_is_refused_before_the_training() -> None:
-    check_groups(parse_bounds("auc:unseen:0.8,auc:overall:0.5,auc:gan:0.8"), ["sd", "gan"])
-    check_groups(parse_bounds("auc:any:0.8"), [])
-    with pytest.raises(BoundError, match="no group ldm; there are seen, unseen, overall, sd, gan"):
-        check_groups(parse_bounds("auc:ldm:0.8"), ["sd", "gan"])
