@@ -30,11 +30,11 @@ def split(data: Sequence[str], out: Path, held_out: float = 1 / 3, sources: Path
     stays in val, the other ones and all train images are in train.
 
     Whole collections of sources (see `add_sources`) are held out or not, in all data sets alike. Where the share cannot
-    be met so, because one collection has most of a generator's images, single sources of that collection are. `sources`
-    is the file of sources, if it is neither in a data folder nor beside it. The index of a bucket is
-    `out`/<name>.index.parquet. Returns the images: columns data, path, generator, class, collection, before and after
-    (`train` or `val`). An interrupted call continues when it is repeated. Raises SplitError, SourcesError, and what
-    building an index raises.
+    be met so, because one collection has most of a generator's images, single sources of that collection are. A source
+    that has train images is not held out; files of equal bytes have one source. `sources` is the file of sources, if it
+    is neither in a data folder nor beside it. The index of a bucket is `out`/<name>.index.parquet. Returns the images:
+    columns data, path, generator, class, collection, before and after (`train` or `val`). An interrupted call continues
+    when it is repeated. Raises SplitError, SourcesError, and what building an index raises.
     """
     names = [data_name(one) for one in data]
     if len(set(names)) < len(names):
@@ -49,35 +49,53 @@ def split(data: Sequence[str], out: Path, held_out: float = 1 / 3, sources: Path
         index_file = out / f"{name}.{INDEX_FILE}" if is_bucket(one) else None
         index = load_index(one, index_file).rename(columns={"split": "before"})
         tables.append(add_sources(index, one, sources or find_sources(one)).assign(data=name))
-    images = pd.concat(tables, ignore_index=True)
-    held = choose_held_out(images[images.before == "val"], held_out)
+    images = join_copies(pd.concat(tables, ignore_index=True))
+    held = choose_held_out(images, held_out)
     images["after"] = np.where(images.index.isin(held), "val", "train")
     _copy(images, dict(zip(names, data, strict=True)), out)
     return images[["data", "path", "generator", "class", "collection", "before", "after"]]
 
 
+def join_copies(images: pd.DataFrame) -> pd.DataFrame:
+    """Give files of equal bytes (`sha256`) one source and collection: the first of those that are known, else the
+    first."""
+    ordered = images.assign(unknown=~images.source_known).sort_values(["unknown", "source"])
+    first = ordered.groupby("sha256")[["source", "collection"]].transform("first")
+    return images.assign(source=first.source, collection=first.collection)
+
+
 def choose_held_out(images: pd.DataFrame, share: float) -> pd.Index:
-    """Choose `share` of the images of each GROUP, by collection, or by source where that misses the share by half.
+    """Choose `share` of the val images of each GROUP, by collection, or by source where that misses the share by half;
+    none of a source that has train images.
 
-    images: columns of GROUP, collection, source. Returns labels of its index. The choice depends on names alone.
+    images: columns of GROUP, before, collection, source. Returns labels of its index. The choice depends on names
+    alone.
     """
-    held = _hold(images, "collection", share, pd.Series(data=False, index=images.index))
-    return images.index[_hold(images, "source", share, held)]
+    val = images[images.before == "val"]
+    trained = val[val.source.isin(images.source[images.before == "train"])]
+    held = np.zeros(len(val), bool)
+    for unit in ("collection", "source"):
+        held = _hold(val, unit, share, held, set(trained[unit]))
+    return val.index[held]
 
 
-def _hold(images: pd.DataFrame, unit: str, share: float, held: pd.Series) -> pd.Series:
-    """Hold out further units in each group that lacks half of its share, as far as no group gets more than its share
-    and one image."""
-    held, group = held.copy(), images.groupby(GROUP).ngroup()
-    target = share * group.value_counts()
-    for number in sorted(target.index):
-        if held[group == number].sum() >= target[number] / 2:
+def _hold(images: pd.DataFrame, unit: str, share: float, held: np.ndarray, trained: set[str]) -> np.ndarray:
+    """Hold out further units in each group that lacks half of its share, none of them in `trained`, as far as no group
+    gets more than its share and one image. `held` and the result: bool (images,)."""
+    held, group = held.copy(), images.groupby(GROUP).ngroup().to_numpy()
+    names = images[unit].to_numpy()
+    rows_of = {name: np.asarray(rows) for name, rows in pd.Series(names).groupby(names).indices.items()}
+    target = share * np.bincount(group)
+    count = np.bincount(group[held], minlength=len(target))
+    for number in range(len(target)):
+        if count[number] >= target[number] / 2:
             continue
-        for _, name in sorted((crc32(name.encode()), name) for name in images[unit][group == number].unique()):
-            chosen = images[unit] == name
-            after = group[held | chosen].value_counts()
-            if (after <= target[after.index] + 1).all():
-                held |= chosen
+        for _, name in sorted((crc32(name.encode()), name) for name in {*names[group == number]} - trained):
+            rows = rows_of[name][~held[rows_of[name]]]
+            groups, more = np.unique(group[rows], return_counts=True)
+            if (count[groups] + more <= target[groups] + 1).all():
+                held[rows] = True
+                count[groups] += more
     return held
 
 

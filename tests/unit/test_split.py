@@ -6,6 +6,7 @@ from zlib import crc32
 import pandas as pd
 import pytest
 
+from patchscan.common.files import sha256_of
 from patchscan.dataset.layout import find_files
 from patchscan.dataset.split import SplitError, split
 from tests.image_tree import picture, write
@@ -44,6 +45,36 @@ def test_a_share_of_each_generator_is_held_out_and_its_sources_nowhere_trained_o
         copied = tmp_path / "all" / name / path.split("/")[0] / folder / Path(path).name
         assert copied.read_bytes() == (data / name / path).read_bytes()
     assert len(list((tmp_path / "all").rglob("*.png"))) == len(images)
+
+
+def test_a_file_and_its_copies_are_on_one_side(tmp_path: Path) -> None:
+    """As real images that links put beside each generator; one that is also among the train images is no val image."""
+    photos = [write(tmp_path / f"photos/{number}.png", picture(number)) for number in range(30)]
+    for generator in ("one", "two"):
+        for number, photo in enumerate(photos):
+            write(tmp_path / f"data/{generator}/val/ai/{number}.png", picture(crc32(f"{generator}{number}".encode())))
+            place = tmp_path / f"data/{generator}/val/nature/{generator}{number}.png"
+            place.parent.mkdir(exist_ok=True)
+            place.symlink_to(photo)
+    (tmp_path / "data/one/train/nature").mkdir(parents=True)
+    for photo in photos[::2]:
+        (tmp_path / "data/one/train/nature" / photo.name).symlink_to(photo)
+    images = split([str(tmp_path / "data")], tmp_path / "all")
+    digest = images.path.map(lambda path: sha256_of(tmp_path / "data" / path))
+    assert (images.groupby(digest).after.nunique() == 1).all()
+    held = images[(images.after == "val") & (images["class"] == "nature")]
+    assert held.generator.value_counts().to_dict() == {"one": 11, "two": 11}
+
+
+def test_a_source_that_is_trained_on_is_not_held_out(data: Path, tmp_path: Path) -> None:
+    named = pd.read_csv(data / "sources.csv")
+    trained = [f"one/many/train/ai/{number}.png" for number in range(12)]
+    sources = [f"owner/c{number // 2}/ai{number // 2}.png" for number in range(12)]
+    more = pd.DataFrame({"file": trained, "source": sources})
+    pd.concat([named, more]).to_csv(data / "sources.csv", index=False)
+    images = split([str(data / "one")], tmp_path / "all")
+    source = (images.data + "/" + images.path).map(pd.concat([named, more]).set_index("file").source)
+    assert (images.groupby(source).after.nunique() == 1).all()
 
 
 def test_a_data_set_in_another_layout_can_be_trained_on_afterwards(tmp_path: Path) -> None:
