@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write
 from patchscan.dataset.source import DataError
-from patchscan.detector.card import WEIGHTS_FILE
+from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE
 from patchscan.storage import open_store
 from patchscan.storage.store import Store, is_bucket
 from patchscan.training.run_folder import CHECKPOINT_FILE
@@ -25,7 +25,7 @@ OWNER_FILE = "training-id"
 # What is in a checkpoint besides the learner's state.
 CHECKPOINT_KEYS = {"recipe", "data_digest", "rng", "epoch", "step", "best"}
 # The files that a resumed run reads or appends to.
-RESUME_FILES = (CHECKPOINT_FILE, WEIGHTS_FILE, LOG_FILE, "features_before.npz")
+RESUME_FILES = (CHECKPOINT_FILE, WEIGHTS_FILE, LOG_FILE, CARD_FILE, "features_before.npz")
 
 
 class RunTakenError(UserError):

@@ -22,6 +22,11 @@ class RunLog:
         self._file = folder / LOG_FILE
         self._tensorboard = None if rank else SummaryWriter(str(folder / "tensorboard"))
 
+    def is_done(self) -> bool:
+        """Whether the process that wrote log.jsonl last has ended with the event `done`."""
+        text = self._file.read_text() if self._file.exists() else ""
+        return text.rfind('"event": "done"') > text.rfind('"event": "start"')
+
     def write(self, event: str, **values: Any) -> None:
         """Write one line to standard error and one to log.jsonl; for an event with an `epoch`, also write its floats to
         TensorBoard."""

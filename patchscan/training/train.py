@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from patchscan.common.console import ProgressReport
+from patchscan.common.console import ProgressReport, say
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.dataset.source import DataError
-from patchscan.detector.card import WEIGHTS_FILE
+from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import (
@@ -89,8 +89,8 @@ def train(
 
 
 class Trainer:
-    """One training run: the learner, its images, the progress (`epoch`, and `step` within it), and the best validation
-    result so far."""
+    """One training run: the learner, its images, the progress (`epoch`, and `step` within it), the best validation
+    result so far, and whether an earlier process has done it all (`is_done`)."""
 
     def __init__(
         self, recipe: Recipe, ranks: Ranks, precision: Precision, store: RunStore, data: TrainingData, workers: int
@@ -101,6 +101,7 @@ class Trainer:
         self.learner = Learner(recipe, ranks, recipe.epochs * self.batches.per_epoch, precision)
         self.log = RunLog(store.folder, ranks.rank)
         self.epoch = self.step = 0
+        self.is_done = False
         self.best: dict[str, Any] = {"epoch": -1, "mean_auc": -1.0}
         self._resume()
         if ranks.world == 1:  # of several processes, one that is cut off may not end the others' training
@@ -108,7 +109,12 @@ class Trainer:
         self.learner.distribute()
 
     def run(self) -> Path:
-        """Train to the end of the recipe, or until interrupted (SystemExit 75). Returns the run folder."""
+        """Train to the end of the recipe, or until interrupted (SystemExit 75). Returns the run folder. A run that is
+        done stays as it is: its card may hold what an evaluation has measured since."""
+        if self.is_done:
+            if self.ranks.rank == 0:
+                say(f"{self.store.url} is trained already, and stays as it is", error=True)
+            return self.store.folder
         interrupt = Interrupt()
         # Several processes wait for the first one meanwhile; were it to end, they would end with errors.
         before_batch = interrupt.end_if_requested if self.ranks.world == 1 else lambda: None
@@ -267,4 +273,7 @@ class Trainer:
         rng_states = state["rng"]  # one per process; the run may now have more processes than when it was saved
         torch.set_rng_state(rng_states[self.ranks.rank] if self.ranks.rank < len(rng_states) else rng_states[0])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.log.write("resume", epoch=min(self.epoch + 1, self.recipe.epochs), step=self.step)
+        has_card = (self.store.folder / CARD_FILE).exists()
+        self.is_done = self.epoch == self.recipe.epochs and has_card and self.log.is_done()
+        if not self.is_done:
+            self.log.write("resume", epoch=min(self.epoch + 1, self.recipe.epochs), step=self.step)

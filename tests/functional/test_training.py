@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,11 @@ def test_a_run_says_what_it_was_trained_on(data: Path, finished: Path) -> None:
     assert {"device", "data_digest", "parameters", "planned_minutes"} <= start.keys()
     assert sum(entry["event"] == "epoch" for entry in log(finished)) == 3
     assert list((finished / "tensorboard").iterdir())
+    calibrated = replace(card, metrics={"raw": {"overall": {}}})
+    calibrated.write(finished)
+    again = patchscan(*train(data, finished))
+    assert (again.returncode, again.stderr) == (0, f"{finished} is trained already, and stays as it is\n")
+    assert Card.read(finished) == calibrated, "what an evaluation has written"
 
 
 def test_the_planned_time_counts_steps_validations_and_features(
