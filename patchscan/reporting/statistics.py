@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
+from patchscan.common.blas import one_blas_thread
+
 LEVEL = 0.95
 # The half-width of a normal interval in standard deviations: 1.96.
 NORMAL_QUANTILE = float(ndtri(0.5 + LEVEL / 2))
@@ -393,6 +395,11 @@ def friedman(values: np.ndarray) -> float | None:
 def principal_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return features (n, width) on their principal components, (n, k), and each one's share of the variance, (k,), in
     falling order; k is the lesser of n and width."""
-    centred = features.astype(np.float64) - features.mean(axis=0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    return left * singular, singular**2 / max(float((singular**2).sum()), 1e-300)
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    wide = features.shape[1] > len(features)
+    # From the smaller of the two square matrices, which takes a quarter of the time of a singular value decomposition.
+    with one_blas_thread():
+        square, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    variance, vectors = square[::-1].clip(0), vectors[:, ::-1]
+    components = vectors * np.sqrt(variance) if wide else centred @ vectors
+    return components, variance / max(float(variance.sum()), 1e-300)

@@ -24,6 +24,7 @@ from patchscan.reporting.statistics import (
     newcombe_auc,
     population_count,
     precision_at,
+    principal_components,
     proportion,
     wilson,
 )
@@ -303,3 +304,13 @@ def test_mean_of_rates_stays_between_its_bounds(first: int, second: int) -> None
     assert low + 1e-12 >= 0
     assert low <= value <= high
     assert high <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("shape", [(30, 200), (200, 30), (2, 5), (1, 4)])
+def test_principal_components_are_those_of_a_singular_value_decomposition(shape: tuple[int, int]) -> None:
+    features = np.random.default_rng(0).normal(5, 1, shape).astype(np.float32) ** 3
+    components, share = principal_components(features)
+    left, singular, _ = np.linalg.svd(features - features.mean(axis=0, dtype=np.float64), full_matrices=False)
+    assert components.shape == left.shape
+    assert share == pytest.approx(singular**2 / max((singular**2).sum(), 1e-300), abs=1e-9)
+    assert np.abs(components[:, :2]) == pytest.approx(np.abs(left * singular)[:, :2], abs=1e-4)
