@@ -63,6 +63,7 @@ fetch_data() {
     rm -rf "$work/set"
   fi
   echo "$DATA" > "$work/set-of"
+  [ ! -d "$work/set" ] || python -m patchscan.dataset.outdated "$DATA" "$work/set"
   [ -f "$work/set/index.parquet" ] && indexed=yes || indexed=
   patchscan copy "$DATA" "$work/set" --skip-existing
   [ -z "$indexed" ] || patchscan index "$work/set"  # the index that is there leaves out what is new

@@ -144,7 +144,11 @@ def test_what_would_fail_in_the_end_is_one_line_before_anything_is_copied(
 
 CHECKED = """\
 #!/bin/sh
-[ "$2" = patchscan.training.settings ] || exec {python} "$@"
+case $2 in
+  patchscan.training.settings) ;;
+  patchscan.dataset.outdated) echo "outdated $3 $4" >> "$WORK/calls" ;;
+  *) exec {python} "$@" ;;
+esac
 """
 STUB = """\
 #!/bin/sh
@@ -225,7 +229,7 @@ def test_a_volume_without_locks_is_worked_on(tmp_path: Path) -> None:
     assert calls
 
 
-def test_a_run_keeps_the_data_on_its_volume_and_the_next_run_takes_what_is_new(tmp_path: Path) -> None:
+def test_a_run_keeps_the_data_on_its_volume_and_the_next_run_takes_what_has_changed(tmp_path: Path) -> None:
     """A run refuses to go on with other data. The next one's copy is indexed, also where it was interrupted before."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set/index.parquet").touch()
@@ -235,9 +239,10 @@ def test_a_run_keeps_the_data_on_its_volume_and_the_next_run_takes_what_is_new(t
     for run, away in (("RUN", "s3://one"), ("RUN", ""), ("RUN", ""), ("RUN2", "")):
         done, calls = rehearse(tmp_path, DATA="s3://one", RUN=str(tmp_path / run), AWAY=away)
         assert done.returncode == (75 if away else 0), done.stderr
-        steps.append([call.split()[0] for call in calls[before:] if call.startswith(("copy s3://one", "index"))])
+        told = ("outdated s3://one", "copy s3://one", "index")
+        steps.append([call.split()[0] for call in calls[before:] if call.startswith(told)])
         before = len(calls)
-    assert steps == [["copy"], ["copy", "index"], [], ["copy", "index"]]
+    assert steps == [["outdated", "copy"], ["outdated", "copy", "index"], [], ["outdated", "copy", "index"]]
 
 
 def test_a_run_out_of_reach_is_not_taken_for_none(tmp_path: Path) -> None:

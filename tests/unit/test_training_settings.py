@@ -1,10 +1,15 @@
-"""What a training Job's settings ask for is compared with the names of the data's files, before any is copied."""
+"""What a training Job's settings ask for, and its older copy of the data, are compared with the names of the data's
+files, before any is copied."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from patchscan.common.errors import UserError
+from patchscan.dataset.layout import LayoutError
+from patchscan.dataset.outdated import remove_outdated
 from patchscan.training.settings import check_settings
 
 
@@ -67,3 +72,22 @@ def test_a_name_with_a_comma_is_said_to_be_none_for_a_list(settings: dict[str, s
     (Path(settings["DATA"]) / "fakes").rename(Path(settings["DATA"]) / "fakes, 2024")
     with pytest.raises(UserError, match=r"no generator fakes; there are early, fakes, 2024, gan; 'fakes, 2024' has a"):
         check(settings | {"UNSEEN": "fakes, 2024"})
+
+
+def test_an_older_copy_loses_what_was_removed_or_replaced(settings: dict[str, str], tmp_path: Path) -> None:
+    """Images that were taken out of the data were trained on for as long as the volume lived."""
+    data = Path(settings["DATA"])
+    kept, gone, longer, later, *_ = sorted(data.rglob("*.png"))
+    with pytest.raises(LayoutError):
+        remove_outdated(str(tmp_path / "RUN"), data)
+    copy = Path(shutil.copytree(data, tmp_path / "set"))
+    (copy / "index.parquet").touch()
+    assert remove_outdated(str(data), copy) == 0
+    gone.unlink()
+    longer.write_text("another")
+    os.utime(longer, (0, 0))
+    os.utime(later, (2e9, 2e9))
+    assert remove_outdated(str(data), copy) == 3
+    left = {path.relative_to(copy) for path in copy.rglob("*.*")}
+    assert left & {path.relative_to(data) for path in (kept, gone, longer, later)} == {kept.relative_to(data)}
+    assert Path("index.parquet") in left
