@@ -104,8 +104,14 @@ def select_extra_rows(folder: str, recipe: Recipe, number: int, held_out: set[st
     """
     index = load_index(folder)
     rows = index[~index.generator.isin(recipe.unseen)]
-    if (rows.split == "train").any():
+    if (index.split == "train").any():
         rows = rows[rows.split == "train"]
+    elif len(rows):
+        say(
+            f"--extra {folder} has no train images: its {len(rows):,} val images are trained on, and what is measured "
+            "on them tells nothing; `patchscan split` holds out a part of them",
+            error=True,
+        )
     copies = rows.sha256.isin(held_out)
     if copies.any():
         say(f"--extra {folder}: {copies.sum():,} images are also val images of --data: left out", error=True)

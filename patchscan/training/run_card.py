@@ -24,6 +24,8 @@ from patchscan.training.recipe import Recipe
 def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str, Any], precision: Precision) -> Card:
     """Build the card of the file `weights`; `best` is its validation result: `epoch` (from 0) and `mean_auc`."""
     notice = [recipe.notice] if recipe.notice else []
+    # A generator of an --extra folder, too: on a report of the unseen ones it would be taken for one of them.
+    added = sorted(set(data.train.generator[data.train.label == 1]) - set(recipe.seen))
     paired = pd.concat([data.train[~is_kind(data.train)], data.val])  # the audit compares the classes of a generator
     return Card(
         name=recipe.name,
@@ -33,7 +35,7 @@ def build_card(recipe: Recipe, data: TrainingData, weights: Path, best: dict[str
         weights_sha256=sha256_of(weights),
         training={
             "recipe": recipe.model_dump(),
-            "seen": recipe.seen,
+            "seen": [*recipe.seen, *added],
             "unseen": recipe.unseen,
             "data_digest": data.digest,
             "protocol": data.protocol,

@@ -32,6 +32,7 @@ from patchscan.training.data import TrainingData, check_names
 from patchscan.training.device import DeviceError
 from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import Delivery, Recipe, RecipeError, load_recipe
+from patchscan.training.run_card import build_card
 from patchscan.training.train import Trainer
 from tests.image_tree import picture, write
 from tests.serving_kit import png
@@ -150,6 +151,26 @@ def test_an_extra_folder_is_trained_on_but_its_unseen_generators(recipe: Recipe,
     images = CropDataset(joined.source, joined.train, recipe, epoch=0)
     assert [images[row][0].shape for row in range(len(images))] == [(1, 48, 48, 3)] * len(images)
     assert [images[row][1] for row in range(12, 28)] == [0] * 16
+
+
+def test_what_an_extra_folder_adds_is_seen_and_its_val_images_are_told_of(
+    recipe: Recipe, folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A generator that was trained on stood among the unseen ones of reports."""
+    data, extra = folders
+    joined = TrainingData.load(recipe.model_copy(update={"unseen": []}), data, None, "raw", [extra])
+    told = f"--extra {extra} has no train images: its 32 val images are trained on, and what is measured on them tells"
+    assert told in capsys.readouterr().err
+    (tmp_path / "weights").touch()
+    card = build_card(recipe, joined, tmp_path / "weights", {"epoch": 0, "mean_auc": 0.5}, "fp32")
+    assert card.training["seen"] == ["one", "other"]
+    assert card.training["kinds"] == ["art", "screens"]
+    assert card.training["recipe"]["seen"] == ["one"]
+    TrainingData.load(recipe, data, None, "raw", [str(shutil.copytree(data, tmp_path / "another"))])
+    write(Path(extra) / "other/train/ai/1.png", picture(1))  # of the unseen one: the others' val images stay val images
+    (Path(extra) / "index.parquet").unlink()
+    assert len(TrainingData.load(recipe, data, None, "raw", [extra]).train) == 12
+    assert "no train images" not in capsys.readouterr().err
 
 
 def test_a_folder_that_is_named_twice_is_refused(recipe: Recipe, folders: tuple[str, str]) -> None:
