@@ -273,7 +273,9 @@ def _in_folder(data: Path) -> Iterator[tuple[str, int, int]]:
     closed: list[OSError] = []
     for parent, folders, names in os.walk(data, onerror=closed.append, followlinks=True):
         above = Path(parent).relative_to(data)
-        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(Path(parent, name))]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and not _leads_back(Path(parent, name), data)
+        ]
         for name in names:
             yield key_of(above / name), *_size_and_time(Path(parent, name))
     for error in closed:
@@ -283,9 +285,13 @@ def _in_folder(data: Path) -> Iterator[tuple[str, int, int]]:
         yield path, 0, UNREADABLE
 
 
-def _leads_back(folder: Path) -> bool:
-    """Whether the folder is a link to one that it lies in."""
-    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+def _leads_back(folder: Path, data: Path) -> bool:
+    """Whether the folder is a link to one that it lies in, or that the links above it were followed from: two that lead
+    to each other would repeat every image forty times."""
+    if not folder.is_symlink():
+        return False
+    above = [parent for parent in folder.parents if parent.is_relative_to(data)]
+    return any(parent.resolve().is_relative_to(folder.resolve()) for parent in above)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

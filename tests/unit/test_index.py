@@ -192,6 +192,15 @@ def test_files_that_are_not_called_images_are_told_where_they_are_left_out(tmp_p
     assert note.endswith("such as train/human/1.img")
 
 
+def test_links_that_lead_to_each_other_are_followed_once(tmp_path: Path) -> None:
+    for generator, other in (("one", "two"), ("two", "one")):
+        write(tmp_path / generator / "val/ai/1.png", picture(0))
+        (tmp_path / generator / "val/ai/more").symlink_to(tmp_path / other)
+    paths = [file.path for file in find_files(tmp_path).files]
+    assert paths == [f"{one}/val/ai/{path}" for one in ("one", "two")
+                     for path in ("1.png", "more/val/ai/1.png")]  # fmt: skip
+
+
 def test_a_generator_that_no_list_with_commas_can_name_is_told(tmp_path: Path) -> None:
     for generator in ("flux, dev", "flux"):
         for label in ("ai", "nature"):
