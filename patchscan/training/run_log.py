@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +21,17 @@ class RunLog:
 
     def __init__(self, folder: Path, rank: int):
         self._file = folder / LOG_FILE
-        self._tensorboard = None if rank else SummaryWriter(str(folder / "tensorboard"))
+        self._tensorboard: SummaryWriter | None = None
+        if rank == 0:
+            is_new = not (folder / "tensorboard").exists()
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+            # Of a run in a bucket, the process that goes on has the log of those before it, but not their curves.
+            for values in self._logged() if is_new else []:
+                self._draw(**values)
 
     def is_done(self) -> bool:
         """Whether the process that wrote log.jsonl last has ended with the event `done`."""
-        text = self._file.read_text() if self._file.exists() else ""
+        text = self._text()
         return text.rfind('"event": "done"') > text.rfind('"event": "start"')
 
     def write(self, event: str, **values: Any) -> None:
@@ -35,13 +42,28 @@ class RunLog:
         shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
         line = " ".join([f"{event}:", *(f"{key}={value}" for key, value in shown.items())])
         say(line, error=True)
+        logged = {"time": time.time(), "event": event, **values}
         with self._file.open("a") as file:
-            file.write(json.dumps({"time": time.time(), "event": event, **values}) + "\n")
-        if "epoch" in values:
-            for key, value in values.items():
-                if isinstance(value, float):
-                    self._tensorboard.add_scalar(f"{event}/{key}", value, values["epoch"])
-            self._tensorboard.flush()
+            file.write(json.dumps(logged) + "\n")
+        self._draw(**logged)
+
+    def _text(self) -> str:
+        return self._file.read_text() if self._file.exists() else ""
+
+    def _logged(self) -> Iterator[dict[str, Any]]:
+        """The events of earlier processes, without a line that was cut off."""
+        for line in self._text().splitlines():
+            with suppress(ValueError):
+                yield json.loads(line)
+
+    def _draw(self, time: float, event: str, epoch: int | None = None, **values: Any) -> None:
+        """Add an event with an epoch to the curves of TensorBoard."""
+        if self._tensorboard is None or epoch is None:
+            return
+        for key, value in values.items():
+            if isinstance(value, float):
+                self._tensorboard.add_scalar(f"{event}/{key}", value, epoch, time)
+        self._tensorboard.flush()
 
 
 class LoaderTimer:

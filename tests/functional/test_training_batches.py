@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from patchscan.cli import app
@@ -33,6 +34,7 @@ from patchscan.training.device import DeviceError
 from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import Delivery, Recipe, RecipeError, load_recipe
 from patchscan.training.run_card import build_card
+from patchscan.training.run_log import RunLog
 from patchscan.training.train import Trainer
 from tests.image_tree import picture, write
 from tests.serving_kit import png
@@ -235,6 +237,7 @@ def test_a_row_drawn_twice_in_an_epoch_gets_another_crop(recipe: Recipe, folders
         (RECIPE + "augment: {probability: 0.5}\n", "without augment"),
         (RECIPE.replace("balanced: true\n", ""), "kinds_share needs balanced"),
         (RECIPE.replace("plain: 0.5", "plan: 0.5"), "did you mean plain"),
+        (RECIPE.replace("[one]", "[overall]"), "reports have a row overall of their own"),
     ],
 )
 def test_a_recipe_that_contradicts_itself_is_refused(tmp_path: Path, wrong: str, message: str) -> None:
@@ -394,6 +397,19 @@ def test_of_two_trainings_the_first_replaces_no_file_of_the_second(
         with pytest.raises(RunTakenError):
             step(lambda: None)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_process_that_goes_on_draws_the_curves_of_those_before_it(tmp_path: Path) -> None:
+    """A run in a bucket has its log there; TensorBoard's files are uploaded at the end alone."""
+    first = RunLog(tmp_path, 0)
+    first.write("start", device="cpu")
+    first.write("epoch", epoch=1, loss=0.5)
+    shutil.rmtree(tmp_path / "tensorboard")
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"time": 1, "eve\n')  # as a full disk leaves it
+    RunLog(tmp_path, 0).write("epoch", epoch=2, loss=0.25)
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(point.step, point.value) for point in curves.Scalars("epoch/loss")] == [(1, 0.5), (2, 0.25)]
 
 
 def test_a_batch_that_the_device_has_no_memory_for_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
