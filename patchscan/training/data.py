@@ -78,8 +78,10 @@ def check_names(
 
 
 def _generators(data: str, index: Path | None) -> set[str]:
-    file = index or default_index_path(data)
-    return set(load_index(data, file).generator) if file.exists() else {one.generator for one in find_files(data).files}
+    file = index or (None if is_bucket(data) else default_index_path(data))
+    if file and file.exists():
+        return set(load_index(data, file).generator)
+    return {one.generator for one in find_files(data).files}
 
 
 class JoinedSource(DataSource):

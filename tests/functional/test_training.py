@@ -238,10 +238,10 @@ def test_training_and_evaluation_take_either_protocol(tmp_path: Path) -> None:
 
 
 def test_a_wrong_setting_of_several_processes_is_tried_once(data: Path, tmp_path: Path) -> None:
-    command = launch([*TWO_PROCESSES, *TRIES], "patchscan", *train(data, tmp_path / "run"), "--seen", "midjourney")
+    command = launch([*TWO_PROCESSES, *TRIES], "patchscan", *train(data, tmp_path / "run"), "--extra", str(data))
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 2, done.stderr
-    assert 1 <= done.stderr.count("midjourney/train needs images") <= 2, done.stderr
+    assert 1 <= done.stderr.count("--data and --extra name one folder twice") <= 2, done.stderr
     assert "attempts left" not in done.stderr
     assert "Traceback" not in done.stderr, "a process that waited for the first tells how its connection broke"
 
