@@ -55,6 +55,12 @@ class TrainingData:
         held_out = set(table.sha256[table.split == "val"])
         added = [select_extra_rows(folder, recipe, number, held_out) for number, folder in enumerate(extra)]
         train = pd.concat([train, *added], ignore_index=True)
+        if copies := int(val.sha256.isin(train.sha256).sum()):
+            say(
+                f"{copies:,} of {len(val):,} val images are also train images: validation and evaluation are too good "
+                "on them; duplicates.parquet beside the index lists them, `patchscan match` leaves them out",
+                error=True,
+            )
         return cls(JoinedSource(data, extra), protocol_of(data), train, val, data_digest(pd.concat([train, val])))
 
 

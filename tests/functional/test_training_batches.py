@@ -203,6 +203,16 @@ def test_of_an_extra_data_set_the_train_images_are_taken(recipe: Recipe, folders
     assert (len(joined.train), len(joined.val)) == (2 * 12, 4)
 
 
+def test_val_images_that_are_trained_on_are_told(
+    recipe: Recipe, folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An index that a training builds tells of no leak."""
+    one = Path(folders[0]) / "one"
+    shutil.copy(one / "train/nature/0.png", one / "val/nature/copy.png")
+    TrainingData.load(recipe, folders[0], None, "raw")
+    assert "1 of 5 val images are also train images: validation" in capsys.readouterr().err
+
+
 def test_copies_of_val_images_among_extra_ones_are_not_trained_on(
     recipe: Recipe, folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
