@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from patchscan.common.csv_rows import csv_rows
 from patchscan.common.errors import UserError
 from patchscan.dataset.matched import originals
 from patchscan.storage.store import is_bucket
@@ -61,7 +62,7 @@ def _read(file: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines)
+            rows = csv_rows(lines)
             if not {"file", "source"} <= set(rows.fieldnames or ()):
                 raise SourcesError(f"{file} needs the columns `file` and `source`")
             for row in rows:

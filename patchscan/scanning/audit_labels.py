@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from patchscan.common.csv_rows import csv_rows
 from patchscan.reporting import survey
 from patchscan.scanning.audit_sample import AUDITS, AuditError, Sample
 from patchscan.storage.store import Store
@@ -59,7 +60,7 @@ def read_labels(path: Path) -> Labels:
 
 
 def _from_csv(text: str) -> dict[str, Any]:
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    rows = list(csv_rows(io.StringIO(text, newline="")))
     if len({row["audit"] for row in rows}) > 1:
         raise ValueError("labels of several audits")
     first = rows[0] if rows else {"audit": "", "reviewer": ""}
@@ -126,7 +127,7 @@ def add_to_labels(earlier: bytes | None, sample: Sample, labels: Mapping[int, La
 def _read_all_labels(data: bytes) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
     """The columns of the file of all labels, and its rows by key."""
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        reader = csv_rows(io.StringIO(data.decode("utf-8-sig"), newline=""))
         columns = list(reader.fieldnames or ())
         if not {"key", "label"} <= set(columns):
             raise ValueError("it lacks a column")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
+from patchscan.common.csv_rows import csv_rows
 from patchscan.storage import open_store
 from patchscan.storage.store import MAX_SIZE, ObjectInfo, Store, StoreError, bare_etag
 
@@ -90,7 +91,7 @@ def _read(store: Store, name: str, url: str) -> BinaryIO:
 def _records(data: BinaryIO, name: str) -> Iterator[Any]:
     kind = name.removesuffix(".gz").rpartition(".")[2].lower()
     if kind == "csv":
-        yield from csv.DictReader(io.TextIOWrapper(data, "utf-8-sig", newline=""))
+        yield from csv_rows(io.TextIOWrapper(data, "utf-8-sig", newline=""))
     elif kind in ("jsonl", "ndjson"):
         for number, line in enumerate(io.TextIOWrapper(data, "utf-8-sig"), start=1):
             try:
@@ -173,14 +174,22 @@ def _text(values: dict[str, Any], name: str) -> str | None:
 
 
 def _size(value: Any) -> int | None:
-    size = int(value) if value not in (None, "") else None
-    if size is not None and not 0 <= size <= MAX_SIZE:
-        raise ValueError("size is not a number of bytes")
+    if value in (None, ""):
+        return None
+    try:
+        size = int(value)
+    except ValueError:
+        size = -1
+    if not 0 <= size <= MAX_SIZE:
+        raise ValueError(f"the size {value!r} is not a number of bytes")
     return size
 
 
 def _parse_time(value: str | datetime) -> datetime:
     if not isinstance(value, (str, datetime)):
         raise ValueError("last_modified is not a time")
-    time = datetime.fromisoformat(value) if isinstance(value, str) else value
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"last_modified {value!r} is not a time such as 2026-01-31T09:30:00Z") from None
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

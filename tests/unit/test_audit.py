@@ -429,10 +429,20 @@ def test_all_labels_may_have_been_edited(tmp_path: Path) -> None:
     assert found == {"a.png": (1, "all"), "b.png": (1, "flux"), "c,d.png": (0, "all")}
 
 
-@pytest.mark.parametrize("earlier", [b"name,class\n", b"key;label\na;ai\n", "key,label\n\u00fc,ai".encode("latin-1")])
+@pytest.mark.parametrize("earlier", [b"name,class\n", b"key|label\na|ai\n", "key,label\n\u00fc,ai".encode("latin-1")])
 def test_all_labels_that_are_none_any_more_are_one_line(earlier: bytes) -> None:
     with pytest.raises(AuditError, match=r"audits/labels.csv .* mend or remove it"):
         audit_labels.add_to_labels(earlier, SAMPLE, {1: "ai"})
+
+
+def test_labels_that_a_spreadsheet_saved_are_read(tmp_path: Path) -> None:
+    review = tmp_path / "review.csv"
+    review.write_text("number;label;score_seen;audit;reviewer\n1;ai;0;x;me\n2;real;1;x;me\n", "utf-8-sig")
+    found = audit_report.read_labels(review)
+    assert (found.by_number, found.score_seen) == ({1: "ai", 2: "real"}, {2})
+    added = audit_report.add_to_labels("\ufeffKey;Label\r\na.png;AI \r\n".encode(), SAMPLE, {2: "real"})
+    (tmp_path / "labels.csv").write_bytes(added)
+    assert by_key.read_labels(str(tmp_path / "labels.csv")).by_key == {"a.png": (1, "all"), "c,d.png": (0, "all")}
 
 
 def test_labels_in_another_encoding_are_one_short_line(tmp_path: Path) -> None:

@@ -262,6 +262,9 @@ MANIFESTS: dict[str, tuple[bytes, list[str]]] = {
     "bucket.csv": (b"bucket,key\nphotos,a.png\n,b.png\n", ["a.png", "b.png"]),
     "a.jsonl": (b'{"key": "a.png"}\r\n\r\n{"key": "b\\u2028.png"}', ["a.png", "b\u2028.png"]),
     "a.CSV": (b"key\na.png", ["a.png"]),
+    "spreadsheet.csv": (b'\xef\xbb\xbfKey ;Size\r\n"a;b.png";1\r\nc,d.png;\r\n', ["a;b.png", "c,d.png"]),
+    "tabs.csv": (b"size\tkey\n1\ta;b.png\n", ["a;b.png"]),
+    "semicolon.csv": (b"key\na;b.png\n", ["a;b.png"]),
     "none.csv": (b"key\n", []),
     "nothing.csv": (b"", []),
 }  # fmt: skip
@@ -276,8 +279,9 @@ def test_a_manifest_is_read_as_people_write_it(name: str, tmp_path: Path) -> Non
 
 UNUSABLE_MANIFESTS: dict[str, tuple[bytes, str]] = {
     "comma.csv": (b"key\nb.png\na,b.png\n", "record 2: it has more fields than the first line"),
-    "capital.csv": (b"Key\na.png\n", "record 1 has no `key`"),
-    "semicolon.csv": (b"key;size\na.png;1\n", "record 1 has no `key`"),
+    "headless.csv": (b"a.png\nb.png\n", "record 1 has no `key`"),
+    "size.csv": (b'key,size\na.png,"1,024"\n', "record 1: the size '1,024' is not a number of bytes"),
+    "day.csv": (b"key,last_modified\na.png,31/12/2026\n", "record 1: last_modified '31/12/2026' is not a time such as"),
     "other.csv": (b"key,bucket\na.png,photos\nb.png,music\n", "record 2: it is of bucket music, the scan of photos"),
     "latin.csv": ("key\nf\xfc.png\n".encode("latin-1"), "it is not UTF-8; save it as that"),
     "wide.csv": ("key\na.png\n".encode("utf-16"), "it is not UTF-8; save it as that"),
