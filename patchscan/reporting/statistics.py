@@ -55,7 +55,8 @@ def _wilson_bounds(successes: float, trials: float) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(successes, trials, alpha=1 - LEVEL, method="wilson")
-    return float(low), float(high)
+    # What rounding leaves of these two ends would be shown as "< 0.1 %" and "> 99.9 %".
+    return 0.0 if successes == 0 else float(low), 1.0 if successes == trials else float(high)
 
 
 def proportion(hit: np.ndarray, cluster: np.ndarray | None = None) -> Estimate:

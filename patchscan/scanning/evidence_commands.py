@@ -118,7 +118,14 @@ def case(
 def verify_case(
     file: Annotated[Path, typer.Argument(metavar="CASE", help="The case.json.")],
     image: Annotated[Path | None, typer.Option(help="The image, if it is not where it was.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder of the model, if it is not where it was.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            parser=find_run,
+            metavar="RUN",
+            help="Run folder of the model (or starter, ssp-lite), if it is not where it was.",
+        ),
+    ] = None,
 ) -> None:
     """Score the image of a case again and compare every figure, to the bit; exit code 3 where one differs.
 

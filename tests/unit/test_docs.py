@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from patchscan.cli import app
+from patchscan.common.shipped import find_run
 from patchscan.detector.answer import Answer
 from tests.docs import PAGES, ROOT, Block, Command, blocks, commands, inline_code
 
@@ -259,6 +260,12 @@ def anchors(page: Path) -> set[str]:
     """The names by which a link reaches this page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["scan", "archive", "explain", "scan-video", "case", "verify-case"])
+def test_detectors_that_come_with_the_code_go_by_their_names(name: str) -> None:
+    run = next(one for one in PATCHSCAN.commands[name].params if "--run" in one.opts or one.metavar == "RUN")
+    assert run.type_descriptor.parameter_info.parser is find_run
 
 
 def test_every_command_is_documented() -> None:

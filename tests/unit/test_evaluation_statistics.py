@@ -69,6 +69,11 @@ def test_a_sample_of_all_is_exact_and_of_none_undefined() -> None:
     assert population_count(0, 4, 8).bounds[:2] == (0, 0)
 
 
+def test_wilson_of_none_or_all_ends_at_0_or_1() -> None:
+    assert {wilson(0, trials).low for trials in range(1, 100)} == {0.0}
+    assert {wilson(trials, trials).high for trials in range(1, 100)} == {1.0}
+
+
 def test_wilson_of_no_trials_is_undefined() -> None:
     assert wilson(0, 0) == Estimate(None, None, None, "wilson")
 
