@@ -678,7 +678,7 @@ def rare_collections() -> Iterator[None]:
 def simulated() -> Iterator[None]:
     """Run the real code in the simulated world within the block."""
     left_out = "histogram by_tier by_prefix by_month provenance cost most_suspicious verdicts without_score errors"
-    left_out += " engines deciders named whole"
+    left_out += " engines deciders named whole by_reason"
     with ExitStack() as stack:
         stack.enter_context(Database.open())
         for module in (planning, history, worker, retries):

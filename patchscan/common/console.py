@@ -208,9 +208,8 @@ class ProgressReport:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
         of = f" of {self.total:,}" if self.total is not None else ""
-        speed = ", ".join(filter(None, self._speed(elapsed)))
-        text = f"{self.task}: {self.done:,}{of} {self.unit}, {elapsed:.0f} s, {speed} {self.notes}"
-        say(text.rstrip(), error=True)
+        parts = (f"{self.task}: {self.done:,}{of} {self.unit}", f"{elapsed:.0f} s", *self._speed(elapsed), self.notes)
+        say(", ".join(filter(None, parts)), error=True)
 
 
 def format_duration(seconds: float) -> str:

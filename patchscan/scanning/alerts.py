@@ -33,14 +33,17 @@ def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
     archived = sum(row["new"] for row in report["errors"] if row["code"] == FailureCode.ARCHIVED)
     failed = report["totals"]["failed"] - archived
     if new_ai:
-        found.append({"kind": "ai", "message": f"{new_ai:,} new or changed images look AI-generated"})
+        looks = "new or changed image looks" if new_ai == 1 else "new or changed images look"
+        found.append({"kind": "ai", "message": f"{new_ai:,} {looks} AI-generated"})
     if scores and scores["alert"]:
         message = f"the scores of new images have shifted: PSI {scores['psi']:.2f}, KS {scores['ks']:.2f}"
         found.append({"kind": "drift", "message": message + _what_else(report["changes"])})
     if failed:
-        found.append({"kind": "failed", "message": f"{failed:,} objects could not be scored; a rerun tries again"})
+        objects = "object" if failed == 1 else "objects"
+        found.append({"kind": "failed", "message": f"{failed:,} {objects} could not be scored; a rerun tries again"})
     if archived:
-        message = f"{archived:,} objects are in cold storage and were not scored; restore them, and scan again"
+        are = "object is" if archived == 1 else "objects are"
+        message = f"{archived:,} {are} in cold storage and without a score; restore, and scan again"
         found.append({"kind": "archived", "message": message})
     if not report["totals"]["listed"]:
         filtered = report["totals"]["filtered"]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from patchscan.common.console import sentence
 from patchscan.reporting import pages, survey
 from patchscan.reporting.statistics import Estimate, undefined
 from patchscan.scanning.audit_labels import LABELS, Label, Labels, agreement, combine, read_labels, save_labels
@@ -214,7 +213,7 @@ def _findings(report: dict[str, Any]) -> list[str]:
 
 def _threshold_finding(report: dict[str, Any]) -> str:
     most = report["max_fpr"]
-    share = sentence(pages.show(most, "share"))
+    share = pages.show(most, "share")
     asked = f"at or below {share} of this bucket's real images, even at the upper end of the interval"
     for one in report["thresholds"]:
         if one["fpr"]["value"] is not None and one["fpr"]["high"] <= most:
@@ -228,16 +227,16 @@ def _threshold_finding(report: dict[str, Any]) -> str:
 
 def _against_card(name: str, card: float, here: dict[str, Any]) -> str:
     if here["value"] is None:
-        return sentence(f"{name} {pages.show(card, '%1')}, here unknown")
+        return f"{name} {pages.show(card, '%1')}, here unknown"
     place = "within" if here["low"] <= card <= here["high"] else "below" if card < here["low"] else "above"
-    return sentence(f"{name} {pages.show(card, '%1')}, {place} the interval measured here")
+    return f"{name} {pages.show(card, '%1')}, {place} the interval measured here"
 
 
 def _percent(estimate: dict[str, Any]) -> str:
     if estimate["value"] is None:
         return "an unknown share"
     value, low, high = (pages.show(estimate[name], "%1") for name in ("value", "low", "high"))
-    return sentence(f"{value} ({low} to {high})")
+    return f"{value} ({low} to {high})"
 
 
 def _warnings(report: dict[str, Any]) -> list[str]:
@@ -245,9 +244,9 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     seen = sum(one["score_seen"] for one in report["reviewers"])
     if counts["cannot_tell"]:
         warnings.append(
-            f"{counts['cannot_tell']} images are undecided: a reviewer could not tell, or two disagreed. The estimates "
-            "count them as not drawn, as if they were like the others of their score; the range beside each estimate "
-            "holds whatever they are."
+            f"Undecided images, where a reviewer could not tell or two disagreed: {counts['cannot_tell']}. The "
+            "estimates count them as not drawn, as if they were like the others of their score; the range beside each "
+            "estimate holds whatever they are."
         )
     if counts["not_labelled"]:
         warnings.append(
@@ -257,7 +256,7 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     if seen:
         warnings.append(f"The score was shown before {seen} of the labels were given: these may follow the detector.")
     warnings += [
-        f"Only {counts[label]} images were labelled {name}: what depends on them is hardly known."
+        f"Images labelled {name}: only {counts[label]}. What depends on them is hardly known."
         for label, name in (("ai", "AI"), ("real", "real"))
         if counts[label] < FEW
     ]

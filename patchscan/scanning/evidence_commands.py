@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from patchscan.common.console import say
+from patchscan.common.console import say, sentence
 from patchscan.common.shipped import find_run
 from patchscan.detector.answer import Engine
 from patchscan.scanning import options
@@ -82,8 +82,8 @@ def audit_report(
 
     store = open_store(results, endpoint_url=endpoint_url)
     report = write_audit(store, [labels, *([labels2] if labels2 else [])], max_fpr)
-    for sentence in (*report["findings"], *(f"warning: {one}" for one in report["warnings"])):
-        say(sentence)
+    for one in (*report["findings"], *(f"warning: {one}" for one in report["warnings"])):
+        say(sentence(one))
     say(f"report: {store.url.rstrip('/')}/{AUDITS}/{report['audit']}/report.html")
 
 

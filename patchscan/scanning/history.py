@@ -94,11 +94,14 @@ def unfinished_plan(out: Store, entries: list[str], source: ScanSource) -> Plan 
 
 
 def check_source(out: Store, newest: Plan, source: ScanSource) -> None:
-    """Raise PlanError where the scans of the results folder, the newest of which is given, are of another source."""
+    """Raise PlanError where the scans of the results folder, the newest of which is given, are of another source. One
+    that found nothing binds nobody: its source may have been misspelt."""
+    if newest.listed == 0 and is_complete(out, newest.scan):
+        return
     if (newest.source.url, newest.source.list_name) != (source.url, source.list_name):
         listed = f" by the manifest {newest.source.manifest}" if newest.source.manifest else " without a manifest"
         whose = newest.source.url + (listed if newest.source.manifest or source.manifest else "")
-        raise PlanError(f"{out.url} holds scans of {whose}; give each source its own results folder")
+        raise PlanError(f"{out.url} holds scans of {whose}; give each source its own results folder with --out")
 
 
 def next_entry(entries: list[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from patchscan.common.console import say
 from patchscan.common.errors import EXIT_INTERRUPTED
 from patchscan.detector.card import Card
 from patchscan.scanning import manifest, shards
@@ -98,8 +99,17 @@ def plan_scan(request: ScanRequest, out: Store) -> Plan:
         with announced(out, entry):
             new = _make(request, out)
             if claim(out, entry, new):
+                _tell_of_abandoned(unfinished)
                 return new
             delete_all(out, f"scans/{new.scan}/")
+
+
+def _tell_of_abandoned(unfinished: Plan | None) -> None:
+    """Say that a scan of the whole source will not be finished, now that a newer one has taken its place."""
+    if unfinished and unfinished.named is None:
+        why = "it was begun with another model, other filters or another --c2pa-trust"
+        message = f"scan {unfinished.scan} stays unfinished, and what it has scored is scored again: {why}"
+        say(f"patchscan: warning: {message}", error=True)
 
 
 def _unfinished_plan(out: Store, entries: list[str], source: ScanSource) -> Plan | None:

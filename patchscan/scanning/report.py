@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from patchscan.common.console import printable, say
+from patchscan.common.console import printable, say, sentence
 from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
 from patchscan.scanning import claims, prevalence, summary
 from patchscan.scanning.alerts import find_alerts
 from patchscan.scanning.changes import Earlier, what_changed
 from patchscan.scanning.history import check_claimed, is_newest
-from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, delete_all
+from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, delete_all, is_complete
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.thumbnails import PictureReader
 from patchscan.scanning.trust import describe_trust
@@ -38,7 +38,7 @@ def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tupl
     with tempfile.TemporaryDirectory(prefix="patchscan-report-", ignore_cleanup_errors=True) as scratch:
         table = ScanTable(out, plan, Path(scratch))
         earlier = _earlier(plan, out, compare_with, Path(scratch))
-        report = _figures(table, plan)
+        report = _figures(table, plan) | {"finished_at": _finished_at(out, plan)}
         report["what_files_say"] = claims.what_files_say(table, plan, _base(plan), earlier)
         report["changes"] = what_changed(table, plan, earlier) if earlier else None
         report["evaluation"] = _evaluate(table, plan, labels, out, Path(scratch)) if labels and plan.listed else None
@@ -65,10 +65,15 @@ def _thumbnails(plan: Plan, *shown: list[dict[str, Any]]) -> list[list[str | Non
     as when it is gone or on a machine that has no credentials for it, a report without pictures is better than none."""
     try:
         reader = PictureReader(plan.source.open())
-        return [[reader.thumbnail(row) for row in rows] for rows in shown]
+        pictures = [[reader.thumbnail(row) for row in rows] for rows in shown]
     except StoreError as error:
         say(f"patchscan: the report has no pictures: {error}", error=True)
         return [[None] * len(rows) for rows in shown]
+    drawn = [picture for rows in pictures for picture in rows]
+    if missing := drawn.count(None):
+        where = f"are not in {plan.source.url} as they were scored"
+        say(f"patchscan: {missing} of the report's {len(drawn)} pictures are missing: the images {where}", error=True)
+    return pictures
 
 
 def _earlier(plan: Plan, out: Store, compare_with: tuple[Store, Plan] | None, scratch: Path) -> Earlier | None:
@@ -115,6 +120,12 @@ def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Pa
     }
 
 
+def _finished_at(out: Store, plan: Plan) -> str:
+    """When the scan was finished: also in a report that is written again later."""
+    written = out.read(f"scans/{plan.scan}/report.json") if is_complete(out, plan.scan) else None
+    return json.loads(written)["finished_at"] if written else datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _figures(table: ScanTable, plan: Plan) -> Report:
     card = Card.from_dict(plan.card)
     verdicts, without_score = summary.verdicts(table), summary.without_score(table)
@@ -122,7 +133,6 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "scan": plan.scan,
         "source": plan.source.url,
         "started_at": plan.created_at,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "previous": plan.previous,
         "model": {
             "name": card.name,
@@ -144,6 +154,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "errors": summary.errors(table),
         "histogram": summary.histogram(table),
         "by_tier": summary.by_tier(table, card.decision),
+        "by_reason": summary.by_reason(table),
         "most_suspicious": summary.most_suspicious(table),
         "by_prefix": summary.by_prefix(table, _base(plan)),
         "by_month": summary.by_month(table),
@@ -175,10 +186,6 @@ def _whole_text(whole: dict[str, Any] | None) -> list[str]:
     return [f"of all {whole['objects']:,} objects, by a sample of {whole['sampled']:,}, 95 % intervals: {told}"]
 
 
-def _not_evaluated_text(evaluation: dict[str, Any] | None) -> list[str]:
-    return evaluation["findings"] if evaluation and evaluation["report"] is None else []
-
-
 def _left_out_text(totals: dict[str, Any]) -> str:
     told = (("filtered", "left out by prefix or filters"), ("duplicates", "listed twice"))
     return "".join(f", {totals[name]:,} {words}" for name, words in told if totals.get(name))
@@ -195,7 +202,7 @@ def summary_text(report: Report) -> str:
         + _left_out_text(totals),
         f"verdicts: {verdicts['ai']:,} AI, {verdicts['uncertain']:,} uncertain, {verdicts['real']:,} real",
         *_whole_text(report["whole"]),
-        *_not_evaluated_text(report["evaluation"]),
+        *(sentence(one) for one in (report["evaluation"] or {"findings": ()})["findings"]),
         # Those carried over were told of when they were new.
         *(
             f"{row['status']} {row['code']}: {row['new']:,}, e.g. {row['examples'][0]['key']}"

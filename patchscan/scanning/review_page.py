@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any
 
-from patchscan.common.console import ProgressReport
+from patchscan.common.console import ProgressReport, say
 from patchscan.reporting import pages
 from patchscan.scanning import thumbnails
-from patchscan.scanning.audit_sample import Sample
+from patchscan.scanning.audit_sample import AuditError, Sample
 from patchscan.storage.store import Store
 
 # Each may hold an image of 64 megapixels.
@@ -16,7 +16,7 @@ READERS = 4
 
 def review_page(sample: Sample, source: Store) -> str:
     """Return the page's HTML. The images are read from `source`, as they were scored; one that has changed since is
-    said to be missing."""
+    said to be missing. Raises AuditError where all are."""
     with (
         ProgressReport("reading images", len(sample["rows"]), "images") as progress,
         ThreadPoolExecutor(READERS) as pool,
@@ -25,6 +25,11 @@ def review_page(sample: Sample, source: Store) -> str:
         for image in pool.map(lambda row: _image(row, reader), sample["rows"]):
             images.append(image)
             progress.advance(1)
+    if missing := sum(image["picture"] is None for image in images):
+        lacking = f"{missing:,} of {len(images):,} images drawn are not in {sample['source']} as they were scored"
+        if missing == len(images):
+            raise AuditError(f"{lacking}: draw them where the scan ran, or scan again")
+        say(f'patchscan: {lacking}: they can only be labelled "cannot tell"', error=True)
     content = {"audit": sample["audit"], "images": images}
     script = files("patchscan.scanning.templates").joinpath("review.js").read_text(encoding="utf-8")
     policy = pages.script_policy(script)

@@ -206,6 +206,8 @@ def complete_scan(
     for line in summary_text(report).split("\n"):
         say(line)
     say(f"report: {results.url.rstrip('/')}/report.html")
+    if report["evaluation"] and report["evaluation"]["report"]:
+        say(f"evaluation: {results.url.rstrip('/')}/{report['evaluation']['report']}")
     if webhook:
         post(webhook, webhook_message(report), webhook_secret_file)
     if report["totals"]["failed"]:

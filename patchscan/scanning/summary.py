@@ -149,6 +149,14 @@ def by_tier(table: ScanTable, decision: Decision) -> list[dict[str, Any]]:
     ]
 
 
+def by_reason(table: ScanTable) -> list[dict[str, Any]]:
+    """How many images are uncertain for each reason, the most frequent first."""
+    return table.query(
+        "SELECT reason, count(*) AS n FROM rows WHERE verdict = 'uncertain' AND reason IS NOT NULL"
+        " GROUP BY ALL ORDER BY n DESC, reason"
+    )
+
+
 def most_suspicious(table: ScanTable) -> list[dict[str, Any]]:
     """The images with the highest p_ai and a verdict of `ai`, highest first."""
     return table.query(

@@ -26,7 +26,7 @@ from patchscan.scanning.evidence_commands import audit_report as report_command
 from patchscan.scanning.evidence_commands import audit_sample as sample_command
 from patchscan.scanning.plan import ScanSource
 from patchscan.scanning.planning import ScanRequest
-from patchscan.scanning.review_page import _image
+from patchscan.scanning.review_page import _image, review_page
 from patchscan.scanning.steps import complete_scan, make_plan
 from patchscan.scanning.thumbnails import PictureReader
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -215,7 +215,7 @@ def test_two_reviewers_who_disagree_leave_an_image_undecided(audited: dict[str, 
     same = build_report(audited, [label_all(audited), label_all(audited, "you")], 0.0005)
     page = render("patchscan.scanning", "audit.html", same)
     assert re.search(r"Cohen's kappa is\s+<span[^>]*>1.00</span> \(no interval\)", page)
-    assert "at or below 0.05 % of this bucket's real images" in same["findings"][-1]
+    assert "at or below 0.05\u00a0% of this bucket's real images" in same["findings"][-1]
 
 
 def test_a_stratum_without_labels_is_joined_to_its_neighbour(audited: dict[str, Any]) -> None:
@@ -394,6 +394,19 @@ def test_an_image_that_has_changed_can_only_be_left_undecided(scanned: Path, tmp
     assert _image(first, PictureReader(open_store(str(copy))))["picture"] is None
 
 
+def test_a_page_without_any_picture_is_not_made(
+    scanned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = json.loads((scanned / "audit" / "sample.json").read_text())
+    photos = shutil.copytree(scanned / "photos", tmp_path / "photos")
+    (photos / sample["rows"][0]["key"]).unlink()
+    review_page(sample, open_store(str(photos)))
+    assert f"1 of {len(sample['rows'])} images drawn are not in" in capsys.readouterr().err
+    shutil.rmtree(photos)
+    with pytest.raises(AuditError, match="draw them where the scan ran"):
+        review_page(sample, open_store(str(photos)))
+
+
 def test_sample_names_stay_in_the_results() -> None:
     for name in ("", "..", "a/b", "../x", "a\\b"):
         with pytest.raises(AuditError):
@@ -439,7 +452,8 @@ def test_labels_that_a_spreadsheet_saved_are_read(tmp_path: Path) -> None:
     review = tmp_path / "review.csv"
     review.write_text("number;label;score_seen;audit;reviewer\n1;ai;0;x;me\n2;real;1;x;me\n", "utf-8-sig")
     found = audit_report.read_labels(review)
-    assert (found.by_number, found.score_seen) == ({1: "ai", 2: "real"}, {2})
+    assert found.by_number == {1: "ai", 2: "real"}
+    assert found.score_seen == {2}
     added = audit_report.add_to_labels("\ufeffKey;Label\r\na.png;AI \r\n".encode(), SAMPLE, {2: "real"})
     (tmp_path / "labels.csv").write_bytes(added)
     assert by_key.read_labels(str(tmp_path / "labels.csv")).by_key == {"a.png": (1, "all"), "c,d.png": (0, "all")}

@@ -130,9 +130,9 @@ def test_progress_tells_the_time_left_at_the_rate_of_this_run(
     with ProgressReport("scanning", 10_000, "objects") as progress:
         progress.resume(4_000)
         clock[0] += 100
-        progress.advance(1_000)
+        progress.advance(1_000, "9 MB")
     first, last = capsys.readouterr().err.splitlines()
-    assert last.startswith("scanning: 5,000 of 10,000 objects, 100 s, 10.0 objects/s, 8 min 20 s left")
+    assert last.startswith("scanning: 5,000 of 10,000 objects, 100 s, 10.0 objects/s, 8 min 20 s left, 9 MB")
     assert first == last
 
 

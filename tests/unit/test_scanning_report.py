@@ -307,6 +307,30 @@ def test_a_report_is_written_again_where_the_source_cannot_be_read(
     assert "the report has no pictures: s3://photos: there are no credentials" in capsys.readouterr().err
 
 
+def test_a_report_that_is_written_again_keeps_its_date_and_says_which_pictures_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out, scorer = tmp_path / "photos", open_store(str(tmp_path / "out")), StubScorer()
+    (photos / "ai").mkdir(parents=True)
+    light = np.random.default_rng(0).integers(200, 250, (48, 48, 3)).astype(np.uint8)
+    (photos / "real").mkdir()
+    for name, pixels in (("ai/a.png", light), ("ai/b.png", light), ("real/c.png", light - 190)):
+        Image.fromarray(pixels).save(photos / name)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card), out)
+    Worker(made, out, scorer, WorkSettings(threads=1)).work(0)
+    report.reduce(out, made)
+    assert capsys.readouterr().err == ""
+    where = f"scans/{made.scan}/report.json"
+    out.write(where, json.dumps(json.loads(out.read(where) or b"") | {"finished_at": "2026-01-01T00:00:00"}).encode())
+    (photos / "ai" / "b.png").unlink()
+    steps.complete_scan(out, made, "folders")
+    assert json.loads(out.read("report.json") or b"")["finished_at"] == "2026-01-01T00:00:00"
+    told = capsys.readouterr()
+    assert "1 of the report's 2 pictures are missing" in told.err
+    assert "At its threshold stub finds 100.0 %" in told.out
+    assert f"evaluation: {out.url}/scans/{made.scan}/evaluation/report.html" in told.out
+
+
 def test_a_scan_is_complete_also_where_no_object_with_a_label_was_scored(tmp_path: Path) -> None:
     photos, out, scorer = tmp_path / "photos", open_store(str(tmp_path / "out")), StubScorer()
     (photos / "ai").mkdir(parents=True)

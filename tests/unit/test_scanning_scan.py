@@ -25,6 +25,7 @@ from patchscan.detector.images import decoded_bytes
 from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows, shards
 from patchscan.scanning.flow import ByteBudget
+from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, delete_all, is_complete
 from patchscan.scanning.planning import ScanRequest, _check_results_outside_source, plan_named, plan_scan
 from patchscan.scanning.table import IncompleteScanError
@@ -317,6 +318,26 @@ def test_a_plan_of_a_later_version_is_told_as_such(photos: Path, tmp_path: Path)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"of_a_later_version": 1}))
     with pytest.raises(PlanError, match="another version of patchscan"):
         Plan.read(out, plan.scan)
+
+
+def test_a_scan_of_nothing_leaves_the_results_folder_to_another_source(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "phtos").mkdir()
+    out = open_store(str(tmp_path / "out"))
+    scan(tmp_path / "phtos", out)
+    assert scan(photos, out).listed == 14
+    with pytest.raises(PlanError, match="holds scans of"):
+        scan(tmp_path / "phtos", out)
+
+
+def test_a_scan_that_takes_the_place_of_an_unfinished_one_says_so(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, request = open_store(str(tmp_path / "out")), ScanRequest(source=ScanSource(url=str(photos)), card=card())
+    unfinished = plan_scan(request, out)
+    plan_scan(request, out)
+    assert capsys.readouterr().err == ""
+    plan_scan(replace(request, filters=Filters(suffixes=(".png",))), out)
+    assert f"warning: scan {unfinished.scan} stays unfinished" in capsys.readouterr().err
 
 
 def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) -> None:
