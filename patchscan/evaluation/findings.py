@@ -9,6 +9,8 @@ SIGNIFICANT = 0.05
 TESTS = {"accuracy": "Accuracy", "auc": "AUC"}
 # More names than these are told as a number: the table of comparisons has them.
 LISTED = 5
+# The row of images whose labels name no generator: it counts as unseen, but whether it is, nobody has said.
+UNNAMED = "all"
 
 
 def findings(report: dict[str, Any]) -> dict[str, list[str]]:
@@ -34,11 +36,13 @@ def _model_findings(model: dict[str, Any], protocol: str) -> list[str]:
     precision = point["groups"][group]["precision"][1]
     if precision["value"] is not None:
         false = {"value": 1 - precision["value"], "low": 1 - precision["high"], "high": 1 - precision["low"]}
+        names = {row["name"] for row in rows if row["kind"] == group}
+        whose = "the AI images" if names == {UNNAMED} else f"{group} generators' images"
         found, alarms = point["groups"][group]["fake_detection"], point["groups"][group]["false_alarms"]
         sentences.append(
-            f"At its threshold {model['name']} finds {_percent(found)} of {group} generators' images and calls "
-            f"{_percent(alarms)} of the real images in those data AI: where 1 % of all images are AI, "
-            f"{_interval(false, '%')} of its alarms would be false."
+            f"At its threshold {model['name']} finds {_percent(found)} of {whose} and calls {_percent(alarms)} of "
+            f"the real images in those data AI: where 1 % of all images are AI, {_interval(false, '%')} of its "
+            "alarms would be false."
         )
     return sentences
 
@@ -105,7 +109,7 @@ def _short_findings(model: dict[str, Any], protocol: str) -> list[str]:
 
 
 def _named(row: dict[str, Any]) -> str:
-    return f"{row['name']} ({row['kind']})"
+    return "all images" if row["name"] == UNNAMED else f"{row['name']} ({row['kind']})"
 
 
 def _by_outcome(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
