@@ -33,8 +33,9 @@ def find_alerts(report: dict[str, Any]) -> list[dict[str, str]]:
     archived = sum(row["new"] for row in report["errors"] if row["code"] == FailureCode.ARCHIVED)
     failed = report["totals"]["failed"] - archived
     if new_ai:
-        looks = "new or changed image looks" if new_ai == 1 else "new or changed images look"
-        found.append({"kind": "ai", "message": f"{new_ai:,} {looks} AI-generated"})
+        scored = report["totals"]["scored"]
+        message = f"called AI-generated: {new_ai:,} of the images scored in this scan ({scored:,})"
+        found.append({"kind": "ai", "message": message})
     if scores and scores["alert"]:
         message = f"the scores of new images have shifted: PSI {scores['psi']:.2f}, KS {scores['ks']:.2f}"
         found.append({"kind": "drift", "message": message + _what_else(report["changes"])})

@@ -190,8 +190,8 @@ WebhookSecretFile = Annotated[
 FailOn = Annotated[
     list[AlertKind] | None,
     typer.Option(
-        help="Exit with 3 where new images look AI-generated, scores drifted, or there was nothing to scan;"
-        " may be repeated."
+        help="Exit with 3 where images scored in this scan look AI-generated, scores drifted, or there was nothing to"
+        " scan; may be repeated."
     ),
 ]
 

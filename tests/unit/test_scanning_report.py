@@ -461,6 +461,9 @@ def test_alerts_name_new_ai_images(finished: tuple[dict[str, Any], str, Path]) -
     found, _, _ = finished
     assert [one["kind"] for one in found["alerts"]] == (["ai"] if found["verdicts"]["ai"] else [])
     assert found["totals"]["new_ai"] == found["verdicts"]["ai"] > 0
+    counts = found["totals"]
+    told = f"called AI-generated: {counts['new_ai']} of the images scored in this scan ({counts['scored']})"
+    assert found["alerts"][0]["message"] == told, "they are not new where another model scored them before"
 
 
 def test_a_secret_that_is_not_there_is_told_before_the_scan(tmp_path: Path) -> None:
