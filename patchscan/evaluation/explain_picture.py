@@ -82,7 +82,10 @@ def _image(axis: Axes, explanation: Explanation) -> None:
                 axis.add_patch(Rectangle(place, view.size, view.size, fill=False, edgecolor=colour, linewidth=width))
         if view.rule == "grid":
             for number, (x, y) in enumerate(view.chosen, start=1):
-                axis.annotate(str(number), (x, y), (4, -10), textcoords="offset points", color=plots.AI_COLOUR)
+                number_box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # readable on any picture
+                axis.annotate(
+                    str(number), (x, y), (4, -10), textcoords="offset points", color=plots.AI_COLOUR, bbox=number_box
+                )
     choice = any(len(view.candidates) > len(view.chosen) for view in patches)
     title = "the scored patches (orange)" + " and the other candidates (white)" * choice if patches else "the image"
     axis.set(title=title, xticks=[], yticks=[])
