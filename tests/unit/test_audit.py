@@ -201,7 +201,7 @@ def test_images_that_nobody_could_tell_widen_the_range_and_not_the_estimate(audi
     assert report["whatever"]["fpr"]["high"] > report["rates"]["fpr"]["high"]
     for name in ("prevalence", "labels_only"):
         assert report["whatever"][name]["low"] < report[name]["low"] + 1e-9
-    assert any("undecided" in one for one in report["warnings"])
+    assert any("Undecided images" in one for one in report["warnings"])
     assert build_report(audited, [label_all(audited)], 0.05)["whatever"] is None
 
 
@@ -266,7 +266,7 @@ def test_the_report_keeps_the_labels_and_shows_what_it_says(
     assert "<img src=x" not in page
     told = capsys.readouterr().out
     assert "before 1 of the labels" in told
-    assert "Only 0 images were labelled AI" in told
+    assert "Images labelled AI: only 0" in told
     kept = by_key.read_labels(str(folder.parent / "labels.csv")).by_key
     assert kept == {row["key"]: (0, "all") for row in audited["rows"]}
     later = audit_labels.add_to_labels(
