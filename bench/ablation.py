@@ -133,6 +133,13 @@ def main() -> None:
     parser.add_argument("--seen", required=True, help="generators to train on, separated by commas")
     parser.add_argument("--unseen", required=True, help="generators kept for evaluation, separated by commas")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        help="default: all; simplest-enlarged takes long",
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is a GPU)")
     parser.add_argument("--precision", choices=get_args(Precision), help="see docs/train.md (default: bf16 on a GPU)")
     arguments = parser.parse_args()
@@ -142,7 +149,7 @@ def main() -> None:
         "epochs": arguments.epochs,
     }
     how = (overrides, arguments.device, arguments.precision)
-    runs = [run for name in VARIANTS for run in train_variant(name, arguments.data, arguments.out, *how)]
+    runs = [run for name in arguments.variants for run in train_variant(name, arguments.data, arguments.out, *how)]
     options = Options(engine="onnx", tiers=("native", "web"), sources=arguments.sources)
     report = evaluate(runs, {Path(arguments.data).name: arguments.data}, arguments.out / "report", options)
     for line in table(report):

@@ -21,11 +21,11 @@ def test_each_variant_is_trained_and_stands_in_the_table(
                 write(tmp_path / "data" / generator / split / "nature" / f"{image}.png", real)
                 write(tmp_path / "data" / generator / split / "ai" / f"{image}.png", real // 16 * 16)
     trained = ("simplest", "random-unfiltered", "simplest-enlarged")
-    monkeypatch.setattr(ablation, "VARIANTS", {name: ablation.VARIANTS[name] for name in trained})
     monkeypatch.setattr(ablation, "COUNTS", (5,))
     options = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--epochs", "1"]
     precision = "bf16" if cpu_has_bf16() else "fp32"
     options += ["--seen", "first,second", "--unseen", "third,fourth", "--device", "cpu", "--precision", precision]
+    options += ["--variants", *trained]
     monkeypatch.setattr(sys, "argv", ["bench.ablation", *options])
     ablation.main()
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
