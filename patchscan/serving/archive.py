@@ -194,8 +194,7 @@ def names_in(mar: Path) -> tuple[str, str]:
             model = json.loads(archive.read(MANIFEST))["model"]
             return str(model["modelName"]), str(model["modelVersion"])
     except Exception as error:  # zipfile raises anything on damaged directories
-        why = type(error).__name__
-        raise ArchiveError(f"{mar} is not a model archive ({why}): remove it from the model store") from error
+        raise ArchiveError(f"{mar} is not a model archive: remove it from the model store") from error
 
 
 def write_digest(mar: Path, sha256: str) -> None:
