@@ -86,6 +86,12 @@ def _simplify(folder: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name)
 
 
+def taken_by_reports(names: Iterable[str]) -> str | None:
+    """Return what to say of a generator that is called as a row of reports, such as `overall`; None if none is."""
+    taken = min({*POOLED, *MEANS}.intersection(names), default=None)
+    return taken and f"reports have a row {taken} of their own: give that generator's folder another name"
+
+
 def generators_for_people(names: Iterable[str]) -> str:
     """Return the generators that a message lists, sorted, with what to do about one that cannot be named in an option
     such as --unseen, which takes names with commas between them."""

@@ -15,7 +15,7 @@ from patchscan.common.console import printable, say
 from patchscan.common.errors import UserError
 from patchscan.dataset.index import QUARANTINE_FILE, companion, data_digest, default_index_path, load_index
 from patchscan.dataset.labels import key_root, labelled_images
-from patchscan.dataset.layout import MEANS, POOLED
+from patchscan.dataset.layout import MEANS, POOLED, taken_by_reports
 from patchscan.dataset.matched import originals
 from patchscan.dataset.source import DataSource
 from patchscan.dataset.sources import SOURCE_COLUMNS, add_sources, find_sources
@@ -154,10 +154,8 @@ def _check_groups(groups: Mapping[str, list[str]], images: Mapping[str, pd.DataF
     """Raise EvaluationError for a generator of a group that no data set has, because a mean over the others would be
     taken for the group's, and for a generator or group that is called as another row of the report."""
     known = {str(generator) for table in images.values() for generator in table.generator.unique()}
-    if taken := known & {*POOLED, *MEANS}:
-        raise EvaluationError(
-            f"reports have a row {min(taken)} of their own: give that generator's folder another name"
-        )
+    if taken := taken_by_reports(known):
+        raise EvaluationError(taken)
     for name, generators in groups.items():
         if name in known | {*POOLED, *MEANS}:
             raise EvaluationError(f"the report has a row {name} without --group: give the group another name")

@@ -19,7 +19,7 @@ from pydantic import (
 from patchscan.common.errors import UserError
 from patchscan.common.shipped import shipped
 from patchscan.common.yaml_file import read_yaml
-from patchscan.dataset.layout import MEANS, POOLED
+from patchscan.dataset.layout import taken_by_reports
 from patchscan.detector.presets import MemberPreset, PatchPreset
 
 RECIPES = shipped("training")
@@ -129,8 +129,8 @@ class Recipe(BaseModel):
             raise ValueError("delivery goes with a patch preset and without augment")
         if self.kinds_share and not self.balanced:
             raise ValueError("kinds_share needs balanced: true")
-        if taken := {*self.seen, *self.unseen} & {*POOLED, *MEANS}:
-            raise ValueError(f"reports have a row {min(taken)} of their own: give that generator's folder another name")
+        if taken := taken_by_reports([*self.seen, *self.unseen]):
+            raise ValueError(taken)
         if both := set(self.seen) & set(self.unseen):
             raise ValueError(f"seen and unseen both name {min(both)}, which is either trained on or kept")
         return self

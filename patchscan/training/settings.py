@@ -17,7 +17,7 @@ import torch
 
 from patchscan.common.console import say
 from patchscan.common.errors import UserError
-from patchscan.dataset.layout import CLASSES, MEANS, POOLED, SPLITS, find_files, generators_for_people
+from patchscan.dataset.layout import CLASSES, SPLITS, find_files, generators_for_people, taken_by_reports
 from patchscan.evaluation.quality import Bound, parse_bounds
 from patchscan.storage.reach import check_reach
 from patchscan.storage.store import is_bucket
@@ -120,10 +120,8 @@ def _find_classes(data: str, name: str) -> Classes:
 def _check_generators(recipe: Recipe, data: str, found: Classes) -> None:
     """Raise SettingError where the data lack a generator that is to be trained on or kept for the evaluation, or have
     one that no report could name."""
-    if taken := found.keys() & {*POOLED, *MEANS}:
-        raise SettingError(
-            f"DATA: reports have a row {min(taken)} of their own: give that generator's folder another name"
-        )
+    if taken := taken_by_reports(found):
+        raise SettingError(f"DATA: {taken}")
     for setting, generators in (("SEEN", recipe.seen), ("UNSEEN", recipe.unseen)):
         for generator in generators:
             if generator not in found:
