@@ -98,7 +98,7 @@ class Load:
         The measurement starts once every client has had an answer and ends with an answer, because the answers of a
         batch arrive together.
         """
-        turn, stop = itertools.count(), threading.Event()
+        turn, stop, refused = itertools.count(), threading.Event(), list[int]()
         answered: list[list[float]] = [[] for _ in range(self.clients)]
 
         def post(client: int) -> None:
@@ -108,6 +108,7 @@ class Load:
                 while not stop.is_set():
                     reply = http.urlopen("POST", self.path, body=self.images[next(turn) % len(self.images)])
                     if reply.status != 200:
+                        refused.append(reply.status)
                         return
                     answered[client].append(time.perf_counter())
 
@@ -120,7 +121,7 @@ class Load:
         while time.perf_counter() - began < seconds or sum(map(len, answered)) - before < self.clients:
             if not _all_alive(threads):
                 stop.set()
-                raise UserError(f"{self.server.url} does not answer, or answers with an error")
+                raise UserError(f"{self.server.url} does not answer, or answers with an error: {refused[:1]}")
             time.sleep(0.01)
         counted = [moment for moments in answered for moment in moments if moment > began]
         stop.set()

@@ -36,6 +36,8 @@ START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 # Base64 in JSON makes the largest accepted image a third larger.
 MAX_REQUEST_BYTES = 45 * 2**20
+# Requests that wait for a model; more get 503. TorchServe's default, 100, is less than a batch for each of 16 workers.
+LEAST_QUEUE, QUEUED_PER_WORKER = 100, 16
 LOOPBACK = "127.0.0.1"
 OLDEST_JAVA = 17
 JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')  # Java 8 says 1.8
@@ -216,6 +218,7 @@ class TorchServe:
                 f"grpc_management_port={at.grpc_management}",
                 f"load_models={','.join(f'{model}.mar' for model in self.models)}",
                 f"default_workers_per_model={self.workers}",
+                f"job_queue_size={max(LEAST_QUEUE, QUEUED_PER_WORKER * self.workers)}",
                 # Anything else would let a management call fetch and run code from any address (CVE-2023-43654).
                 f"allowed_urls=file://{store}/.*",
                 f"enable_model_api={str(self.model_api).lower()}",
