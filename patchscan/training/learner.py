@@ -111,6 +111,9 @@ class Learner:
         while part < images and whole < MEASURED_S:
             part = min(2 * part, images)
             forward, whole = self._time_pass(part)
+        if whole < MEASURED_S:
+            # The first pass over so many images reserved memory, which takes a GPU several times as long as the pass.
+            forward, whole = self._time_pass(part)
         self.model.zero_grad(set_to_none=True)
         trained, scored = self.recipe.train_size, self.recipe.preset.size
         more_pixels = self.recipe.preset.count * scored**2 / (self.recipe.crops_per_image * trained**2)

@@ -162,6 +162,20 @@ def test_the_time_of_a_validation_is_reckoned_from_the_forward_pass(monkeypatch:
     assert learner.measure_seconds(32) == (3 * 32, 4 * 1.0)
 
 
+def test_the_planned_minutes_do_not_count_what_a_first_pass_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an H100, the first pass over 32 images takes ten times as long as later ones."""
+    seen = set[int]()
+
+    def time_pass(_: Learner, images: int) -> tuple[float, float]:
+        first = images not in seen
+        seen.add(images)
+        return (0.1, 0.4) if first else (0.01, 0.03)
+
+    monkeypatch.setattr(Learner, "_time_pass", time_pass)
+    learner = Learner(load_recipe("ssp-lite", weights="none"), Ranks(0, 1, torch.device("cpu")), 1, "fp32")
+    assert learner.measure_seconds(32)[0] == 0.03
+
+
 @pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU does not compute in bfloat16")
 def test_a_cpu_trains_in_bfloat16_and_goes_on_in_nothing_else(data: Path, finished: Path, tmp_path: Path) -> None:
     succeed(*train(data, tmp_path), "--precision", "bf16")
