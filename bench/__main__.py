@@ -2,6 +2,7 @@
 
 python -m bench                      everything, 20 to 25 minutes on 2 cores (`make bench`)
 python -m bench --quick              two minutes (`make bench-quick`)
+python -m bench --only gpu           one section alone; may be repeated
 python -m bench --data DIR           use your own images
 python -m bench --listed 100000      also list and scan this many objects with a stub scorer; may be repeated
 python -m bench --sahu65 PYTHON      measure PyPI's sahu65 too, in the environment of this Python
@@ -14,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from patchscan.common.errors import UserError
 from patchscan.common.proxies import bypass_for_loopback
 
 OUT = Path("build/bench.json")
+# With the models that are served come the rows on the number of workers, and with the steady scans the peers.
+SECTIONS = ("decode", "model", "end to end", "steady", "scaling", "training", "gpu")
 
 
 def known_rows(settings: Settings) -> set[str]:
@@ -35,8 +39,8 @@ def known_rows(settings: Settings) -> set[str]:
     return {name for section in sections for name in section.names(settings)} | set(serving.scaling_names())
 
 
-def bench(settings: Settings, data: Path | None, sahu65: Path | None = None) -> Bench:
-    """Run all sections. Raises UserError if something is missing (Java, images)."""
+def bench(settings: Settings, data: Path | None, sahu65: Path | None = None, only: Sequence[str] = SECTIONS) -> Bench:
+    """Run the sections of `only`. Raises UserError if something is missing (Java, images)."""
     machine, began = Machine.here(), time.monotonic()
     images, what = scored_images(data, settings.images)
     recorders: list[Recorder] = []
@@ -44,20 +48,19 @@ def bench(settings: Settings, data: Path | None, sahu65: Path | None = None) -> 
         folder = Path(name)
         models = dict.fromkeys((*settings.models, *settings.served, *settings.steady))
         runs = {model: run_folder(model, folder / "runs") for model in models}
-        print_section("decode", began)
-        recorders.append(decoding.measure(settings))
         with worker_pools(images, machine.cores) as (per_core, default):
-            print_section("model", began)
-            recorders.append(modelling.measure(settings, per_core, default, runs))
-            print_section("end to end", began)
-            recorders += serving.measure(settings, per_core, default, runs, images, machine.cores, folder)
-            print_section("steady", began)
-            recorders += steady.measure(settings, per_core, runs, images, machine.cores, folder, sahu65)
-        print_section("scaling", began)
-        recorders.append(scaling.measure(settings, folder / "indexed"))
-        print_section("training", began)
-        recorders.append(training.measure(settings, folder / "trained"))
-        recorders.append(gpu.measure(settings, runs))
+            measures: dict[str, Callable[[], list[Recorder]]] = {
+                "decode": lambda: [decoding.measure(settings)],
+                "model": lambda: [modelling.measure(settings, per_core, default, runs)],
+                "end to end": lambda: serving.measure(settings, per_core, default, runs, images, machine.cores, folder),
+                "steady": lambda: steady.measure(settings, per_core, runs, images, machine.cores, folder, sahu65),
+                "scaling": lambda: [scaling.measure(settings, folder / "indexed")],
+                "training": lambda: [training.measure(settings, folder / "trained")],
+                "gpu": lambda: [gpu.measure(settings, runs)],
+            }
+            for section in only:
+                print_section(section, began)
+                recorders += measures[section]()
     return Bench(
         settings=settings.name,
         images=what,
@@ -77,6 +80,7 @@ def main() -> None:
     """Run the command line; prints one line and exits with a non-zero code if something is missing."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", action="append", choices=SECTIONS)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--listed", type=int, action="append", default=[])
     parser.add_argument("--sahu65", type=Path, metavar="PYTHON")
@@ -92,9 +96,8 @@ def main() -> None:
     else:
         settings = QUICK if arguments.quick else FULL
         try:
-            done = bench(
-                replace(settings, listed=(*settings.listed, *arguments.listed)), arguments.data, arguments.sahu65
-            )
+            settings = replace(settings, listed=(*settings.listed, *arguments.listed))
+            done = bench(settings, arguments.data, arguments.sahu65, arguments.only or SECTIONS)
         except UserError as error:
             sys.exit(f"bench: {error}")
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

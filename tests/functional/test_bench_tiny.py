@@ -27,6 +27,12 @@ def test_a_tiny_bench_measures_every_section(monkeypatch: pytest.MonkeyPatch) ->
     assert Bench.model_validate_json(done.model_dump_json()) == done
 
 
+def test_one_section_is_measured_alone() -> None:
+    done = bench(TINY, None, only=["scaling", "gpu"])
+    assert {figure.section for figure in done.figures} <= {"scaling", "gpu"}
+    assert "40 objects, 1 % changed: plan" in {figure.name for figure in done.figures}
+
+
 def test_the_schema_is_documented(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", "--schema"])
     main()
