@@ -35,7 +35,7 @@ Body = dict[str, Any]
 
 K8S = Path(__file__).parents[2] / "k8s"
 SOURCES = [*sorted(K8S.glob("train-*.yaml")), K8S, *sorted((K8S / "overlays").iterdir())]
-IMAGE = os.environ.get("PATCHSCAN_SCAN_IMAGE", "localhost/patchscan-scan:0.1.0")
+IMAGE = os.environ.get("PATCHSCAN_SCAN_IMAGE", "localhost/patchscan-scan:0.2.0")
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 SMALL = {"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}}
 PATIENCE_S = 180
