@@ -14,9 +14,9 @@ import pandas as pd
 from patchscan.common.csv_rows import csv_rows
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError
-from patchscan.dataset.layout import MEANS, POOLED
+from patchscan.dataset.layout import MEANS, POOLED, UNNAMED
 from patchscan.dataset.source import DataSource, UnreadableError
-from patchscan.storage import open_store
+from patchscan.storage import read_url
 from patchscan.storage.store import FailureCode, is_bucket, split_url
 
 AI_NAMES, REAL_NAMES = ("ai", "fake", "generated"), ("nature", "real", "natural")
@@ -38,12 +38,11 @@ class Labels:
 
 def read_labels(url: str, endpoint_url: str | None = None) -> Labels:
     """Read labels from a CSV (s3://... or a file) with columns key, label (ai, real or cannot_tell) and, optionally,
-    generator (`all` where there is none).
+    generator (UNNAMED where there is none).
 
     Raises LabelError, StoreError.
     """
-    folder, slash, name = url.rpartition("/")
-    data = open_store(folder or slash or ".", endpoint_url=endpoint_url).read(name)
+    data = read_url(url, endpoint_url)
     if data is None:
         raise LabelError(f"there is no file {url}")
     known: dict[str, tuple[int, str]] = {}
@@ -63,7 +62,7 @@ def read_labels(url: str, endpoint_url: str | None = None) -> Labels:
             if label == CANNOT_TELL:
                 cannot_tell.add(key)
             else:
-                known[key] = int(label in AI_NAMES), row.get("generator") or "all"
+                known[key] = int(label in AI_NAMES), row.get("generator") or UNNAMED
     except UnicodeDecodeError as error:
         raise LabelError(f"{url} is not UTF-8 at byte {error.start:,}; save it as UTF-8") from error
     except csv.Error as error:

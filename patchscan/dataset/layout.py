@@ -41,6 +41,8 @@ UNREADABLE = -1
 # The rows of reports that are about several generators: no generator can be called so.
 POOLED = ("all seen", "all unseen", "overall")
 MEANS = ("mean of seen", "mean of unseen", "mean of the kinds")
+# The generator of images whose labels name none: it counts as unseen, but whether it is, nobody has said.
+UNNAMED = "all"
 
 # The folder names of GenImage's downloads, simplified by `_simplify`, and the generators' names.
 _GENERATORS = {

@@ -75,6 +75,11 @@ def conformal_bound(values: np.ndarray, share: float) -> float:
     return max(just_above, (quantile + float(greater[0])) / 2) if len(greater) else just_above
 
 
+def fitted_apart(label: np.ndarray, tier: np.ndarray) -> list[Tier]:
+    """Return the tiers (n,) that get numbers of their own: those that images of both classes (label (n,)) look like."""
+    return [name for name in TIERS if len(np.unique(label[tier == name])) == 2]
+
+
 def fit_decision(
     logit: np.ndarray,
     label: np.ndarray,
@@ -94,12 +99,11 @@ def fit_decision(
     if tier is None:
         return _fit(logit, label, target, basis)
     fitted: dict[str, Decision | None] = {}
-    for name in TIERS:
+    for name in fitted_apart(label, tier):
         rows = tier == name
-        if len(np.unique(label[rows])) == 2:
-            alike = None if cluster is None else cluster[rows]
-            images = f"images that look like {name}, of {basis}"
-            fitted[name] = _fit_covered(logit[rows], label[rows], target, images, name, alike)
+        alike = None if cluster is None else cluster[rows]
+        images = f"images that look like {name}, of {basis}"
+        fitted[name] = _fit_covered(logit[rows], label[rows], target, images, name, alike)
     plain = fitted.pop("native", None) or _fit(logit, label, target, basis)
     return replace(plain, tiers=fitted)
 

@@ -3,14 +3,13 @@
 from itertools import product
 from typing import Any
 
+from patchscan.dataset.layout import UNNAMED
 from patchscan.reporting.pages import show
 
 SIGNIFICANT = 0.05
 TESTS = {"accuracy": "Accuracy", "auc": "AUC"}
 # More names than these are told as a number: the table of comparisons has them.
 LISTED = 5
-# The row of images whose labels name no generator: it counts as unseen, but whether it is, nobody has said.
-UNNAMED = "all"
 
 
 def findings(report: dict[str, Any]) -> dict[str, list[str]]:

@@ -1,17 +1,19 @@
 """Write a report's main figures as Markdown tables, for a page or an issue."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from patchscan.common.console import printable
-from patchscan.evaluation.results import protocol_title
+from patchscan.dataset.layout import POOLED
+from patchscan.evaluation.results import protocol_title, side_by_side
 from patchscan.evaluation.scoreboard import LOW_FPRS
 from patchscan.evaluation.training_facts import training_text
 from patchscan.reporting.pages import show
 
 Row = dict[str, Any]
+# Each model's row of a generator or group, by its name.
+Rows = Mapping[str, Sequence[Row | None]]
 # What Markdown would take for a table's line, code, a link or a tag in a name from outside.
 MARKS = re.compile(r"[\\`\[\]<>|]")
 
@@ -20,14 +22,14 @@ def results_tables(report: dict[str, Any]) -> str:
     """Return the accuracy (one line per model, one column per generator, as the study has it) and the AUC (one line per
     generator, one column per model) under each protocol, with what each model was trained from, and each model's
     scoreboard where it has several tiers."""
-    tables = []
+    tables, models = [], [model["name"] for model in report["models"]]
     for protocol in report["protocols"]:
-        rows = {model["name"]: model["results"][protocol]["rows"] for model in report["models"]}
+        rows = side_by_side(report, protocol)
         title = protocol_title(protocol)
         whose = title if title == protocol else f"{title}, {_plain(report['data']['name'])}"
         under = f"{whose}; 95 % intervals in brackets; * unseen in training"
-        tables += [f"Accuracy (%) at each model's threshold, {under}.", *_accuracy_table(rows)]
-        tables += [f"AUC, {under}.", *_auc_table(rows)]
+        tables += [f"Accuracy (%) at each model's threshold, {under}.", *_accuracy_table(models, rows)]
+        tables += [f"AUC, {under}.", *_auc_table(models, rows)]
         trained = (f"{model['name']}: {training_text(model['training'])}" for model in report["models"])
         tables.append(f"Training: {_plain('; '.join(trained))}.")
     for model in report["models"]:
@@ -37,14 +39,15 @@ def results_tables(report: dict[str, Any]) -> str:
     return "\n\n".join(tables) + "\n"
 
 
-def _accuracy_table(rows: dict[str, list[Row]]) -> list[str]:
-    names = list(dict.fromkeys(row["name"] for part in rows.values() for row in part if row["kind"] != "group"))
-    lines = ([model, *(_accuracy_cell(part, name) for name in names)] for model, part in rows.items())
-    return [_table(["model", *names], lines), *_reasons(_without(rows, names, "accuracy"))]
+def _accuracy_table(models: Sequence[str], rows: Rows) -> list[str]:
+    generators = {name: each for name, each in rows.items() if name not in POOLED}
+    lines = (
+        [model, *(_accuracy_cell(each[number]) for each in generators.values())] for number, model in enumerate(models)
+    )
+    return [_table(["model", *generators], lines), *_reasons(_without(models, generators, "accuracy"))]
 
 
-def _accuracy_cell(rows: Sequence[Row], name: str) -> str:
-    row = next((row for row in rows if row["name"] == name), None)
+def _accuracy_cell(row: Row | None) -> str:
     if row is None or row["metrics"]["accuracy"]["value"] is None:
         return show(None)
     accuracy = row["metrics"]["accuracy"]
@@ -52,31 +55,26 @@ def _accuracy_cell(rows: Sequence[Row], name: str) -> str:
     return f"{value}{'*' if row['kind'] == 'unseen' else ''} [{low}, {high}]"
 
 
-def _auc_table(rows: dict[str, list[Row]]) -> list[str]:
-    by_name = {model: {row["name"]: row for row in part} for model, part in rows.items()}
-    names = list(dict.fromkeys(name for part in by_name.values() for name in part))
-
-    def cell(row: Row | None) -> str:
-        if row is None:
-            return show(None)
-        return _interval(row["metrics"]["auc"], "3") + ("*" if row["kind"] == "unseen" else "")
-
-    lines = ([name, *(cell(part.get(name)) for part in by_name.values())] for name in names)
-    return [_table(["", *rows], lines), *_reasons(_without(rows, names, "auc"))]
+def _auc_table(models: Sequence[str], rows: Rows) -> list[str]:
+    lines = ([name, *map(_auc_cell, each)] for name, each in rows.items())
+    return [_table(["", *models], lines), *_reasons(_without(models, rows, "auc"))]
 
 
-def _without(rows: dict[str, list[Row]], names: Sequence[str], metric: str) -> list[tuple[str, str]]:
+def _auc_cell(row: Row | None) -> str:
+    if row is None:
+        return show(None)
+    return _interval(row["metrics"]["auc"], "3") + ("*" if row["kind"] == "unseen" else "")
+
+
+def _without(models: Sequence[str], rows: Rows, metric: str) -> Iterator[tuple[str, str]]:
     """Which of these generators and groups lack the figure, with the models in brackets unless all do, and why."""
-    by_name = {model: {row["name"]: row for row in part} for model, part in rows.items()}
-    models: dict[tuple[str, str], list[str]] = {}
-    for name, model in product(names, rows):
-        row = by_name[model].get(name)
-        if row is None or row["metrics"][metric]["value"] is None:
-            models.setdefault((name, _why_not_measured(row)), []).append(model)
-    return [
-        (name if len(concerned) == len(rows) else f"{name} ({', '.join(concerned)})", why)
-        for (name, why), concerned in models.items()
-    ]
+    for name, each in rows.items():
+        concerned: dict[str, list[str]] = {}
+        for model, row in zip(models, each, strict=True):
+            if row is None or row["metrics"][metric]["value"] is None:
+                concerned.setdefault(_why_not_measured(row), []).append(model)
+        for why, those in concerned.items():
+            yield name if len(those) == len(models) else f"{name} ({', '.join(those)})", why
 
 
 def _why_not_measured(row: Row | None) -> str:

@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from patchscan.dataset.layout import POOLED
 from patchscan.detector.answer import TIERS
 from patchscan.evaluation.metrics import confusion
-from patchscan.evaluation.results import Evaluated, group_rows, split_seen, to_scored
+from patchscan.evaluation.results import Evaluated, group_rows, side_by_side, split_seen, to_scored
 from patchscan.evaluation.scoring import usable
 from patchscan.reporting import plots
 
@@ -22,27 +21,17 @@ def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
     named as unseen."""
     drawings = {}
     for metric, title in (("auc", "AUC"), ("accuracy", "accuracy at the card's threshold")):
-        names = list(
-            dict.fromkeys(row["name"] for model in report["models"] for row in model["results"][protocol]["rows"])
-        )
-        kinds = {(row["name"], row["kind"]) for model in report["models"] for row in model["results"][protocol]["rows"]}
-        unseen = {name for name, kind in kinds if kind == "unseen"} - {name for name, kind in kinds if kind == "seen"}
         rows = []
-        for name in sorted(names, key=_place):
+        for name, each in side_by_side(report, protocol).items():
             values = {
                 model["name"]: tuple(row["metrics"][metric][key] for key in ("value", "low", "high"))
-                for model in report["models"]
-                for row in model["results"][protocol]["rows"]
-                if row["name"] == name
+                for model, row in zip(report["models"], each, strict=True)
+                if row
             }
-            rows.append((f"{name} (unseen)" if name in unseen else name, values))
+            unseen = {row["kind"] for row in each if row} == {"unseen"}
+            rows.append((f"{name} (unseen)" if unseen else name, values))
         drawings[f"{protocol}-{metric}"] = plots.forest(rows, f"{title}, 95 % interval", reference=0.5)
     return drawings
-
-
-def _place(name: str) -> int:
-    """Where a row stands: the groups below all generators, also where the first model lacks one."""
-    return POOLED.index(name) if name in POOLED else -1
 
 
 def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from patchscan.dataset.layout import POOLED, UNNAMED
 from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation import pictures
 from patchscan.evaluation.comparison import compare
@@ -102,7 +103,8 @@ def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Pat
     images = {name: plots.write_png(drawing, folder / f"{name}.png") for name, drawing in drawings.items()}
     write_json(out / "report.json", report)
     rows = {protocol: side_by_side(report, protocol) for protocol in report["protocols"]} if len(models) > 1 else {}
-    page = render("patchscan.evaluation", "evaluation.html", report, images=images, side_by_side=rows)
+    names = {"pooled": POOLED, "unnamed": UNNAMED}
+    page = render("patchscan.evaluation", "evaluation.html", report, images=images, side_by_side=rows, **names)
     write_text(out / "report.html", page)
     write_text(out / "RESULTS_SUMMARY.txt", summary_text(report))
     write_text(out / "RESULTS_TABLE.md", results_tables(report))

@@ -44,20 +44,13 @@ def protocol_title(name: str) -> str:
     return f"{name} protocol" if name in ("raw", "matched") else name
 
 
-def side_by_side(report: Mapping[str, Any], protocol: str) -> dict[str, list[str | None]]:
-    """Return, for each generator and then each group, where in the report each model's row of it is, as a dotted path;
-    None for a model without one."""
-    results = [model["results"][protocol]["rows"] for model in report["models"]]
-    names = dict.fromkeys(row["name"] for rows in results for row in rows)
-    places: dict[str, list[str | None]] = {name: [None] * len(results) for name in sorted(names, key=_pooled_last)}
-    for model, rows in enumerate(results):
-        for number, row in enumerate(rows):
-            places[row["name"]][model] = f"models.{model}.results.{protocol}.rows.{number}"
-    return places
-
-
-def _pooled_last(name: str) -> int:
-    return POOLED.index(name) if name in POOLED else -1
+def side_by_side(report: Mapping[str, Any], protocol: str) -> dict[str, list[dict[str, Any] | None]]:
+    """Return, for each generator and then each group, each model's row of it in the report; None for a model without
+    one."""
+    rows = [{row["name"]: row for row in model["results"][protocol]["rows"]} for model in report["models"]]
+    names = dict.fromkeys(name for part in rows for name in part)
+    ordered = [*(name for name in names if name not in POOLED), *(name for name in POOLED if name in names)]
+    return {name: [part.get(name) for part in rows] for name in ordered}
 
 
 def seen_rows(card: Card, table: pd.DataFrame) -> pd.Series:

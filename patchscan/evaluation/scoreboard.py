@@ -13,7 +13,7 @@ import pandas as pd
 
 from patchscan.dataset.layout import MEANS
 from patchscan.detector.answer import TIERS, Tier
-from patchscan.evaluation.calibration import enough
+from patchscan.evaluation.calibration import enough, fitted_apart
 from patchscan.evaluation.metrics import RESAMPLES, bootstrap_estimate, calibration_error, joined_strata
 from patchscan.evaluation.results import Evaluated, kind_of
 from patchscan.evaluation.scoring import stratum, usable
@@ -205,12 +205,12 @@ def bounds_by_tier(evaluated: Evaluated) -> list[dict[str, Any]]:
     seen = real.generator.isin(evaluated.seen)
     decision = evaluated.card.decision
     fitted_on = good[(good.data == evaluated.calibrated_on) & good.generator.isin(evaluated.seen)]
-    by_tier = fitted_on.delivered.nunique() > 1  # of one delivery all images are fitted together
+    several = fitted_on.delivered.nunique() > 1  # of one delivery all images are fitted together
+    apart = fitted_apart(fitted_on.label.to_numpy(), fitted_on.tier.to_numpy()) if several else []
+    photographs = fitted_on.tier[fitted_on.label == 0].value_counts()
     rows = []
     for tier in TIERS:
-        alike = fitted_on[fitted_on.tier == tier]
-        photographs = int((alike.label == 0).sum())
-        holds = by_tier and alike.label.nunique() == 2 and enough(photographs, evaluated.target.max_fpr)
+        holds = tier in apart and enough(photographs[tier], evaluated.target.max_fpr)
         row: dict[str, Any] = {
             "tier": tier,
             "covered": decision.covers(tier),

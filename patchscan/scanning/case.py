@@ -24,7 +24,7 @@ from patchscan.reporting import pages, plots
 from patchscan.scanning.file_texts import file_texts
 from patchscan.scanning.prevalence import card_rates
 from patchscan.scanning.provenance import provenance
-from patchscan.scanning.trust import count_authorities, describe_trust
+from patchscan.scanning.trust import describe_trust
 
 CASE_SCHEMA = "patchscan-case/1"
 CASE_FILE, PAGE_FILE, PICTURE_FILE = "case.json", "case.html", "views.png"
@@ -91,11 +91,7 @@ def build_case(image: Path, run: Path, engine: Engine | None = None, trust: str 
         "weight_in_words": weight_in_words(weight),
         "finding": finding(answer),
         "model": {
-            "name": card.name,
-            "version": card.version,
-            "digest": card.digest,
-            "weights_sha256": card.weights_sha256,
-            "architecture": card.architecture,
+            **{name: getattr(card, name) for name in ("name", "version", "digest", "weights_sha256", "architecture")},
             "threshold": decision.threshold,
             "chosen_by": decision.chosen_by,
         },
@@ -237,7 +233,7 @@ def read_case(path: Path) -> dict[str, Any]:
         if case["engine"] not in ENGINES or not isinstance(case["versions"], dict):
             raise ValueError(f"its engine is {case['engine']!r}")
         if case["c2pa_trust"] is not None:
-            count_authorities(case["c2pa_trust"]["pem"])
+            describe_trust(case["c2pa_trust"]["pem"])
         if not isinstance(case["file"], str) or not isinstance(case["run"], str):
             raise ValueError("its file and run are no paths")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ssl.SSLError) as error:

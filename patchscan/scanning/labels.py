@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from patchscan.dataset.labels import AI_NAMES, REAL_NAMES, LabelError, Labels, describe_labels, read_labels
+from patchscan.dataset.layout import UNNAMED, taken_by_reports
 from patchscan.detector.card import Card
 from patchscan.scanning.plan import Plan, read_all
 from patchscan.scanning.rows import from_parquet
@@ -30,11 +31,15 @@ class NotScoredError(LabelError):
 
 
 def from_key(key: str) -> tuple[int, str] | None:
-    """Return label (1 AI, 0 real) and generator of a key by its folders' names; None where they do not say."""
+    """Return label (1 AI, 0 real) and generator of a key by its folders' names; None where they do not say. Raises
+    LabelError where the generator is called as a row of reports."""
     match = FOLDER_LABEL.search(key)
     if match is None:
         return None
-    return int(match["label"].lower() in AI_NAMES), match["generator"] or "all"
+    generator = match["generator"] or UNNAMED
+    if taken := taken_by_reports([generator]):
+        raise LabelError(taken)
+    return int(match["label"].lower() in AI_NAMES), generator
 
 
 def check(source: str, endpoint_url: str | None = None) -> None:

@@ -15,8 +15,8 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
 from patchscan.common.csv_rows import csv_rows
-from patchscan.storage import open_store
-from patchscan.storage.store import MAX_SIZE, ObjectInfo, Store, StoreError, bare_etag
+from patchscan.storage import open_store, read_url
+from patchscan.storage.store import MAX_SIZE, ObjectInfo, StoreError, bare_etag
 
 BATCH = 10_000
 # Our names for S3 Inventory's fields. Its CSV files have no header: its manifest gives the order of the columns.
@@ -64,12 +64,11 @@ def _why(error: Exception) -> str:
 
 
 def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator[ObjectInfo]:
-    folder, slash, name = url.rpartition("/")
-    store = open_store(folder or slash or ".", endpoint_url=endpoint_url)
+    name, data = url.rpartition("/")[2], _opened(read_url(url, endpoint_url), url)
     if name == "manifest.json":
-        yield from _inventory(json.load(_read(store, name, url)), bucket, endpoint_url)
+        yield from _inventory(json.load(data), bucket, endpoint_url)
         return
-    for number, values in enumerate(_records(_read(store, name, url), name), start=1):
+    for number, values in enumerate(_records(data, name), start=1):
         where = f"{url}, record {number}"
         if not isinstance(values, dict) or not values.get("key"):
             raise ManifestError(f"{url}: record {number} has no `key`; name the column of object keys `key`")
@@ -80,12 +79,11 @@ def _objects(url: str, bucket: str | None, endpoint_url: str | None) -> Iterator
         yield _info(values, where)
 
 
-def _read(store: Store, name: str, url: str) -> BinaryIO:
-    data = store.read(name)
+def _opened(data: bytes | None, url: str) -> BinaryIO:
     if data is None:
         raise ManifestError(f"there is no manifest {url}")
     # Decompressed while it is read: a list of millions of keys is many times larger than its gzip file.
-    return cast("BinaryIO", gzip.open(io.BytesIO(data))) if name.endswith(".gz") else io.BytesIO(data)
+    return cast("BinaryIO", gzip.open(io.BytesIO(data))) if url.endswith(".gz") else io.BytesIO(data)
 
 
 def _records(data: BinaryIO, name: str) -> Iterator[Any]:
@@ -119,7 +117,7 @@ def _inventory(manifest: Any, bucket: str | None, endpoint_url: str | None) -> I
     kind = manifest["fileFormat"].lower()
     names = [field.strip() for field in manifest["fileSchema"].split(",")] if kind == "csv" else []
     for file in manifest["files"]:
-        data = _read(store, file["key"], f"{store.url}/{file['key']}")
+        data = _opened(store.read(file["key"]), f"{store.url}/{file['key']}")
         for values in _inventory_records(data, kind, names):
             current = str(values.get("IsLatest", values.get("is_latest"))).lower() != "false"
             deleted = str(values.get("IsDeleteMarker", values.get("is_delete_marker", False))).lower() == "true"

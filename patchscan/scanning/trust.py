@@ -5,7 +5,7 @@ import ssl
 from typing import Any
 
 from patchscan.common.errors import UserError
-from patchscan.storage import open_store
+from patchscan.storage import read_url
 
 # The list is part of the plan, which each worker reads. C2PA's own lists take some 100 KB.
 MAX_BYTES = 2**22
@@ -20,8 +20,7 @@ def read_trust(url: str, endpoint_url: str | None = None) -> str:
 
     Raises TrustError, StoreError.
     """
-    folder, slash, name = url.rpartition("/")
-    data = open_store(folder or slash or ".", endpoint_url=endpoint_url).read(name)
+    data = read_url(url, endpoint_url)
     if data is None:
         raise TrustError(f"there is no file {url}")
     if len(data) > MAX_BYTES:
@@ -46,14 +45,9 @@ def trust_digest(pem: str | None) -> str | None:
     return hashlib.sha256(pem.encode()).hexdigest() if pem else None
 
 
-def count_authorities(pem: str) -> int:
-    """The number of different authorities in a list that `read_trust` returned."""
-    return _count(pem)[1]
-
-
 def describe_trust(pem: str) -> dict[str, Any]:
-    """What a report says of a list of authorities: its `sha256` and the number of `authorities`."""
-    return {"sha256": trust_digest(pem), "authorities": count_authorities(pem)}
+    """What a report says of a list that `read_trust` returned: its `sha256` and the number of `authorities`."""
+    return {"sha256": trust_digest(pem), "authorities": _count(pem)[1]}
 
 
 def _count(pem: str) -> tuple[int, int]:

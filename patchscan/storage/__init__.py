@@ -18,3 +18,9 @@ def open_store(url: str, *, endpoint_url: str | None = None, requester_pays: boo
     if "://" in url:
         raise StoreError(f"{url}: only s3://bucket/prefix URLs and folders are supported")
     return Folder(url)
+
+
+def read_url(url: str, endpoint_url: str | None = None) -> bytes | None:
+    """Return the bytes of an object or file, s3://... or a path; None where there is none. Raises StoreError."""
+    folder, slash, name = url.rpartition("/")
+    return open_store(folder or slash or ".", endpoint_url=endpoint_url).read(name)

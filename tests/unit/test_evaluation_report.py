@@ -389,7 +389,7 @@ def test_an_empty_cell_of_the_markdown_tables_has_its_reason() -> None:
     accuracy, auc = text.split("AUC, raw protocol")
     assert accuracy.endswith("|\n\n– lost: no image was scored.\n\n")
     assert "\n\n– gan: no photograph was scored; lost: no image was scored; photos: no AI image was scored; " in auc
-    assert "all unseen (all), all seen (some): fewer than two such generators.\n" in auc
+    assert "all seen (some), all unseen (all): fewer than two such generators.\n" in auc
 
 
 def test_protocols_stand_side_by_side() -> None:

@@ -267,6 +267,12 @@ def test_labels_that_are_a_folder_or_in_the_root_folder_are_clear_errors(tmp_pat
     labels.check("folders")
 
 
+def test_a_generators_folder_that_is_called_as_a_row_of_reports_is_a_clear_error() -> None:
+    """Its own row would be lost: the row of all images would take its place."""
+    with pytest.raises(LabelError, match="reports have a row overall of their own: give that generator's folder"):
+        labels.from_key("photos/overall/val/ai/a.png")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("suffixes", "why"), [((), "misspelt"), ((".jpg",), "filters leave out all 1 objects")])
 def test_a_scan_of_nothing_is_an_alert(suffixes: tuple[str, ...], why: str, tmp_path: Path) -> None:

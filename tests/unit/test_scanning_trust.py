@@ -14,7 +14,7 @@ from patchscan.scanning import commands, report
 from patchscan.scanning.plan import Plan, ScanSource
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.provenance import provenance
-from patchscan.scanning.trust import TrustError, count_authorities, read_trust, trust_digest
+from patchscan.scanning.trust import TrustError, describe_trust, read_trust, trust_digest
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
 from patchscan.storage.store import Store
@@ -31,7 +31,7 @@ def test_a_list_is_read_with_its_comments(tmp_path: Path, cameras: Identity) -> 
     text = f"# Kameras für Ämter\n{cameras.pem}\n# twice\n{cameras.pem}{identity('others', authority=True).pem}"
     (tmp_path / "list.pem").write_text(text)
     assert read_trust(str(tmp_path / "list.pem")) == text
-    assert count_authorities(text) == 2
+    assert describe_trust(text)["authorities"] == 2
 
 
 @pytest.mark.parametrize(
