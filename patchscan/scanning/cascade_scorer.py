@@ -37,7 +37,6 @@ class CascadeScorer:
         return Counter(self._first.model_s) + Counter(self._then.model_s)
 
     def answer(self, data: bytes) -> Answer:
-        """Score one encoded image."""
         scorer, answer = self._first, self._first.answer(data)
         if not self._cascade.settles(answer):
             scorer, answer = self._then, self._then.answer(data)
@@ -46,9 +45,7 @@ class CascadeScorer:
         return CascadeAnswer(**decided)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
-        """Not possible: raises NotImplementedError."""
         raise NotImplementedError("a cascade scores images, not crops")
 
     def has_room(self) -> bool:
-        """Whether both would answer more calls."""
         return self._first.has_room() and self._then.has_room()

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import urllib3
-from urllib3.exceptions import HTTPError
 
 from patchscan.common.console import printable
-from patchscan.common.retries import OutageError, Retries, TransientError
+from patchscan.common.retries import Retries, TransientError
 from patchscan.detector.answer import JSON_LENGTH, Answer, EngineUsed
 from patchscan.detector.card import NOT_FINITE, NotFiniteError
 from patchscan.detector.decoders import decoder_pool
@@ -24,13 +23,13 @@ from patchscan.detector.engines import load_detector
 from patchscan.detector.prepared import build_answer
 from patchscan.detector.presets import noise_picture
 from patchscan.scanning.scorers import (
-    CARD_DEADLINE_S,
     RefusedRequestError,
     ScorerError,
     Select,
+    ServerScorer,
     ServerSettings,
     is_transient,
-    open_connections,
+    json_object,
 )
 
 SCHEME = "v2+"  # before the address of such a server
@@ -38,7 +37,7 @@ SCHEME = "v2+"  # before the address of such a server
 LOGIT_TOLERANCE = 0.05
 
 
-class InferenceScorer:
+class InferenceScorer(ServerScorer):
     """Scores with the model `settings.model` of a server at `settings.url`, which serves the graph of the run folder
     `run`: input `crops`, UINT8 (count, size, size, 3), output `logit`, one number.
 
@@ -50,28 +49,20 @@ class InferenceScorer:
     select: Select = "worker"
 
     def __init__(self, settings: ServerSettings, run: Path, retries: Retries | None = None):
-        self.settings = settings
-        self.parallel = settings.connections
+        super().__init__(settings, retries, "server")
         self.model_s: dict[str, float] = {}
-        self._http, prefix = open_connections(settings)
-        self._path = f"{prefix}/v2/models/{settings.model}"
+        self._path = f"{self.prefix}/v2/models/{settings.model}"
         detector = load_detector(run)
         self.card = detector.card
-        retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"the server at {settings.url}")
         try:
-            about, _ = retries.call(lambda: self._call("GET", f"{prefix}/v2"))
+            about = self.first(lambda: self._call("GET", f"{self.prefix}/v2"))
             self._binary = "binary_tensor_data" in _list(about, "extensions")
-            self._check_tensors(retries.call(lambda: self._call("GET", self._path))[0])
-            self._version = retries.call(lambda: self._infer(self._picture(0)))[0][1]
+            self._check_tensors(self.first(lambda: self._call("GET", self._path)))
+            self._version = self.first(lambda: self._infer(self._picture(0)))[1]
             for picture in map(self._picture, range(2)):
-                self._compare(detector.logits([picture])[0], retries.call(partial(self._logit, picture))[0], run)
-        except TransientError as error:
-            raise OutageError(
-                f"no server answers for {settings.model} at {settings.url} ({error}); start it, or run the same "
-                "command again when it is back"
-            ) from error
+                self._compare(detector.logits([picture])[0], self.first(partial(self._logit, picture)), run)
         except RefusedRequestError as error:
-            raise ScorerError(f"{settings.model} at {settings.url} refuses a test picture: {error}") from error
+            raise ScorerError(f"{self.at} refuses a test picture: {error}") from error
 
     def answer(self, data: bytes) -> Answer:
         """Score one encoded image, which is decoded here."""
@@ -82,27 +73,23 @@ class InferenceScorer:
         """Score crops, with a request for each image."""
         return [self._logit(one) for one in crops]
 
-    def has_room(self) -> bool:
-        """Whether the server says that the model is ready."""
-        try:
-            self._call("GET", f"{self._path}/ready", wants_json=False)
-        except (TransientError, ScorerError, RefusedRequestError):
-            return False
-        return True
+    def probe(self) -> object:
+        """Ask whether the model is ready."""
+        return self._call("GET", f"{self._path}/ready", wants_json=False)
 
     def _check_tensors(self, about: dict[str, Any]) -> None:
         for kind, name in (("inputs", "crops"), ("outputs", "logit")):
             if name not in [tensor.get("name") for tensor in _list(about, kind) if isinstance(tensor, dict)]:
                 raise ScorerError(
-                    f"{self.settings.model} at {self.settings.url} has no {name} among its {kind}: serve the run "
-                    "folder's model.onnx, which takes crops and gives a logit"
+                    f"{self.at} has no {name} among its {kind}: serve the run folder's model.onnx, which takes crops "
+                    "and gives a logit"
                 )
 
     def _compare(self, here: float, there: float, run: Path) -> None:
         if not math.isclose(here, there, abs_tol=LOGIT_TOLERANCE):
             raise ScorerError(
-                f"{self.settings.model} at {self.settings.url} is not the model of {run}: its logit of a test picture "
-                f"is {there:.4f}, not {here:.4f}; serve the folder's model.onnx"
+                f"{self.at} is not the model of {run}: its logit of a test picture is {there:.4f}, not {here:.4f}; "
+                "serve the folder's model.onnx"
             )
 
     def _picture(self, seed: int) -> np.ndarray:
@@ -134,7 +121,7 @@ class InferenceScorer:
             (value,) = np.ravel(logit["data"])
             return float(value), reply.get("model_version")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ScorerError(f"{self.settings.model} at {self.settings.url} answers no logit of one number") from error
+            raise ScorerError(f"{self.at} answers no logit of one number") from error
 
     def _call(
         self, method: str, path: str, head: bytes | None = None, raw: bytes | None = None, wants_json: bool = True
@@ -142,27 +129,19 @@ class InferenceScorer:
         headers = {} if head is None else {"Content-Type": "application/json"}
         if head is not None and raw is not None:
             headers = {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(head))}
-        headers |= self.settings.authorization()
-        body = None if head is None else head + (raw or b"")
-        try:
-            reply = self._http.urlopen(method, path, body=body, headers=headers)
-        except HTTPError as error:
-            raise TransientError(f"the server: {type(error).__name__}") from None
+        reply = self.send(method, path, None if head is None else head + (raw or b""), headers)
         if reply.status != 200:
             raise self._error(reply)
         if not wants_json:
             return {}
-        try:
-            content = json.loads(reply.data)
-        except (ValueError, RecursionError):
-            content = None
-        if not isinstance(content, dict):
+        content = json_object(reply)
+        if content is None:
             raise ScorerError(f"{self.settings.url} does not speak the Open Inference Protocol, version 2")
         return content
 
     def _error(self, reply: urllib3.BaseHTTPResponse) -> Exception:
         at, model = self.settings.url, self.settings.model
-        if _code_of(reply) == NotFiniteError.code:
+        if (json_object(reply) or {}).get("code") == NotFiniteError.code:  # as our own server says it
             return NotFiniteError(NOT_FINITE)
         if is_transient(reply.status):
             return TransientError(f"the server answers {reply.status}")
@@ -172,15 +151,6 @@ class InferenceScorer:
             return ScorerError(f"{at} serves no model {model}, or does not speak the Open Inference Protocol")
         said = " ".join(reply.data[:200].decode(errors="replace").split())
         return RefusedRequestError(f"the server answers {reply.status} {printable(said)}")
-
-
-def _code_of(reply: urllib3.BaseHTTPResponse) -> str | None:
-    """The code beside an error's text, which our own server gives."""
-    try:
-        content = json.loads(reply.data)
-    except (ValueError, RecursionError):
-        return None
-    return content.get("code") if isinstance(content, dict) else None
 
 
 def _list(about: dict[str, Any], key: str) -> list[Any]:

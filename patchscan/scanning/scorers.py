@@ -10,10 +10,10 @@ import json
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import urllib3
@@ -31,6 +31,7 @@ from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.prepared import build_answer
 from patchscan.detector.presets import crop_bytes
 
+Result = TypeVar("Result")
 # Where images are decoded and their crops cut: in the scan worker or in the server.
 Select = Literal["worker", "server"]
 
@@ -110,31 +111,82 @@ def _read_card(values: dict[str, Any], model: str) -> Card:
         ) from error
 
 
-class TorchServeScorer:
+class ServerScorer:
+    """Reaches the server of a model for a scorer; `server` is what messages call it. `prefix` is the path that its
+    address begins with, `at` says in messages which model it is. Raises ScorerError where that is no address."""
+
+    def __init__(self, settings: ServerSettings, retries: Retries | None, server: str):
+        address = _address(settings.url)
+        self.settings, self.prefix = settings, (address.path or "").rstrip("/")
+        self.at = f"{settings.model} at {settings.url}"
+        self.parallel = settings.connections
+        self._server = server
+        self._retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=settings.url)
+        # The worker's window limits the requests in flight, so the pool may wait for a connection without limit.
+        self._http = urllib3.connection_from_url(
+            address.url, maxsize=settings.connections, block=True, timeout=TIMEOUT, retries=False
+        )
+
+    def has_room(self) -> bool:
+        """Whether the server answers a small request just now. False where it is overloaded (503), away, or refuses."""
+        try:
+            self.probe()
+        except (TransientError, ScorerError, RefusedRequestError):
+            return False
+        return True
+
+    def probe(self) -> object:
+        """Send a small request. Raises what any other raises."""
+        raise NotImplementedError
+
+    def first(self, question: Callable[[], Result]) -> Result:
+        """Ask a server that may be starting. Raises OutageError where it does not answer within CARD_DEADLINE_S."""
+        try:
+            return self._retries.call(question)[0]
+        except TransientError as error:
+            raise OutageError(
+                f"no {self._server} answers for {self.at} ({error}); start it, or run the same command again when it "
+                "is back"
+            ) from error
+
+    def send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        """Send one request. Raises TransientError where there is no reply."""
+        try:
+            return self._http.urlopen(method, path, body=body, headers=headers | self.settings.authorization())
+        except HTTPError as error:
+            raise TransientError(f"the server: {type(error).__name__}") from None
+
+
+def json_object(reply: urllib3.BaseHTTPResponse) -> dict[str, Any] | None:
+    """Return the JSON object of a reply; None where it is none: a proxy's may be anything."""
+    try:
+        content = json.loads(reply.data)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+class TorchServeScorer(ServerScorer):
     """Scores with a model on TorchServe 0.12, through its inference API only."""
 
     def __init__(self, settings: ServerSettings, retries: Retries | None = None):
-        self.settings = settings
-        self.parallel = settings.connections
+        super().__init__(settings, retries, "TorchServe")
         self.model_s: defaultdict[str, float] = defaultdict(float)
         self._counting = threading.Lock()
-        self._http, prefix = open_connections(settings)
-        self._path = f"{prefix}/predictions/{settings.model}"
+        self._path = f"{self.prefix}/predictions/{settings.model}"
         try:
-            retries = retries or Retries(deadline_s=CARD_DEADLINE_S, other_side=f"TorchServe at {settings.url}")
-            reply, _ = retries.call(lambda: self._post(CARD_REQUEST, "application/json"))
-            self.card = _read_card(dict(reply["card"]), f"{settings.model} at {settings.url}")
+            reply = self.first(self.probe)
+            self.card = _read_card(dict(reply["card"]), self.at)
             crops = "crops" in reply.get("takes", ()) and crop_bytes(self.card.preset) <= MAX_CROP_BYTES
             self.select: Select = "worker" if crops else "server"
             self.device = next(iter(self.model_s), "cpu")
             self.engine: EngineUsed | None = reply.get("engine")
-        except TransientError as error:
-            raise OutageError(
-                f"no TorchServe answers for {settings.model} at {settings.url} ({error}); start it, or run the same "
-                "command again when it is back"
-            ) from error
         except (KeyError, TypeError, ValueError, RefusedRequestError) as error:
-            raise ScorerError(f"{settings.model} at {settings.url} is not a patchscan model: it has no card") from error
+            raise ScorerError(f"{self.at} is not a patchscan model: it has no card") from error
+
+    def probe(self) -> dict[str, Any]:
+        """Ask for the model's card."""
+        return self._post(CARD_REQUEST, "application/json")
 
     def answer(self, data: bytes) -> Answer:
         """Send the encoded bytes, and let the server decode them."""
@@ -155,34 +207,19 @@ class TorchServeScorer:
             self.engine = None  # the server has workers of several kinds, as on nodes with other CPUs
         return [math.nan if logit is None else float(logit) for logit in reply["logits"]]
 
-    def has_room(self) -> bool:
-        """Whether the server answers a small request just now. False where it is overloaded (503), away, or refuses."""
-        try:
-            self._post(CARD_REQUEST, "application/json")
-        except (TransientError, ScorerError, RefusedRequestError):
-            return False
-        return True
-
     def close(self) -> None:
         """Close the connections that no request uses."""
         self._http.close()
 
     def _post(self, body: bytes, content_type: str) -> dict[str, Any]:
-        headers = {"Content-Type": content_type, **self.settings.authorization()}
-        try:
-            reply = self._http.urlopen("POST", self._path, body=body, headers=headers)
-        except HTTPError as error:
-            raise TransientError(f"the server: {type(error).__name__}") from None
+        reply = self.send("POST", self._path, body, {"Content-Type": content_type})
         if DEVICE in reply.headers:
             with self._counting:
                 self.model_s[reply.headers[DEVICE]] += float(reply.headers[MODEL_SECONDS])
         if reply.status != 200:
             raise self._error(reply, len(body))
-        try:
-            answer = reply.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
+        answer = json_object(reply)
+        if answer is None:
             raise ScorerError(f"{self.settings.url} answers with what is not TorchServe's: a page of a proxy, perhaps")
         return answer
 
@@ -190,11 +227,7 @@ class TorchServeScorer:
         """Turn a reply other than 200 into an error (docs/serve.md; as measured on TorchServe 0.12)."""
         if reply.status == 413:
             return RefusedRequestError(f"{sent:,} bytes are more than the server's max_request_size")
-        try:
-            problem = reply.json()
-        except ValueError:
-            problem = None
-        problem = problem if isinstance(problem, dict) else {}  # a proxy's may be anything
+        problem = json_object(reply) or {}
         error = problem["error"] if isinstance(problem.get("error"), dict) else {}
         code, message = str(error.get("code")), str(error.get("message"))
         if code == NotFiniteError.code:
@@ -234,16 +267,13 @@ class InProcessScorer:
         return {self.device: self._detector.model_s}
 
     def answer(self, data: bytes) -> Answer:
-        """Score one encoded image."""
         prepared = decoder_pool().prepare(data, self.card.preset)
         return build_answer(prepared, self.logits([prepared.crops.pixels])[0], self.card, self.engine)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:
-        """Score crops."""
         return self._detector.logits(crops)
 
     def has_room(self) -> bool:
-        """Whether more calls would be answered: always."""
         return True
 
 
@@ -256,16 +286,6 @@ def _check_digest(card: Card, digest: str) -> None:
     """Raise ScorerError where an answer comes from another model than the card's, because it was replaced mid-scan."""
     if digest != card.digest:
         raise ScorerError(f"the server now serves another version of {card.name}; run the same command again")
-
-
-def open_connections(settings: ServerSettings) -> tuple[urllib3.HTTPConnectionPool, str]:
-    """Return the connections to a server, and the path that its address begins with. Raises ScorerError."""
-    address = _address(settings.url)
-    # The worker's window limits the requests in flight, so the pool may wait for a connection without limit.
-    pool = urllib3.connection_from_url(
-        address.url, maxsize=settings.connections, block=True, timeout=TIMEOUT, retries=False
-    )
-    return pool, (address.path or "").rstrip("/")
 
 
 def _address(url: str) -> urllib3.util.Url:

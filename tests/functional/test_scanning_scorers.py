@@ -127,7 +127,7 @@ def test_a_refusal_in_another_form_is_of_this_image_alone(server: Server, body: 
         connect(server).answer(b"image")
 
 
-@pytest.mark.parametrize("body", [b"<html>Sign in</html>", ["no"]])
+@pytest.mark.parametrize("body", [b"<html>Sign in</html>", ["no"], b"[" * 100_000])
 def test_a_page_in_place_of_an_answer_ends_the_scan(server: Server, body: Any) -> None:
     """As of a proxy whose own session has ended; else each image would be a row that says it failed."""
     scorer = connect(server)
