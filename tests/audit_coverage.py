@@ -22,11 +22,12 @@ from patchscan.detector.card import Decision
 from patchscan.reporting.statistics import Estimate
 from patchscan.scanning.audit_report import estimates
 from patchscan.scanning.audit_sample import draw
+from patchscan.scanning.table import ScanTable
 
 SHARES = (0.005, 0.02, 0.1, 0.4)
 
 
-class Bucket:
+class Bucket(ScanTable):
     """The rows of a simulated scan as the SQL view `rows`; `rows` has the true label too, `is_ai`."""
 
     def __init__(self, images: int, share: float, rng: np.random.Generator):

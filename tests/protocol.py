@@ -53,7 +53,7 @@ from patchscan.detector.card import Card
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.scanning import history, listing, plan, planning, report, rows, summary, table, worker
 from patchscan.scanning.history import ClaimLostError, last_complete
-from patchscan.scanning.plan import Plan, ScanSource, ShardSize
+from patchscan.scanning.plan import Plan, ScanSource
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.scorers import Select
 from patchscan.scanning.table import IncompleteScanError
@@ -172,7 +172,7 @@ class Schedule:
         self.out = SimulatedBucket(RESULTS, self.results)
         self.photos = SimulatedS3(self.simulation, page=2, listed_etags=not choices.chance(0.1))
         self.photos.refusal = self._refusal
-        self.shards = ShardSize(max_objects=(2, 4)[choices.pick(2)])
+        self.shards = (2, 4)[choices.pick(2)]
         self.down = "scorer" if choices.chance(0.1) else None
         self.down_since, self.was_down = 0, self.down is not None
         # What was true of each key, from which call on: the ETag, or None where there is no such object.
@@ -255,7 +255,7 @@ class Schedule:
     def plan(self, process: Process, version: str = "1") -> Plan:
         """`scan-plan`."""
         made = plan_scan(
-            ScanRequest(source=ScanSource(url=PHOTOS), card=CARDS[version], shard_size=self.shards), self.out
+            ScanRequest(source=ScanSource(url=PHOTOS), card=CARDS[version], shard_objects=self.shards), self.out
         )
         self._check(self._history().count(made.scan) == 1 or not self.results.honours, "one-plan", "not in the history")
         self.plans.append(made)
@@ -677,7 +677,7 @@ def rare_collections() -> Iterator[None]:
 @contextmanager
 def simulated() -> Iterator[None]:
     """Run the real code in the simulated world within the block."""
-    left_out = "histogram by_tier by_prefix by_month provenance cost most_suspicious verdicts without_score errors"
+    left_out = "histogram by_tier by_prefix by_month provenance cost most_suspicious errors"
     left_out += " engines deciders named whole by_reason"
     with ExitStack() as stack:
         stack.enter_context(Database.open())
@@ -722,6 +722,7 @@ def simulated() -> Iterator[None]:
             (report, "prevalence", SimpleNamespace(estimate=lambda *_: {})),
             (report, "claims", SimpleNamespace(what_files_say=lambda *_: {})),
             (summary, "flagged", lambda *_: ()),
+            (summary, "kinds", lambda *_: Counter()),
             (report, "what_changed", lambda *_: {"scores": None, "examples": []}),
             *((summary, name, lambda *_: {}) for name in left_out.split()),
         ]

@@ -255,9 +255,6 @@ class RememberedJoin:
     def bytes_to_score(self) -> int:
         return sum(info["size"] for info in self.to_score())
 
-    def sizes_to_score(self) -> Iterator[int | None]:
-        return (info["size"] for info in self.to_score())
-
     def to_score(self) -> Iterator[dict[str, Any]]:
         return (vars(self._listed[key]) for key in self._keys("to score"))
 

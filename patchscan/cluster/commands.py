@@ -251,12 +251,12 @@ def scan_coordinate(
     from patchscan.cluster.settings import check_settings
     from patchscan.common.retries import waits
     from patchscan.scanning.planning import ScanRequest
-    from patchscan.scanning.steps import check_labels, complete_scan, exit_with, make_plan
+    from patchscan.scanning.steps import check_labels_and_webhook, complete_scan, make_plan
     from patchscan.storage import open_store
 
     check_settings(os.environ)
     check_amounts(worker_cpu, worker_memory)
-    check_labels(labels, None)
+    check_labels_and_webhook(labels, webhook, None)
     trust = options.read_c2pa_trust(c2pa_trust, None)
     cluster = Cluster.connect(patience_s=300)
     coordinator = _own_job(cluster, job)
@@ -266,7 +266,8 @@ def scan_coordinate(
         source=options.make_source(source, None, requester_pays, manifest),
         card=scorer.card,
         filters=options.make_filters(suffix, min_size, max_size, since, until),
-        shard_size=options.make_shard_size(shard_objects, shard_mb),
+        shard_objects=shard_objects,
+        shard_bytes=shard_mb * options.MB,
         max_objects=max_objects,
         c2pa_trust=trust,
     )
@@ -292,7 +293,7 @@ def scan_coordinate(
         say("patchscan: the workers keep running, and the same command finds them again", error=True)
         raise
     clean_up(cluster, plan)
-    exit_with(complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on))
+    raise typer.Exit(complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on))
 
 
 def roll_out(

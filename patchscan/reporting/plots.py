@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, PercentFormatter
 
 from patchscan.common.console import printable
 from patchscan.common.files import atomic_write
-from patchscan.reporting.statistics import principal_components
+from patchscan.reporting.statistics import principal_components, wilson
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish, also in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#666666", "#000000")
@@ -180,8 +180,6 @@ def precision_recall(groups: Curves) -> Figure:
 def reliability(groups: Curves) -> Figure:
     """Draw reliability diagrams, one panel per group (label (n,), p_ai (n,)): the share of AI images in each of BINS
     bins of p_ai, with Wilson's interval; larger discs for bins with more images."""
-    from patchscan.reporting.statistics import wilson
-
     drawing, axes = figure(2.4 * max(1, len(groups)), 2.8, 1, max(1, len(groups)))
     for axis, (name, (label, p_ai)) in zip(axes[0], groups.items(), strict=False):
         which = np.minimum((p_ai * BINS).astype(int), BINS - 1)
@@ -204,7 +202,11 @@ def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> F
     drawing, axes = panels(len(groups), columns=3, width=3.3, height=2.3, above=0.3)
     edges = np.linspace(0, 1, 26)
     for axis, (name, (label, p_ai)) in zip(axes, groups.items(), strict=True):
-        score_histogram(axis, {"real": (p_ai[label == 0], REAL_COLOUR), "AI": (p_ai[label == 1], AI_COLOUR)}, edges)
+        for value, colour in enumerate((REAL_COLOUR, AI_COLOUR)):
+            counts, _ = np.histogram(p_ai[label == value], edges)
+            # One shape each: the bars of Axes.hist take ten times as long.
+            axis.stairs(counts, edges, fill=True, color=colour, alpha=0.5)
+            axis.stairs(counts, edges, color=colour, linewidth=1)
         mark_decision(axis, threshold, band)
         axis.set(title=f"{shown(name)} ({len(label)})", xlabel="p_ai", ylabel="images", xlim=(0, 1))
     if groups:
@@ -212,15 +214,6 @@ def histograms(groups: Curves, threshold: float, band: tuple[float, float]) -> F
         handles += [Patch(color=BAND_COLOUR, label="uncertain")] if band[1] > band[0] else []
         drawing.legend(handles=handles, fontsize=8, loc="outside upper right", ncols=3)
     return drawing
-
-
-def score_histogram(axis: Axes, values: dict[str, tuple[np.ndarray, str]], edges: np.ndarray) -> None:
-    """Draw overlaid histograms on one axis. values: name to (scores, colour)."""
-    for name, (scores, colour) in values.items():
-        counts, _ = np.histogram(scores, edges)
-        # One shape each: the bars of Axes.hist take ten times as long.
-        axis.stairs(counts, edges, fill=True, color=colour, alpha=0.5, label=name)
-        axis.stairs(counts, edges, color=colour, linewidth=1)
 
 
 def mark_decision(axis: Axes, threshold: float, band: tuple[float, float]) -> None:

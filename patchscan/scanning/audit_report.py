@@ -168,12 +168,9 @@ def _strata_rows(sample: Sample, labels: Mapping[int, Label]) -> list[dict[str, 
         given = Counter(labels.get(row["number"]) for row in sample["rows"] if row["stratum"] == index)
         rows.append(
             {
-                "called": one["called"],
+                **{name: one[name] for name in ("called", "population", "sampled", "inclusion")},
                 "from_p_ai": threshold_at(one["margin"][0], sample["threshold"]),
                 "to_p_ai": threshold_at(one["margin"][1], sample["threshold"]),
-                "population": one["population"],
-                "sampled": one["sampled"],
-                "inclusion": one["inclusion"],
                 **_by_label(given),
             }
         )

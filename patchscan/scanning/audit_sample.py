@@ -8,7 +8,7 @@ tier: folders and tiers get their share, and every image of a stratum has the sa
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
@@ -16,8 +16,8 @@ from scipy.special import expit, logit
 from patchscan.common.errors import UserError
 from patchscan.detector.answer import TIERS
 from patchscan.detector.card import Card, Decision
-from patchscan.scanning.plan import Plan
 from patchscan.scanning.prevalence import card_rates
+from patchscan.scanning.table import ScanTable
 from patchscan.storage.store import Store
 
 SCHEMA = "patchscan-audit/1"
@@ -35,14 +35,7 @@ class AuditError(UserError):
     """A sample that cannot be drawn, or labels that do not fit one."""
 
 
-class Queries(Protocol):
-    """What has the SQL view `rows`: a ScanTable."""
-
-    def query(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        """Return the rows of a query."""
-
-
-def draw(table: Queries, decision: Decision, size: int, seed: int) -> dict[str, Any]:
+def draw(table: ScanTable, decision: Decision, size: int, seed: int) -> dict[str, Any]:
     """Draw `size` scored images of the scan's model. Returns `strata`, from the lowest scores up (`called`, `margin`:
     the least and greatest distance of its scores from the threshold in log odds, `population`, `sampled`, `inclusion`:
     the chance of each image to be drawn, `mean_p_ai`), and `rows`, in random order, each with its `stratum`.
@@ -53,38 +46,26 @@ def draw(table: Queries, decision: Decision, size: int, seed: int) -> dict[str, 
     cuts = {called: _cuts(table, scored, called) for called in (False, True)}
     placed = f"SELECT *, {_stratum(cuts)} AS stratum FROM ({scored})"
     strata = table.query(
-        "SELECT stratum, bool_or(called) AS called, min(margin) AS low, max(margin) AS high, count(*) AS population,"
+        "SELECT stratum, bool_or(called) AS called, [min(margin), max(margin)] AS margin, count(*) AS population,"
         f" avg(p_ai) AS mean_p_ai FROM ({placed}) GROUP BY stratum ORDER BY stratum"
     )
     if not strata:
         raise AuditError("this scan's model has scored no image: there is nothing to draw from")
-    sizes = allocate([one["population"] for one in strata], size)
     rng = np.random.default_rng(seed)
     places: list[str] = []
-    for one, count in zip(strata, sizes, strict=True):
+    for one, count in zip(strata, allocate([one["population"] for one in strata], size), strict=True):
         places += [f"({one['stratum']}, {place})" for place in systematic(one["population"], count, rng.random())]
+        one.update(sampled=count, inclusion=count / one["population"], mean_p_ai=round(one["mean_p_ai"], 12))
     rows = table.query(
         "WITH ordered AS (SELECT *, row_number() OVER (PARTITION BY stratum ORDER BY regexp_replace(key, '[^/]*$', ''),"
         f" tier, md5('{seed}:' || coalesce(version_id, '') || ':' || key), key, version_id) AS place FROM ({placed}))"
         " SELECT key, version_id, etag, tier, verdict, p_ai, patch, stratum FROM ordered"
         f" WHERE (stratum, place) IN ({', '.join(places)}) ORDER BY key, version_id"
     )
-    number = {one["stratum"]: index for index, one in enumerate(strata)}
+    number = {one.pop("stratum"): index for index, one in enumerate(strata)}
     ordered = [rows[index] for index in rng.permutation(len(rows))]
-    return {
-        "strata": [
-            {
-                "called": one["called"],
-                "margin": [one["low"], one["high"]],
-                "population": one["population"],
-                "sampled": count,
-                "inclusion": count / one["population"],
-                "mean_p_ai": round(one["mean_p_ai"], 12),
-            }
-            for one, count in zip(strata, sizes, strict=True)
-        ],
-        "rows": [row | {"number": index, "stratum": number[row["stratum"]]} for index, row in enumerate(ordered, 1)],
-    }
+    numbered = [row | {"number": index, "stratum": number[row["stratum"]]} for index, row in enumerate(ordered, 1)]
+    return {"strata": strata, "rows": numbered}
 
 
 def _scored(decision: Decision) -> str:
@@ -101,7 +82,7 @@ def _scored(decision: Decision) -> str:
     )
 
 
-def _cuts(table: Queries, scored: str, called: bool) -> list[float]:
+def _cuts(table: ScanTable, scored: str, called: bool) -> list[float]:
     shares = CALLED_CUTS if called else NOT_CALLED_CUTS
     found = table.query(f"SELECT quantile_disc(margin, {list(shares)}) AS cuts FROM ({scored}) WHERE called = {called}")
     return sorted(set(found[0]["cuts"] or ()))
@@ -137,14 +118,15 @@ def systematic(population: int, count: int, start: float) -> list[int]:
     return [int((start + index) * population / count) + 1 for index in range(count)]
 
 
-def build_sample(table: Queries, plan: Plan, size: int, seed: int) -> Sample:
+def build_sample(table: ScanTable, size: int, seed: int) -> Sample:
     """Draw a sample of a scan and describe it for sample.json. Raises AuditError."""
+    plan = table.plan
     card = Card.from_dict(plan.card)
     drawn = draw(table, card.decision, size, seed)
-    left_out = table.query(
+    left_out = table.query_one(
         "SELECT count(*) FILTER (status = 'rejected') AS rejected, count(*) FILTER (status = 'failed') AS failed,"
         " count(*) FILTER (status = 'scored' AND other_model) AS other_model FROM rows"
-    )[0]
+    )
     return {
         "schema": SCHEMA,
         "audit": f"{plan.scan}.n{size}.s{seed}",

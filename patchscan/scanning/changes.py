@@ -5,26 +5,16 @@ The images are new or changed where the earlier scan scored no object of the sam
 all images that the earlier scan scored, so no image is on both sides.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from patchscan.reporting.statistics import Estimate, difference_of_rates, holm, wilson
+from patchscan.reporting.statistics import difference_of_rates, holm, wilson
 from patchscan.scanning import drift
-from patchscan.scanning.plan import Plan
 from patchscan.scanning.summary import C2PA_STATE, EXAMPLES, LARGEST_GROUPS, largest_groups
 from patchscan.scanning.table import ScanTable
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """The scan that a report compares with: its plan, its table, and where its results are."""
-
-    plan: Plan
-    table: ScanTable
-    results: str
 
 
 def _steps(value: str, unit: str, bounds: tuple[int, ...], scale: int = 1) -> str:
@@ -65,7 +55,7 @@ ANY_SIGNER = (
 )
 
 
-def what_changed(table: ScanTable, plan: Plan, earlier: Earlier) -> dict[str, Any]:
+def what_changed(table: ScanTable, earlier: ScanTable) -> dict[str, Any]:
     """The section of report.json on what changed since an earlier scan.
 
     `compared_with`: that scan, and whether it is of the `same_model` and judged signers by the `same_list`. `objects`:
@@ -75,9 +65,12 @@ def what_changed(table: ScanTable, plan: Plan, earlier: Earlier) -> dict[str, An
     the p values corrected by Holm's method over all of them; `verdicts` is empty and `scores` None for another model,
     else `scores` is the comparison of `drift.compare`. `examples`: the images that the page shows (`_pictured`).
     """
-    table.set_beside(earlier.table)
-    same_model, same_list = earlier.plan.digest == plan.digest, earlier.plan.c2pa_trust == plan.c2pa_trust
+    table.set_beside(earlier)
+    plan, before = table.plan, earlier.plan
+    same_model, same_list = before.digest == plan.digest, before.c2pa_trust == plan.c2pa_trust
     provenance = PROVENANCE if same_list else PROVENANCE | {"C2PA manifest": ANY_SIGNER}
+    # Else an object that only the earlier scan has a row of need not be gone.
+    looked_at_the_same = not plan.sample and (plan.source.url, plan.filters) == (before.source.url, before.filters)
     sections = {
         name: [_property(table, title, value) for title, value in properties.items()]
         for name, properties in zip(KINDS, (STORAGE, provenance, VERDICTS if same_model else {}), strict=True)
@@ -86,24 +79,19 @@ def what_changed(table: ScanTable, plan: Plan, earlier: Earlier) -> dict[str, An
     _judge(properties)
     return {
         "compared_with": {
-            "scan": earlier.plan.scan,
+            "scan": before.scan,
             "results": earlier.results,
-            "source": earlier.plan.source.url,
-            "started_at": earlier.plan.created_at,
-            "sample": earlier.plan.sample,
+            "source": before.source.url,
+            "started_at": before.created_at,
+            "sample": before.sample,
             "same_model": same_model,
             "same_list": same_list,
         },
-        "objects": _objects(table) | ({} if _looked_at_the_same(plan, earlier.plan) else {"gone": None}),
+        "objects": _objects(table) | ({} if looked_at_the_same else {"gone": None}),
         **sections,
         "scores": _scores(table) if same_model else None,
         "examples": _pictured(properties),
     }
-
-
-def _looked_at_the_same(plan: Plan, earlier: Plan) -> bool:
-    """Whether an object that only the earlier scan has a row of has gone since."""
-    return not plan.sample and (plan.source.url, plan.filters) == (earlier.source.url, earlier.filters)
 
 
 def _objects(table: ScanTable) -> dict[str, Any]:
@@ -134,18 +122,15 @@ def _property(table: ScanTable, title: str, value: str) -> dict[str, Any]:
     found = largest_groups(table, f"SELECT name, {counts} FROM ({both}) GROUP BY name ORDER BY count(*) DESC, name")
     before, new = (np.array([row[side] for row in found], np.int64) for side in ("before", "new"))
     psi, p_value = drift.shift(before, new)
-    result = {"property": title, "before": int(before.sum()), "new": int(new.sum()), "psi": psi, "p_value": p_value}
+    totals = {"before": int(before.sum()), "new": int(new.sum())}
+    result = {"property": title, **totals, "psi": psi, "p_value": p_value}
     if psi is None:
         return result | {"values": [row | {"change": None, "examples": []} for row in found]}
     examples = _examples(table, both) if psi >= drift.PSI_MOVED else {}
-    values = [
-        {**row, "change": asdict(_change(row, result)), "examples": examples.get(row["name"], [])} for row in found
-    ]
-    return result | {"values": sorted(values, key=lambda row: -abs(row["change"]["value"]))}
-
-
-def _change(row: dict[str, Any], total: dict[str, Any]) -> Estimate:
-    return difference_of_rates(wilson(row["new"], total["new"]), wilson(row["before"], total["before"]))
+    for row in found:
+        now, then = (wilson(row[side], totals[side]) for side in ("new", "before"))
+        row.update(change=asdict(difference_of_rates(now, then)), examples=examples.get(row["name"], []))
+    return result | {"values": sorted(found, key=lambda row: -abs(row["change"]["value"]))}
 
 
 def _examples(table: ScanTable, both: str) -> dict[str, list[dict[str, Any]]]:

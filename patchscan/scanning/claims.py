@@ -3,8 +3,6 @@ detector's verdict is the opposite. The claims themselves are read in provenance
 
 from typing import Any
 
-from patchscan.scanning.changes import Earlier
-from patchscan.scanning.plan import Plan
 from patchscan.scanning.summary import BY_VERDICT, EXAMPLES, WATERMARK, folder_name, largest_groups
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.trust import trust_digest
@@ -39,7 +37,7 @@ CLAIMS = {
 COUNTS = ", ".join(f"count(*) FILTER ({claim}) AS {name}" for name, claim in CLAIMS.items())
 
 
-def what_files_say(table: ScanTable, plan: Plan, base: str, earlier: Earlier | None = None) -> dict[str, Any]:
+def what_files_say(table: ScanTable, base: str, earlier: ScanTable | None = None) -> dict[str, Any]:
     """The section of report.json about the scored files, those carried over included.
 
     `counts`: how many make each claim (`now`), and in the earlier scan's table `before`, None where there is none.
@@ -48,8 +46,10 @@ def what_files_say(table: ScanTable, plan: Plan, base: str, earlier: Earlier | N
     a watermark, since an older version scored them. `by_folder`: the counts by the first folder below `base`.
     `against_verdicts`: see `_against_verdicts`.
     """
-    now = _counts(table)
-    then = _counts(earlier.table) if earlier else dict.fromkeys(now)
+    plan, counts = table.plan, f"SELECT {COUNTS} FROM rows WHERE status = 'scored'"
+    now = table.query_one(counts)
+    then = earlier.query_one(counts) if earlier else dict.fromkeys(now)
+    folders = f"SELECT {folder_name(base)} AS name, {COUNTS} FROM rows WHERE status = 'scored' GROUP BY name"
     return {
         "counts": [{"claim": claim, "now": now[claim], "before": then[claim]} for claim in CLAIMS],
         "same_list": earlier.plan.c2pa_trust == plan.c2pa_trust if earlier else None,
@@ -57,21 +57,9 @@ def what_files_say(table: ScanTable, plan: Plan, base: str, earlier: Earlier | N
             "provenance.c2pa IS NOT NULL AND c2pa_trust IS DISTINCT FROM ?", trust_digest(plan.c2pa_trust)
         ),
         "not_searched": table.count("status = 'scored' AND watermark IS NULL"),
-        "by_folder": _by_folder(table, base),
+        "by_folder": largest_groups(table, f"{folders} ORDER BY images DESC, name"),
         "against_verdicts": _against_verdicts(table),
     }
-
-
-def _counts(table: ScanTable) -> dict[str, int]:
-    return table.query_one(f"SELECT {COUNTS} FROM rows WHERE status = 'scored'")
-
-
-def _by_folder(table: ScanTable, base: str) -> list[dict[str, Any]]:
-    return largest_groups(
-        table,
-        f"SELECT {folder_name(base)} AS name, {COUNTS} FROM rows WHERE status = 'scored' GROUP BY name"
-        " ORDER BY images DESC, name",
-    )
 
 
 def _against_verdicts(table: ScanTable) -> list[dict[str, Any]]:

@@ -11,11 +11,9 @@ from patchscan.common.console import INTERNAL_STEPS
 from patchscan.scanning import options
 from patchscan.scanning.steps import (
     check_labelled,
-    check_labels,
-    check_webhook,
+    check_labels_and_webhook,
     complete_scan,
     estimate_scan,
-    exit_with,
     make_plan,
     scan_named,
     stop_at,
@@ -102,8 +100,7 @@ def scan(
     from patchscan.storage import open_store
 
     started = time.monotonic()
-    check_labels(labels, endpoint_url)
-    check_webhook(webhook)
+    check_labels_and_webhook(labels, webhook, endpoint_url)
     trust = options.read_c2pa_trust(c2pa_trust, endpoint_url)
     options.check_events_from(events_from, manifest, sample, estimate)
     options.check_max_requests(source, max_requests)
@@ -117,7 +114,8 @@ def scan(
         source=options.make_source(source, endpoint_url, requester_pays, manifest),
         card=scorer.card,
         filters=options.make_filters(suffix, min_size, max_size, since, until),
-        shard_size=options.make_shard_size(shard_objects, shard_mb),
+        shard_objects=shard_objects,
+        shard_bytes=shard_mb * options.MB,
         retry_archived=retry_archived,
         sample=sample,
         c2pa_trust=trust,
@@ -147,9 +145,8 @@ def scan(
         return complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier)
 
     if events_from is None:
-        exit_with(work(make_plan(request, results)))
-    else:
-        exit_with(scan_named(events_from, max_messages, request, results, work))
+        raise typer.Exit(work(make_plan(request, results)))
+    raise typer.Exit(scan_named(events_from, max_messages, request, results, work))
 
 
 def scan_plan(
@@ -189,7 +186,8 @@ def scan_plan(
         source=options.make_source(source, endpoint_url, requester_pays, manifest),
         card=scorer.card,
         filters=options.make_filters(suffix, min_size, max_size, since, until),
-        shard_size=options.make_shard_size(shard_objects, shard_mb),
+        shard_objects=shard_objects,
+        shard_bytes=shard_mb * options.MB,
         retry_archived=retry_archived,
         sample=sample,
         c2pa_trust=trust,
@@ -264,12 +262,12 @@ def scan_reduce(
     from patchscan.scanning.plan import Plan, parse_plan_url
     from patchscan.storage import open_store
 
-    check_webhook(webhook)
+    check_labels_and_webhook(labels, webhook, endpoint_url)
     out, name = parse_plan_url(plan_url)
     results = open_store(out, endpoint_url=endpoint_url)
     earlier = options.read_earlier(compare_with, results, endpoint_url)
     plan = Plan.read(results, name).at(endpoint_url)
-    exit_with(complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier))
+    raise typer.Exit(complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on, earlier))
 
 
 def report(
@@ -291,4 +289,4 @@ def report(
     results = open_store(out, endpoint_url=endpoint_url)
     plan = newest_scan(results, endpoint_url)
     earlier = options.read_earlier(compare_with, results, endpoint_url)
-    exit_with(complete_scan(results, plan, labels, earlier=earlier))
+    raise typer.Exit(complete_scan(results, plan, labels, earlier=earlier))

@@ -35,7 +35,6 @@ class Meter(Observer):
         self.notes = [self._now()]
 
     def row(self, row: Row, fetched_bytes: int) -> None:
-        """Count a finished object."""
         self.done += 1
         self.scored += row["status"] == "scored"
         self.tries += row["attempts"]

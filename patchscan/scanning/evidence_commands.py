@@ -47,7 +47,7 @@ def audit_sample(
     store = open_store(results, endpoint_url=endpoint_url)
     plan = newest_scan(store, endpoint_url)
     with tempfile.TemporaryDirectory(prefix="patchscan-audit-", ignore_cleanup_errors=True) as scratch:
-        sample = build_sample(ScanTable(store, plan, Path(scratch)), plan, n, seed)
+        sample = build_sample(ScanTable(store, plan, Path(scratch)), n, seed)
     page = review_page(sample, plan.source.open())
     write_sample(store, sample)
     out.mkdir(parents=True, exist_ok=True)

@@ -189,23 +189,10 @@ class ListingJoin:
         for table in chain([next(tables, SCHEMA.empty_table())], tables):
             yield table.select(SCHEMA.names).cast(SCHEMA)  # the table of a later version may have more columns
 
-    def sizes_to_score(self) -> Iterator[int | None]:
-        """The sizes of the objects to score, in the order of `to_score`."""
-        for batch in self._sorted().iter_batches(BATCH, columns=["size"]):
-            yield from batch.column(0).to_pylist()
-
     def to_score(self) -> Iterator[dict[str, Any]]:
         """The objects to score, ordered by key and version, with the fields of rows.LISTED."""
-        for batch in self._sorted().iter_batches(BATCH):
-            yield from batch.to_pylist()
-
-    def _sorted(self) -> pq.ParquetFile:
-        """The objects to score, written to a file, so that they are sorted only once."""
-        path = self.scratch / "todo.parquet"
-        if not path.exists():
-            todo = "FROM todo ORDER BY key, version_id"
-            self._db.execute(f"COPY ({todo}) TO {quoted(path)} (FORMAT parquet, ROW_GROUP_SIZE {BATCH})")
-        return pq.ParquetFile(path)
+        for table in self._batches("FROM todo ORDER BY key, version_id", BATCH):
+            yield from table.to_pylist()
 
     def _same(self, table: str, other: str = "todo") -> str:
         """The condition that rows of two tables are about the same object."""
@@ -218,7 +205,7 @@ class ListingJoin:
         return int(found[0])
 
     def _batches(self, query: str, rows: int) -> Iterator[pa.Table]:
-        # A cursor for each query: two results are read at the same time.
+        # A cursor for each query: a result that is not read to its end keeps its connection from others.
         reader: pa.RecordBatchReader = self._db.cursor().sql(query).to_arrow_reader(rows)
         for batch in reader:
             if batch.num_rows:

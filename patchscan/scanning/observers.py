@@ -32,7 +32,6 @@ class BarObserver(Observer):
         self.bytes = self.without_score = 0
 
     def row(self, row: Row, fetched_bytes: int) -> None:
-        """Note a finished object."""
         self.bytes += fetched_bytes
         self.without_score += row["status"] != "scored"
         self.progress.advance(1, f"{self.bytes / 1e6:,.0f} MB, {self.without_score:,} without a score")
@@ -53,7 +52,6 @@ class EventObserver(Observer):
         self._started = self._last = time.monotonic()
 
     def row(self, row: Row, fetched_bytes: int) -> None:
-        """Note a finished object."""
         self.counts[row["status"]] += 1
         self.bytes += fetched_bytes
         if row.get("verdict") == "ai":
@@ -89,7 +87,6 @@ class RequestLimit(Observer):
         self.most, self.requests, self.stop = most, requests, stop
 
     def row(self, row: Row, fetched_bytes: int) -> None:
-        """Compare the requests so far with the limit."""
         if sum(self.requests.values()) >= self.most:
             self.stop()
 
@@ -115,7 +112,6 @@ class MetricsObserver(Observer):
             raise UserError(f"cannot listen on --metrics-port {port} ({error.strerror}): choose another") from error
 
     def row(self, row: Row, fetched_bytes: int) -> None:
-        """Note a finished object."""
         self._objects.labels(row["status"], row.get("error_code") or "").inc()
         self._bytes.inc(fetched_bytes)
         self._last.set_to_current_time()

@@ -15,7 +15,7 @@ from patchscan.detector.answer import Engine
 if TYPE_CHECKING:
     from patchscan.scanning.listing import Filters
     from patchscan.scanning.observers import Observer
-    from patchscan.scanning.plan import Plan, ScanSource, ShardSize
+    from patchscan.scanning.plan import Plan, ScanSource
     from patchscan.scanning.scorers import Scorer
     from patchscan.storage.store import Store
 
@@ -234,13 +234,6 @@ def make_filters(
 
     first, end = (time.replace(tzinfo=UTC).isoformat() if time else None for time in (since, until))
     return Filters(suffixes=tuple(suffix or ()), min_size=min_size, max_size=max_size, since=first, until=end)
-
-
-def make_shard_size(shard_objects: int, shard_mb: int) -> "ShardSize":
-    """The limits of a shard that the options name."""
-    from patchscan.scanning.plan import ShardSize
-
-    return ShardSize(max_objects=shard_objects, max_bytes=shard_mb * MB)
 
 
 def read_c2pa_trust(url: str | None, endpoint_url: str | None) -> str | None:

@@ -75,14 +75,6 @@ class ScanSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardSize:
-    """The limits of a shard; it ends at the one that is reached first."""
-
-    max_objects: int = 5_000
-    max_bytes: int = 4 * 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """plan.json. Counts: `listed` = objects in the shards + `unchanged`; `filtered` (also what a manifest lists outside
     the source's prefix) and `duplicates` were left out before that; `deleted` were in the previous scan's table and are

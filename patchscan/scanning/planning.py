@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from patchscan.scanning.plan import (
     PlanError,
     RemovedPlanError,
     ScanSource,
-    ShardSize,
     absolute_url,
     delete_all,
     read_all,
@@ -57,15 +55,16 @@ class ScanUnderWayError(PlanError):
 class ScanRequest:
     """What to scan, with which model, and how.
 
-    `max_objects`: the most objects that a new plan may score (0: no limit). `retry_archived`: what the last scan found
-    in cold storage is tried again. `sample`: plan a random sample of so many objects (0: all). `c2pa_trust`: as in
-    Plan.
+    `shard_objects`, `shard_bytes`: the limits of a shard, which ends at the one that is reached first. `max_objects`:
+    the most objects that a new plan may score (0: no limit). `retry_archived`: what the last scan found in cold storage
+    is tried again. `sample`: plan a random sample of so many objects (0: all). `c2pa_trust`: as in Plan.
     """
 
     source: ScanSource
     card: Card
     filters: Filters = field(default_factory=Filters)
-    shard_size: ShardSize = field(default_factory=ShardSize)
+    shard_objects: int = 5_000
+    shard_bytes: int = 4 * 2**30
     max_objects: int = 0
     retry_archived: bool = False
     sample: int = 0
@@ -126,7 +125,7 @@ def plan_estimate(request: ScanRequest, out: Store, scratch: Store, most: int) -
     """Plan what `plan_scan` would with `out`, but write it to `scratch`, and into its one shard `most` of the objects
     to score, chosen at random. Raises PlanError and StoreError."""
     _check_results_outside_source(request.source, out)
-    one_shard = replace(request, shard_size=ShardSize(max_objects=most, max_bytes=2**63), max_objects=0)
+    one_shard = replace(request, shard_objects=most, shard_bytes=2**63, max_objects=0)
     return _make(one_shard, scratch, previous_in=out, most_to_score=most)
 
 
@@ -220,7 +219,7 @@ def _make(
         elif is_needed:
             for index, table in enumerate(join.unchanged()):
                 out.write(f"scans/{scan}/rows/unchanged-{shards.name(index)}.parquet", table_to_parquet(table))
-        shard_count = _write_shards(out, scan, join, request.shard_size)
+        shard_count = _write_shards(out, scan, join, request)
     plan = Plan(
         scan=scan,
         source=request.source,
@@ -252,7 +251,8 @@ def _list(source: ScanSource, keys: Sequence[str] | None, join: ListingJoin) -> 
     started = time.monotonic()
     found: list[ObjectInfo] = []
     if keys is not None:
-        found = _look_up(store, keys)
+        with ThreadPoolExecutor(LOOK_UP_THREADS) as pool:
+            found = [info for info in pool.map(store.look_up, keys) if info]
         join.add_listing(found)
     elif source.manifest is not None:
         join.add_listing(manifest.objects(source.manifest, source.bucket, source.endpoint_url), source.prefix)
@@ -272,12 +272,6 @@ def _add_previous(join: ListingJoin, request: ScanRequest, before: Store, previo
     )
     if named and join.previous_rows() < previous.listed:
         raise PlanError(f"{before.url} has lost rows of its last scan, {previous.scan}: scan the whole source")
-
-
-def _look_up(store: Store, keys: Sequence[str]) -> list[ObjectInfo]:
-    """The objects with these keys, as they are now; of a key without an object, nothing."""
-    with ThreadPoolExecutor(LOOK_UP_THREADS) as pool:
-        return [info for info in pool.map(store.look_up, keys) if info]
 
 
 def _scope(sample: int) -> str:
@@ -305,11 +299,11 @@ def _check_number(request: ScanRequest, to_score: int) -> None:
         )
 
 
-def _write_shards(out: Store, scan: str, join: ListingJoin, shard_size: ShardSize) -> int:
+def _write_shards(out: Store, scan: str, join: ListingJoin, request: ScanRequest) -> int:
     """Write the objects to score, cut into shards. Returns the number of shards."""
-    rows, count = join.to_score(), 0
-    for first, end in shards.cut(join.sizes_to_score(), shard_size.max_objects, shard_size.max_bytes):
-        table = pa.Table.from_pylist(list(islice(rows, end - first)), schema=LISTED)
+    count = 0
+    for objects in shards.cut(join.to_score(), request.shard_objects, request.shard_bytes):
+        table = pa.Table.from_pylist(objects, schema=LISTED)
         out.write(f"scans/{scan}/shards/{shards.name(count)}.parquet", table_to_parquet(table))
         count += 1
     return count

@@ -14,7 +14,7 @@ from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
 from patchscan.scanning import claims, prevalence, summary
 from patchscan.scanning.alerts import find_alerts
-from patchscan.scanning.changes import Earlier, what_changed
+from patchscan.scanning.changes import what_changed
 from patchscan.scanning.history import check_claimed, is_newest
 from patchscan.scanning.plan import SUCCESS_FILE, Plan, PlanError, delete_all, is_complete
 from patchscan.scanning.table import ScanTable
@@ -38,10 +38,10 @@ def reduce(out: Store, plan: Plan, labels: str | None = None, compare_with: tupl
     with tempfile.TemporaryDirectory(prefix="patchscan-report-", ignore_cleanup_errors=True) as scratch:
         table = ScanTable(out, plan, Path(scratch))
         earlier = _earlier(plan, out, compare_with, Path(scratch))
-        report = _figures(table, plan) | {"finished_at": _finished_at(out, plan)}
-        report["what_files_say"] = claims.what_files_say(table, plan, _base(plan), earlier)
-        report["changes"] = what_changed(table, plan, earlier) if earlier else None
-        report["evaluation"] = _evaluate(table, plan, labels, out, Path(scratch)) if labels and plan.listed else None
+        report = _figures(table) | {"finished_at": _finished_at(out, plan)}
+        report["what_files_say"] = claims.what_files_say(table, _base(plan), earlier)
+        report["changes"] = what_changed(table, earlier) if earlier else None
+        report["evaluation"] = _evaluate(table, labels, out, Path(scratch)) if labels and plan.listed else None
     report["alerts"] = find_alerts(report)
     if not report["totals"]["adds_up"]:
         raise PlanError(f"the rows of scan {plan.scan} do not add up to what was listed: {report['totals']}")
@@ -76,18 +76,17 @@ def _thumbnails(plan: Plan, *shown: list[dict[str, Any]]) -> list[list[str | Non
     return pictures
 
 
-def _earlier(plan: Plan, out: Store, compare_with: tuple[Store, Plan] | None, scratch: Path) -> Earlier | None:
+def _earlier(plan: Plan, out: Store, compare_with: tuple[Store, Plan] | None, scratch: Path) -> ScanTable | None:
     """The scan to compare with; None where there is no previous one, or it was removed, as older scans may be."""
     if compare_with:
         where, before = compare_with
         if before.scan == plan.scan:
             raise PlanError(f"{plan.scan} is the scan that is reported on: name an earlier one to compare with")
-        return Earlier(before, ScanTable(where, before, scratch), where.url)
+        return ScanTable(where, before, scratch)
     if plan.previous is None:
         return None
     try:
-        before = Plan.read(out, plan.previous)
-        return Earlier(before, ScanTable(out, before, scratch), out.url)
+        return ScanTable(out, Plan.read(out, plan.previous), scratch)
     except PlanError:
         return None
 
@@ -98,11 +97,12 @@ def _base(plan: Plan) -> str:
     return prefix[: prefix.rfind("/") + 1]
 
 
-def _evaluate(table: ScanTable, plan: Plan, labels: str, out: Store, scratch: Path) -> dict[str, Any]:
+def _evaluate(table: ScanTable, labels: str, out: Store, scratch: Path) -> dict[str, Any]:
     """Write evaluation's report beside the scan's. Returns where it is and how many objects have labels. Where none of
     these has a score there is none: a scan must be complete without it."""
     from patchscan.scanning.labels import NotScoredError, evaluate, scores_table
 
+    plan = table.plan
     try:
         scores, said = scores_table(table, labels, plan.source.endpoint_url)
     except NotScoredError as error:
@@ -126,9 +126,9 @@ def _finished_at(out: Store, plan: Plan) -> str:
     return json.loads(written)["finished_at"] if written else datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _figures(table: ScanTable, plan: Plan) -> Report:
+def _figures(table: ScanTable) -> Report:
+    plan, kinds = table.plan, summary.kinds(table)
     card = Card.from_dict(plan.card)
-    verdicts, without_score = summary.verdicts(table), summary.without_score(table)
     return {
         "scan": plan.scan,
         "source": plan.source.url,
@@ -146,11 +146,11 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
             "warnings": card.all_warnings,
         },
         "c2pa_trust": describe_trust(plan.c2pa_trust) if plan.c2pa_trust else None,
-        "named": summary.named(table, plan),
-        "totals": summary.totals(table, plan),
-        "verdicts": verdicts,
-        "without_score": without_score,
-        "whole": summary.whole(plan, verdicts | without_score),
+        "named": summary.named(table),
+        "totals": summary.totals(table),
+        "verdicts": {name: kinds[name] for name in summary.VERDICTS},
+        "without_score": {name: kinds[name] for name in summary.WITHOUT_SCORE},
+        "whole": summary.whole(plan, kinds),
         "errors": summary.errors(table),
         "histogram": summary.histogram(table),
         "by_tier": summary.by_tier(table, card.decision),
@@ -160,7 +160,7 @@ def _figures(table: ScanTable, plan: Plan) -> Report:
         "by_month": summary.by_month(table),
         "provenance": summary.provenance(table),
         "prevalence": prevalence.estimate(*summary.flagged(table, card.decision), card),
-        "cost": summary.cost(table, plan),
+        "cost": summary.cost(table),
     }
 
 

@@ -1,25 +1,26 @@
 """Cut a listing into shards, with pure functions: the same listing always gives the same shards."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 
-def cut(sizes: Iterable[int | None], max_objects: int, max_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut consecutive objects into shards of at most `max_objects` objects and `max_bytes` bytes, in one pass.
+def cut(objects: Iterable[dict[str, Any]], max_objects: int, max_bytes: int) -> Iterator[list[dict[str, Any]]]:
+    """Cut listed objects (rows.LISTED) into shards of at most `max_objects` objects and `max_bytes` bytes, in one pass.
 
-    Yields (first, end) index pairs that cover every object exactly once, in order. An object larger than `max_bytes`
-    is a shard of its own; an unknown size (None) counts as 0.
+    Yields the objects of each shard, every object exactly once, in order. An object larger than `max_bytes` is a shard
+    of its own; an unknown size (None) counts as 0.
     """
-    first = end = 0
+    shard: list[dict[str, Any]] = []
     held = 0
-    for known_size in sizes:
-        size = known_size or 0
-        if end > first and (end - first == max_objects or held + size > max_bytes):
-            yield first, end
-            first, held = end, 0
-        end += 1
+    for listed in objects:
+        size = listed["size"] or 0
+        if shard and (len(shard) == max_objects or held + size > max_bytes):
+            yield shard
+            shard, held = [], 0
+        shard.append(listed)
         held += size
-    if end > first:
-        yield first, end
+    if shard:
+        yield shard
 
 
 def name(index: int) -> str:

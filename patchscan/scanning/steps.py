@@ -39,16 +39,6 @@ def make_plan(request: "ScanRequest", results: "Store") -> "Plan":
     return plan
 
 
-def _make_plan_named(request: "ScanRequest", results: "Store", keys: Iterable[str]) -> "tuple[Plan | None, bool]":
-    """Plan a scan of named objects (`plan_named`), and warn as `make_plan` does."""
-    from patchscan.scanning.planning import plan_named
-
-    plan, is_ours = run_interruptibly(lambda: plan_named(request, results, keys))
-    if plan:
-        _warn_of_unconditional_writes(plan, results)
-    return plan, is_ours
-
-
 def _warn_of_unconditional_writes(plan: "Plan", results: "Store") -> None:
     if not plan.conditional_writes:
         message = (
@@ -62,6 +52,7 @@ def scan_named(
 ) -> int:
     """Scan the objects that events name, and only then delete their messages; returns the exit code."""
     from patchscan.scanning.bucket_events import STANDARD_INPUT, EventReader
+    from patchscan.scanning.planning import plan_named
     from patchscan.storage.queue import Queue
 
     source = request.source
@@ -76,8 +67,9 @@ def scan_named(
     codes = {EXIT_FAILED_ROWS} if reader.unreadable else {0}
     is_ours = False
     while not is_ours:
-        plan, is_ours = _make_plan_named(request, results, reader.keys)
+        plan, is_ours = run_interruptibly(lambda: plan_named(request, results, reader.keys))
         if plan and plan.shards:
+            _warn_of_unconditional_writes(plan, results)
             codes.add(work(plan))
         else:
             say(_nothing_to_score(source, plan))
@@ -94,20 +86,16 @@ def _nothing_to_score(source: "ScanSource", plan: "Plan | None") -> str:
     )
 
 
-def check_labels(labels: str | None, endpoint_url: str | None) -> None:
-    """Find out before the scan whether its labels can be read. Their module's imports are slow: only where needed."""
+def check_labels_and_webhook(labels: str | None, webhook: str | None, endpoint_url: str | None) -> None:
+    """Find out before the scan whether its labels can be read, and whether its webhook has an address."""
     if labels is not None:
-        from patchscan.scanning.labels import check
+        from patchscan.scanning.labels import check  # slow
 
         check(labels, endpoint_url)
-
-
-def check_webhook(webhook: str | None) -> None:
-    """Find out before the scan whether its webhook has an address."""
     if webhook is not None:
-        from patchscan.scanning import alerts
+        from patchscan.scanning.alerts import check_webhook
 
-        alerts.check_webhook(webhook)
+        check_webhook(webhook)
 
 
 def check_labelled(labels: str | None, results: "Store", plan: "Plan") -> None:
@@ -181,12 +169,6 @@ def work_shards(worker: "Worker", indexes: Iterable[int]) -> None:
             say("patchscan: --max-objects is reached", error=True)
         say("patchscan: interrupted; run the same command again to continue", error=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def exit_with(code: int) -> None:
-    """End the command with this exit code; go on where it is 0."""
-    if code:
-        raise typer.Exit(code)
 
 
 def complete_scan(

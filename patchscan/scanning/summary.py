@@ -32,7 +32,8 @@ BY_STATUS = """
            count(DISTINCT (key, version_id)) AS objects
     FROM rows
 """
-BY_VERDICT = ", ".join(f"count(*) FILTER (verdict = '{name}') AS {name}" for name in ("ai", "real", "uncertain"))
+VERDICTS, WITHOUT_SCORE = ("ai", "real", "uncertain"), ("rejected", "failed")
+BY_VERDICT = ", ".join(f"count(*) FILTER (verdict = '{name}') AS {name}" for name in VERDICTS)
 GROUPED = (
     "SELECT {group} AS name, count(*) AS objects, count(*) FILTER (status = 'scored') AS scored,"
     f" {BY_VERDICT}, count(*) FILTER (status = 'rejected') AS rejected, count(*) FILTER (status = 'failed') AS failed"
@@ -40,10 +41,10 @@ GROUPED = (
 )
 
 
-def totals(table: ScanTable, plan: Plan) -> dict[str, Any]:
+def totals(table: ScanTable) -> dict[str, Any]:
     """The scan's counts, and whether they add up: listed = scored + rejected + failed + unchanged, and no object twice.
     `new_ai` of the scored images were called AI."""
-    counted = table.query_one(BY_STATUS)
+    counted, plan = table.query_one(BY_STATUS), table.plan
     rows, objects = counted.pop("rows"), counted.pop("objects")
     return {
         "listed": plan.listed,
@@ -55,20 +56,20 @@ def totals(table: ScanTable, plan: Plan) -> dict[str, Any]:
     }
 
 
-def named(table: ScanTable, plan: Plan) -> dict[str, Any] | None:
+def named(table: ScanTable) -> dict[str, Any] | None:
     """What a scan of named objects looked at: `objects`, of them `unchanged`, and `missing` names; `kept` rows of
     others were carried over without a look, `other_model` of all rows are of another model. None where the whole source
     was listed."""
-    if plan.named is None:
+    if table.plan.named is None:
         return None
-    kept = plan.unchanged - plan.named["unchanged"]
-    return {**plan.named, "kept": kept, "other_model": table.count("other_model")}
+    kept = table.plan.unchanged - table.plan.named["unchanged"]
+    return {**table.plan.named, "kept": kept, "other_model": table.count("other_model")}
 
 
-def verdicts(table: ScanTable) -> dict[str, int]:
-    """Scored objects by verdict, those carried over included."""
-    found = table.query("SELECT verdict, count(*) AS n FROM rows WHERE status = 'scored' GROUP BY verdict")
-    return {"ai": 0, "real": 0, "uncertain": 0} | {row["verdict"]: row["n"] for row in found}
+def kinds(table: ScanTable) -> dict[str, int]:
+    """All objects by verdict (VERDICTS), and those without a score by status, those carried over included."""
+    found = table.query("SELECT coalesce(verdict, status) AS kind, count(*) AS n FROM rows GROUP BY kind")
+    return dict.fromkeys((*VERDICTS, *WITHOUT_SCORE), 0) | {row["kind"]: row["n"] for row in found}
 
 
 def whole(plan: Plan, found: Mapping[str, int]) -> dict[str, Any] | None:
@@ -101,12 +102,6 @@ def deciders(table: ScanTable) -> list[dict[str, Any]]:
         "SELECT decided_by AS name, count(*) AS scored FROM rows WHERE decided_by IS NOT NULL GROUP BY ALL"
         " ORDER BY scored DESC, name"
     )
-
-
-def without_score(table: ScanTable) -> dict[str, int]:
-    """Objects without a score by status, those carried over included."""
-    found = table.query("SELECT status, count(*) AS n FROM rows WHERE status <> 'scored' GROUP BY status")
-    return {"rejected": 0, "failed": 0} | {row["status"]: row["n"] for row in found}
 
 
 def errors(table: ScanTable) -> list[dict[str, Any]]:
@@ -227,12 +222,12 @@ def flagged(table: ScanTable, decision: Decision) -> tuple[int, int]:
     return counted["over"], counted["n"]
 
 
-def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:
+def cost(table: ScanTable) -> dict[str, Any]:
     """What this scan used, listing included. `model_s` are seconds of forward passes by device: of cores (`cpu`) or of
     GPUs (`cuda`). `per_1000` figures are for 1,000 objects that were not carried over."""
-    spent = table.cost
+    spent, listing = table.cost, table.plan.listing
     processed = table.count("NOT carried")
-    requests = Counter(plan.listing["requests"]) + Counter(_spent_by(spent, "requests."))
+    requests = Counter(listing["requests"]) + Counter(_spent_by(spent, "requests."))
     per_thousand = 1000 / processed if processed else 0.0
     return {
         "objects": processed,
@@ -242,7 +237,7 @@ def cost(table: ScanTable, plan: Plan) -> dict[str, Any]:
         "model_s_per_1000": {device: s * per_thousand for device, s in _spent_by(spent, "model_s.").items()},
         "bytes_read": int(spent["bytes_read"]),
         "requests": {operation: int(count) for operation, count in requests.items()},
-        "listing_s": plan.listing["seconds"],
+        "listing_s": listing["seconds"],
     }
 
 

@@ -30,12 +30,14 @@ class IncompleteScanError(PlanError):
 
 class ScanTable:
     """The rows of one scan as the SQL view or table `rows`; its column `carried` marks rows that were carried over
-    unchanged, `other_model` those that another model than this scan's has made. `cost` adds up what the shards used.
+    unchanged, `other_model` those that another model than this scan's has made. `cost` adds up what the shards used,
+    `results` is where the results of `plan` are.
 
     Raises IncompleteScanError where a shard has no part, or rows carried over are missing.
     """
 
     def __init__(self, out: Store, plan: Plan, scratch: Path):
+        self.plan, self.results = plan, out.url
         folder = f"scans/{plan.scan}/rows/"
         found = sorted(name for name in out.names(folder) if name.endswith(".parquet"))
         missing = {f"{folder}part-{shards.name(index)}.parquet" for index in range(plan.shards)} - set(found)

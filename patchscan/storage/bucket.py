@@ -96,8 +96,8 @@ REGION_CODES = {
 
 
 class Bucket:
-    """A bucket, or a prefix of one, as a `Store`. Keys are full keys; names of results are relative to the URL's
-    prefix."""
+    """A bucket, or a prefix of one, as a `Store`, which says what the methods do. Keys are full keys; names of results
+    are relative to the URL's prefix."""
 
     def __init__(self, url: str, *, endpoint_url: str | None, requester_pays: bool, threads: int):
         self.url = url
@@ -257,7 +257,6 @@ class Bucket:
         return info.size in (None, size) or ACCESS_POINT.search(self.bucket) is not None
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Names of the results that begin with `prefix`."""
         root = self._key("")
         token: str | None = None
         repetition = Repetition()
@@ -270,16 +269,12 @@ class Bucket:
                 return
 
     def read(self, name: str) -> bytes | None:
-        """A result's bytes, or None where it does not exist."""
-
         def read_body() -> bytes:
             return self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
 
         return self._call(read_body, {FailureCode.VANISHED: None})
 
     def download(self, name: str, file: IO[bytes]) -> bool:
-        """Write a result's bytes into a file; False where it does not exist."""
-
         def copy_body() -> bool:
             file.seek(0)
             file.truncate()  # an earlier try may have written a part
@@ -292,8 +287,6 @@ class Bucket:
         return self._call(copy_body, {FailureCode.VANISHED: False})
 
     def upload(self, name: str, file: IO[bytes]) -> None:
-        """Write a result from a file."""
-
         def put() -> None:
             file.seek(0)
             self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=file)
@@ -326,7 +319,6 @@ class Bucket:
         return self._call(put, {FailureCode.CHANGED: False}) or (tries > 1 and self.read(name) == data)
 
     def delete(self, name: str) -> None:
-        """Remove a result."""
         self._call(partial(self._client.delete_object, Bucket=self.bucket, Key=self._key(name)))
 
     def _key(self, name: str) -> str:

@@ -44,7 +44,8 @@ ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
 class Folder:
-    """A folder as a `Store`. Keys are relative paths with `/`; a file's ETag is its modification time and size.
+    """A folder as a `Store`, which says what the methods do. Keys are relative paths with `/`; a file's ETag is its
+    modification time and size.
 
     A file whose name is not UTF-8 has a key in which the bytes that are none are written as `\\xe9`.
     """
@@ -125,7 +126,6 @@ class Folder:
         return path
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Names of the results that begin with `prefix`."""
         # Only its folder is walked: beside it may lie the files of thousands of scans.
         for path in _files(self.root / prefix.rpartition("/")[0], _raise_unless_missing):
             name = key_of(path.relative_to(self.root))
@@ -133,12 +133,9 @@ class Folder:
                 yield name
 
     def read(self, name: str) -> bytes | None:
-        """A result's bytes, or None where it does not exist."""
         return self._read(name, lambda opened: opened.read())
 
     def download(self, name: str, file: IO[bytes]) -> bool:
-        """Write a result's bytes into a file; False where it does not exist."""
-
         def copy(opened: BinaryIO) -> bool:
             shutil.copyfileobj(opened, file)
             return True
@@ -169,7 +166,6 @@ class Folder:
         self._write(name, io.BytesIO(data), replace=True)
 
     def upload(self, name: str, file: IO[bytes]) -> None:
-        """Write a result from a file, as `write` does."""
         self._write(name, file, replace=True)
 
     def write_new(self, name: str, data: bytes) -> bool:
@@ -177,7 +173,6 @@ class Folder:
         return self._write(name, io.BytesIO(data), replace=False)
 
     def delete(self, name: str) -> None:
-        """Remove a result."""
         try:
             self._path(name).unlink()
         except (FileNotFoundError, NotADirectoryError):

@@ -28,8 +28,9 @@ from patchscan.cluster.submitting import log_lines, parse_settings, submit_from_
 from patchscan.common import retries
 from patchscan.common.retries import OutageError
 from patchscan.scanning import options, report
+from patchscan.scanning.alerts import WebhookError
 from patchscan.scanning.history import PLANNING_FILE, last_complete
-from patchscan.scanning.plan import Plan, ScanSource, ShardSize, is_complete, parse_plan_url
+from patchscan.scanning.plan import Plan, ScanSource, is_complete, parse_plan_url
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.shards import parse_ranges
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -58,7 +59,7 @@ class Bench:
         self.scorer = StubScorer()
         self.out: Store = open_store(str(folder / "out"))
         self.plan = plan_scan(
-            ScanRequest(source=ScanSource(url=str(photos)), card=self.scorer.card, shard_size=ShardSize(max_objects=2)),
+            ScanRequest(source=ScanSource(url=str(photos)), card=self.scorer.card, shard_objects=2),
             self.out,
         )
         self.trouble: Callable[[int, int], tuple[int, str]] = lambda shard, attempt: (0, "")
@@ -889,6 +890,14 @@ def test_the_coordinators_command_is_a_whole_scan(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("kubeconfig")
+def test_a_webhook_without_an_address_is_found_out_before_the_workers_run(bench: Bench) -> None:
+    bench.cluster().create_job(coordinator_job())
+    done = coordinate(bench, "--webhook", "example.org/hook")
+    assert isinstance(done.exception, WebhookError)
+    assert bench.tries == []
+
+
+@pytest.mark.usefixtures("kubeconfig")
 def test_a_coordinator_that_is_ended_while_it_lists_is_no_longer_waited_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -979,9 +988,7 @@ def test_a_model_replaced_during_the_scan_is_an_interruption_and_the_next_try_pl
     assert done.exception.exit_code == 75
     assert "was replaced during the scan" in str(done.exception)
     bench.trouble = lambda shard, attempt: (0, "")
-    bench.plan = plan_scan(
-        ScanRequest(source=bench.plan.source, card=bench.scorer.card, shard_size=ShardSize(max_objects=2)), bench.out
-    )
+    bench.plan = plan_scan(ScanRequest(source=bench.plan.source, card=bench.scorer.card, shard_objects=2), bench.out)
     done = coordinate(bench)
     assert done.exit_code == 0, done.output
     assert "12 objects listed = 12 scored" in done.output

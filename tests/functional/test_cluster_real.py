@@ -24,7 +24,7 @@ from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneEr
 from patchscan.cluster.coordinator import SHARDS_ANNOTATION, ConfigurationError, ShardsFailedError, WorkerSettings
 from patchscan.cluster.rollout import ARCHIVE_ANNOTATION, RejectedArchiveError, next_step
 from patchscan.cluster.submitting import log_lines
-from patchscan.scanning.plan import Plan, ScanSource, ShardSize
+from patchscan.scanning.plan import Plan, ScanSource
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.worker import Worker, WorkSettings
 from patchscan.storage import open_store
@@ -103,9 +103,7 @@ class Scan:
         self.cluster, self.own, self.scorer = cluster, own, StubScorer()
         self.out: Store = open_store(str(folder / "out"))
         self.plan: Plan = plan_scan(
-            ScanRequest(
-                source=ScanSource(url=str(folder / "in")), card=self.scorer.card, shard_size=ShardSize(max_objects=1)
-            ),
+            ScanRequest(source=ScanSource(url=str(folder / "in")), card=self.scorer.card, shard_objects=1),
             self.out,
         )
 

@@ -56,9 +56,8 @@ def success_first(out: Store, plan: Plan) -> None:
     out.write(f"scans/{plan.scan}/_SUCCESS", b"{}")
 
 
-def counted_by_the_plan(table: Any, plan: Plan) -> dict[str, Any]:
-    counted = totals(table, plan)
-    return counted | {"scored": plan.listed - plan.unchanged, "rejected": 0, "failed": 0}
+def counted_by_the_plan(table: Any) -> dict[str, Any]:
+    return totals(table) | {"scored": table.plan.to_score, "rejected": 0, "failed": 0}
 
 
 def claimed_without_looking(out: Store, entry: str, new: Plan) -> bool:

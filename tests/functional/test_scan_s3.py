@@ -34,7 +34,7 @@ from patchscan.scanning.history import ClaimLostError, honours_conditional_write
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.manifest import ManifestError, objects
 from patchscan.scanning.options import STARTER
-from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, read_parts
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, read_parts
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.steps import complete_scan
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -74,9 +74,7 @@ def bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 def scan(source: ScanSource, out_url: str, filters: Filters = Filters(), limits: Limits = Limits()) -> Plan:
     scorer, out = StubScorer(), open_store(out_url, endpoint_url=source.endpoint_url)
-    made = plan_scan(
-        ScanRequest(source=source, filters=filters, card=scorer.card, shard_size=ShardSize(max_objects=5)), out
-    )
+    made = plan_scan(ScanRequest(source=source, filters=filters, card=scorer.card, shard_objects=5), out)
     worker = Worker(made, out, scorer, WorkSettings(threads=4, batch=2, limits=limits))
     for index in range(made.shards):
         worker.work(index)

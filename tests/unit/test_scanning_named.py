@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from patchscan.scanning import labels, report, steps
 from patchscan.scanning.history import LONGEST_PLANNING, PLANNING_FILE, last_complete
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, is_complete
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, is_complete
 from patchscan.scanning.planning import ScanRequest, ScanUnderWayError, plan_named, plan_scan
 from patchscan.scanning.table import ScanTable
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -22,7 +22,7 @@ from patchscan.storage import open_store
 from patchscan.storage.store import Store
 from tests.scan_kit import Crash, CrashingStore, StubScorer, card, image, scan_names, table_of
 
-SMALL_SHARDS = ShardSize(max_objects=2)
+SMALL_SHARDS = 2
 QUICK = WorkSettings(threads=2, batch=1, deadline_s=0.2)
 
 
@@ -52,7 +52,8 @@ def work(plan: Plan, out: Store, scorer: StubScorer) -> dict[str, Any]:
 
 def full_plan(photos: Path, out: Store, scorer: StubScorer, filters: Filters = Filters()) -> Plan:
     return plan_scan(
-        ScanRequest(source=ScanSource(url=str(photos)), filters=filters, card=scorer.card, shard_size=SMALL_SHARDS), out
+        ScanRequest(source=ScanSource(url=str(photos)), filters=filters, card=scorer.card, shard_objects=SMALL_SHARDS),
+        out,
     )
 
 
@@ -63,7 +64,7 @@ def full(photos: Path, out: Store, scorer: StubScorer | None = None, filters: Fi
 
 def named_plan(photos: Path, out: Store, keys: Iterable[str], scorer: StubScorer) -> tuple[Plan | None, bool]:
     return plan_named(
-        ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card, shard_size=SMALL_SHARDS), out, keys
+        ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card, shard_objects=SMALL_SHARDS), out, keys
     )
 
 
@@ -260,7 +261,7 @@ def test_filters_hold_for_named_objects_too(photos: Path, tmp_path: Path) -> Non
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
     source, filters = ScanSource(url=str(photos)), Filters(suffixes=(".png",))
     plan, _ = plan_named(
-        ScanRequest(source=source, filters=filters, card=scorer.card, shard_size=SMALL_SHARDS),
+        ScanRequest(source=source, filters=filters, card=scorer.card, shard_objects=SMALL_SHARDS),
         out,
         ["0.png", "note.jpg"],
     )

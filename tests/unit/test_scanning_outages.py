@@ -16,7 +16,7 @@ from patchscan.detector.card import NotFiniteError
 from patchscan.detector.decoders import DecoderPool
 from patchscan.scanning import rows
 from patchscan.scanning.observers import Observer
-from patchscan.scanning.plan import Plan, ScanSource, ShardSize, read_parts
+from patchscan.scanning.plan import Plan, ScanSource, read_parts
 from patchscan.scanning.planning import ScanRequest, plan_scan
 from patchscan.scanning.scorers import RefusedRequestError, Select
 from patchscan.scanning.worker import Worker, WorkSettings
@@ -81,9 +81,7 @@ def photos(folder: Path, good: int, bad: int) -> Path:
 
 
 def scan(folder: Path, out: Store, scorer: StubScorer, settings: WorkSettings = WorkSettings()) -> Plan:
-    plan = plan_scan(
-        ScanRequest(source=ScanSource(url=str(folder)), card=scorer.card, shard_size=ShardSize(max_objects=8)), out
-    )
+    plan = plan_scan(ScanRequest(source=ScanSource(url=str(folder)), card=scorer.card, shard_objects=8), out)
     one = Worker(plan, out, scorer, settings)
     for index in range(plan.shards):
         one.work(index)

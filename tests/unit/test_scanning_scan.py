@@ -26,7 +26,7 @@ from patchscan.detector.prepared import prepare
 from patchscan.scanning import report, rows, shards
 from patchscan.scanning.flow import ByteBudget
 from patchscan.scanning.listing import Filters
-from patchscan.scanning.plan import Plan, PlanError, ScanSource, ShardSize, delete_all, is_complete
+from patchscan.scanning.plan import Plan, PlanError, ScanSource, delete_all, is_complete
 from patchscan.scanning.planning import ScanRequest, _check_results_outside_source, plan_named, plan_scan
 from patchscan.scanning.table import IncompleteScanError
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
@@ -37,7 +37,7 @@ from tests.poisonous import ABORT, POISONED, bmp
 from tests.scan_kit import Crash, CrashingStore, StubScorer, card, image, scan_names, table_of
 
 Table = dict[str, dict[str, Any]]
-SMALL_SHARDS = ShardSize(max_objects=4)
+SMALL_SHARDS = 4
 QUICK = WorkSettings(threads=4, batch=2, deadline_s=0.2, outage_s=0.0)
 
 
@@ -55,7 +55,7 @@ def photos(tmp_path: Path) -> Path:
 
 def scan(photos: Path, out: Store, scorer: StubScorer | None = None, stop: threading.Event | None = None) -> Plan:
     scorer = scorer or StubScorer()
-    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card, shard_size=SMALL_SHARDS), out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card, shard_objects=SMALL_SHARDS), out)
     worker = Worker(made, out, scorer, QUICK, stop)
     for index in range(made.shards):
         worker.work(index)
@@ -204,7 +204,9 @@ def test_two_planners_at_once_work_on_one_plan(photos: Path, tmp_path: Path) -> 
         gate.wait()
         out = open_store(str(tmp_path / "out"))
         plans.append(
-            plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card(), shard_size=SMALL_SHARDS), out).scan
+            plan_scan(
+                ScanRequest(source=ScanSource(url=str(photos)), card=card(), shard_objects=SMALL_SHARDS), out
+            ).scan
         )
 
     crew = [threading.Thread(target=planner) for _ in range(4)]
@@ -239,7 +241,7 @@ def test_stopping_keeps_what_is_done(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_object_that_changes_or_vanishes_after_the_listing_says_so(photos: Path, tmp_path: Path) -> None:
     out, scorer = open_store(str(tmp_path / "out")), StubScorer()
-    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card, shard_size=SMALL_SHARDS), out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=scorer.card, shard_objects=SMALL_SHARDS), out)
     (photos / "album 0" / "ü+%0.png").unlink()
     (photos / "album 0" / "ü+%2.png").write_bytes(image(50, side=64))
     worker = Worker(made, out, scorer, QUICK)
@@ -401,7 +403,7 @@ def test_a_worker_refuses_another_model_than_planned(photos: Path, tmp_path: Pat
 
 def test_a_shard_that_was_not_worked_is_not_a_complete_scan(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
-    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card(), shard_size=SMALL_SHARDS), out)
+    made = plan_scan(ScanRequest(source=ScanSource(url=str(photos)), card=card(), shard_objects=SMALL_SHARDS), out)
     with pytest.raises(PlanError, match="shards are not done"):
         report.reduce(out, made)
     assert not is_complete(out, made.scan)

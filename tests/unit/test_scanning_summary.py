@@ -190,7 +190,7 @@ def test_memory_does_not_grow_with_the_objects_without_a_score(tmp_path: Path, m
         columns["error_message"] = pa.array(f"{key} {'x' * 700}" for key in columns["key"].to_pylist())
         failed = pa.table(columns, schema=rows.SCHEMA)
         out.write(f"scans/s/rows/part-{part:05d}.parquet", rows.table_to_parquet(failed, stats))
-    figures = report._figures(table.ScanTable(out, plan, tmp_path), plan)
+    figures = report._figures(table.ScanTable(out, plan, tmp_path))
     assert figures["totals"]["adds_up"]
     (error,) = figures["errors"]
     assert (error["n"], error["new"]) == (200_000, 200_000)
