@@ -251,7 +251,7 @@ def scan_coordinate(
     from patchscan.cluster.settings import check_settings
     from patchscan.common.retries import waits
     from patchscan.scanning.planning import ScanRequest
-    from patchscan.scanning.steps import check_labels_and_webhook, complete_scan, make_plan
+    from patchscan.scanning.steps import check_labelled, check_labels_and_webhook, complete_scan, make_plan
     from patchscan.storage import open_store
 
     check_settings(os.environ)
@@ -272,6 +272,7 @@ def scan_coordinate(
         c2pa_trust=trust,
     )
     plan = make_plan(request, results)
+    check_labelled(labels, results, plan)
     command = ["patchscan", "scan-worker", "--server", server, "--model", model]
     command += ["--select", select] if select else []
     command += ["--threads", str(threads), "--in-flight", str(in_flight), "--memory-mb", str(memory_mb)]

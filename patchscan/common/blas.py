@@ -1,4 +1,4 @@
-"""BLAS in one thread, for fits of a few numbers."""
+"""Have BLAS compute in one thread, for fits of a few numbers."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Which extra brings a library that is not installed: `pip install 'patchscan[EXTRA]'`."""
+"""Tell which extra brings a library that is not installed: `pip install 'patchscan[EXTRA]'`."""
 
 # Libraries by the name that is imported; pyproject.toml says what an extra holds.
 LIBRARIES = {

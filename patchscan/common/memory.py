@@ -1,4 +1,4 @@
-"""How much memory this process may still take: what its control groups and the machine have left."""
+"""Find out how much memory this process may still take: what its control groups and the machine have left."""
 
 from pathlib import Path
 

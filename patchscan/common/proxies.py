@@ -1,4 +1,4 @@
-"""Requests to this machine itself use no proxy, whatever HTTP_PROXY says."""
+"""Keep requests to this machine itself from going through a proxy, whatever HTTP_PROXY says."""
 
 import os
 from urllib.parse import urlsplit

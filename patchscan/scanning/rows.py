@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patchscan.detector.answer import Answer
+from patchscan.detector.images import ErrorCode
 from patchscan.scanning import provenance
-from patchscan.storage.store import ObjectInfo
+from patchscan.storage.store import FailureCode, ObjectInfo
 
 Status = Literal["scored", "rejected", "failed"]
 Row = dict[str, Any]
@@ -74,14 +75,11 @@ def scored(
     return _row(info, "scored", attempts) | vars(answer) | {"provenance": claims, "c2pa_trust": judged_by}
 
 
-def rejected(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:
-    """The row of an object that can never be scored; `code` is a patchscan.detector.images.ErrorCode."""
-    return _row(info, "rejected", attempts) | {"error_code": str(code), "error_message": message}
-
-
-def failed(info: ObjectInfo, code: str, message: str, attempts: int) -> Row:
-    """The row of an object that could not be scored this time; `code` is a FailureCode. The next scan tries again."""
-    return _row(info, "failed", attempts) | {"error_code": str(code), "error_message": message}
+def without_score(info: ObjectInfo, code: ErrorCode | FailureCode, message: str, attempts: int) -> Row:
+    """The row of an object without a score: `rejected` where an ErrorCode says what is wrong with it for good, `failed`
+    where a FailureCode says why it could not be scored this time. The next scan tries these again."""
+    status: Status = "rejected" if isinstance(code, ErrorCode) else "failed"
+    return _row(info, status, attempts) | {"error_code": str(code), "error_message": message}
 
 
 def _row(info: ObjectInfo, status: Status, attempts: int) -> Row:

@@ -180,23 +180,23 @@ class Worker:
             trace = "\n".join(map(printable, traceback.format_exc().split("\n")))
             log.error("a bug of patchscan at %s\n%s", printable(info.key), trace)
             message = f"{type(error).__name__}, see the log"
-            row, fetched_bytes = rows.failed(info, FailureCode.INTERNAL_ERROR, message, 1), 0
+            row, fetched_bytes = rows.without_score(info, FailureCode.INTERNAL_ERROR, message, 1), 0
         return self._model | row, fetched_bytes
 
     def _fetch_and_score(self, info: ObjectInfo) -> tuple[Row, int]:
         limit = self.settings.limits.max_bytes
         if info.size is not None and info.size > limit:
             message = f"{info.size:,} bytes; the limit is {limit:,}"
-            return rows.rejected(info, ErrorCode.TOO_LARGE, message, 0), 0
+            return rows.without_score(info, ErrorCode.TOO_LARGE, message, 0), 0
         with self._budget.hold(limit if info.size is None else info.size):
             try:
                 fetched, tries = self._fetcher.fetch(info, limit)
             except NotAFileError as error:
-                return rows.rejected(info, ErrorCode.NOT_AN_IMAGE, error.message, 1), 0
+                return rows.without_score(info, ErrorCode.NOT_AN_IMAGE, error.message, 1), 0
             except ObjectError as error:
-                return rows.failed(info, error.code, error.message, 1), 0
+                return rows.without_score(info, error.code, error.message, 1), 0
             except TransientError as error:
-                return rows.failed(info, FailureCode.UNAVAILABLE, str(error), error.attempts), 0
+                return rows.without_score(info, FailureCode.UNAVAILABLE, str(error), error.attempts), 0
             return self._score(self._as_fetched(info, fetched), fetched, tries), len(fetched.data)
 
     def _score(self, info: ObjectInfo, fetched: FetchedObject, tries: int) -> Row:
@@ -206,15 +206,15 @@ class Worker:
                 claims = provenance(data, result.image["format"], self.plan.c2pa_trust)
                 return rows.scored(info, result, claims, tries + more - 1, self._c2pa_trust)
         except ImageError as error:
-            return rows.rejected(info, error.code, error.message, tries)
+            return rows.without_score(info, error.code, error.message, tries)
         except NotFiniteError as error:
-            return rows.failed(info, FailureCode.NOT_FINITE, str(error), tries)
+            return rows.without_score(info, FailureCode.NOT_FINITE, str(error), tries)
         except RefusedRequestError as error:
-            return rows.failed(info, FailureCode.SERVER_LIMIT, str(error), tries)
+            return rows.without_score(info, FailureCode.SERVER_LIMIT, str(error), tries)
         except TransientError as error:
             failing = (info.key, info.version_id)
             self._scorer_watch.raise_in_outage(failing, error, self._score_blank, self._probing)
-            return rows.failed(info, FailureCode.UNAVAILABLE, str(error), tries + error.attempts - 1)
+            return rows.without_score(info, FailureCode.UNAVAILABLE, str(error), tries + error.attempts - 1)
 
     def _prepared_request(self, data: bytes) -> Callable[[], Answer]:
         """Return a function that asks the scorer about an image; it may be called again after a TransientError. What

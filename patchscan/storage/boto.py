@@ -1,5 +1,5 @@
-"""What the clients of S3 and SQS share: how they are made, and how boto3's errors become ours. Credentials come from
-boto3's own chain and from nowhere else."""
+"""Make and call boto3's clients of S3 and SQS, and turn its errors into ours. Credentials come from boto3's own chain
+and from nowhere else."""
 
 import re
 from collections.abc import Callable

@@ -26,7 +26,9 @@ from patchscan.cluster.elastic import next_parallelism
 from patchscan.cluster.status import job_statuses
 from patchscan.cluster.submitting import log_lines, parse_settings, submit_from_cron_job, submit_manifest
 from patchscan.common import retries
+from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError
+from patchscan.dataset.labels import LabelError
 from patchscan.scanning import options, report
 from patchscan.scanning.alerts import WebhookError
 from patchscan.scanning.history import PLANNING_FILE, last_complete
@@ -890,10 +892,14 @@ def test_the_coordinators_command_is_a_whole_scan(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("kubeconfig")
-def test_a_webhook_without_an_address_is_found_out_before_the_workers_run(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "error"), [("--webhook", "example.org/hook", WebhookError), ("--labels", "folders", LabelError)]
+)
+def test_what_a_report_could_not_use_is_found_out_before_the_workers_run(
+    option: str, value: str, error: type[UserError], bench: Bench
+) -> None:
     bench.cluster().create_job(coordinator_job())
-    done = coordinate(bench, "--webhook", "example.org/hook")
-    assert isinstance(done.exception, WebhookError)
+    assert isinstance(coordinate(bench, option, value).exception, error)
     assert bench.tries == []
 
 

@@ -168,7 +168,7 @@ def test_an_archived_object_is_tried_again_when_something_changed(
 ) -> None:
     join = ListingJoin(tmp_path, Filters())
     join.add_listing([replace(ARCHIVED, **change)])
-    failed = rows.failed(ARCHIVED, FailureCode.ARCHIVED, "in cold storage", 1) | {"digest": "now"}
+    failed = rows.without_score(ARCHIVED, FailureCode.ARCHIVED, "in cold storage", 1) | {"digest": "now"}
     join.add_previous([rows.to_parquet([failed])], "now", retry_archived=retry)
     assert join.counts()["unchanged"] == (carried and not retry)
     assert len(list(join.to_score())) == (not carried or retry)
@@ -193,10 +193,10 @@ def test_an_archived_object_without_an_etag_is_known_by_size_and_date_and_no_oth
     join.add_listing([replace(info, **change) for info in before])
     archived, denied, scored, text = before
     previous = [
-        rows.failed(archived, FailureCode.ARCHIVED, "in cold storage", 1),
-        rows.failed(denied, FailureCode.ACCESS_DENIED, "access denied", 1),
-        rows.failed(scored, FailureCode.ARCHIVED, "", 1) | {"status": "scored", "error_code": None},
-        rows.rejected(text, ErrorCode.NOT_AN_IMAGE, "no image", 1),
+        rows.without_score(archived, FailureCode.ARCHIVED, "in cold storage", 1),
+        rows.without_score(denied, FailureCode.ACCESS_DENIED, "access denied", 1),
+        rows.without_score(scored, FailureCode.ARCHIVED, "", 1) | {"status": "scored", "error_code": None},
+        rows.without_score(text, ErrorCode.NOT_AN_IMAGE, "no image", 1),
     ]
     join.add_previous([rows.to_parquet([row | {"digest": "now"} for row in previous])], "now")
     assert [row["key"] for table in join.unchanged() for row in table.to_pylist()] == ["archived"] * carried
@@ -207,7 +207,7 @@ def test_an_archived_object_of_which_the_listing_says_too_little_is_tried_again(
     info = replace(ARCHIVED, etag=None, **{unknown: None})  # type: ignore[arg-type]
     join = ListingJoin(tmp_path, Filters())
     join.add_listing([info])
-    failed = rows.failed(info, FailureCode.ARCHIVED, "in cold storage", 1) | {"digest": "now"}
+    failed = rows.without_score(info, FailureCode.ARCHIVED, "in cold storage", 1) | {"digest": "now"}
     join.add_previous([rows.to_parquet([failed])], "now")
     assert join.counts()["unchanged"] == 0
 
@@ -218,7 +218,7 @@ def test_an_object_on_which_a_decoder_died_is_tried_again(tmp_path: Path) -> Non
     join = ListingJoin(tmp_path, Filters())
     join.add_listing(infos)
     before = [
-        rows.rejected(info, code, "no", 1) | {"digest": "now"}
+        rows.without_score(info, code, "no", 1) | {"digest": "now"}
         for info, code in zip(infos, (ErrorCode.DECODER_DIED, ErrorCode.NOT_AN_IMAGE), strict=True)
     ]
     join.add_previous([rows.to_parquet(before)], "now")
