@@ -15,13 +15,8 @@ from patchscan.scanning.rows import Row
 SAMPLE = 200
 GROUPS = 10
 MEASURES = ("bytes", "requests", "core_hours", "seconds")
-FORMATS: dict[str, Callable[[float], str]] = {
-    "images": "{:,.0f}".format,
-    "bytes": "{:,.0f}".format,
-    "requests": "{:,.0f}".format,
-    "core_hours": "{:,.3g}".format,
-    "seconds": format_duration,
-}
+# How what is not counted in whole numbers is shown.
+FORMATS: dict[str, Callable[[float], str]] = {"core_hours": "{:,.3g}".format, "seconds": format_duration}
 
 
 class Meter(Observer):
@@ -77,7 +72,8 @@ def estimate_text(plan: Plan, meter: Meter) -> str:
     counts = f"{plan.to_score:,} objects to score, {plan.unchanged:,} unchanged; {meter.done:,} were tried"
     lines = [f"{plan.source.url}: {counts}"]
     for name, one in estimate(plan, meter).items():
-        show, label = FORMATS[name], {"core_hours": "core-hours", "seconds": "duration"}.get(name, name)
+        label = {"core_hours": "core-hours", "seconds": "duration"}.get(name, name)
+        show = FORMATS.get(name, "{:,.0f}".format)
         if one.value is not None:
             bounds = "" if one.low is None or one.high is None else f" ({show(one.low)} to {show(one.high)})"
             lines.append(f"{label}: {show(one.value)}{bounds}")
