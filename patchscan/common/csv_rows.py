@@ -1,8 +1,15 @@
 """Read CSV files that people write, or save from a spreadsheet."""
 
+import codecs
 import csv
 from collections.abc import Iterable
 from itertools import chain
+
+
+def text_encoding(head: bytes) -> str:
+    """Return the encoding of a file that people write, by its first two bytes or more: UTF-16 where it begins with that
+    one's byte order mark, as spreadsheets save "Unicode text"; else UTF-8, with or without a mark."""
+    return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def csv_rows(lines: Iterable[str]) -> "csv.DictReader[str]":

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from patchscan.common.csv_rows import csv_rows
+from patchscan.common.csv_rows import csv_rows, text_encoding
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError
 from patchscan.dataset.layout import MEANS, POOLED, UNNAMED
@@ -48,7 +48,7 @@ def read_labels(url: str, endpoint_url: str | None = None) -> Labels:
     known: dict[str, tuple[int, str]] = {}
     cannot_tell = set()
     try:
-        for number, row in enumerate(csv_rows(io.StringIO(data.decode("utf-8-sig"))), start=2):
+        for number, row in enumerate(csv_rows(io.StringIO(data.decode(text_encoding(data)), newline="")), start=2):
             key, label = row.get("key"), (row.get("label") or "").strip().lower()
             if not key or label not in (*AI_NAMES, *REAL_NAMES, CANNOT_TELL):
                 raise LabelError(

@@ -1,11 +1,12 @@
 """Where the images of a data set come from, so that images of one source are not counted as independent."""
 
 import csv
+import io
 from pathlib import Path
 
 import pandas as pd
 
-from patchscan.common.csv_rows import csv_rows
+from patchscan.common.csv_rows import csv_rows, text_encoding
 from patchscan.common.errors import UserError
 from patchscan.dataset.matched import originals
 from patchscan.storage.store import is_bucket
@@ -61,18 +62,16 @@ def add_sources(images: pd.DataFrame, data: str | Path, file: Path | None) -> pd
 def _read(file: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv_rows(lines)
-            if not {"file", "source"} <= set(rows.fieldnames or ()):
-                raise SourcesError(f"{file} needs the columns `file` and `source`")
-            for row in rows:
-                path, source = (row["file"] or "").removeprefix("./"), row["source"]
-                if None in row:
-                    raise SourcesError(
-                        f"{file}, line {rows.line_num}: more values than columns; quote those with commas"
-                    )
-                if path and source and known.setdefault(path, source) != source:
-                    raise SourcesError(f"{file}, line {rows.line_num}: {path} has another source further up")
+        data = file.read_bytes()
+        rows = csv_rows(io.StringIO(data.decode(text_encoding(data)), newline=""))
+        if not {"file", "source"} <= set(rows.fieldnames or ()):
+            raise SourcesError(f"{file} needs the columns `file` and `source`")
+        for row in rows:
+            path, source = (row["file"] or "").removeprefix("./"), row["source"]
+            if None in row:
+                raise SourcesError(f"{file}, line {rows.line_num}: more values than columns; quote those with commas")
+            if path and source and known.setdefault(path, source) != source:
+                raise SourcesError(f"{file}, line {rows.line_num}: {path} has another source further up")
     except (OSError, ValueError, csv.Error) as error:
         raise SourcesError(f"cannot read {file}: {error}") from error
     return known

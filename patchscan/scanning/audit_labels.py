@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from patchscan.common.csv_rows import csv_rows
+from patchscan.common.csv_rows import csv_rows, text_encoding
 from patchscan.reporting import survey
 from patchscan.scanning.audit_sample import AUDITS, AuditError, Sample
 from patchscan.storage.store import Store
@@ -35,7 +35,8 @@ class Labels:
 def read_labels(path: Path) -> Labels:
     """Read the JSON or CSV that a review page saved. Raises AuditError, naming the file and what is wrong with it."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        text = data.decode(text_encoding(data))
         values = json.loads(text) if path.suffix.lower() == ".json" else _from_csv(text)
         rows = [(int(row["number"]), row["label"], bool(row["score_seen"])) for row in values["labels"]]
         found = Labels(
@@ -127,7 +128,7 @@ def add_to_labels(earlier: bytes | None, sample: Sample, labels: Mapping[int, La
 def _read_all_labels(data: bytes) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
     """The columns of the file of all labels, and its rows by key."""
     try:
-        reader = csv_rows(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        reader = csv_rows(io.StringIO(data.decode(text_encoding(data)), newline=""))
         columns = list(reader.fieldnames or ())
         if not {"key", "label"} <= set(columns):
             raise ValueError("it lacks a column")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
-from patchscan.common.csv_rows import csv_rows
+from patchscan.common.csv_rows import csv_rows, text_encoding
 from patchscan.storage import open_store, read_url
 from patchscan.storage.store import MAX_SIZE, ObjectInfo, StoreError, bare_etag
 
@@ -89,9 +89,9 @@ def _opened(data: bytes | None, url: str) -> BinaryIO:
 def _records(data: BinaryIO, name: str) -> Iterator[Any]:
     kind = name.removesuffix(".gz").rpartition(".")[2].lower()
     if kind == "csv":
-        yield from csv_rows(io.TextIOWrapper(data, "utf-8-sig", newline=""))
+        yield from csv_rows(_text_lines(data))
     elif kind in ("jsonl", "ndjson"):
-        for number, line in enumerate(io.TextIOWrapper(data, "utf-8-sig"), start=1):
+        for number, line in enumerate(_text_lines(data), start=1):
             try:
                 if line.strip():
                     yield json.loads(line)
@@ -101,6 +101,12 @@ def _records(data: BinaryIO, name: str) -> Iterator[Any]:
         yield from _parquet_records(data)
     else:
         raise ManifestError(f"{name}: a manifest is .csv, .jsonl, .parquet, or an S3 Inventory's manifest.json")
+
+
+def _text_lines(data: BinaryIO) -> io.TextIOWrapper:
+    encoding = text_encoding(data.read(2))
+    data.seek(0)
+    return io.TextIOWrapper(data, encoding, newline="")
 
 
 def _parquet_records(data: BinaryIO) -> Iterator[dict[str, Any]]:

@@ -448,14 +448,15 @@ def test_all_labels_that_are_none_any_more_are_one_line(earlier: bytes) -> None:
         audit_labels.add_to_labels(earlier, SAMPLE, {1: "ai"})
 
 
-def test_labels_that_a_spreadsheet_saved_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_labels_that_a_spreadsheet_saved_are_read(tmp_path: Path, encoding: str) -> None:
     review = tmp_path / "review.csv"
-    review.write_text("number;label;score_seen;audit;reviewer\n1;ai;0;x;me\n2;real;1;x;me\n", "utf-8-sig")
+    review.write_text("number;label;score_seen;audit;reviewer\n1;ai;0;x;me\n2;real;1;x;me\n", encoding)
     found = audit_labels.read_labels(review)
     assert found.by_number == {1: "ai", 2: "real"}
     assert found.score_seen == {2}
-    added = audit_labels.add_to_labels("\ufeffKey;Label\r\na.png;AI \r\n".encode(), SAMPLE, {2: "real"})
-    (tmp_path / "labels.csv").write_bytes(added)
+    added = audit_labels.add_to_labels("Key;Label\r\na.png;AI \r\n".encode(encoding), SAMPLE, {2: "real"})
+    (tmp_path / "labels.csv").write_text(added.decode(), encoding, newline="")
     assert by_key.read_labels(str(tmp_path / "labels.csv")).by_key == {"a.png": (1, "all"), "c,d.png": (0, "all")}
 
 

@@ -265,6 +265,8 @@ MANIFESTS: dict[str, tuple[bytes, list[str]]] = {
     "spreadsheet.csv": (b'\xef\xbb\xbfKey ;Size\r\n"a;b.png";1\r\nc,d.png;\r\n', ["a;b.png", "c,d.png"]),
     "tabs.csv": (b"size\tkey\n1\ta;b.png\n", ["a;b.png"]),
     "semicolon.csv": (b"key\na;b.png\n", ["a;b.png"]),
+    "unicode-text.csv": ("Key\tSize\r\na;\u00fc.png\t1\r\n".encode("utf-16"), ["a;\u00fc.png"]),
+    "wide.jsonl": ('{"key": "\u00fc.png"}\r\n'.encode("utf-16"), ["\u00fc.png"]),
     "none.csv": (b"key\n", []),
     "nothing.csv": (b"", []),
 }  # fmt: skip
@@ -284,7 +286,6 @@ UNUSABLE_MANIFESTS: dict[str, tuple[bytes, str]] = {
     "day.csv": (b"key,last_modified\na.png,31/12/2026\n", "record 1: last_modified '31/12/2026' is not a time such as"),
     "other.csv": (b"key,bucket\na.png,photos\nb.png,music\n", "record 2: it is of bucket music, the scan of photos"),
     "latin.csv": ("key\nf\xfc.png\n".encode("latin-1"), "it is not UTF-8; save it as that"),
-    "wide.csv": ("key\na.png\n".encode("utf-16"), "it is not UTF-8; save it as that"),
     "cut.jsonl": (b'{"key": "a.png"}\n{"key": "b', "line 2 is not JSON"),
     "keys.jsonl": (b'{"key": "a.png"}\n"b.png"\n', "record 2 has no `key`"),
     "epoch.jsonl": (b'{"key": "a.png", "last_modified": 1767323045}', "record 1: last_modified is not a time"),

@@ -223,7 +223,8 @@ def test_a_label_file_with_an_unknown_label_names_its_line(tmp_path: Path) -> No
 UNUSABLE_LABELS = {
     "missing": (None, "there is no file"),
     "latin-1": ("key,label\nf\xfc.png,ai\n".encode("latin-1"), "not UTF-8"),
-    "utf-16": ("key,label\na.png,ai\n".encode("utf-16"), "not UTF-8"),
+    "utf-16 without its mark": ("key,label\na.png,ai\n".encode("utf-16-le"), "line 2: needs columns"),
+    "half of utf-16": ("key,label\na.png,ai\n".encode("utf-16")[:-1], "not UTF-8"),
     "empty": (b"", "no labels"),
     "header": (b"key,label\n", "no labels"),
     "other columns": (b"name,class\na.png,ai\n", "line 2"),

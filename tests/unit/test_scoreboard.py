@@ -298,10 +298,11 @@ def test_a_file_of_sources_that_cannot_be_relied_on_is_refused(text: str, why: s
         add_sources(pd.DataFrame({"path": ["a"]}), tmp_path, find_sources(tmp_path))
 
 
-def test_sources_are_read_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_sources_are_read_as_they_are_written(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A photographer may be called NA; the data folder may be the one that a person is in."""
-    lines = "\ufefffile,source\n./a,NA\nb,\nc,owner/set/3\nc,owner/set/3\nd\n,x\n,y\n"
-    (tmp_path / "sources.csv").write_text(lines, "utf-8")
+    lines = "file,source\n./a,NA\nb,\nc,owner/set/3\nc,owner/set/3\nd\n,x\n,y\n"
+    (tmp_path / "sources.csv").write_text(lines, encoding)
     monkeypatch.chdir(tmp_path)
     found = add_sources(pd.DataFrame({"path": ["a", "b", "c", "d"]}), ".", tmp_path / "sources.csv")
     assert found.source.tolist() == ["NA", f"{tmp_path.name}/b", "owner/set/3", f"{tmp_path.name}/d"]
