@@ -274,22 +274,25 @@ class Bucket:
 
         return self._call(read_body, {FailureCode.VANISHED: None})
 
-    def download(self, name: str, file: IO[bytes]) -> bool:
-        def copy_body() -> bool:
+    def download(self, name: str, file: IO[bytes]) -> str | None:
+        def copy_body() -> str:
             file.seek(0)
             file.truncate()  # an earlier try may have written a part
-            with closing(self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"]) as body:
+            reply = self._client.get_object(Bucket=self.bucket, Key=self._key(name))
+            with closing(reply["Body"]) as body:
                 # Not writelines: a spooled file would hold all of it in memory.
                 for piece in body.iter_chunks(PIECE):
                     file.write(piece)
-            return True
+            return reply.get("ContentEncoding", "")
 
-        return self._call(copy_body, {FailureCode.VANISHED: False})
+        return self._call(copy_body, {FailureCode.VANISHED: None})
 
-    def upload(self, name: str, file: IO[bytes]) -> None:
+    def upload(self, name: str, file: IO[bytes], encoding: str = "") -> None:
+        headers: Any = {"ContentEncoding": encoding} if encoding else {}
+
         def put() -> None:
             file.seek(0)
-            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=file)
+            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=file, **headers)
 
         self._call(put)
 

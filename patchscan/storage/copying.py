@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from patchscan.common.console import ProgressReport
+from patchscan.common.console import ProgressReport, say
 from patchscan.storage import open_store
 from patchscan.storage.store import Store, StoreError, UnusableNameError, is_bucket
 
@@ -24,7 +24,8 @@ def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int
     are left out, and so are those that cannot be read for what they are (in a folder: pipes, links to folders, files
     without the right to read; in a bucket: cold storage); StoreError is raised after all others have been copied. An
     empty object with the key of the source itself or one that ends in `/`, with which some tools mark a folder, is not
-    copied to a folder. Returns how many were copied. Raises StoreError where there is nothing to copy.
+    copied to a folder. A bucket's Content-Encoding is kept in a bucket; files hold the bytes as they are stored, and a
+    warning says which. Returns how many were copied. Raises StoreError where there is nothing to copy.
     """
     origin, target = open_store(source, threads=THREADS), open_store(destination, threads=THREADS)
     names = sorted(origin.names(""))
@@ -34,23 +35,30 @@ def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int
     todo = [name for name in names if name not in existing]
     same_files = _same_files(names, target)
     left_out: list[tuple[str, str]] = []
+    packed: list[tuple[str, str]] = []
 
     def copy(name: str) -> None:
         try:
             if name in same_files:
                 raise UnusableNameError("the destination ignores case, and another name differs in nothing else")
             with tempfile.SpooledTemporaryFile(IN_MEMORY) as file:
-                if not origin.download(name, file):
+                if (encoding := origin.download(name, file)) is None:
                     raise UnusableNameError("it is gone since it was listed, or a link to nothing")
                 marks_folder = name == "" or name.endswith("/")
                 if file.tell() or not marks_folder or is_bucket(destination):
-                    target.upload(name, file)
+                    target.upload(name, file, encoding)
+                    if encoding and not is_bucket(destination):
+                        packed.append((name, encoding))
         except UnusableNameError as error:
             left_out.append((name, str(error)))
 
     with ProgressReport(f"copy to {destination}", len(todo), "files") as progress, ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(copy, todo):
             progress.advance()
+    if packed:
+        name, encoding = min(packed)
+        why = f"have a Content-Encoding, which a file cannot have, and were copied packed; first {name}: {encoding}"
+        say(f"patchscan: warning: {len(packed):,} of {len(todo):,} objects {why}", error=True)
     if left_out:
         name, why = min(left_out)
         raise StoreError(

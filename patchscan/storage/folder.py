@@ -135,12 +135,12 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         return self._read(name, lambda opened: opened.read())
 
-    def download(self, name: str, file: IO[bytes]) -> bool:
-        def copy(opened: BinaryIO) -> bool:
+    def download(self, name: str, file: IO[bytes]) -> str | None:
+        def copy(opened: BinaryIO) -> str:
             shutil.copyfileobj(opened, file)
-            return True
+            return ""
 
-        return self._read(name, copy) or False
+        return self._read(name, copy)
 
     def _read(self, name: str, use: Callable[[BinaryIO], Result]) -> Result | None:
         """Return what `use` makes of the open file, or None where there is none."""
@@ -165,7 +165,7 @@ class Folder:
         """Write beside the target, then rename over it."""
         self._write(name, io.BytesIO(data), replace=True)
 
-    def upload(self, name: str, file: IO[bytes]) -> None:
+    def upload(self, name: str, file: IO[bytes], encoding: str = "") -> None:
         self._write(name, file, replace=True)
 
     def write_new(self, name: str, data: bytes) -> bool:

@@ -134,15 +134,16 @@ class Store(Protocol):
     def read(self, name: str) -> bytes | None:
         """The object's bytes, or None where there is no such object. Raises StoreError."""
 
-    def download(self, name: str, file: IO[bytes]) -> bool:
-        """Write the object's bytes into an empty file, piece by piece. Returns whether there is such an object. Raises
-        StoreError."""
+    def download(self, name: str, file: IO[bytes]) -> str | None:
+        """Write the object's bytes into an empty file, piece by piece. Returns the Content-Encoding that they are
+        stored with, empty where there is none; None where there is no such object. Raises StoreError."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically. Raises StoreError."""
 
-    def upload(self, name: str, file: IO[bytes]) -> None:
-        """Write an object atomically: all bytes of the file, piece by piece. Raises StoreError."""
+    def upload(self, name: str, file: IO[bytes], encoding: str = "") -> None:
+        """Write an object atomically: all bytes of the file, piece by piece; in a bucket with this Content-Encoding.
+        Raises StoreError."""
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write an object unless it exists, atomically. Returns whether it was written. Raises StoreError."""

@@ -603,6 +603,21 @@ def test_a_tree_is_copied_to_a_bucket_and_back(bucket: str, tmp_path: Path) -> N
     assert {name: (tmp_path / "to" / name).read_bytes() for name in contents} == contents
 
 
+def test_a_copy_to_a_bucket_keeps_the_encoding_and_one_to_a_folder_tells_it(
+    s3: EmbeddedS3, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target, packed = f"s3://{bucket}-out/packed", f"s3://{bucket}-out/copied", gzip.compress(image(1))
+    s3.client().put_object(Bucket=f"{bucket}-out", Key="packed/a.png", Body=packed, ContentEncoding="gzip")
+    s3.client().put_object(Bucket=f"{bucket}-out", Key="packed/b.png", Body=image(2))
+    assert copy_tree(source, target) == 2
+    assert "Content-Encoding" not in capsys.readouterr().err
+    fetched = [open_store(target).fetch(ObjectInfo(key=f"copied/{name}.png"), 10**6) for name in "ab"]
+    assert [(one.data, one.encoding) for one in fetched] == [(packed, "gzip"), (image(2), None)]
+    assert copy_tree(source, str(tmp_path)) == 2
+    assert (tmp_path / "a.png").read_bytes() == packed
+    assert "1 of 2 objects have a Content-Encoding" in capsys.readouterr().err
+
+
 def test_fetch_reads_no_more_than_asked(bucket: str) -> None:
     store = open_store(f"s3://{bucket}")
     assert len(store.fetch(ObjectInfo(key="plain.png"), limit=10).data) == 11

@@ -217,15 +217,15 @@ class Objects:
     def read(self, name: str) -> bytes | None:
         return self.objects.get(self.fold(name), (name, None))[1]
 
-    def download(self, name: str, file: IO[bytes]) -> bool:
+    def download(self, name: str, file: IO[bytes]) -> str | None:
         data = self.read(name)
         file.write(data or b"")
-        return data is not None
+        return None if data is None else ""
 
     def write(self, name: str, data: bytes) -> None:
         self.objects[self.fold(name)] = name, data
 
-    def upload(self, name: str, file: IO[bytes]) -> None:
+    def upload(self, name: str, file: IO[bytes], encoding: str = "") -> None:
         file.seek(0)
         self.write(name, file.read())
 
