@@ -271,7 +271,7 @@ def scan_reduce(
 
 
 def report(
-    out: options.Results,
+    out: options.Results = "scan-results",
     endpoint_url: options.EndpointUrl = None,
     labels: options.Labels = None,
     compare_with: options.CompareWith = None,
@@ -280,7 +280,7 @@ def report(
 
     \b
     Examples:
-      patchscan report scan-results
+      patchscan report
       patchscan report s3://results/photos --compare-with s3://results/photos-in-january
     """
     from patchscan.scanning.history import newest_scan

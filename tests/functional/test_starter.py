@@ -27,6 +27,8 @@ def test_a_folder_is_scanned_with_no_model_named(tmp_path: Path) -> None:
     rejected = sum(hostile.expected is not None for hostile in hostile_files())
     assert (totals["scored"], totals["rejected"]) == (1 + len(hostile_files()) - rejected, rejected)
     assert "STARTER MODEL" in (tmp_path / "scan-results" / "report.html").read_text()
+    again = patchscan("report", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (0, done.stdout)
 
 
 def test_nobody_is_told_of_a_scan(tmp_path: Path) -> None:
