@@ -27,6 +27,7 @@ Each package defines its own errors beside the code that raises them:
     |   |-- ArchiveError, VerifyError, ServerError                    serving
     |   |-- RegistryError              versions of a served model
     |   |   |-- AlreadyLoadedError     another `register` has loaded this version
+    |   |   |-- ChangingError          (75) another command changes versions
     |   |   `-- ServerDownError        (75) the server does not answer
     |   |-- LabelError, AuditError, WebhookError, ScorerError, TrustError  scans
     |   |   `-- NotScoredError         labels of images without a score

@@ -177,9 +177,9 @@ def register(
       patchscan register build/ssp.mar
       patchscan register build/ssp.mar --no-promote
     """
-    from patchscan.serving.registry import Registry
+    from patchscan.serving.registry import Registry, only_change
 
-    with Registry.connect(management, inference, keys, token_file, model_store) as registry:
+    with Registry.connect(management, inference, keys, token_file, model_store) as registry, only_change(keys):
         name, version = registry.register(archive, workers)
         say(f"{name} {version} is loaded and scores as archived")
         if promote:
@@ -202,9 +202,9 @@ def promote(
     Example:
       patchscan promote ssp 2.0
     """
-    from patchscan.serving.registry import Registry
+    from patchscan.serving.registry import Registry, only_change
 
-    with Registry.connect(management, inference, keys, token_file, model_store) as registry:
+    with Registry.connect(management, inference, keys, token_file, model_store) as registry, only_change(keys):
         registry.promote(name, version)
     say(f"{name} {version} is the default")
 
@@ -227,9 +227,9 @@ def rollback(
       patchscan rollback ssp
       patchscan rollback ssp --to 1.0
     """
-    from patchscan.serving.registry import Registry
+    from patchscan.serving.registry import Registry, only_change
 
-    with Registry.connect(management, inference, keys, token_file, model_store) as registry:
+    with Registry.connect(management, inference, keys, token_file, model_store) as registry, only_change(keys):
         version = registry.rollback(name, to)
     say(f"{name} {version} is the default")
 

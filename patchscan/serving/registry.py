@@ -4,6 +4,7 @@ The store holds `<name>-<version>.mar` for every version, and `<name>.mar`, a co
 served after a restart.
 """
 
+import fcntl
 import shutil
 import time
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ class RegistryError(UserError):
 
 class AlreadyLoadedError(RegistryError):
     """Somebody else has just registered this version: what is loaded, and its file in the store, are theirs."""
+
+
+class ChangingError(RegistryError):
+    """Another command is changing the versions on this server; run the same command again when it has ended."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class ServerDownError(RegistryError):
@@ -265,6 +272,18 @@ class Registry:
         if content is None:
             raise RegistryError(f"{self._management.base_url} is not TorchServe's management API")
         return content
+
+
+@contextmanager
+def only_change(keys: Path) -> Iterator[None]:
+    """Keep other commands from changing versions on the server of this key file. Raises ChangingError where one does:
+    a restart might else serve another version than the one that was promoted last."""
+    with keys.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ChangingError("another `patchscan register`, promote or rollback runs: wait for its end") from error
+        yield
 
 
 def _client(url: str, secret: bytes) -> httpx.Client:

@@ -11,6 +11,7 @@ from patchscan.common.errors import UserError
 from patchscan.detector.answer import Answer
 from patchscan.detector.detector import Detector
 from patchscan.serving.archive import archive, digest_file, load_archived
+from patchscan.serving.registry import only_change
 from patchscan.serving.verify import verify
 from tests.command import patchscan
 from tests.import_kit import imported_run
@@ -94,6 +95,13 @@ def test_register_promote_rollback(served: Served, second: Path) -> None:
         # Another archive of this version would be refused.
         for path in served.store.glob("tiny-2.0.mar*"):
             path.unlink()
+
+
+def test_versions_are_changed_by_one_command_at_a_time(served: Served) -> None:
+    for command in (["promote", "tiny", "1.0"], ["rollback", "tiny"], ["register", served.store / "tiny.mar"]):
+        with only_change(served.keys):
+            done = patchscan(*command, *served.options())
+        assert (done.returncode, done.stderr.count("another `patchscan register`")) == (75, 1)
 
 
 def eager_p_ai(mar: Path) -> float:
