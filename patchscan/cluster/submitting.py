@@ -1,7 +1,6 @@
 """Start Jobs from a laptop, from a manifest or the nightly scan's CronJob with changed settings, and read their
 logs."""
 
-import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -72,14 +71,25 @@ def submit_manifest(cluster: Cluster, path: str, name: str | None, settings: dic
         ) from error
     for document in documents:
         if document is not job:
-            with contextlib.suppress(AlreadyExistsError):
+            try:
                 cluster.create(document)
+            except AlreadyExistsError:
+                _check_service(cluster, document, path)
     try:
         return cluster.create_job(job).name
     except AlreadyExistsError as error:
         there = cluster.job(name)
         also = ", or end it with `patchscan jobs cancel`" if there and there.is_ours else ""
         raise ClusterError(f"there is a Job {name} already: give --name{also}") from error
+
+
+def _check_service(cluster: Cluster, wanted: Body, path: str) -> None:
+    """Raise ClusterError where this is a Service, and the one that there is of its name selects other pods: those of
+    the Job would not find each other."""
+    there = cluster.get(wanted["kind"], wanted["metadata"]["name"])
+    if there and wanted["kind"] == "Service" and there["spec"].get("selector") != wanted["spec"].get("selector"):
+        name = there["metadata"]["name"]
+        raise ClusterError(f"there is another Service {name} already: change name, subdomain and SERVICE in {path}")
 
 
 def _with_ours(labelled: Body) -> Body:

@@ -447,6 +447,14 @@ def test_submit_train_creates_what_the_manifest_says_with_other_settings(bench: 
     assert bench.api.get("jobs", "third") is None
 
 
+def test_submit_train_does_not_take_the_service_of_others(bench: Bench) -> None:
+    others = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "train-ssp-multinode"}}
+    bench.cluster().create(others | {"spec": {"selector": {"app": "shop"}, "ports": [{"port": 80}]}})
+    with pytest.raises(ClusterError, match="there is another Service train-ssp-multinode already"):
+        submit_manifest(bench.cluster(), str(K8S / "train-ssp-multinode.yaml"), None, {})
+    assert bench.api.all("jobs") == []
+
+
 JOB = "kind: Job\nmetadata: {name: x}\nspec: {template: {spec: {containers: []}}}\n"
 
 
