@@ -4,7 +4,6 @@ All files are written atomically.
 """
 
 import tempfile
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,10 @@ class RunStore:
             self.folder = Path(location)
             self.folder.mkdir(parents=True, exist_ok=True)
 
-    def own(self) -> None:
-        """Note that from now on this training writes the run; one that has written it so far ends when it next writes
-        to it."""
-        self._id = uuid.uuid4().hex
+    def own(self, name: str) -> None:
+        """Note that from now on the training of this name writes the run; one of another name that has written it so
+        far ends when it next writes to it."""
+        self._id = name
         if self._remote is not None:
             self._remote.write(OWNER_FILE, self._id.encode())
             return

@@ -7,7 +7,9 @@ The checkpoint is chosen on the seen generators' validation split; unseen genera
 """
 
 import math
+import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -104,8 +106,10 @@ class Trainer:
         self.is_done = False
         self.best: dict[str, Any] = {"epoch": -1, "mean_auc": -1.0}
         self._resume()
-        if ranks.world == 1:  # of several processes, one that is cut off may not end the others' training
-            store.own()
+        # Several processes take torchrun's name for all: one that is cut off may not end the others' training.
+        name = uuid.uuid4().hex if ranks.world == 1 else os.environ.get("TORCHELASTIC_RUN_ID")
+        if ranks.rank == 0 and name:
+            store.own(name)
         self.learner.distribute()
 
     def run(self) -> Path:

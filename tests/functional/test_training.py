@@ -280,6 +280,22 @@ def test_several_processes_stop_in_a_checkpoint_and_another_number_goes_on_from_
     assert Card.read(run).name == "tiny"
 
 
+def test_several_processes_end_once_another_training_writes_their_run(data: Path, tmp_path: Path) -> None:
+    run, said = tmp_path / "run", tmp_path / "said"
+    command = launch([*TWO_PROCESSES, *TRIES], "patchscan", *train(data, run))
+    with said.open("w") as file, subprocess.Popen(command, env=environment(), stderr=file) as process:
+        try:
+            while not any(entry["event"] == "epoch" for entry in log(run)):
+                assert process.poll() is None
+                time.sleep(0.02)
+            (run / "training-id").write_text("another's")
+            assert process.wait(60) == 2
+        finally:
+            process.kill()
+    assert "another training writes" in said.read_text()
+    assert not (run / "card.json").exists()
+
+
 def test_a_node_that_was_stopped_comes_back_and_all_go_on_together(data: Path, tmp_path: Path) -> None:
     """Two agents, as on two nodes: one is evicted, the other stops in the same checkpoint and waits for it."""
     run = tmp_path / "run"

@@ -373,9 +373,9 @@ def test_of_two_trainings_of_one_run_the_first_ends_at_its_next_checkpoint(
     first, second = RunStore(str(tmp_path)), RunStore(str(tmp_path))
     for store in (first, second):
         (store.folder / "log.jsonl").touch()
-    first.own()
+    first.own("first")
     first.save_checkpoint({"step": 1})
-    second.own()
+    second.own("second")
     with pytest.raises(RunTakenError, match=r"another training writes .*: give one of them another --run"):
         first.save_checkpoint({"step": 2})
     second.save_checkpoint({"step": 3})
@@ -391,8 +391,8 @@ def test_of_two_trainings_the_first_replaces_no_file_of_the_second(
         monkeypatch.setattr("patchscan.training.checkpoint.is_bucket", lambda _: True)
     monkeypatch.setattr("patchscan.training.train.validation_aucs", lambda *_: {"sd": 0.9})
     first, second = RunStore(str(tmp_path)), RunStore(str(tmp_path))
-    first.own()
-    second.own()
+    first.own("first")
+    second.own("second")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     trainer: Any = object.__new__(Trainer)
     trainer.__dict__ |= {
