@@ -26,16 +26,18 @@ FROM base AS torch
 COPY requirements/torch.txt /tmp/
 RUN pip --python /opt/venv/bin/python install --require-hashes -r /tmp/torch.txt
 
-# The command `patchscan` and the package behind it. A path file, and not PYTHONPATH: that would make TorchServe's
-# workers prefer this copy of the detector to the archive's own.
+# The command `patchscan`, the package behind it, and its version. A path file, and not PYTHONPATH: that would make
+# TorchServe's workers prefer this copy of the detector to the archive's own.
 FROM base AS code
+COPY pyproject.toml /app/
 COPY patchscan /app/patchscan
 COPY handlers /app/handlers
 COPY training /app/training
 # Unchecked: what a builder does to the files' times must not matter.
 RUN python -m compileall -q --invalidation-mode unchecked-hash /app \
- && mkdir /links \
- && echo /app > /links/patchscan.pth \
+ && mkdir -p /links/site-packages/patchscan.dist-info \
+ && sed -n 's/^version = "\(.*\)"/Name: patchscan\nVersion: \1/p' /app/pyproject.toml > /links/site-packages/patchscan.dist-info/METADATA \
+ && echo /app > /links/site-packages/patchscan.pth \
  && printf '#!/opt/venv/bin/python\nfrom patchscan.cli import main\n\nif __name__ == "__main__":\n    main()\n' > /links/patchscan \
  && chmod 755 /links/patchscan
 
@@ -43,7 +45,7 @@ FROM base AS scan
 COPY requirements/scan.txt /tmp/
 RUN pip --python /opt/venv/bin/python install --require-hashes -r /tmp/scan.txt
 COPY --from=code /links/patchscan /opt/venv/bin/
-COPY --from=code /links/patchscan.pth /opt/venv/lib/python3.11/site-packages/
+COPY --from=code /links/site-packages /opt/venv/lib/python3.11/site-packages/
 COPY --from=code /app /app
 ARG COMMIT=unknown
 ENV PATCHSCAN_COMMIT=$COMMIT USER=patchscan
@@ -53,7 +55,7 @@ FROM torch AS train
 COPY requirements/train.txt /tmp/
 RUN pip --python /opt/venv/bin/python install --require-hashes -r /tmp/train.txt
 COPY --from=code /links/patchscan /opt/venv/bin/
-COPY --from=code /links/patchscan.pth /opt/venv/lib/python3.11/site-packages/
+COPY --from=code /links/site-packages /opt/venv/lib/python3.11/site-packages/
 COPY --from=code /app /app
 ARG COMMIT=unknown
 ENV PATCHSCAN_COMMIT=$COMMIT USER=patchscan
@@ -63,7 +65,7 @@ FROM torch AS serve
 COPY requirements/serve.txt /tmp/
 RUN pip --python /opt/venv/bin/python install --require-hashes -r /tmp/serve.txt
 COPY --from=code /links/patchscan /opt/venv/bin/
-COPY --from=code /links/patchscan.pth /opt/venv/lib/python3.11/site-packages/
+COPY --from=code /links/site-packages /opt/venv/lib/python3.11/site-packages/
 COPY --from=code /app /app
 ARG COMMIT=unknown
 ENV PATCHSCAN_COMMIT=$COMMIT USER=patchscan

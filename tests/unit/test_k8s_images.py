@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
 
@@ -59,13 +62,23 @@ def test_the_build_sees_every_file_that_it_copies() -> None:
         assert (ROOT / source).exists(), source
 
 
+def test_the_images_know_patchscans_version(tmp_path: Path) -> None:
+    (run,) = re.findall(r"^FROM base AS code.*?^RUN (.*?)\n\n", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    app = tmp_path / "app"
+    app.mkdir()
+    shutil.copy(ROOT / "pyproject.toml", app)
+    script = run.replace("/app", str(app)).replace("/links", str(tmp_path / "links"))
+    subprocess.run(["sh", "-ec", script], check=True)
+    (found,) = distributions(name="patchscan", path=[str(tmp_path / "links/site-packages")])
+    assert (found.version, found.metadata["Name"]) == (VERSION, "patchscan")
+    assert (tmp_path / "links/site-packages/patchscan.pth").read_text() == f"{app}\n"
+
+
 def test_versions_in_the_manifests_are_the_projects() -> None:
-    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version
     base = yaml.safe_load((ROOT / "k8s/base/kustomization.yaml").read_text())
-    assert {image["newTag"] for image in base["images"]} == {version[1]}
+    assert {image["newTag"] for image in base["images"]} == {VERSION}
     for manifest in (ROOT / "k8s/train").glob("train-*.yaml"):
-        assert f"localhost/patchscan-train:{version[1]}" in manifest.read_text()
+        assert f"localhost/patchscan-train:{VERSION}" in manifest.read_text()
 
 
 @pytest.mark.parametrize("kind", ["docker", "podman"])
