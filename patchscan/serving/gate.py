@@ -170,7 +170,7 @@ class Gate:
             app,
             access_log=None,
             keepalive_timeout=IDLE_TIMEOUT_S,  # for the header of each request, the first one too
-            shutdown_timeout=DRAIN_TIMEOUT_S,
+            shutdown_timeout=DRAIN_TIMEOUT_S - BODY_TIMEOUT_S,
             auto_decompress=False,  # the limits count bytes as they come
         )
         await runner.setup()
@@ -185,6 +185,13 @@ class Gate:
     async def stop(self) -> None:
         """Accept no more connections, answer the requests in progress (for DRAIN_TIMEOUT_S at most), and close."""
         self.draining = True
+        for site in [site for runner in self._runners for site in runner.sites]:
+            await site.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                # Once it cleans up, aiohttp drops what arrives of a body.
+                while self._pending_bytes:  # noqa: ASYNC110  it is a number
+                    await asyncio.sleep(0.05)
         for runner in self._runners:
             await runner.cleanup()
         await self._http.close()
@@ -408,6 +415,8 @@ class Gate:
         try:
             reply = await handler(request)
             code = reply.status
+            if self.draining:
+                reply.force_close()
             return reply
         except web.HTTPException as error:
             code = error.status

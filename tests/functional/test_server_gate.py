@@ -589,6 +589,24 @@ def test_what_is_in_flight_is_answered_before_the_end(tmp_path: Path) -> None:
     with_gate(tmp_path, test)
 
 
+def test_a_body_that_is_under_way_arrives_before_the_end(tmp_path: Path) -> None:
+    async def test(upstream: Upstream, gate: Gate, url: str) -> None:
+        async def body() -> Any:
+            yield b"half"
+            while not gate.draining:  # noqa: ASYNC110  the gate has no event for it
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            yield b"half"
+
+        asking = asyncio.create_task(post(url, data=body()))
+        while not gate._pending_bytes:  # noqa: ASYNC110  the gate has no event for it
+            await asyncio.sleep(0.01)
+        await gate.stop()
+        assert await asking == (200, {"bytes": 8})
+
+    with_gate(tmp_path, test)
+
+
 def test_health_tells_ready_from_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_module, "READY_CACHE_S", 0.0)
 
