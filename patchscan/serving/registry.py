@@ -223,8 +223,7 @@ class Registry:
         """What the management API says of one version."""
         described = self._manage("GET", f"/models/{name}/{version}", {})
         if isinstance(described, list) and described and isinstance(described[0], dict) and "workers" in described[0]:
-            found: dict[str, Any] = described[0]
-            return found
+            return described[0]
         raise RegistryError(f"{self._management.base_url} is not TorchServe's management API")
 
     def _smoke_test(self, verified: Verified) -> None:
@@ -267,7 +266,7 @@ class Registry:
         if reply.status_code != 200:
             why = content.get("message") if isinstance(content, dict) else None
             told = why if isinstance(why, str) else reply.text
-            kind = AlreadyLoadedError if reply.status_code == 409 else RegistryError
+            kind = AlreadyLoadedError if (method, reply.status_code) == ("POST", 409) else RegistryError
             raise kind(f"the management API answers {reply.status_code}: {told.strip()[:300]}")
         if content is None:
             raise RegistryError(f"{self._management.base_url} is not TorchServe's management API")

@@ -16,7 +16,7 @@ from patchscan.common import files
 from patchscan.common.errors import UserError
 from patchscan.common.files import digest_in, sha256_of
 from patchscan.serving.archive import MANIFEST, archive, digest_file
-from patchscan.serving.registry import Registry
+from patchscan.serving.registry import Registry, RegistryError
 from patchscan.serving.verify import Verified, VerifyError, verify
 from tests.serving_kit import rewritten, tiny_run
 
@@ -134,6 +134,22 @@ def test_a_version_that_somebody_else_registers_meanwhile_stays(original: Path, 
         made.register(original, 1)
     assert sent == ["GET /models", "POST /models"], "what the other one has loaded is not unloaded"
     assert set(contents(store)) == {"tiny-1.0.mar", "tiny-1.0.mar.sha256"}
+
+
+def test_a_conflict_after_registering_leaves_nothing_of_the_version(original: Path, store: Path) -> None:
+    """Only to the registering itself a 409 says that the version is somebody else's."""
+    deleted: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            deleted.append(request.url.path)
+        registered = request.url.path == "/models"
+        return httpx.Response(200 if registered else 409, json={"models": []} if registered else {"message": "busy"})
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    with Registry(client, client, store) as made, pytest.raises(RegistryError, match="answers 409: busy"):
+        made.register(original, 1)
+    assert (contents(store), deleted) == ({}, ["/models/tiny/1.0"])
 
 
 def test_an_archive_that_is_replaced_after_it_was_verified_is_not_registered(
