@@ -1,7 +1,7 @@
 """Create Jobs in one namespace of a Kubernetes cluster, follow them to their end, and find out why their pods failed.
 
-The only module that calls the Kubernetes API. Errors: ClusterError where the request is wrong or not allowed,
-AlreadyExistsError and JobGoneError where the cluster is not in the expected state, OutageError where it is unreachable.
+Errors: ClusterError where the request is wrong or not allowed, AlreadyExistsError and JobGoneError where the cluster is
+not in the expected state, OutageError where it is unreachable.
 """
 
 import contextlib
@@ -12,24 +12,32 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import unquote
 
 import urllib3
 import yaml
 from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
 
+from patchscan.cluster.api_server import (
+    ANSWER_S,
+    AlreadyExistsError,
+    ApiServer,
+    ClusterError,
+    ExpiredError,
+    NotFoundError,
+)
 from patchscan.cluster.pods import INDEX, JOB_NAME, WORDS, Body, PodState, pod_state, true_condition
-from patchscan.common.errors import UserError
-from patchscan.common.retries import OutageError, Retries, TransientError
+from patchscan.common.retries import OutageError, TransientError
 from patchscan.scanning import shards
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+# The label of all that is patchscan's, and its selector.
+OUR_LABEL = {"app.kubernetes.io/part-of": "patchscan"}
 PART_OF = "app.kubernetes.io/part-of=patchscan"
 # The kinds that can be used: API group and plural.
 PATHS = {
@@ -47,25 +55,13 @@ PATHS = {
 NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 # An annotation of each Job that is created here: which call did.
 REQUEST_ANNOTATION = "patchscan/request"
-ANSWER_S = 30
 # The server ends a watch after so many seconds; a new one is started from the Job's state at that time. So `follow`
 # yields a state at least that often, and who follows can say what it waits for.
 WATCH_S = 60
 PAGE = 500
 # The most characters that an event's message may have.
 EVENT_MESSAGE = 1024
-BUSY = {429, 500, 502, 503, 504}
-# The HTTP status for a resource version that the server no longer has; the watch or list is started again.
-EXPIRED = 410
 LIST_TRIES = 5
-
-
-class ClusterError(UserError):
-    """No cluster is configured, or it refuses the request; the message says why."""
-
-
-class AlreadyExistsError(Exception):
-    """An object of this name exists already."""
 
 
 class JobGoneError(Exception):
@@ -108,8 +104,7 @@ class Job:
     @property
     def is_ours(self) -> bool:
         """Whether the Job has patchscan's label, by which `Cluster.jobs` lists it."""
-        name, value = PART_OF.split("=")
-        return self.labels.get(name) == value
+        return OUR_LABEL.items() <= self.labels.items()
 
     def check_ours(self) -> None:
         """Raise ClusterError where the Job is not patchscan's."""
@@ -126,8 +121,7 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient, namespace: str, patience_s: float = 300.0, pause_s: float = 2.0):
         self.namespace, self.pause_s = namespace, pause_s
-        self._api = api
-        self._retries = Retries(patience_s, other_side="the cluster's API server")
+        self._server = ApiServer(api, patience_s)
 
     @classmethod
     def connect(cls, namespace: str | None = None, context: str | None = None, patience_s: float = 30.0) -> Self:
@@ -185,37 +179,39 @@ class Cluster:
         """
         if body.get("kind") not in PATHS:
             raise ClusterError(f"patchscan creates no {body.get('kind')}, only {', '.join(PATHS)}; use kubectl apply")
-        return self._ask("POST", self._path(body["kind"]), body=body)
+        return self._server.ask("POST", self._path(body["kind"]), body)
 
     def delete_job(self, name: str) -> bool:
         """Delete a Job and its pods, which get SIGTERM. Returns whether the Job existed."""
-        path, tries = self._path("Job", name), 0
+        path = self._path("Job", name)
 
-        def delete() -> Body:
-            nonlocal tries
-            tries += 1
-            return self._once("DELETE", path, query={"propagationPolicy": "Background"})
+        def delete() -> bool:
+            try:
+                self._server.ask_once("DELETE", path, query={"propagationPolicy": "Background"})
+            except NotFoundError:
+                return False
+            return True
 
-        try:
-            self._retried(delete)
-        except _NotFoundError:
-            return tries > 1  # a try whose reply was lost has deleted it
-        return True
+        existed, tries = self._server.retried(delete)
+        return existed or tries > 1  # a try whose reply was lost has deleted it
 
     def patch_job(self, name: str, body: Body) -> None:
         """Merge `body` into a Job. Raises JobGoneError where it is deleted, ClusterError, OutageError."""
         try:
             self.patch("Job", name, body)
-        except _NotFoundError:
+        except NotFoundError:
             raise JobGoneError(name) from None
 
     def get(self, kind: str, name: str) -> Body | None:
         """The object of a kind in PATHS and this name, or None."""
-        return self._ask_or_none("GET", self._path(kind, name))
+        try:
+            return self._server.ask("GET", self._path(kind, name))
+        except NotFoundError:
+            return None
 
     def patch(self, kind: str, name: str, body: Body) -> Body:
         """Merge `body` into an object; None removes a field. Returns the new object. Raises ClusterError."""
-        return self._ask("PATCH", self._path(kind, name), body=body)
+        return self._server.ask("PATCH", self._path(kind, name), body)
 
     def follow(self, name: str) -> Iterator[Job]:
         """Yield the Job's states from now until it has finished, through broken connections and expired watches.
@@ -231,7 +227,7 @@ class Cluster:
                 return
             # Whatever ends a watch (its time limit, a broken connection, an expired resource version): the loop then
             # reads the Job's state anew.
-            with contextlib.suppress(TransientError, _ExpiredError):
+            with contextlib.suppress(TransientError, ExpiredError):
                 for state in self._watch(job):
                     yield state
                     if state.finished:
@@ -246,7 +242,7 @@ class Cluster:
             "resourceVersion": job.version,
             "timeoutSeconds": str(WATCH_S),
         }
-        for line in self._stream(self._path("Job"), query, WATCH_S + ANSWER_S):
+        for line in self._server.stream(self._path("Job"), query, WATCH_S + ANSWER_S):
             try:
                 event = json.loads(line)
             except ValueError:
@@ -273,14 +269,13 @@ class Cluster:
 
     def log(self, pod: str, container: str, follow: bool = False) -> Iterator[str]:
         """The lines of a container's log; with `follow` until it ends."""
-        query = {"container": container, "follow": "true" if follow else "false"}
+        path, query = f"{self._path('Pod', pod)}/log", {"container": container, "follow": str(follow).lower()}
+        # A pod that is followed may log nothing for any length of time.
+        silence_s = None if follow else ANSWER_S
         try:
-            # A pod that is followed may log nothing for any length of time.
-            silence_s = None if follow else ANSWER_S
-            lines, _ = self._retries.call(lambda: self._stream(f"{self._path('Pod', pod)}/log", query, silence_s))
-            for line in lines:
+            for line in self._server.retried(lambda: self._server.stream(path, query, silence_s))[0]:
                 yield line.decode(errors="replace").rstrip("\n")
-        except TransientError as error:
+        except (TransientError, OutageError) as error:
             raise OutageError(f"the log of {pod} cannot be read, or broke off: {error}") from error
 
     # -- events ----------------------------------------------------------------------------------------------------
@@ -309,7 +304,7 @@ class Cluster:
         body = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name, "labels": dict([PART_OF.split("=")])},
+            "metadata": {"name": name, "labels": OUR_LABEL},
             "involvedObject": named | {"name": metadata["name"], "uid": metadata["uid"]},
             "type": "Warning" if warning else "Normal",
             "reason": reason,
@@ -324,12 +319,12 @@ class Cluster:
         path = self._path("Event", name)
         with contextlib.suppress(ClusterError, TransientError):
             try:
-                self._once("POST", self._path("Event"), body)
+                self._server.ask_once("POST", self._path("Event"), body)
             except AlreadyExistsError:
-                count = self._once("GET", path).get("count", 1)
-                self._once("PATCH", path, {"count": count + 1, "lastTimestamp": now})
+                count = self._server.ask_once("GET", path).get("count", 1)
+                self._server.ask_once("PATCH", path, {"count": count + 1, "lastTimestamp": now})
 
-    # -- requests --------------------------------------------------------------------------------------------
+    # -- addresses and lists ---------------------------------------------------------------------------------
 
     def _path(self, kind: str, name: str | None = None) -> str:
         """The address of the object of this name, or of all of a kind. Raises ClusterError for a name that none can
@@ -347,7 +342,7 @@ class Cluster:
         query = {"limit": str(PAGE)} | ({"labelSelector": labels} if labels else {})
         query |= {"fieldSelector": fields} if fields else {}
         for _ in range(LIST_TRIES):
-            with contextlib.suppress(_ExpiredError):
+            with contextlib.suppress(ExpiredError):
                 return self._pages(kind, query)
         raise OutageError(f"the cluster's API server forgets a list of {PATHS[kind][1]} before it is read")
 
@@ -355,114 +350,17 @@ class Cluster:
         found: list[Body] = []
         following: dict[str, str] = {}
         while True:
-            page = self._ask("GET", self._path(kind), query | following)
+            page = self._server.ask("GET", self._path(kind), query=query | following)
             found += page["items"]
             if not (token := page["metadata"].get("continue")):
                 return found
             following = {"continue": token}
-
-    def _ask_or_none(self, method: str, path: str, query: dict[str, str] | None = None) -> Body | None:
-        try:
-            return self._ask(method, path, query)
-        except _NotFoundError:
-            return None
-
-    def _ask(self, method: str, path: str, query: dict[str, str] | None = None, body: Body | None = None) -> Body:
-        """Send a request, retried while the server is busy or unreachable, and return the answer's JSON."""
-        return self._retried(lambda: self._once(method, path, body, query))
-
-    def _retried(self, send: Callable[[], Body]) -> Body:
-        try:
-            return self._retries.call(send)[0]
-        except TransientError as error:
-            raise OutageError(f"the cluster's API server does not answer: {error}") from error
-
-    def _once(self, method: str, path: str, body: Body | None = None, query: dict[str, str] | None = None) -> Body:
-        """Send a request once. Raises TransientError where trying again may help."""
-        with _translated_errors():
-            result: Body = json.loads(self._send(method, path, query or {}, body, ANSWER_S).read())
-            return result
-
-    def _stream(self, path: str, query: dict[str, str], silence_s: float | None) -> Iterator[bytes]:
-        """Ask for a long answer, and return its lines, with at most `silence_s` seconds between two of them (None: no
-        limit). Raises TransientError here and, where the connection breaks, between two lines.
-        """
-        with _translated_errors():
-            return _lines(self._send("GET", path, query, None, (ANSWER_S, silence_s)).response)
-
-    def _send(self, method: str, path: str, query: dict[str, str], body: Body | None, timeout: Any) -> Any:
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        headers = {"Accept": "application/json", "Content-Type": kind}
-        request = self._api.param_serialize(
-            method,
-            path,
-            query_params=list(query.items()),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        reply = self._api.call_api(*request[:4], _request_timeout=timeout)
-        if not 200 <= reply.status < 300:
-            raise _error_for_reply(reply.status, reply.read())
-        return reply
 
 
 def _check_name(kind: str, name: str) -> None:
     """Raise ClusterError where no object of this kind can have the name."""
     if not NAME.fullmatch(name):
         raise ClusterError(f"{name!r} is no name of a {kind}: small letters, digits, - and .")
-
-
-class _NotFoundError(ClusterError):
-    """404."""
-
-
-class _ExpiredError(Exception):
-    """410: the server no longer has this resource version or the rest of this list."""
-
-
-def _lines(response: Any) -> Iterator[bytes]:
-    with _translated_errors(), contextlib.closing(response):
-        yield from response
-
-
-@contextlib.contextmanager
-def _translated_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise TransientError(str(error)) from error
-    except ValueError as error:  # without its text, which can contain the token
-        what = (
-            "its answer is no JSON; does the kubeconfig name an API server?"
-            if isinstance(error, json.JSONDecodeError)
-            else "the address or token in the kubeconfig cannot be sent; does one end in a line break?"
-        )
-        raise ClusterError(f"the cluster's API server cannot be asked: {what}") from None
-
-
-def _error_for_reply(status: int, body: bytes) -> Exception:
-    """The error for a reply other than 2xx. Its text is the API server's message, which names the object and the
-    field."""
-    try:
-        answer = json.loads(body)
-        message, reason = answer["message"], answer.get("reason")
-    except (ValueError, KeyError, TypeError):
-        message, reason = body.decode(errors="replace")[:300], None
-    if status in BUSY or reason == "Conflict":
-        return TransientError(f"{status} {message}")
-    if status == EXPIRED:
-        return _ExpiredError(message)
-    if status == 401:
-        return ClusterError(
-            f"the cluster refuses (401): {message}; the credentials are wrong or have expired, or the kubeconfig's "
-            "program for them has failed: `kubectl auth whoami` says more"
-        )
-    if status == 404:
-        return _NotFoundError(f"the cluster says: {message}")
-    if status == 409:
-        return AlreadyExistsError(message)
-    return ClusterError(f"the cluster refuses ({status}): {message}")
 
 
 def _job(body: Body) -> Job:

@@ -8,7 +8,8 @@ kept in annotations of the Deployment, so that a call may be interrupted anywher
 import hashlib
 import re
 
-from patchscan.cluster.client import Cluster, ClusterError
+from patchscan.cluster.api_server import ClusterError
+from patchscan.cluster.client import Cluster
 from patchscan.cluster.pods import Body, pod_state, true_condition, why_not_ready
 from patchscan.common.errors import UserError
 from patchscan.common.files import digest_in

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
-from patchscan.cluster.client import Cluster, ClusterError, Job
+from patchscan.cluster.api_server import ClusterError
+from patchscan.cluster.client import Cluster, Job
 from patchscan.cluster.pods import JOB_NAME, Body, PodState, pod_state
 
 # What a Job's label app.kubernetes.io/component means to a user.

@@ -38,7 +38,8 @@ Each package defines its own errors beside the code that raises them:
     |   |   |-- ClaimLostError         (75) another scan began at the same time
     |   |   |-- ScanUnderWayError      (75) named objects wait for a scan of the whole source
     |   |   `-- IncompleteScanError    shards are missing
-    |   |-- ClusterError, ConfigurationError                          clusters
+    |   |-- ConfigurationError, ClusterError                          clusters
+    |   |   `-- NotFoundError          an object that is not there
     |   |-- ShardsFailedError          (75) a Job ended and shards are missing
     |   `-- RejectedArchiveError       (1) a new archive did not become ready and was rolled back
     |       `-- NothingServesError     (1) and neither does any other
@@ -49,7 +50,7 @@ Each package defines its own errors beside the code that raises them:
     |-- BusyError                      an image for which other images left no time: HTTP 503
     |-- DecoderBugError                a bug of patchscan in a child process that decodes
     |-- RefusedRequestError            the server does not accept this image: a failed row
-    |-- AlreadyExistsError, JobGoneError    the cluster's state is not the expected one
+    |-- AlreadyExistsError, JobGoneError, ExpiredError    the cluster's state is not the expected one
     `-- ValueError
         |-- ImageError                 one image can never be scored: a rejected row
         |-- EventError                 a line or message that names no object: told, the others count

@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 
 from patchscan.cli import app
 from patchscan.cluster import coordinator
-from patchscan.cluster.client import Cluster, ClusterError, Job, JobGoneError
+from patchscan.cluster.api_server import ClusterError
+from patchscan.cluster.client import Cluster, Job, JobGoneError
 from patchscan.cluster.coordinator import ConfigurationError, ShardsFailedError, WorkerSettings
 from patchscan.cluster.elastic import next_parallelism
 from patchscan.cluster.status import job_statuses
@@ -829,7 +830,7 @@ def test_a_proxy_is_told_the_password_in_its_address(tmp_path: Path, monkeypatch
     contexts = [{"name": "x", "context": {"cluster": "c", "user": "me"}}]
     (tmp_path / "config").write_text(yaml.safe_dump(parts | {"contexts": contexts, "current-context": "x"}))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
-    pools = Cluster.connect()._api.rest_client.pool_manager
+    pools = Cluster.connect()._server.api.rest_client.pool_manager
     assert pools.proxy_headers == {"proxy-authorization": "Basic " + base64.b64encode(b"me:p@ss").decode()}
 
 

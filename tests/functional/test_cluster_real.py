@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 from patchscan.cluster import coordinator
-from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError
+from patchscan.cluster.api_server import AlreadyExistsError
+from patchscan.cluster.client import Cluster, Job, JobGoneError
 from patchscan.cluster.coordinator import SHARDS_ANNOTATION, ConfigurationError, ShardsFailedError, WorkerSettings
 from patchscan.cluster.rollout import ARCHIVE_ANNOTATION, RejectedArchiveError, next_step
 from patchscan.cluster.submitting import log_lines

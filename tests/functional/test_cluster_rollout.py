@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from patchscan.cluster.client import Cluster, ClusterError
+from patchscan.cluster.api_server import ClusterError
+from patchscan.cluster.client import Cluster
 from patchscan.cluster.rollout import (
     ARCHIVE_ANNOTATION,
     GOOD_ANNOTATION,
