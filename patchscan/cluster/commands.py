@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchscan.common.console import INTERNAL_STEPS, printable, say
+from patchscan.common.console import INTERNAL_STEPS, printable, say, tell
 from patchscan.common.errors import UserError
 from patchscan.scanning import options
 
@@ -166,7 +166,7 @@ def jobs_logs(
     from patchscan.cluster.client import Cluster
     from patchscan.cluster.submitting import log_lines
 
-    for line in log_lines(Cluster.connect(namespace, context), job, index, follow, _tell):
+    for line in log_lines(Cluster.connect(namespace, context), job, index, follow, tell):
         say(line)
 
 
@@ -178,7 +178,8 @@ def jobs_cancel(job: JobName, namespace: Namespace = None, context: Context = No
     Example:
       patchscan jobs cancel train-ssp
     """
-    from patchscan.cluster.client import Cluster, ClusterError
+    from patchscan.cluster.api_server import ClusterError
+    from patchscan.cluster.client import Cluster
 
     cluster = Cluster.connect(namespace, context)
     found = cluster.job(job)
@@ -273,12 +274,15 @@ def scan_coordinate(
     )
     plan = make_plan(request, results)
     check_labelled(labels, results, plan)
+    passed_on: dict[str, object] = {
+        "--select": select,
+        "--threads": threads,
+        "--in-flight": in_flight,
+        "--memory-mb": memory_mb,
+    }
+    passed_on |= {"--batch": batch, "--token-file": token_file, "--metrics-port": metrics_port}
     command = ["patchscan", "scan-worker", "--server", server, "--model", model]
-    command += ["--select", select] if select else []
-    command += ["--threads", str(threads), "--in-flight", str(in_flight), "--memory-mb", str(memory_mb)]
-    command += ["--batch", str(batch)] if batch else []
-    command += ["--token-file", str(token_file)] if token_file else []
-    command += ["--metrics-port", str(metrics_port)] if metrics_port else []
+    command += [text for option, value in passed_on.items() if value for text in (option, str(value))]
     # Kueue admits a Job with its number of pods, and would end one that asks for more.
     least = 0 if queue else min(min_parallelism, parallelism)
     workers = WorkerSettings(
@@ -291,7 +295,7 @@ def scan_coordinate(
             raise
         raise ShardsFailedError(f"{model} was replaced during the scan; the next try plans it anew") from error
     except KeyboardInterrupt:
-        say("patchscan: the workers keep running, and the same command finds them again", error=True)
+        tell("the workers keep running, and the same command finds them again")
         raise
     clean_up(cluster, plan)
     raise typer.Exit(complete_scan(results, plan, labels, webhook, webhook_secret_file, fail_on))
@@ -325,12 +329,8 @@ def roll_out(
     say(next_step(cluster, deployment, model, open_store(model_store), open_store(versions)))
 
 
-def _tell(text: str) -> None:
-    say(f"patchscan: {text}", error=True)
-
-
 def _own_job(cluster: "Cluster", name: str) -> "Job":
-    from patchscan.cluster.client import ClusterError
+    from patchscan.cluster.api_server import ClusterError
 
     found = cluster.job(name) if name else None
     if found is None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from kubernetes.utils.quantity import parse_quantity
 
-from patchscan.cluster.client import AlreadyExistsError, Cluster, Job, JobGoneError
+from patchscan.cluster.api_server import AlreadyExistsError
+from patchscan.cluster.client import OUR_LABEL, Cluster, Job, JobGoneError
 from patchscan.cluster.elastic import Elastic
 from patchscan.cluster.pods import Body, PodState, literal, pod_state
 from patchscan.cluster.status import QUEUE_LABEL, SOURCE_ANNOTATION, why_waiting
-from patchscan.common.console import ProgressReport, say
+from patchscan.common.console import ProgressReport, tell
 from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from patchscan.scanning import shards
 from patchscan.scanning.plan import Plan
@@ -98,7 +99,7 @@ def work_shards(
                 job = state
                 news.tell(job)
                 if elastic and (text := elastic.adjust(job)):
-                    _print(text)
+                    tell(text)
                 notes = f"{job.active} pods, {len(job.failed_indexes)} shards failed"
                 progress.advance(job.succeeded - progress.done, notes)
         except JobGoneError as error:
@@ -129,14 +130,14 @@ class _News:
         elif now - self._last >= QUIET_S and not job.finished:
             pods = [pod_state(pod) for pod in self._cluster.pods(job.name)]
             why = why_waiting(self._cluster, job, pods) or "a shard takes longer than that"
-            _print(f"Job {job.name}: {job.active} pods, no shard done for {now - self._last:.0f} s: {why}")
+            tell(f"Job {job.name}: {job.active} pods, no shard done for {now - self._last:.0f} s: {why}")
             self._last = now
 
     def _tell_failed_pods(self, job: Job) -> None:
         for pod in self._cluster.failed_pods(job.name):
             if pod.name not in self._told:
                 self._told.add(pod.name)
-                _print(f"pod {pod.name} failed{_shard_of(job, pod)}: {pod.reason}")
+                tell(f"pod {pod.name} failed{_shard_of(job, pod)}: {pod.reason}")
 
 
 def _shard_of(job: Job, pod: PodState) -> str:
@@ -144,10 +145,6 @@ def _shard_of(job: Job, pod: PodState) -> str:
     if pod.index is None:
         return ""
     return f" on shard {shards.parse_ranges(job.annotations[SHARDS_ANNOTATION])[pod.index]}"
-
-
-def _print(text: str) -> None:
-    say(f"patchscan: {text}", error=True)
 
 
 def clean_up(cluster: Cluster, plan: Plan) -> None:
@@ -195,7 +192,7 @@ def worker_job(
     Its name consists of scan and number, so that of two coordinators only one can create it. It is owned by the
     coordinator's Job and deleted with it.
     """
-    labels = {"app.kubernetes.io/part-of": "patchscan", "app.kubernetes.io/component": "scan-worker"}
+    labels = OUR_LABEL | {"app.kubernetes.io/component": "scan-worker"}
     queue = {QUEUE_LABEL: workers.queue} if workers.queue else {}
     return {
         "apiVersion": "batch/v1",
@@ -267,14 +264,10 @@ def _job_error(job: Job, missing: list[int], failed_pods: list[PodState]) -> Exc
     # A pod that the cluster ended says nothing of its shard, and the Job has not counted it as a try.
     counted = ([pod for pod in tries.get(index, []) if not pod.disrupted] for index in job.failed_indexes)
     given_up = [pods for pods in counted if pods]
-    if given_up and all(_is_hopeless(pod) for pods in given_up for pod in pods):
+    tried = [pod for pods in given_up for pod in pods]
+    if tried and all(pod.oom_killed or pod.over_limit or pod.exit_code in HOPELESS_CODES for pod in tried):
         return ConfigurationError(f"{text}so at every try{_remedy(given_up[0][-1])}")
     return ShardsFailedError(f"{text}a rerun works on these only")
-
-
-def _is_hopeless(pod: PodState) -> bool:
-    """Whether another try would end as this one did."""
-    return pod.oom_killed or pod.over_limit or pod.exit_code in HOPELESS_CODES
 
 
 def _remedy(pod: PodState) -> str:

@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from patchscan.cluster.client import ClusterError
-from patchscan.common.console import say
+from patchscan.cluster.api_server import ClusterError
+from patchscan.common.console import tell
 
 # The manifests give a container each variable of the ConfigMap a second time, under this prefix: by its own name alone
 # one could not tell it from what image and cluster set.
@@ -29,4 +29,4 @@ def check_settings(environment: Mapping[str, str]) -> None:
             text = f"the ConfigMap patchscan-settings: there is no setting {name}"
             if similar := get_close_matches(name.upper(), SETTINGS, 1):
                 raise ClusterError(f"{text}; did you mean {similar[0]}?")
-            say(f"patchscan: {text}", error=True)
+            tell(text)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from patchscan.cluster.client import PART_OF, AlreadyExistsError, Cluster, ClusterError, Job
+from patchscan.cluster.api_server import AlreadyExistsError, ClusterError
+from patchscan.cluster.client import OUR_LABEL, Cluster, Job
 from patchscan.cluster.pods import Body, container_statuses, literal, pod_state
 from patchscan.cluster.status import why_waiting
 from patchscan.common.retries import OutageError
@@ -95,7 +96,7 @@ def _check_service(cluster: Cluster, wanted: Body, path: str) -> None:
 def _with_ours(labelled: Body) -> Body:
     """The labels of a training's Job or pod template, with those that patchscan's manifests have."""
     labels = (labelled.get("metadata") or {}).get("labels") or {}
-    return {"app.kubernetes.io/component": "train"} | labels | dict([PART_OF.split("=")])
+    return {"app.kubernetes.io/component": "train"} | labels | OUR_LABEL
 
 
 def submit_from_cron_job(cluster: Cluster, cron_job: str, settings: dict[str, str]) -> str:

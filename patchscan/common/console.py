@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 
-from patchscan.common.errors import EXIT_INTERRUPTED
+from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,6 +103,22 @@ def printable(text: str) -> str:
 def say(text: str, *, error: bool = False) -> None:
     """Print one line, `printable`, on standard output, or on standard error. All commands print with it."""
     write_line(printable(text), sys.stderr if error else sys.stdout)
+
+
+def tell(text: str) -> None:
+    """Print a line on standard error that says whose words it is, beside those of other programs."""
+    say(f"patchscan: {text}", error=True)
+
+
+@contextmanager
+def user_errors_told() -> Iterator[None]:
+    """Within the block, for a program beside the command itself, a UserError is told in one line and ends the process
+    with the error's exit code."""
+    try:
+        yield
+    except UserError as error:
+        tell(" ".join(str(error).split()))
+        sys.exit(error.exit_code)
 
 
 def write_line(text: str, stream: TextIO) -> None:

@@ -8,8 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from patchscan.common.console import say
-from patchscan.common.errors import UserError
+from patchscan.common.console import say, user_errors_told
 from patchscan.dataset.layout import LayoutError, find_files
 
 
@@ -28,9 +27,6 @@ def remove_outdated(data: str, copy: Path) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with user_errors_told():
         if count := remove_outdated(sys.argv[1], Path(sys.argv[2])):
             say(f"{count:,} files of {sys.argv[2]} were removed or replaced in {sys.argv[1]} since they were copied")
-    except UserError as error:
-        say(f"patchscan: {error}", error=True)
-        sys.exit(error.exit_code)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchscan.common.console import say
+from patchscan.common.console import say, user_errors_told
 from patchscan.common.errors import UserError
 from patchscan.dataset.layout import CLASSES
 from patchscan.detector.card import Card
@@ -112,14 +112,6 @@ def _value(rows: dict[str, Any], bound: Bound) -> float:
     return float(value)
 
 
-def main(bounds: str, run: str) -> None:
-    """Compare the run's card with the bounds. Raises BoundError, QualityError, CardError."""
-    say("; ".join(check_quality(Card.read(Path(run)), parse_bounds(bounds))))
-
-
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except UserError as error:
-        say(f"patchscan: {error}", error=True)
-        sys.exit(error.exit_code)
+    with user_errors_told():
+        say("; ".join(check_quality(Card.read(Path(sys.argv[2])), parse_bounds(sys.argv[1]))))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from patchscan.common.console import say
+from patchscan.common.console import say, tell
 from patchscan.common.shipped import find_run
 from patchscan.detector.answer import Engine
 
@@ -71,7 +71,7 @@ def archive(
     path = write_archive(run, model_store, name, version, engine)
     say(f"{path}  sha256:{sha256_of(path)}")
     if NOT_CALIBRATED in Card.read(run).all_warnings:
-        say(f"patchscan: warning: {NOT_CALIBRATED}", error=True)
+        tell(f"warning: {NOT_CALIBRATED}")
 
 
 def _measure_bf16(run: Path, data: str) -> None:

@@ -5,7 +5,7 @@ import json
 import signal
 from pathlib import Path
 
-from patchscan.common.console import say
+from patchscan.common.console import tell
 from patchscan.common.errors import UserError
 from patchscan.common.processes import available_cpus
 from patchscan.common.tokens import read_tokens
@@ -87,7 +87,7 @@ async def _run(server: TorchServe, gate: Gate, inference: Listen, metrics: Liste
         await asyncio.to_thread(server.stop)
         await asyncio.gather(starting, return_exceptions=True)  # its error was raised above, or no longer matters
     if code:
-        say(f"patchscan: TorchServe ended by itself (log: {server.log_file})", error=True)
+        tell(f"TorchServe ended by itself (log: {server.log_file})")
     return code
 
 

@@ -74,14 +74,13 @@ def train(
       patchscan train resnet50 --data s3://images/genimage --index genimage.parquet --run s3://models/resnet50
     """
     from patchscan.common.processes import available_cpus
-    from patchscan.training.recipe import load_recipe
+    from patchscan.training.recipe import load_recipe, split_names
 
-    checked = load_recipe(
-        recipe, seen=_names(seen), unseen=_names(unseen), weights=weights, epochs=epochs, seed=seed, notice=notice
-    )
+    named = {name: split_names(text) for name, text in (("seen", seen), ("unseen", unseen)) if text is not None}
+    checked = load_recipe(recipe, **named, weights=weights, epochs=epochs, seed=seed, notice=notice)
     from patchscan.training.data import check_names
 
-    check_names(data, index, extra or (), _names(seen) or (), _names(unseen) or ())
+    check_names(data, index, extra or (), named.get("seen", ()), named.get("unseen", ()))
     from patchscan.training.train import train as train_recipe
 
     train_recipe(
@@ -167,16 +166,13 @@ def probe(
       patchscan probe --backbone backbone.onnx --config backbone.yaml --data data/genimage --run runs/probe
     """
     from patchscan.training.probe import train_probe
+    from patchscan.training.recipe import split_names
 
-    card = train_probe(backbone, config, data, run, _names(seen), index, limit)
+    card = train_probe(backbone, config, data, run, split_names(seen or ""), index, limit)
     say(
         f"{run}: AUC {card.training['seen_val_auc']:.3f} on the val images of {', '.join(card.training['seen'])}; "
         f"next: patchscan evaluate --run {run} --data {data} --out REPORT"
     )
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def ensemble(

@@ -22,7 +22,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher import api
 from torch.distributed.run import get_args_parser, run
 
-from patchscan.common.console import say
+from patchscan.common.console import tell
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 
 EXIT_USAGE = UserError.exit_code
@@ -62,10 +62,10 @@ def launch(arguments: list[str]) -> int:
         known = [code for code in (EXIT_USAGE, EXIT_INTERRUPTED) if code in codes]
         return (known or [code if code > 0 else 128 - code for code in codes])[0]
     except (SignalException, KeyboardInterrupt) as error:
-        say(f"patchscan: interrupted ({error}); run the same command again to continue", error=True)
+        tell(f"interrupted ({error}); run the same command again to continue")
         return EXIT_INTERRUPTED
     except (RendezvousError, DistError) as error:
-        say(f"patchscan: cannot reach the other nodes: {error}", error=True)
+        tell(f"cannot reach the other nodes: {error}")
         return EXIT_INTERRUPTED
     return 0
 

@@ -164,6 +164,11 @@ KEYS = {
 }
 
 
+def split_names(text: str) -> list[str]:
+    """Return the names in a text that has commas between them."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
 def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     """Load one of this project's recipes by name (`ssp`), or a YAML file. An override of None changes nothing.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from patchscan.common.console import say
+from patchscan.common.console import user_errors_told
 from patchscan.common.errors import UserError
 from patchscan.dataset.layout import CLASSES, SPLITS, find_files, generators_for_people, taken_by_reports
 from patchscan.evaluation.quality import Bound, parse_bounds
@@ -23,15 +23,13 @@ from patchscan.storage.reach import check_reach
 from patchscan.storage.store import is_bucket
 from patchscan.training.checkpoint import RunStore
 from patchscan.training.device import DeviceError, check_device
-from patchscan.training.recipe import Recipe, load_recipe
+from patchscan.training.recipe import Recipe, load_recipe, split_names
 
 # Settings that may not be empty.
 PLACES = ("RUN", "MODEL_STORE", "VERSIONS", "REPORT")
 NEEDED = ("DATA", "SEEN", "EPOCHS", "DEVICE", "LOADERS", *PLACES)
 # Those that may, or need not be there.
 OPTIONAL = ("UNSEEN", "WEIGHTS", "ENGINE", "MIN_METRIC", "NODES", "GPUS", "SERVICE")
-
-
 # The splits and classes that each generator has files of.
 Classes = dict[str, set[tuple[str, str]]]
 
@@ -55,9 +53,8 @@ def check_settings(recipe: str, settings: Mapping[str, str], data: str, copy: Pa
     epochs, nodes = _number(settings, "EPOCHS", 1), _number(settings, "NODES", 1)
     gpus, _ = _number(settings, "GPUS", 1), _number(settings, "LOADERS", 0)
     weights = settings.get("WEIGHTS") or None
-    chosen = load_recipe(
-        recipe, seen=_names(settings, "SEEN"), unseen=_names(settings, "UNSEEN"), weights=weights, epochs=epochs
-    )
+    seen, unseen = (split_names(settings.get(name, "")) for name in ("SEEN", "UNSEEN"))
+    chosen = load_recipe(recipe, seen=seen, unseen=unseen, weights=weights, epochs=epochs)
     if chosen.batch_size % (nodes * gpus):
         raise SettingError(
             f"NODES {nodes} with GPUS {gpus}: the recipe's batch of {chosen.batch_size} cannot be divided by "
@@ -81,10 +78,6 @@ def _number(settings: Mapping[str, str], name: str, least: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < least:
         raise SettingError(f"{name} {text}: it must be a whole number of at least {least}")
     return int(text)
-
-
-def _names(settings: Mapping[str, str], name: str) -> list[str]:
-    return [one.strip() for one in settings.get(name, "").split(",") if one.strip()]
 
 
 def _check_run(recipe: Recipe, run: str) -> None:
@@ -155,8 +148,5 @@ def _check_bounds(bounds: list[Bound], recipe: Recipe, data: str, found: Classes
 
 
 if __name__ == "__main__":
-    try:
+    with user_errors_told():
         check_settings(sys.argv[1], os.environ, sys.argv[2], Path(sys.argv[3]))
-    except UserError as error:
-        say(f"patchscan: {' '.join(str(error).split())}", error=True)
-        sys.exit(error.exit_code)
