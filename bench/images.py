@@ -1,6 +1,5 @@
 """The bench's images: cut from the photographs that scikit-image and scikit-learn ship, or the user's own."""
 
-import io
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 
 from demo.sample import load_photo
 from patchscan.common.errors import UserError
+from patchscan.detector.images import encode
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "china.jpg", "coffee.png")
 SIDES = (500, 375)
@@ -29,9 +29,7 @@ def photograph(number: int, width: int, height: int) -> np.ndarray:
 
 def encoded(pixels: np.ndarray, kind: str) -> bytes:
     """JPEG of quality 90, or PNG."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **({"quality": QUALITY} if kind == "JPEG" else {}))
-    return file.getvalue()
+    return encode(Image.fromarray(pixels), kind, **({"quality": QUALITY} if kind == "JPEG" else {}))
 
 
 def scored_images(data: Path | None, count: int) -> tuple[list[bytes], str]:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from demo.family import Family
+from patchscan.training.augment import random_region
 
 CROP = 64
 BATCH = 8
@@ -73,7 +74,8 @@ def train_generator(family: Family, photos: list[np.ndarray], steps: int, seed: 
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.5
-        photo = _pixels(np.stack([_crop(photos[random.randint(len(photos))], random) for _ in range(BATCH)]))
+        chosen = (photos[random.randint(len(photos))] for _ in range(BATCH))
+        photo = _pixels(np.stack([random_region(one, CROP, CROP, random) for one in chosen]))
         drawn = model(photo)
         loss = (drawn - photo).abs().mean() + 0.05 * spectral_loss(drawn, photo)
         optimizer.zero_grad(set_to_none=True)
@@ -88,11 +90,6 @@ def redraw(model: AutoEncoder, photo: np.ndarray) -> np.ndarray:
     drawn = model(_pixels(photo[None]))[0]
     result: np.ndarray = drawn.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     return result
-
-
-def _crop(photo: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    y, x = random.randint(photo.shape[0] - CROP + 1), random.randint(photo.shape[1] - CROP + 1)
-    return photo[y : y + CROP, x : x + CROP]
 
 
 def _pixels(photos: np.ndarray) -> torch.Tensor:

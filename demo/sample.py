@@ -1,7 +1,6 @@
 """The demo's images: photographs from scikit-image and scikit-learn, copies of them by two small generators, and some
 hostile files."""
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from demo.family import Family
+from patchscan.detector.images import encode
 
 CROP = 128
 GRID = 16
@@ -92,7 +92,7 @@ def write_jpeg(pixels: np.ndarray, path: Path) -> None:
 def hostile_files() -> list[HostileFile]:
     """Make files such as real buckets contain besides well-formed images, with the expected result of each."""
     photo = Image.fromarray(load_photo("coffee.png")[:256, :256])
-    jpeg = _encoded(photo, "JPEG", quality=QUALITY)
+    jpeg = encode(photo, "JPEG", quality=QUALITY)
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turned by 90 degrees
     deep = Image.fromarray((np.asarray(photo.convert("L")).astype(np.uint16) << 8) + 17)
@@ -101,13 +101,13 @@ def hostile_files() -> list[HostileFile]:
         HostileFile("empty.jpg", b"", "empty"),
         HostileFile("truncated.jpg", jpeg[: len(jpeg) // 2], "truncated"),
         HostileFile("text.jpg", b"This is not an image.\n" * 20, "not_an_image"),
-        HostileFile("one_pixel.png", _encoded(photo.resize((1, 1)), "PNG"), "too_small"),
+        HostileFile("one_pixel.png", encode(photo.resize((1, 1)), "PNG"), "too_small"),
         HostileFile("bomb.png", bomb(20_000), "too_large"),
         HostileFile("layers.psd", b"8BPS\x00\x01" + bytes(64), "unsupported_format"),
-        HostileFile("cmyk.jpg", _encoded(photo.convert("CMYK"), "JPEG"), None),
-        HostileFile("deep_16_bit.png", _encoded(deep, "PNG"), None),
-        HostileFile("animated.gif", _encoded(photo, "GIF", save_all=True, append_images=frames), None),
-        HostileFile("rotated.jpg", _encoded(photo, "JPEG", exif=exif), None),
+        HostileFile("cmyk.jpg", encode(photo.convert("CMYK"), "JPEG"), None),
+        HostileFile("deep_16_bit.png", encode(deep, "PNG"), None),
+        HostileFile("animated.gif", encode(photo, "GIF", save_all=True, append_images=frames), None),
+        HostileFile("rotated.jpg", encode(photo, "JPEG", exif=exif), None),
     ]
 
 
@@ -120,9 +120,3 @@ def bomb(side: int) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     rows = zlib.compress(b"\x00".ljust(side // 8 + 1, b"\xff") * side, 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()

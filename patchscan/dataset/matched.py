@@ -26,8 +26,8 @@ from patchscan.common.files import atomic_write
 from patchscan.common.processes import map_in_processes
 from patchscan.dataset.index import Index, build_index, data_digest, load_index, write_parquet
 from patchscan.dataset.layout import CLASSES, data_name
-from patchscan.dataset.source import DataSource
-from patchscan.detector.images import ImageError, decode
+from patchscan.dataset.source import DataSource, telling_of_changes
+from patchscan.detector.images import decode, encode
 from patchscan.storage import open_store
 from patchscan.storage.store import Store, is_bucket
 
@@ -239,12 +239,8 @@ def _check_or_write_settings(out: Path, data: str | Path, settings: Settings, di
 
 
 def _write_crop(source: DataSource, out: Path, size: int, crop: dict[str, Any]) -> None:
-    try:
+    with telling_of_changes(f"{source.url}/{crop['source']}"):
         rgb = decode(source.read(crop["source"])).rgb
-    except ImageError as error:
-        raise ProtocolError(
-            f"{source.url}/{crop['source']} changed since it was indexed ({error}); run `patchscan index` again"
-        ) from error
     x, y = crop["x"], crop["y"]
     pixels = rgb[y : y + size, x : x + size]
     if not pd.isna(crop["first_quality"]):
@@ -256,6 +252,4 @@ def _write_crop(source: DataSource, out: Path, size: int, crop: dict[str, Any]) 
 def _jpeg(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:
     """Pixels (uint8, H x W x 3) as a JPEG; subsamplings that Pillow cannot write (grey, 4:4:0, ...) become 4:2:0."""
     written = subsampling if subsampling in ("4:4:4", "4:2:2", "4:2:0") else "4:2:0"
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=int(quality), subsampling=written)
-    return buffer.getvalue()
+    return encode(Image.fromarray(pixels), "JPEG", quality=int(quality), subsampling=written)

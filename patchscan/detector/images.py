@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -128,6 +129,13 @@ def read_image(path: Path, limits: Limits = Limits()) -> bytes:
     mistake, may have more than the machine has memory. Raises OSError, and ImageError `too_large`."""
     _check_bytes(path.stat().st_size, limits)
     return path.read_bytes()
+
+
+def encode(image: Image.Image, form: str, **options: Any) -> bytes:
+    """Return an image as a file of this format; `options` are Pillow's for writing it."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
 
 
 def decoded_bytes(data: bytes, limits: Limits = Limits()) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from patchscan.detector.images import ImageError, decode
+from patchscan.detector.images import ImageError, decode, encode
 from patchscan.detector.patches import seed_from_pixels
 
 # Makes the changed file from the decoded image and a random generator; Encode also from a level.
@@ -42,16 +42,12 @@ class Disturbance:
 
 def jpeg(image: Image.Image, quality: float) -> bytes:
     """Encode as JPEG, with the chroma subsampling (4:2:0) that cameras and messengers use."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=int(quality), subsampling=2)
-    return file.getvalue()
+    return encode(image, "JPEG", quality=int(quality), subsampling=2)
 
 
 def png(image: Image.Image) -> bytes:
     """Encode without loss, so that only the disturbance changes the pixels."""
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return encode(image, "PNG", compress_level=1)
 
 
 def scaled(image: Image.Image, factor: float, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from patchscan.detector.answer import Tier
+from patchscan.detector.images import encode
 from patchscan.evaluation.disturbances import Change, changed, jpeg, off_grid
 
 FILTERS = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BILINEAR)
@@ -40,11 +41,7 @@ def resized(image: Image.Image, factor: float, rng: np.random.Generator) -> Imag
 
 def compress(image: Image.Image, quality: int, rng: np.random.Generator) -> bytes:
     """JPEG, or WebP for WEBP_SHARE of images, of this quality."""
-    if rng.random() >= WEBP_SHARE:
-        return jpeg(image, quality)
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=quality)
-    return file.getvalue()
+    return jpeg(image, quality) if rng.random() >= WEBP_SHARE else encode(image, "WEBP", quality=quality)
 
 
 def _web(image: Image.Image, rng: np.random.Generator) -> bytes:

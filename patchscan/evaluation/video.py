@@ -1,7 +1,6 @@
 """Score frames of a video, evenly spread over it, and report their mean with an interval that takes into account that
 neighbouring frames are similar."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 import av
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from patchscan.common.console import ProgressReport
 from patchscan.common.errors import UserError
@@ -20,6 +18,7 @@ from patchscan.detector.answer import Answer
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Decision
 from patchscan.detector.engines import load_any
+from patchscan.evaluation.disturbances import png
 from patchscan.reporting import plots
 from patchscan.reporting.pages import render, show, write_json, write_text
 from patchscan.reporting.statistics import half_width
@@ -69,10 +68,7 @@ def sample_frames(video: Path, numbers: list[int]) -> Iterator[Frame]:
             for number, frame in enumerate(container.decode(_moving_pictures(container))):
                 decoded += 1
                 if number in wanted:
-                    file = io.BytesIO()
-                    image: Image.Image = frame.to_image()
-                    image.save(file, "PNG", compress_level=1)
-                    yield Frame(number, float(frame.time or start) - start, file.getvalue())
+                    yield Frame(number, float(frame.time or start) - start, png(frame.to_image()))
         except av.FFmpegError as error:
             if not decoded:
                 raise VideoError(f"{video} is damaged: no frame can be decoded") from error

@@ -3,7 +3,6 @@
 They are made from fixed random numbers and stored as BMP, which any library version decodes to the same pixels.
 """
 
-import io
 import json
 import math
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from PIL import Image
 
 from patchscan.detector.answer import Answer
 from patchscan.detector.base import BaseDetector
+from patchscan.detector.images import encode
 
 FOLDER = "golden"
 ANSWERS = "answers.json"
@@ -36,13 +36,10 @@ def images() -> dict[str, bytes]:
     noise = random.random_sample((SIDE, SIDE, 3)) * 255
     flat = np.full((SIDE, SIDE, 3), 200.0) + random.random_sample((SIDE, SIDE, 3)) * 4
     pictures = {"smooth": smooth, "texture": texture, "noise": noise, "flat": flat}
-    return {f"{name}.bmp": _bmp(pixels) for name, pixels in pictures.items()}
-
-
-def _bmp(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "BMP")
-    return file.getvalue()
+    return {
+        f"{name}.bmp": encode(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "BMP")
+        for name, pixels in pictures.items()
+    }
 
 
 def write(folder: Path, detector: BaseDetector) -> None:

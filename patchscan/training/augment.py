@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from patchscan.detector.images import encode
 from patchscan.training.recipe import Augment, Delivery
 
 FILTERS = (
@@ -87,9 +88,7 @@ def _compressed(image: Image.Image, steps: Delivery, random: np.random.RandomSta
 
 def stored(image: Image.Image, form: str, **options: Any) -> Image.Image:
     """Return an image as it is read from a file of this format. `options`: Pillow's for writing it."""
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return Image.open(file)
+    return Image.open(io.BytesIO(encode(image, form, **options)))
 
 
 def _moved(image: Image.Image, size: int, random: np.random.RandomState) -> Image.Image:

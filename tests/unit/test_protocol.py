@@ -21,6 +21,7 @@ from patchscan.dataset.matched import (
     plan_matched,
     protocol_of,
 )
+from patchscan.dataset.source import DataError
 from patchscan.detector.images import decode
 from tests.image_tree import jpeg_versus_png, picture, write
 
@@ -232,5 +233,5 @@ def test_a_source_that_changed_since_it_was_indexed_stops_the_build(tmp_path: Pa
         write(tmp_path / "data" / "gan" / "train" / label / "0.png", picture(len(label)))
     build_index(tmp_path / "data", workers=1)
     (tmp_path / "data" / "gan" / "train" / "ai" / "0.png").write_bytes(b"gone bad")
-    with pytest.raises(ProtocolError, match=r"0\.png changed"):
+    with pytest.raises(DataError, match=r"0\.png changed"):
         build_matched(tmp_path / "data", tmp_path / "out", Settings(size=64), workers=1)
