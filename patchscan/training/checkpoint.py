@@ -73,16 +73,26 @@ class RunStore:
         if self._remote is not None:
             self.check_owner()
             everything = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
-            for name in names or everything:
+            self._upload(*(names or everything))
+
+    def _upload(self, *names: str) -> None:
+        if self._remote is not None:
+            for name in names:
                 self._remote.write(name, (self.folder / name).read_bytes())
+
+    def save_weights(self, state: dict[str, torch.Tensor]) -> None:
+        """Write and upload a model's tensors by name, replacing the previous ones. Raises RunTakenError as `push`."""
+        self.check_owner()
+        write_weights(self.folder, state)
+        self._upload(WEIGHTS_FILE)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write and upload the checkpoint (tensors and plain values only), replacing the previous one, and the log.
-        Raises RunTakenError where another training has begun to write this run."""
+        Raises RunTakenError as `push`."""
         self.check_owner()
         with atomic_write(self.folder / CHECKPOINT_FILE) as partial, partial.open("wb") as file:
             torch.save(state, file)
-        self.push(CHECKPOINT_FILE, LOG_FILE)
+        self._upload(CHECKPOINT_FILE, LOG_FILE)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read the last checkpoint; None for a new run. Raises DataError where the file is none, or the weights that
@@ -102,8 +112,7 @@ class RunStore:
             raise DataError(f"{path} is no checkpoint of `patchscan train`: {anew}")
         if state["best"]["epoch"] >= 0 and not (self.folder / WEIGHTS_FILE).exists():
             raise DataError(f"{self.url} lacks {WEIGHTS_FILE}, the weights of its best epoch so far: {anew}")
-        checkpoint: dict[str, Any] = state
-        return checkpoint
+        return state
 
 
 def write_weights(run: Path, state: dict[str, torch.Tensor]) -> None:

@@ -33,7 +33,7 @@ from patchscan.training.batches import (
     is_kind,
     training_loader,
 )
-from patchscan.training.checkpoint import RunStore, write_weights
+from patchscan.training.checkpoint import RunStore
 from patchscan.training.data import TrainingData
 from patchscan.training.device import DeviceError, Precision, choose_precision
 from patchscan.training.distributed import Interrupt, Ranks
@@ -219,10 +219,8 @@ class Trainer:
         auc_fields = {f"auc_{generator}": auc for generator, auc in aucs.items()}
         self.log.write("validation", epoch=self.epoch + 1, mean_auc=mean, **auc_fields)
         if mean > self.best["mean_auc"]:
-            self.store.check_owner()
             self.best = {"epoch": self.epoch, "mean_auc": mean}
-            write_weights(self.store.folder, self.learner.averaged.state_dict())
-            self.store.push(WEIGHTS_FILE)
+            self.store.save_weights(self.learner.averaged.state_dict())
 
     def _finish(self, before_batch: Callable[[], None]) -> None:
         folder = self.store.folder
