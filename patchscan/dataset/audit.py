@@ -91,17 +91,17 @@ class Audit:
         }
 
 
-def audit(index: pd.DataFrame, seed: int = 0) -> Audit:
+def audit(index: pd.DataFrame) -> Audit:
     """Audit an index (a table with the columns INDEX_COLUMNS of index.py): for each generator, cross-validate in 5
     folds a logistic regression that sees no pixels, on at most SAMPLE images. Writes nothing."""
     groups = [(str(name), rows) for name, rows in index.groupby("generator")]
     if len(groups) > 1:
         groups.append((ALL, index))
-    return Audit([_audit_generator(name, rows, seed) for name, rows in groups])
+    return Audit([_audit_generator(name, rows) for name, rows in groups])
 
 
-def _audit_generator(generator: str, rows: pd.DataFrame, seed: int) -> GeneratorAudit:
-    rows = rows.sample(min(len(rows), SAMPLE), random_state=seed)
+def _audit_generator(generator: str, rows: pd.DataFrame) -> GeneratorAudit:
+    rows = rows.sample(min(len(rows), SAMPLE), random_state=0)
     label = (rows["class"] == "ai").to_numpy(int)
     ai, real = int(label.sum()), int((1 - label).sum())
     if min(ai, real) < FOLDS:
@@ -109,8 +109,8 @@ def _audit_generator(generator: str, rows: pd.DataFrame, seed: int) -> Generator
         none = undefined("delong")
         return GeneratorAudit(generator, ai, real, none, none, dict.fromkeys(CLUES, none), "unknown", warning)
     inputs = _inputs(rows)
-    storage, everything = (_auc(inputs, label, [*clues], seed) for clues in (STORAGE, CLUES))
-    clues = {clue: _auc(inputs, label, [clue], seed) for clue in CLUES}
+    storage, everything = (_auc(inputs, label, [*clues]) for clues in (STORAGE, CLUES))
+    clues = {clue: _auc(inputs, label, [clue]) for clue in CLUES}
     verdict: Verdict = "biased" if _is_clue(storage) else "caution" if _is_clue(everything) else "fair"
     warning = _warning(generator, rows, verdict, storage, everything, clues)
     return GeneratorAudit(generator, ai, real, storage, everything, clues, verdict, warning)
@@ -133,7 +133,7 @@ def _inputs(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _auc(inputs: pd.DataFrame, label: np.ndarray, clues: list[str], seed: int) -> Estimate:
+def _auc(inputs: pd.DataFrame, label: np.ndarray, clues: list[str]) -> Estimate:
     # imported here because it takes long, and training imports this module
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -141,7 +141,7 @@ def _auc(inputs: pd.DataFrame, label: np.ndarray, clues: list[str], seed: int) -
     columns = [column for clue in clues for column in CLUES[clue] if inputs[column].nunique() > 1]
     if not columns:
         return auc_interval(label, np.zeros(len(label)))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     # Balanced class weights: otherwise folds with different class shares get different intercepts, which shifts the AUC
     # of their pooled scores.
     model = LogisticRegression(class_weight="balanced", max_iter=1000)

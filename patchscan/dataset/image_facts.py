@@ -6,7 +6,6 @@ A module of its own, because it is imported by each process that decodes for an 
 from typing import Any
 
 import imagehash
-from PIL import Image
 
 from patchscan.detector.images import Limits, decode
 
@@ -24,5 +23,5 @@ def describe_image(data: bytes, limits: Limits = Limits()) -> dict[str, Any]:
         "height": image.height,
         "jpeg_quality": image.jpeg_quality,
         "jpeg_subsampling": image.jpeg_subsampling,
-        "phash": str(imagehash.phash(Image.fromarray(image.rgb))),
+        "phash": str(imagehash.phash(image.pillow)),
     }

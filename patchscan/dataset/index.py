@@ -117,11 +117,11 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
         for note in layout.notes:
             say(f"index: {note}", error=True)
         parts.mkdir(exist_ok=True)  # another process may have finished, and removed it
-        files = _table(layout.files)
-        unread = files.join(_read_facts(out, parts), list(SAME_FILE), join_type="left anti")["number"].to_pylist()
-        if unread:
+        files, facts = _table(layout.files), _read_facts(out, parts)
+        if unread := files.join(facts, list(SAME_FILE), join_type="left anti")["number"].to_pylist():
             _read_missing(DataSource(data), [layout.files[number] for number in sorted(unread)], parts, workers)
-        records = files.join(_read_facts(out, parts), list(SAME_FILE)).sort_by("number").select(RECORD.names)
+            facts = _read_facts(out, parts)
+        records = files.join(facts, list(SAME_FILE)).sort_by("number").select(RECORD.names)
         index = _write_index(records, out)
         shutil.rmtree(parts)
     return Index(out, *index, read=len(unread), seconds=time.monotonic() - started)
@@ -271,11 +271,12 @@ def _write_index(records: pa.Table, out: Path) -> tuple[pd.DataFrame, pd.DataFra
     readable = records["code"].is_null()
     table = records.filter(readable).select(INDEX_COLUMNS)
     quarantine = records.filter(pc.invert(readable)).select(QUARANTINE_COLUMNS)
-    duplicates = find_duplicates(table.to_pandas())
+    index = table.to_pandas()
+    duplicates = find_duplicates(index)
     write_parquet(quarantine, companion(out, QUARANTINE_FILE))
     write_parquet(pa.Table.from_pandas(duplicates, preserve_index=False), companion(out, DUPLICATES_FILE))
     write_parquet(table, out)
-    return table.to_pandas(), quarantine.to_pandas(), duplicates
+    return index, quarantine.to_pandas(), duplicates
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

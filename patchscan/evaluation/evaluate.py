@@ -106,12 +106,11 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
         indexes = {next(iter(data)): options.index}
         listed = {name: validation_images(where, options.limit, indexes.get(name)) for name, where in data.items()}
     _check_groups(options.groups, listed)
-    images = {
-        name: add_sources(table, data[name], options.sources or find_sources(data[name]))
-        for name, table in listed.items()
-    }
-    for name, table in images.items():
-        tell_unknown_sources(table, data[name], options.sources or find_sources(data[name]))
+    images = {}
+    for name, table in listed.items():
+        file = options.sources or find_sources(data[name])
+        images[name] = add_sources(table, data[name], file)
+        tell_unknown_sources(images[name], data[name], file)
     reads = {name: DataSource(where).read for name, where in data.items()}
     (out / "scores").mkdir(parents=True, exist_ok=True)
     models = [_evaluate(run, card, reads, images, out, options) for run, card in zip(runs, cards, strict=True)]
@@ -121,7 +120,9 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
     if cascade is not None:
         _add_cost(report, cascade, joined[0], runs, reads, options)
     if not labels:  # what those images measure is not what the card's figures are about
-        _write_cards(runs, models, report["models"][: len(runs)])
+        for run, model, part in zip(runs, models, report["models"], strict=False):
+            metrics = {protocol: card_metrics(result["rows"]) for protocol, result in part["results"].items()}
+            replace(model.card, metrics=metrics, scoreboard=card_scoreboard(part["scoreboard"])).write(run)
     write_report(report, [*models, *joined], [*runs, *(out for _ in joined)], out)
     return report
 
@@ -131,12 +132,6 @@ def _check_cards_can_be_written(runs: Sequence[Path]) -> None:
     for run in runs:
         if not os.access(run, os.W_OK, effective_ids=True):
             raise EvaluationError(f"{run} cannot be written, and its card is to hold what is measured: evaluate a copy")
-
-
-def _write_cards(runs: Sequence[Path], models: list[Evaluated], parts: list[dict[str, Any]]) -> None:
-    for run, model, part in zip(runs, models, parts, strict=True):
-        metrics = {protocol: card_metrics(result["rows"]) for protocol, result in part["results"].items()}
-        replace(model.card, metrics=metrics, scoreboard=card_scoreboard(part["scoreboard"])).write(run)
 
 
 def _labelled(

@@ -61,13 +61,13 @@ class Scored:
         return np.asarray(1 / (1 + np.exp(-np.clip(self.logit, -700, 700))))
 
 
-def measure(scored: Scored, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Estimate]:
+def measure(scored: Scored, resamples: int = RESAMPLES) -> dict[str, Estimate]:
     """Compute all metrics, by name. A metric that is undefined for these images (one class only, no images) is an
     Estimate of None."""
     return {
         **_rates(scored),
         "auc": auc_interval(scored.label, scored.logit, cluster=scored.cluster),
-        **_resampled(scored, seed, resamples),
+        **resampled(scored, resamples),
     }
 
 
@@ -103,13 +103,13 @@ def _rates(scored: Scored) -> dict[str, Estimate]:
     }
 
 
-def _resampled(scored: Scored, seed: int, resamples: int) -> dict[str, Estimate]:
+def resampled(scored: Scored, resamples: int = RESAMPLES) -> dict[str, Estimate]:
+    """Compute the RESAMPLED metrics, by name."""
     if len(scored) == 0:
         return {name: undefined("bootstrap") for name in RESAMPLED}
     observed = from_counts(scored, np.ones((1, len(scored))))
-    drawn = [
-        from_counts(scored, counts) for counts in resampled_counts(scored.stratum, seed, resamples, scored.cluster)
-    ]
+    samples = resampled_counts(scored.stratum, 0, resamples, scored.cluster)
+    drawn = [from_counts(scored, counts) for counts in samples]
     return {name: bootstrap_estimate(name, float(observed[name][0]), np.concatenate([one[name] for one in drawn]))
             for name in RESAMPLED}  # fmt: skip
 
@@ -140,8 +140,7 @@ def joined_strata(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     size = len(groups) + len(names)
     # A graph of strata and clusters, with an edge for each image.
     graph = coo_array((np.ones(len(stratum)), (group, len(groups) + name)), shape=(size, size))
-    joined: np.ndarray = connected_components(graph, directed=False)[1][group]
-    return joined
+    return connected_components(graph, directed=False)[1][group]
 
 
 def _draw_units(where: np.ndarray, cluster: np.ndarray | None) -> tuple[int, np.ndarray]:

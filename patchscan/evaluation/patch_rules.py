@@ -45,17 +45,8 @@ def patch_rules(detector: Detector, data: str, index: pd.DataFrame) -> pd.DataFr
         for generator, group in rows.groupby("generator"):
             label = (group["class"] == "ai").to_numpy().astype(int)
             estimate = auc_interval(label, logits[group.index, column])
-            table.append(
-                {
-                    "rule": preset.rule,
-                    "count": preset.count,
-                    "generator": generator,
-                    "auc": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                }
-            )
-    return pd.DataFrame(table)
+            table.append((preset.rule, preset.count, generator, estimate.value, estimate.low, estimate.high))
+    return pd.DataFrame(table, columns=["rule", "count", "generator", "auc", "low", "high"])
 
 
 def main(

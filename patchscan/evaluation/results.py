@@ -10,7 +10,7 @@ import pandas as pd
 from patchscan.dataset.layout import POOLED
 from patchscan.detector.card import Card
 from patchscan.evaluation.calibration import Target, conformal_bound, cross_fitted, decide
-from patchscan.evaluation.metrics import Scored, confusion, measure
+from patchscan.evaluation.metrics import Scored, confusion, measure, resampled
 from patchscan.evaluation.scoring import cluster_of, stratum, usable
 from patchscan.reporting.statistics import complement, precision_at, proportion_among
 
@@ -172,7 +172,7 @@ def calibration_summary(evaluated: Evaluated, protocol: str) -> dict[str, Any]:
     summary = {}
     for group, part in split_seen(evaluated, evaluated.tables[protocol]).items():
         scored = to_scored(part)
-        before, after = measure(replace(scored, p_ai=scored.uncalibrated)), measure(scored)
+        before, after = resampled(replace(scored, p_ai=scored.uncalibrated)), resampled(scored)
         summary[group] = {
             moment: {key: asdict(values[key]) for key in ("ece", "brier")}
             for moment, values in (("before", before), ("after", after))

@@ -3,6 +3,7 @@ of ours."""
 
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def write_run(
 ) -> Card:
     """Write the run folder of a model as described, with this head: `data` is what `read_model` made of `file`;
     `training` is added to the card's. Raises GraphError."""
-    wrapped = wrap(file, parse_graph(file, data), described.input, described.output, head)
+    theirs = parse_graph(file, data)
+    wrapped = wrap(file, deepcopy(theirs), described.input, described.output, head)
     # The digest of what decides a score: the file, and what was put around it.
     digest = sha256(data + wrapped).hexdigest()
     card = Card(
@@ -80,7 +82,6 @@ def write_run(
     )
     pictures = _test_crops(card)
     _try(card, wrapped, file, pictures)
-    theirs = parse_graph(file, data)
     shape = answer_shape(file, theirs, described.output)
     session = open_session(wrap_answers(file, theirs, described.input, described.output.name))
 
@@ -129,7 +130,7 @@ def _test_crops(card: Card) -> list[np.ndarray]:
 def _try(card: Card, graph: bytes, file: Path, pictures: list[np.ndarray]) -> None:
     """Score the pictures. Raises GraphError where the graph fails on one, or is not finite."""
     try:
-        logits = [OnnxDetector(card, graph).logits([crops])[0] for crops in pictures]
+        logits = OnnxDetector(card, graph).logits(pictures)
     except Exception as error:  # ONNX Runtime raises its own
         raise GraphError(f"{file} fails on a test picture: {' '.join(str(error).split())}") from error
     if not np.isfinite(logits).all():
