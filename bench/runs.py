@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from patchscan.common.files import sha256_of
 from patchscan.common.shipped import shipped
 from patchscan.detector.card import WEIGHTS_FILE, Card
 from patchscan.detector.models import build_network
+from patchscan.training.checkpoint import write_weights
 from patchscan.training.recipe import load_recipe
 
 
@@ -20,9 +20,7 @@ def run_folder(architecture: str, folder: Path) -> Path:
     run = folder / architecture
     run.mkdir(parents=True)
     torch.manual_seed(0)
-    save_file(
-        {name: one.contiguous() for name, one in build_network(architecture).state_dict().items()}, run / WEIGHTS_FILE
-    )
+    write_weights(run, build_network(architecture).state_dict())
     Card(
         name=architecture,
         version="1.0",

@@ -1,6 +1,6 @@
 """Export a PyTorch model to ONNX, for ONNX Runtime."""
 
-import tempfile
+import io
 import warnings
 from pathlib import Path
 
@@ -31,19 +31,19 @@ def export_graph(model: nn.Module, preset: Preset) -> bytes:
     the members of an ensemble take theirs from it.
     """
     crops = torch.zeros(preset.count, preset.size, preset.size, 3, dtype=torch.uint8)
-    with tempfile.TemporaryDirectory(prefix="patchscan-onnx-") as folder, warnings.catch_warnings():
+    file = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this exporter is deprecated, but the new one needs a further package
-        file = Path(folder) / GRAPH_FILE
         torch.onnx.export(
             _CropsToLogit(model).eval(),
             (crops,),
-            str(file),
+            file,  # type: ignore[arg-type]  # the annotation names paths only
             input_names=["crops"],
             output_names=["logit"],
             dynamic_axes=None if has_fixed_count(preset) else {"crops": {0: "count"}},
             dynamo=False,
         )
-        return file.read_bytes()
+    return file.getvalue()
 
 
 class _CropsToLogit(nn.Module):

@@ -10,41 +10,27 @@ from collections.abc import Callable
 
 from patchscan.detector import file_headers
 
-# Offset and signature. What a camera's raw file is called is in patchscan.detector.tiff, except those below.
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+# Offset and signatures. What a camera's raw file is called is in patchscan.detector.tiff, except those below.
+_SIGNATURES: tuple[tuple[int, bytes | tuple[bytes, ...], str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"GIF87a", "GIF"),
-    (0, b"GIF89a", "GIF"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-    (0, b"\0\0\0\x0cjP\x1a\x1a\r\n\x87\n", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (0, b"II\xbc\x01", "JPEG XR"),
-    (0, b"II\xbc\0", "JPEG XR"),
+    (0, (b"GIF87a", b"GIF89a"), "GIF"),
+    (0, (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), "JPEG XL"),
+    (0, (b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x0cjP\x1a\x1a\r\n\x87\n", b"\xff\x4f\xff\x51"), "JPEG 2000"),
+    (0, (b"II\xbc\x01", b"II\xbc\0"), "JPEG XR"),
     (0, b"FUJIFILMCCD-RAW", "Fujifilm RAF"),
     (0, b"II\x1a\0\0\0HEAPCCDR", "Canon CRW"),
-    (0, b"IIRO", "Olympus ORF"),
-    (0, b"IIRS", "Olympus ORF"),
-    (0, b"MMOR", "Olympus ORF"),
+    (0, (b"IIRO", b"IIRS", b"MMOR"), "Olympus ORF"),
     (0, b"IIU\0", "Panasonic RW2"),
     (0, b"\0MRM", "Minolta MRW"),
     (0, b"FOVb", "Sigma X3F"),
     (0, b"ARRI\x12\x34\x56\x78", "ARRI ARI"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0+", "TIFF"),
-    (0, b"II+\0", "TIFF"),
-    (0, b"MM*\0", "TIFF"),
-    (0, b"II\0*", "TIFF"),
+    (0, (b"MM\0*", b"II*\0", b"MM\0+", b"II+\0", b"MM*\0", b"II\0*"), "TIFF"),
     (0, b"8BPS\0", "PSD"),
     (0, b"gimp xcf ", "XCF"),
     (0, b"v/1\x01", "OpenEXR"),
-    (0, b"#?RADIANCE", "Radiance HDR"),
-    (0, b"#?RGBE", "Radiance HDR"),
-    (0, b"SDPX", "DPX"),
-    (0, b"XPDS", "DPX"),
+    (0, (b"#?RADIANCE", b"#?RGBE"), "Radiance HDR"),
+    (0, (b"SDPX", b"XPDS"), "DPX"),
     (128, b"DICM", "DICOM"),
     (0, b"AT&TFORM", "DjVu"),
     (0, b"BPG\xfb", "BPG"),
@@ -53,21 +39,17 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xabKTX ", "KTX"),
     (0, b"\0\0\1\0", "ICO"),
     (0, b"icns", "ICNS"),
-    (0, b"%!PS", "EPS"),
-    (0, b"\xc5\xd0\xd3\xc6", "EPS"),
+    (0, (b"%!PS", b"\xc5\xd0\xd3\xc6"), "EPS"),
     (0, b"%PDF-", "PDF"),
     (0, b"\xd7\xcd\xc6\x9a\0\0", "WMF"),
     (40, b" EMF\0\0\1\0", "EMF"),
     (0, b"SIMPLE  =", "FITS"),
     (0, b"\x01\xda", "SGI"),
     (0, b"\x59\xa6\x6a\x95", "Sun raster"),
-    (0, b"/* XPM */", "XPM"),
-    (0, b"! XPM2", "XPM"),
-    (0, b"\0\0\0\x0cJXS \r\n\x87\n", "JPEG XS"),
-    (0, b"\xff\x10\xff\x50", "JPEG XS"),
+    (0, (b"/* XPM */", b"! XPM2"), "XPM"),
+    (0, (b"\0\0\0\x0cJXS \r\n\x87\n", b"\xff\x10\xff\x50"), "JPEG XS"),
     (0, b"\x97JB2\r\n\x1a\n", "JBIG2"),
-    (0, b"\x80\x2a\x5f\xd7", "Cineon"),
-    (0, b"\xd7\x5f\x2a\x80", "Cineon"),
+    (0, (b"\x80\x2a\x5f\xd7", b"\xd7\x5f\x2a\x80"), "Cineon"),
     (0, b"\x13\xab\xa1\x5c", "ASTC"),
     (0, b"Paint Shop Pro Image File\n\x1a", "PSP"),
     (2048, b"PCD_IPI", "Photo CD"),
@@ -81,11 +63,9 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"FTEX", "FTEX"),
     (0, b"VTF\0", "VTF"),
     (0, b"PVR\3", "PVR"),
-    (0, b"\x08\xf2\xa6\xb6", "VIPS"),
-    (0, b"\xb6\xa6\xf2\x08", "VIPS"),
+    (0, (b"\x08\xf2\xa6\xb6", b"\xb6\xa6\xf2\x08"), "VIPS"),
     (0, b"id=ImageMagick", "MIFF"),
-    (0, b"NITF02", "NITF"),
-    (0, b"NSIF01", "NITF"),
+    (0, (b"NITF02", b"NSIF01"), "NITF"),
     (0, b"CSFCHUNK", "Clip Studio"),
     (0, b"CPT9FILE", "Corel Photo-Paint"),
     (0, b"\xffWPC\x10\0\0\0\1\x16", "WPG"),
@@ -143,8 +123,8 @@ def format_of(data: bytes) -> str | None:
     """Return the name of the format whose signature the bytes carry (`JPEG`, `HEIF`, `JPEG XL`, ...), None if none."""
     if file_headers.is_tar(data):
         return None
-    for offset, signature, name in _SIGNATURES:
-        if data.startswith(signature, offset):
+    for offset, signatures, name in _SIGNATURES:
+        if data.startswith(signatures, offset):
             return name
     if data[4:8] == b"ftyp":
         return _iso_media(data)

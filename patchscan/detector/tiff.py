@@ -34,26 +34,23 @@ _COMMON_COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32946, 32773))
 _PREDICTED_COMPRESSIONS = frozenset((5, 8, 32946, 34925, 50000))
 _SEPARATED = 5
 _LONGEST_PALETTE = 2 * 3 * 256  # in bytes
-_RAW_NAMES = (
+_RAW_NAMES: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"nikon", "Nikon NEF"),
     (b"sony", "Sony ARW"),
-    (b"pentax", "Pentax PEF"),
-    (b"ricoh", "Pentax PEF"),
+    ((b"pentax", b"ricoh"), "Pentax PEF"),
     (b"samsung", "Samsung SRW"),
     (b"hasselblad", "Hasselblad 3FR"),
     (b"phase one", "Phase One IIQ"),
     (b"leaf", "Leaf MOS"),
     (b"mamiya", "Mamiya MEF"),
     (b"seiko epson", "Epson ERF"),
-    (b"eastman kodak", "Kodak DCR"),
-    (b"kodak", "Kodak DCR"),
+    ((b"eastman kodak", b"kodak"), "Kodak DCR"),
     (b"canon", "Canon CR2"),
     (b"olympus", "Olympus ORF"),
     (b"panasonic", "Panasonic RW2"),
     (b"leica", "Leica RWL"),
     (b"fujifilm", "Fujifilm RAF"),
-    (b"minolta", "Minolta MRW"),
-    (b"konica", "Minolta MRW"),
+    ((b"minolta", b"konica"), "Minolta MRW"),
 )
 # 129: UTF-8, of Exif 3.0.
 _UNITS = {129: "c", 1: "B", 2: "c", 3: "H", 4: "I", 6: "b", 7: "c", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}

@@ -71,5 +71,4 @@ def _blocks(image: Image.Image) -> np.ndarray:
     low = low[: height * SIDE, : width * SIDE]
     blocks = low.reshape(height, SIDE, width, SIDE).swapaxes(1, 2).reshape(-1, SIDE * SIDE)
     largest: np.ndarray = blocks[:, 1:].max(axis=1, initial=0)
-    bits: np.ndarray = largest % STEP > STEP / 2
-    return bits
+    return largest % STEP > STEP / 2

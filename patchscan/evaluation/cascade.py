@@ -62,8 +62,7 @@ def _asks_second(first: pd.DataFrame, first_card: Card, then_card: Card, low: fl
     )
     p_ai = first.measured_p_ai
     left_open = ((low <= p_ai) & (p_ai < high)) | first.measured_uncertain | ~covered
-    asks: pd.Series = left_open & ~(first.graphic & ~first.small & first_covers)
-    return asks
+    return left_open & ~(first.graphic & ~first.small & first_covers)
 
 
 def choose_band(first: Evaluated, then: Evaluated, loss: float) -> Cascade:

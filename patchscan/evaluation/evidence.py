@@ -103,8 +103,7 @@ def stated_lrs(table: pd.DataFrame, card: Card) -> np.ndarray:
         for end in ("lower", "upper")
     )
     may = (usable(table) & ~table.small & ~table.graphic).to_numpy()
-    stated: np.ndarray = np.where(may, np.clip(lrs, lower, upper), np.nan)
-    return stated
+    return np.where(may, np.clip(lrs, lower, upper), np.nan)
 
 
 def evidence_sets(evaluated: Evaluated) -> dict[str, pd.DataFrame]:

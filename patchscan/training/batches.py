@@ -190,8 +190,7 @@ class BalancedSampling:
 
 def is_kind(rows: pd.DataFrame) -> np.ndarray:
     """Which rows are of a kind of real images: a `generator` without fakes, `label` 0 only. Returns bool (n,)."""
-    result: np.ndarray = (rows.groupby("generator").label.transform("max") == 0).to_numpy()
-    return result
+    return (rows.groupby("generator").label.transform("max") == 0).to_numpy()
 
 
 def collate(items: list[tuple[torch.Tensor, int]] | UserError) -> tuple[torch.Tensor, torch.Tensor] | UserError:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from patchscan.common.console import end_at_once
+from patchscan.common.console import STOP_SIGNALS, end_at_once
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.training.device import DeviceError, check_device
 
@@ -22,8 +22,6 @@ ALONE_TIMEOUT = timedelta(days=1)
 
 # What torchrun sets for each process besides RANK.
 LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 T = TypeVar("T")
 

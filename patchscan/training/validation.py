@@ -14,12 +14,19 @@ from patchscan.training.data import TrainingData
 from patchscan.training.recipe import Recipe
 
 
+@torch.inference_mode()
 def validation_aucs(
     model: nn.Module, data: TrainingData, recipe: Recipe, workers: int, before_batch: Callable[[], None]
 ) -> dict[str, float]:
-    """Return the AUC on each seen generator's validation images, by the generator's name. `before_batch` is called
-    before each batch, and may raise."""
-    logits = _logits(model, data, recipe, workers, before_batch)
+    """Return the AUC on each seen generator's validation images, by the generator's name. The score of an image is its
+    logit, the mean over its crops (see `CropDataset`). `before_batch` is called before each batch, and may raise."""
+    model.eval()
+    device = next(model.parameters()).device
+    found = []
+    for crops, _ in evaluation_loader(data.source, data.val, recipe, workers, device):
+        before_batch()
+        found.append(ai_logit(model(to_tensor(crops.to(device)))).double().cpu())
+    logits = torch.cat(found).reshape(len(data.val), -1).mean(dim=1).numpy()
     return {
         str(generator): auc(rows.label.to_numpy(), logits[rows.index])
         for generator, rows in data.val.groupby("generator")
@@ -32,18 +39,3 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
     # Not scikit-learn's: importing it takes as long as importing torch.
     ranks = pd.Series(score).rank().to_numpy()
     return float((ranks[label == 1].mean() - ranks[label == 0].mean()) / len(ranks) + 0.5)
-
-
-@torch.inference_mode()
-def _logits(
-    model: nn.Module, data: TrainingData, recipe: Recipe, workers: int, before_batch: Callable[[], None]
-) -> np.ndarray:
-    """One logit per validation image, AI positive, float64 (len(data.val),): the mean over its crops (see
-    `CropDataset`)."""
-    model.eval()
-    device = next(model.parameters()).device
-    logits = []
-    for crops, _ in evaluation_loader(data.source, data.val, recipe, workers, device):
-        before_batch()
-        logits.append(ai_logit(model(to_tensor(crops.to(device)))).double().cpu())
-    return torch.cat(logits).reshape(len(data.val), -1).mean(dim=1).numpy()
