@@ -25,7 +25,7 @@ from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.patches import Rule
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.evaluate import Options, evaluate
-from patchscan.reporting.pages import show
+from patchscan.reporting.pages import show_estimate
 from patchscan.training.device import Precision
 from patchscan.training.recipe import load_recipe
 from patchscan.training.train import train
@@ -113,13 +113,9 @@ def table(report: dict[str, Any]) -> list[str]:
         if not lines:
             titles = [f"{row['name']}, {tier}" for row in rows for tier in row["tiers"]]
             lines = [f"| variant | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
-        cells = [_cell(estimate["auc"]) for row in rows for estimate in row["tiers"].values()]
+        cells = [show_estimate(estimate["auc"], "3") for row in rows for estimate in row["tiers"].values()]
         lines.append(f"| {model['name']} | {' | '.join(cells)} |")
     return lines
-
-
-def _cell(auc: dict[str, Any]) -> str:
-    return f"{show(auc['value'], '3')} ({show(auc['low'], '3')} to {show(auc['high'], '3')})"
 
 
 def main() -> None:

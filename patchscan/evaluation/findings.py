@@ -4,7 +4,7 @@ from itertools import product
 from typing import Any
 
 from patchscan.dataset.layout import UNNAMED
-from patchscan.reporting.pages import show
+from patchscan.reporting.pages import show, show_estimate
 
 SIGNIFICANT = 0.05
 TESTS = {"accuracy": "Accuracy", "auc": "AUC"}
@@ -39,9 +39,9 @@ def _model_findings(model: dict[str, Any], protocol: str) -> list[str]:
         whose = "the AI images" if names == {UNNAMED} else f"{group} generators' images"
         found, alarms = point["groups"][group]["fake_detection"], point["groups"][group]["false_alarms"]
         sentences.append(
-            f"At its threshold {model['name']} finds {_percent(found)} of {whose} and calls {_percent(alarms)} of "
-            f"the real images in those data AI: where 1 % of all images are AI, {_interval(false, '%')} of its "
-            "alarms would be false."
+            f"At its threshold {model['name']} finds {show_estimate(found, '%1')} of {whose} and calls "
+            f"{show_estimate(alarms, '%1')} of the real images in those data AI: where 1 % of all images are AI, "
+            f"{show_estimate(false, '%')} of its alarms would be false."
         )
     return sentences
 
@@ -56,7 +56,7 @@ def scoreboard_findings(model: str, data: dict[str, Any]) -> list[str]:
     tiers = {} if name is None else {tier: one["auc"] for tier, one in rows[name].items()}
     if len(tiers) < 2 or any(auc["value"] is None for auc in tiers.values()):
         return []
-    figures = ", ".join(f"{_interval(auc, '2')} as {tier}" for tier, auc in tiers.items())
+    figures = ", ".join(f"{show_estimate(auc, '2')} as {tier}" for tier, auc in tiers.items())
     return [f"[{data['name']}] {model}'s AUC, {name} generators, by delivery: {figures}."]
 
 
@@ -88,7 +88,7 @@ def _generator_findings(model: str, rows: list[dict[str, Any]]) -> list[str]:
 
     def with_auc(row: dict[str, Any]) -> str:
         auc = row["metrics"]["auc"]
-        return _named(row) if auc["value"] is None else f"{_named(row)}, AUC {_interval(auc, '3')}"
+        return _named(row) if auc["value"] is None else f"{_named(row)}, AUC {show_estimate(auc, '3')}"
 
     return [
         f"{model} {OUTCOMES[outcome]} {'; '.join(map(with_auc, part))}." for outcome, part in _by_outcome(rows).items()
@@ -195,12 +195,3 @@ def _difference(value: float, low: float, high: float, test: str) -> str:
 def _p(value: float) -> str:
     shown = show(value, "p")
     return shown if shown.startswith("<") else f"= {shown}"
-
-
-def _interval(estimate: dict[str, Any], style: str) -> str:
-    value, low, high = (show(estimate[key], style) for key in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
-
-
-def _percent(estimate: dict[str, Any]) -> str:
-    return _interval(estimate, "%1")

@@ -1,7 +1,7 @@
 """Write a report's main figures as Markdown tables, for a page or an issue."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from patchscan.common.console import printable
@@ -9,7 +9,7 @@ from patchscan.dataset.layout import POOLED
 from patchscan.evaluation.results import protocol_title, side_by_side
 from patchscan.evaluation.scoreboard import LOW_FPRS
 from patchscan.evaluation.training_facts import training_text
-from patchscan.reporting.pages import show
+from patchscan.reporting.pages import show, show_estimate
 
 Row = dict[str, Any]
 # Each model's row of a generator or group, by its name.
@@ -63,7 +63,7 @@ def _auc_table(models: Sequence[str], rows: Rows) -> list[str]:
 def _auc_cell(row: Row | None) -> str:
     if row is None:
         return show(None)
-    return _interval(row["metrics"]["auc"], "3") + ("*" if row["kind"] == "unseen" else "")
+    return show_estimate(row["metrics"]["auc"], "3") + ("*" if row["kind"] == "unseen" else "")
 
 
 def _without(models: Sequence[str], rows: Rows, metric: str) -> Iterator[tuple[str, str]]:
@@ -124,7 +124,7 @@ def _scoreboard_table(figure: str, rows: list[Row], style: str, photographs: int
     if photographs < needed:
         return [f"Not given: these data have {photographs:,} photographs, and at least {needed:,.0f} are needed."]
     form = show if figure in ("auc", "ece") else _percent
-    lines = ([row["name"], *(_interval(one[figure], style, form) for one in row["tiers"].values())] for row in rows)
+    lines = ([row["name"], *(show_estimate(one[figure], style, form) for one in row["tiers"].values())] for row in rows)
     return [_table(["", *rows[0]["tiers"]], lines), *_reasons((row["name"], _why_empty(row)) for row in missing)]
 
 
@@ -141,16 +141,6 @@ def _why_empty(row: Row) -> str:
 def _percent(share: float, decimals: str) -> str:
     """A share in per cent, without the sign: `< 1` and `> 99` where it is not 0 or all."""
     return show(share, f"%{decimals}").removesuffix("\u00a0%")
-
-
-def _interval(estimate: Row, style: str, form: Callable[[float, str], str] = show) -> str:
-    """An estimate, and its interval where it has one of more than a point."""
-    if estimate["value"] is None:
-        return show(None)
-    value, low, high = (
-        None if estimate[key] is None else form(estimate[key], style) for key in ("value", "low", "high")
-    )
-    return f"{value}" if low in (None, high) else f"{value} ({low} to {high})"
 
 
 def _plain(text: str) -> str:

@@ -4,7 +4,7 @@ report and has that path in its `data-json` attribute, so that it can be found i
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
@@ -75,6 +75,17 @@ def show(value: Any, style: str = "") -> str:
     if style:
         return _rounded(value, int(style), 1, "")
     return str(value)
+
+
+def show_estimate(estimate: Mapping[str, Any], style: str, form: Callable[[Any, str], str] = show) -> str:
+    """Format an estimate {value, low, high} for a text: the value, and its interval where it has one of more than a
+    point."""
+    value, low, high = (
+        None if estimate[key] is None else form(estimate[key], style) for key in ("value", "low", "high")
+    )
+    if value is None or low in (None, high):
+        return value or MISSING
+    return f"{value} ({low} to {high})"
 
 
 def _rounded(value: float, decimals: int, scale: int, unit: str) -> str:

@@ -18,10 +18,11 @@ from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target
 from patchscan.evaluation.evaluate import tell_unknown_sources
 from patchscan.evaluation.findings import scoreboard_findings
-from patchscan.evaluation.markdown import _interval, _percent, results_tables
+from patchscan.evaluation.markdown import _percent, results_tables
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoreboard import bounds_by_tier, card_scoreboard, scoreboard, source_counts, weighted_auc
 from patchscan.evaluation.scoring import apply_decision
+from patchscan.reporting.pages import show_estimate
 from tests.image_tree import picture, write
 
 
@@ -98,7 +99,7 @@ def test_markdown_says_neither_all_nor_none_where_it_is_not() -> None:
     )  # fmt: skip
     assert (_percent(0.99999, "2"), _percent(0.98765, "2")) == ("> 99.99", "98.77")
     estimate = {"value": 0.997, "low": 0.9, "high": 0.9999}
-    assert _interval(estimate, "0", _percent) == "> 99 (90 to > 99)"
+    assert show_estimate(estimate, "0", _percent) == "> 99 (90 to > 99)"
 
 
 def test_no_kind_is_called_ai_most_often_where_none_is() -> None:
@@ -118,6 +119,8 @@ def test_findings_tell_what_delivery_costs_and_which_kind_is_called_ai_most_ofte
         r"0\.\d\d \(.*\) as native, 0\.\d\d .* as web, .* as hard, .* as enlarged\.",
         delivered,
     )
+    mix["rows"][-1]["tiers"]["native"]["auc"] = {"value": 1.0, "low": None, "high": None}  # all resamples are equal
+    assert "by delivery: 1.00 as native, 0." in scoreboard_findings("m", mix)[0]
     (worst,) = scoreboard_findings("m", alarms)
     assert worst == "[alarms] Of the kinds of real images m calls night AI most often: 100.0\u00a0% of them as stored."
 
