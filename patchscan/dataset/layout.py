@@ -46,18 +46,9 @@ UNNAMED = "all"
 
 # The folder names of GenImage's downloads, simplified by `_simplify`, and the generators' names.
 _GENERATORS = {
-    "adm": "adm",
-    "biggan": "biggan",
-    "glide": "glide",
-    "midjourney": "midjourney",
-    "sdv4": "sd_v1_4",
-    "sdv14": "sd_v1_4",
-    "stablediffusionv14": "sd_v1_4",
-    "sdv5": "sd_v1_5",
-    "sdv15": "sd_v1_5",
-    "stablediffusionv15": "sd_v1_5",
-    "vqdm": "vqdm",
-    "wukong": "wukong",
+    **{name: name for name in ("adm", "biggan", "glide", "midjourney", "vqdm", "wukong")},
+    **dict.fromkeys(("sdv4", "sdv14", "stablediffusionv14"), "sd_v1_4"),
+    **dict.fromkeys(("sdv5", "sdv15", "stablediffusionv15"), "sd_v1_5"),
 }
 
 

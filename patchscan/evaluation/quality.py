@@ -20,17 +20,8 @@ from patchscan.detector.card import Card
 
 # The metrics of a card of which more is better; each is between 0 and 1.
 METRICS = (
-    "accuracy",
-    "auc",
-    "average_precision",
-    "balanced_accuracy",
-    "f1_ai",
-    "fake_detection",
-    "precision_ai",
-    "precision_real",
-    "real_detection",
-    "tpr_at_fpr_1",
-    "tpr_at_fpr_5",
+    *("accuracy", "auc", "average_precision", "balanced_accuracy", "f1_ai", "fake_detection"),
+    *("precision_ai", "precision_real", "real_detection", "tpr_at_fpr_1", "tpr_at_fpr_5"),
 )
 # Those that images of one class suffice for; the others need both.
 OF_ONE_CLASS = {"fake_detection": ("ai",), "real_detection": ("nature",), "accuracy": ()}

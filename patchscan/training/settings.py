@@ -68,7 +68,9 @@ def check_settings(recipe: str, settings: Mapping[str, str], data: str, copy: Pa
     _check_run(chosen, settings["RUN"])
     _check_weights(chosen, None if data == str(copy) else copy)
     bounds = parse_bounds(text) if (text := settings.get("MIN_METRIC")) else []
-    classes = _find_classes(data, copy.name if is_bucket(data) else "")
+    classes: Classes = defaultdict(set)
+    for file in find_files(data, copy.name if is_bucket(data) else "").files:
+        classes[file.generator].add((file.split, file.label))
     _check_generators(chosen, data, classes)
     _check_bounds(bounds, chosen, data, classes)
 
@@ -100,14 +102,6 @@ def _check_weights(recipe: Recipe, later: Path | None) -> None:
     file = Path(recipe.weights)
     if not file.is_file() and not (later and file.is_relative_to(later)):
         raise SettingError(f"WEIGHTS {recipe.weights}: there is no such file; write imagenet, none or a file's path")
-
-
-def _find_classes(data: str, name: str) -> Classes:
-    """List the data, in a folder of this name."""
-    found: Classes = defaultdict(set)
-    for file in find_files(data, name).files:
-        found[file.generator].add((file.split, file.label))
-    return found
 
 
 def _check_generators(recipe: Recipe, data: str, found: Classes) -> None:
