@@ -13,15 +13,15 @@ NEAR_BITS = 4
 BLOCK = 512
 
 
-def find_duplicates(index: pd.DataFrame, bits: int = NEAR_BITS) -> pd.DataFrame:
+def find_duplicates(index: pd.DataFrame) -> pd.DataFrame:
     """Find every file that has a copy; one row for each: kind (`exact`, equal bytes; `near`, perceptual hashes chained
-    by at most `bits` differing bits), group (a number), path, generator, split, class.
+    by at most NEAR_BITS differing bits), group (a number), path, generator, split, class.
 
     A near group that holds only exact copies of one file is not repeated as near. Sorted by kind, group, path.
     """
     exact = pd.Series(pd.factorize(index["sha256"])[0], index.index)
     hashes, of_file = np.unique([int(text, 16) for text in index["phash"]], return_inverse=True)
-    near = pd.Series(_group_numbers(hashes.astype(np.uint64), bits)[of_file] if len(index) else [], index.index)
+    near = pd.Series(_group_numbers(hashes.astype(np.uint64))[of_file] if len(index) else [], index.index)
     several_files = index.groupby(near)["sha256"].transform("nunique") > 1
     columns = ["path", "generator", "split", "class"]
     found = pd.concat(
@@ -50,10 +50,9 @@ def describe(duplicates: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _group_numbers(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """Return a group number for each distinct hash (uint64, n): the connected components of "at most `bits` bits
-    apart"."""
-    pairs = near_pairs(hashes, bits)
+def _group_numbers(hashes: np.ndarray) -> np.ndarray:
+    """Return a group number for each distinct hash (uint64, n): the connected components of those that are near."""
+    pairs = near_pairs(hashes, NEAR_BITS)
     edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(hashes), len(hashes)))
     return connected_components(edges, directed=False)[1]
 

@@ -39,17 +39,13 @@ class BaseDetector(ABC):
 
     def score(self, images: Sequence[bytes]) -> list[Answer | ScoreError]:
         """Score encoded images. Returns one answer per image, in order; its error where it cannot be scored."""
-        return self.decide(self.prepare_all(images))
-
-    def prepare_all(self, images: Sequence[bytes]) -> list[Prepared | ImageError]:
-        """Decode all images and choose their crops: the part of `score` before the model. Errors are returned."""
         prepared: list[Prepared | ImageError] = []
         for data in images:
             try:
                 prepared.append(self.prepare(data))
             except ImageError as error:
                 prepared.append(error)
-        return prepared
+        return self.decide(prepared)
 
     def decide(self, prepared: Sequence[Prepared | ImageError | BusyError]) -> list[Answer | ScoreError]:
         """Run the model on prepared images. Returns their answers in order; an error is passed through."""

@@ -119,8 +119,9 @@ class SSPLite(Network):
     Designed in this project, not in the paper. The logits of several patches of an image are averaged.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64), dropout: float = 0.1) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        widths = (16, 32, 64)
         self.noise = NoiseMaps()
         self.stem = nn.Sequential(
             nn.Conv2d(12, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
@@ -129,7 +130,7 @@ class SSPLite(Network):
         self.body = nn.Sequential(
             *(Residual(before, after, stride=2 if stage else 1) for stage, (before, after) in enumerate(pairs))
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(0.1)
         self.fc = nn.Linear(widths[-1], 1)
 
     def penultimate(self, x: torch.Tensor) -> torch.Tensor:

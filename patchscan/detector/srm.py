@@ -19,14 +19,13 @@ def srm_kernels() -> torch.Tensor:
 
 class NoiseMaps(nn.Module):
     """Noise maps of each channel: KB / 4, KV / 12 and second differences along both axes, in grey levels, clamped to
-    +-`clamp`. No padding: it would leave a trace of the patch's border."""
+    +-8. No padding: it would leave a trace of the patch's border."""
 
     kernel: torch.Tensor
     grey_levels: torch.Tensor
 
-    def __init__(self, clamp: float = 8.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.clamp = clamp
         horizontal = torch.tensor(HORIZONTAL) / 2
         kernel = torch.stack([torch.tensor(KB) / 4, torch.tensor(KV) / 12, horizontal, horizontal.T])
         self.register_buffer("kernel", kernel[:, None], persistent=False)  # (4, 1, 5, 5)
@@ -39,7 +38,7 @@ class NoiseMaps(nn.Module):
         grey = (x * self.grey_levels).reshape(n * channels, 1, height, width)
         with torch.autocast(x.device.type, enabled=False):  # fp16 would round away what the filters look for
             maps = F.conv2d(grey, self.kernel).reshape(n, -1, height - 4, width - 4)
-        return F.hardtanh(maps * (3.0 / self.clamp), -3.0, 3.0)
+        return F.hardtanh(maps * (3 / 8), -3.0, 3.0)
 
 
 class SRM(nn.Module):

@@ -10,11 +10,11 @@ import pandas as pd
 
 from patchscan.common.console import sentence
 from patchscan.common.errors import UserError
+from patchscan.dataset.source import telling_of_changes
 from patchscan.detector.answer import Engine
 from patchscan.detector.card import Card
 from patchscan.detector.cascade import Cascade, log_odds, needed_band
 from patchscan.detector.engines import load_detector
-from patchscan.detector.prepared import Prepared
 from patchscan.evaluation.results import Evaluated
 from patchscan.evaluation.scoring import evenly_spread, usable
 from patchscan.reporting.pages import show
@@ -112,7 +112,7 @@ def cost(
     table = table[usable(table)]
     if table.empty:
         return {}
-    images = [read(path) for path in evenly_spread(table, TIMED_IMAGES).path]
+    images = {path: read(path) for path in evenly_spread(table, TIMED_IMAGES).path}
     first_s, second_s = (_seconds(run, images, engine) for run in runs)
     parts = {name: table[BY_SECOND][table.label == label] for label, name in ((0, "real"), (1, "ai"))}
     asked = {name: float(part.mean()) for name, part in parts.items() if len(part)}
@@ -124,9 +124,12 @@ def cost(
     }
 
 
-def _seconds(run: Path, images: list[bytes], engine: Engine | None) -> float:
+def _seconds(run: Path, images: dict[str, bytes], engine: Engine | None) -> float:
     detector = load_detector(run, engine=engine)
-    crops = [one.crops.pixels for one in detector.prepare_all(images) if isinstance(one, Prepared)]
+    crops = []
+    for path, data in images.items():
+        with telling_of_changes(path):
+            crops.append(detector.prepare(data).crops.pixels)
     detector.logits(crops[:1])  # the first pass is slow
     before = detector.model_s
     detector.logits(crops)
