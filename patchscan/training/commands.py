@@ -11,12 +11,8 @@ from patchscan.dataset.commands import INDEX
 
 def add_to(app: typer.Typer) -> None:
     """Register this package's commands."""
-    app.command(rich_help_panel="Train")(train)
-    app.command("import", rich_help_panel="Train")(import_model)
-    app.command(rich_help_panel="Train")(probe)
-    app.command("import-ssp", rich_help_panel="Train")(import_ssp)
-    app.command(rich_help_panel="Train")(ensemble)
-    app.command(rich_help_panel="Train")(export)
+    for command in (train, import_model, probe, import_ssp, ensemble, export):
+        app.command("import" if command is import_model else None, rich_help_panel="Train")(command)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Coordinate the processes of one training run, and handle the signals that stop it."""
+"""Coordinate the processes of one training run, and keep signals from those that load its images."""
 
 import os
 import signal
@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from patchscan.common.console import STOP_SIGNALS, end_at_once
-from patchscan.common.errors import EXIT_INTERRUPTED, UserError
+from patchscan.common.console import STOP_SIGNALS
+from patchscan.common.errors import UserError
 from patchscan.training.device import DeviceError, check_device
 
 # How long the other processes wait while the first works alone: it builds an index, which takes hours for millions of
@@ -104,26 +103,6 @@ def _check_environment(kind: str) -> None:
             f"this machine has {torch.cuda.device_count()} GPUs, too few for process {os.environ['LOCAL_RANK']} (from "
             "0): lower --nproc-per-node"
         )
-
-
-class Interrupt:
-    """Records SIGTERM or Ctrl-C in `requested`, which the training loop checks after each step, and the passes over
-    validation images after each batch. A second signal ends the process at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            end_at_once(number, frame)
-        self.requested = True
-
-    def end_if_requested(self) -> None:
-        """Raise SystemExit (EXIT_INTERRUPTED) after a signal."""
-        if self.requested:
-            raise SystemExit(EXIT_INTERRUPTED)
 
 
 @contextmanager

@@ -13,13 +13,14 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from patchscan.common.console import ProgressReport, say
+from patchscan.common.console import ProgressReport, say, stop_on_signals
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.dataset.source import DataError
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE
@@ -36,7 +37,7 @@ from patchscan.training.batches import (
 from patchscan.training.checkpoint import RunStore
 from patchscan.training.data import TrainingData
 from patchscan.training.device import DeviceError, Precision, choose_precision
-from patchscan.training.distributed import Interrupt, Ranks
+from patchscan.training.distributed import Ranks
 from patchscan.training.features import feature_rows, write_features
 from patchscan.training.learner import Learner
 from patchscan.training.recipe import Recipe
@@ -119,18 +120,23 @@ class Trainer:
             if self.ranks.rank == 0:
                 say(f"{self.store.url} is trained already, and stays as it is", error=True)
             return self.store.folder
-        interrupt = Interrupt()
-        # Several processes wait for the first one meanwhile; were it to end, they would end with errors.
-        before_batch = interrupt.end_if_requested if self.ranks.world == 1 else lambda: None
-        self._begin(before_batch)
-        while self.epoch < self.recipe.epochs:
-            self._train_epoch(interrupt)
-            if self.ranks.rank == 0 and self._is_validated(self.epoch):
-                self._validate(before_batch)
-            self.epoch, self.step = self.epoch + 1, 0
-            self._save_checkpoint()
-        if self.ranks.rank == 0:
-            self._finish(before_batch)
+        stop = Event()
+
+        def before_batch() -> None:
+            # Several processes wait for the first one meanwhile; were it to end, they would end with errors.
+            if self.ranks.world == 1 and stop.is_set():
+                raise SystemExit(EXIT_INTERRUPTED)
+
+        with stop_on_signals(stop):
+            self._begin(before_batch)
+            while self.epoch < self.recipe.epochs:
+                self._train_epoch(stop)
+                if self.ranks.rank == 0 and self._is_validated(self.epoch):
+                    self._validate(before_batch)
+                self.epoch, self.step = self.epoch + 1, 0
+                self._save_checkpoint()
+            if self.ranks.rank == 0:
+                self._finish(before_batch)
         return self.store.folder
 
     def _begin(self, before_batch: Callable[[], None]) -> None:
@@ -167,7 +173,7 @@ class Trainer:
     def _steps_done(self) -> int:
         return self.epoch * self.batches.per_epoch + self.step
 
-    def _train_epoch(self, interrupt: Interrupt) -> None:
+    def _train_epoch(self, stop: Event) -> None:
         self.learner.model.train()
         self.batches.epoch, self.batches.start = self.epoch, self.step
         images = CropDataset(self.data.source, self.data.train, self.recipe, self.epoch)
@@ -186,7 +192,7 @@ class Trainer:
                     )
                 self.step += 1
                 progress.advance(notes=f"loss {np.mean(losses[-50:]):.4f}")
-                if self.ranks.any(interrupt.requested):
+                if self.ranks.any(stop.is_set()):
                     self._save_checkpoint()
                     raise SystemExit(EXIT_INTERRUPTED)
                 if self.ranks.any(time.monotonic() - saved_at > CHECKPOINT_EVERY_S):

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,6 @@ from typer.testing import CliRunner
 
 from patchscan.cli import app
 from patchscan.common import processes
-from patchscan.common.errors import EXIT_INTERRUPTED
 from patchscan.common.files import sha256_of
 from patchscan.dataset.source import DataError
 from patchscan.detector.answer import Answer
@@ -256,21 +256,16 @@ def test_a_recipe_that_contradicts_itself_is_refused(tmp_path: Path, wrong: str,
         load_recipe(str(tmp_path / "wrong.yaml"))
 
 
-class InterruptAfter:
-    """Asks for a stop after so many steps, or batches of validation images, as a signal does."""
+class StopAfter(Event):
+    """Is set after so many steps and batches of validation images, as by a signal."""
 
-    def __init__(self, steps: int, batches: int):
-        self.left, self.batches = steps, batches
+    def __init__(self, left: int):
+        super().__init__()
+        self.left = left
 
-    @property
-    def requested(self) -> bool:
+    def is_set(self) -> bool:
         self.left -= 1
         return self.left < 0
-
-    def end_if_requested(self) -> None:
-        self.batches -= 1
-        if self.batches < 0:
-            raise SystemExit(EXIT_INTERRUPTED)
 
 
 def test_an_interrupted_run_ends_in_the_same_weights_and_its_card_says_what_it_learned_from(
@@ -279,28 +274,43 @@ def test_an_interrupted_run_ends_in_the_same_weights_and_its_card_says_what_it_l
     data, extra = folders
     recipe = recipe.model_copy(update={"epochs": 2, "averaging": 0.9, "cosine": True, "max_gradient_norm": 1.0})
 
-    def run(name: str, interrupt: InterruptAfter) -> None:
-        monkeypatch.setattr(train, "Interrupt", lambda: interrupt)
+    def run(name: str, stop: StopAfter) -> None:
+        monkeypatch.setattr(train, "Event", lambda: stop)
         train.train(recipe, data, str(tmp_path / name), device="cpu", workers=0, extra=[extra])
 
-    run("whole", InterruptAfter(99, 99))
-    # In the features before training, in the first epoch, and in the validation after it.
-    places: list[tuple[int, int, tuple[int, int] | None]] = [
-        (99, 0, None),
-        (1, 99, (0, 2)),
-        (99, 0, (0, 3)),
-    ]
-    for steps, batches, saved in places:
+    run("whole", StopAfter(99))
+    # In the features before training, of one batch; in the second step after them; in the validation after the third.
+    places: list[tuple[int, tuple[int, int] | None]] = [(0, None), (2, (0, 2)), (1, (0, 3))]
+    for left, saved in places:
         with pytest.raises(SystemExit, match="75"):
-            run("stopped", InterruptAfter(steps, batches))
+            run("stopped", StopAfter(left))
         state = RunStore(str(tmp_path / "stopped")).load_checkpoint()
         assert (state and (state["epoch"], state["step"])) == saved
-    run("stopped", InterruptAfter(99, 99))
+    run("stopped", StopAfter(99))
     card, resumed = (Card.read(tmp_path / name) for name in ("whole", "stopped"))
     assert resumed.weights_sha256 == card.weights_sha256
     assert card.training["kinds"] == ["art", "screens"]
     assert card.training["train_images"] == 28
     assert isinstance(Detector.load(tmp_path / "whole").score([png(1)])[0], Answer)
+
+
+def test_a_training_in_the_background_of_a_script_ignores_ctrl_c(
+    recipe: Recipe, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers: list[Any] = []
+
+    def validate(*_: Any) -> dict[str, float]:
+        handlers.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
+        return {"one": 0.9}
+
+    monkeypatch.setattr(train, "validation_aucs", validate)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell starts it
+    try:
+        train.train(recipe, folders[0], str(tmp_path / "run"), device="cpu", workers=0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert handlers[0] == signal.SIG_IGN
+    assert callable(handlers[1])
 
 
 def test_half_of_the_cpus_that_a_container_may_use_load_images(monkeypatch: pytest.MonkeyPatch) -> None:
