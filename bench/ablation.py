@@ -139,11 +139,7 @@ def main() -> None:
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is a GPU)")
     parser.add_argument("--precision", choices=get_args(Precision), help="see docs/train.md (default: bf16 on a GPU)")
     arguments = parser.parse_args()
-    overrides = {
-        "seen": arguments.seen.split(","),
-        "unseen": arguments.unseen.split(","),
-        "epochs": arguments.epochs,
-    }
+    overrides = {"seen": arguments.seen.split(","), "unseen": arguments.unseen.split(","), "epochs": arguments.epochs}
     how = (overrides, arguments.device, arguments.precision)
     runs = [run for name in arguments.variants for run in train_variant(name, arguments.data, arguments.out, *how)]
     options = Options(engine="onnx", tiers=("native", "web"), sources=arguments.sources)

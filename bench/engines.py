@@ -24,13 +24,7 @@ from patchscan.dataset.source import DataSource
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import Card
 from patchscan.detector.onnx_detector import OnnxDetector
-from patchscan.detector.openvino_detector import (
-    NOISE_FILTERS,
-    OpenVinoBf16Detector,
-    OpenVinoDetector,
-    Part,
-    has_bf16,
-)
+from patchscan.detector.openvino_detector import NOISE_FILTERS, OpenVinoBf16Detector, OpenVinoDetector, Part, has_bf16
 from patchscan.evaluation.evaluate import validation_images
 from patchscan.evaluation.precision import compare_scores
 from patchscan.evaluation.scoring import evenly_spread, score_images

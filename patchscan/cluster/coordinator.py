@@ -27,12 +27,7 @@ EXIT_USAGE = UserError.exit_code
 SCAN_LABEL = "patchscan/scan"
 SHARDS_ANNOTATION = "patchscan/shards"
 # Labels that the Job controller adds to a pod template; a copy must not have them.
-CONTROLLER_LABELS = (
-    "batch.kubernetes.io/controller-uid",
-    "batch.kubernetes.io/job-name",
-    "controller-uid",
-    "job-name",
-)
+CONTROLLER_LABELS = ("batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name", "controller-uid", "job-name")
 DAY_S = 86_400
 # Without any news of the Job for so long, a line says what it waits for.
 QUIET_S = 60.0

@@ -62,9 +62,7 @@ def index(
 
 
 def audit(
-    data: DATA,
-    index: INDEX = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    data: DATA, index: INDEX = None, out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None
 ) -> None:
     """Measure whether AI and real images differ in how they are stored, generator by generator.
 

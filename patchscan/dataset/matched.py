@@ -78,11 +78,7 @@ class MatchedData:
 
 
 def build_matched(
-    data: str | Path,
-    out: Path,
-    settings: Settings = Settings(),
-    index: Path | None = None,
-    workers: int | None = None,
+    data: str | Path, out: Path, settings: Settings = Settings(), index: Path | None = None, workers: int | None = None
 ) -> MatchedData:
     """Build the matched version of `data` in `out`: <generator>/{train,val}/{ai,nature}/*.jpg, indexed, with
     crops.parquet and left_out.parquet beside it. After an interruption, even a SIGKILL, the same call continues.

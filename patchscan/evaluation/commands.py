@@ -34,8 +34,7 @@ def evaluate(
         typer.Option(help="Score DATA as it is, its matched version (built first if missing), or both."),
     ] = "raw",
     matched: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the matched version, if not DATA-matched. It is reported as well."),
+        Path | None, typer.Option(help="Folder of the matched version, if not DATA-matched. It is reported as well.")
     ] = None,
     calibrate: Annotated[
         bool, typer.Option(help="Fit temperature, bias, threshold and abstain band, and write them to the card.")

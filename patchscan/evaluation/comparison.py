@@ -11,14 +11,7 @@ from patchscan.dataset.layout import POOLED
 from patchscan.dataset.sources import SOURCE_COLUMNS
 from patchscan.evaluation.results import Evaluated, group_rows
 from patchscan.evaluation.scoring import cluster_of, usable
-from patchscan.reporting.statistics import (
-    Difference,
-    accuracy_difference,
-    auc_difference,
-    auc_interval,
-    friedman,
-    holm,
-)
+from patchscan.reporting.statistics import Difference, accuracy_difference, auc_difference, auc_interval, friedman, holm
 
 
 def compare(models: list[Evaluated], protocol: str) -> dict[str, Any]:

@@ -234,12 +234,7 @@ def limit_per_group(images: pd.DataFrame, limit: int) -> pd.DataFrame:
 
 
 def _evaluate(
-    run: Path,
-    card: Card,
-    reads: Mapping[str, Read],
-    images: dict[str, pd.DataFrame],
-    out: Path,
-    options: Options,
+    run: Path, card: Card, reads: Mapping[str, Read], images: dict[str, pd.DataFrame], out: Path, options: Options
 ) -> Evaluated:
     engine = choose_engine(run, options.device, options.engine)
     # Loaded once, and only where something is not known from an earlier evaluation.
@@ -333,11 +328,7 @@ def _scores(
 
 
 def _robustness(
-    detector: Callable[[], BaseDetector],
-    engine: Engine,
-    card: Card,
-    read: Read,
-    images: pd.DataFrame,
+    detector: Callable[[], BaseDetector], engine: Engine, card: Card, read: Read, images: pd.DataFrame
 ) -> dict[str, Any]:
     """The card's robustness; measured again unless the card holds it for the same images, decision and rule."""
     known = images.assign(sha256=images.sha256 + " " + images.collection + " " + images.source)

@@ -35,11 +35,7 @@ SCORE_COLUMNS = ["path", "generator", "split", "label", "logit", "small", "graph
 
 
 def score_images(
-    detector: BaseDetector,
-    read: Callable[[str], bytes],
-    images: pd.DataFrame,
-    task: str,
-    keep_unreadable: bool = False,
+    detector: BaseDetector, read: Callable[[str], bytes], images: pd.DataFrame, task: str, keep_unreadable: bool = False
 ) -> pd.DataFrame:
     """Score files with the detector; `read` returns the encoded bytes of a path; `task` is the progress bar's label.
 

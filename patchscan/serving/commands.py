@@ -234,10 +234,7 @@ def rollback(
     say(f"{name} {version} is the default")
 
 
-def status(
-    management: MANAGEMENT = DEFAULT_MANAGEMENT,
-    keys: KEYS = DEFAULT_KEYS,
-) -> None:
+def status(management: MANAGEMENT = DEFAULT_MANAGEMENT, keys: KEYS = DEFAULT_KEYS) -> None:
     """Show all loaded models and versions: which is the default, workers READY, requests waiting.
 
     \b

@@ -28,14 +28,7 @@ from patchscan.common.tokens import read_tokens
 from patchscan.detector.answer import JSON_LENGTH
 from patchscan.detector.card import NOT_FINITE
 from patchscan.serving.forms import file_of_form
-from patchscan.serving.inference_protocol import (
-    INPUTS,
-    OUTPUTS,
-    infer_reply,
-    parse_infer,
-    parse_predict,
-    tar_of,
-)
+from patchscan.serving.inference_protocol import INPUTS, OUTPUTS, infer_reply, parse_infer, parse_predict, tar_of
 from patchscan.serving.refusals import PROTOCOLS, Handler, Runner, errors_in_json, in_protocol, refusal
 from patchscan.serving.requests import RequestError, read_json
 from patchscan.serving.server import MAX_REQUEST_BYTES, TorchServe

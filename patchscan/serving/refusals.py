@@ -84,11 +84,7 @@ class _Connection(web.RequestHandler):
         return False
 
     def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Answer what is no HTTP request, and a request at which the gate failed."""
         if isinstance(exc, LineTooLong):

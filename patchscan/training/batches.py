@@ -270,8 +270,4 @@ def evaluation_loader(
     source: DataSource, rows: pd.DataFrame, recipe: Recipe, workers: int, device: torch.device
 ) -> Loader:
     """Load the rows in order, in batches for `device`, with crops as `CropDataset` says."""
-    return Loader(
-        CropDataset(source, rows, recipe),
-        batch_size=EVALUATION_BATCH[device.type],
-        num_workers=workers,
-    )
+    return Loader(CropDataset(source, rows, recipe), batch_size=EVALUATION_BATCH[device.type], num_workers=workers)

@@ -138,8 +138,7 @@ def import_model(
 
 def probe(
     backbone: Annotated[
-        Path,
-        typer.Option(help="A network that gives a vector for a picture, in a file as for `patchscan import`."),
+        Path, typer.Option(help="A network that gives a vector for a picture, in a file as for `patchscan import`.")
     ],
     config: Annotated[Path, typer.Option(help="YAML that says what it takes, as for `patchscan import`.")],
     data: Annotated[str, typer.Option(help="Folder or s3:// URL in GenImage's layout.")],
@@ -190,9 +189,7 @@ def ensemble(
     say(f"{out}: {card.architecture}; next: patchscan evaluate --run {out} --data DATA --out REPORT")
 
 
-def export(
-    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-) -> None:
+def export(run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]) -> None:
     """Write model.onnx into run folders that have none: with it, scans need no torch.
 
     Trainings write it themselves. It is made of the folder's weights and bound to them: after a change of the weights,

@@ -52,12 +52,7 @@ class Program(nn.Module):
     stands for a side that may be of any length."""
 
     def __init__(
-        self,
-        source: str,
-        weights: list[torch.Tensor],
-        shape: list[int | None],
-        dtype: torch.dtype,
-        outputs: list[str],
+        self, source: str, weights: list[torch.Tensor], shape: list[int | None], dtype: torch.dtype, outputs: list[str]
     ):
         super().__init__()
         for number, tensor in enumerate(weights):

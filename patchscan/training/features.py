@@ -25,12 +25,7 @@ def feature_rows(data: TrainingData) -> pd.DataFrame:
 
 @torch.inference_mode()
 def write_features(
-    file: Path,
-    model: Network,
-    data: TrainingData,
-    recipe: Recipe,
-    workers: int,
-    before_batch: Callable[[], None],
+    file: Path, model: Network, data: TrainingData, recipe: Recipe, workers: int, before_batch: Callable[[], None]
 ) -> None:
     """Write an .npz file: `features` float32 (n, width), `label` (n,) and `generator` (n,).
 
