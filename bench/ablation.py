@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 from patchscan.common.console import say
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
+from patchscan.detector.device import Precision
 from patchscan.detector.models import ARCHITECTURES, SSPLite
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.patches import Rule
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.evaluate import Options, evaluate
 from patchscan.reporting.pages import show_estimate
-from patchscan.training.device import Precision
 from patchscan.training.recipe import load_recipe
 from patchscan.training.train import train
 

@@ -15,9 +15,10 @@ Each package defines its own errors beside the code that raises them:
     |   |   `-- UnreadableError        (2, or 75 if the store is to blame) one file cannot be read
     |   |-- NoDecoderError             (75) the processes that decode images cannot start
     |   |-- CardError, WeightsError, EngineError, CascadeError        run folders
+    |   |-- DeviceError                a GPU that is not there, or does not compute
     |   |-- LoaderDiedError            (75) a process that loads a training's images was killed
     |   |-- NotFiniteError             a model's output is NaN or infinite: a failed row
-    |   |-- RecipeError, SettingError, DeviceError, DivergedError, EnsembleError    training
+    |   |-- RecipeError, SettingError, DivergedError, EnsembleError    training
     |   |-- RunTakenError              two trainings write one run
     |   |-- RunFolderError             a run folder that holds what would be lost
     |   |-- ImportConfigError, GraphError                             somebody else's detector

@@ -13,6 +13,7 @@ from patchscan.common.files import sha256_of
 from patchscan.detector.answer import EngineUsed
 from patchscan.detector.base import BaseDetector
 from patchscan.detector.card import IMPORTED, WEIGHTS_FILE, Card, CardError
+from patchscan.detector.device import check_device
 from patchscan.detector.images import Limits
 from patchscan.detector.models import NoInitialWeights, ai_logit, build_model
 from patchscan.detector.presets import to_tensor
@@ -37,7 +38,7 @@ class Detector(BaseDetector):
         """Load `card.json` and `model.safetensors` of a run folder.
 
         Raises CardError if the card is missing or the weights do not match its checksum or architecture, WeightsError
-        if the weights cannot be read.
+        if the weights cannot be read, DeviceError if the device cannot compute.
         """
         card = Card.read(folder)
         weights = folder / WEIGHTS_FILE
@@ -57,6 +58,7 @@ class Detector(BaseDetector):
             raise CardError(
                 f"{weights} does not fit the architecture in {folder}/card.json, {card.architecture}"
             ) from error
+        check_device(device)
         return cls(card, model, device, limits)
 
     def logits(self, crops: Sequence[np.ndarray]) -> list[float]:

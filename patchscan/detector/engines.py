@@ -35,7 +35,7 @@ def load_detector(
     `threads`: images scored at once by the other engines (default: one for each CPU). `bf16`: let OpenVINO compute in
     bfloat16 where the card allows it and the CPU has it.
 
-    Raises EngineError, CardError and WeightsError.
+    Raises EngineError, CardError, WeightsError and DeviceError.
     """
     engine = choose_engine(run, device, engine)
     if engine == "onnx":

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from patchscan.common.console import STOP_SIGNALS
 from patchscan.common.errors import UserError
-from patchscan.training.device import DeviceError, check_device
+from patchscan.detector.device import DeviceError, check_device
 
 # How long the other processes wait while the first works alone: it builds an index, which takes hours for millions of
 # files, validates, or saves a checkpoint in a bucket. If the first process dies, the others stop waiting at once.

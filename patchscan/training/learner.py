@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from patchscan.detector.device import Precision
 from patchscan.detector.models import build_network
 from patchscan.detector.presets import to_tensor
-from patchscan.training.device import Precision
 from patchscan.training.distributed import Ranks
 from patchscan.training.pretrained import load_imagenet
 from patchscan.training.recipe import Recipe

@@ -14,9 +14,9 @@ import torch
 from patchscan.common.files import sha256_of
 from patchscan.dataset.audit import audit
 from patchscan.detector.card import Card
+from patchscan.detector.device import Precision
 from patchscan.training.batches import is_kind
 from patchscan.training.data import TrainingData
-from patchscan.training.device import Precision
 from patchscan.training.pretrained import describe_weights
 from patchscan.training.recipe import Recipe
 

@@ -18,11 +18,11 @@ import torch
 from patchscan.common.console import user_errors_told
 from patchscan.common.errors import UserError
 from patchscan.dataset.layout import CLASSES, SPLITS, find_files, generators_for_people, taken_by_reports
+from patchscan.detector.device import DeviceError, check_device
 from patchscan.evaluation.quality import Bound, parse_bounds
 from patchscan.storage.reach import check_reach
 from patchscan.storage.store import is_bucket
 from patchscan.training.checkpoint import RunStore
-from patchscan.training.device import DeviceError, check_device
 from patchscan.training.recipe import Recipe, load_recipe, split_names
 
 # Settings that may not be empty.

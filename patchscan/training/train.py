@@ -24,6 +24,7 @@ from patchscan.common.console import ProgressReport, say, stop_on_signals
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.dataset.source import DataError
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE
+from patchscan.detector.device import DeviceError, Precision, choose_precision
 from patchscan.detector.onnx_export import write_graph
 from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import (
@@ -36,7 +37,6 @@ from patchscan.training.batches import (
 )
 from patchscan.training.checkpoint import RunStore
 from patchscan.training.data import TrainingData
-from patchscan.training.device import DeviceError, Precision, choose_precision
 from patchscan.training.distributed import Ranks
 from patchscan.training.features import feature_rows, write_features
 from patchscan.training.learner import Learner

@@ -7,7 +7,7 @@ import pytest
 
 from bench import ablation
 from patchscan.detector.card import Card
-from patchscan.training.device import cpu_has_bf16
+from patchscan.detector.device import cpu_has_bf16
 from tests.image_tree import picture, write
 
 

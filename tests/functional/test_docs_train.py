@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from patchscan.detector.card import Card
+from patchscan.detector.device import cpu_has_bf16
 from patchscan.detector.models import SSP
 from patchscan.storage.copying import copy_tree
 from patchscan.storage.embedded_s3 import EmbeddedS3
-from patchscan.training.device import cpu_has_bf16
 from tests.command import environment, patchscan
 from tests.image_tree import picture, write
 from tests.imagenet_weights import lite0_state, resnet50_state

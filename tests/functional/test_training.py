@@ -20,11 +20,11 @@ import torch
 
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
+from patchscan.detector.device import cpu_has_bf16
 from patchscan.detector.engines import load_detector
 from patchscan.detector.weights import read_safetensors
 from patchscan.training.batches import evaluation_loader
 from patchscan.training.data import TrainingData
-from patchscan.training.device import cpu_has_bf16
 from patchscan.training.distributed import Ranks
 from patchscan.training.learner import Learner
 from patchscan.training.recipe import load_recipe

@@ -25,12 +25,12 @@ from patchscan.dataset.source import DataError
 from patchscan.detector.answer import Answer
 from patchscan.detector.card import Card
 from patchscan.detector.detector import Detector
+from patchscan.detector.device import DeviceError
 from patchscan.training import distributed, learner, train
 from patchscan.training.augment import deliver
 from patchscan.training.batches import BalancedSampling, CropDataset, EpochBatches, LoaderDiedError, is_kind
 from patchscan.training.checkpoint import RunStore, RunTakenError
 from patchscan.training.data import TrainingData, check_names
-from patchscan.training.device import DeviceError
 from patchscan.training.distributed import Ranks
 from patchscan.training.recipe import Delivery, Recipe, RecipeError, load_recipe
 from patchscan.training.run_card import build_card

@@ -34,6 +34,17 @@ def test_weights_of_another_architecture(run: Path, photos: Path, tmp_path: Path
     assert files(tmp_path / "out") == set()
 
 
+def test_a_gpu_that_is_not_there(run: Path, photos: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for device in ("cuda:99", "gpu"):
+        for command in (
+            ["evaluate", "--run", run, "--data", data, "--out", out],
+            ["explain", photos / "0.png", "--run", run, "--out", out / "picture.png"],
+            ["scan", photos, "--run", run, "--out", out],
+        ):
+            assert_one_line(patchscan(*command, "--device", device), 2, f"device {device} cannot be used: ")
+
+
 def test_an_archive_of_another_version_a_damaged_and_a_foreign_one(run: Path, served: Served, tmp_path: Path) -> None:
     good = archive(run, tmp_path, version="2.0")
     with_other_code = tmp_path / "other" / "tiny.mar"

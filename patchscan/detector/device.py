@@ -1,4 +1,4 @@
-"""The device that a training is to run on, checked in seconds before anything is copied or read, and its precision."""
+"""The device that a model is to run on, checked in seconds, and the precision that a training computes in."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DeviceError(
-            f"device {device} cannot be used: {reason}; on a GPU node check `nvidia-smi`, or train with --device cpu"
+            f"device {device} cannot be used: {reason}; on a GPU node check `nvidia-smi`, or use --device cpu"
         ) from error
 
 
