@@ -27,7 +27,7 @@ DRAW: Functions = [(plots, "png", plots.png)]
 def stand_ins() -> Functions:
     """The same functions, whose pictures show nothing and take no time."""
     blank = [(module, name, lambda *_, **__: BLANK) for module, name, _ in COMPOSE]
-    return [*blank, (plots, "png", lambda drawing: b"")]
+    return [*blank, (plots, "png", lambda *_: b"")]
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def write_explanation(run: Path, image: Path, out: Path, device: str = "cpu") ->
         raise ExplainError(f"the image cannot be scored: {error.code}: {error.message}") from error
     explanation = explain(detector, data, run=run)
     out.parent.mkdir(parents=True, exist_ok=True)
-    plots.write_png(draw(explanation, detector, image.name), out)
+    plots.write_png(draw(explanation, detector, image.name), out, photographs=True)
     return explanation
 
 

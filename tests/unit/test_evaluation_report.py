@@ -1,6 +1,7 @@
 """The report: every figure on the page comes from report.json, nothing is fetched from outside, and poor data are
 reported instead of failing."""
 
+import io
 import json
 import re
 import warnings
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from patchscan.detector.card import Card, Decision
 from patchscan.detector.presets import PatchPreset
@@ -316,7 +318,7 @@ POOR = {
 }
 
 
-def coarse(drawing: Figure) -> bytes:
+def coarse(drawing: Figure, photographs: bool = False) -> bytes:
     """Draw a picture of few pixels, whose parts stand where they were put: their arrangement takes half of the time."""
     drawing.set_layout_engine("none")
     drawing.set_dpi(20)
@@ -483,3 +485,14 @@ def test_pictures_show_names_from_outside_as_they_are() -> None:
         plots.png(plots.forest([(name, {"a": (0.5, 0.4, 0.6)}) for name in names], "AUC", 0.5))
     told = [text.get_text().strip() for text in drawing.legends[0].get_texts()]
     assert told == ["$x^$", "_hidden", "日本", r"line\nbreak\x1b[31m", "x" * 47 + "…"]
+
+
+def test_pictures_have_a_palette_unless_they_show_photographs(pictures: None) -> None:
+    rng = np.random.default_rng(0)
+    drawing = plots.roc({f"group {number}": (np.arange(200) % 2, rng.random(200)) for number in range(6)})
+    full, small = (Image.open(io.BytesIO(plots.png(drawing, photographs))) for photographs in (True, False))
+    assert (full.mode, small.mode) == ("RGB", "P")
+    difference = np.abs(np.asarray(full, int) - np.asarray(small.convert("RGB"), int))
+    assert difference.max() <= 32
+    assert (difference[np.asarray(full).min(axis=2) == 255] == 0).all()
+    assert len(plots.png(drawing)) < len(plots.png(drawing, photographs=True)) / 2
