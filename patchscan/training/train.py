@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from patchscan.common.console import ProgressReport, say, stop_on_signals
+from patchscan.common.console import ProgressReport, say, stop_on_signals, tell
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 from patchscan.dataset.source import DataError
 from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE
@@ -81,6 +81,10 @@ def train(
         images = ranks.rank_zero_first(lambda: TrainingData.load(recipe, data, index, protocol, extra))
         with deaths_of_loaders_told():
             return Trainer(recipe, ranks, chosen, store, images, workers).run()
+    except SystemExit:
+        if ranks.rank == 0:
+            tell("interrupted; run the same command again")
+        raise
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             f"the device has too little memory for batch_size {recipe.batch_size}, or another program uses it: take a "

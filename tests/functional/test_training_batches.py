@@ -269,7 +269,11 @@ class StopAfter(Event):
 
 
 def test_an_interrupted_run_ends_in_the_same_weights_and_its_card_says_what_it_learned_from(
-    recipe: Recipe, folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe,
+    folders: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     data, extra = folders
     recipe = recipe.model_copy(update={"epochs": 2, "averaging": 0.9, "cosine": True, "max_gradient_norm": 1.0})
@@ -284,6 +288,7 @@ def test_an_interrupted_run_ends_in_the_same_weights_and_its_card_says_what_it_l
     for left, saved in places:
         with pytest.raises(SystemExit, match="75"):
             run("stopped", StopAfter(left))
+        assert capsys.readouterr().err.endswith("\npatchscan: interrupted; run the same command again\n")
         state = RunStore(str(tmp_path / "stopped")).load_checkpoint()
         assert (state and (state["epoch"], state["step"])) == saved
     run("stopped", StopAfter(99))
