@@ -89,8 +89,8 @@ def build_matched(
     crops, left_out = plan_matched(table, settings)
     if crops.empty:
         raise ProtocolError(
-            f"no generator in {data} has images of both classes as large as {settings.size} x {settings.size}: "
-            "use a smaller --size"
+            f"no generator of {data} has, in one split, images of both classes of at least {settings.size} x "
+            f"{settings.size} pixels: where no class is missing, use a smaller --size"
         )
     _check_or_write_settings(out, data, settings, data_digest(table))
     write_parquet(pa.Table.from_pandas(crops, preserve_index=False), out / CROPS_FILE)

@@ -50,6 +50,8 @@ def split(data: Sequence[str], out: Path, held_out: float = 1 / 3, sources: Path
         index = load_index(one, index_file).rename(columns={"split": "before"})
         tables.append(add_sources(index, one, sources or find_sources(one)).assign(data=name))
     images = join_copies(pd.concat(tables, ignore_index=True))
+    if not (images.before == "val").any():
+        raise SplitError(f"{', '.join(data)}: no images are in val, of which a part is held out: move some there first")
     held = choose_held_out(images, held_out)
     images["after"] = np.where(images.index.isin(held), "val", "train")
     _copy(images, dict(zip(names, data, strict=True)), out)

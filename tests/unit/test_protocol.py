@@ -117,6 +117,9 @@ def test_a_folder_of_other_settings_or_other_content_is_refused(
         build_matched(data, data / "matched", Settings(size=64), workers=1)
     with pytest.raises(ProtocolError, match="smaller --size"):
         build_matched(data, tmp_path / "large", Settings(size=512), workers=1)
+    write(tmp_path / "fakes/gan/train/ai/0.png", picture(0))
+    with pytest.raises(ProtocolError, match="where no class is missing"):
+        build_matched(tmp_path / "fakes", tmp_path / "one class", Settings(size=64), workers=1)
     assert (protocol_of(out), protocol_of(data)) == ("matched", "raw")
 
 

@@ -1,5 +1,6 @@
 """`patchscan split`: what is held out is a share of each generator, and no source of it is trained on."""
 
+import shutil
 from pathlib import Path
 from zlib import crc32
 
@@ -104,6 +105,13 @@ def test_another_division_into_the_same_folder_is_refused(data: Path, tmp_path: 
     split([str(data / "one")], tmp_path / "all")
     with pytest.raises(SplitError, match="from another division"):
         split([str(data / "one")], tmp_path / "all", held_out=0.1)
+
+
+def test_data_without_val_images_cannot_be_divided(data: Path, tmp_path: Path) -> None:
+    for folder in (data / "one").glob("*/val"):
+        shutil.rmtree(folder)
+    with pytest.raises(SplitError, match="no images are in val"):
+        split([str(data / "one")], tmp_path / "all")
 
 
 def test_a_folder_that_would_mix_or_hold_the_data_is_refused(data: Path, tmp_path: Path) -> None:
