@@ -15,3 +15,8 @@ def find_run(text: str) -> Path:
     """Return the run folder of this path, or else of the detector of this name that comes with the code: `starter`."""
     ours = shipped("model_store") / text
     return ours if not Path(text).exists() and (ours / "card.json").exists() else Path(text)
+
+
+def is_shipped(run: Path) -> bool:
+    """Return whether this run folder is one of the detectors that come with the code."""
+    return run.resolve().parent == shipped("model_store").resolve()

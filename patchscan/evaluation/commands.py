@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from patchscan.common.console import say, sentence
-from patchscan.common.shipped import find_run
+from patchscan.common.shipped import find_run, is_shipped
 from patchscan.dataset.commands import INDEX
 from patchscan.detector.answer import TIERS, Engine
 
@@ -23,7 +23,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run: Annotated[list[Path], typer.Option(help="A run folder (card.json, model.safetensors); repeat to compare.")],
+    run: Annotated[
+        list[Path],
+        typer.Option(parser=find_run, metavar="RUN", help="Run folder, or starter, ssp-lite; repeat to compare."),
+    ],
     data: Annotated[
         list[str],
         typer.Option(help="A data set, folder or s3:// URL: DATA/<generator>/val/{ai,nature}; repeat for several."),
@@ -108,6 +111,7 @@ def evaluate(
       patchscan evaluate --run runs/ssp --data s3://photos --labels audits/labels.csv --out build/report
     """
     from patchscan.dataset.sources import find_sources
+    from patchscan.detector.card import CARD_FILE
     from patchscan.detector.cascade import parse_band
     from patchscan.evaluation.calibration import Target
     from patchscan.evaluation.evaluate import Options
@@ -138,6 +142,11 @@ def evaluate(
     report = run_evaluation(run, sets, out, options)
     for finding in report["findings"]["models"]:
         say(sentence(f"- {finding}"))
+    if not labels:
+        for one, model in zip(run, report["models"], strict=False):  # a cascade, the last of them, has no card
+            what = "decision and figures" if model["calibrated_on"] else "figures"
+            kept = "came with patchscan, and stays as it is: evaluate a copy to calibrate it"
+            say(f"{one / CARD_FILE} {kept}" if is_shipped(one) else f"{what} written to {one / CARD_FILE}")
     say(f"report: {out / 'report.html'}")
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from patchscan.common.console import printable, say
 from patchscan.common.errors import UserError
+from patchscan.common.shipped import is_shipped
 from patchscan.dataset.index import QUARANTINE_FILE, companion, data_digest, default_index_path, load_index
 from patchscan.dataset.labels import key_root, labelled_images
 from patchscan.dataset.layout import MEANS, POOLED, taken_by_reports
@@ -88,8 +89,8 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
 
     data maps a name (a folder's, or a protocol, 'raw', 'matched') to a folder or s3:// URL in GenImage's layout; its
     validation split is scored as stored and re-delivered by each tier, or, with `labels`, the labelled images. The
-    decision and metrics are written to each run's card, but not with `labels`. Raises EvaluationError, and what reading
-    cards, data and labels raises.
+    decision and metrics are written to each run's card, but not with `labels`, nor to the cards of the detectors that
+    come with patchscan. Raises EvaluationError, and what reading cards, data and labels raises.
     """
     cards = [Card.read(run) for run in runs]
     names = [card.name for card in cards]
@@ -121,6 +122,8 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
         _add_cost(report, cascade, joined[0], runs, reads, options)
     if not labels:  # what those images measure is not what the card's figures are about
         for run, model, part in zip(runs, models, report["models"], strict=False):
+            if is_shipped(run):  # what scans use by default changes with the version alone
+                continue
             metrics = {protocol: card_metrics(result["rows"]) for protocol, result in part["results"].items()}
             replace(model.card, metrics=metrics, scoreboard=card_scoreboard(part["scoreboard"])).write(run)
     write_report(report, [*models, *joined], [*runs, *(out for _ in joined)], out)
@@ -130,7 +133,7 @@ def evaluate(runs: list[Path], data: Mapping[str, str | Path], out: Path, option
 def _check_cards_can_be_written(runs: Sequence[Path]) -> None:
     """Raise EvaluationError where that cannot be done: it is, once all images are scored."""
     for run in runs:
-        if not os.access(run, os.W_OK, effective_ids=True):
+        if not is_shipped(run) and not os.access(run, os.W_OK, effective_ids=True):
             raise EvaluationError(f"{run} cannot be written, and its card is to hold what is measured: evaluate a copy")
 
 

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from patchscan.cli import app
 from patchscan.common.errors import UserError
 from patchscan.common.files import sha256_of
+from patchscan.common.shipped import shipped
 from patchscan.detector.answer import Answer
-from patchscan.detector.card import WEIGHTS_FILE, Card
+from patchscan.detector.card import CARD_FILE, WEIGHTS_FILE, Card
 from patchscan.detector.cascade import needed_band
 from patchscan.detector.detector import Detector
 from patchscan.detector.models import build_network
@@ -185,11 +186,22 @@ def test_a_second_evaluation_scores_nothing_and_says_the_same(
 
 def test_keeping_the_decision_leaves_the_digest(report: Path, runs: list[Path], data: Path, tmp_path: Path) -> None:
     digest = Card.read(runs[0]).digest
-    patchscan("evaluate", "--run", runs[0], "--data", data, "--out", tmp_path, "--no-calibrate", "--limit", 4)
+    same = ["--run", runs[0], "--data", data, "--out", tmp_path, "--limit", 4]
+    assert f"\nfigures written to {runs[0] / CARD_FILE}\n" in patchscan("evaluate", *same, "--no-calibrate")
     assert Card.read(runs[0]).digest == digest
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["models"][0]["calibrated_on"] is None
     assert content["data"]["images"] == 16
+
+
+def test_a_detector_that_comes_with_patchscan_is_evaluated_by_name_and_keeps_its_card(
+    data: Path, tmp_path: Path
+) -> None:
+    card = shipped("model_store") / "ssp-lite" / CARD_FILE
+    before = card.read_bytes()
+    said = patchscan("evaluate", "--run", "ssp-lite", "--data", data, "--out", tmp_path, "--tier", "native")
+    assert f"{card} came with patchscan, and stays as it is" in said
+    assert card.read_bytes() == before
 
 
 def test_several_data_sets_and_photographs_alone_make_one_scoreboard(
