@@ -29,7 +29,6 @@ from patchscan.common.errors import UserError
 from patchscan.common.files import atomic_write
 from patchscan.common.processes import available_cpus
 from patchscan.dataset.duplicates import find_duplicates
-from patchscan.dataset.image_facts import describe_image
 from patchscan.dataset.layout import UNREADABLE, SourceFile, check_folder, find_files
 from patchscan.dataset.source import DataSource
 from patchscan.detector.decoders import DecoderBugError, DecoderPool, decoder_pool
@@ -223,6 +222,8 @@ def _read_facts(out: Path, parts: Path) -> pa.Table:
 
 def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, workers: int | None) -> None:
     """Read the files and write their records to a new part file every PART_SECONDS."""
+    import patchscan.dataset.image_facts  # noqa: F401  for read_file: where imagehash is missing, this is told at once
+
     rows: list[dict[str, Any]] = []
     broken, last_part = 0, time.monotonic()
     workers = workers or available_cpus()
@@ -245,6 +246,9 @@ def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, wo
 def read_file(source: DataSource, decoders: DecoderPool, file: SourceFile) -> dict[str, Any]:
     """Read one file of the data set and describe it (`describe_image`), with its sha256. One that cannot be scored has
     code and message instead: `unreadable` where it was so when it was listed, or an ErrorCode."""
+    # Its imagehash is of the extra train, without which a scan with labels imports this module.
+    from patchscan.dataset.image_facts import describe_image
+
     try:
         data = source.read(file.path)
     except ImageError as error:

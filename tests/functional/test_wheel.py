@@ -117,7 +117,7 @@ def test_its_archives_are_those_of_a_checkout(installed: Path, tmp_path: Path) -
     ("command", "extra"),
     [
         ("scan ./photos --engine torch", "train"),
-        ("index photos", "train"),
+        ("index data", "train"),
         ("train ssp --data photos --run run", "train"),
         (f"archive {shlex.quote(str(STARTER))}", "train"),
         ("serve", "serve"),
@@ -125,6 +125,7 @@ def test_its_archives_are_those_of_a_checkout(installed: Path, tmp_path: Path) -
     ],
 )
 def test_what_is_not_installed_is_one_line(installed: Path, photos: Path, command: str, extra: str) -> None:
+    shutil.copytree(photos, photos.parent / "data" / "made" / "train" / "ai")
     done = patchscan(installed, photos.parent, *shlex.split(command), first=str(hide_extras(photos.parent)))
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()

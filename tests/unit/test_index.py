@@ -267,7 +267,8 @@ def test_a_file_on_which_a_decoder_dies_is_quarantined(data: Path, monkeypatch: 
 
 
 def test_a_file_on_which_a_library_fails_is_quarantined(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patchscan.dataset.index, "describe_image", operator.truediv)  # as good as any that raises
+    # As good as any function that raises.
+    monkeypatch.setattr("patchscan.dataset.image_facts.describe_image", operator.truediv)
     kept = build_index(data, workers=1).quarantine
     assert set(kept["code"]) == {"decoder_died"}
     assert kept["message"].str.startswith("TypeError: unsupported operand").all()
