@@ -85,7 +85,7 @@ def scan(
     \b
     Examples:
       patchscan scan ./photos
-      patchscan scan s3://photos/2026/ --out s3://results/photos --server http://127.0.0.1:8080 --model ssp \\
+      patchscan scan s3://photos/2026/ --out s3://results/photos-2026 --server http://127.0.0.1:8080 --model ssp \\
         --token-file build/serve/key_file.json
       patchscan scan s3://photos --out ./results --run runs/ssp --suffix .jpg --suffix .png --since 2026-01-01
       patchscan scan ./photos --server v2+http://127.0.0.1:8000 --model theirs --run runs/theirs
