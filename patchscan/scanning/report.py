@@ -210,7 +210,7 @@ def summary_text(report: Report) -> str:
             if row["new"]
         ),
         *(f"alert: {alert['message']}" for alert in report["alerts"]),
-        *(f"warning: {warning}" for warning in report["model"]["warnings"]),
+        *(f"warning about the detector and its training: {warning}" for warning in report["model"]["warnings"]),
     ]
     return "\n".join(map(printable, lines))
 

@@ -22,7 +22,7 @@ def test_a_folder_is_scanned_with_no_model_named(tmp_path: Path) -> None:
         (photos / hostile.name).write_bytes(hostile.data)
     done = patchscan("scan", "photos", cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
-    assert "STARTER MODEL, not evidence" in done.stdout + done.stderr
+    assert "about the detector and its training: STARTER MODEL, not evidence" in done.stdout
     totals = json.loads((tmp_path / "scan-results" / "report.json").read_text())["totals"]
     rejected = sum(hostile.expected is not None for hostile in hostile_files())
     assert (totals["scored"], totals["rejected"]) == (1 + len(hostile_files()) - rejected, rejected)
