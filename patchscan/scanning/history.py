@@ -99,9 +99,12 @@ def check_source(out: Store, newest: Plan, source: ScanSource) -> None:
     if newest.listed == 0 and is_complete(out, newest.scan):
         return
     if (newest.source.url, newest.source.list_name) != (source.url, source.list_name):
-        listed = f" by the manifest {newest.source.manifest}" if newest.source.manifest else " without a manifest"
-        whose = newest.source.url + (listed if newest.source.manifest or source.manifest else "")
-        raise PlanError(f"{out.url} holds scans of {whose}; give each source its own results folder with --out")
+        theirs, ours = (
+            one.url + (f" (manifest {one.manifest})" if one.manifest else "") for one in (newest.source, source)
+        )
+        raise PlanError(
+            f"{out.url} holds scans of {theirs}, not of {ours}; give each source its own results folder with --out"
+        )
 
 
 def next_entry(entries: list[str]) -> str:

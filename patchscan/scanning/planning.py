@@ -125,6 +125,8 @@ def plan_estimate(request: ScanRequest, out: Store, scratch: Store, most: int) -
     """Plan what `plan_scan` would with `out`, but write it to `scratch`, and into its one shard `most` of the objects
     to score, chosen at random. Raises PlanError and StoreError."""
     _check_results_outside_source(request.source, out)
+    if earlier := last_complete(out):
+        check_source(out, earlier, request.source)
     one_shard = replace(request, shard_objects=most, shard_bytes=2**63, max_objects=0)
     return _make(one_shard, scratch, previous_in=out, most_to_score=most)
 

@@ -27,7 +27,7 @@ from patchscan.scanning import report, rows, shards
 from patchscan.scanning.flow import ByteBudget
 from patchscan.scanning.listing import Filters
 from patchscan.scanning.plan import Plan, PlanError, ScanSource, delete_all, is_complete
-from patchscan.scanning.planning import ScanRequest, _check_results_outside_source, plan_named, plan_scan
+from patchscan.scanning.planning import ScanRequest, _check_results_outside_source, plan_estimate, plan_named, plan_scan
 from patchscan.scanning.table import IncompleteScanError
 from patchscan.scanning.worker import Shard, Worker, WorkSettings
 from patchscan.storage import open_store
@@ -345,10 +345,12 @@ def test_a_scan_that_takes_the_place_of_an_unfinished_one_says_so(
 def test_a_results_folder_belongs_to_one_source(photos: Path, tmp_path: Path) -> None:
     out = open_store(str(tmp_path / "out"))
     scan(photos, out)
-    with pytest.raises(PlanError, match="holds scans of"):
-        plan_scan(ScanRequest(source=ScanSource(url=str(photos / "album 0")), card=card()), out)
-    with pytest.raises(PlanError, match="without a manifest; give each source"):
+    with pytest.raises(PlanError, match=f"holds scans of {photos}, not of {photos}/phtos; give each source"):
+        plan_scan(ScanRequest(source=ScanSource(url=str(photos / "phtos")), card=card()), out)
+    with pytest.raises(PlanError, match=rf"not of {photos} \(manifest keys.csv\)"):
         plan_scan(ScanRequest(source=ScanSource(url=str(photos), manifest="keys.csv"), card=card()), out)
+    with pytest.raises(PlanError, match="holds scans of"):
+        plan_estimate(ScanRequest(source=ScanSource(url=str(photos / "album 0")), card=card()), out, out, 20)
 
 
 def test_what_others_leave_in_a_results_folder_is_not_read(photos: Path, tmp_path: Path) -> None:
