@@ -71,3 +71,10 @@ def test_the_starters_card_says_what_it_was_trained_on_and_measured() -> None:
     assert {tier for _, _, tier in rows} == set(TIERS)
     assert rows["genmix", "sd_v2_1", "native"]["auc"][0] > 0.9
     assert rows["alarms", "face", "native"]["false_alarms"][0] > 0
+
+
+def test_the_docs_state_the_bounds_of_the_starters_card() -> None:
+    evidence = (ROOT / "docs" / "evidence.md").read_text()
+    for tier, one in Card.read(STARTER).evidence.items():
+        images = f"{one['ai']} ({one['ai_sources']}) | {one['real']} ({one['real_sources']})"
+        assert f"| {tier} | {one['lower']:.2f} to {one['upper']:.2f} | {images} |" in evidence
