@@ -38,7 +38,7 @@ from patchscan.scanning import shards
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # The label of all that is patchscan's, and its selector.
 OUR_LABEL = {"app.kubernetes.io/part-of": "patchscan"}
-PART_OF = "app.kubernetes.io/part-of=patchscan"
+PART_OF = ",".join(map("=".join, OUR_LABEL.items()))
 # The kinds that can be used: API group and plural.
 PATHS = {
     "Job": ("apis/batch/v1", "jobs"),
