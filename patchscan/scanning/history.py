@@ -32,8 +32,11 @@ class ClaimLostError(PlanError):
 
 def read_entries(out: Store) -> list[str]:
     """The names of the history's entries, oldest first. What else lies there, such as a file browser's .DS_Store, is
-    not ours."""
-    return sorted(filter(ENTRY_NAME.fullmatch, out.names("history/")))
+    not ours. Some stores do not list their newest keys yet, so what follows the listed entries is asked for by name."""
+    entries = sorted(filter(ENTRY_NAME.fullmatch, out.names("history/")))
+    while out.read(following := next_entry(entries)) is not None:
+        entries.append(following)
+    return entries
 
 
 def _newest_first(out: Store, entries: list[str]) -> Iterator[str]:

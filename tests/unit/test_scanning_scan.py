@@ -87,7 +87,7 @@ def test_every_object_has_one_row_and_the_counts_add_up(photos: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_second_scan_scores_only_what_changed(photos: Path, tmp_path: Path) -> None:
+def test_a_second_scan_scores_only_what_changed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = open_store(str(tmp_path / "out"))
     before = scan(photos, out)
     first = table_of(out, before.scan)
@@ -104,8 +104,16 @@ def test_a_second_scan_scores_only_what_changed(photos: Path, tmp_path: Path) ->
     assert (counts["unchanged"], counts["deleted"], counts["scored"]) == (12, 1, 2)
     differing = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
     assert differing == {"album 1/ü+%1.png", "note.jpg", "new.png"}
-    report.reduce(out, before)
-    assert json.loads(out.read("report.json") or b"")["scan"] == made.scan, "the newest report is an old one"
+    names = out.names
+
+    def without_the_newest(prefix: str) -> list[str]:
+        """As of a store that does not list its newest keys yet."""
+        return [name for name in names(prefix) if name != "history/000002.json"]
+
+    for listed in (names, without_the_newest):
+        monkeypatch.setattr(out, "names", listed)
+        report.reduce(out, before)
+        assert json.loads(out.read("report.json") or b"")["scan"] == made.scan, "the newest report is an old one"
 
 
 @pytest.mark.parametrize("meanwhile", [False, True])
