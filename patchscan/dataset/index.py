@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from patchscan.common.processes import available_cpus
 from patchscan.dataset.duplicates import find_duplicates
 from patchscan.dataset.layout import UNREADABLE, SourceFile, check_folder, find_files
 from patchscan.dataset.source import DataSource
-from patchscan.detector.decoders import DecoderBugError, DecoderPool, decoder_pool
+from patchscan.detector.decoders import DecoderBugError, decoder_pool
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.storage.store import is_bucket
 
@@ -222,12 +222,13 @@ def _read_facts(out: Path, parts: Path) -> pa.Table:
 
 def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, workers: int | None) -> None:
     """Read the files and write their records to a new part file every PART_SECONDS."""
-    import patchscan.dataset.image_facts  # noqa: F401  for read_file: where imagehash is missing, this is told at once
+    # Its imagehash is of the extra train, without which a scan with labels imports this module.
+    from patchscan.dataset.image_facts import describe_image
 
     rows: list[dict[str, Any]] = []
     broken, last_part = 0, time.monotonic()
     workers = workers or available_cpus()
-    read = partial(read_file, source, decoder_pool())
+    read = partial(read_file, source, partial(decoder_pool().run, describe_image))
     try:
         with ProgressReport("index", len(missing)) as progress, ThreadPoolExecutor(workers) as threads:
             for start in range(0, len(missing), CHUNK):
@@ -243,12 +244,10 @@ def _read_missing(source: DataSource, missing: list[SourceFile], parts: Path, wo
         _write_part(rows, parts)
 
 
-def read_file(source: DataSource, decoders: DecoderPool, file: SourceFile) -> dict[str, Any]:
-    """Read one file of the data set and describe it (`describe_image`), with its sha256. One that cannot be scored has
-    code and message instead: `unreadable` where it was so when it was listed, or an ErrorCode."""
-    # Its imagehash is of the extra train, without which a scan with labels imports this module.
-    from patchscan.dataset.image_facts import describe_image
-
+def read_file(source: DataSource, describe: Callable[[bytes], dict[str, Any]], file: SourceFile) -> dict[str, Any]:
+    """Read one file of the data set and describe it (`describe_image`, in a process of its own), with its sha256. One
+    that cannot be scored has code and message instead: `unreadable` where it was so when it was listed, or an
+    ErrorCode."""
     try:
         data = source.read(file.path)
     except ImageError as error:
@@ -259,8 +258,7 @@ def read_file(source: DataSource, decoders: DecoderPool, file: SourceFile) -> di
         return {"code": "unreadable", "message": str(error)}
     digest = {"sha256": hashlib.sha256(data).hexdigest()}
     try:
-        facts: dict[str, Any] = decoders.run(describe_image, data)
-        return digest | facts
+        return digest | describe(data)
     except ImageError as error:
         return digest | {"code": str(error.code), "message": error.message}
     except DecoderBugError as error:  # a file that breaks a library in a new way must not cost the index

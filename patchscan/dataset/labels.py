@@ -1,7 +1,6 @@
 """Read labels of images by key, as people and audits write them, and list the images that they are of."""
 
 import csv
-import io
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from patchscan.common.csv_rows import csv_rows, text_encoding
+from patchscan.common.csv_rows import csv_rows, decoded_lines
 from patchscan.common.errors import UserError
 from patchscan.common.retries import OutageError
 from patchscan.dataset.layout import MEANS, POOLED, UNNAMED
@@ -48,7 +47,7 @@ def read_labels(url: str, endpoint_url: str | None = None) -> Labels:
     known: dict[str, tuple[int, str]] = {}
     cannot_tell = set()
     try:
-        for number, row in enumerate(csv_rows(io.StringIO(data.decode(text_encoding(data)), newline="")), start=2):
+        for number, row in enumerate(csv_rows(decoded_lines(data)), start=2):
             key, label = row.get("key"), (row.get("label") or "").strip().lower()
             if not key or label not in (*AI_NAMES, *REAL_NAMES, CANNOT_TELL):
                 raise LabelError(

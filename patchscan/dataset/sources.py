@@ -1,12 +1,11 @@
 """Where the images of a data set come from, so that images of one source are not counted as independent."""
 
 import csv
-import io
 from pathlib import Path
 
 import pandas as pd
 
-from patchscan.common.csv_rows import csv_rows, text_encoding
+from patchscan.common.csv_rows import csv_rows, decoded_lines
 from patchscan.common.errors import UserError
 from patchscan.dataset.matched import originals
 from patchscan.storage.store import is_bucket
@@ -62,8 +61,7 @@ def add_sources(images: pd.DataFrame, data: str | Path, file: Path | None) -> pd
 def _read(file: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     try:
-        data = file.read_bytes()
-        rows = csv_rows(io.StringIO(data.decode(text_encoding(data)), newline=""))
+        rows = csv_rows(decoded_lines(file.read_bytes()))
         if not {"file", "source"} <= set(rows.fieldnames or ()):
             raise SourcesError(f"{file} needs the columns `file` and `source`")
         for row in rows:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from patchscan.common.csv_rows import csv_rows, text_encoding
+from patchscan.common.csv_rows import csv_rows, decoded_lines
 from patchscan.reporting import survey
 from patchscan.scanning.audit_sample import AUDITS, AuditError, Sample
 from patchscan.storage.store import Store
@@ -35,9 +35,8 @@ class Labels:
 def read_labels(path: Path) -> Labels:
     """Read the JSON or CSV that a review page saved. Raises AuditError, naming the file and what is wrong with it."""
     try:
-        data = path.read_bytes()
-        text = data.decode(text_encoding(data))
-        values = json.loads(text) if path.suffix.lower() == ".json" else _from_csv(text)
+        text = decoded_lines(path.read_bytes())
+        values = json.load(text) if path.suffix.lower() == ".json" else _from_csv(text)
         rows = [(int(row["number"]), row["label"], bool(row["score_seen"])) for row in values["labels"]]
         found = Labels(
             audit=str(values["audit"]),
@@ -60,8 +59,8 @@ def read_labels(path: Path) -> Labels:
     return found
 
 
-def _from_csv(text: str) -> dict[str, Any]:
-    rows = list(csv_rows(io.StringIO(text, newline="")))
+def _from_csv(text: io.StringIO) -> dict[str, Any]:
+    rows = list(csv_rows(text))
     if len({row["audit"] for row in rows}) > 1:
         raise ValueError("labels of several audits")
     first = rows[0] if rows else {"audit": "", "reviewer": ""}
@@ -128,7 +127,7 @@ def add_to_labels(earlier: bytes | None, sample: Sample, labels: Mapping[int, La
 def _read_all_labels(data: bytes) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
     """The columns of the file of all labels, and its rows by key."""
     try:
-        reader = csv_rows(io.StringIO(data.decode(text_encoding(data)), newline=""))
+        reader = csv_rows(decoded_lines(data))
         columns = list(reader.fieldnames or ())
         if not {"key", "label"} <= set(columns):
             raise ValueError("it lacks a column")

@@ -40,6 +40,8 @@ from patchscan.storage.store import FailureCode
 from tests.image_tree import picture, write
 from tests.poisonous import CRASH, POISONED, bmp
 
+Describe = Callable[[bytes], dict[str, object]]
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -58,9 +60,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = patchscan.dataset.index.read_file
 
-    def counted(source: DataSource, decoders: DecoderPool, file: SourceFile) -> dict[str, object]:
+    def counted(source: DataSource, describe: Describe, file: SourceFile) -> dict[str, object]:
         names.append(Path(file.path).name)
-        return read(source, decoders, file)
+        return read(source, describe, file)
 
     monkeypatch.setattr(patchscan.dataset.index, "read_file", counted)
     return names
@@ -344,10 +346,10 @@ def test_an_interrupted_index_goes_on_where_it_stopped(
 ) -> None:
     counted = patchscan.dataset.index.read_file
 
-    def stopped(source: DataSource, decoders: DecoderPool, file: SourceFile) -> dict[str, object]:
+    def stopped(source: DataSource, describe: Describe, file: SourceFile) -> dict[str, object]:
         if len(reads) == 5:
             raise KeyboardInterrupt
-        return counted(source, decoders, file)
+        return counted(source, describe, file)
 
     monkeypatch.setattr(patchscan.dataset.index, "read_file", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -368,9 +370,9 @@ import patchscan.dataset.index as index
 read = index.read_file
 index.PART_SECONDS = 0
 
-def slow(source, decoders, file):
+def slow(source, describe, file):
     time.sleep(0.05)
-    return read(source, decoders, file)
+    return read(source, describe, file)
 
 index.read_file = slow
 if __name__ == "__main__":
