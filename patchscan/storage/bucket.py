@@ -37,6 +37,7 @@ from patchscan.storage.replies import (
     told_size,
 )
 from patchscan.storage.store import (
+    CONTENT_HEADERS,
     TEMPORARY_FULL,
     AccessDeniedError,
     FailureCode,
@@ -274,8 +275,8 @@ class Bucket:
 
         return self._call(read_body, {FailureCode.VANISHED: None})
 
-    def download(self, name: str, file: IO[bytes]) -> str | None:
-        def copy_body() -> str:
+    def download(self, name: str, file: IO[bytes]) -> dict[str, str] | None:
+        def copy_body() -> dict[str, str]:
             file.seek(0)
             file.truncate()  # an earlier try may have written a part
             reply = self._client.get_object(Bucket=self.bucket, Key=self._key(name))
@@ -283,16 +284,17 @@ class Bucket:
                 # Not writelines: a spooled file would hold all of it in memory.
                 for piece in body.iter_chunks(PIECE):
                     file.write(piece)
-            return reply.get("ContentEncoding", "")
+            headers: Any = reply
+            return {header: headers[header] for header in CONTENT_HEADERS if headers.get(header)}
 
         return self._call(copy_body, {FailureCode.VANISHED: None})
 
-    def upload(self, name: str, file: IO[bytes], encoding: str = "") -> None:
-        headers: Any = {"ContentEncoding": encoding} if encoding else {}
+    def upload(self, name: str, file: IO[bytes], headers: Mapping[str, str]) -> None:
+        kept: Any = headers
 
         def put() -> None:
             file.seek(0)
-            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=file, **headers)
+            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=file, **kept)
 
         self._call(put)
 

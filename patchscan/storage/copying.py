@@ -24,8 +24,9 @@ def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int
     are left out, and so are those that cannot be read for what they are (in a folder: pipes, links to folders, files
     without the right to read; in a bucket: cold storage); StoreError is raised after all others have been copied. An
     empty object with the key of the source itself or one that ends in `/`, with which some tools mark a folder, is not
-    copied to a folder. A bucket's Content-Encoding is kept in a bucket; files hold the bytes as they are stored, and a
-    warning says which. Returns how many were copied. Raises StoreError where there is nothing to copy.
+    copied to a folder. A bucket's Content-Encoding and Content-Type are kept in a bucket; a folder gets the bytes as
+    they are stored, and a warning says which are packed. Returns how many were copied. Raises StoreError where there is
+    nothing to copy.
     """
     origin, target = open_store(source, threads=THREADS), open_store(destination, threads=THREADS)
     names = sorted(origin.names(""))
@@ -42,13 +43,13 @@ def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int
             if name in same_files:
                 raise UnusableNameError("the destination ignores case, and another name differs in nothing else")
             with tempfile.SpooledTemporaryFile(IN_MEMORY) as file:
-                if (encoding := origin.download(name, file)) is None:
+                if (headers := origin.download(name, file)) is None:
                     raise UnusableNameError("it is gone since it was listed, or a link to nothing")
                 marks_folder = name == "" or name.endswith("/")
                 if file.tell() or not marks_folder or is_bucket(destination):
-                    target.upload(name, file, encoding)
-                    if encoding and not is_bucket(destination):
-                        packed.append((name, encoding))
+                    target.upload(name, file, headers)
+                    if "ContentEncoding" in headers and not is_bucket(destination):
+                        packed.append((name, headers["ContentEncoding"]))
         except UnusableNameError as error:
             left_out.append((name, str(error)))
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,10 +135,10 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         return self._read(name, lambda opened: opened.read())
 
-    def download(self, name: str, file: IO[bytes]) -> str | None:
-        def copy(opened: BinaryIO) -> str:
+    def download(self, name: str, file: IO[bytes]) -> dict[str, str] | None:
+        def copy(opened: BinaryIO) -> dict[str, str]:
             shutil.copyfileobj(opened, file)
-            return ""
+            return {}
 
         return self._read(name, copy)
 
@@ -165,7 +165,7 @@ class Folder:
         """Write beside the target, then rename over it."""
         self._write(name, io.BytesIO(data), replace=True)
 
-    def upload(self, name: str, file: IO[bytes], encoding: str = "") -> None:
+    def upload(self, name: str, file: IO[bytes], headers: Mapping[str, str]) -> None:
         self._write(name, file, replace=True)
 
     def write_new(self, name: str, data: bytes) -> bool:

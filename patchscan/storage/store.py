@@ -5,7 +5,7 @@ bucket or folder itself cannot be used. None of them contains credentials or the
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -17,6 +17,8 @@ from patchscan.common.errors import UserError
 Result = TypeVar("Result")
 
 SCHEME = "s3://"
+# What S3 stores with an object about its bytes, by boto3's names; a copy keeps it.
+CONTENT_HEADERS = ("ContentEncoding", "ContentType")
 # The largest size in bytes that a table can hold; no store has such an object.
 MAX_SIZE = 2**63 - 1
 # A download that is too large to be held in memory waits in a temporary file.
@@ -134,16 +136,16 @@ class Store(Protocol):
     def read(self, name: str) -> bytes | None:
         """The object's bytes, or None where there is no such object. Raises StoreError."""
 
-    def download(self, name: str, file: IO[bytes]) -> str | None:
-        """Write the object's bytes into an empty file, piece by piece. Returns the Content-Encoding that they are
-        stored with, empty where there is none; None where there is no such object. Raises StoreError."""
+    def download(self, name: str, file: IO[bytes]) -> dict[str, str] | None:
+        """Write the object's bytes into an empty file, piece by piece. Returns which of CONTENT_HEADERS they are stored
+        with; None where there is no such object. Raises StoreError."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically. Raises StoreError."""
 
-    def upload(self, name: str, file: IO[bytes], encoding: str = "") -> None:
-        """Write an object atomically: all bytes of the file, piece by piece; in a bucket with this Content-Encoding.
-        Raises StoreError."""
+    def upload(self, name: str, file: IO[bytes], headers: Mapping[str, str]) -> None:
+        """Write an object atomically: all bytes of the file, piece by piece; in a bucket with these headers. Raises
+        StoreError."""
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write an object unless it exists, atomically. Returns whether it was written. Raises StoreError."""

@@ -669,7 +669,7 @@ def test_only_aws_is_sent_checksums_that_others_refuse_or_store(stub: StubStore,
     events: Any = bucket._client.meta.events
     events.register("before-send.s3.PutObject", answer)
     bucket.write("a.json", b"{}")
-    bucket.upload("b.mar", BytesIO(b"archive"))
+    bucket.upload("b.mar", BytesIO(b"archive"), {})
     assert any("checksum" in name or "trailer" in name for name in sent) is is_aws
 
 

@@ -603,13 +603,14 @@ def test_a_tree_is_copied_to_a_bucket_and_back(bucket: str, tmp_path: Path) -> N
     assert {name: (tmp_path / "to" / name).read_bytes() for name in contents} == contents
 
 
-def test_a_copy_to_a_bucket_keeps_the_encoding_and_one_to_a_folder_tells_it(
+def test_a_copy_to_a_bucket_keeps_encoding_and_type_and_one_to_a_folder_tells_it(
     s3: EmbeddedS3, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target, packed = f"s3://{bucket}-out/packed", f"s3://{bucket}-out/copied", gzip.compress(image(1))
     s3.client().put_object(Bucket=f"{bucket}-out", Key="packed/a.png", Body=packed, ContentEncoding="gzip")
-    s3.client().put_object(Bucket=f"{bucket}-out", Key="packed/b.png", Body=image(2))
+    s3.client().put_object(Bucket=f"{bucket}-out", Key="packed/b.png", Body=image(2), ContentType="image/png")
     assert copy_tree(source, target) == 2
+    assert s3.client().head_object(Bucket=f"{bucket}-out", Key="copied/b.png")["ContentType"] == "image/png"
     assert "Content-Encoding" not in capsys.readouterr().err
     fetched = [open_store(target).fetch(ObjectInfo(key=f"copied/{name}.png"), 10**6) for name in "ab"]
     assert [(one.data, one.encoding) for one in fetched] == [(packed, "gzip"), (image(2), None)]

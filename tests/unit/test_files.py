@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -217,15 +217,15 @@ class Objects:
     def read(self, name: str) -> bytes | None:
         return self.objects.get(self.fold(name), (name, None))[1]
 
-    def download(self, name: str, file: IO[bytes]) -> str | None:
+    def download(self, name: str, file: IO[bytes]) -> dict[str, str] | None:
         data = self.read(name)
         file.write(data or b"")
-        return None if data is None else ""
+        return None if data is None else {}
 
     def write(self, name: str, data: bytes) -> None:
         self.objects[self.fold(name)] = name, data
 
-    def upload(self, name: str, file: IO[bytes], encoding: str = "") -> None:
+    def upload(self, name: str, file: IO[bytes], headers: Mapping[str, str]) -> None:
         file.seek(0)
         self.write(name, file.read())
 
