@@ -53,6 +53,7 @@ class Folder:
     def __init__(self, url: str):
         self.url = url
         self.root = Path(url)
+        self._is_new = not os.path.lexists(self.root)
         self.requests: Counter[str] = Counter()
         self.bytes_read = 0
 
@@ -173,8 +174,13 @@ class Folder:
         return self._write(name, io.BytesIO(data), replace=False)
 
     def delete(self, name: str) -> None:
+        """Remove a file, and the folder itself where that is empty then and was made by this object: what a scan that
+        is refused has announced leaves nothing behind."""
         try:
             self._path(name).unlink()
+            if self._is_new:
+                with suppress(OSError):  # it holds more
+                    self.root.rmdir()
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:

@@ -249,6 +249,16 @@ def test_an_address_that_nobody_can_mean_is_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("made_before", [False, True])
+def test_a_refused_source_leaves_no_results_folder(tmp_path: Path, made_before: bool) -> None:
+    out = tmp_path / "out"
+    if made_before:
+        out.mkdir()
+    with pytest.raises(StoreError, match="misspelt is not a folder"):
+        outcome(tmp_path / "misspelt", out)
+    assert [*tmp_path.iterdir()] == ([out] if made_before else [])
+
+
 @pytest.mark.parametrize("key", ["../secret.png", "/etc/passwd", "a//b", "a\0b", "x" * 300, "good.png/"])
 def test_a_manifests_key_cannot_leave_the_folder(photos: Path, tmp_path: Path, key: str) -> None:
     (tmp_path / "secret.png").write_bytes(image(3))
