@@ -1,6 +1,7 @@
-"""Write files atomically, turn names from outside into safe paths, and compute a file's SHA-256."""
+"""Write files atomically, lock folders, turn names from outside into safe paths, and compute a file's SHA-256."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -51,6 +52,17 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
     if not replace:
         partial.unlink()
     _sync(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on a folder; waits for another process or thread that holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _remove_abandoned(folder: Path) -> None:

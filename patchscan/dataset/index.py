@@ -4,15 +4,14 @@ Building is resumable: rows are written to part files as they come, and a file w
 changed is not read again.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 
 from patchscan.common.console import ProgressReport, say
 from patchscan.common.errors import UserError
-from patchscan.common.files import atomic_write
+from patchscan.common.files import atomic_write, locked
 from patchscan.common.processes import available_cpus
 from patchscan.dataset.duplicates import find_duplicates
 from patchscan.dataset.layout import UNREADABLE, SourceFile, check_folder, find_files
@@ -106,7 +105,7 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
             f"cannot write {out}: {error.strerror}; `patchscan index DATA --out FILE` writes it elsewhere, and other "
             "commands take --index FILE"
         ) from error
-    with _locked(out.parent):
+    with locked(out.parent):  # two commands that find no index would build it in the same files
         try:
             layout = find_files(data)
         except UserError:
@@ -124,17 +123,6 @@ def build_index(data: str | Path, out: Path | None = None, workers: int | None =
         index = _write_index(records, out)
         shutil.rmtree(parts)
     return Index(out, *index, read=len(unread), seconds=time.monotonic() - started)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock on a folder's indexes: two commands that find no index would build it in the same files."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def default_index_path(data: str | Path) -> Path:

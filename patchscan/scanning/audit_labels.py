@@ -6,14 +6,16 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from patchscan.common.csv_rows import csv_rows, decoded_lines
+from patchscan.common.files import locked
 from patchscan.reporting import survey
 from patchscan.scanning.audit_sample import AUDITS, AuditError, Sample
-from patchscan.storage.store import Store
+from patchscan.storage.store import Store, is_bucket
 
 Label = Literal["ai", "real", "cannot_tell"]
 LABELS: tuple[Label, ...] = get_args(Label)
@@ -105,7 +107,9 @@ def save_labels(out: Store, sample: Sample, reviewers: Sequence[Labels]) -> None
         ]
         saved = {"audit": one.audit, "reviewer": one.reviewer, "labels": labels}
         out.write(f"{folder}/labels-{number}.json", json.dumps(saved, indent=1).encode())
-    out.write(ALL_LABELS, add_to_labels(out.read(ALL_LABELS), sample, combine(reviewers)[0]))
+    # Of two commands at once, one would lose the other's labels. A bucket has no lock.
+    with nullcontext() if is_bucket(out.url) else locked(Path(out.url)):
+        out.write(ALL_LABELS, add_to_labels(out.read(ALL_LABELS), sample, combine(reviewers)[0]))
 
 
 def add_to_labels(earlier: bytes | None, sample: Sample, labels: Mapping[int, Label]) -> bytes:

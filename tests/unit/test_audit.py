@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,24 @@ def test_the_report_keeps_the_labels_and_shows_what_it_says(
     expected = {key: label for key, label in kept.items() if key != second} | {first: (1, "all")}
     assert by_key.read_labels(str(tmp_path / "later.csv")) == by_key.Labels(expected, cannot_tell=1)
     assert read_labels(folder / "labels-1.json").score_seen == {1}
+
+
+def test_two_audits_at_once_keep_the_labels_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = audit_labels.add_to_labels
+
+    def slowly(*given: Any) -> bytes:
+        time.sleep(0.2)
+        return add(*given)
+
+    def save(audit: str) -> None:
+        sample = {"audit": audit, "rows": [{"number": 1, "key": f"{audit}.png"}]}
+        labels = Labels(audit, "me", {1: "ai"}, frozenset())
+        audit_labels.save_labels(open_store(str(tmp_path)), sample, [labels])
+
+    monkeypatch.setattr(audit_labels, "add_to_labels", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        assert [*threads.map(save, ["first", "second"])] == [None, None]
+    assert {*by_key.read_labels(str(tmp_path / "audits/labels.csv")).by_key} == {"first.png", "second.png"}
 
 
 @pytest.mark.parametrize(
