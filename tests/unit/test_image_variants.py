@@ -694,6 +694,14 @@ def test_a_jpeg_whose_pixels_end_in_zeros_is_whole() -> None:
         assert np.array_equal(decode(file.getvalue()).rgb[..., 0], np.asarray(Image.open(file))), blocks
 
 
+def test_an_end_marker_within_the_last_scan_of_a_progressive_jpeg_is_not_noticed() -> None:
+    """As docs/serve.md says: what is lost is the last bit of some coefficients."""
+    whole = encoded("JPEG", quality=90, progressive=True)
+    cut = whole[: (whole.rindex(b"\xff\xda") + len(whole)) // 2] + segments.END
+    lost = decode(whole).rgb.astype(int) - decode(cut).rgb
+    assert 0 < np.abs(lost).mean() < 2
+
+
 def test_a_progressive_jpeg_cut_between_two_scans_is_truncated() -> None:
     whole = encoded("JPEG", quality=90, progressive=True)
     scans = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
