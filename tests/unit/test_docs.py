@@ -273,6 +273,12 @@ def test_every_command_is_documented() -> None:
     assert [name for name in PATCHSCAN.commands if f"patchscan {name}" not in text] == []
 
 
+def test_a_page_with_a_command_for_openvino_names_its_extra() -> None:
+    pages = {page for page, command in COMMANDS if "openvino" in command.words}
+    assert pages
+    assert [page for page in pages if not re.search(r"pip install '[^']*\[[\w,]*openvino\]'", page.read_text())] == []
+
+
 def test_the_documented_answer_has_the_fields_of_an_answer() -> None:
     (shown,) = [block for block in BLOCKS if block.language == "json" and block.page.name == "serve.md"]
     assert json.loads(shown.text).keys() == {field.name for field in fields(Answer)}
