@@ -146,9 +146,10 @@ def match(
 def split(
     data: Annotated[list[str], typer.Argument(help="Folders or s3:// URLs in GenImage's layout.")],
     out: Annotated[Path, typer.Option(help="Folder for the divided data sets, each in a folder of its own name.")],
-    held_out: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the val images that stays in val.")] = (
-        1 / 3
-    ),
+    held_out: Annotated[
+        float,
+        typer.Option(min=0.01, max=0.99, show_default="a third", help="Share of the val images that stays in val."),
+    ] = (1 / 3),
     sources: Annotated[
         Path | None, typer.Option(help="CSV with columns file and source, if not DATA/sources.csv or beside DATA.")
     ] = None,

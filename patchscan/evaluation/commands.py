@@ -25,11 +25,13 @@ def add_to(app: typer.Typer) -> None:
 def evaluate(
     run: Annotated[
         list[Path],
-        typer.Option(parser=find_run, metavar="RUN", help="Run folder, or starter, ssp-lite; repeat to compare."),
+        typer.Option(
+            parser=find_run, metavar="RUN", help="Run folder, or starter, ssp-lite; may be repeated, to compare."
+        ),
     ],
     data: Annotated[
         list[str],
-        typer.Option(help="A data set, folder or s3:// URL: DATA/<generator>/val/{ai,nature}; repeat for several."),
+        typer.Option(help="A data set, folder or s3:// URL: DATA/<generator>/val/{ai,nature}; may be repeated."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the report.")],
     protocol: Annotated[
@@ -62,13 +64,15 @@ def evaluate(
     ] = None,
     tier: Annotated[
         list[str] | None,
-        typer.Option(help="Score the images as delivered by native, web, hard or enlarged; repeat. By default by all."),
+        typer.Option(
+            help="Score the images as delivered by native, web, hard or enlarged (default: all); may be repeated."
+        ),
     ] = None,
     sources: Annotated[
         Path | None, typer.Option(help="CSV with columns file and source, if not DATA/sources.csv or beside DATA.")
     ] = None,
     group: Annotated[
-        list[str] | None, typer.Option(help="NAME=GENERATOR,GENERATOR: show the mean over these; repeat for several.")
+        list[str] | None, typer.Option(help="NAME=GENERATOR,GENERATOR: show the mean over these; may be repeated.")
     ] = None,
     labels: Annotated[
         str | None,

@@ -173,7 +173,7 @@ def scan_plan(
     """Plan a scan for many processes: list, compare with the last scan, cut into shards; prints JSON.
 
     \b
-    Examples:
+    Example:
       patchscan scan-plan s3://photos --out s3://results/photos --model ssp --server http://serve:8080 --token-file FILE
     """
     from patchscan.scanning.planning import ScanRequest
@@ -220,7 +220,7 @@ def scan_worker(
     Writes progress and findings to standard error as JSON lines.
 
     \b
-    Examples:
+    Example:
       patchscan scan-worker --plan s3://results/photos/scans/SCAN/plan.json --index $JOB_COMPLETION_INDEX \\
         --server http://serve:8080 --model ssp --token-file FILE
     """
@@ -256,7 +256,7 @@ def scan_reduce(
     """Finish a scan: count the rows of all shards, write the reports and _SUCCESS.
 
     \b
-    Examples:
+    Example:
       patchscan scan-reduce --plan s3://results/photos/scans/SCAN/plan.json
     """
     from patchscan.scanning.plan import Plan, parse_plan_url

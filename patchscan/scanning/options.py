@@ -47,7 +47,7 @@ Server = Annotated[
     ),
 ]
 Model = Annotated[str | None, typer.Option(help="The model's name on the server.")]
-TokenFile = Annotated[Path | None, typer.Option(help="File with the inference key, or TorchServe's key_file.json.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with the inference token, or TorchServe's key_file.json.")]
 Run = Annotated[
     Path | None,
     typer.Option(

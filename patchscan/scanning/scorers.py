@@ -240,7 +240,7 @@ class TorchServeScorer(ServerScorer):
             return ImageError(ErrorCode(code), message)
         kind = problem.get("type", "")
         if kind == "InvalidKeyException" or reply.status in (401, 403):
-            return ScorerError(f"{self.settings.url} refuses the token; pass the inference key with --token-file")
+            return ScorerError(f"{self.settings.url} refuses the token; pass the inference token with --token-file")
         if kind in ("ModelNotFoundException", "ModelVersionNotFoundException") or reply.status == 404:
             return ScorerError(
                 f"{self.settings.url} serves no model {self.settings.model}; `patchscan status` lists those it serves"

@@ -40,8 +40,8 @@ def train(
     extra: Annotated[
         list[str] | None,
         typer.Option(
-            help="Another folder to train on: its train images, or all if it has none. It may hold real images only. "
-            "Repeatable."
+            help="Another folder to train on: its train images, or all if it has none; it may hold real images only. "
+            "May be repeated."
         ),
     ] = None,
     index: INDEX = None,
