@@ -24,6 +24,7 @@ def findings(report: dict[str, Any]) -> dict[str, list[str]]:
         comparisons += [prefix + text for text in _comparison_findings(report["comparisons"].get(protocol))]
     for model in report["models"]:
         models += [text for data in model["scoreboard"] for text in scoreboard_findings(model["name"], data)]
+    models += [text for data in report["models"][0]["scoreboard"] for text in single_collections(data)]
     return {"models": models, "comparisons": comparisons}
 
 
@@ -44,6 +45,21 @@ def _model_findings(model: dict[str, Any], protocol: str) -> list[str]:
             f"{show_estimate(false, '%')} of its alarms would be false."
         )
     return sentences
+
+
+def single_collections(data: dict[str, Any]) -> list[str]:
+    """Say whose images in a data set of the scoreboard come from one collection, so that no interval covers others."""
+    rows = [row for row in data["rows"] if row["kind"] != "group"] if data["sources_known"] else []
+    real = "the real images beside" if data["both_classes"] else "the real images of"
+    told = []
+    for one, images in (("ai", "the AI images of"), ("real", real)):
+        names = [row["name"] for row in rows if row[f"{one}_collections"] == 1]
+        if names:
+            told.append(f"{images} {', '.join(names) if len(names) <= LISTED else f'{len(names)} of {len(rows)}'}")
+    if not told:
+        return []
+    which = "; ".join(told)
+    return [f"[{data['name']}] From one collection each, so that no interval covers other collections: {which}."]
 
 
 def scoreboard_findings(model: str, data: dict[str, Any]) -> list[str]:

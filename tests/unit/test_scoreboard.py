@@ -17,11 +17,11 @@ from patchscan.detector.card import Card, Decision
 from patchscan.detector.presets import PatchPreset
 from patchscan.evaluation.calibration import Target
 from patchscan.evaluation.evaluate import tell_unknown_sources
-from patchscan.evaluation.findings import scoreboard_findings
+from patchscan.evaluation.findings import scoreboard_findings, single_collections
 from patchscan.evaluation.markdown import _percent, results_tables
-from patchscan.evaluation.results import Evaluated
+from patchscan.evaluation.results import Evaluated, result_rows
 from patchscan.evaluation.scoreboard import bounds_by_tier, card_scoreboard, scoreboard, source_counts, weighted_auc
-from patchscan.evaluation.scoring import apply_decision
+from patchscan.evaluation.scoring import apply_decision, cluster_of
 from patchscan.reporting.pages import show_estimate
 from tests.image_tree import picture, write
 
@@ -230,6 +230,58 @@ def test_a_collection_beside_several_generators_is_drawn_as_one() -> None:
     counts = source_counts(images, resamples=300)
     assert (counts[:, :6] == counts[:, 6:]).all()
     assert (counts.sum(axis=1) == 12).all()
+
+
+def one_ai_collection() -> pd.DataFrame:
+    """A generator whose AI images are one gallery of single pictures, beside photographs of six photographers, some of
+    whom are often taken for AI."""
+    table = deliveries(images=60).query("generator == 'seen' and delivered == 'native'").reset_index(drop=True)
+    photographer = np.arange(len(table)) % 6
+    collection = np.where(table.label == 0, [f"p{one}" for one in photographer], "gallery")
+    logit = table.logit + np.where(table.label == 0, photographer * 0.5 - 1, 0)
+    return table.assign(collection=collection, logit=logit)
+
+
+def test_a_class_of_one_collection_does_not_make_the_other_count_single_images() -> None:
+    """The findings' interval then counts what the scoreboard resamples: the photographers, and the AI images."""
+    table = one_ai_collection()
+    cluster = cluster_of(table)
+    assert cluster is not None
+    assert [len(np.unique(cluster[table.label == label])) for label in (0, 1)] == [6, 60]
+    single = table.assign(collection=table.source)
+    widths = []
+    for images in (single, table):
+        model = evaluated(images)
+        (mix,) = scoreboard(model, {})
+        both = (
+            result_rows(replace(model, tables={"mix": apply_decision(images, model.card.decision)}), "mix")[0][
+                "metrics"
+            ]["auc"],
+            mix["rows"][0]["tiers"]["native"]["auc"],
+        )
+        widths.append([one["high"] - one["low"] for one in both])
+    assert (np.array(widths[1]) > 1.5 * np.array(widths[0])).all()
+
+
+def test_a_collection_of_both_classes_is_counted_in_both() -> None:
+    table = one_ai_collection()
+    shared = table.assign(collection=table.collection.replace("p0", "gallery"))
+    cluster = cluster_of(shared)
+    assert cluster is not None
+    assert len(np.unique(cluster[shared.collection == "gallery"])) == 1
+
+
+def test_a_finding_says_whose_images_come_from_one_collection() -> None:
+    (mix,) = scoreboard(evaluated(one_ai_collection()), {})
+    told = "[mix] From one collection each, so that no interval covers other collections: the AI images of seen."
+    assert single_collections(mix) == [told]
+    assert single_collections(mix | {"sources_known": 0}) == []
+    table = deliveries()
+    table = table.assign(collection=table.collection.where(table.generator != "night", "owner/night"))
+    assert [single_collections(data) for data in scoreboard(evaluated(table), {})] == [
+        [],
+        ["[alarms] From one collection each, so that no interval covers other collections: the real images of night."],
+    ]
 
 
 def test_weighted_auc_is_that_of_repeated_images() -> None:
