@@ -35,14 +35,20 @@ def _model_findings(model: dict[str, Any], protocol: str) -> list[str]:
     group = "unseen" if point["groups"]["unseen"]["fake_detection"]["value"] is not None else "seen"
     precision = point["groups"][group]["precision"][1]
     if precision["value"] is not None:
-        false = {"value": 1 - precision["value"], "low": 1 - precision["high"], "high": 1 - precision["low"]}
-        names = {row["name"] for row in rows if row["kind"] == group}
-        whose = "the AI images" if names == {UNNAMED} else f"{group} generators' images"
+        measured = [row for row in rows if row["kind"] == group]
+        whose = "the AI images" if {row["name"] for row in measured} == {UNNAMED} else f"{group} generators' images"
         found, alarms = point["groups"][group]["fake_detection"], point["groups"][group]["false_alarms"]
+        if alarms["value"]:
+            false = {"value": 1 - precision["value"], "low": 1 - precision["high"], "high": 1 - precision["low"]}
+            called = f"{show_estimate(alarms, '%1')} of the"
+            told = f"{show_estimate(false, '%')} of its alarms would be false"
+        else:  # the share of false alarms would be 0 %, with an interval up to nearly all
+            called = f"none of the {sum(row['counts']['real'] for row in measured):,}"
+            told = f"up to {show(1 - precision['low'], '%1')} of its alarms could be false, since up to "
+            told += f"{show(alarms['high'], '%1')} of such real images could be called AI"
         sentences.append(
-            f"At its threshold {model['name']} finds {show_estimate(found, '%1')} of {whose} and calls "
-            f"{show_estimate(alarms, '%1')} of the real images in those data AI: where 1 % of all images are AI, "
-            f"{show_estimate(false, '%')} of its alarms would be false."
+            f"At its threshold {model['name']} finds {show_estimate(found, '%1')} of {whose} and calls {called} "
+            f"real images in those data AI: where 1 % of all images are AI, {told}."
         )
     return sentences
 

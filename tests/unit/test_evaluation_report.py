@@ -381,6 +381,19 @@ def test_findings_tell_one_class_from_no_score_and_how_sure_the_alarms_are() -> 
     assert re.search(r"[0-9]+\s% \([0-9]+\s% to [>0-9\s]+%\) of its alarms would be false", said)
 
 
+def test_a_model_without_false_alarms_is_told_what_that_leaves_open() -> None:
+    """Not that 0 % (0 % to > 99 %) of its alarms would be false."""
+    scores = table({"sd": (60, 60), "gan": (9, 7), "ldm": (9, 8)}, 1.0)
+    scores.loc[scores.generator != "sd", "logit"] = scores.label * 9.0 - 4
+    told = build_report([evaluated("m", scores, seen=["sd"])], {})["findings"]["models"][-1]
+    # Wilson's bounds: 18 of 18 at least 82.4 %, 0 of 15 at most 20.4 %; 0.99 x 0.204 / (0.99 x 0.204 + 0.01 x 0.824).
+    assert told == (
+        "At its threshold m finds 100.0\u00a0% (82.4\u00a0% to 100.0\u00a0%) of unseen generators' images and calls "
+        "none of the 15 real images in those data AI: where 1 % of all images are AI, up to 96.1\u00a0% of its alarms "
+        "could be false, since up to 20.4\u00a0% of such real images could be called AI."
+    )
+
+
 def test_an_empty_cell_of_the_markdown_tables_has_its_reason() -> None:
     parts = {"sd": (9, 9), "gan": (9, 0), "photos": (0, 9), "lost": (4, 4)}
     scores = table(parts, 1.0)
