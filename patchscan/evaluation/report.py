@@ -24,7 +24,7 @@ from patchscan.evaluation.results import (
     operating_points,
     protocol_title,
     result_rows,
-    side_by_side,
+    row_places,
 )
 from patchscan.evaluation.scoreboard import bounds_by_tier, scoreboard
 from patchscan.evaluation.training_facts import training_facts, training_text
@@ -102,9 +102,9 @@ def write_report(report: dict[str, Any], models: list[Evaluated], runs: list[Pat
     drawings = _drawings(report, models, runs)
     images = {name: plots.write_png(drawing, folder / f"{name}.png") for name, drawing in drawings.items()}
     write_json(out / "report.json", report)
-    rows = {protocol: side_by_side(report, protocol) for protocol in report["protocols"]} if len(models) > 1 else {}
+    places = {protocol: row_places(report, protocol) for protocol in report["protocols"]} if len(models) > 1 else {}
     names = {"pooled": POOLED, "unnamed": UNNAMED}
-    page = render("patchscan.evaluation", "evaluation.html", report, images=images, side_by_side=rows, **names)
+    page = render("patchscan.evaluation", "evaluation.html", report, images=images, row_places=places, **names)
     write_text(out / "report.html", page)
     write_text(out / "RESULTS_SUMMARY.txt", summary_text(report))
     write_text(out / "RESULTS_TABLE.md", results_tables(report))

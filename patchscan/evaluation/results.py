@@ -44,13 +44,25 @@ def protocol_title(name: str) -> str:
     return f"{name} protocol" if name in ("raw", "matched") else name
 
 
-def side_by_side(report: Mapping[str, Any], protocol: str) -> dict[str, list[dict[str, Any] | None]]:
-    """Return, for each generator and then each group, each model's row of it in the report; None for a model without
-    one."""
-    rows = [{row["name"]: row for row in model["results"][protocol]["rows"]} for model in report["models"]]
-    names = dict.fromkeys(name for part in rows for name in part)
+def row_places(report: Mapping[str, Any], protocol: str) -> dict[str, list[int | None]]:
+    """Return, for each generator and then each group, at which place among each model's rows in the report it stands;
+    None for a model without it."""
+    places = [
+        {row["name"]: place for place, row in enumerate(model["results"][protocol]["rows"])}
+        for model in report["models"]
+    ]
+    names = dict.fromkeys(name for part in places for name in part)
     ordered = [*(name for name in names if name not in POOLED), *(name for name in POOLED if name in names)]
-    return {name: [part.get(name) for part in rows] for name in ordered}
+    return {name: [part.get(name) for part in places] for name in ordered}
+
+
+def side_by_side(report: Mapping[str, Any], protocol: str) -> dict[str, list[dict[str, Any] | None]]:
+    """Return each model's row of each name, as `row_places` has them."""
+    rows = [model["results"][protocol]["rows"] for model in report["models"]]
+    return {
+        name: [None if place is None else part[place] for part, place in zip(rows, places, strict=True)]
+        for name, places in row_places(report, protocol).items()
+    }
 
 
 def seen_rows(card: Card, table: pd.DataFrame) -> pd.Series:
