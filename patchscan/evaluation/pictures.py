@@ -34,8 +34,8 @@ def overview(report: dict[str, Any], protocol: str) -> dict[str, Figure]:
     return drawings
 
 
-def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, Figure]:
-    """Draw one model's pictures under one protocol; pictures of features only if the run folder holds features."""
+def model_pictures(evaluated: Evaluated, protocol: str) -> dict[str, Figure]:
+    """Draw one model's pictures under one protocol."""
     table, decision = evaluated.tables[protocol], evaluated.card.decision
     every = {name: to_scored(part) for name, part in group_rows(evaluated, table).items()}
     groups = {name: scored for name, scored in every.items() if len(scored)}
@@ -50,9 +50,6 @@ def model_pictures(evaluated: Evaluated, protocol: str, run: Path) -> dict[str, 
         "confusion": plots.confusions({name: confusion(scored) for name, scored in every.items()}),
         "risk-coverage": _draw_risk(split_seen(evaluated, table)),
     }
-    features = feature_moments(run)
-    if features:
-        drawings["features"] = plots.features({MOMENTS[moment]: values for moment, values in features.items()})
     return {f"{evaluated.card.name}-{protocol}-{name}": drawing for name, drawing in drawings.items()}
 
 

@@ -114,9 +114,12 @@ def _drawings(report: dict[str, Any], models: list[Evaluated], runs: list[Path])
     drawings: dict[str, Figure] = {}
     for protocol in report["protocols"]:
         drawings |= pictures.overview(report, protocol)
-        for model, run in zip(models, runs, strict=True):
-            drawings |= pictures.model_pictures(model, protocol, run)
-    for model in models:
+        for model in models:
+            drawings |= pictures.model_pictures(model, protocol)
+    for model, run in zip(models, runs, strict=True):
+        if moments := pictures.feature_moments(run):
+            titled = {pictures.MOMENTS[moment]: values for moment, values in moments.items()}
+            drawings[f"{model.card.name}-features"] = plots.features(titled)
         if model.deliveries is not None:
             drawings[f"{model.card.name}-risk-coverage-by-tier"] = pictures.risk_coverage_by_tier(model)
         for data, curves in evidence_curves(model).items():

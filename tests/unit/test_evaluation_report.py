@@ -273,6 +273,17 @@ def test_explained_variance_before_and_after_training_is_told(three: tuple[dict[
     assert told in (out / "RESULTS_SUMMARY.txt").read_text()
 
 
+def test_the_picture_of_features_stands_once_however_many_protocols(tmp_path: Path) -> None:
+    generator = np.repeat("sd", 20)
+    features = np.random.default_rng(0).normal(size=(20, 4))
+    np.savez(tmp_path / "features_before.npz", features=features, label=np.arange(20) % 2, generator=generator)
+    scores = table({"sd": (20, 20)}, 1.0)
+    _, page = written([evaluated("one", scores, protocols=("raw", "matched"))], tmp_path)
+    assert page.count('alt="Principal components of the network') == 1
+    assert [one.name for one in (tmp_path / "figures").glob("*features*")] == ["one-features.png"]
+    assert page.count("explained_variance.before.0") == 1
+
+
 @pytest.mark.slow
 def test_text_page_and_markdown_say_what_a_model_was_trained_from(three: tuple[dict[str, Any], str, Path]) -> None:
     report, page, out = three
