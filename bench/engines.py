@@ -94,8 +94,8 @@ def _kept(run: Path, by_engine: dict[str, BaseDetector], data: Path) -> dict[str
     scores = {engine: score_images(one, source.read, rows, f"score with {engine}") for engine, one in by_engine.items()}
     kept = {engine: compare_scores(scores["onnx"], table, card.decision) for engine, table in scores.items()}
     return {
-        engine: f"; of {one.images} images {one.answers:.1%} keep p_ai within 0.01, "
-        f"of the generators {one.accuracies:.0%} their accuracy"
+        engine: f"; of {one.images} images {one.answers * 100:.1f} % keep p_ai within 0.01, "
+        f"of the generators {one.accuracies * 100:.0f} % their accuracy"
         for engine, one in kept.items()
     }
 

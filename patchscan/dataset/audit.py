@@ -225,7 +225,7 @@ def _difference(rows: pd.DataFrame, clue: str) -> str:
 
 def _most_common(values: pd.Series) -> str:
     shares = values.value_counts(normalize=True)
-    return f"{shares.index[0]} in {shares.iloc[0]:.0%}".replace("nan", "none")
+    return f"{shares.index[0]} in {shares.iloc[0] * 100:.0f} %".replace("nan", "none")
 
 
 def _median(logarithms: pd.Series) -> str:

@@ -160,8 +160,8 @@ class Card:
         if moved > NOTABLE_DRAWS and self.draws.get("digest") == self.digest:
             found.append(
                 "p_ai depends on which patches the pixels happen to draw: another draw moved it by more than "
-                f"{moved:.2f} on 5 % of {self.draws['images']} images, and gave {self.draws['other_verdict']:.1%} of "
-                "them another verdict."
+                f"{moved:.2f} on 5 % of {self.draws['images']} images, and gave "
+                f"{self.draws['other_verdict'] * 100:.1f} % of them another verdict."
             )
         return [*found, *self.warnings]
 

@@ -120,8 +120,8 @@ def _fit_covered(
 
 
 def _per_cent(share: float) -> str:
-    """A share with one decimal, or as many as it has: 0.05 % is not 0.1 %."""
-    return max(f"{share:.1%}", f"{share * 100:g}%", key=len)
+    """A share with as many decimals as it has: 0.05 % is not 0.1 %."""
+    return f"{share * 100:g} %"
 
 
 def _fit(logit: np.ndarray, label: np.ndarray, target: Target, basis: str) -> Decision:

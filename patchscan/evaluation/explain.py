@@ -237,7 +237,7 @@ def _doubts_about_view(view: View) -> list[str]:
     found = []
     clipped = float(((view.patch == 0) | (view.patch == 255)).mean())
     if clipped > CLIPPED_SHARE:
-        found.append(f"{clipped:.0%} of the patch is clipped to black or white, where no noise is left.")
+        found.append(f"{clipped * 100:.0f} % of the patch is clipped to black or white, where no noise is left.")
     if float(view.patch.std(axis=(0, 1)).max()) < FLAT_DEVIATION:
         found.append("The patch is almost uniform in colour: it contains hardly any noise.")
     return found

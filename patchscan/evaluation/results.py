@@ -156,7 +156,7 @@ def operating_points(evaluated: Evaluated, protocol: str) -> list[dict[str, Any]
         # Seen images are decided by thresholds that were chosen without them (cross-fitting).
         says_ai[seen] = cross_fitted(logit[seen], label[seen], stratum(table[seen]), Target(max_fpr=fpr)).says_ai
         p_ai = float(decide(np.array([bound]), decision).p_ai[0])
-        points.append(_point(f"{fpr:.0%} of seen real images".replace("%", " %"), p_ai, says_ai, evaluated, table))
+        points.append(_point(f"{fpr * 100:g} % of seen real images", p_ai, says_ai, evaluated, table))
     return points
 
 

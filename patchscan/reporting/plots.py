@@ -22,6 +22,7 @@ from PIL import Image
 
 from patchscan.common.console import printable
 from patchscan.common.files import atomic_write
+from patchscan.reporting.pages import show
 from patchscan.reporting.statistics import principal_components, wilson
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish, also in grey print.
@@ -158,7 +159,7 @@ def roc(groups: Curves) -> Figure:
     linear.set(title="ROC", xlim=(-0.01, 1))
     logarithmic.set(title="The same near zero (logarithmic)", xscale="log", xlim=(3e-3, 1))
     logarithmic.xaxis.set_major_locator(FixedLocator([0.01, 0.05, 0.1, 0.5, 1]))
-    logarithmic.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    logarithmic.xaxis.set_major_formatter(lambda value, _: show(value, "%"))
     logarithmic.xaxis.minorticks_off()
     if linear.lines[:-1]:
         drawing.legend(loc="outside right upper", fontsize=8)
@@ -174,7 +175,7 @@ def precision_recall(groups: Curves) -> Figure:
     axis = axes[0, 0]
     for number, (name, (label, score)) in enumerate(two_class(groups).items()):
         precision, recall, _ = precision_recall_curve(label, score)
-        axis.plot(recall, precision, label=f"{shown(name)} ({label.mean():.0%} AI)", **_look(number))
+        axis.plot(recall, precision, label=f"{shown(name)} ({show(label.mean(), '%')} AI)", **_look(number))
     axis.set(xlabel="recall (share of AI images found)", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axis.set_title("Precision and recall")
     axis.grid(True)
@@ -241,7 +242,7 @@ def confusions(groups: dict[str, dict[str, int]]) -> Figure:
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(table):
             colour = "white" if share[row, column] > 0.6 else INK
-            axis.text(column, row, f"{value}\n{share[row, column]:.0%}", ha="center", va="center", color=colour)
+            axis.text(column, row, f"{value}\n{show(share[row, column], '%')}", ha="center", va="center", color=colour)
         axis.set(title=shown(name), xticks=[0, 1], yticks=[0, 1], xlabel="called")
         axis.set_xticklabels(["AI", "real"])
         axis.set_yticklabels(["AI", "real"], rotation=90, va="center")
@@ -352,8 +353,8 @@ def features(moments: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> F
             for value, colour in enumerate(classes.values()):
                 points = components[(generator == name) & (label == value)]
                 axis.scatter(points[:, 0], points[:, 1], s=12, c=colour, marker=marker, alpha=0.55, linewidths=0)
-        axis.set(title=moment, xlabel=f"component 1 ({share[0]:.1%} of the variance)")
-        axis.set_ylabel(f"component 2 ({share[1]:.1%})" if len(share) > 1 else "")
+        axis.set(title=moment, xlabel=f"component 1 ({show(share[0], '%1')} of the variance)")
+        axis.set_ylabel(f"component 2 ({show(share[1], '%1')})" if len(share) > 1 else "")
         axis.set(xticks=[], yticks=[])
     handles: list[Patch | Line2D] = [Patch(color=colour, label=name) for name, colour in classes.items()]
     handles += [

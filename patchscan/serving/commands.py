@@ -82,8 +82,8 @@ def _measure_bf16(run: Path, data: str) -> None:
     card.write(run)
     found, used = card.bf16, "used where the CPU has it" if card.allows_bf16 else "not used"
     say(
-        f"bfloat16 changes p_ai by less than {MAX_CHANGE} on {found['answers']:.2%} of {found['images']} images, and "
-        f"{found['accuracies']:.0%} of the accuracies stay within their intervals: it is {used}",
+        f"bfloat16 changes p_ai by less than {MAX_CHANGE} on {found['answers'] * 100:.2f} % of {found['images']} "
+        f"images, and {found['accuracies'] * 100:.0f} % of the accuracies stay within their intervals: it is {used}",
         error=True,
     )
 

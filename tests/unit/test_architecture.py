@@ -126,3 +126,9 @@ def test_the_error_tree_names_every_exception() -> None:
         if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and not node.name.startswith("_")
     }
     assert drawn - {"Exception", "ValueError"} == defined
+
+
+@pytest.mark.parametrize("folder", ["patchscan", "handlers", "training", "bench", "demo"])
+def test_shares_are_written_with_a_space_before_the_sign(folder: str) -> None:
+    """As the reports write them, `5 %`; Python's own format would write `5.0%`."""
+    assert [name for name, file in modules(folder).items() if re.search(r":[+.\d]*%\}", file.read_text())] == []

@@ -42,8 +42,8 @@ def test_a_jpeg_versus_png_data_set_is_called_biased(tmp_path: Path) -> None:
     assert biggan.storage.low > 0.9
     (warning,) = found.warnings
     assert warning.startswith("BIASED DATA: biggan")
-    assert "format alone 1.00 (AI PNG in 100%, real JPEG in 100%)" in warning
-    assert "AI 96x96 in 100%" in warning
+    assert "format alone 1.00 (AI PNG in 100 %, real JPEG in 100 %)" in warning
+    assert "AI 96x96 in 100 %" in warning
     written = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert written["biased"] is True
     assert written["generators"][0]["clues"]["format"]["value"] == 1.0

@@ -92,10 +92,10 @@ def test_a_small_share_is_promised_as_it_was_asked_for() -> None:
     """0.05 % is not 0.1 %, and 0.01 % not 0.0 %."""
     label = np.repeat([1, 0], 30)
     decision = fit_decision(label + np.linspace(0, 1, 60), label, Target(max_fpr=0.0005, max_fnr=0.0001), "a test")
-    assert "false-positive rate of 0.05%," in decision.chosen_by
-    assert "at most 0.01% of AI images" in decision.chosen_by
+    assert "false-positive rate of 0.05 %," in decision.chosen_by
+    assert "at most 0.01 % of AI images" in decision.chosen_by
     usual = fit_decision(label + np.linspace(0, 1, 60), label, Target(), "a test")
-    assert "false-positive rate of 5.0%, 'real' only where at most 5.0% of AI" in usual.chosen_by
+    assert "false-positive rate of 5 %, 'real' only where at most 5 % of AI" in usual.chosen_by
 
 
 @pytest.mark.slow

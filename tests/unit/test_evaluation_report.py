@@ -489,6 +489,21 @@ def test_the_groups_stand_below_all_generators_whichever_model_has_them() -> Non
     assert shown == ["a (unseen)", "b", "all seen", "all unseen", "overall"]
 
 
+def test_shares_in_pictures_are_written_as_on_the_page() -> None:
+    label, score = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.6, 0.4])
+    drawing = plots.roc({"all": (label, score)})
+    assert drawing.axes[1].xaxis.get_major_formatter()(0.01) == show(0.01, "%") == "1\u00a0%"
+    (legend,) = plots.precision_recall({"all": (label, score)}).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["all (50\u00a0% AI)"]
+    (panel, *_) = plots.confusions({"all": {"true_ai": 999, "missed_ai": 1, "false_ai": 0, "true_real": 9}}).axes
+    assert [text.get_text() for text in panel.texts] == [
+        "999\n> 99\u00a0%",
+        "1\n< 1\u00a0%",
+        "0\n0\u00a0%",
+        "9\n100\u00a0%",
+    ]
+
+
 def test_curves_of_many_generators_differ_and_their_names_cover_none() -> None:
     scored = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.6, 0.4])
     drawing = plots.roc({str(number): scored for number in range(20)})
