@@ -164,12 +164,12 @@ def _point(
     name: str, threshold: float, says_ai: np.ndarray, evaluated: Evaluated, table: pd.DataFrame
 ) -> dict[str, Any]:
     seen = seen_rows(evaluated.card, table).to_numpy()
-    label, cluster = table.label.to_numpy(), cluster_of(table)
     groups = {}
     for group, inside in (("seen", seen), ("unseen", ~seen)):
-        ai, real = inside & (label == 1), inside & (label == 0)
-        found = proportion_among(says_ai, ai, cluster)
-        alarms = complement(proportion_among(~says_ai, real, cluster))
+        part, called = table[inside], says_ai[inside]
+        label, cluster = part.label.to_numpy(), cluster_of(part)
+        found = proportion_among(called, label == 1, cluster)
+        alarms = complement(proportion_among(~called, label == 0, cluster))
         groups[group] = {
             "fake_detection": asdict(found),
             "false_alarms": asdict(alarms),

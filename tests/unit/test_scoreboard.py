@@ -19,7 +19,7 @@ from patchscan.evaluation.calibration import Target
 from patchscan.evaluation.evaluate import tell_unknown_sources
 from patchscan.evaluation.findings import scoreboard_findings, single_collections
 from patchscan.evaluation.markdown import _percent, results_tables
-from patchscan.evaluation.results import Evaluated, result_rows
+from patchscan.evaluation.results import Evaluated, operating_points, result_rows
 from patchscan.evaluation.scoreboard import bounds_by_tier, card_scoreboard, scoreboard, source_counts, weighted_auc
 from patchscan.evaluation.scoring import apply_decision, cluster_of
 from patchscan.reporting.pages import show_estimate
@@ -261,6 +261,19 @@ def test_a_class_of_one_collection_does_not_make_the_other_count_single_images()
         )
         widths.append([one["high"] - one["low"] for one in both])
     assert (np.array(widths[1]) > 1.5 * np.array(widths[0])).all()
+
+
+def test_a_rate_has_the_same_interval_by_threshold_as_in_its_generators_row() -> None:
+    """Of several generators each AI gallery is a collection, but alone it is counted by its pictures, everywhere."""
+    other = one_ai_collection()
+    for column in ("path", "source", "collection", "generator"):
+        other[column] = "other-" + other[column]
+    table = pd.concat([one_ai_collection(), other], ignore_index=True)
+    model = evaluated(table)
+    model = replace(model, tables={"mix": apply_decision(table, model.card.decision)})
+    unseen = operating_points(model, "mix")[0]["groups"]["unseen"]
+    (row,) = (one for one in result_rows(model, "mix") if one["name"] == "other-seen")
+    assert unseen["fake_detection"] == row["metrics"]["fake_detection"]
 
 
 def test_a_collection_of_both_classes_is_counted_in_both() -> None:
