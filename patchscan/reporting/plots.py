@@ -269,8 +269,8 @@ def risk_coverage(groups: dict[str, tuple[np.ndarray, np.ndarray]], chosen: dict
             axis.plot(*chosen[name], marker="o", color=_look(number)["color"], markersize=7, linestyle="none")
     axis.set(xlabel="coverage (share of images decided)", ylabel="risk (error among the decided)", xlim=(0, 1.01))
     axis.set_ylim(bottom=0)
-    axis.xaxis.set_major_formatter(PercentFormatter(1))
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter(PercentFormatter(1, symbol="\u00a0%"))
     axis.grid(True)
     if groups:
         axis.legend(fontsize=8)
