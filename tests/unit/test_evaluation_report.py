@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from patchscan.detector.card import Card, Decision
@@ -405,6 +406,22 @@ def test_a_model_without_false_alarms_is_told_what_that_leaves_open() -> None:
     )
 
 
+def test_the_page_counts_collections_and_says_which_interval_an_auc_has(tmp_path: Path) -> None:
+    pages = []
+    for known in (True, False):
+        scores = table({"sd": (9, 9)}, 1.0)
+        scores = scores.assign(source=scores.path, collection="owner/" + scores.label.astype(str), source_known=known)
+        model = evaluated("m", scores)
+        delivered = model.tables["raw"].assign(data="raw", delivered="native")
+        written([replace(model, deliveries=delivered)], tmp_path)
+        pages.append((tmp_path / "report.html").read_text())
+    assert "</span> collections</small>" in pages[0]
+    assert "</span> sources</small>" in pages[1]
+    told = "no interval covers other collections: the AI images of sd; the real images beside sd."
+    assert [told in page for page in pages] == [True, False]
+    assert "These AUCs have DeLong&rsquo;s interval" in pages[0]
+
+
 def test_an_empty_cell_of_the_markdown_tables_has_its_reason() -> None:
     parts = {"sd": (9, 9), "gan": (9, 0), "photos": (0, 9), "lost": (4, 4)}
     scores = table(parts, 1.0)
@@ -502,6 +519,10 @@ def test_shares_in_pictures_are_written_as_on_the_page() -> None:
         "0\n0\u00a0%",
         "9\n100\u00a0%",
     ]
+    (axis,) = plots.risk_coverage({"all": (score, label == 1)}, {}).axes
+    risk = axis.yaxis.get_major_formatter()
+    assert isinstance(risk, PercentFormatter)
+    assert risk.format_pct(0.25, 0.3) == "25.0\u00a0%"
 
 
 def test_curves_of_many_generators_differ_and_their_names_cover_none() -> None:
