@@ -97,7 +97,7 @@ class ListingJoin:
         self._db.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         self._db.execute("SET preserve_insertion_order = false")
         self._db.execute(f"SET temp_directory = {quoted(f'{scratch}/spill')}")
-        self._db.execute("SET TimeZone = 'UTC'")
+        self._db.execute("SET GLOBAL TimeZone = 'UTC'")  # for the cursors, too
         self._db.register("no_rows", SCHEMA.empty_table())
         self._db.execute("CREATE TABLE unchanged AS FROM no_rows")
         self._db.execute("CREATE TABLE no_previous AS FROM no_rows")

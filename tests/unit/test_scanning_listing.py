@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,22 @@ PREVIOUS = st.dictionaries(
         }
     ),
 )
+
+
+def test_dates_are_those_of_utc_wherever_the_machine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB knows names of time zones that the machine's own list may lack, such as US/Pacific on Ubuntu 24.04."""
+    connect = duckdb.connect
+
+    def connect_elsewhere(path: Path) -> duckdb.DuckDBPyConnection:
+        made = connect(path)
+        made.execute("SET GLOBAL TimeZone = 'US/Pacific'")  # as DuckDB takes it from the environment
+        return made
+
+    monkeypatch.setattr(duckdb, "connect", connect_elsewhere)
+    join = ListingJoin(tmp_path, Filters())
+    join.add_listing([ObjectInfo(key="a", last_modified=datetime(2026, 10, 25, 1, 30, tzinfo=UTC))])
+    (listed,) = join.to_score()
+    assert str(listed["last_modified"]) == "2026-10-25 01:30:00+00:00"
 
 
 @pytest.mark.slow
