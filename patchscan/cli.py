@@ -17,7 +17,7 @@ import typer
 import typer.core
 
 from patchscan.cluster import commands as cluster_commands
-from patchscan.common.console import INTERNAL_STEPS, STOP_SIGNALS, end_at_once, open_closed_streams, say
+from patchscan.common.console import INTERNAL_STEPS, STOP_SIGNALS, end_at_once, open_closed_streams, say, tell
 from patchscan.common.errors import EXIT_BUG, EXIT_INTERRUPTED, UserError
 from patchscan.common.extras import missing_library
 from patchscan.common.files import DISK_FULL
@@ -129,7 +129,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _exit_interrupted() -> NoReturn:
     for number in (*STOP_SIGNALS, signal.SIGALRM):
         signal.signal(number, _exit_silently)  # one line is said, however often the user presses Ctrl-C
-    say("patchscan: interrupted; run the same command again", error=True)
+    tell("interrupted; run the same command again")
     sys.stdout.flush()
     # sys.exit would wait for threads that are waiting for a server. The exit functions remove temporary files.
     atexit._run_exitfuncs()
@@ -142,7 +142,7 @@ def _exit_silently(number: int, frame: FrameType | None) -> NoReturn:
 
 def _exit_with(message: str, exit_code: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left that a SIGTERM could interrupt
-    say(f"patchscan: {' '.join(message.split())}", error=True)
+    tell(" ".join(message.split()))
     sys.exit(exit_code)
 
 

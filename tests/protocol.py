@@ -711,7 +711,7 @@ def simulated() -> Iterator[None]:
             (planning, "tempfile", NoFolder),
             (report, "tempfile", NoFolder),
             (report, "Path", lambda name: MemoryFile()),
-            (planning, "say", lambda *_, **__: None),
+            (planning, "tell", lambda *_, **__: None),
             (worker, "map_in_threads", one_after_the_other),
             (worker, "provenance", lambda data, kind, trust: None),
             (Worker, "_usage", lambda self: {}),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
-from patchscan.common.console import say
+from patchscan.common.console import tell
 from patchscan.common.errors import EXIT_INTERRUPTED, UserError
 
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ class Waits:
             if time.monotonic() - self._last < TELL_EVERY_S:
                 return
             self._last = time.monotonic()
-        say(f"patchscan: {text}; {waited_s:.0f} s so far", error=True)
+        tell(f"{text}; {waited_s:.0f} s so far")
         if self.listener:
             self.listener(text)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import unquote_plus
 
-from patchscan.common.console import say
+from patchscan.common.console import tell
 from patchscan.scanning.plan import ScanSource
 from patchscan.storage.queue import Message, Queue
 
@@ -54,7 +54,7 @@ class EventReader:
             keys = [self._key(bucket, key) for bucket, key in named_objects(body)]
         except ValueError as error:  # an EventError, or bytes that are not UTF-8
             why = str(error) if isinstance(error, EventError) else "it is not UTF-8"
-            say(f"patchscan: {where}: {why}", error=True)
+            tell(f"{where}: {why}")
             self.unreadable += 1
             return False
         # A queue may hold the events of the whole bucket: those of other prefixes are not ours to score.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from patchscan.common.console import say
+from patchscan.common.console import tell
 from patchscan.common.errors import EXIT_INTERRUPTED
 from patchscan.detector.card import Card
 from patchscan.scanning import manifest, shards
@@ -108,7 +108,7 @@ def _tell_of_abandoned(unfinished: Plan | None) -> None:
     if unfinished and unfinished.named is None:
         why = "it was begun with another model, other filters or another --c2pa-trust"
         message = f"scan {unfinished.scan} stays unfinished, and what it has scored is scored again: {why}"
-        say(f"patchscan: warning: {message}", error=True)
+        tell(f"warning: {message}")
 
 
 def _unfinished_plan(out: Store, entries: list[str], source: ScanSource) -> Plan | None:

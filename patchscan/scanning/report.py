@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from patchscan.common.console import printable, say, sentence
+from patchscan.common.console import printable, sentence, tell
 from patchscan.detector.card import Card
 from patchscan.reporting import pages, plots
 from patchscan.scanning import claims, prevalence, summary
@@ -67,12 +67,12 @@ def _thumbnails(plan: Plan, *shown: list[dict[str, Any]]) -> list[list[str | Non
         reader = PictureReader(plan.source.open())
         pictures = [[reader.thumbnail(row) for row in rows] for rows in shown]
     except StoreError as error:
-        say(f"patchscan: the report has no pictures: {error}", error=True)
+        tell(f"the report has no pictures: {error}")
         return [[None] * len(rows) for rows in shown]
     drawn = [picture for rows in pictures for picture in rows]
     if missing := drawn.count(None):
         where = f"are not in {plan.source.url} as they were scored"
-        say(f"patchscan: {missing} of the report's {len(drawn)} pictures are missing: the images {where}", error=True)
+        tell(f"{missing} of the report's {len(drawn)} pictures are missing: the images {where}")
     return pictures
 
 

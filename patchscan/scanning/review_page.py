@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any
 
-from patchscan.common.console import ProgressReport, say
+from patchscan.common.console import ProgressReport, tell
 from patchscan.reporting import pages
 from patchscan.scanning import thumbnails
 from patchscan.scanning.audit_sample import AuditError, Sample
@@ -29,7 +29,7 @@ def review_page(sample: Sample, source: Store) -> str:
         lacking = f"{missing:,} of {len(images):,} images drawn are not in {sample['source']} as they were scored"
         if missing == len(images):
             raise AuditError(f"{lacking}: draw them where the scan ran, or scan again")
-        say(f'patchscan: {lacking}: they can only be labelled "cannot tell"', error=True)
+        tell(f'{lacking}: they can only be labelled "cannot tell"')
     content = {"audit": sample["audit"], "images": images}
     script = files("patchscan.scanning.templates").joinpath("review.js").read_text(encoding="utf-8")
     policy = pages.script_policy(script)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from patchscan.common.console import run_interruptibly, say, stop_on_signals
+from patchscan.common.console import run_interruptibly, say, stop_on_signals, tell
 from patchscan.common.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _warn_of_unconditional_writes(plan: "Plan", results: "Store") -> None:
         message = (
             f"{results.url} ignores conditional writes: if two scans are started at once, one of them ends with 75"
         )
-        say(f"patchscan: warning: {message}", error=True)
+        tell(f"warning: {message}")
 
 
 def scan_named(
@@ -74,7 +74,7 @@ def scan_named(
         else:
             say(_nothing_to_score(source, plan))
     if queue and (left := queue.delete(reader.messages)):
-        say(f"patchscan: {left:,} messages could not be deleted: they come again", error=True)
+        tell(f"{left:,} messages could not be deleted: they come again")
     return EXIT_FAILED_ROWS if EXIT_FAILED_ROWS in codes else max(codes)
 
 
@@ -139,7 +139,7 @@ def stop_at(worker: "Worker", deadline: float | None, max_requests: int) -> Iter
 
     def stop(option: str) -> None:
         if not worker.stop.is_set():
-            say(f"patchscan: {option} is reached", error=True)
+            tell(f"{option} is reached")
             worker.stop.set()
 
     if max_requests:
@@ -166,8 +166,8 @@ def work_shards(worker: "Worker", indexes: Iterable[int]) -> None:
             raise StoppedError  # the signal came after the last object
     except StoppedError:
         if worker.objects_left is not None and worker.objects_left < 0:
-            say("patchscan: --max-objects is reached", error=True)
-        say("patchscan: interrupted; run the same command again to continue", error=True)
+            tell("--max-objects is reached")
+        tell("interrupted; run the same command again to continue")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

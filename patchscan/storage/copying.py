@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from patchscan.common.console import ProgressReport, say
+from patchscan.common.console import ProgressReport, tell
 from patchscan.storage import open_store
 from patchscan.storage.store import Store, StoreError, UnusableNameError, is_bucket
 
@@ -59,7 +59,7 @@ def copy_tree(source: str, destination: str, skip_existing: bool = False) -> int
     if packed:
         name, encoding = min(packed)
         why = f"have a Content-Encoding, which a file cannot have, and were copied packed; first {name}: {encoding}"
-        say(f"patchscan: warning: {len(packed):,} of {len(todo):,} objects {why}", error=True)
+        tell(f"warning: {len(packed):,} of {len(todo):,} objects {why}")
     if left_out:
         name, why = min(left_out)
         raise StoreError(
