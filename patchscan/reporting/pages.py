@@ -28,8 +28,13 @@ class Figures:
     def at(self, path: str) -> Any:
         """Return the value at a dotted path such as `models.0.name`. Raises KeyError or IndexError if there is none."""
         value: Any = self.report
-        for part in path.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
+        while path:
+            if isinstance(value, list):
+                part, _, path = path.partition(".")
+                value = value[int(part)]
+            else:  # a key may have dots: one is the name of a data set's folder
+                part = max((key for key in value if f"{path}.".startswith(f"{key}.")), key=len, default=path)
+                value, path = value[part], path[len(part) + 1 :]
         return value
 
     def text(self, path: str, style: str = "") -> Markup:

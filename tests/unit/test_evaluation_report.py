@@ -556,3 +556,10 @@ def test_pictures_have_a_palette_unless_they_show_photographs(pictures: None) ->
     assert difference.max() <= 32
     assert (difference[np.asarray(full).min(axis=2) == 255] == 0).all()
     assert len(plots.png(drawing)) < len(plots.png(drawing, photographs=True)) / 2
+
+
+def test_a_data_sets_folder_may_have_a_dot_in_its_name() -> None:
+    figures = Figures({"results": {"set": {"rows": [1]}, "set.v2": {"rows": [2]}}})
+    assert [figures.at(f"results.{name}.rows.0") for name in ("set", "set.v2")] == [1, 2]
+    with pytest.raises(KeyError, match="v3"):
+        figures.at("results.set.v3.rows.0")
