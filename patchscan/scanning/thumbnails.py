@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from patchscan.common.retries import Retries, TransientError
 from patchscan.dataset.content_encoding import unpacked
-from patchscan.detector.images import ImageError, Limits, decode
+from patchscan.detector.images import ImageError, Limits, decode, encode
 from patchscan.reporting.plots import data_uri
 from patchscan.storage.store import ObjectError, ObjectInfo, Store
 
@@ -67,9 +67,7 @@ def _turn(data: bytes) -> Image.Transpose | None:
 
 def jpeg_uri(image: Image.Image) -> str:
     """Return an image as a JPEG in a data URI."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    return data_uri(buffer.getvalue(), "image/jpeg")
+    return data_uri(encode(image, "JPEG", quality=82), "image/jpeg")
 
 
 def reduced(image: Image.Image, side: int) -> Image.Image:

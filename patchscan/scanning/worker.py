@@ -4,7 +4,6 @@ Each thread takes one object through all steps; flow.py limits the memory and th
 saved as progress every half minute and when the scan is stopped, so that little is done twice.
 """
 
-import io
 import json
 import logging
 import threading
@@ -26,7 +25,7 @@ from patchscan.dataset.content_encoding import unpacked
 from patchscan.detector.answer import MAX_CROPS, Answer
 from patchscan.detector.card import NotFiniteError
 from patchscan.detector.decoders import decoder_pool
-from patchscan.detector.images import ErrorCode, ImageError, Limits
+from patchscan.detector.images import ErrorCode, ImageError, Limits, encode
 from patchscan.detector.prepared import build_answer
 from patchscan.scanning import rows, shards
 from patchscan.scanning.flow import Batcher, ByteBudget, Window, map_in_threads
@@ -317,6 +316,4 @@ class Shard:
 @cache
 def _blank_image() -> bytes:
     """A grey image as PNG."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (256, 256), "grey").save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(Image.new("RGB", (256, 256), "grey"), "PNG")
