@@ -9,11 +9,9 @@ import pyarrow as pa
 from patchscan.detector.decoders import Hold, hold_nothing
 from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.signatures import format_of
-from patchscan.storage.store import FetchedObject
+from patchscan.storage.store import FetchedObject, encodings
 
 CHUNK = 64 * 2**10
-# Names that say nothing about the bytes: S3's own framing of uploads, which some stores keep by mistake.
-NO_ENCODING = ("", "identity", "aws-chunked")
 ZLIB_NAMES = ("gzip", "x-gzip", "deflate")
 # zlib's numbers for gzip's format or its own, by how the data begins, and for deflate without either.
 GZIP_OR_ZLIB, RAW_DEFLATE = 47, -15
@@ -59,8 +57,7 @@ def _chunks(data: bytes, encoding: str | None, limit: int) -> Iterator[bytes]:
 
 def _name(encoding: str | None) -> str:
     """The name of the one encoding that the header states; empty where there is none to undo."""
-    names = [name.strip().lower() for name in (encoding or "").split(",")]
-    names = [name for name in names if name not in NO_ENCODING]
+    names = encodings(encoding)
     if len(names) > 1:
         raise ImageError(
             ErrorCode.UNSUPPORTED_FORMAT, f"stored with several encodings ({', '.join(names)}); one can be undone"

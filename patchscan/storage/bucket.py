@@ -37,7 +37,6 @@ from patchscan.storage.replies import (
     told_size,
 )
 from patchscan.storage.store import (
-    CONTENT_HEADERS,
     TEMPORARY_FULL,
     AccessDeniedError,
     FailureCode,
@@ -48,6 +47,7 @@ from patchscan.storage.store import (
     UnorderedError,
     UnusableNameError,
     bare_etag,
+    encodings,
     split_url,
 )
 
@@ -284,8 +284,11 @@ class Bucket:
                 # Not writelines: a spooled file would hold all of it in memory.
                 for piece in body.iter_chunks(PIECE):
                     file.write(piece)
-            headers: Any = reply
-            return {header: headers[header] for header in CONTENT_HEADERS if headers.get(header)}
+            told = {
+                "ContentEncoding": ", ".join(encodings(reply.get("ContentEncoding"))),
+                "ContentType": reply.get("ContentType"),
+            }
+            return {header: value for header, value in told.items() if value}
 
         return self._call(copy_body, {FailureCode.VANISHED: None})
 

@@ -17,12 +17,12 @@ from patchscan.common.errors import UserError
 Result = TypeVar("Result")
 
 SCHEME = "s3://"
-# What S3 stores with an object about its bytes, by boto3's names; a copy keeps it.
-CONTENT_HEADERS = ("ContentEncoding", "ContentType")
 # The largest size in bytes that a table can hold; no store has such an object.
 MAX_SIZE = 2**63 - 1
 # A download that is too large to be held in memory waits in a temporary file.
 TEMPORARY_FULL = "the disk of temporary files is full; free some space or set TMPDIR, and run the same command again"
+# Names in a Content-Encoding that say nothing about the bytes: some stores keep S3's own framing of uploads by mistake.
+NO_ENCODING = ("", "identity", "aws-chunked")
 
 
 class FailureCode(StrEnum):
@@ -95,6 +95,12 @@ def bare_etag(told: str | None) -> str | None:
     return (told or "").strip().removeprefix("W/").strip('"') or None
 
 
+def encodings(told: str | None) -> list[str]:
+    """The names in a Content-Encoding, in small letters and without those that say nothing about the bytes."""
+    names = [name.strip().lower() for name in (told or "").split(",")]
+    return [name for name in names if name not in NO_ENCODING]
+
+
 @dataclass(frozen=True)
 class FetchedObject:
     """One object as fetched. `size` is the size of the object in bytes; `data` is cut where that is over the limit.
@@ -137,8 +143,8 @@ class Store(Protocol):
         """The object's bytes, or None where there is no such object. Raises StoreError."""
 
     def download(self, name: str, file: IO[bytes]) -> dict[str, str] | None:
-        """Write the object's bytes into an empty file, piece by piece. Returns which of CONTENT_HEADERS they are stored
-        with; None where there is no such object. Raises StoreError."""
+        """Write the object's bytes into an empty file, piece by piece. Returns the ContentEncoding and
+        ContentType (boto3's names) that they are stored with; None where there is no such object. Raises StoreError."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object atomically. Raises StoreError."""

@@ -608,7 +608,14 @@ def test_a_copy_to_a_bucket_keeps_encoding_and_type_and_one_to_a_folder_tells_it
 ) -> None:
     source, target, packed = f"s3://{bucket}-out/packed", f"s3://{bucket}-out/copied", gzip.compress(image(1))
     s3.client().put_object(Bucket=f"{bucket}-out", Key="packed/a.png", Body=packed, ContentEncoding="gzip")
-    s3.client().put_object(Bucket=f"{bucket}-out", Key="packed/b.png", Body=image(2), ContentType="image/png")
+    # An encoding that says nothing.
+    s3.client().put_object(
+        Bucket=f"{bucket}-out",
+        Key="packed/b.png",
+        Body=image(2),
+        ContentEncoding="identity",
+        ContentType="image/png",
+    )
     assert copy_tree(source, target) == 2
     assert s3.client().head_object(Bucket=f"{bucket}-out", Key="copied/b.png")["ContentType"] == "image/png"
     assert "Content-Encoding" not in capsys.readouterr().err
