@@ -24,7 +24,6 @@ from patchscan.detector.images import ErrorCode, ImageError
 from patchscan.detector.prepared import Prepared
 from patchscan.detector.presets import preset_to_dict
 from patchscan.evaluation.calibration import Decided, Target, cross_fitted, decide
-from patchscan.evaluation.metrics import joined_strata
 
 # What stands in the place of an image that has no score; both have a `code`.
 Rejection = ImageError | UnreadableError
@@ -141,14 +140,12 @@ def stratum(scores: pd.DataFrame) -> np.ndarray:
 
 
 def cluster_of(table: pd.DataFrame) -> np.ndarray | None:
-    """Return an integer per row that numbers the collections of the images' sources, or the sources of a class that has
-    but one collection, which the other class has no images of; None where no source is known."""
+    """Return an integer per row that numbers the collections of the images' sources, or the sources where a class has
+    but one collection; None where no source is known."""
     if "source" not in table or not table.source_known.any():
         return None
-    collection = table.collection.to_numpy(dtype=str)
-    classes = joined_strata(table.label.to_numpy(), collection)
-    several = table.groupby(classes).collection.transform("nunique") > 1
-    return np.unique(np.where(several, collection, table.source), return_inverse=True)[1]
+    several = table.groupby("label").collection.nunique().min() > 1
+    return table.groupby("collection" if several else "source").ngroup().to_numpy()
 
 
 def cluster_or_image(table: pd.DataFrame) -> np.ndarray:

@@ -21,7 +21,7 @@ from patchscan.evaluation.findings import scoreboard_findings, single_collection
 from patchscan.evaluation.markdown import _percent, results_tables
 from patchscan.evaluation.results import Evaluated, operating_points, result_rows
 from patchscan.evaluation.scoreboard import bounds_by_tier, card_scoreboard, scoreboard, source_counts, weighted_auc
-from patchscan.evaluation.scoring import apply_decision, cluster_of
+from patchscan.evaluation.scoring import apply_decision
 from patchscan.reporting.pages import show_estimate
 from tests.image_tree import picture, write
 
@@ -242,27 +242,6 @@ def one_ai_collection() -> pd.DataFrame:
     return table.assign(collection=collection, logit=logit)
 
 
-def test_a_class_of_one_collection_does_not_make_the_other_count_single_images() -> None:
-    """The findings' interval then counts what the scoreboard resamples: the photographers, and the AI images."""
-    table = one_ai_collection()
-    cluster = cluster_of(table)
-    assert cluster is not None
-    assert [len(np.unique(cluster[table.label == label])) for label in (0, 1)] == [6, 60]
-    single = table.assign(collection=table.source)
-    widths = []
-    for images in (single, table):
-        model = evaluated(images)
-        (mix,) = scoreboard(model, {})
-        both = (
-            result_rows(replace(model, tables={"mix": apply_decision(images, model.card.decision)}), "mix")[0][
-                "metrics"
-            ]["auc"],
-            mix["rows"][0]["tiers"]["native"]["auc"],
-        )
-        widths.append([one["high"] - one["low"] for one in both])
-    assert (np.array(widths[1]) > 1.5 * np.array(widths[0])).all()
-
-
 def test_a_rate_has_the_same_interval_by_threshold_as_in_its_generators_row() -> None:
     """Of several generators each AI gallery is a collection, but alone it is counted by its pictures, everywhere."""
     other = one_ai_collection()
@@ -274,14 +253,6 @@ def test_a_rate_has_the_same_interval_by_threshold_as_in_its_generators_row() ->
     unseen = operating_points(model, "mix")[0]["groups"]["unseen"]
     (row,) = (one for one in result_rows(model, "mix") if one["name"] == "other-seen")
     assert unseen["fake_detection"] == row["metrics"]["fake_detection"]
-
-
-def test_a_collection_of_both_classes_is_counted_in_both() -> None:
-    table = one_ai_collection()
-    shared = table.assign(collection=table.collection.replace("p0", "gallery"))
-    cluster = cluster_of(shared)
-    assert cluster is not None
-    assert len(np.unique(cluster[shared.collection == "gallery"])) == 1
 
 
 def test_a_finding_says_whose_images_come_from_one_collection() -> None:
