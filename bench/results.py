@@ -108,7 +108,7 @@ class Bench(Record):
     """The content of build/bench.json. `images` describes the images."""
 
     format: Literal[1] = 1
-    began_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    ended_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
     settings: Literal["full", "quick", "tiny"]
     images: str
@@ -148,7 +148,7 @@ def measured_on(bench: Bench) -> str:
     machine = bench.machine
     libraries = ", ".join(f"{name} {number}" for name, number in machine.libraries.items())
     return (
-        f"Measured {bench.began_at:%Y-%m-%d} ({bench.settings}, {bench.seconds / 60:.0f} minutes) on {machine.cpu}, "
+        f"Measured {bench.ended_at:%Y-%m-%d} ({bench.settings}, {bench.seconds / 60:.0f} minutes) on {machine.cpu}, "
         f"{machine.cores} cores, {machine.memory_gb:g} GB, {machine.gpu or 'no GPU'}; load before {machine.load:.1f}; "
         f"Python {machine.python}, {libraries}. Images: {bench.images}."
     )
