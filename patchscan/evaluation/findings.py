@@ -47,8 +47,9 @@ def _model_findings(model: dict[str, Any], protocol: str) -> list[str]:
             told = f"up to {show(1 - precision['low'], '%1')} of its alarms could be false, since up to "
             told += f"{show(alarms['high'], '%1')} of such real images could be called AI"
         sentences.append(
-            f"At its threshold {model['name']} finds {show_estimate(found, '%1')} of {whose} and calls {called} "
-            f"real images in those data AI: where 1 % of all images are AI, {told}."
+            f"By its threshold alone, as if no image were uncertain, {model['name']} finds "
+            f"{show_estimate(found, '%1')} of {whose} and calls {called} real images in those data AI: where 1 % of "
+            f"all images are AI, {told}."
         )
     return sentences
 

@@ -400,9 +400,10 @@ def test_a_model_without_false_alarms_is_told_what_that_leaves_open() -> None:
     told = build_report([evaluated("m", scores, seen=["sd"])], {})["findings"]["models"][-1]
     # Wilson's bounds: 18 of 18 at least 82.4 %, 0 of 15 at most 20.4 %; 0.99 x 0.204 / (0.99 x 0.204 + 0.01 x 0.824).
     assert told == (
-        "At its threshold m finds 100.0\u00a0% (82.4\u00a0% to 100.0\u00a0%) of unseen generators' images and calls "
-        "none of the 15 real images in those data AI: where 1 % of all images are AI, up to 96.1\u00a0% of its alarms "
-        "could be false, since up to 20.4\u00a0% of such real images could be called AI."
+        "By its threshold alone, as if no image were uncertain, m finds 100.0\u00a0% (82.4\u00a0% to 100.0\u00a0%) of "
+        "unseen generators' images and calls none of the 15 real images in those data AI: where 1 % of all images are "
+        "AI, up to 96.1\u00a0% of its alarms could be false, since up to 20.4\u00a0% of such real images could be "
+        "called AI."
     )
 
 
