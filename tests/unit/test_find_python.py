@@ -74,7 +74,7 @@ def test_none_that_will_do_is_one_line(machine: Path, installed: dict[str, str],
 
 def test_a_user_whose_pip_installs_for_the_user_gets_the_environment() -> None:
     install = "--eval=try: ; $(PIP_INSTALL) --dry-run --no-index pip"
-    command = ["make", f"BIN={Path(sys.executable).parent}", install, "try"]
+    command = ["make", f"BIN={os.path.relpath(Path(sys.executable).parent, ROOT)}", install, "try"]
     environment = os.environ | {"PIP_USER": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

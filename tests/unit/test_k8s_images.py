@@ -1,5 +1,6 @@
 """The images' source: locks that agree with the one that tests run with, and what the manifests rely on."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -68,7 +69,8 @@ def test_the_images_know_patchscans_version(tmp_path: Path) -> None:
     app.mkdir()
     shutil.copy(ROOT / "pyproject.toml", app)
     script = run.replace("/app", str(app)).replace("/links", str(tmp_path / "links"))
-    subprocess.run(["sh", "-ec", script], check=True)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-ec", script], env=os.environ | {"PATH": path}, check=True)
     (found,) = distributions(name="patchscan", path=[str(tmp_path / "links/site-packages")])
     assert (found.version, found.metadata["Name"]) == (VERSION, "patchscan")
     assert (tmp_path / "links/site-packages/patchscan.pth").read_text() == f"{app}\n"
