@@ -21,8 +21,9 @@ def test_a_tiny_bench_measures_every_section(monkeypatch: pytest.MonkeyPatch) ->
     assert {figure.section for figure in done.figures} >= {"decode", "model", "end to end", "scaling", "training"}
     assert found <= known_rows(TINY)
     assert {"ssp-lite: served", "ssp-lite: scanned", "40 objects, 1 % changed: plan"} <= found
-    # What a scan takes beside the model is a difference, of moments in which the machine may have had other work.
-    assert all(figure.low > 0 for figure in done.figures if figure.unit != "share" and "beside" not in figure.name)
+    # The system counts a program's CPU time in hundredths of a second, of which a short scan may take none.
+    measured = [figure for figure in done.figures if (figure.section, figure.unit) != ("steady", "ms")]
+    assert all(figure.low > 0 for figure in measured if figure.unit != "share")
     assert {"ssp-lite: scanned in process", "ssp-lite: scanned through TorchServe"} <= found
     assert Bench.model_validate_json(done.model_dump_json()) == done
 
